@@ -1,0 +1,117 @@
+"""The nouns: a request, how it is sampled, what a step computes, and what it answers.
+
+Token ids are int32 everywhere. Times are seconds of `time.monotonic()` (one clock for all processes of a host),
+durations that users see are milliseconds.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+
+TokenIds = npt.NDArray[np.int32]
+Logits = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingOptions:
+    """How one request is sampled and when it ends. Ranges are checked in `options.py`, before this is built."""
+
+    max_tokens: int
+    min_tokens: int = 0
+    temperature: float = 0.0  # 0: greedy
+    top_k: int = 0  # 0: off
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    seed: int | None = None
+    stop: tuple[str, ...] = ()
+    ignore_eos: bool = False
+    logprobs: int = 0  # 0: none; n: the chosen token's and the n most likely ones'
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    id: str
+    prompt_ids: TokenIds  # [num_prompt_tokens]
+    sampling: SamplingOptions
+    stream: bool = False
+    arrival: float = 0.0
+    deadline: float | None = None
+    tokenize_ms: float = 0.0
+
+
+class FinishReason(Enum):
+    STOP = "stop"  # end-of-sequence token or stop string
+    LENGTH = "length"  # max_tokens, or the end of the slot
+    CANCELLED = "cancelled"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # prompt tokens whose keys and values were reused
+
+
+@dataclass(frozen=True, slots=True)
+class Stages:
+    """Where a request's time went so far, in milliseconds."""
+
+    queue_ms: float = 0.0
+    tokenize_ms: float = 0.0
+    prefill_ms: float = 0.0
+    decode_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]  # (token id, log-probability), most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Event:
+    """One piece of an answer.
+
+    `token_ids` decode on their own to whole characters, so that the pieces' texts joined equal the one-shot decode.
+    `text_bytes`: keep that many UTF-8 bytes of this piece's text (a stop string began there); None keeps all.
+    An event without tokens and without finish reason is a heartbeat.
+    """
+
+    request_id: str
+    token_ids: tuple[int, ...]
+    usage: Usage
+    stages: Stages
+    finish_reason: FinishReason | None = None
+    text_bytes: int | None = None
+    is_first: bool = False
+    logprobs: tuple[TokenLogprobs, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens of one sequence to be computed in a step: `token_ids` go to positions `start ...` of `slot`."""
+
+    slot: int
+    start: int
+    token_ids: TokenIds  # [num_tokens >= 1]
+    wants_logits: bool  # of the last token
+
+
+@dataclass(frozen=True, slots=True)
+class StepBatch:
+    """All that one step computes. A slot appears at most once."""
+
+    spans: tuple[Span, ...] = field(default_factory=tuple)
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(len(span.token_ids) for span in self.spans)

@@ -1,0 +1,39 @@
+"""Every error the engine raises on purpose.
+
+    EngineError
+    ├── InvalidRequest      the caller's fault: names the value and the allowed range
+    ├── Unavailable         the server's state: try again later
+    │   ├── QueueFull
+    │   └── ShuttingDown
+    └── ArtifactError       the exported artifact is missing, damaged or made for something else
+
+`code` is the name of the Triton status code the adapter answers with.
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """A sentence for the caller; never a traceback."""
+
+    code = "INTERNAL"
+
+
+class InvalidRequest(EngineError):
+    code = "INVALID_ARG"
+
+
+class Unavailable(EngineError):
+    code = "UNAVAILABLE"
+
+
+class QueueFull(Unavailable):
+    pass
+
+
+class ShuttingDown(Unavailable):
+    pass
+
+
+class ArtifactError(EngineError):
+    code = "INTERNAL"
