@@ -93,13 +93,17 @@ class Manifest:
             if path.stat().st_size != expected.bytes:
                 raise ArtifactError(f"{path} has {path.stat().st_size} bytes, the manifest says {expected.bytes}")
             if digests and FileRecord.of(path).sha256 != expected.sha256:
-                raise ArtifactError(f"{path} is not the file that was exported: its SHA-256 differs from the manifest's")
+                raise ArtifactError(
+                    f"{path} is not the file that was exported: its SHA-256 differs from the manifest's"
+                )
 
 
 def _from_json(raw: Any, path: Path) -> Manifest:
     version = raw.get("schema_version") if isinstance(raw, dict) else None
     if version != SCHEMA_VERSION:
-        raise ArtifactError(f"{path} has schema version {version!r}, this engine reads {SCHEMA_VERSION}; export it again")
+        raise ArtifactError(
+            f"{path} has schema version {version!r}, this engine reads {SCHEMA_VERSION}; export it again"
+        )
     known = {f.name for f in dataclasses.fields(Manifest)}
     if unknown := sorted(raw.keys() - known):
         raise ArtifactError(f"{path} has unknown keys: {', '.join(unknown)}")

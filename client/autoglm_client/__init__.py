@@ -1,0 +1,1 @@
+"""A thin client of the Triton ensemble `autoglm`. It knows no model."""

@@ -1,0 +1,1 @@
+"""Load generator, naive baseline and reports."""
