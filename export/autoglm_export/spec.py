@@ -1,0 +1,89 @@
+"""`ModelSpec`: everything about a decoder's mathematics, normalised once. Nothing downstream reads a Hugging Face config.
+
+Weights travel beside it as a mapping from these names to arrays (`i`: layer; shapes as in torch's Linear, [out, in]):
+
+    embed                              [vocab_size, hidden_size]
+    layers.i.attention_norm            [hidden_size]
+    layers.i.{query,key,value}.weight  [num_heads or num_kv_heads * head_size, hidden_size]  (+ .bias where qkv_bias)
+    layers.i.{query,key}_norm          [head_size]                                           where qk_norm
+    layers.i.output.weight             [hidden_size, num_heads * head_size]                  (+ .bias where output_bias)
+    layers.i.post_attention_norm       [hidden_size]                                         where sandwich_norm
+    layers.i.mlp_norm                  [hidden_size]
+    layers.i.{gate,up}.weight          [intermediate_size, hidden_size]                      (+ .bias where mlp_bias)
+    layers.i.down.weight               [hidden_size, intermediate_size]                      (+ .bias where mlp_bias)
+    layers.i.post_mlp_norm             [hidden_size]                                         where sandwich_norm
+    final_norm                         [hidden_size]
+    lm_head                            [vocab_size, hidden_size]                             unless tied_embeddings
+
+A layer computes, with `norm` an RMS norm in float32 and `post` the identity unless sandwich_norm:
+    x = x + post_attention(output(attention(rope(query), rope(key), value of attention_norm(x))))
+    x = x + post_mlp(down(silu(gate(mlp_norm(x))) * up(mlp_norm(x))))
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+
+@dataclass(frozen=True, slots=True)
+class Llama3Scaling:
+    """Rope scaling of Llama 3.1: long wavelengths are stretched by `factor`, short ones kept, a ramp between."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position: int
+
+
+@dataclass(frozen=True, slots=True)
+class RopeSpec:
+    """Rotary position embedding of the first `dims` of each head.
+
+    `interleaved` rotates the pairs (0, 1), (2, 3), ...; otherwise (0, dims/2), (1, dims/2 + 1), ...
+    M-RoPE with text positions gives every section the same position, so it is this rope.
+    """
+
+    theta: float
+    dims: int
+    interleaved: bool
+    scaling: Llama3Scaling | float | None = None  # a float divides every frequency (linear scaling)
+
+    def inverse_frequencies(self) -> npt.NDArray[np.float64]:
+        """[dims / 2], radians a position."""
+        frequencies = self.theta ** (-np.arange(0, self.dims, 2, dtype=np.float64) / self.dims)
+        if isinstance(self.scaling, Llama3Scaling):
+            return _llama3_scaled(frequencies, self.scaling)
+        return frequencies / (self.scaling or 1.0)
+
+
+def _llama3_scaled(frequencies: npt.NDArray[np.float64], scaling: Llama3Scaling) -> npt.NDArray[np.float64]:
+    turns = scaling.original_max_position * frequencies / (2 * math.pi)
+    span = scaling.high_freq_factor - scaling.low_freq_factor
+    kept = np.clip((turns - scaling.low_freq_factor) / span, 0.0, 1.0)
+    return kept * frequencies + (1.0 - kept) * frequencies / scaling.factor
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    family: Literal["llama", "qwen2", "qwen3", "glm", "glm4", "glm4v"]
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_size: int
+    intermediate_size: int
+    norm_eps: float
+    rope: RopeSpec
+    max_position: int
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    sandwich_norm: bool = False
+    tied_embeddings: bool = False
