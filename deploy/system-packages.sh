@@ -1,0 +1,26 @@
+#!/bin/sh
+# Installs the Debian/Ubuntu packages that the server needs and this machine lacks; does nothing where all is there.
+# libpython: tritonserver's Python backend links it. venv: makes .venv. g++: compiles the native CPU kernels.
+set -eu
+python=${PYTHON:-python3}
+version=$("$python" -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+missing=""
+
+library_found() {
+    ldconfig -p | grep -q "libpython$version.so.1.0" ||
+        "$python" -c "import os, sys, sysconfig; sys.exit(not os.path.exists(os.path.join(sysconfig.get_config_var('LIBDIR'), 'libpython$version.so.1.0')))"
+}
+
+library_found || missing="$missing libpython$version"
+"$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python$version-venv"
+command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || missing="$missing g++"
+[ -n "$missing" ] || exit 0
+
+echo "installing missing system packages:$missing"
+if [ "$(id -u)" = 0 ]; then sudo=""; elif command -v sudo >/dev/null; then sudo=sudo; else
+    echo "these packages are missing and need root to install: apt-get install$missing" >&2
+    exit 1
+fi
+$sudo apt-get update -qq
+# shellcheck disable=SC2086  # the list is meant to split
+$sudo apt-get install -y -qq --no-install-recommends $missing
