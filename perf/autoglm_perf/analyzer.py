@@ -1,0 +1,102 @@
+"""NVIDIA's perf_analyzer against the ensemble: a concurrency sweep over gRPC streaming, with time stamps a response.
+
+The binary comes with the `tritonclient` 2.51 wheel; the two libraries that it needs lie, under hashed names, in the
+`nvidia-pytriton` wheel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sysconfig
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .measures import RequestTiming
+from .workload import Workload
+
+LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
+
+
+class AnalyzerUnavailable(RuntimeError):
+    """perf_analyzer cannot run here; the message says what is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sweep:
+    concurrencies: tuple[int, ...] = (1, 4, 16)
+    num_requests: int = 32
+
+
+def find_binary() -> Path:
+    found = shutil.which("perf_analyzer")
+    if found is None:
+        raise AnalyzerUnavailable("perf_analyzer is not on PATH; it comes with `pip install tritonclient==2.51.0`")
+    return Path(found)
+
+
+def run_sweep(url: str, workload: Workload, sweep: Sweep) -> dict[int, list[RequestTiming]]:
+    """Timings by concurrency, one run of perf_analyzer each."""
+    binary = find_binary()
+    with tempfile.TemporaryDirectory(prefix="autoglm-perf-") as scratch:
+        environment = {**os.environ, "LD_LIBRARY_PATH": str(_library_folder(Path(scratch)))}
+        input_file = Path(scratch) / "input.json"
+        input_file.write_text(json.dumps(input_data(workload)))
+        return {
+            concurrency: _run(binary, environment, url, input_file, concurrency, sweep.num_requests)
+            for concurrency in sweep.concurrencies
+        }
+
+
+def input_data(workload: Workload) -> dict[str, Any]:
+    """perf_analyzer's input file: one step a prompt; sampling options are tensors."""
+    options = {"max_tokens": [workload.max_tokens], "temperature": [0.0], "ignore_eos": [True], "stream": [True]}
+    return {"data": [{"text_input": [prompt], **options} for prompt in workload.prompts]}
+
+
+def _run(
+    binary: Path, environment: dict[str, str], url: str, input_file: Path, concurrency: int, num_requests: int
+) -> list[RequestTiming]:
+    export_file = input_file.with_name(f"profile-{concurrency}.json")
+    command = [str(binary), "-m", "autoglm", "-u", url, "-i", "grpc", "--streaming", "--async"]
+    command += ["--input-data", str(input_file), "--concurrency-range", str(concurrency)]
+    command += ["--request-count", str(max(num_requests, 2 * concurrency)), "--profile-export-file", str(export_file)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+    if done.returncode != 0:
+        raise RuntimeError(f"perf_analyzer failed ({done.returncode}): {(done.stdout + done.stderr).strip()[-500:]}")
+    return parse_profile(json.loads(export_file.read_text()), max_tokens=_max_tokens(input_file))
+
+
+def _max_tokens(input_file: Path) -> int:
+    count: int = json.loads(input_file.read_text())["data"][0]["max_tokens"][0]
+    return count
+
+
+def parse_profile(profile: dict[str, Any], *, max_tokens: int) -> list[RequestTiming]:
+    """The profile export gives nanoseconds: `timestamp` of the request, `response_timestamps` of each response."""
+    requests = [request for experiment in profile["experiments"] for request in experiment["requests"]]
+    return [_timing(request, max_tokens) for request in requests]
+
+
+def _timing(request: dict[str, Any], max_tokens: int) -> RequestTiming:
+    arrivals = [stamp / 1e9 for stamp in request["response_timestamps"]]
+    # Several tokens may share a response: the time after the first is spread evenly over the remaining tokens.
+    mean_gap = (arrivals[-1] - arrivals[0]) / max(1, max_tokens - 1)
+    gaps = (mean_gap,) * (max_tokens - 1)
+    return RequestTiming(request["timestamp"] / 1e9, arrivals[0], arrivals[-1], max_tokens, gaps)
+
+
+def _library_folder(scratch: Path) -> Path:
+    bundled = Path(sysconfig.get_path("platlib")) / "nvidia_pytriton.libs"
+    folder = scratch / "lib"
+    folder.mkdir()
+    for name, pattern in LIBRARIES.items():
+        match = next(bundled.glob(pattern), None)
+        if match is None:
+            raise AnalyzerUnavailable(f"perf_analyzer needs {name}, which nvidia-pytriton 0.7.0 carries as {pattern}")
+        (folder / name).symlink_to(match)
+    return folder
