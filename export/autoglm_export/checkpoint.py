@@ -1,0 +1,52 @@
+"""A checkpoint, whatever its form: spec, lazy weights, tokenizer and generation defaults."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import CheckpointError
+from .spec import ModelSpec
+from .weights import CheckpointWeights
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """`name` names the artifact, `source` says where it came from; neither is a path."""
+
+    name: str
+    source: str
+    spec: ModelSpec
+    weights: CheckpointWeights
+    tokenizer: bytes  # a whole tokenizer.json
+    chat_template: str | None
+    eos_token_ids: tuple[int, ...]
+    bos_token_id: int | None
+    generation_defaults: dict[str, Any]
+
+
+def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
+    """The checkpoint in a Hugging Face folder or a GGUF file. Raises ExportError, naming what is wrong."""
+    from .gguf_checkpoint import open_gguf
+    from .hf_checkpoint import open_folder
+
+    if path.is_dir():
+        return open_folder(path, name or path.resolve().name)
+    if path.suffix == ".gguf" and path.is_file():
+        return open_gguf(path, name or path.stem)
+    raise CheckpointError(f"there is no checkpoint at {path}: expected a folder with config.json, or a .gguf file")
+
+
+def checked_tokenizer(content: bytes, vocab_size: int) -> bytes:
+    """`content` unchanged, once the tokenizers library has read it and every id has a row in the embedding."""
+    from tokenizers import Tokenizer
+
+    try:
+        tokenizer = Tokenizer.from_str(content.decode())
+    except Exception as error:  # the library raises nothing more special
+        raise CheckpointError(f"tokenizer.json cannot be read: {error}") from None
+    largest = max(tokenizer.get_vocab(with_added_tokens=True).values(), default=-1)
+    if not 0 <= largest < vocab_size:
+        raise CheckpointError(f"tokenizer.json has the token id {largest}; the model's ids are 0 ... {vocab_size - 1}")
+    return content

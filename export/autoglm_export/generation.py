@@ -1,0 +1,61 @@
+"""generation_config.json -> end-of-sequence ids and the defaults of the serving options.
+
+As in transformers, `do_sample` (false unless it is given) decides: without it the answer is greedy, temperature 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import CheckpointError
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    low: float
+    high: float
+    low_included: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        return (self.low <= value if self.low_included else self.low < value) and value <= self.high
+
+    def __str__(self) -> str:
+        return f"{'' if self.low_included else 'above '}{self.low:g} ... {self.high:g}"
+
+
+def generation_defaults(generation: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
+    """Option name -> default, under the names and in the ranges of docs/architecture.md."""
+    ranges = {
+        "temperature": Range(0, 100),
+        "top_k": Range(0, vocab_size),
+        "top_p": Range(0, 1, low_included=False),
+        "min_p": Range(0, 1),
+        "repetition_penalty": Range(0, 10, low_included=False),
+    }
+    defaults = {name: generation[name] for name in ranges if generation.get(name) is not None}
+    if not generation.get("do_sample"):
+        defaults["temperature"] = 0.0
+    defaults.setdefault("temperature", 1.0)
+    for name, value in defaults.items():
+        if isinstance(value, bool) or not isinstance(value, int | float) or value not in ranges[name]:
+            raise CheckpointError(f"generation_config.json has {name} {value!r}; allowed is {ranges[name]}")
+    return {name: int(value) if name == "top_k" else float(value) for name, value in defaults.items()}
+
+
+def eos_token_ids(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ...]:
+    """The first config's `eos_token_id` that is given: one id or several."""
+    found: Any = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), [])
+    ids = tuple(found) if isinstance(found, list) else (found,)
+    for token_id in ids:
+        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
+            raise CheckpointError(f"eos_token_id is {token_id!r}; the model's ids are 0 ... {vocab_size - 1}")
+    if not ids:
+        raise CheckpointError("neither generation_config.json nor config.json has an eos_token_id: no answer would end")
+    return ids
+
+
+def bos_token_id(*configs: Mapping[str, Any]) -> int | None:
+    found = next((c["bos_token_id"] for c in configs if c.get("bos_token_id") is not None), None)
+    return found if isinstance(found, int) else None

@@ -1,0 +1,126 @@
+"""Rebuilds tokenizer.json from the metadata of a GGUF file, for byte-level BPE models.
+
+GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); its split pattern is part of the model, not of the file. The
+patterns below are those of the published tokenizer.json files of the models that the names stand for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any, Protocol
+
+from .errors import CheckpointError, UnsupportedModel
+
+CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
+REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+
+
+@dataclass(frozen=True, slots=True)
+class PreTokenizer:
+    """`pattern` None: GPT-2's own split, after every digit was set apart."""
+
+    pattern: str | None
+    normalise: bool = False  # to NFC
+    ignore_merges: bool = False  # a piece that is a token stays whole
+    adds_bos: bool = False  # unless the file says otherwise
+
+
+PRE_TOKENIZERS = {
+    "smollm": PreTokenizer(pattern=None),
+    "qwen2": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{REST}", normalise=True),
+    "llama-bpe": PreTokenizer(
+        pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}", ignore_merges=True, adds_bos=True
+    ),
+    "glm4": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"),
+    "chatglm-bpe": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"),
+}
+
+
+class TokenType(IntEnum):
+    """`tokenizer.ggml.token_type`, as far as it matters: both are matched in the text before it is split."""
+
+    CONTROL = 3
+    USER_DEFINED = 4
+
+
+class Metadata(Protocol):
+    def get(self, key: str, default: Any = None) -> Any: ...
+
+
+def build_tokenizer(metadata: Metadata) -> Any:
+    """A `tokenizers.Tokenizer`. Raises UnsupportedModel for a tokenizer that is no byte-level BPE known here."""
+    if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
+        raise UnsupportedModel(f"the GGUF tokenizer model is {model!r}; only 'gpt2' (byte-level BPE) is supported")
+    name = metadata.get("tokenizer.ggml.pre")
+    if name not in PRE_TOKENIZERS:
+        raise UnsupportedModel(f"the GGUF pre-tokenizer is {name!r}; supported are {', '.join(PRE_TOKENIZERS)}")
+    if metadata.get("tokenizer.ggml.add_space_prefix", False):
+        raise UnsupportedModel("tokenizer.ggml.add_space_prefix is true; byte-level BPE models have false")
+    return _assemble(metadata, PRE_TOKENIZERS[name])
+
+
+def _assemble(metadata: Metadata, pre: PreTokenizer) -> Any:
+    from tokenizers import Tokenizer, decoders, normalizers
+    from tokenizers.models import BPE
+
+    tokens = _list(metadata, "tokenizer.ggml.tokens")
+    merges = [_pair(merge) for merge in _list(metadata, "tokenizer.ggml.merges")]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    try:
+        tokenizer = Tokenizer(BPE(vocab=vocab, merges=merges, ignore_merges=pre.ignore_merges))
+    except Exception as error:  # the library raises nothing more special
+        raise CheckpointError(f"the GGUF tokenizer is damaged: {error}") from None
+    if pre.normalise:
+        tokenizer.normalizer = normalizers.NFC()
+    tokenizer.pre_tokenizer = _pre_tokenizer(pre)
+    tokenizer.decoder = decoders.ByteLevel()
+    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", []))
+    _add_bos(tokenizer, tokens, metadata, pre)
+    return tokenizer
+
+
+def _list(metadata: Metadata, key: str) -> list[str]:
+    value = metadata.get(key)
+    if not isinstance(value, list) or not value:
+        raise CheckpointError(f"the GGUF file lacks {key}")
+    return value
+
+
+def _pair(merge: str) -> tuple[str, str]:
+    left, separator, right = merge.partition(" ")
+    if not (left and separator and right):
+        raise CheckpointError(f"the GGUF tokenizer is damaged: its merge {merge!r} is no pair")
+    return left, right
+
+
+def _pre_tokenizer(pre: PreTokenizer) -> Any:
+    from tokenizers import Regex
+    from tokenizers.pre_tokenizers import ByteLevel, Digits, Sequence, Split
+
+    if pre.pattern is None:
+        return Sequence([Digits(individual_digits=True), ByteLevel(add_prefix_space=False, use_regex=True)])
+    split = Split(Regex(pre.pattern), behavior="isolated")
+    return Sequence([split, ByteLevel(add_prefix_space=False, use_regex=False)])
+
+
+def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> None:
+    from tokenizers import AddedToken
+
+    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
+    for token, kind in zip(tokens, types, strict=False):
+        if kind in kinds:
+            tokenizer.add_tokens([AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)])
+
+
+def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, pre: PreTokenizer) -> None:
+    from tokenizers.processors import TemplateProcessing
+
+    bos = metadata.get("tokenizer.ggml.bos_token_id")
+    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", pre.adds_bos):
+        return
+    token = tokens[bos]
+    tokenizer.post_processor = TemplateProcessing(
+        single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, bos)]
+    )

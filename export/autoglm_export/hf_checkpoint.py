@@ -1,0 +1,120 @@
+"""Opens a Hugging Face folder: config.json, safetensors in one file or in shards, tokenizer.json, chat template."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .checkpoint import Checkpoint, checked_tokenizer
+from .errors import CheckpointError, TensorError
+from .families import Family
+from .generation import bos_token_id, eos_token_ids, generation_defaults
+from .hf_config import family_of, spec_from_config
+from .safetensors_reader import SafetensorsStore
+from .spec import ModelSpec
+from .weights import CheckpointWeights, source_names, weight_shapes
+
+INDEX_NAME = "model.safetensors.index.json"
+
+
+def open_folder(folder: Path, name: str) -> Checkpoint:
+    config = read_json(folder / "config.json")
+    family = family_of(config)
+    spec = spec_from_config(config)
+    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    text_config = config.get("text_config") or {}
+    return Checkpoint(
+        name=name,
+        source=name,
+        spec=spec,
+        weights=_open_weights(folder, spec, family),
+        tokenizer=checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size),
+        chat_template=read_chat_template(folder),
+        eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
+        bos_token_id=bos_token_id(generation, config, text_config),
+        generation_defaults=generation_defaults(generation, spec.vocab_size),
+    )
+
+
+def _open_weights(folder: Path, spec: ModelSpec, family: Family) -> CheckpointWeights:
+    store = SafetensorsStore(_shards(folder))
+    if spec.tied_embeddings and "lm_head.weight" in store.names():
+        _check_tied(store, family)
+
+    def is_ignored(name: str) -> bool:
+        return name.startswith(family.ignored) or name.endswith("rotary_emb.inv_freq") or name == "lm_head.weight"
+
+    weights = CheckpointWeights(store, weight_shapes(spec), source_names(spec, family), is_ignored)
+    if (folder / INDEX_NAME).exists():
+        _check_index(folder, store)
+    return weights
+
+
+def _check_tied(store: SafetensorsStore, family: Family) -> None:
+    embed, everything = family.prefix + "embed_tokens.weight", slice(None)
+    if not np.array_equal(store.read("lm_head.weight", everything), store.read(embed, everything)):
+        raise TensorError(f"tie_word_embeddings is true, but lm_head.weight differs from {embed}")
+
+
+def _shards(folder: Path) -> list[Path]:
+    single = folder / "model.safetensors"
+    if (folder / INDEX_NAME).exists():
+        files = sorted(set(_weight_map(folder).values()))
+    elif single.exists():
+        files = [single.name]
+    else:
+        raise CheckpointError(f"{folder} has neither model.safetensors nor {INDEX_NAME}")
+    if missing := [name for name in files if not (folder / name).is_file()]:
+        raise CheckpointError(f"{folder} lacks the shard {missing[0]} that {INDEX_NAME} names")
+    return [folder / name for name in files]
+
+
+def _weight_map(folder: Path) -> Mapping[str, str]:
+    weight_map = read_json(folder / INDEX_NAME).get("weight_map")
+    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
+        raise CheckpointError(f"{folder / INDEX_NAME} has no weight_map")
+    if outside := [file for file in weight_map.values() if Path(file).name != file]:
+        raise CheckpointError(f"{folder / INDEX_NAME} names {outside[0]}, which lies outside of the folder")
+    return weight_map
+
+
+def _check_index(folder: Path, store: SafetensorsStore) -> None:
+    for name, file in _weight_map(folder).items():
+        if name not in store.names() or store.shard(name) != file:
+            raise TensorError(f"{INDEX_NAME} places {name} in {file}, which does not hold it")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    try:
+        value = json.loads(_read_bytes(path))
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
+    return value
+
+
+def _read_bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
+
+
+def read_chat_template(folder: Path) -> str | None:
+    """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named default."""
+    if (folder / "chat_template.jinja").exists():
+        return _read_bytes(folder / "chat_template.jinja").decode()
+    for name in ("chat_template.json", "tokenizer_config.json"):
+        template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
+        if isinstance(template, list):
+            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+        if isinstance(template, str):
+            return template
+    return None

@@ -1,0 +1,290 @@
+"""A Hugging Face `config.json` -> `ModelSpec`, strictly.
+
+Every key is one of three: read here, known to leave the mathematics of a forward pass alone (`HARMLESS`), or refused by
+name. Both spellings of the rope are read: `rope_theta` + `rope_scaling` + `partial_rotary_factor` at the top
+(transformers 4) and the one `rope_parameters` dictionary (transformers 5).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from .errors import UnsupportedModel
+from .families import FAMILIES, Family
+from .spec import Llama3Scaling, ModelSpec, RopeSpec
+
+HARMLESS = frozenset(
+    {
+        "_attn_implementation",
+        "attn_implementation",
+        "_attn_implementation_internal",
+        "_name_or_path",
+        "_attn_implementation_autoset",
+        "architectures",
+        "attention_dropout",
+        "bos_token_id",
+        "dtype",
+        "eos_token_id",
+        "hidden_dropout",
+        "initializer_range",
+        "is_llama_config",
+        "mlp_dropout",
+        "model_type",
+        "neftune_noise_alpha",
+        "output_attentions",
+        "output_hidden_states",
+        "pad_token_id",
+        "pretraining_tp",
+        "problem_type",
+        "return_dict",
+        "sep_token_id",
+        "tokenizer_class",
+        "torch_dtype",
+        "transformers.js_config",
+        "transformers_version",
+        "unsloth_fixed",
+        "unsloth_version",
+        "use_cache",
+    }
+)
+# Keys of a glm4v config that speak of images only.
+VISION = frozenset(
+    {
+        "image_start_token_id",
+        "image_end_token_id",
+        "image_token_id",
+        "video_start_token_id",
+        "video_end_token_id",
+        "video_token_id",
+        "vision_config",
+    }
+)
+# Keys that would change the mathematics at any other value.
+NEUTRAL: dict[str, tuple[Any, ...]] = {
+    "rope_interleaved": (False,),
+    "use_mrope": (False,),
+    "is_decoder": (False, True),
+    "is_encoder_decoder": (False,),
+    "add_cross_attention": (False,),
+    "chunk_size_feed_forward": (0,),
+    "tie_encoder_decoder": (False,),
+    "quantization_config": (None,),
+    "pruned_heads": ({},),
+}
+ROPE_KEYS = frozenset(
+    {
+        "rope_type",
+        "type",
+        "rope_theta",
+        "partial_rotary_factor",
+        "mrope_section",
+        "factor",
+        "low_freq_factor",
+        "high_freq_factor",
+        "original_max_position_embeddings",
+    }
+)
+
+
+@dataclass(slots=True)
+class Keys:
+    """A config dictionary that remembers what was read."""
+
+    raw: Mapping[str, Any]
+    read: set[str] = field(default_factory=set)
+
+    def get(self, key: str, default: Any = None) -> Any:
+        self.read.add(key)
+        value = self.raw.get(key)
+        return default if value is None else value
+
+    def integer(self, key: str, default: int | None = None) -> int:
+        value = self.get(key, default)
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise UnsupportedModel(f"the config's {key} is {value!r}; it must be a whole number of at least 1")
+        return value
+
+    def number(self, key: str, default: float | None = None) -> float:
+        value = self.get(key, default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+            raise UnsupportedModel(f"the config's {key} is {value!r}; it must be a number above 0")
+        return float(value)
+
+    def flag(self, key: str, default: bool) -> bool:
+        value = self.get(key, default)
+        if not isinstance(value, bool):
+            raise UnsupportedModel(f"the config's {key} is {value!r}; it must be true or false")
+        return value
+
+    def refuse_rest(self, known: frozenset[str]) -> None:
+        unknown = sorted(key for key in self.raw.keys() - self.read - known if self.raw[key] is not None)
+        if unknown:
+            raise UnsupportedModel(f"the config has keys that are not understood: {', '.join(unknown)}")
+
+
+def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
+    """The spec of a decoder whose config.json is `config`. Raises UnsupportedModel, naming the key."""
+    family = family_of(config)
+    keys = Keys(_text_config(config, family))
+    spec = _read_spec(keys, family)
+    _check_activation(keys)
+    _check_neutral(keys)
+    if family.sliding_window_keys:
+        _check_full_attention(keys, spec.num_layers)
+    keys.refuse_rest(HARMLESS | VISION if family.name == "glm4v" else HARMLESS)
+    return spec
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    name = config.get("model_type")
+    family = FAMILIES.get(name) if isinstance(name, str) else None
+    if family is None:
+        raise UnsupportedModel(f"the config's model_type is {name!r}; supported are {', '.join(sorted(FAMILIES))}")
+    architectures = config.get("architectures") or list(family.architectures)
+    if unknown := [name for name in architectures if name not in family.architectures]:
+        raise UnsupportedModel(f"the architecture {unknown[0]} is not supported; {family.architectures[0]} is")
+    return family
+
+
+def _text_config(config: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
+    """glm4v nests its decoder in `text_config` (its first checkpoints did not); what stands outside still counts."""
+    if family.name != "glm4v" or "text_config" not in config:
+        return config
+    inner: dict[str, Any] = dict(config["text_config"])
+    if inner.get("model_type", "glm4v_text") != "glm4v_text":
+        raise UnsupportedModel(f"text_config.model_type is {inner['model_type']!r}; it must be 'glm4v_text'")
+    outer = {key: value for key, value in config.items() if key != "text_config"}
+    tied = bool(inner.get("tie_word_embeddings")) or bool(outer.get("tie_word_embeddings"))
+    return {**outer, **inner, "tie_word_embeddings": tied}
+
+
+def _read_spec(keys: Keys, family: Family) -> ModelSpec:
+    hidden_size, num_heads = keys.integer("hidden_size"), keys.integer("num_attention_heads")
+    num_kv_heads = keys.integer("num_key_value_heads", num_heads)
+    if num_heads % num_kv_heads:
+        raise UnsupportedModel(
+            f"num_attention_heads is {num_heads}; it must be a multiple of num_key_value_heads, {num_kv_heads}"
+        )
+    head_size = _head_size(keys, family, hidden_size, num_heads)
+    max_position = keys.integer("max_position_embeddings")
+    return ModelSpec(
+        family=family.name,
+        vocab_size=keys.integer("vocab_size"),
+        hidden_size=hidden_size,
+        num_layers=keys.integer("num_hidden_layers"),
+        num_heads=num_heads,
+        num_kv_heads=num_kv_heads,
+        head_size=head_size,
+        intermediate_size=keys.integer("intermediate_size"),
+        norm_eps=keys.number("rms_norm_eps"),
+        rope=_read_rope(keys, family, head_size, max_position),
+        max_position=max_position,
+        qkv_bias=_bias(keys, family, family.qkv_bias),
+        output_bias=_bias(keys, family, family.output_bias),
+        mlp_bias=_bias(keys, family, family.mlp_bias),
+        qk_norm=family.qk_norm,
+        sandwich_norm=family.sandwich_norm,
+        tied_embeddings=keys.flag("tie_word_embeddings", False),
+    )
+
+
+def _head_size(keys: Keys, family: Family, hidden_size: int, num_heads: int) -> int:
+    derived = hidden_size // num_heads
+    head_size = keys.integer("head_dim", family.default_head_size or derived)
+    if family.name == "glm4v" and head_size != derived:
+        raise UnsupportedModel(
+            f"head_dim is {head_size}; a glm4v model has hidden_size / num_attention_heads, {derived}"
+        )
+    return head_size
+
+
+def _bias(keys: Keys, family: Family, rule: bool | str) -> bool:
+    if isinstance(rule, str):
+        return keys.flag(rule, family.attention_bias_default and rule == "attention_bias")
+    if rule and not keys.flag("attention_bias", True):
+        raise UnsupportedModel(f"attention_bias is false; every {family.name} model has biases there")
+    return rule
+
+
+def _check_activation(keys: Keys) -> None:
+    if (activation := keys.get("hidden_act", "silu")) not in ("silu", "swish"):
+        raise UnsupportedModel(f"the config's hidden_act is {activation!r}; only 'silu' is supported")
+
+
+def _check_neutral(keys: Keys) -> None:
+    for key, allowed in NEUTRAL.items():
+        if (value := keys.get(key, allowed[0])) not in allowed:
+            raise UnsupportedModel(f"the config's {key} is {value!r}; only {allowed[0]!r} is supported")
+
+
+def _check_full_attention(keys: Keys, num_layers: int) -> None:
+    """Sliding windows would make some layers forget; refuse them, whatever way they are asked for."""
+    window, first = keys.get("sliding_window"), keys.get("max_window_layers", 0)
+    if keys.flag("use_sliding_window", False) and window is not None and first < num_layers:
+        raise UnsupportedModel(
+            f"use_sliding_window is true with a sliding_window of {window}; only full attention works"
+        )
+    types = keys.get("layer_types", [])
+    if other := [kind for kind in types if kind != "full_attention"]:
+        raise UnsupportedModel(f"layer_types holds {other[0]!r}; only 'full_attention' is supported")
+
+
+def _read_rope(keys: Keys, family: Family, head_size: int, max_position: int) -> RopeSpec:
+    rope = Keys(_merged_rope(keys))
+    partial = rope.number("partial_rotary_factor", family.default_partial)
+    if partial > 1 or (partial != 1 and not family.partial_rope):
+        raise UnsupportedModel(f"partial_rotary_factor is {partial}; a {family.name} model allows only 1")
+    dims = int(head_size * partial)
+    if dims < 2 or dims % 2:
+        raise UnsupportedModel(f"the rotary embedding would cover {dims} of {head_size} dimensions; it must be even")
+    scaling = _read_scaling(rope, max_position)
+    _check_sections(rope, family, dims)
+    theta = rope.number("rope_theta", 10_000.0)
+    rope.refuse_rest(frozenset())
+    return RopeSpec(theta=theta, dims=dims, interleaved=family.interleaved_rope, scaling=scaling)
+
+
+def _merged_rope(keys: Keys) -> dict[str, Any]:
+    """All rope keys in one dictionary; two places may say the same, never different things."""
+    merged: dict[str, Any] = {}
+    top = {key: keys.get(key) for key in ("rope_theta", "partial_rotary_factor")}
+    for source in (keys.get("rope_parameters", {}), keys.get("rope_scaling", {}), top):
+        for key, value in source.items():
+            if value is None:
+                continue
+            if key not in ROPE_KEYS:
+                raise UnsupportedModel(f"the config's rope has a key that is not understood: {key}")
+            name = "rope_type" if key == "type" else key
+            if merged.setdefault(name, value) != value:
+                raise UnsupportedModel(f"the config gives {name} twice: {merged[name]!r} and {value!r}")
+    return merged
+
+
+def _read_scaling(rope: Keys, max_position: int) -> Llama3Scaling | float | None:
+    kind = rope.get("rope_type", "default")
+    if kind in ("default", "mrope"):
+        return None
+    if kind == "linear":
+        factor = rope.number("factor")
+        rope.get("original_max_position_embeddings")  # says where `factor` comes from, changes nothing
+        return factor
+    if kind == "llama3":
+        return Llama3Scaling(
+            factor=rope.number("factor"),
+            low_freq_factor=rope.number("low_freq_factor"),
+            high_freq_factor=rope.number("high_freq_factor"),
+            original_max_position=rope.integer("original_max_position_embeddings", max_position),
+        )
+    raise UnsupportedModel(f"the rope scaling type {kind!r} is not supported; default, linear and llama3 are")
+
+
+def _check_sections(rope: Keys, family: Family, dims: int) -> None:
+    if family.name != "glm4v":
+        return
+    sections = rope.get("mrope_section", [8, 12, 12])
+    if sum(sections) != dims // 2:
+        raise UnsupportedModel(
+            f"mrope_section is {sections}; its sum must be half of the {dims} dimensions that the rotary embedding covers"
+        )

@@ -1,0 +1,149 @@
+"""Canonical weights of a model, read lazily from a checkpoint's own tensors.
+
+`weight_shapes` says what a spec needs; `source_names` where a Hugging Face checkpoint has it; `CheckpointWeights` is
+the mapping that the lowerings read: name -> float32 array, loaded at each access and never kept.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .errors import TensorError
+from .families import Family
+from .spec import ModelSpec
+
+Array = npt.NDArray[np.float32]
+Shape = tuple[int, ...]
+
+
+class TensorStore(Protocol):
+    """The tensors of a checkpoint under their own names."""
+
+    def names(self) -> Collection[str]: ...
+
+    def shape(self, name: str) -> Shape: ...
+
+    def read(self, name: str, rows: slice) -> Array:
+        """Rows `rows` of the tensor, as float32."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """Where one canonical weight lies: part `part` of `parts` equal row blocks of tensor `name`, then `undo`."""
+
+    name: str
+    part: int = 0
+    parts: int = 1
+    undo: Callable[[Array], Array] | None = None
+
+
+def weight_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    """Canonical name -> shape of every weight that `spec` needs, in the order of the forward pass."""
+    shapes: dict[str, Shape] = {"embed": (spec.vocab_size, spec.hidden_size)}
+    for layer in range(spec.num_layers):
+        shapes |= {f"layers.{layer}.{name}": shape for name, shape in _layer_shapes(spec).items()}
+    shapes["final_norm"] = (spec.hidden_size,)
+    if not spec.tied_embeddings:
+        shapes["lm_head"] = (spec.vocab_size, spec.hidden_size)
+    return shapes
+
+
+def _layer_shapes(spec: ModelSpec) -> dict[str, Shape]:
+    hidden, inner = spec.hidden_size, spec.intermediate_size
+    query, key_value = spec.num_heads * spec.head_size, spec.num_kv_heads * spec.head_size
+    shapes: dict[str, Shape] = {"attention_norm": (hidden,)}
+    shapes |= _linear("query", query, hidden, spec.qkv_bias)
+    shapes |= _linear("key", key_value, hidden, spec.qkv_bias)
+    shapes |= _linear("value", key_value, hidden, spec.qkv_bias)
+    if spec.qk_norm:
+        shapes |= {"query_norm": (spec.head_size,), "key_norm": (spec.head_size,)}
+    shapes |= _linear("output", hidden, query, spec.output_bias)
+    if spec.sandwich_norm:
+        shapes["post_attention_norm"] = (hidden,)
+    shapes["mlp_norm"] = (hidden,)
+    shapes |= _linear("gate", inner, hidden, spec.mlp_bias)
+    shapes |= _linear("up", inner, hidden, spec.mlp_bias)
+    shapes |= _linear("down", hidden, inner, spec.mlp_bias)
+    if spec.sandwich_norm:
+        shapes["post_mlp_norm"] = (hidden,)
+    return shapes
+
+
+def _linear(name: str, rows: int, columns: int, bias: bool) -> dict[str, Shape]:
+    return {f"{name}.weight": (rows, columns), **({f"{name}.bias": (rows,)} if bias else {})}
+
+
+def source_names(spec: ModelSpec, family: Family) -> dict[str, Source]:
+    """Canonical name -> where a Hugging Face checkpoint of `family` keeps it."""
+    return {name: _source_of(name, family) for name in weight_shapes(spec)}
+
+
+def _source_of(name: str, family: Family) -> Source:
+    if name == "lm_head":
+        return Source("lm_head.weight")
+    words = name.split(".")
+    layer = words[1] if words[0] == "layers" else ""
+    generic = ".".join(["layers", "{i}", *words[2:]]) if layer else name
+    if generic in family.names:
+        return Source(family.prefix + family.names[generic].format(i=layer))
+    linear, _, kind = generic.rpartition(".")
+    base, _, block = family.names[linear].partition("#")
+    part, _, parts = block.partition("/")
+    return Source(f"{family.prefix}{base.format(i=layer)}.{kind}", int(part or 0), int(parts or 1))
+
+
+class CheckpointWeights(Mapping[str, Array]):
+    """Canonical name -> float32 array. Built only when every tensor is there in its right shape, and none is left over."""
+
+    def __init__(
+        self,
+        store: TensorStore,
+        shapes: Mapping[str, Shape],
+        sources: Mapping[str, Source],
+        is_ignored: Callable[[str], bool],
+    ) -> None:
+        self._store, self._shapes, self._sources = store, dict(shapes), dict(sources)
+        self._check_names(is_ignored)
+        self._check_shapes()
+
+    def __getitem__(self, name: str) -> Array:
+        source, rows = self._sources[name], self._shapes[name][0]
+        block = self._store.read(source.name, slice(source.part * rows, (source.part + 1) * rows))
+        return block if source.undo is None else source.undo(block)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._shapes)
+
+    def __len__(self) -> int:
+        return len(self._shapes)
+
+    def shape(self, name: str) -> Shape:
+        return self._shapes[name]
+
+    def _check_names(self, is_ignored: Callable[[str], bool]) -> None:
+        present = set(self._store.names())
+        wanted = {source.name for source in self._sources.values()}
+        if missing := sorted(wanted - present):
+            raise TensorError(f"the checkpoint lacks {_some(missing)}")
+        if extra := sorted(name for name in present - wanted if not is_ignored(name)):
+            raise TensorError(f"the checkpoint has tensors that its config does not explain: {_some(extra)}")
+
+    def _check_shapes(self) -> None:
+        for name, shape in self._shapes.items():
+            source = self._sources[name]
+            expected = (shape[0] * source.parts, *shape[1:])
+            if (actual := self._store.shape(source.name)) != expected:
+                raise TensorError(
+                    f"the tensor {source.name} has shape {list(actual)}; its config asks for {list(expected)}"
+                )
+
+
+def _some(names: list[str]) -> str:
+    more = f" and {len(names) - 4} more" if len(names) > 4 else ""
+    return ", ".join(names[:4]) + more
