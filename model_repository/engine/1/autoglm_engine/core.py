@@ -83,7 +83,9 @@ class Event:
 
     `token_ids` decode on their own to whole characters, so that the pieces' texts joined equal the one-shot decode.
     `text_bytes`: keep that many UTF-8 bytes of this piece's text (a stop string began there); None keeps all.
-    An event without tokens and without finish reason is a heartbeat.
+    An event without tokens, finish reason and error is a heartbeat.
+    `error`: the request failed, in one sentence; `error_code` names the Triton status. Such an event is the last one
+    and has no finish reason.
     """
 
     request_id: str
@@ -93,7 +95,13 @@ class Event:
     finish_reason: FinishReason | None = None
     text_bytes: int | None = None
     is_first: bool = False
-    logprobs: tuple[TokenLogprobs, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to token_ids where the request asked for them
+    error: str | None = None
+    error_code: str = ""
+
+    @property
+    def is_last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,132 @@
+"""What the engine counts and measures, and the seam to whatever publishes it.
+
+The engine calls these from its step thread, several times a step: an implementation must be cheap, and may hand on
+what it gathered from another thread.
+"""
+
+from __future__ import annotations
+
+import threading
+from bisect import bisect_left
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Protocol
+
+
+class Kind(Enum):
+    COUNTER = "counter"
+    GAUGE = "gauge"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True, slots=True)
+class MetricSpec:
+    name: str
+    kind: Kind
+    description: str
+    label: str = ""  # the name of its one label; empty: none
+    buckets: tuple[float, ...] = ()  # upper bounds, ascending
+
+
+_TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+REQUESTS = MetricSpec("requests", Kind.COUNTER, "Requests that ended, by finish reason", label="finish_reason")
+TOKENS_IN = MetricSpec("tokens_in", Kind.COUNTER, "Prompt tokens of admitted requests")
+TOKENS_OUT = MetricSpec("tokens_out", Kind.COUNTER, "Tokens generated")
+PREFIX_HIT_TOKENS = MetricSpec("prefix_hit_tokens", Kind.COUNTER, "Prompt tokens whose keys and values were reused")
+TIME_TO_FIRST_TOKEN = MetricSpec(
+    "time_to_first_token", Kind.HISTOGRAM, "Seconds from arrival to the first token", buckets=_TTFT_BUCKETS
+)
+INTER_TOKEN_LATENCY = MetricSpec(
+    "inter_token_latency", Kind.HISTOGRAM, "Seconds between two tokens of a request", buckets=_ITL_BUCKETS
+)
+RUNNING = MetricSpec("running", Kind.GAUGE, "Requests in a slot")
+WAITING = MetricSpec("waiting", Kind.GAUGE, "Requests in the queue")
+SLOTS = MetricSpec("slots", Kind.GAUGE, "Slots by state: free, busy, retained", label="state")
+
+ALL_METRICS = (
+    REQUESTS,
+    TOKENS_IN,
+    TOKENS_OUT,
+    PREFIX_HIT_TOKENS,
+    TIME_TO_FIRST_TOKEN,
+    INTER_TOKEN_LATENCY,
+    RUNNING,
+    WAITING,
+    SLOTS,
+)
+
+
+class Metrics(Protocol):
+    """`label` is the value of the metric's one label, empty where it has none."""
+
+    def inc(self, metric: MetricSpec, amount: float = 1.0, label: str = "") -> None: ...
+
+    def set(self, metric: MetricSpec, value: float, label: str = "") -> None: ...
+
+    def observe(self, metric: MetricSpec, value: float) -> None: ...
+
+
+class NoMetrics:
+    def inc(self, metric: MetricSpec, amount: float = 1.0, label: str = "") -> None:
+        pass
+
+    def set(self, metric: MetricSpec, value: float, label: str = "") -> None:
+        pass
+
+    def observe(self, metric: MetricSpec, value: float) -> None:
+        pass
+
+
+@dataclass(slots=True)
+class Histogram:
+    """`counts[i]` values were at most `bounds[i]` and more than the bound before; the last count is all beyond."""
+
+    bounds: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = self.counts or [0] * (len(self.bounds) + 1)
+
+    def add(self, value: float) -> None:
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.total += value
+
+    @property
+    def num_values(self) -> int:
+        return sum(self.counts)
+
+
+class MemoryMetrics:
+    """Keeps everything in this process: for statistics on demand, and to publish from another thread."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._values: dict[tuple[str, str], float] = {}
+        self._histograms: dict[str, Histogram] = {}
+
+    def inc(self, metric: MetricSpec, amount: float = 1.0, label: str = "") -> None:
+        key = (metric.name, label)
+        with self._lock:
+            self._values[key] = self._values.get(key, 0.0) + amount
+
+    def set(self, metric: MetricSpec, value: float, label: str = "") -> None:
+        with self._lock:
+            self._values[metric.name, label] = value
+
+    def observe(self, metric: MetricSpec, value: float) -> None:
+        with self._lock:
+            if (histogram := self._histograms.get(metric.name)) is None:
+                histogram = self._histograms[metric.name] = Histogram(metric.buckets)
+            histogram.add(value)
+
+    def value(self, metric: MetricSpec, label: str = "") -> float:
+        with self._lock:
+            return self._values.get((metric.name, label), 0.0)
+
+    def histogram(self, metric: MetricSpec) -> Histogram:
+        with self._lock:
+            found = self._histograms.get(metric.name)
+            return Histogram(metric.buckets, list(found.counts), found.total) if found else Histogram(metric.buckets)

@@ -1,0 +1,70 @@
+"""Stop strings, matched on text, across the boundaries of tokens.
+
+Text that may be the beginning of a stop string is held back until that is decided, so nothing of a stop string is
+ever sent. The first stop string that is complete ends the text, at the earliest place where one begins.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from .token_text import Piece
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """`token_ids` may be sent. Where a stop string was found, they are all that is left, and `text` is what is kept of
+    their text; otherwise `text` is their whole text."""
+
+    token_ids: tuple[int, ...]
+    text: str
+    matched: bool = False
+
+
+class StopMatcher:
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self._stops = stops
+        self._held: deque[Piece] = deque()
+        self._text = ""  # of the held pieces; a later match can begin nowhere before
+
+    def push(self, piece: Piece) -> Release:
+        self._held.append(piece)
+        self._text += piece.text
+        if (start := self._earliest_match()) is not None:
+            return self._take_all(self._text[:start], matched=True)
+        return self._take(len(self._text) - self._num_undecided())
+
+    def flush(self) -> Release:
+        """The text ended: what was held back is no stop string."""
+        return self._take_all(self._text, matched=False)
+
+    def _earliest_match(self) -> int | None:
+        return min((at for stop in self._stops if (at := self._text.find(stop)) >= 0), default=None)
+
+    def _num_undecided(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        return max(_overlap(self._text, stop) for stop in self._stops)
+
+    def _take(self, num_decided: int) -> Release:
+        token_ids: list[int] = []
+        num_taken = 0
+        while self._held and num_taken + len(self._held[0].text) <= num_decided:
+            piece = self._held.popleft()
+            token_ids += piece.token_ids
+            num_taken += len(piece.text)
+        text, self._text = self._text[:num_taken], self._text[num_taken:]
+        return Release(tuple(token_ids), text)
+
+    def _take_all(self, text: str, *, matched: bool) -> Release:
+        token_ids = tuple(token_id for piece in self._held for token_id in piece.token_ids)
+        self._held.clear()
+        self._text = ""
+        return Release(token_ids, text, matched)
+
+
+def _overlap(text: str, stop: str) -> int:
+    for length in range(min(len(text), len(stop) - 1), 0, -1):
+        if stop.startswith(text[-length:]):
+            return length
+    return 0
