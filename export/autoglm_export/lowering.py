@@ -1,0 +1,82 @@
+"""The seam between a checkpoint and the runtimes it can be lowered to."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Protocol, cast
+
+from .errors import ExportError, InvalidOption
+from .spec import ModelSpec
+from .weights import Array
+
+Progress = Callable[[str, float], None]  # name of the stage, fraction of it that is done
+
+
+def no_progress(stage: str, fraction: float) -> None:
+    """For callers that show nothing."""
+
+
+class Lowering(Protocol):
+    def __call__(
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Array],
+        folder: Path,
+        *,
+        precision: str,
+        num_slots: int,
+        max_length: int,
+        prefill_chunk: int,
+        progress: Progress,
+    ) -> dict[str, Any]:
+        """Write the runtime's files into `folder` and return what its runner must know (`Manifest.runtime_details`).
+
+        `cache_dtype` among it is the type of the key/value cache, float32 unless given.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """Where a lowering is; `distribution` is the package whose version must match where the artifact runs."""
+
+    module: str
+    function: str
+    distribution: str
+    precisions: tuple[str, ...]
+
+    def load(self) -> Lowering:
+        try:
+            module = importlib.import_module(f"autoglm_export.{self.module}")
+        except ModuleNotFoundError as error:
+            raise ExportError(
+                f"this export needs the package {error.name}: pip install 'autoglm-triton[export]'"
+            ) from None
+        return cast(Lowering, getattr(module, self.function))
+
+    def version(self) -> str:
+        try:
+            return metadata.version(self.distribution)
+        except metadata.PackageNotFoundError:
+            raise ExportError(
+                f"this export needs the package {self.distribution}: pip install 'autoglm-triton[export]'"
+            ) from None
+
+
+RUNTIMES = {
+    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8")),
+    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("fp32", "int8")),
+}
+
+
+def runtime_named(name: str, precision: str) -> Runtime:
+    runtime = RUNTIMES.get(name)
+    if runtime is None:
+        raise InvalidOption(f"the runtime {name!r} is not known; allowed are {', '.join(RUNTIMES)}")
+    if precision not in runtime.precisions:
+        raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(runtime.precisions)}")
+    return runtime

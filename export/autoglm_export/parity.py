@@ -1,0 +1,203 @@
+"""The parity gate: does the exported artifact compute what transformers computes from the same checkpoint?
+
+Three fixed texts go through both, every token at its place (teacher-forced), and both continue the texts greedily. In fp32
+the logits must agree within a relative L2 distance and the greedy tokens be identical; a quantised artifact must keep the
+perplexity within a bound, and its other figures are reported. torch and transformers are needed only here.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import numpy.typing as npt
+from autoglm_engine.core import Span, StepBatch, TokenIds
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.runner import Runner
+
+from .errors import ParityError
+from .lowering import Progress, no_progress
+from .parity_text import TEXTS
+from .reference import Reference
+
+MAX_RELATIVE_L2 = 1e-3  # fp32: |logits - reference| / |reference|
+GREEDY_TOKENS = 64
+GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from
+MAX_PERPLEXITY_RATIO = 1.02  # quantised weights may cost 2%
+
+Rows = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class TextReport:
+    tokens: int
+    relative_l2: float  # of all teacher-forced logits
+    prefill_relative_l2: float  # of the last token's, computed in chunks rather than one by one
+    top1_agreement: float
+    cosine_mean: float
+    cosine_min: float
+    loss: float  # mean negative log-likelihood a token, nats
+    reference_loss: float
+    greedy_agreement: float  # share of the greedy tokens before the first that differs
+
+
+@dataclass(frozen=True, slots=True)
+class ParityReport:
+    reference: str
+    precision: str
+    texts: dict[str, TextReport]
+
+    @property
+    def perplexity_ratio(self) -> float:
+        """Perplexity over all texts, divided by the reference's."""
+        total = sum(text.tokens - 1 for text in self.texts.values())
+        excess = sum((text.loss - text.reference_loss) * (text.tokens - 1) for text in self.texts.values())
+        return float(np.exp(excess / total))
+
+    @property
+    def failures(self) -> tuple[str, ...]:
+        if self.precision == "fp32":
+            return tuple(failure for name, text in self.texts.items() for failure in _fp32_failures(name, text))
+        if not self.perplexity_ratio <= MAX_PERPLEXITY_RATIO:  # also true of NaN
+            return (f"perplexity is {self.perplexity_ratio:.4f} times the reference's, above {MAX_PERPLEXITY_RATIO}",)
+        return ()
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "reference": self.reference,
+            "passed": not self.failures,
+            "failures": list(self.failures),
+            "perplexity_ratio": self.perplexity_ratio,
+            "bounds": _bounds(self.precision),
+            "texts": {name: dataclasses.asdict(text) for name, text in self.texts.items()},
+        }
+
+    def enforce(self) -> None:
+        if self.failures:
+            raise ParityError(f"the artifact does not compute what the checkpoint does: {'; '.join(self.failures)}")
+
+
+def _bounds(precision: str) -> dict[str, float]:
+    if precision == "fp32":
+        return {"relative_l2": MAX_RELATIVE_L2, "greedy_tokens": GREEDY_TOKENS}
+    return {"perplexity_ratio": MAX_PERPLEXITY_RATIO}
+
+
+def _fp32_failures(name: str, text: TextReport) -> list[str]:
+    failures = []
+    for kind, distance in (("logits", text.relative_l2), ("prefill logits", text.prefill_relative_l2)):
+        if not distance <= MAX_RELATIVE_L2:
+            failures.append(f"the {kind} of the {name} text are {distance:.2e} off, above {MAX_RELATIVE_L2:g}")
+    if text.greedy_agreement < 1.0:
+        failures.append(f"the greedy tokens of the {name} text differ after {text.greedy_agreement:.0%}")
+    return failures
+
+
+def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progress) -> ParityReport:
+    """Run the gate; `enforce` of the result says whether it passed. Raises ExportError where it cannot run."""
+    manifest = Manifest.load(artifact)
+    texts = _encode(artifact, manifest.max_length)
+    progress("parity: load reference", 0.0)
+    reference = Reference.load(checkpoint)
+    progress("parity: load reference", 1.0)
+    runner = open_runner(artifact, manifest)
+    try:
+        reports = {}
+        for index, (name, ids) in enumerate(texts.items()):
+            progress("parity: compare", index / len(texts))
+            reports[name] = compare_text(runner, reference, ids)
+        progress("parity: compare", 1.0)
+    finally:
+        runner.close()
+    return ParityReport(reference=reference.version, precision=manifest.precision, texts=reports)
+
+
+def open_runner(artifact: Path, manifest: Manifest) -> Runner:
+    """The runner that serves this artifact. Only the manifest's runtime is imported."""
+    module = importlib.import_module(f"autoglm_engine.{manifest.runtime}_runner")
+    return cast(Runner, module.open_runner(artifact, manifest))
+
+
+def _encode(artifact: Path, max_length: int) -> dict[str, TokenIds]:
+    """Token ids of each text, cut so that the greedy continuation still fits into a slot."""
+    from tokenizers import Tokenizer
+
+    if max_length <= GREEDY_TOKENS:
+        raise ParityError(f"the parity gate needs a max_length above {GREEDY_TOKENS}; this artifact has {max_length}")
+    tokenizer = Tokenizer.from_file(str(artifact / "tokenizer.json"))
+    return {name: np.array(tokenizer.encode(text).ids[:max_length], dtype=np.int32) for name, text in TEXTS.items()}
+
+
+def compare_text(runner: Runner, reference: Reference, ids: TokenIds) -> TextReport:
+    """All figures for one text. Uses slots 0 and the last one."""
+    expected = reference.logits(ids)
+    actual = teacher_forced(runner, ids)
+    last = prefill(runner, ids, slot=runner.limits.num_slots - 1)
+    cosine = _cosine(actual, expected)
+    prompt = ids[: min(GREEDY_PROMPT, runner.limits.max_length - GREEDY_TOKENS)]
+    return TextReport(
+        tokens=len(ids),
+        relative_l2=_relative_l2(actual, expected),
+        prefill_relative_l2=_relative_l2(last, expected[-1]),
+        top1_agreement=float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1))),
+        cosine_mean=float(cosine.mean()),
+        cosine_min=float(cosine.min()),
+        loss=_loss(actual, ids),
+        reference_loss=_loss(expected, ids),
+        greedy_agreement=_agreement(greedy(runner, prompt, GREEDY_TOKENS), reference.greedy(prompt, GREEDY_TOKENS)),
+    )
+
+
+def teacher_forced(runner: Runner, ids: TokenIds, slot: int = 0) -> Rows:
+    """Logits `[len(ids), vocab_size]` after each token, one decode step each."""
+    rows = np.empty((len(ids), runner.limits.vocab_size), dtype=np.float32)
+    for position in range(len(ids)):
+        span = Span(slot=slot, start=position, token_ids=ids[position : position + 1], wants_logits=True)
+        rows[position] = runner.forward(StepBatch((span,)))[0]
+    return rows
+
+
+def prefill(runner: Runner, ids: TokenIds, slot: int, chunk: int | None = None) -> Rows:
+    """Logits `[vocab_size]` after the last token, computed in chunks of the runner's size."""
+    size = chunk or runner.limits.prefill_chunk
+    for start in range(0, len(ids), size):
+        part = ids[start : start + size]
+        is_last = start + size >= len(ids)
+        logits = runner.forward(StepBatch((Span(slot=slot, start=start, token_ids=part, wants_logits=is_last),)))
+    return np.array(logits[0])
+
+
+def greedy(runner: Runner, prompt: TokenIds, num_tokens: int, slot: int = 0) -> list[int]:
+    tokens = [int(prefill(runner, prompt, slot).argmax())]
+    while len(tokens) < num_tokens:
+        position = len(prompt) + len(tokens) - 1
+        ids = np.array(tokens[-1:], dtype=np.int32)
+        logits = runner.forward(StepBatch((Span(slot=slot, start=position, token_ids=ids, wants_logits=True),)))
+        tokens.append(int(logits[0].argmax()))
+    return tokens
+
+
+def _relative_l2(actual: Rows, expected: Rows) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+def _cosine(actual: Rows, expected: Rows) -> Rows:
+    norms = np.linalg.norm(actual, axis=1) * np.linalg.norm(expected, axis=1)
+    return np.asarray(np.einsum("ij,ij->i", actual, expected) / norms)
+
+
+def _loss(logits: Rows, ids: TokenIds) -> float:
+    """Mean negative log-likelihood of each token but the first, in nats."""
+    rows = logits[:-1].astype(np.float64)
+    largest = rows.max(axis=1, keepdims=True)
+    log_sum = np.log(np.exp(rows - largest).sum(axis=1)) + largest[:, 0]
+    return float(np.mean(log_sum - rows[np.arange(len(rows)), ids[1:]]))
+
+
+def _agreement(actual: list[int], expected: list[int]) -> float:
+    pairs = list(zip(actual, expected, strict=True))
+    return next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs)) / len(pairs)

@@ -1,0 +1,66 @@
+"""transformers' own answer to what a checkpoint computes. The only module that imports torch and transformers."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from autoglm_engine.core import TokenIds
+
+from .errors import ExportError
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """A transformers model in float32 on the CPU."""
+
+    model: Any
+    version: str
+
+    @classmethod
+    def load(cls, checkpoint: Path) -> Reference:
+        try:
+            import torch
+            import transformers
+        except ModuleNotFoundError as error:
+            raise ExportError(
+                f"the parity check needs the package {error.name}: pip install 'autoglm-triton[check]'"
+            ) from None
+        model = _load_model(transformers, torch, checkpoint)
+        return cls(model=model.eval(), version=f"transformers {transformers.__version__}")
+
+    def logits(self, ids: TokenIds) -> npt.NDArray[np.float32]:
+        """`[len(ids), vocab_size]`, from one forward pass over the whole text."""
+        import torch
+
+        with torch.inference_mode():
+            output = self.model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
+        return np.asarray(output.logits[0].float().numpy())
+
+    def greedy(self, prompt: TokenIds, num_tokens: int) -> list[int]:
+        import torch
+
+        tokens: list[int] = []
+        inputs, cache = torch.from_numpy(prompt.astype(np.int64))[None], None
+        with torch.inference_mode():
+            while len(tokens) < num_tokens:
+                output = self.model(inputs, past_key_values=cache, use_cache=True)
+                cache, inputs = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
+                tokens.append(int(inputs))
+        return tokens
+
+
+def _load_model(transformers: Any, torch: Any, checkpoint: Path) -> Any:
+    options = {"dtype": torch.float32, "local_files_only": True}
+    if checkpoint.is_file():
+        return transformers.AutoModelForCausalLM.from_pretrained(
+            checkpoint.parent, gguf_file=checkpoint.name, **options
+        )
+    config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
+    auto = (
+        transformers.AutoModelForImageTextToText if config.model_type == "glm4v" else transformers.AutoModelForCausalLM
+    )
+    return auto.from_pretrained(checkpoint, **options)
