@@ -1,0 +1,126 @@
+"""Linear layers and the embedding table as ONNX Runtime computes them best on a CPU, in fp32 and in int8.
+
+An activation is a `Rows`: a graph value, and perhaps a factor a row that is still to be multiplied in.
+
+int8: weights are symmetric, one scale a column; activations are quantised **row by row**, so that a token's result never
+depends on the other tokens of its step. ONNX Runtime's quantised products know one activation scale a tensor; so each row is
+divided by its largest magnitude, quantised with the constant scale 1/127, and multiplied by that magnitude afterwards.
+A row of zeros divides to NaN, quantises to some integers, and is multiplied by 0: its result is 0, as it should be.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from .onnx_graph import CONTRIB, OnnxGraph
+from .weights import Array
+
+_LEVELS = 127.0
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """`value` [num_rows, width], to be multiplied by `factor` [num_rows, 1] where there is one."""
+
+    value: str
+    factor: str | None = None
+
+
+class Linears(Protocol):
+    def embed(self, weight: str, ids: str) -> Rows: ...
+
+    def linear(self, x: Rows, layers: Sequence[str]) -> Rows: ...
+
+    def logits(self, x: Rows, weight: str, output: str) -> None: ...
+
+
+def finished(graph: OnnxGraph, x: Rows) -> str:
+    """The graph value of `x` with its factor multiplied in."""
+    return x.value if x.factor is None else graph.op("Mul", x.value, x.factor)
+
+
+class FloatLinears:
+    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array]) -> None:
+        self._graph, self._weights = graph, weights
+
+    def embed(self, weight: str, ids: str) -> Rows:
+        return Rows(self._graph.op("Gather", self._graph.tensor(weight, self._weights[weight]), ids))
+
+    def linear(self, x: Rows, layers: Sequence[str]) -> Rows:
+        inputs = [
+            finished(self._graph, x),
+            self._graph.tensor(f"{layers[0]}.weight", stacked(self._weights, layers, "weight")),
+        ]
+        if f"{layers[0]}.bias" in self._weights:
+            inputs.append(self._graph.tensor(f"{layers[0]}.bias", stacked(self._weights, layers, "bias")))
+        return Rows(self._graph.op("Gemm", *inputs, transB=1))
+
+    def logits(self, x: Rows, weight: str, output: str) -> None:
+        table = weight if self._graph.has_tensor(weight) else self._graph.tensor(weight, self._weights[weight])
+        self._graph.named("Gemm", [finished(self._graph, x), table], [output], transB=1)
+
+
+class Int8Linears:
+    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array]) -> None:
+        self._graph, self._weights = graph, weights
+        self._quantized: dict[str, Rows] = {}
+        self._step = graph.tensor("activation_step", np.float32(1 / _LEVELS))
+        self._zero = graph.tensor("activation_zero", np.uint8(128))
+        self._width = graph.tensor("width_axis", np.array([1], np.int64))
+
+    def embed(self, weight: str, ids: str) -> Rows:
+        table, scales = quantized_columns(self._weights[weight])
+        rows = self._graph.op("Gather", self._graph.tensor(f"{weight}.rows", table), ids)
+        factor = self._graph.op("Gather", self._graph.tensor(f"{weight}.row_scales", scales[:, None]), ids)
+        return Rows(self._graph.op("Mul", self._graph.op("Cast", rows, to=1), factor))
+
+    def linear(self, x: Rows, layers: Sequence[str]) -> Rows:
+        product = self._product(x, layers[0], stacked(self._weights, layers, "weight"))
+        if f"{layers[0]}.bias" not in self._weights:
+            return product
+        bias = self._graph.tensor(f"{layers[0]}.bias", stacked(self._weights, layers, "bias"))
+        return Rows(self._graph.op("Add", finished(self._graph, product), bias))
+
+    def logits(self, x: Rows, weight: str, output: str) -> None:
+        product = self._product(x, f"{weight}.columns", self._weights[weight])
+        assert product.factor is not None, "a quantised product always leaves a factor a row"
+        self._graph.named("Mul", [product.value, product.factor], [output])
+
+    def _product(self, x: Rows, name: str, weight: Array) -> Rows:
+        quantized = self._quantize(x)
+        columns, scales = quantized_columns(weight)
+        inputs = (
+            quantized.value,
+            self._graph.tensor(f"{name}.int8", np.ascontiguousarray(columns.T)),
+            self._step,
+            self._graph.tensor(f"{name}.scales", scales),
+            self._zero,
+        )
+        return Rows(self._graph.op("MatMulIntegerToFloat", *inputs, domain=CONTRIB), quantized.factor)
+
+    def _quantize(self, x: Rows) -> Rows:
+        """uint8 rows in steps of 1/127 around 128, and what each was divided by; the same rows are quantised once."""
+        if x.value not in self._quantized:
+            largest = self._graph.op("ReduceMax", self._graph.op("Abs", x.value), self._width, keepdims=1)
+            scaled = self._graph.op("Div", x.value, largest)
+            rows = self._graph.op("QuantizeLinear", scaled, self._step, self._zero)
+            factor = largest if x.factor is None else self._graph.op("Mul", largest, x.factor)
+            self._quantized[x.value] = Rows(rows, factor)
+        return self._quantized[x.value]
+
+
+def stacked(weights: Mapping[str, Array], layers: Sequence[str], kind: str) -> Array:
+    """The layers' weights [sum of outputs, inputs] or biases [sum of outputs], one after the other."""
+    return np.concatenate([weights[f"{name}.{kind}"] for name in layers])
+
+
+def quantized_columns(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
+    """(int8 [out, in], scales [out]): symmetric, one scale an output."""
+    largest = np.abs(weight).max(axis=1)
+    scales = (np.where(largest > 0, largest, 1.0) / _LEVELS).astype(np.float32)
+    return np.rint(weight / scales[:, None]).astype(np.int8), scales

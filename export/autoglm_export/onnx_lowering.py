@@ -1,0 +1,167 @@
+"""The decoder as an ONNX graph for ONNX Runtime's CPU kernels.
+
+Inputs of a step, `batch` sequences of equally many tokens (more than one token a sequence only when batch is 1):
+    token_ids      int32 [rows]    rows = batch * tokens a sequence, sequence after sequence
+    last_position  int32 [batch]   position of each sequence's last token
+    total_length   int32 []        the largest of them, plus 1
+    logit_rows     int32 [num_logits]
+    past_key_i, past_value_i    [batch, num_kv_heads, max_length, head_size]
+Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their pasts:
+GroupQueryAttention then writes the new keys and values in place and copies nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .decoder import build_decoder
+from .errors import InvalidOption
+from .lowering import Progress, no_progress
+from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
+from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
+from .spec import ModelSpec
+from .weights import Array
+
+_PRECISIONS = {"fp32": FloatLinears, "int8": Int8Linears}
+
+
+class OnnxOps:
+    """`Ops` over values of an ONNX graph."""
+
+    def __init__(
+        self, graph: OnnxGraph, spec: ModelSpec, weights: Mapping[str, Array], linears: Linears, max_length: int
+    ) -> None:
+        self._graph, self._spec, self._weights, self._linears = graph, spec, weights, linears
+        self._max_length = max_length
+        self._inputs()
+        self._tables = self._rope_tables()
+        self._packed_shape = self._batch_first_shape()
+
+    def embed(self, weight: str) -> Rows:
+        return self._linears.embed(weight, "token_ids")
+
+    def rms_norm(self, x: Rows, weight: str) -> Rows:
+        inputs = finished(self._graph, x), self._graph.tensor(weight, self._weights[weight])
+        return Rows(
+            self._graph.op("SimplifiedLayerNormalization", *inputs, axis=-1, epsilon=self._spec.norm_eps, stash_type=1)
+        )
+
+    def add_rms_norm(self, x: Rows, delta: Rows, weight: str) -> tuple[Rows, Rows]:
+        scale = self._graph.tensor(weight, self._weights[weight])
+        inputs = [finished(self._graph, x), finished(self._graph, delta), scale]
+        op = "SkipSimplifiedLayerNormalization"
+        normed, _, _, total = self._graph.node(op, inputs, domain=CONTRIB, num_outputs=4, epsilon=self._spec.norm_eps)
+        return Rows(total), Rows(normed)
+
+    def linear(self, x: Rows, *layers: str) -> Rows:
+        return self._linears.linear(x, layers)
+
+    def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
+        spec, graph = self._spec, self._graph
+        packed = graph.op("Reshape", finished(graph, qkv), self._packed_shape)
+        caches = [self._cache("past", kind, layer) for kind in ("key", "value")]
+        norms = [graph.tensor(name, self._weights[name]) for name in (query_norm, key_norm) if name]
+        inputs = [packed, "", "", *caches, "last_position", "total_length", *self._tables]
+        if norms:
+            inputs += ["", "", "", "", "", *norms]
+        attended = f"attended_{layer}"
+        presents = [self._cache("present", kind, layer) for kind in ("key", "value")]
+        graph.named(
+            "GroupQueryAttention",
+            inputs,
+            [attended, *presents],
+            domain=CONTRIB,
+            num_heads=spec.num_heads,
+            kv_num_heads=spec.num_kv_heads,
+            do_rotary=1,
+            rotary_interleaved=int(spec.rope.interleaved),
+            **({"qk_norm_epsilon": spec.norm_eps} if norms else {}),
+        )
+        width = graph.tensor("attended_shape", np.array([-1, spec.num_heads * spec.head_size], np.int64))
+        return Rows(graph.op("Reshape", attended, width))
+
+    def swiglu(self, gate: Rows, up: Rows) -> Rows:
+        silu = self._graph.op("QuickGelu", finished(self._graph, gate), domain=CONTRIB, alpha=1.0)
+        return Rows(
+            self._graph.op("Mul", silu, up.value), up.factor
+        )  # the factor of `up` may wait: this is linear in it
+
+    def select_rows(self, x: Rows) -> Rows:
+        return Rows(self._graph.op("Gather", finished(self._graph, x), "logit_rows"))
+
+    def logits(self, x: Rows, weight: str) -> None:
+        self._graph.output("logits", np.float32, ["num_logits", self._spec.vocab_size])
+        self._linears.logits(x, weight, "logits")
+
+    def _inputs(self) -> None:
+        self._graph.input("token_ids", np.int32, ["rows"])
+        self._graph.input("last_position", np.int32, ["batch"])
+        self._graph.input("total_length", np.int32, [])
+        self._graph.input("logit_rows", np.int32, ["num_logits"])
+
+    def _cache(self, when: str, kind: str, layer: int) -> str:
+        shape = ["batch", self._spec.num_kv_heads, self._max_length, self._spec.head_size]
+        declare = self._graph.input if when == "past" else self._graph.output
+        return declare(f"{when}_{kind}_{layer}", np.float32, shape)
+
+    def _rope_tables(self) -> list[str]:
+        angles = np.outer(np.arange(self._max_length), self._spec.rope.inverse_frequencies())
+        tables = {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
+        return [self._graph.tensor(name, table.astype(np.float32)) for name, table in tables.items()]
+
+    def _batch_first_shape(self) -> str:
+        """The shape [batch, -1, (num_heads + 2 * num_kv_heads) * head_size] of packed queries, keys and values."""
+        width = (self._spec.num_heads + 2 * self._spec.num_kv_heads) * self._spec.head_size
+        batch = self._graph.op("Shape", "last_position")
+        return self._graph.op(
+            "Concat", batch, self._graph.tensor("packed_shape", np.array([-1, width], np.int64)), axis=0
+        )
+
+
+def write_onnx(
+    spec: ModelSpec,
+    weights: Mapping[str, Array],
+    folder: Path,
+    *,
+    precision: str,
+    num_slots: int,
+    max_length: int,
+    prefill_chunk: int,
+    progress: Progress = no_progress,
+) -> dict[str, Any]:
+    """Write the graph and its weights into `folder`; returns the manifest's `runtime_details`.
+
+    `num_slots` and `prefill_chunk` bound what a runner asks of the graph; the graph itself takes any.
+    Raises InvalidOption for a precision that is neither "fp32" nor "int8".
+    """
+    if precision not in _PRECISIONS:
+        raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(_PRECISIONS)}")
+    with OnnxGraph(folder) as graph:
+        read = _Counted(weights, progress)
+        ops = OnnxOps(graph, spec, read, _PRECISIONS[precision](graph, read), max_length)
+        build_decoder(spec, ops)
+        graph.save()
+    progress("write graph", 1.0)
+    return {"model": MODEL_FILE, "cache_dtype": "float32"}
+
+
+class _Counted(Mapping[str, Array]):
+    """Weights that report how many of them were read."""
+
+    def __init__(self, weights: Mapping[str, Array], progress: Progress) -> None:
+        self._weights, self._progress, self._read = weights, progress, 0
+
+    def __getitem__(self, name: str) -> Array:
+        self._read += 1
+        self._progress("write graph", min(1.0, self._read / len(self._weights)))
+        return self._weights[name]
+
+    def __iter__(self) -> Any:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
