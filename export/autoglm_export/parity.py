@@ -8,14 +8,15 @@ perplexity within a bound, and its other figures are reported. torch and transfo
 from __future__ import annotations
 
 import dataclasses
-import importlib
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Span, StepBatch, TokenIds
+from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Runner
 
@@ -104,7 +105,7 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
     progress("parity: load reference", 0.0)
     reference = Reference.load(checkpoint)
     progress("parity: load reference", 1.0)
-    runner = open_runner(artifact, manifest)
+    runner = load_runner(artifact, manifest, num_threads=os.cpu_count() or 1)
     try:
         reports = {}
         for index, (name, ids) in enumerate(texts.items()):
@@ -114,12 +115,6 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
     finally:
         runner.close()
     return ParityReport(reference=reference.version, precision=manifest.precision, texts=reports)
-
-
-def open_runner(artifact: Path, manifest: Manifest) -> Runner:
-    """The runner that serves this artifact. Only the manifest's runtime is imported."""
-    module = importlib.import_module(f"autoglm_engine.{manifest.runtime}_runner")
-    return cast(Runner, module.open_runner(artifact, manifest))
 
 
 def _encode(artifact: Path, max_length: int) -> dict[str, TokenIds]:
