@@ -1,0 +1,31 @@
+// What the engine calls, through ctypes. The caller has checked every range; nothing here throws past these functions.
+#include "decoder.h"
+
+using autoglm::Decoder;
+
+extern "C" {
+
+// Null when memory is short. `program` and `weights` outlive the decoder; `weights` is aligned to 64 bytes.
+Decoder* autoglm_create(const int64_t* program, const uint8_t* weights, const autoglm::Settings* settings) {
+  try {
+    return new Decoder(program, weights, *settings);
+  } catch (const std::exception&) {
+    return nullptr;
+  }
+}
+
+void autoglm_destroy(Decoder* decoder) { delete decoder; }
+
+void autoglm_forward(Decoder* decoder, const autoglm::Span* spans, int32_t num_spans, const int32_t* token_ids) {
+  decoder->forward(spans, num_spans, token_ids);
+}
+
+// [num_slots, vocabulary padded to 32] float32; rows are filled in the order of the spans that want logits.
+const float* autoglm_logits(const Decoder* decoder) { return decoder->logits(); }
+
+void autoglm_copy_prefix(Decoder* decoder, int32_t source, int32_t target, int32_t length) {
+  decoder->copy_prefix(source, target, length);
+}
+
+int64_t autoglm_program_format() { return autoglm::kProgramFormat; }
+}

@@ -1,0 +1,315 @@
+// Runs the program over the tokens of one step, all members of the team together, an operation at a time.
+#pragma once
+
+#include <algorithm>
+#include <cmath>
+#include <memory>
+#include <vector>
+
+#include "attention.h"
+#include "linear.h"
+#include "program.h"
+#include "threads.h"
+
+namespace autoglm {
+
+// Tokens of one sequence, as the caller gives them: `token_ids[first_token ...]` go to `slot` from `position` on.
+struct Span {
+  int32_t slot, position, num_tokens, wants_logits;
+};
+
+struct Settings {
+  int32_t num_slots, max_length, max_rows, num_threads;
+};
+
+class Decoder {
+ public:
+  Decoder(const int64_t* program, const uint8_t* weights, const Settings& settings)
+      : header_(*reinterpret_cast<const ProgramHeader*>(program)),
+        weights_(weights),
+        settings_(settings),
+        cache_({settings.num_slots, int(header_.num_layers), int(header_.num_kv_heads), int(header_.head_size),
+                settings.max_length}),
+        team_(settings.num_threads) {
+    const auto* first = reinterpret_cast<const Operation*>(program + sizeof(ProgramHeader) / sizeof(int64_t));
+    operations_.assign(first, first + header_.num_operations);
+    allocate_rows();
+    allocate_attention();
+    fill_rope_table();
+  }
+
+  // Logits of the spans that want them are at `logits()`, in order, when this returns.
+  void forward(const Span* spans, int num_spans, const int32_t* token_ids) {
+    token_ids_ = token_ids;
+    int num_logits = 0;
+    for (Wave wave{spans, spans + num_spans}; wave.next(*this);) {
+      logits_ = buffers_[size_t(Buffer::kLogits)].row(num_logits);
+      team_.run([this](int member) { run_program(member); });
+      num_logits += int(selected_.size());
+      token_ids_ += rows_.size();
+    }
+  }
+
+  const float* logits() const { return buffers_[size_t(Buffer::kLogits)].values; }
+  void copy_prefix(int source, int target, int length) { cache_.copy_prefix(source, target, length); }
+
+ private:
+  struct Row {
+    int slot, position;
+  };
+
+  // A step may hold more tokens than there are rows: they are taken in order, as many as fit at a time.
+  struct Wave {
+    const Span* span;
+    const Span* end;
+    int done = 0;  // tokens of *span
+
+    bool next(Decoder& decoder) {
+      decoder.rows_.clear();
+      decoder.selected_.clear();
+      decoder.runs_.clear();
+      while (span != end) {
+        const int room = decoder.settings_.max_rows - int(decoder.rows_.size());
+        const int count = std::min(room, span->num_tokens - done);
+        if (count == 0) break;
+        decoder.add_rows(*span, done, count);
+        done += count;
+        if (done == span->num_tokens) ++span, done = 0;
+      }
+      return !decoder.rows_.empty();
+    }
+  };
+
+  void add_rows(const Span& span, int done, int count) {
+    for (int first = 0; first < count; first += tokens_per_task_) {
+      const int size = std::min(tokens_per_task_, count - first);
+      runs_.push_back({span.slot, span.position + done + first, int(rows_.size()), size});
+      for (int i = 0; i < size; ++i) rows_.push_back({span.slot, span.position + done + first + i});
+    }
+    if (span.wants_logits && done + count == span.num_tokens) selected_.push_back(int(rows_.size()) - 1);
+  }
+
+  void run_program(int member) {
+    for (const Operation& operation : operations_) {
+      run(operation, member);
+      team_.barrier();
+    }
+  }
+
+  int num_rows(const Operation& operation) const { return int(operation.selected ? selected_.size() : rows_.size()); }
+
+  void run(const Operation& operation, int member) {
+    switch (operation.code) {
+      case Code::kEmbed: return embed(operation, member);
+      case Code::kNormQuantise: return norm_quantise(operation, member);
+      case Code::kQuantise: return quantise_rows(operation, member);
+      case Code::kLinear: return linear(operation, member);
+      case Code::kAddNorm: return add_norm(operation, member);
+      case Code::kAttention: return attention(operation, member);
+      case Code::kSelect: return select(operation, member);
+    }
+  }
+
+  // A member's part of `count` things: [first, last).
+  template <class Visit>
+  void for_share(int64_t count, int member, Visit&& visit) const {
+    const int64_t last = count * (member + 1) / team_.size();
+    for (int64_t i = count * member / team_.size(); i < last; ++i) visit(int(i));
+  }
+
+  template <class T>
+  const T* weight(int64_t offset) const {
+    return offset == kNone ? nullptr : reinterpret_cast<const T*>(weights_ + offset);
+  }
+
+  FloatRows buffer(Buffer name) const {
+    FloatRows rows = buffers_[size_t(name)];
+    if (name == Buffer::kLogits) rows.values = logits_;
+    return rows;
+  }
+
+  void embed(const Operation& operation, int member) {
+    const FloatRows out = buffer(operation.target);
+    for_share(num_rows(operation), member, [&](int row) {
+      unpack_column(weight<uint8_t>(operation.weight), weight<float>(operation.scales), int(operation.inputs),
+                    token_ids_[row], out.row(row));
+    });
+  }
+
+  void norm_quantise(const Operation& operation, int member) {
+    const FloatRows in = buffer(operation.source);
+    float* normed = scratch_[member].row.data();
+    for_share(num_rows(operation), member, [&](int row) {
+      rms_norm(in.row(row), weight<float>(operation.weight), int(in.stride), int(operation.inputs), epsilon_, normed);
+      quantise(normed, int(in.stride), quantised_.row(row));
+    });
+  }
+
+  void quantise_rows(const Operation& operation, int member) {
+    const FloatRows in = buffer(operation.source);
+    for_share(num_rows(operation), member, [&](int row) { quantise(in.row(row), int(in.stride), quantised_.row(row)); });
+  }
+
+  void linear(const Operation& operation, int member) {
+    const PackedMatrix matrix{weight<uint8_t>(operation.weight), weight<float>(operation.scales),
+                              weight<float>(operation.bias), int(operation.inputs), int(operation.columns)};
+    const int panels = matrix.columns / kPanelColumns;
+    multiply(Epilogue(operation.detail), quantised_, num_rows(operation), matrix, panels * member / team_.size(),
+             panels * (member + 1) / team_.size(), buffer(operation.target));
+  }
+
+  void add_norm(const Operation& operation, int member) {
+    const FloatRows in = buffer(operation.source), out = buffer(operation.target);
+    for_share(num_rows(operation), member, [&](int row) {
+      add_rms_norm(in.row(row), weight<float>(operation.weight), int(out.stride), int(operation.inputs), epsilon_,
+                   out.row(row));
+    });
+  }
+
+  // Wanted rows are in order, so no row is overwritten before it is moved; members share the columns.
+  void select(const Operation& operation, int member) {
+    const FloatRows rows = buffer(operation.target);
+    const int64_t first = rows.stride * member / team_.size(), last = rows.stride * (member + 1) / team_.size();
+    for (size_t i = 0; i < selected_.size(); ++i)
+      std::copy(rows.row(selected_[i]) + first, rows.row(selected_[i]) + last, rows.row(i) + first);
+  }
+
+  void attention(const Operation& operation, int member) {
+    if (member == 0) next_task_.store(0, std::memory_order_relaxed);
+    for_share(num_rows(operation), member, [&](int row) { append(operation, row); });
+    team_.barrier();
+    const int num_tasks = int(runs_.size() * header_.num_kv_heads);
+    for (int task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < num_tasks;)
+      attend_task(operation, task, scratch_[member].attention);
+  }
+
+  // Norm and rotate a token's queries and keys; keys and values go to the cache, queries to the attention's order.
+  void append(const Operation& operation, int row) {
+    const int size = int(header_.head_size), heads = int(header_.num_heads), kv_heads = int(header_.num_kv_heads);
+    float* head = buffer(operation.source).row(row);
+    const Row token = rows_[row];
+    for (int h = 0; h < heads; ++h, head += size) {
+      prepare_head(head, weight<float>(operation.weight), token.position);
+      to_bfloat16_row(head, query_scale_, query(h / group_size(), row, h % group_size()));
+    }
+    uint16_t key[kMaxHeadSize], value[kMaxHeadSize];
+    for (int h = 0; h < kv_heads; ++h, head += size) {
+      prepare_head(head, weight<float>(operation.scales), token.position);
+      to_bfloat16_row(head, 1.0f, key);
+      to_bfloat16_row(head + int64_t{kv_heads} * size, 1.0f, value);
+      cache_.append(token.slot, int(operation.detail), h, token.position, key, value);
+    }
+  }
+
+  void prepare_head(float* head, const float* norm, int position) const {
+    if (norm) norm_head(head, norm, int(header_.head_size), epsilon_);
+    const int half = int(header_.rope_dims / 2);
+    const float* table = rope_table_.data() + int64_t{position} * 2 * half;
+    rotate(head, table, table + half, half);
+  }
+
+  void to_bfloat16_row(const float* row, float scale, uint16_t* out) const {
+    for (int i = 0; i < header_.head_size; i += kLanes) {
+      float padded[kLanes] = {};
+      const size_t count = std::min<size_t>(kLanes, header_.head_size - i);
+      std::memcpy(padded, row + i, count * sizeof *row);
+      const Halves rounded = to_bfloat16(load<Floats>(padded) * scale);
+      std::memcpy(out + i, &rounded, count * sizeof *out);
+    }
+  }
+
+  void attend_task(const Operation& operation, int index, AttentionScratch& scratch) {
+    const int kv_head = index % int(header_.num_kv_heads);
+    const TokenRun& run = runs_[index / header_.num_kv_heads];
+    const AttentionTask task{query(kv_head, run.first_token, 0), group_size(), run, int(operation.detail), kv_head};
+    const FloatRows out = buffer(operation.target);
+    attend(task, cache_, scratch, [&](int row) {
+      const int head = kv_head * group_size() + row % group_size();
+      return out.row(run.first_token + row / group_size()) + int64_t{head} * header_.head_size;
+    });
+  }
+
+  int group_size() const { return int(header_.num_heads / header_.num_kv_heads); }
+
+  // Queries are [kv head][token][head of the group][head size], so that the rows of a task follow each other.
+  uint16_t* query(int kv_head, int row, int head) {
+    return queries_->as<uint16_t>() +
+           ((int64_t{kv_head} * settings_.max_rows + row) * group_size() + head) * header_.head_size;
+  }
+
+  void allocate_rows() {
+    for (int i = 0; i < kNumBuffers; ++i) {
+      const int64_t rows = Buffer(i) == Buffer::kLogits ? settings_.num_slots : settings_.max_rows;
+      memory_.emplace_back(rows * header_.widths[i] * sizeof(float));
+      buffers_[i] = {memory_.back().as<float>(), header_.widths[i]};
+    }
+    memory_.emplace_back(settings_.max_rows * header_.quantised_width);
+    quantised_.values = memory_.back().as<int8_t>();
+    quantised_.stride = int(header_.quantised_width);
+    row_scales_.resize(settings_.max_rows);
+    row_offsets_.resize(settings_.max_rows);
+    quantised_.scales = row_scales_.data();
+    quantised_.offsets = row_offsets_.data();
+  }
+
+  void allocate_attention() {
+    double epsilon;
+    std::memcpy(&epsilon, &header_.norm_epsilon, sizeof epsilon);
+    epsilon_ = float(epsilon);
+    query_scale_ = float(kLog2E / std::sqrt(double(header_.head_size)));  // scores are exponents of 2
+    tokens_per_task_ = std::max(1, kTargetTaskRows / group_size());
+    queries_ = std::make_unique<Memory>(int64_t{settings_.max_rows} * header_.num_heads * header_.head_size *
+                                        sizeof(uint16_t));
+    for (int member = 0; member < team_.size(); ++member)
+      scratch_.push_back({AttentionScratch(tokens_per_task_ * group_size(), cache_.layout().value_width()),
+                          std::vector<float>(header_.widths[size_t(Buffer::kResidual)])});
+  }
+
+  void fill_rope_table() {
+    const int64_t half = header_.rope_dims / 2;
+    const double* frequencies = weight<double>(header_.rope_frequencies);
+    rope_table_.resize(settings_.max_length * half * 2);
+    float* out = rope_table_.data();
+    for (int position = 0; position < settings_.max_length; ++position, out += 2 * half)
+      for (int i = 0; i < half; ++i) {
+        out[i] = float(std::cos(position * frequencies[i]));
+        out[half + i] = float(std::sin(position * frequencies[i]));
+      }
+  }
+
+  struct Scratch {
+    AttentionScratch attention;
+    std::vector<float> row;
+  };
+
+  static constexpr int kMaxHeadSize = 512;
+
+  const ProgramHeader header_;
+  const uint8_t* const weights_;
+  const Settings settings_;
+  std::vector<Operation> operations_;
+  Cache cache_;
+
+  std::vector<Memory> memory_;
+  FloatRows buffers_[kNumBuffers];
+  QuantisedRows quantised_{};
+  std::vector<float> row_scales_;
+  std::vector<int32_t> row_offsets_;
+  std::unique_ptr<Memory> queries_;
+  std::vector<float> rope_table_;  // [max_length][cosines, sines][rope_dims / 2]
+  std::vector<Scratch> scratch_;   // one a member
+  float epsilon_ = 0, query_scale_ = 0;
+  int tokens_per_task_ = 1;
+
+  // The step at hand.
+  const int32_t* token_ids_ = nullptr;
+  float* logits_ = nullptr;
+  std::vector<Row> rows_;
+  std::vector<TokenRun> runs_;
+  std::vector<int> selected_;  // rows whose logits are wanted
+  std::atomic<int> next_task_{0};
+
+  Team team_;  // last: its threads end before what they use
+};
+
+}  // namespace autoglm

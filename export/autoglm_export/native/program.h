@@ -1,0 +1,51 @@
+// The program that the exporter records: a header and a flat list of operations, all int64, little endian.
+// `native_lowering.py` writes exactly these structures; weights are byte offsets into weights.bin, -1 for none.
+#pragma once
+
+#include <cstdint>
+
+namespace autoglm {
+
+constexpr int64_t kProgramFormat = 1;
+constexpr int64_t kNone = -1;
+
+struct ProgramHeader {
+  int64_t format;
+  int64_t num_operations;
+  int64_t num_layers, num_heads, num_kv_heads, head_size;
+  int64_t rope_dims;         // of each head, rotated as pairs (i, i + rope_dims / 2)
+  int64_t rope_frequencies;  // float64 [rope_dims / 2], radians a position
+  int64_t norm_epsilon;      // the bits of a float64
+  int64_t quantised_width;   // of the widest input of a matrix product
+  int64_t widths[5];         // floats a row of each buffer, in the order of `Buffer`
+};
+
+enum class Buffer : int64_t {
+  kResidual = 0,
+  kProjected = 1,  // query, key and value side by side; or a block's output that is normed before it is added
+  kAttended = 2,
+  kHidden = 3,     // silu(gate) * up
+  kLogits = 4,
+};
+constexpr int kNumBuffers = 5;
+
+enum class Code : int64_t {
+  kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs)
+  kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight; `inputs` values a row
+  kQuantise = 2,      // quantised rows = source
+  kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)
+  kAddNorm = 4,       // target += rms_norm(source) * weight; `inputs` values a row
+  kAttention = 5,     // target = attention of source in `layer`; weight, scales: norms of query and key heads
+  kSelect = 6,        // keep only the rows of target whose logits are wanted
+};
+
+struct Operation {
+  Code code;
+  int64_t selected;  // 1: works on the selected rows, 0: on all tokens of the step
+  Buffer source, target;
+  int64_t inputs, columns;  // of a packed matrix: padded; of a norm: `inputs` is the true number of values
+  int64_t weight, scales, bias;
+  int64_t detail;  // kLinear: epilogue; kAttention: layer
+};
+
+}  // namespace autoglm

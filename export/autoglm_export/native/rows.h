@@ -1,0 +1,89 @@
+// What happens to one row (one token) outside matrix products: RMS norm, quantisation, embedding, rotation.
+#pragma once
+
+#include <cmath>
+
+#include "panel.h"
+
+namespace autoglm {
+
+// A row of int8 values that stand for value * scale. Weights are stored with 128 added (the instruction wants one side
+// unsigned), so every sum of products is too large by 128 times the row's sum: `offset` takes it back.
+struct QuantisedRow {
+  int8_t* values;
+  float* scale;
+  int32_t* offset;
+};
+
+constexpr int kWeightZero = 128;
+constexpr float kLargestByte = 127.0f;
+
+AUTOGLM_INLINE float largest_magnitude(const float* row, int width) {
+  Floats largest{};
+  for (int i = 0; i < width; i += kLanes) largest = maximum(largest, absolute(load<Floats>(row + i)));
+  return max_lanes(largest);
+}
+
+// Rows have a padded width, a multiple of the panel's; the padding is zero.
+inline void quantise(const float* row, int width, QuantisedRow out) {
+  const float largest = largest_magnitude(row, width);
+  const float inverse = largest > 0.0f ? kLargestByte / largest : 0.0f;
+  Ints sum{};
+  for (int i = 0; i < width; i += kLanes) {
+    const Ints value = __builtin_convertvector(round_to_integer(load<Floats>(row + i) * inverse), Ints);
+    store(out.values + i, __builtin_convertvector(value, Bytes));
+    sum += value;
+  }
+  *out.scale = largest / kLargestByte;
+  *out.offset = -kWeightZero * sum_lanes(sum);
+}
+
+// 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width.
+inline float inverse_rms(const float* row, int width, int size, float epsilon) {
+  Floats even{}, odd{};
+  for (int i = 0; i < width; i += 2 * kLanes) {
+    const Floats a = load<Floats>(row + i), b = load<Floats>(row + i + kLanes);
+    even += a * a;
+    odd += b * b;
+  }
+  return 1.0f / std::sqrt(sum_lanes(even + odd) / static_cast<float>(size) + epsilon);
+}
+
+inline void rms_norm(const float* row, const float* weight, int width, int size, float epsilon, float* out) {
+  const float factor = inverse_rms(row, width, size, epsilon);
+  for (int i = 0; i < width; i += kLanes) store(out + i, load<Floats>(row + i) * factor * load<Floats>(weight + i));
+}
+
+inline void add_rms_norm(const float* row, const float* weight, int width, int size, float epsilon, float* residual) {
+  const float factor = inverse_rms(row, width, size, epsilon);
+  for (int i = 0; i < width; i += kLanes)
+    store(residual + i, load<Floats>(residual + i) + load<Floats>(row + i) * factor * load<Floats>(weight + i));
+}
+
+// One column of a packed matrix: the embedding of a token is its column of the output matrix.
+inline void unpack_column(const uint8_t* panels, const float* scales, int width, int64_t column, float* out) {
+  const uint8_t* source = panels + (column / kPanelColumns) * static_cast<int64_t>(width) * kPanelColumns +
+                          (column % kPanelColumns) * kGroupBytes;
+  const float scale = scales[column];
+  for (int i = 0; i < width; i += kGroupBytes, source += kPanelGroupBytes)
+    for (int byte = 0; byte < kGroupBytes; ++byte) out[i + byte] = static_cast<float>(source[byte] - kWeightZero) * scale;
+}
+
+// Rotate the pairs (i, i + half) of a head; the exporter orders the dimensions of interleaved ropes this way too.
+inline void rotate(float* __restrict head, const float* __restrict cosines, const float* __restrict sines, int half) {
+  for (int i = 0; i < half; ++i) {
+    const float x = head[i], y = head[i + half];
+    head[i] = x * cosines[i] - y * sines[i];
+    head[i + half] = y * cosines[i] + x * sines[i];
+  }
+}
+
+// A head is normed on its own; its size need not be a multiple of a vector.
+inline void norm_head(float* head, const float* weight, int size, float epsilon) {
+  float lanes[kLanes] = {};
+  for (int i = 0; i < size; ++i) lanes[i % kLanes] += head[i] * head[i];
+  const float factor = 1.0f / std::sqrt(sum_lanes(load<Floats>(lanes)) / static_cast<float>(size) + epsilon);
+  for (int i = 0; i < size; ++i) head[i] = head[i] * factor * weight[i];
+}
+
+}  // namespace autoglm

@@ -1,0 +1,265 @@
+"""The decoder as a program for the native CPU runtime: int8 weights, and a library compiled for this machine.
+
+Operators return expressions; nothing is issued before an expression is used, and how it is used decides what is fused:
+a norm becomes part of the quantisation before a matrix product, a product is added to the residual stream where it is
+stored, and gate and up become one product that leaves silu(gate) * up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .decoder import build_decoder
+from .errors import InvalidOption
+from .native.compiler import best_target
+from .native.compiler import build_decoder as build_library
+from .native_program import (
+    NONE,
+    PROGRAM_FORMAT,
+    Buffer,
+    Code,
+    Epilogue,
+    Operation,
+    PackedMatrix,
+    WeightsFile,
+    encode_program,
+    interleave,
+    padded,
+)
+from .ops import Ops
+from .spec import ModelSpec
+
+LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program.bin"
+PRECISIONS = ("int8",)
+
+Array = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Rows:
+    """Rows that lie in a buffer; `selected`: only those whose logits are wanted."""
+
+    buffer: Buffer
+    selected: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Normed:
+    source: Rows | Product
+    weight: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Product:
+    source: Rows | Normed
+    layers: tuple[str, ...]
+
+
+Expression = Rows | Normed | Product
+
+
+class NativeOps(Ops[Expression]):
+    """Records operations; weights are written to the file when the first operation needs them."""
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array], file: WeightsFile) -> None:
+        self.operations: list[Operation] = []
+        self._spec, self._weights, self._file = spec, weights, file
+        self._tables: dict[str, PackedMatrix] = {}
+        self._quantised: Expression | None = None  # what the quantised rows hold
+
+    def embed(self, weight: str) -> Expression:
+        table = self._table(weight)
+        self._emit(Code.EMBED, False, inputs=table.inputs, weight=table.weight, scales=table.scales)
+        return Rows(Buffer.RESIDUAL, selected=False)
+
+    def rms_norm(self, x: Expression, weight: str) -> Expression:
+        assert not isinstance(x, Normed), "a norm of a norm"
+        return Normed(x, weight)
+
+    def add_rms_norm(self, x: Expression, delta: Expression, weight: str) -> tuple[Expression, Expression]:
+        residual = _rows(x)
+        assert residual.buffer is Buffer.RESIDUAL
+        if isinstance(delta, Normed):
+            assert isinstance(delta.source, Product)
+            self._multiply(delta.source, Buffer.PROJECTED, Epilogue.STORE)
+            norm, size = self._file.add_row(self._weights[delta.weight]), self._spec.hidden_size
+            self._emit(Code.ADD_NORM, residual.selected, Buffer.PROJECTED, Buffer.RESIDUAL, inputs=size, weight=norm)
+        else:
+            assert isinstance(delta, Product)
+            self._multiply(delta, Buffer.RESIDUAL, Epilogue.ADD)
+        return residual, Normed(residual, weight)
+
+    def linear(self, x: Expression, *layers: str) -> Expression:
+        assert not isinstance(x, Product), "a product of a product"
+        return Product(x, layers)
+
+    def attention(self, qkv: Expression, layer: int, query_norm: str | None, key_norm: str | None) -> Expression:
+        assert isinstance(qkv, Product)
+        self._multiply(qkv, Buffer.PROJECTED, Epilogue.STORE)
+        norms = [NONE if name is None else self._file.add_row(self._head_norm(name)) for name in (query_norm, key_norm)]
+        target = Buffer.ATTENDED
+        self._emit(Code.ATTENTION, False, Buffer.PROJECTED, target, weight=norms[0], scales=norms[1], detail=layer)
+        return Rows(target, selected=False)
+
+    def swiglu(self, gate: Expression, up: Expression) -> Expression:
+        assert isinstance(gate, Product) and isinstance(up, Product) and gate.source is up.source
+        self._multiply(Product(gate.source, gate.layers + up.layers), Buffer.HIDDEN, Epilogue.SWIGLU)
+        return Rows(Buffer.HIDDEN, _is_selected(gate))
+
+    def select_rows(self, x: Expression) -> Expression:
+        rows = _rows(x)
+        self._emit(Code.SELECT, False, target=rows.buffer)
+        return Rows(rows.buffer, selected=True)
+
+    def logits(self, x: Expression, weight: str) -> None:
+        assert isinstance(x, Normed)
+        self._quantise(x)
+        self._multiply_packed(self._table(weight), _is_selected(x), Buffer.LOGITS, Epilogue.STORE)
+
+    def _emit(
+        self,
+        code: Code,
+        selected: bool,
+        source: Buffer = Buffer.RESIDUAL,
+        target: Buffer = Buffer.RESIDUAL,
+        **fields: int,
+    ) -> None:
+        self.operations.append(Operation(code, selected, source, target, **fields))
+
+    def _quantise(self, x: Rows | Normed) -> None:
+        """See that the quantised rows hold `x`."""
+        if self._quantised is x:
+            return
+        if isinstance(x, Normed):
+            source, weight = _rows(x.source), self._file.add_row(self._weights[x.weight])
+            self._emit(
+                Code.NORM_QUANTISE, source.selected, source.buffer, inputs=self._spec.hidden_size, weight=weight
+            )
+        else:
+            self._emit(Code.QUANTISE, x.selected, x.buffer)
+        self._quantised = x
+
+    def _multiply(self, product: Product, target: Buffer, epilogue: Epilogue) -> None:
+        self._quantise(product.source)
+        parts = [self._matrix(name) for name in product.layers]
+        matrix = self._pack_gated(*parts) if epilogue is Epilogue.SWIGLU else self._pack_side_by_side(parts)
+        self._multiply_packed(matrix, _is_selected(product), target, epilogue)
+
+    def _multiply_packed(self, matrix: PackedMatrix, selected: bool, target: Buffer, epilogue: Epilogue) -> None:
+        self._emit(
+            Code.LINEAR,
+            selected,
+            target=target,
+            inputs=matrix.inputs,
+            columns=matrix.columns,
+            weight=matrix.weight,
+            scales=matrix.scales,
+            bias=matrix.bias,
+            detail=epilogue,
+        )
+
+    def _pack_side_by_side(self, parts: list[tuple[Array, Array | None]]) -> PackedMatrix:
+        weight = np.concatenate([weight for weight, _ in parts])
+        if all(bias is None for _, bias in parts):
+            return self._file.add_matrix(weight, None)
+        biases = [np.zeros(len(weight), np.float32) if bias is None else bias for weight, bias in parts]
+        return self._file.add_matrix(weight, np.concatenate(biases))
+
+    def _pack_gated(self, gate: tuple[Array, Array | None], up: tuple[Array, Array | None]) -> PackedMatrix:
+        weight = interleave(_pad_rows(gate[0]), _pad_rows(up[0]))
+        if gate[1] is None or up[1] is None:
+            return self._file.add_matrix(weight, None)
+        return self._file.add_matrix(weight, interleave(_pad_rows(gate[1]), _pad_rows(up[1])))
+
+    def _table(self, name: str) -> PackedMatrix:
+        """A matrix over the vocabulary, written once even if it is both embedding and output."""
+        if name not in self._tables:
+            self._tables[name] = self._file.add_matrix(self._weights[name], None)
+        return self._tables[name]
+
+    def _matrix(self, name: str) -> tuple[Array, Array | None]:
+        weight, bias = self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
+        if name.endswith((".query", ".key")):
+            return self._rotatable(weight), None if bias is None else self._rotatable(bias)
+        return weight, bias
+
+    def _head_norm(self, name: str) -> Array:
+        return self._rotatable(self._weights[name])
+
+    def _rotatable(self, rows: Array) -> Array:
+        """Rows of whole heads, ordered so that an interleaved rope becomes one of halves.
+
+        Scores do not change when queries and keys are reordered alike.
+        """
+        rope, head_size = self._spec.rope, self._spec.head_size
+        if not rope.interleaved:
+            return rows
+        order = np.concatenate([np.arange(0, rope.dims, 2), np.arange(1, rope.dims, 2), np.arange(rope.dims, head_size)])
+        return rows.reshape(-1, head_size, *rows.shape[1:])[:, order].reshape(rows.shape)
+
+
+def _rows(x: Expression) -> Rows:
+    assert isinstance(x, Rows), f"{x} is not in a buffer"
+    return x
+
+
+def _is_selected(x: Expression) -> bool:
+    return x.selected if isinstance(x, Rows) else _is_selected(x.source)
+
+
+def _pad_rows(array: Array) -> Array:
+    return np.pad(array, [(0, padded(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
+
+
+def write_native(
+    spec: ModelSpec,
+    weights: Mapping[str, Array],
+    folder: Path,
+    *,
+    precision: str = "int8",
+    num_slots: int,
+    max_length: int,
+    prefill_chunk: int,
+    progress: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+    """Write library, program and weights into `folder`; returns the manifest's `runtime_details`.
+
+    Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
+    """
+    if precision not in PRECISIONS:
+        raise InvalidOption(f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}")
+    target = best_target(read_cpu_features())
+    progress(f"compiling the decoder for {target.name}")
+    build_library(folder / LIBRARY_NAME, target)
+    progress("quantising and packing the weights")
+    write_program(spec, weights, folder)
+    return {
+        "program_format": PROGRAM_FORMAT,
+        "library": LIBRARY_NAME,
+        "program": PROGRAM_NAME,
+        "weights": WEIGHTS_NAME,
+        "target": target.name,
+        "cpu_features": list(target.cpu_features),
+    }
+
+
+def write_program(spec: ModelSpec, weights: Mapping[str, Array], folder: Path) -> None:
+    with (folder / WEIGHTS_NAME).open("wb") as stream:
+        file = WeightsFile(stream)
+        ops = NativeOps(spec, weights, file)
+        build_decoder(spec, ops)
+        frequencies = file.add(spec.rope.inverse_frequencies())
+    encode_program(spec, frequencies, ops.operations).tofile(folder / PROGRAM_NAME)
+
+
+def read_cpu_features() -> frozenset[str]:
+    """Flags of /proc/cpuinfo."""
+    from autoglm_engine.native_runner import cpu_features
+
+    return cpu_features()

@@ -1,0 +1,168 @@
+"""The native decoder's program and weights as files. The structures are those of `native/program.h`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, field
+from enum import IntEnum
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from .spec import ModelSpec
+
+PROGRAM_FORMAT = 1
+NONE = -1
+ALIGNMENT = 64  # bytes: a cache line, and a vector
+PANEL = 32  # columns of a packed matrix side by side
+GROUP = 4  # int8 weights of a column side by side
+LANES = 16
+WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
+LARGEST = 127
+
+Floats = npt.NDArray[np.float32]
+
+
+class Buffer(IntEnum):
+    """The float buffers of a step, a row a token."""
+
+    RESIDUAL = 0
+    PROJECTED = 1
+    ATTENDED = 2
+    HIDDEN = 3
+    LOGITS = 4
+
+
+class Code(IntEnum):
+    EMBED = 0
+    NORM_QUANTISE = 1
+    QUANTISE = 2
+    LINEAR = 3
+    ADD_NORM = 4
+    ATTENTION = 5
+    SELECT = 6
+
+
+class Epilogue(IntEnum):
+    STORE = 0
+    ADD = 1
+    SWIGLU = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """One row of the program; the fields are explained in `native/program.h`."""
+
+    code: Code
+    selected: bool
+    source: Buffer = Buffer.RESIDUAL
+    target: Buffer = Buffer.RESIDUAL
+    inputs: int = 0
+    columns: int = 0
+    weight: int = NONE
+    scales: int = NONE
+    bias: int = NONE
+    detail: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class PackedMatrix:
+    """Where a packed matrix lies in the weights file, and its padded size."""
+
+    weight: int
+    scales: int
+    bias: int
+    inputs: int
+    columns: int
+
+
+def padded(size: int) -> int:
+    return -(-size // PANEL) * PANEL
+
+
+def buffer_widths(spec: ModelSpec) -> dict[Buffer, int]:
+    """Floats a row of each buffer, padded to whole panels."""
+    hidden, heads = padded(spec.hidden_size), padded(spec.num_heads * spec.head_size)
+    qkv = padded((spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size)
+    return {
+        Buffer.RESIDUAL: hidden,
+        Buffer.PROJECTED: max(qkv, hidden),
+        Buffer.ATTENDED: heads,
+        Buffer.HIDDEN: padded(spec.intermediate_size),
+        Buffer.LOGITS: padded(spec.vocab_size),
+    }
+
+
+def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Operation]) -> npt.NDArray[np.int64]:
+    """Header and operations as one flat array."""
+    widths = buffer_widths(spec)
+    epsilon = int(np.float64(spec.norm_eps).view(np.int64))
+    shape = (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_size, spec.rope.dims)
+    quantised = max(widths[name] for name in (Buffer.RESIDUAL, Buffer.ATTENDED, Buffer.HIDDEN))
+    header = [PROGRAM_FORMAT, len(operations), *shape, rope_frequencies, epsilon, quantised]
+    rows = [*header, *(widths[name] for name in Buffer)]
+    for operation in operations:
+        rows.extend(int(value) for value in astuple(operation))
+    return np.array(rows, np.int64)
+
+
+def quantise_columns(weight: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column."""
+    scales = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-30)) / np.float32(LARGEST)
+    values = np.rint(weight / scales[:, None]).astype(np.int16) + WEIGHT_ZERO
+    return values.astype(np.uint8), scales.astype(np.float32)
+
+
+def pack_panels(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """`[columns, inputs]`, both padded -> `[columns / 32, inputs / 4, 32, 4]`."""
+    columns, inputs = values.shape
+    grouped = values.reshape(columns // PANEL, PANEL, inputs // GROUP, GROUP)
+    return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3))
+
+
+def interleave(gate: npt.NDArray[np.generic], up: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+    """Rows of both, 16 of `gate` and 16 of `up` in turn: a panel then holds both sides of its products."""
+    blocks = [array.reshape(-1, LANES, *array.shape[1:]) for array in (gate, up)]
+    return np.stack(blocks, axis=1).reshape(-1, *gate.shape[1:])
+
+
+@dataclass(slots=True)
+class WeightsFile:
+    """Writes aligned arrays one after another; each `add` returns the array's offset in bytes."""
+
+    stream: BinaryIO
+    end: int = field(default=0, init=False)
+
+    @classmethod
+    def create(cls, path: Path) -> WeightsFile:
+        return cls(path.open("wb"))
+
+    def add(self, array: npt.NDArray[np.generic]) -> int:
+        offset = -(-self.end // ALIGNMENT) * ALIGNMENT
+        self.stream.write(b"\0" * (offset - self.end))
+        self.stream.write(np.ascontiguousarray(array).data)
+        self.end = offset + array.nbytes
+        return offset
+
+    def add_row(self, values: Floats) -> int:
+        """A vector, padded with zeros to whole panels."""
+        return self.add(np.pad(values.astype(np.float32), (0, padded(values.size) - values.size)))
+
+    def add_matrix(self, weight: Floats, bias: Floats | None) -> PackedMatrix:
+        """Quantise and pack `weight` `[columns, inputs]`."""
+        columns, inputs = weight.shape
+        extra_columns, extra_inputs = padded(columns) - columns, padded(inputs) - inputs
+        values, scales = quantise_columns(weight)
+        values = np.pad(values, ((0, extra_columns), (0, extra_inputs)), constant_values=WEIGHT_ZERO)
+        return PackedMatrix(
+            weight=self.add(pack_panels(values)),
+            scales=self.add(np.pad(scales, (0, extra_columns))),
+            bias=NONE if bias is None else self.add_row(bias),
+            inputs=inputs + extra_inputs,
+            columns=columns + extra_columns,
+        )
+
+
+Progress = Callable[[str], None]

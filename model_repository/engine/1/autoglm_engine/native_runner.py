@@ -1,0 +1,141 @@
+"""Runs an artifact of the native CPU runtime: a library compiled at export, its program and its packed weights.
+
+The library computes a whole step in one call, without the interpreter's lock; the engine's other threads go on meanwhile.
+A token's numbers do not depend on what else is in the step, nor on how its sequence was cut into spans.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Collection
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .core import Logits, StepBatch
+from .errors import ArtifactError
+from .manifest import Manifest
+from .runner import Limits
+
+PROGRAM_FORMAT = 1
+VOCABULARY_PADDING = 32
+MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
+
+
+class _Settings(ctypes.Structure):
+    """`autoglm::Settings` of native/decoder.h."""
+
+    _fields_ = [(name, ctypes.c_int32) for name in ("num_slots", "max_length", "max_rows", "num_threads")]
+
+
+class NativeRunner:
+    """See `runner.Runner`. `num_threads`: None for one a usable core."""
+
+    def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> None:
+        """Raises ArtifactError when this CPU lacks an instruction that the library was built with."""
+        details = manifest.runtime_details
+        _check_details(details)
+        self._limits = Limits(manifest.num_slots, manifest.max_length, manifest.prefill_chunk, manifest.vocab_size)
+        self._library = _open_library(folder / details["library"])
+        self._program = np.fromfile(folder / details["program"], np.int64)
+        self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
+        settings = _Settings(
+            manifest.num_slots, manifest.max_length, MAX_ROWS, num_threads or len(os.sched_getaffinity(0))
+        )
+        self._decoder: int | None = self._library.autoglm_create(
+            self._program.ctypes.data, self._weights.ctypes.data, ctypes.byref(settings)
+        )
+        if not self._decoder:
+            raise ArtifactError(f"there is not enough memory for {manifest.num_slots} slots of {manifest.max_length} tokens")
+        self._logits = self._view_logits()
+
+    @property
+    def limits(self) -> Limits:
+        return self._limits
+
+    def forward(self, batch: StepBatch) -> Logits:
+        self._check(batch)
+        spans = np.array(
+            [(span.slot, span.start, len(span.token_ids), span.wants_logits) for span in batch.spans], np.int32
+        )
+        token_ids = np.concatenate([span.token_ids for span in batch.spans], dtype=np.int32)
+        self._library.autoglm_forward(self._decoder, spans.ctypes.data, len(spans), token_ids.ctypes.data)
+        return self._logits[: int(spans[:, 3].sum())]
+
+    def copy_prefix(self, source: int, target: int, length: int) -> None:
+        limits = self._limits
+        for slot in (source, target):
+            if not 0 <= slot < limits.num_slots:
+                raise ValueError(f"slot {slot} is not in 0 ... {limits.num_slots - 1}")
+        if not 0 <= length <= limits.max_length:
+            raise ValueError(f"a prefix of {length} tokens is not in 0 ... {limits.max_length}")
+        if source != target:
+            self._library.autoglm_copy_prefix(self._decoder, source, target, length)
+
+    def close(self) -> None:
+        if self._decoder is not None:
+            self._library.autoglm_destroy(self._decoder)
+            self._decoder = None
+
+    def _view_logits(self) -> Logits:
+        width = -(-self._limits.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
+        address = ctypes.cast(self._library.autoglm_logits(self._decoder), ctypes.POINTER(ctypes.c_float))
+        rows: Logits = np.ctypeslib.as_array(address, (self._limits.num_slots, width))
+        return rows[:, : self._limits.vocab_size]
+
+    def _check(self, batch: StepBatch) -> None:
+        """Everything is checked before anything is written."""
+        if self._decoder is None:
+            raise ValueError("the runner is closed")
+        if not batch.spans:
+            raise ValueError("a step needs at least one span")
+        limits = self._limits
+        for span in batch.spans:
+            end = span.start + len(span.token_ids)
+            if not 0 <= span.slot < limits.num_slots:
+                raise ValueError(f"slot {span.slot} is not in 0 ... {limits.num_slots - 1}")
+            if not 1 <= len(span.token_ids) <= limits.prefill_chunk:
+                raise ValueError(f"a span of {len(span.token_ids)} tokens is not in 1 ... {limits.prefill_chunk}")
+            if span.start < 0 or end > limits.max_length:
+                raise ValueError(f"positions {span.start} ... {end - 1} are not in 0 ... {limits.max_length - 1}")
+            if span.token_ids.min() < 0 or span.token_ids.max() >= limits.vocab_size:
+                raise ValueError(f"slot {span.slot} has a token id that is not in 0 ... {limits.vocab_size - 1}")
+        if len({span.slot for span in batch.spans}) != len(batch.spans):
+            raise ValueError("a slot appears twice in one step")
+
+
+def cpu_features() -> frozenset[str]:
+    """The flags that /proc/cpuinfo shows for this CPU."""
+    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+        if line.startswith("flags"):
+            return frozenset(line.partition(":")[2].split())
+    return frozenset()
+
+
+def _check_details(details: dict[str, Any], present: Collection[str] | None = None) -> None:
+    if (version := details.get("program_format")) != PROGRAM_FORMAT:
+        raise ArtifactError(f"the artifact's native program has format {version!r}, this engine runs {PROGRAM_FORMAT}; export it again")
+    if missing := sorted(set(details["cpu_features"]) - set(cpu_features() if present is None else present)):
+        raise ArtifactError(f"this CPU lacks {', '.join(missing)}, which the artifact was built for; export it again on this machine")
+
+
+def _open_library(path: Path) -> ctypes.CDLL:
+    try:
+        library = ctypes.CDLL(str(path.resolve()))
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be loaded: {error}") from None
+    pointer, number = ctypes.c_void_p, ctypes.c_int32
+    library.autoglm_create.argtypes = [pointer, pointer, pointer]
+    library.autoglm_create.restype = pointer
+    library.autoglm_destroy.argtypes = [pointer]
+    library.autoglm_destroy.restype = None
+    library.autoglm_forward.argtypes = [pointer, pointer, number, pointer]
+    library.autoglm_forward.restype = None
+    library.autoglm_logits.argtypes = [pointer]
+    library.autoglm_logits.restype = pointer
+    library.autoglm_copy_prefix.argtypes = [pointer, number, number, number]
+    library.autoglm_copy_prefix.restype = None
+    return library
