@@ -112,6 +112,13 @@ class SlotTable:
         self._free |= self._retained
         self._retained.clear()
 
+    def reset(self) -> None:
+        """Make every slot free and empty."""
+        self.length[:] = 0
+        self._free = set(range(self.num_slots))
+        self._busy.clear()
+        self._retained.clear()
+
     def check(self) -> None:
         """Every slot is in exactly one state, free ones hold nothing; raise otherwise."""
         states = sorted((*self._free, *self._busy, *self._retained))
@@ -131,7 +138,7 @@ class SlotTable:
 
     def _match_lengths(self, prefix: TokenIds) -> npt.NDArray[np.int64]:
         """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`."""
-        limits = np.minimum(self.length, len(prefix)) * self._prefix_reuse
+        limits = np.minimum(self.length, len(prefix) if self._prefix_reuse else 0)
         matched = np.zeros_like(limits)
         alive = np.flatnonzero(limits)
         for begin in range(0, len(prefix), _BLOCK):

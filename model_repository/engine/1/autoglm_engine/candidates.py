@@ -1,0 +1,85 @@
+"""The numeric primitives of sampling, on one row of logits `[vocab_size]` (float32), exact and without a full sort."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Row = npt.NDArray[np.float32]
+Ids = npt.NDArray[np.int64]
+
+_NUM_BLOCKS = 2048  # of which one pass takes the maximum
+
+
+def most_likely(row: Row, count: int) -> Ids:
+    """The ids of the `count` largest values and of all that equal the smallest of them, largest first, then lowest id.
+
+    The count-th largest of the blocks' maxima bounds the count-th largest value from below, so only what reaches it
+    is sorted.
+    """
+    if count >= len(row):
+        return _descending(row)
+    ids = at_least(row, _lower_bound(row, count))
+    if len(ids) <= count:
+        return ids
+    return ids[: int((row[ids] >= row[ids[count - 1]]).sum())]
+
+
+def at_least(row: Row, threshold: float) -> Ids:
+    """The ids of the values that reach `threshold`, largest first, then lowest id."""
+    ids: Ids = np.flatnonzero(row >= np.float32(threshold))
+    return ids[_descending(row[ids])]
+
+
+def total_weight(row: Row, best: np.float32, temperature: float) -> float:
+    """Sum of exp((row - best) / temperature)."""
+    return float(_weights(row, best, temperature).sum())
+
+
+def draw_from_all(row: Row, best: np.float32, temperature: float, uniform: float) -> int:
+    """The token at `uniform` (in [0, 1)) of the cumulated softmax: first the block, then the token in it."""
+    weights = _weights(row, best, temperature)
+    blocks = _blocks(weights)
+    sums = blocks.sum(axis=0, dtype=np.float64).cumsum()
+    rest = weights[blocks.size :].astype(np.float64)
+    wanted = uniform * (sums[-1] + rest.sum())
+    block = int(sums.searchsorted(wanted, side="right"))
+    if block == len(sums):
+        return int(blocks.size) + _place(rest, wanted - sums[-1])
+    before = sums[block - 1] if block else 0.0
+    return _place(blocks[:, block].astype(np.float64), wanted - before) * blocks.shape[1] + block
+
+
+def _weights(row: Row, best: np.float32, temperature: float) -> Row:
+    weights: Row = row - best
+    if temperature != 1.0:
+        weights /= np.float32(temperature)
+    return np.exp(weights, out=weights)
+
+
+def _descending(values: Row) -> Ids:
+    order: Ids = np.argsort(-values, kind="stable")
+    return order
+
+
+def _blocks(row: Row) -> Row:
+    """`[values of a block, blocks]`, a view without the last few values. A block is a column: reducing over the first
+    axis is several times faster in numpy than over a short last one."""
+    num_blocks = min(_NUM_BLOCKS, len(row))
+    height = len(row) // num_blocks
+    return row[: height * num_blocks].reshape(height, num_blocks)
+
+
+def _lower_bound(row: Row, count: int) -> float:
+    """At least `count` values of the row reach it."""
+    maxima = _blocks(row).max(axis=0)
+    if count <= len(maxima) // 2:
+        return float(np.partition(maxima, len(maxima) - count)[len(maxima) - count])
+    return float(np.partition(row, len(row) - count)[len(row) - count])
+
+
+def _place(weights: npt.NDArray[np.float64], wanted: float) -> int:
+    """The last one with weight where rounding leads past the end."""
+    cumulative = weights.cumsum()
+    place = int(cumulative.searchsorted(wanted, side="right"))
+    return place if place < len(weights) else int(np.flatnonzero(weights)[-1])

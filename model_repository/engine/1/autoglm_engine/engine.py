@@ -1,0 +1,303 @@
+"""The engine: requests in, events out, one step at a time.
+
+`submit` and `cancel` may be called from any thread and take effect at the next step; one thread calls `step`.
+A step: take what arrived -> end what was cancelled or is late -> plan -> compute -> sample -> events. Each request ends
+with exactly one last event; one that is not streamed has no other.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+
+from .core import Event, FinishReason, Request
+from .errors import EngineError, InvalidRequest, ShuttingDown
+from .gate import AlwaysOpen, StreamGate
+from .inbox import Inbox
+from .metrics import (
+    INTER_TOKEN_LATENCY,
+    PREFIX_HIT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    SLOTS,
+    TIME_TO_FIRST_TOKEN,
+    TOKENS_IN,
+    TOKENS_OUT,
+    WAITING,
+    Metrics,
+    NoMetrics,
+)
+from .output import Output
+from .runner import Runner
+from .sampling import Sampled, TokenSampler, sample_batch
+from .scheduler import Plan, Scheduler
+from .sequence import Sequence, Waiting
+from .settings import EngineSettings
+from .slots import Allocation, SlotTable
+from .streams import StreamPacer
+from .token_text import TokenText
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    running: int = 0
+    waiting: int = 0
+    slots_free: int = 0
+    slots_busy: int = 0
+    slots_retained: int = 0
+    steps: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    prefix_hit_tokens: int = 0
+
+
+class Engine:
+    """`clock` and all request times are seconds of one monotonic clock."""
+
+    def __init__(
+        self,
+        runner: Runner,
+        token_text: TokenText,
+        eos_token_ids: Iterable[int],
+        settings: EngineSettings | None = None,
+        *,
+        gate: StreamGate | None = None,
+        metrics: Metrics | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._runner = runner
+        self._limits = runner.limits
+        self._token_text = token_text
+        self._eos = frozenset(eos_token_ids)
+        self._settings = settings or EngineSettings()
+        self._pacer = StreamPacer(self._settings, gate or AlwaysOpen())
+        self._metrics = metrics or NoMetrics()
+        self._clock = clock
+        self._inbox = Inbox(self._settings.max_queue)
+        slots = SlotTable(self._limits.num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
+        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget)
+        self._events: list[Event] = []  # of the step being taken
+        self._steps = self._tokens_in = self._tokens_out = self._prefix_hit_tokens = 0
+        self._stats = EngineStats()
+        self._report()
+
+    # ---- any thread
+
+    def submit(self, request: Request) -> None:
+        """Queue the request. Raises QueueFull, ShuttingDown, or InvalidRequest where it cannot be served at all."""
+        _check(request, self._limits.max_length, self._limits.vocab_size)
+        self._inbox.submit(request, self._clock())
+
+    def cancel(self, request_ids: Iterable[str]) -> int:
+        """End these requests with the next step; how many of them are in flight."""
+        return self._inbox.cancel(request_ids)
+
+    @property
+    def has_work(self) -> bool:
+        return self._inbox.has_news or bool(self._scheduler.running or self._scheduler.waiting)
+
+    @property
+    def stats(self) -> EngineStats:
+        """As of the last step."""
+        return self._stats
+
+    # ---- the step thread
+
+    def step(self) -> list[Event]:
+        """Compute one step and return what there is to send, in order."""
+        now = self._clock()
+        self._take_news(now)
+        self._end_late(now)
+        plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now))
+        self._count_admitted(plan)
+        if plan.spans:
+            self._compute(plan)
+        self._events += self._pacer.events(self._scheduler.running, self._queue_head(), self._clock())
+        self._check_when_idle()
+        self._report()
+        return self._hand_over()
+
+    def shut_down(self, failure: EngineError | None = None) -> list[Event]:
+        """Refuse new requests and end all others with `failure`, ShuttingDown where it is None. Also right after a step
+        that raised: its events come first."""
+        failure = failure or ShuttingDown("the server is shutting down")
+        self._inbox.close(str(failure))
+        now = self._clock()
+        arrivals, _ = self._inbox.drain()
+        self._scheduler.waiting.extend(arrivals)
+        unanswered: list[Sequence | Waiting] = [*self._scheduler.running, *self._scheduler.waiting]
+        for request in unanswered:
+            self._last_event(request.event(now, failure=failure))
+        self._inbox.left_queue(len(self._scheduler.waiting))
+        self._scheduler.clear()
+        self._report()
+        return self._hand_over()
+
+    def _hand_over(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+    def _take_news(self, now: float) -> None:
+        arrivals, cancelled = self._inbox.drain()
+        self._scheduler.waiting.extend(arrivals)
+        if cancelled:
+            ids = set(cancelled)
+            self._end_where(lambda request: request.id in ids, FinishReason.CANCELLED, now)
+
+    def _end_late(self, now: float) -> None:
+        self._end_where(lambda r: r.deadline is not None and r.deadline <= now, FinishReason.DEADLINE, now)
+
+    def _end_where(self, condition: Callable[[Request], bool], reason: FinishReason, now: float) -> None:
+        for sequence in [s for s in self._scheduler.running if condition(s.request)]:
+            self._end(sequence, now, reason)
+        for waiting in [w for w in self._scheduler.waiting if condition(w.request)]:
+            self._end_waiting(waiting, now, reason)
+
+    def _admit(self, waiting: Waiting, allocation: Allocation, now: float) -> Sequence:
+        request = waiting.request
+        num_prompt = len(request.prompt_ids)
+        tokens = self._scheduler.slots.tokens[allocation.slot]
+        tokens[:num_prompt] = request.prompt_ids
+        max_tokens = min(request.sampling.max_tokens, self._limits.max_length - num_prompt)
+        return Sequence(
+            request=request,
+            arrival=waiting.arrival,
+            slot=allocation.slot,
+            tokens=tokens,
+            num_tokens=num_prompt,
+            num_computed=allocation.num_reused,
+            num_cached=allocation.num_reused,
+            max_tokens=max_tokens,
+            sampler=TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens),
+            output=Output(self._token_text, request.sampling.stop),
+            admitted_at=now,
+            last_event_at=waiting.last_event_at,
+        )
+
+    def _count_admitted(self, plan: Plan) -> None:
+        if not plan.admitted:
+            return
+        self._inbox.left_queue(len(plan.admitted))
+        num_prompt = sum(sequence.num_prompt_tokens for sequence in plan.admitted)
+        num_cached = sum(sequence.num_cached for sequence in plan.admitted)
+        self._tokens_in += num_prompt
+        self._prefix_hit_tokens += num_cached
+        self._metrics.inc(TOKENS_IN, num_prompt)
+        self._metrics.inc(PREFIX_HIT_TOKENS, num_cached)
+
+    def _compute(self, plan: Plan) -> None:
+        self._steps += 1
+        sampling = [s for s, span in zip(plan.sequences, plan.spans, strict=True) if span.wants_logits]
+        try:
+            for copy in plan.copies:
+                self._runner.copy_prefix(copy.source, copy.target, copy.length)
+            logits = self._runner.forward(plan.batch)
+            chosen = sample_batch(logits, [sequence.sampler for sequence in sampling])
+        except Exception as error:  # the loop outlives whatever a runner raises
+            self._fail(plan, error)
+            return
+        self._scheduler.computed(plan)
+        now = self._clock()
+        for sequence, sampled in zip(sampling, chosen, strict=True):
+            self._accept(sequence, sampled, now)
+        self._tokens_out += len(sampling)
+        self._metrics.inc(TOKENS_OUT, len(sampling))
+
+    def _accept(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
+        if sampled.token_id < 0:
+            failure = EngineError("the model computed logits that are not finite for this request")
+            self._end(sequence, now, failure=failure)
+            return
+        if sequence.first_token_at is None:
+            self._metrics.observe(TIME_TO_FIRST_TOKEN, now - sequence.arrival)
+        else:
+            self._metrics.observe(INTER_TOKEN_LATENCY, now - sequence.last_token_at)
+        is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
+        reason = sequence.accept(sampled.token_id, sampled.logprobs, is_eos, now)
+        if reason is not None:
+            self._end(sequence, now, reason)
+
+    def _fail(self, plan: Plan, error: Exception) -> None:
+        """Whatever the runner was doing is lost, and what it holds cannot be trusted."""
+        _log.error("the runner failed in step %d", self._steps, exc_info=error)
+        failure = error if isinstance(error, EngineError) else EngineError(f"the model runner failed: {error}")
+        now = self._clock()
+        for sequence in plan.sequences:
+            self._end(sequence, now, failure=failure)
+        self._scheduler.slots.forget_retained()
+
+    def _end(
+        self,
+        sequence: Sequence,
+        now: float,
+        reason: FinishReason | None = None,
+        failure: EngineError | None = None,
+    ) -> None:
+        event = sequence.event(now, finish_reason=reason, failure=failure)
+        self._scheduler.finish(sequence, retain=failure is None)
+        self._last_event(event)
+
+    def _end_waiting(
+        self, waiting: Waiting, now: float, reason: FinishReason | None = None, failure: EngineError | None = None
+    ) -> None:
+        self._scheduler.waiting.remove(waiting)
+        self._inbox.left_queue(1)
+        self._last_event(waiting.event(now, finish_reason=reason, failure=failure))
+
+    def _queue_head(self) -> Iterable[Waiting]:
+        """The requests that are told of while they wait: those that will soon have a slot."""
+        return islice(self._scheduler.waiting, 2 * self._limits.num_slots)
+
+    def _check_when_idle(self) -> None:
+        if not self._scheduler.running and not self._scheduler.waiting:
+            slots = self._scheduler.slots
+            slots.check()
+            assert not slots.num_busy, f"{slots.num_busy} slots are busy and no request runs"
+
+    def _last_event(self, event: Event) -> None:
+        self._inbox.ended(event.request_id)
+        self._events.append(event)
+        self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+
+    def _report(self) -> None:
+        """Publish the counters; gauges only where they changed, because publishing may be slow."""
+        slots = self._scheduler.slots
+        before = self._stats
+        now = self._stats = EngineStats(
+            running=len(self._scheduler.running),
+            waiting=len(self._scheduler.waiting),
+            slots_free=slots.num_free,
+            slots_busy=slots.num_busy,
+            slots_retained=slots.num_retained,
+            steps=self._steps,
+            tokens_in=self._tokens_in,
+            tokens_out=self._tokens_out,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+        )
+        for metric, label, old, new in (
+            (RUNNING, "", before.running, now.running),
+            (WAITING, "", before.waiting, now.waiting),
+            (SLOTS, "free", before.slots_free, now.slots_free),
+            (SLOTS, "busy", before.slots_busy, now.slots_busy),
+            (SLOTS, "retained", before.slots_retained, now.slots_retained),
+        ):
+            if old != new:
+                self._metrics.set(metric, new, label)
+
+
+def _check(request: Request, max_length: int, vocab_size: int) -> None:
+    """What no slot could serve; the options' own ranges were checked at the door."""
+    num_prompt = len(request.prompt_ids)
+    if not 1 <= num_prompt < max_length:
+        raise InvalidRequest(f"the prompt has {num_prompt} tokens; it must have between 1 and {max_length - 1}")
+    low, high = int(request.prompt_ids.min()), int(request.prompt_ids.max())
+    if low < 0 or high >= vocab_size:
+        wrong = low if low < 0 else high
+        raise InvalidRequest(f"the prompt holds token {wrong}; tokens are between 0 and {vocab_size - 1}")
+    if request.sampling.max_tokens < 1:
+        raise InvalidRequest(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")

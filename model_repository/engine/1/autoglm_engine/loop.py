@@ -1,0 +1,91 @@
+"""The two threads of a serving engine: one steps, one publishes, so that a slow reader never stalls a step."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+from collections.abc import Callable, Iterable
+
+from .core import Event, Request
+from .engine import Engine
+from .errors import EngineError
+
+_log = logging.getLogger(__name__)
+
+Sink = Callable[[Event], None]
+
+
+class EngineLoop:
+    """Runs `engine` until `close`. `sink` gets every event, in order, on one thread of its own; what it raises is
+    logged and costs only that event. If stepping fails for good, every request is answered with an error, `healthy`
+    turns False, and `submit` raises.
+    """
+
+    def __init__(self, engine: Engine, sink: Sink) -> None:
+        self._engine = engine
+        self._sink = sink
+        self._wake = threading.Condition()
+        self._closing = False
+        self._healthy = True
+        self._published: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
+        self._stepper = threading.Thread(target=self._run, name="engine-step", daemon=True)
+        self._publisher = threading.Thread(target=self._publish, name="engine-publish", daemon=True)
+
+    def start(self) -> None:
+        self._publisher.start()
+        self._stepper.start()
+
+    def close(self, timeout: float | None = None) -> None:
+        """End every request with ShuttingDown, publish what is left, and join both threads (each within `timeout`
+        seconds). May be called twice."""
+        with self._wake:
+            self._closing = True
+            self._wake.notify()
+        self._stepper.join(timeout)
+        self._publisher.join(timeout)
+
+    @property
+    def healthy(self) -> bool:
+        return self._healthy and self._stepper.is_alive()
+
+    def submit(self, request: Request) -> None:
+        """As `Engine.submit`, and wakes the loop."""
+        self._engine.submit(request)
+        self._notify()
+
+    def cancel(self, request_ids: Iterable[str]) -> int:
+        """As `Engine.cancel`, and wakes the loop."""
+        count = self._engine.cancel(request_ids)
+        self._notify()
+        return count
+
+    def _notify(self) -> None:
+        with self._wake:
+            self._wake.notify()
+
+    def _run(self) -> None:
+        failure: EngineError | None = None
+        try:
+            while self._wait_for_work():
+                self._published.put(self._engine.step())
+        except BaseException as error:
+            _log.critical("the engine's loop died", exc_info=error)
+            self._healthy = False
+            failure = EngineError(f"the engine stopped: {error}")
+        finally:
+            self._published.put(self._engine.shut_down(failure))
+            self._published.put(None)
+
+    def _wait_for_work(self) -> bool:
+        with self._wake:
+            self._wake.wait_for(lambda: self._closing or self._engine.has_work)
+            return not self._closing
+
+    def _publish(self) -> None:
+        while (events := self._published.get()) is not None:
+            for event in events:
+                try:
+                    self._sink(event)
+                except Exception as error:
+                    _log.error("an event of request %s was not sent", event.request_id, exc_info=error)

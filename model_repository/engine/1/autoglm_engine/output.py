@@ -1,0 +1,72 @@
+"""From a request's tokens to what may be sent of them: whole characters, and nothing of a stop string."""
+
+from __future__ import annotations
+
+from .stops import Release, StopMatcher
+from .token_text import Piece, TextStream, TokenText
+
+
+class Output:
+    """`ready` holds the tokens that may be sent and were not taken yet.
+
+    `text_bytes` is set once a stop string was found (or an end-of-sequence token that has text): how much of the text
+    of the tokens not yet taken is kept.
+    """
+
+    def __init__(self, token_text: TokenText, stops: tuple[str, ...]) -> None:
+        self._token_text = token_text
+        self._stream: TextStream = token_text.stream()
+        self._matcher = StopMatcher(stops) if stops else None
+        self._added_any = False
+        self._taken_any = False
+        self.ready: list[int] = []
+        self.text_bytes: int | None = None
+
+    def push(self, token_id: int, *, check_stops: bool) -> bool:
+        """Whether the text ends here with a stop string."""
+        group = self._stream.push(token_id)
+        return bool(group) and self._add(group, check_stops)
+
+    def flush(self, *, check_stops: bool) -> bool:
+        """Make everything ready that waited for more; whether that completes a stop string."""
+        group = self._stream.flush()
+        if check_stops and group and self._add(group, check_stops):
+            return True
+        if self._matcher:
+            self._release(self._matcher.flush())
+        if not check_stops:
+            self.ready += group
+        return False
+
+    def end_with(self, token_id: int) -> None:
+        """Add an end-of-sequence token without its text."""
+        kept = len(self._ready_text().encode())
+        self.ready.append(token_id)
+        if len(self._ready_text().encode()) != kept:
+            self.text_bytes = kept
+
+    def take(self) -> tuple[tuple[int, ...], bool]:
+        """(the tokens that are ready, whether they are the first ones taken)."""
+        token_ids = tuple(self.ready)
+        self.ready.clear()
+        is_first = bool(token_ids) and not self._taken_any
+        self._taken_any = self._taken_any or is_first
+        return token_ids, is_first
+
+    def _add(self, group: tuple[int, ...], check_stops: bool) -> bool:
+        is_first, self._added_any = not self._added_any, True
+        if not self._matcher or not check_stops:
+            self.ready += group
+            return False
+        text = self._token_text.decode(group, is_first)
+        release = self._matcher.push(Piece(group, text))
+        self._release(release)
+        return release.matched
+
+    def _release(self, release: Release) -> None:
+        if release.matched:
+            self.text_bytes = len(self._ready_text().encode()) + len(release.text.encode())
+        self.ready += release.token_ids
+
+    def _ready_text(self) -> str:
+        return self._token_text.decode(self.ready, not self._taken_any)

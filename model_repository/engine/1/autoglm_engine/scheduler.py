@@ -1,0 +1,101 @@
+"""What the next step computes: ask (`plan`), then act.
+
+There is no prefill phase and no decode phase: each sequence has `num_computed` and `num_tokens`, and a step lets the
+first catch up with the second, within a token budget. First come the sequences that lack one token (a decode step,
+so that running streams never stall), then prompts in the order of their arrival, in chunks, then waiting requests in
+the order of their arrival. A request is admitted when it can begin at once, so that its prefix is looked up as late as
+possible, when those before it have left theirs.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from .core import Span, StepBatch
+from .runner import Limits
+from .sequence import Sequence, Waiting
+from .slots import Allocation, Copy, SlotTable
+
+Admit = Callable[[Waiting, Allocation], Sequence]
+
+
+@dataclass(slots=True)
+class Plan:
+    """`copies` come before the batch; `sequences[i]` owns `spans[i]`."""
+
+    copies: list[Copy] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)
+    admitted: list[Sequence] = field(default_factory=list)
+
+    @property
+    def batch(self) -> StepBatch:
+        return StepBatch(tuple(self.spans))
+
+
+class Scheduler:
+    """Owns the queue, the running sequences (in the order of admission) and their slots. One thread uses it."""
+
+    def __init__(self, limits: Limits, slots: SlotTable, token_budget: int) -> None:
+        self.waiting: deque[Waiting] = deque()
+        self.running: list[Sequence] = []
+        self.slots = slots
+        self._chunk = limits.prefill_chunk
+        self._budget = max(token_budget, limits.num_slots)  # a decode step of all slots always fits
+
+    def plan(self, admit: Admit) -> Plan:
+        """Decide the next step; admitted requests leave the queue and get their slot here. `admit` makes the sequence
+        of a request and the slot it was given."""
+        plan = Plan()
+        budget = self._budget
+        for sequence in self.running:
+            if sequence.num_missing == 1:
+                budget -= self._add(plan, sequence, 1)
+        for sequence in self.running:
+            if sequence.num_missing > 1 and budget > 0:
+                budget -= self._add(plan, sequence, budget)
+        while budget > 0 and self.waiting and self.slots.can_allocate:
+            budget -= self._add(plan, self._admit_next(plan, admit), budget)
+        return plan
+
+    def computed(self, plan: Plan) -> None:
+        """The plan's spans are in their slots."""
+        for span, sequence in zip(plan.spans, plan.sequences, strict=True):
+            sequence.num_computed += len(span.token_ids)
+            self.slots.advance(sequence.slot, sequence.num_computed)
+
+    def finish(self, sequence: Sequence, *, retain: bool = True) -> None:
+        self.slots.release(sequence.slot, retain=retain)
+        self.running.remove(sequence)
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self.waiting.clear()
+        self.running.clear()
+        self.slots.reset()
+
+    def _admit_next(self, plan: Plan, admit: Admit) -> Sequence:
+        waiting = self.waiting[0]
+        allocation = self.slots.allocate(waiting.request.prompt_ids)
+        plan.copies += allocation.copies
+        sequence = admit(waiting, allocation)
+        self.running.append(sequence)
+        self.waiting.popleft()
+        plan.admitted.append(sequence)
+        return sequence
+
+    def _add(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+        """The number of tokens that the sequence's span takes."""
+        start = sequence.num_computed
+        count = min(sequence.num_missing, self._chunk, budget)
+        span = Span(
+            slot=sequence.slot,
+            start=start,
+            token_ids=sequence.tokens[start : start + count],
+            wants_logits=count == sequence.num_missing,
+        )
+        plan.spans.append(span)
+        plan.sequences.append(sequence)
+        return count

@@ -1,0 +1,137 @@
+"""One request while it is served: what waits for a slot, what runs in one, and what it has not yet told its reader."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from .core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
+from .errors import EngineError
+from .output import Output
+from .sampling import TokenSampler
+
+
+@dataclass(slots=True, eq=False)
+class Waiting:
+    """A request without a slot."""
+
+    request: Request
+    queued_at: float
+    last_event_at: float
+
+    @property
+    def arrival(self) -> float:
+        return self.request.arrival or self.queued_at
+
+    def stages(self, now: float) -> Stages:
+        return Stages(queue_ms=_queue_ms(self.request, self.arrival, now), tokenize_ms=self.request.tokenize_ms)
+
+    def event(
+        self, now: float, *, finish_reason: FinishReason | None = None, failure: EngineError | None = None
+    ) -> Event:
+        usage = Usage(len(self.request.prompt_ids), 0, 0)
+        return _with_failure(Event(self.request.id, (), usage, self.stages(now), finish_reason), failure)
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request in a slot. `tokens[:num_tokens]` are prompt and completion, in the slot table's own row;
+    `tokens[:num_computed]` have their keys and values in the slot."""
+
+    request: Request
+    arrival: float
+    slot: int
+    tokens: TokenIds  # [max_length], the slot's row
+    num_tokens: int
+    num_computed: int
+    num_cached: int
+    max_tokens: int  # of the completion: what was asked, or the room in the slot
+    sampler: TokenSampler
+    output: Output
+    admitted_at: float
+    last_event_at: float
+    first_token_at: float | None = None
+    last_token_at: float = 0.0
+    sent_any: bool = False
+    logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the tokens not yet taken
+
+    @property
+    def num_prompt_tokens(self) -> int:
+        return len(self.request.prompt_ids)
+
+    @property
+    def num_completion_tokens(self) -> int:
+        return self.num_tokens - self.num_prompt_tokens
+
+    @property
+    def num_missing(self) -> int:
+        """Tokens whose keys and values are still to be computed."""
+        return self.num_tokens - self.num_computed
+
+    def accept(self, token_id: int, logprobs: TokenLogprobs | None, is_eos: bool, now: float) -> FinishReason | None:
+        """Take the next token of the completion; the reason, if the request ends with it."""
+        self.tokens[self.num_tokens] = token_id
+        self.num_tokens += 1
+        self.sampler.count(token_id)
+        if self.first_token_at is None:
+            self.first_token_at = now
+        self.last_token_at = now
+        if logprobs:
+            self.logprobs.append(logprobs)
+        return self._end_at_eos(token_id) if is_eos else self._end_at_text(token_id)
+
+    def _end_at_eos(self, token_id: int) -> FinishReason:
+        if not self.output.flush(check_stops=self._checks_stops):
+            self.output.end_with(token_id)
+        return FinishReason.STOP
+
+    def _end_at_text(self, token_id: int) -> FinishReason | None:
+        if self.output.push(token_id, check_stops=self._checks_stops):
+            return FinishReason.STOP
+        if self.num_completion_tokens < self.max_tokens:
+            return None
+        return FinishReason.STOP if self.output.flush(check_stops=self._checks_stops) else FinishReason.LENGTH
+
+    @property
+    def _checks_stops(self) -> bool:
+        """The text of the first `min_tokens` tokens takes no part in stop strings."""
+        return self.num_completion_tokens > self.request.sampling.min_tokens
+
+    def event(
+        self, now: float, *, finish_reason: FinishReason | None = None, failure: EngineError | None = None
+    ) -> Event:
+        """What is ready, as one event; everything, where it is the last."""
+        if finish_reason in (FinishReason.CANCELLED, FinishReason.DEADLINE):
+            self.output.flush(check_stops=False)
+        token_ids, is_first = self.output.take()
+        logprobs = tuple(self.logprobs[: len(token_ids)])
+        del self.logprobs[: len(token_ids)]
+        self.last_event_at = now
+        self.sent_any = self.sent_any or bool(token_ids)
+        event = Event(
+            request_id=self.request.id,
+            token_ids=token_ids,
+            usage=Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached),
+            stages=self._stages(now),
+            finish_reason=finish_reason,
+            text_bytes=self.output.text_bytes,
+            is_first=is_first,
+            logprobs=logprobs,
+        )
+        return _with_failure(event, failure)
+
+    def _stages(self, now: float) -> Stages:
+        first = self.first_token_at
+        return Stages(
+            queue_ms=_queue_ms(self.request, self.arrival, self.admitted_at),
+            tokenize_ms=self.request.tokenize_ms,
+            prefill_ms=((now if first is None else first) - self.admitted_at) * 1e3,
+            decode_ms=0.0 if first is None else (now - first) * 1e3,
+        )
+
+
+def _queue_ms(request: Request, arrival: float, until: float) -> float:
+    return max(0.0, (until - arrival) * 1e3 - request.tokenize_ms)
+
+
+def _with_failure(event: Event, failure: EngineError | None) -> Event:
+    return event if failure is None else replace(event, error=str(failure), error_code=failure.code)
