@@ -1,0 +1,231 @@
+"""Starts and stops the real tritonserver of the nvidia-pytriton wheel: for tests, for perf and for `autoglm serve`.
+
+with LocalServer("model_repository", artifact="build/smollm2") as server:
+    client = Client(server.grpc_url)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import TracebackType
+
+from .exceptions import LocalServerError
+from .server_log import last_line, startup_error
+from .server_probe import engine_answers, http_status
+from .triton_install import TritonInstall, find_triton
+
+Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
+
+STARTUP_SECONDS = 180.0
+EXIT_SECONDS = 2  # what tritonserver waits for requests under way
+_CONTROL_APIS = "model-repository,trace,logging,shared-memory"
+# The server ends with the process that started it, also when that one is killed.
+_GUARD = """
+import ctypes, os, signal, sys
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+if os.getppid() == int(sys.argv[1]):
+    os.execv(sys.argv[2], sys.argv[2:])
+"""
+
+
+class LocalServer:
+    """One tritonserver on loopback. A port of 0 takes a free one.
+
+    `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
+    log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
+    shared memory) are closed by a random key, `control_key`.
+    """
+
+    def __init__(
+        self,
+        model_repository: str | Path,
+        *,
+        artifact: str | Path | None = None,
+        env: Mapping[str, str] | None = None,
+        host: str = "127.0.0.1",
+        http_port: int = 0,
+        grpc_port: int = 0,
+        metrics_port: int = 0,
+        log_file: str | Path | None = None,
+        arguments: tuple[str, ...] = (),
+    ) -> None:
+        self.model_repository = Path(model_repository).resolve()
+        self.host = host
+        self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
+        self.control_key = secrets.token_hex(16)
+        self._artifact = Path(artifact).resolve() if artifact else None
+        self._env = dict(env or {})
+        self._arguments = arguments
+        self._chosen_log = Path(log_file) if log_file else None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log = self._chosen_log
+        self._started = 0.0
+
+    @property
+    def http_url(self) -> str:
+        return f"http://{self.host}:{self.http_port}"
+
+    @property
+    def grpc_url(self) -> str:
+        return f"{self.host}:{self.grpc_port}"
+
+    @property
+    def metrics_url(self) -> str:
+        return f"http://{self.host}:{self.metrics_port}/metrics"
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def __enter__(self) -> LocalServer:
+        self.start()
+        try:
+            self.wait_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def start(self) -> None:
+        """Start the process and return at once. Raises LocalServerError when something is not installed."""
+        if self._process is not None:
+            raise LocalServerError("this server was started already")
+        if not self.model_repository.is_dir():
+            raise LocalServerError(f"there is no model repository at {self.model_repository}")
+        install = find_triton()
+        self._folder = tempfile.TemporaryDirectory(prefix="autoglm-server-", ignore_cleanup_errors=True)
+        folder = Path(self._folder.name)
+        self._log = self._chosen_log or folder / "server.log"
+        self._started = time.monotonic()
+        command = self._command(install, install.assemble_backends(folder))
+        self._process = _spawn(
+            command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
+        )
+
+    def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
+        """Return when all models are loaded. Raises LocalServerError with the reason when they cannot be."""
+        while not self.is_ready():
+            elapsed = time.monotonic() - self._started
+            if not self.is_alive():
+                raise LocalServerError(f"the server did not start: {startup_error(self.log_text())}")
+            if elapsed > timeout:
+                raise LocalServerError(f"the server was not ready after {timeout:g} s: {last_line(self.log_text())}")
+            if progress:
+                progress(elapsed, last_line(self.log_text()))
+            time.sleep(0.1)
+
+    def is_alive(self) -> bool:
+        """Whether the process runs."""
+        return self._process is not None and self._process.poll() is None
+
+    def is_ready(self) -> bool:
+        """Whether the server says that all models are loaded. It says so also of a model whose process died."""
+        return self.is_alive() and http_status(self.host, self.http_port, "/v2/health/ready") == 200
+
+    def is_healthy(self, timeout: float = 5.0) -> bool:
+        """Whether the engine itself answers within `timeout` seconds."""
+        return self.is_ready() and engine_answers(self.host, self.http_port, timeout)
+
+    def wait(self, poll_seconds: float = 1.0) -> None:
+        """Block while the server is well. Raises LocalServerError when it ended or the engine's process died."""
+        failures = 0
+        while self.is_alive():
+            failures = 0 if self.is_healthy() else failures + 1
+            if failures >= 3 and self.is_alive():
+                raise LocalServerError(f"the engine no longer answers: {startup_error(self.log_text())}")
+            time.sleep(poll_seconds)
+        code = self._process.returncode if self._process else None
+        raise LocalServerError(f"the server ended with exit code {code}: {startup_error(self.log_text())}")
+
+    def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
+        """End the server: SIGTERM, and SIGKILL when it has not gone after `timeout` seconds."""
+        if self._process is not None:
+            self._process.send_signal(signal.SIGTERM)
+            try:
+                self._process.wait(timeout)
+            except subprocess.TimeoutExpired:
+                self._process.kill()
+                self._process.wait()
+            self._process = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def log_text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log and self._log.exists() else ""
+
+    def _artifact_env(self) -> dict[str, str]:
+        return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
+
+    def _command(self, install: TritonInstall, backends: Path) -> list[str]:
+        options = {
+            "model-repository": self.model_repository,
+            "model-control-mode": "none",
+            "backend-directory": backends,
+            "cache-directory": install.root / "caches",
+            "exit-timeout-secs": EXIT_SECONDS,
+            "http-address": self.host,
+            "http-port": self.http_port,
+            "grpc-address": self.host,
+            "grpc-port": self.grpc_port,
+            "metrics-address": self.host,
+            "metrics-port": self.metrics_port,
+            "http-restricted-api": f"{_CONTROL_APIS}:autoglm-control-key={self.control_key}",
+            "grpc-restricted-protocol": f"{_CONTROL_APIS}:autoglm-control-key={self.control_key}",
+        }
+        return [str(install.binary), *(f"--{name}={value}" for name, value in options.items()), *self._arguments]
+
+
+def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
+    """Start `command` from a thread that lives as long as it does: the signal at the parent's death follows the thread
+    that started a process, not the whole parent."""
+    started = threading.Event()
+    result: list[subprocess.Popen[bytes]] = []
+    guarded = [sys.executable, "-ISc", _GUARD, str(os.getpid()), *command]
+
+    def keep() -> None:
+        with contextlib.ExitStack() as stack:
+            stack.callback(started.set)
+            output = stack.enter_context(log.open("ab"))
+            process = subprocess.Popen(
+                guarded, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+            )
+            result.append(process)
+            started.set()
+            process.wait()
+
+    threading.Thread(target=keep, name="tritonserver-keeper", daemon=True).start()
+    started.wait()
+    if not result:
+        raise LocalServerError(f"{command[0]} cannot be started, or its log {log} cannot be written")
+    return result[0]
+
+
+def _choose_ports(host: str, *ports: int) -> list[int]:
+    """Free ports in place of the zeros: all are held at once, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        chosen = []
+        for port in ports:
+            holder = stack.enter_context(socket.socket())
+            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if port == 0:
+                holder.bind((host, 0))
+            chosen.append(port or holder.getsockname()[1])
+        return chosen

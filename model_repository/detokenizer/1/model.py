@@ -1,0 +1,30 @@
+"""The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
+
+import sys
+from pathlib import Path
+
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        from autoglm_engine.acks import AckWriter
+        from autoglm_engine.adapter import artifact_folder
+        from autoglm_engine.errors import EngineError
+        from autoglm_engine.pieces import Pieces
+
+        self.refusal = EngineError
+        self.pieces = Pieces.load(artifact_folder(args["model_repository"]), AckWriter().write)
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        try:
+            event = pb_utils.get_input_tensor_by_name(request, "event").as_numpy()
+            outputs = self.pieces.outputs(event)
+        except self.refusal as error:
+            code = getattr(pb_utils.TritonError, error.code)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

@@ -1,0 +1,107 @@
+"""The tokenizer model's core: one request's tensors in, token ids and a packed request out, or one clear error."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .core import Request, TokenIds
+from .errors import InvalidRequest
+from .manifest import Manifest
+from .options import OPTIONS, OptionRules
+from .prompt import Prompter
+from .wire import Packed, pack_request
+
+Tensors = Mapping[str, npt.NDArray[Any]]
+PROMPT_INPUTS = ("text_input", "messages")
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    token_ids: TokenIds  # [num_prompt_tokens]
+    request: Packed
+
+
+class Door:
+    """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
+
+    def __init__(self, prompter: Prompter, rules: OptionRules, clock: Callable[[], float] = time.monotonic) -> None:
+        self._prompter = prompter
+        self._rules = rules
+        self._clock = clock
+
+    @classmethod
+    def load(cls, folder: Path) -> Door:
+        manifest = Manifest.load(folder)
+        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
+
+    def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
+        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
+        arrival = self._clock()
+        check_parameters(parameters)
+        values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
+        token_ids = self._prompt(tensors)
+        checked = self._rules.check(values, prompt_length=len(token_ids))
+        request = Request(
+            id="",
+            prompt_ids=token_ids,
+            sampling=checked.sampling,
+            stream=checked.stream,
+            arrival=arrival,
+            deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            tokenize_ms=(self._clock() - arrival) * 1000,
+        )
+        return Admitted(token_ids, pack_request(request))
+
+    def _prompt(self, tensors: Tensors) -> TokenIds:
+        given = [name for name in PROMPT_INPUTS if name in tensors]
+        if len(given) != 1:
+            said = "both are set" if given else "neither is set"
+            raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
+        raw = read_single(given[0], tensors[given[0]])
+        return self._prompter.from_text(raw) if given[0] == "text_input" else self._prompter.from_messages(raw)
+
+
+def read_value(name: str, array: npt.NDArray[Any]) -> Any:
+    """The Python value of an option's tensor; `stop` is a list of bytes."""
+    if name == "stop":
+        check_batch(name, array)
+        return list(array.reshape(-1))
+    value = read_single(name, array)
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def read_single(name: str, array: npt.NDArray[Any]) -> Any:
+    check_batch(name, array)
+    if array.size != 1:
+        raise InvalidRequest(f"{name} has {array.size} values; it must have 1")
+    return array.reshape(-1)[0]
+
+
+def check_batch(name: str, array: npt.NDArray[Any]) -> None:
+    if array.ndim != 2 or array.shape[0] != 1:
+        raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
+
+
+def check_parameters(parameters: str) -> None:
+    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
+
+    `/generate` turns every key that names no input into a parameter.
+    """
+    if not parameters or parameters == "{}":
+        return
+    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
+    if unknown:
+        known = ", ".join((*PROMPT_INPUTS, *OPTIONS))
+        raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
+
+
+def _is_reserved(name: str) -> bool:
+    return name.startswith("triton_")

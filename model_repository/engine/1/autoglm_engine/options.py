@@ -1,0 +1,140 @@
+"""Every option of a request: its tensor, its default, its range. What this table says, the door enforces."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from .core import SamplingOptions
+from .errors import ArtifactError, InvalidRequest
+from .manifest import Manifest
+
+Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
+MAX_STOP_STRINGS = 16
+MAX_STOP_CHARACTERS = 256
+DEFAULT_MAX_TOKENS = 256
+DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True, slots=True)
+class Option:
+    """`dtype` is Triton's. `low` and `high` belong to the range unless `low_open`; None is no bound."""
+
+    name: str
+    dtype: str
+    default: Any = None
+    low: Bound | None = None
+    high: Bound | None = None
+    low_open: bool = False
+    from_model: bool = False  # the checkpoint's generation config may set the default
+
+
+# fmt: off
+OPTIONS = {option.name: option for option in (
+    Option("max_tokens",         "INT32",  DEFAULT_MAX_TOKENS, 1, "max_length"),
+    Option("min_tokens",         "INT32",  0,     0,  "max_tokens"),
+    Option("temperature",        "FP32",   0.0,   0,  100, from_model=True),
+    Option("top_k",              "INT32",  0,     0,  "vocab_size", from_model=True),
+    Option("top_p",              "FP32",   1.0,   0,  1,   from_model=True, low_open=True),
+    Option("min_p",              "FP32",   0.0,   0,  1),
+    Option("repetition_penalty", "FP32",   1.0,   0,  10,  from_model=True, low_open=True),
+    Option("presence_penalty",   "FP32",   0.0,   -2, 2),
+    Option("frequency_penalty",  "FP32",   0.0,   -2, 2),
+    Option("seed",               "INT64",  None,  0,  2**63 - 1),
+    Option("stop",               "STRING", ()),
+    Option("ignore_eos",         "BOOL",   False),
+    Option("stream",             "BOOL",   False),
+    Option("logprobs",           "INT32",  0,     0,  20),
+    Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+)}
+# fmt: on
+
+
+@dataclass(frozen=True, slots=True)
+class Checked:
+    """A request's options, each inside its range."""
+
+    sampling: SamplingOptions
+    stream: bool
+    deadline_ms: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class OptionRules:
+    """The table with one model's limits and defaults filled in."""
+
+    max_length: int
+    vocab_size: int
+    defaults: Mapping[str, Any]
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> OptionRules:
+        """Raises ArtifactError when the checkpoint's defaults name no such option or leave its range."""
+        rules = cls(manifest.max_length, manifest.vocab_size, dict(manifest.generation_defaults))
+        try:
+            for name, value in rules.defaults.items():
+                if name not in OPTIONS or not OPTIONS[name].from_model:
+                    raise InvalidRequest(f"{name} is not an option that a checkpoint sets")
+                rules.check_range(OPTIONS[name], value, max_tokens=manifest.max_length)
+        except InvalidRequest as error:
+            raise ArtifactError(f"the artifact's generation defaults are wrong: {error}") from None
+        return rules
+
+    def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes. Raises InvalidRequest."""
+        room = max(1, self.max_length - prompt_length)
+        chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
+        for name in values:
+            self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
+        stream, deadline_ms = chosen.pop("stream"), chosen.pop("deadline_ms")
+        return Checked(SamplingOptions(**chosen), stream=stream, deadline_ms=deadline_ms)
+
+    def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
+        if option.name in values:
+            value = values[option.name]
+            return _stop_strings(value) if option.name == "stop" else value
+        if option.name == "max_tokens":
+            return min(DEFAULT_MAX_TOKENS, room)
+        return self.defaults.get(option.name, option.default) if option.from_model else option.default
+
+    def check_range(self, option: Option, value: Any, *, max_tokens: int) -> None:
+        if option.low is None or option.high is None:
+            return
+        low = float(option.low)
+        names = {"max_length": self.max_length, "vocab_size": self.vocab_size, "max_tokens": max_tokens}
+        high = names[option.high] if isinstance(option.high, str) else option.high
+        inside = (low < value if option.low_open else low <= value) and value <= high
+        if not inside or not math.isfinite(value):
+            raise InvalidRequest(f"{option.name} is {_shown(value)}; {_range(option, high)}")
+
+
+def _range(option: Option, high: float) -> str:
+    named = f" ({option.high})" if isinstance(option.high, str) else ""
+    if option.low_open:
+        return f"it must be above {option.low:g} and at most {high:g}{named}"
+    low = int(option.low) if isinstance(option.low, (int, float)) else option.low
+    return f"it must be between {low} and {high:.0f}{named}"
+
+
+def _shown(value: float) -> str:
+    return str(value) if isinstance(value, int) else f"{value:g}"
+
+
+def _stop_strings(raw: list[bytes]) -> tuple[str, ...]:
+    if len(raw) > MAX_STOP_STRINGS:
+        raise InvalidRequest(f"stop has {len(raw)} strings; at most {MAX_STOP_STRINGS} are allowed")
+    strings = tuple(text_of(item, f"stop[{index}]") for index, item in enumerate(raw))
+    for index, string in enumerate(strings):
+        if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
+            raise InvalidRequest(f"stop[{index}] has {len(string)} characters; 1 to {MAX_STOP_CHARACTERS} are allowed")
+    return strings
+
+
+def text_of(raw: bytes, name: str) -> str:
+    """UTF-8 to text. Raises InvalidRequest that names the first bad byte."""
+    try:
+        return raw.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None

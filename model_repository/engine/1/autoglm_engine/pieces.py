@@ -1,0 +1,93 @@
+"""The detokenizer model's core: one packed event in, the ensemble's outputs out."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .core import Event, TokenLogprobs
+from .prompt import load_tokenizer
+from .token_text import TokenText
+from .wire import Ack, Packed, unpack_event
+
+Outputs = dict[str, npt.NDArray[Any]]
+
+
+class Pieces:
+    """Text of the pieces of all streams. Every piece decodes on its own; all that is kept is the time spent so far, by
+    acknowledgement cell, so there is a bound to it.
+
+    `acknowledge` is called for each event before its outputs leave.
+    """
+
+    def __init__(
+        self, text: TokenText, acknowledge: Callable[[Ack], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._text = text
+        self._acknowledge = acknowledge
+        self._clock = clock
+        self._spent_ms: dict[int, tuple[str, float]] = {}
+
+    @classmethod
+    def load(cls, folder: Path, acknowledge: Callable[[Ack], None]) -> Pieces:
+        return cls(TokenText(load_tokenizer(folder)), acknowledge)
+
+    def outputs(self, packed: Packed) -> Outputs:
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 5]. Raises InvalidRequest."""
+        begin = self._clock()
+        event, ack = unpack_event(packed)
+        if ack is not None:
+            self._acknowledge(ack)
+        text = piece_text(self._text, event)
+        logprobs = json.dumps([self._logprobs(entry) for entry in event.logprobs], ensure_ascii=False)
+        return _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+
+    def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
+        if ack is None:
+            return now_ms
+        request_id, before_ms = self._spent_ms.get(ack.cell, ("", 0.0))
+        total_ms = now_ms + (before_ms if request_id == event.request_id else 0.0)
+        self._spent_ms[ack.cell] = (event.request_id, total_ms)
+        return total_ms
+
+    def _logprobs(self, entry: TokenLogprobs) -> dict[str, Any]:
+        top = [self._candidate(token_id, logprob) for token_id, logprob in entry.top]
+        return {**self._candidate(entry.token_id, entry.logprob), "top": top}
+
+    def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
+        return {"token_id": token_id, "token": self._text.decode((token_id,), is_first=False), "logprob": logprob}
+
+
+def piece_text(text: TokenText, event: Event) -> str:
+    piece = text.decode(event.token_ids, event.is_first) if event.token_ids else ""
+    if event.text_bytes is None:
+        return piece
+    return piece.encode()[: event.text_bytes].decode()  # the engine cuts between characters
+
+
+def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Outputs:
+    stages = event.stages
+    times = [stages.queue_ms, stages.tokenize_ms, stages.prefill_ms, stages.decode_ms, detokenize_ms]
+    return {
+        "text_output": _string(text),
+        "finish_reason": _string(event.finish_reason.value if event.finish_reason else ""),
+        "prompt_tokens": _int(event.usage.prompt_tokens),
+        "completion_tokens": _int(event.usage.completion_tokens),
+        "cached_tokens": _int(event.usage.cached_tokens),
+        "stage_times": np.array([times], dtype=np.float32),
+        "logprobs_output": _string(logprobs),
+    }
+
+
+def _string(value: str) -> npt.NDArray[Any]:
+    return np.array([[value.encode()]], dtype=np.object_)
+
+
+def _int(value: int) -> npt.NDArray[Any]:
+    return np.array([[value]], dtype=np.int32)

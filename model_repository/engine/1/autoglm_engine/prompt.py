@@ -1,0 +1,197 @@
+"""From what a caller sent to token ids: the chat template, the encoding, and the checks of both."""
+
+from __future__ import annotations
+
+import datetime
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from .core import TokenIds
+from .errors import ArtifactError, InvalidRequest
+from .manifest import Manifest
+from .options import text_of
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from tokenizers import Tokenizer
+
+TOKENIZER_NAME = "tokenizer.json"
+TEMPLATE_NAME = "chat_template.jinja"
+MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
+_PREFIX_CHARACTERS_PER_TOKEN = 8
+
+
+class Prompter:
+    """Makes prompts for one artifact. `Tokenizer` and template are read once."""
+
+    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, max_length: int) -> None:
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        self._tokenizer = tokenizer
+        self._template = template
+        self._max_tokens = max_length - 1  # one position is left for the answer
+        self._max_bytes = max_length * _longest_token(tokenizer)
+
+    @classmethod
+    def load(cls, folder: Path, manifest: Manifest) -> Prompter:
+        tokenizer = load_tokenizer(folder)
+        return cls(tokenizer, ChatTemplate.load(folder, tokenizer, manifest), manifest.max_length)
+
+    def from_text(self, raw: bytes) -> TokenIds:
+        """int32 [num_tokens], with the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
+        if not raw:
+            raise InvalidRequest("text_input is empty; it must have at least one character")
+        self._check_size(raw, "text_input")
+        return self._encode(text_of(raw, "text_input"), "text_input", special_tokens=True)
+
+    def from_messages(self, raw: bytes) -> TokenIds:
+        """int32 [num_tokens] of the rendered conversation. Raises InvalidRequest."""
+        if self._template is None:
+            raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
+        self._check_size(raw, "messages")
+        messages = parse_messages(text_of(raw, "messages"))
+        return self._encode(self._template.render(messages), "messages", special_tokens=False)
+
+    def _check_size(self, raw: bytes, name: str) -> None:
+        """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the
+        longest one."""
+        if len(raw) > self._max_bytes:
+            raise InvalidRequest(
+                f"{name} has {len(raw)} bytes, which cannot fit into the {self._max_tokens} prompt tokens that the "
+                f"model takes; at most {self._max_bytes} bytes are read"
+            )
+
+    def _encode(self, text: str, name: str, *, special_tokens: bool) -> TokenIds:
+        # Most texts that are too long show it in their beginning: then the rest is not encoded at all.
+        beginning = text[: self._max_tokens * _PREFIX_CHARACTERS_PER_TOKEN]
+        ids = self._ids(beginning, special_tokens)
+        if len(beginning) < len(text) and len(ids) <= self._max_tokens + 1:
+            ids = self._ids(text, special_tokens)
+        if not ids:
+            raise InvalidRequest(f"{name} encodes to no token; it must encode to at least 1")
+        if len(ids) > self._max_tokens:
+            count = f"{len(ids)}" if len(beginning) == len(text) else f"more than {self._max_tokens}"
+            raise InvalidRequest(f"{name} has {count} tokens; the model takes 1 to {self._max_tokens}")
+        return np.asarray(ids, dtype=np.int32)
+
+    def _ids(self, text: str, special_tokens: bool) -> list[int]:
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+
+
+class ChatTemplate:
+    """A checkpoint's Jinja template, rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
+    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens."""
+
+    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
+        self._special_tokens = special_tokens
+        self._template = _compile(source)
+
+    @classmethod
+    def load(cls, folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> ChatTemplate | None:
+        path = folder / TEMPLATE_NAME
+        if not path.exists():
+            return None
+        ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
+        special = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+        return cls(path.read_text(encoding="utf-8"), special)
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Raises InvalidRequest with the template's own words when it refuses the messages."""
+        from jinja2 import TemplateError
+
+        try:
+            return self._template.render(
+                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+            )
+        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+            raise InvalidRequest(f"messages do not suit the model's chat template: {error}") from None
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    from tokenizers import Tokenizer
+
+    path = folder / TOKENIZER_NAME
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises plain Exception
+        raise ArtifactError(f"{path} cannot be read: {error}") from None
+
+
+def parse_messages(text: str) -> list[dict[str, Any]]:
+    """Checks what every template relies on: a list of objects with a role and a content. Raises InvalidRequest."""
+    try:
+        messages = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise InvalidRequest(f"messages is not JSON: {error}") from None
+    if not isinstance(messages, list) or not messages:
+        raise InvalidRequest("messages must be a JSON list of at least one {role, content} object")
+    for index, message in enumerate(messages):
+        _check_message(message, f"messages[{index}]")
+    return messages
+
+
+def _check_message(message: Any, name: str) -> None:
+    if not isinstance(message, dict):
+        raise InvalidRequest(f"{name} is {_json_type(message)}; it must be an object with role and content")
+    role = message.get("role")
+    if not isinstance(role, str) or not 1 <= len(role) <= MAX_ROLE_CHARACTERS:
+        raise InvalidRequest(f"{name}.role must be a string of 1 to {MAX_ROLE_CHARACTERS} characters, such as user")
+    content = message.get("content")
+    if isinstance(content, list):
+        for index, part in enumerate(content):
+            _check_part(part, f"{name}.content[{index}]")
+    elif not isinstance(content, str):
+        raise InvalidRequest(f"{name}.content is {_json_type(content)}; it must be a string or a list of parts")
+
+
+def _check_part(part: Any, name: str) -> None:
+    if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
+        raise InvalidRequest(f'{name} must be {{"type": "text", "text": string}}: this model reads text only')
+
+
+def _json_type(value: Any) -> str:
+    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
+    return names.get(type(value), "an object")
+
+
+def _longest_token(tokenizer: Tokenizer) -> int:
+    """In bytes. A byte-level token spells a byte with up to two, so this is an upper bound."""
+    return max((len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)), default=1)
+
+
+def _compile(source: str) -> Template:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks an assistant's words for training; here its body is simply rendered."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
+    try:
+        return environment.from_string(source)
+    except TemplateError as error:
+        raise ArtifactError(f"the chat template cannot be read: {error}") from None
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own filter escapes HTML; a prompt is not HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

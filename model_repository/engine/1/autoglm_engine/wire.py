@@ -1,0 +1,120 @@
+"""What travels between the three steps: JSON in UINT8 tensors.
+
+Request (tokenizer -> engine): everything of `core.Request` but its id and token ids, which travel on their own.
+Event (engine -> detokenizer): `core.Event` and the cell in which the detokenizer acknowledges it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from .core import Event, FinishReason, Request, SamplingOptions, Stages, TokenIds, TokenLogprobs, Usage
+from .errors import InvalidRequest
+
+Packed = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True, slots=True)
+class Ack:
+    """Where an event is acknowledged: write `number` into cell `cell` of the shared-memory board `board`."""
+
+    board: str
+    cell: int
+    number: int
+
+
+def pack_request(request: Request) -> Packed:
+    """A uint8 array [num_bytes]."""
+    return _pack(
+        {
+            "sampling": dataclasses.asdict(request.sampling),
+            "stream": request.stream,
+            "arrival": request.arrival,
+            "deadline": request.deadline,
+            "tokenize_ms": request.tokenize_ms,
+        }
+    )
+
+
+def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Request:
+    """Raises InvalidRequest when `packed` did not come from `pack_request`."""
+    raw = _unpack(packed, "request")
+    try:
+        sampling = raw.pop("sampling")
+        sampling["stop"] = tuple(sampling["stop"])
+        return Request(id=request_id, prompt_ids=token_ids, sampling=SamplingOptions(**sampling), **raw)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
+
+
+def pack_event(event: Event, ack: Ack | None) -> Packed:
+    """A uint8 array [num_bytes]."""
+    raw: dict[str, Any] = {
+        "id": event.request_id,
+        "tokens": event.token_ids,
+        "usage": dataclasses.astuple(event.usage),
+        "stages": dataclasses.astuple(event.stages),
+    }
+    if event.finish_reason is not None:
+        raw["finish"] = event.finish_reason.value
+    if event.text_bytes is not None:
+        raw["text_bytes"] = event.text_bytes
+    if event.is_first:
+        raw["first"] = True
+    if event.logprobs:
+        raw["logprobs"] = [(entry.token_id, entry.logprob, entry.top) for entry in event.logprobs]
+    if ack is not None:
+        raw["ack"] = (ack.board, ack.cell, ack.number)
+    return _pack(raw)
+
+
+def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
+    """Raises InvalidRequest when `packed` did not come from `pack_event`."""
+    raw = _unpack(packed, "event")
+    try:
+        return _event(raw), _ack(raw.get("ack"))
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidRequest(f"event is not what the engine model writes: {error}") from None
+
+
+def _event(raw: dict[str, Any]) -> Event:
+    return Event(
+        request_id=str(raw["id"]),
+        token_ids=tuple(int(token_id) for token_id in raw["tokens"]),
+        usage=Usage(*raw["usage"]),
+        stages=Stages(*raw["stages"]),
+        finish_reason=FinishReason(raw["finish"]) if "finish" in raw else None,
+        text_bytes=raw.get("text_bytes"),
+        is_first=raw.get("first", False),
+        logprobs=tuple(
+            TokenLogprobs(token_id, logprob, tuple((int(t), float(p)) for t, p in top))
+            for token_id, logprob, top in raw.get("logprobs", ())
+        ),
+    )
+
+
+def _ack(raw: Any) -> Ack | None:
+    if raw is None:
+        return None
+    board, cell, number = raw
+    return Ack(str(board), int(cell), int(number))
+
+
+def _pack(raw: dict[str, Any]) -> Packed:
+    return np.frombuffer(json.dumps(raw, separators=(",", ":")).encode(), dtype=np.uint8)
+
+
+def _unpack(packed: Packed, name: str) -> dict[str, Any]:
+    try:
+        raw = json.loads(packed.tobytes())
+    except ValueError:
+        raise InvalidRequest(f"{name} is not JSON") from None
+    if not isinstance(raw, dict):
+        raise InvalidRequest(f"{name} is {type(raw).__name__}, it must be a JSON object")
+    return raw

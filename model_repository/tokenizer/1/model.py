@@ -1,0 +1,35 @@
+"""The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        from autoglm_engine.adapter import artifact_folder
+        from autoglm_engine.door import Door
+        from autoglm_engine.errors import EngineError
+
+        self.refusal = EngineError
+        self.door = Door.load(artifact_folder(args["model_repository"]))
+
+    def execute(self, requests):
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        try:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            admitted = self.door.admit(tensors, request.parameters())
+        except self.refusal as error:
+            code = getattr(pb_utils.TritonError, error.code)
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+        return pb_utils.InferenceResponse(
+            [
+                pb_utils.Tensor("token_ids", admitted.token_ids[np.newaxis]),
+                pb_utils.Tensor("request", admitted.request[np.newaxis]),
+            ]
+        )
