@@ -26,5 +26,5 @@ class TritonPythonModel:
             outputs = self.pieces.outputs(event)
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

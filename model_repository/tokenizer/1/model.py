@@ -26,7 +26,7 @@ class TritonPythonModel:
             admitted = self.door.admit(tensors, request.parameters())
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(str(error), code))
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("token_ids", admitted.token_ids[np.newaxis]),

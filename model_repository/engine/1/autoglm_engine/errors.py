@@ -18,6 +18,11 @@ class EngineError(Exception):
 
     code = "INTERNAL"
 
+    @property
+    def wire_text(self) -> str:
+        """What Triton is told. A streamed error reaches gRPC clients as a text alone, so the code stands in it."""
+        return f"{self.code}: {self}"
+
 
 class InvalidRequest(EngineError):
     code = "INVALID_ARG"
