@@ -107,11 +107,7 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
     progress("parity: load reference", 1.0)
     runner = load_runner(artifact, manifest, num_threads=os.cpu_count() or 1)
     try:
-        reports = {}
-        for index, (name, ids) in enumerate(texts.items()):
-            progress("parity: compare", index / len(texts))
-            reports[name] = compare_text(runner, reference, ids)
-        progress("parity: compare", 1.0)
+        reports = compare_texts(runner, reference, texts, progress)
     finally:
         runner.close()
     return ParityReport(reference=reference.version, precision=manifest.precision, texts=reports)
@@ -127,10 +123,21 @@ def _encode(artifact: Path, max_length: int) -> dict[str, TokenIds]:
     return {name: np.array(tokenizer.encode(text).ids[:max_length], dtype=np.int32) for name, text in TEXTS.items()}
 
 
-def compare_text(runner: Runner, reference: Reference, ids: TokenIds) -> TextReport:
-    """All figures for one text. Uses slots 0 and the last one."""
+def compare_texts(
+    runner: Runner, reference: Reference, texts: dict[str, TokenIds], progress: Progress = no_progress
+) -> dict[str, TextReport]:
+    rows = teacher_forced(runner, list(texts.values()), progress)
+    reports = {}
+    for index, (name, ids) in enumerate(texts.items()):
+        progress("parity: compare", index / len(texts))
+        reports[name] = _compare_text(runner, reference, ids, rows[index])
+    progress("parity: compare", 1.0)
+    return reports
+
+
+def _compare_text(runner: Runner, reference: Reference, ids: TokenIds, actual: Rows) -> TextReport:
+    """All figures for one text, whose teacher-forced logits are `actual`."""
     expected = reference.logits(ids)
-    actual = teacher_forced(runner, ids)
     last = prefill(runner, ids, slot=runner.limits.num_slots - 1)
     cosine = _cosine(actual, expected)
     prompt = ids[: min(GREEDY_PROMPT, runner.limits.max_length - GREEDY_TOKENS)]
@@ -147,13 +154,25 @@ def compare_text(runner: Runner, reference: Reference, ids: TokenIds) -> TextRep
     )
 
 
-def teacher_forced(runner: Runner, ids: TokenIds, slot: int = 0) -> Rows:
-    """Logits `[len(ids), vocab_size]` after each token, one decode step each."""
-    rows = np.empty((len(ids), runner.limits.vocab_size), dtype=np.float32)
-    for position in range(len(ids)):
-        span = Span(slot=slot, start=position, token_ids=ids[position : position + 1], wants_logits=True)
-        rows[position] = runner.forward(StepBatch((span,)))[0]
+def teacher_forced(runner: Runner, texts: list[TokenIds], progress: Progress = no_progress) -> list[Rows]:
+    """For each text the logits `[len(ids), vocab_size]` after each token. One token a step; a slot for each text."""
+    rows = [np.empty((len(ids), runner.limits.vocab_size), dtype=np.float32) for ids in texts]
+    for first in range(0, len(texts), runner.limits.num_slots):
+        group = range(first, min(first + runner.limits.num_slots, len(texts)))
+        longest = max(len(texts[index]) for index in group)
+        for position in range(longest):
+            progress("parity: decode", (first + len(group) * position / longest) / len(texts))
+            active = [index for index in group if position < len(texts[index])]
+            logits = runner.forward(
+                StepBatch(tuple(_one_token(index - first, position, texts[index][position]) for index in active))
+            )
+            for index, row in zip(active, logits, strict=True):
+                rows[index][position] = row
     return rows
+
+
+def _one_token(slot: int, position: int, token_id: int) -> Span:
+    return Span(slot=slot, start=position, token_ids=np.array([token_id], dtype=np.int32), wants_logits=True)
 
 
 def prefill(runner: Runner, ids: TokenIds, slot: int, chunk: int | None = None) -> Rows:
@@ -170,8 +189,7 @@ def greedy(runner: Runner, prompt: TokenIds, num_tokens: int, slot: int = 0) -> 
     tokens = [int(prefill(runner, prompt, slot).argmax())]
     while len(tokens) < num_tokens:
         position = len(prompt) + len(tokens) - 1
-        ids = np.array(tokens[-1:], dtype=np.int32)
-        logits = runner.forward(StepBatch((Span(slot=slot, start=position, token_ids=ids, wants_logits=True),)))
+        logits = runner.forward(StepBatch((_one_token(slot, position, tokens[-1]),)))
         tokens.append(int(logits[0].argmax()))
     return tokens
 
