@@ -28,8 +28,9 @@ EXTRAS: dict[str, dict[str, Any]] = {
     "llama": {"rms_norm_eps": 1e-5, "attention_bias": True, "mlp_bias": True},
     "qwen2": {"tie_word_embeddings": True},
     "qwen3": {"head_dim": 32},
-    "glm": {"head_dim": 16},
+    "glm": {"head_dim": 32},
     "glm4": {"head_dim": 32},
+    "glm4v": {"num_attention_heads": 2, "num_key_value_heads": 1},
 }
 VISION = {
     "depth": 1,
@@ -60,7 +61,7 @@ def _build(family: str, sizes: dict[str, Any]) -> Any:
     import transformers as t
 
     if family == "glm4v":
-        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}
+        rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3], "partial_rotary_factor": 0.5}
         config = t.Glm4vConfig(text_config={**sizes, "rope_parameters": rope}, vision_config=dict(VISION))
         return t.Glm4vForConditionalGeneration(config)
     prefix = family.capitalize()
