@@ -1,0 +1,79 @@
+"""Questions about a server rather than to its model."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from tritonclient.grpc import service_pb2 as pb
+
+from .control import send_control
+from .exceptions import AutoGLMError, ServerUnavailableError
+from .requests import ENSEMBLE, STEPS
+from .responses import parse_counters, parse_model_info
+from .transport import Transport
+from .types import Health, ModelInfo, Stats
+
+_MODELS = (ENSEMBLE, *STEPS)
+_POLL_S = 0.2
+
+
+async def read_health(transport: Transport, timeout: float) -> Health:
+    """Asks the engine itself too: Triton calls a model ready whose process has died."""
+    try:
+        live: bool = (await transport.unary("ServerLive", pb.ServerLiveRequest(), timeout)).live
+    except AutoGLMError as error:
+        return Health(live=False, ready=False, detail=str(error))
+    try:
+        ready: bool = (await transport.unary("ServerReady", pb.ServerReadyRequest(), timeout)).ready
+        models = {name: await _is_ready(transport, name, timeout) for name in _MODELS}
+    except AutoGLMError as error:
+        return Health(live=live, ready=False, detail=str(error))
+    detail = next((f"the model {name!r} is not ready" for name, is_ready in models.items() if not is_ready), "")
+    if ready and not detail:
+        detail = await _engine_trouble(transport, timeout)
+        models["engine"] = not detail
+    return Health(live=live, ready=ready and not detail, models=models, detail=detail)
+
+
+async def read_models(transport: Transport, timeout: float | None) -> list[ModelInfo]:
+    statistics = await transport.unary("ModelStatistics", pb.ModelStatisticsRequest(), timeout)
+    return [await _model_info(transport, entry.name, entry.version, timeout) for entry in statistics.model_stats]
+
+
+async def read_stats(transport: Transport, timeout: float | None) -> Stats:
+    engine = await send_control(transport, {"stats": True}, timeout)
+    statistics = await transport.unary("ModelStatistics", pb.ModelStatisticsRequest(), timeout)
+    return Stats(engine=engine, models={entry.name: parse_counters(entry) for entry in statistics.model_stats})
+
+
+async def wait_until_ready(health: Callable[[], Awaitable[Health]], timeout: float, address: str) -> Health:
+    clock = asyncio.get_running_loop().time
+    give_up_at = clock() + timeout
+    while not (state := await health()).ready:
+        if clock() > give_up_at:
+            raise ServerUnavailableError(f"{address} was not ready within {timeout:g} s: {state.detail}")
+        await asyncio.sleep(_POLL_S)
+    return state
+
+
+async def _is_ready(transport: Transport, name: str, timeout: float | None) -> bool:
+    return bool((await transport.unary("ModelReady", pb.ModelReadyRequest(name=name), timeout)).ready)
+
+
+async def _engine_trouble(transport: Transport, timeout: float) -> str:
+    # A task of its own, shielded: a stream must be read to its end, also when the answer comes too late.
+    asking = asyncio.create_task(send_control(transport, {"stats": True}, timeout))
+    asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        await asyncio.wait_for(asyncio.shield(asking), timeout)
+    except TimeoutError:
+        return f"the engine did not answer within {timeout:g} s"
+    except AutoGLMError as error:
+        return f"the engine does not answer: {error}"
+    return ""
+
+
+async def _model_info(transport: Transport, name: str, version: str, timeout: float | None) -> ModelInfo:
+    metadata = await transport.unary("ModelMetadata", pb.ModelMetadataRequest(name=name), timeout)
+    return parse_model_info(metadata, version, ready=await _is_ready(transport, name, timeout))

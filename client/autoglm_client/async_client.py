@@ -1,0 +1,241 @@
+"""The client for programs that use asyncio. `Client` is a facade over this one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from contextlib import aclosing
+from functools import partial
+from types import TracebackType
+from typing import Literal, Unpack, overload
+
+from tritonclient.grpc import service_pb2 as pb
+
+from .admin import read_health, read_models, read_stats, wait_until_ready
+from .cancelling import Canceller
+from .exceptions import AutoGLMError, ClientClosedError
+from .failover import Endpoint, EndpointPool
+from .flight import Flight
+from .launching import RequestLauncher
+from .mapping import MapLimits, Progress, bounded_map
+from .options import GenerationOptions, OptionChanges
+from .requests import ENSEMBLE, generation_request
+from .retries import RetryPolicy
+from .stream import Stream
+from .timeouts import Deadlines, Timeouts
+from .transport import GrpcTransport, Transport
+from .types import Conversation, Health, ModelInfo, Prompt, Result, Stats
+
+DEFAULT_URL = "127.0.0.1:8001"
+_DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
+
+
+class AsyncClient:
+    """Asks the ensemble on one or several servers. Use it within one event loop, best with `async with`.
+
+    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `options` and `timeouts` are the
+    defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `transport`
+    makes the transport of an address; the default is gRPC.
+    """
+
+    def __init__(
+        self,
+        urls: str | Sequence[str] = DEFAULT_URL,
+        *,
+        model: str = ENSEMBLE,
+        options: GenerationOptions | None = None,
+        timeouts: Timeouts | None = None,
+        retries: RetryPolicy | None = None,
+        gzip: bool = False,
+        transport: Callable[[str], Transport] | None = None,
+    ) -> None:
+        self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
+        if not self.urls:
+            raise ValueError("a client needs at least one url")
+        self._model = model
+        self._options = options or GenerationOptions()
+        self._timeouts = timeouts or Timeouts()
+        self._retries = retries or RetryPolicy()
+        self._transport = transport or partial(GrpcTransport, gzip=gzip)
+        self._pool: EndpointPool | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._flights: set[Flight] = set()
+        self._closed = False
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> Result:
+        """The whole answer at once. Raises errors of `exceptions.py`; cancelling the task cancels on the server."""
+        return await self._start(prompt, options, timeouts, changes, streamed=False).read_all()
+
+    def stream(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> Stream:
+        """The answer in pieces: `async for piece in client.stream(...)`. The request is sent with the first step."""
+        return self._start(prompt, options, timeouts, changes, streamed=True)
+
+    async def chat(
+        self,
+        messages: Conversation,
+        options: GenerationOptions | None = None,
+        *,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> Result:
+        """The next turn of a conversation. `stream` takes messages too."""
+        return await self.generate(messages, options, timeouts=timeouts, **changes)
+
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        concurrency: int = 16,
+        prefetch_factor: int = 2,
+        ordered: bool = True,
+        return_exceptions: Literal[False] = False,
+        progress: Progress | None = None,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> AsyncIterator[Result]: ...
+
+    @overload
+    def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        concurrency: int = 16,
+        prefetch_factor: int = 2,
+        ordered: bool = True,
+        return_exceptions: bool,
+        progress: Progress | None = None,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> AsyncIterator[Result | AutoGLMError]: ...
+
+    async def map(
+        self,
+        prompts: Iterable[Prompt] | AsyncIterable[Prompt],
+        options: GenerationOptions | None = None,
+        *,
+        concurrency: int = 16,
+        prefetch_factor: int = 2,
+        ordered: bool = True,
+        return_exceptions: bool = False,
+        progress: Progress | None = None,
+        timeouts: Timeouts | None = None,
+        **changes: Unpack[OptionChanges],
+    ) -> AsyncIterator[Result | AutoGLMError]:
+        """Answers to many prompts, `concurrency` of them asked at once, in the prompts' order or as they complete.
+
+        `prompts` is consumed lazily: at most `concurrency * prefetch_factor` prompts are ahead of the answers handed
+        out. With `return_exceptions` an error takes its answer's place; without it the first one ends the iteration and
+        cancels what is under way. `progress(done, total)` is called for each answer; `total` is None where `prompts`
+        has no length.
+        """
+        limits = MapLimits(concurrency, prefetch_factor, ordered)
+
+        async def ask(prompt: Prompt) -> Result:
+            return await self.generate(prompt, options, timeouts=timeouts, **changes)
+
+        total, done = (len(prompts) if isinstance(prompts, Sequence) else None), 0
+        async with aclosing(bounded_map(ask, prompts, limits)) as outcomes:
+            async for outcome in outcomes:
+                done += 1
+                if progress is not None:
+                    progress(done, total)
+                if isinstance(outcome, Exception) and not (return_exceptions and isinstance(outcome, AutoGLMError)):
+                    raise outcome
+                yield outcome
+
+    async def health(self, *, timeout: float = 5.0) -> Health:
+        """Of the first endpoint. Never raises: `detail` says what is wrong."""
+        return await read_health(self._endpoints().endpoints[0].transport, timeout)
+
+    async def models(self) -> list[ModelInfo]:
+        return await read_models(self._endpoints().pick().transport, self._timeouts.connect)
+
+    async def stats(self) -> Stats:
+        """The engine's own counters, and Triton's of each model."""
+        return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
+
+    async def wait_until_ready(self, timeout: float = 120.0) -> Health:
+        """Raises `ServerUnavailableError` when the server is not ready within `timeout` seconds."""
+        return await wait_until_ready(self.health, timeout, self.urls[0])
+
+    async def close(self) -> None:
+        """Cancel what is under way, wait a moment for it to end, and close the connections."""
+        if self._closed or self._pool is None:
+            self._closed = True
+            return
+        self._closed = True
+        for flight in list(self._flights):
+            self._cancel(flight)
+        await asyncio.gather(*(endpoint.canceller.drained(_DRAIN_S) for endpoint in self._pool.endpoints))
+        await asyncio.gather(*(endpoint.transport.close() for endpoint in self._pool.endpoints))
+
+    async def __aenter__(self) -> AsyncClient:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+    def _start(
+        self,
+        prompt: Prompt,
+        options: GenerationOptions | None,
+        timeouts: Timeouts | None,
+        changes: OptionChanges,
+        *,
+        streamed: bool,
+    ) -> Stream:
+        chosen = (options or self._options).with_changes(changes)
+        limits = timeouts or self._timeouts
+        pool = self._endpoints()
+
+        def build(request_id: str) -> pb.ModelInferRequest:
+            return generation_request(prompt, chosen, stream=streamed, request_id=request_id, model=self._model)
+
+        launcher = RequestLauncher(build, pool, self._retries, limits.connect, self._track)
+        deadlines = Deadlines(limits, asyncio.get_running_loop().time(), streamed=streamed)
+        return Stream(launcher, deadlines, streamed=streamed)
+
+    def _endpoints(self) -> EndpointPool:
+        """Connections belong to the event loop of the first call."""
+        loop = asyncio.get_running_loop()
+        if self._closed:
+            raise ClientClosedError("the client is closed")
+        if self._pool is None:
+            self._loop = loop
+            self._pool = EndpointPool([self._endpoint(url) for url in self.urls], clock=loop.time)
+        if self._loop is not loop:
+            raise ClientClosedError("an AsyncClient is used from one event loop only; make one for each")
+        return self._pool
+
+    def _endpoint(self, url: str) -> Endpoint:
+        transport = self._transport(url)
+        return Endpoint(url, transport, Canceller(transport, self._timeouts.connect))
+
+    def _track(self, flight: Flight) -> None:
+        self._flights.add(flight)
+        flight.task.add_done_callback(lambda _: self._flights.discard(flight))
+
+    def _cancel(self, flight: Flight) -> None:
+        assert self._pool is not None
+        for endpoint in self._pool.endpoints:
+            if endpoint.address == flight.endpoint:
+                endpoint.canceller.cancel(flight)

@@ -1,0 +1,102 @@
+"""One request under way: a task that reads its responses to the very end, whoever still listens.
+
+The gRPC call of a request is never cancelled: on this server a cancelled call leaves an in-flight request behind for
+ever. So the reader task is nobody's child; who loses interest calls `abandon`, and the task drains what still comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator
+
+from tritonclient.grpc import service_pb2 as pb
+
+from .exceptions import AutoGLMError, ConnectionLost
+from .responses import parse_generation
+from .timeouts import Limit
+from .transport import Transport
+from .types import Piece
+
+_MOST_UNREAD = 64  # responses; beyond that the server's sending is held up by flow control
+
+
+class Flight:
+    def __init__(
+        self, transport: Transport, request: pb.ModelInferRequest, *, endpoint: str, connect_timeout: float | None
+    ) -> None:
+        self.request_id: str = request.id
+        self.endpoint = endpoint
+        self.abandoned = False
+        self._unread: deque[Piece] = deque()
+        self._failure: Exception | None = None
+        self._ended = False
+        self._changed = asyncio.Event()  # something to read
+        self._room = asyncio.Event()
+        self.task = asyncio.create_task(self._run(transport, request, connect_timeout), name=f"autoglm-{request.id}")
+
+    @property
+    def drained(self) -> bool:
+        return self.task.done()
+
+    def abandon(self) -> None:
+        self.abandoned = True
+        self._unread.clear()
+        self._room.set()
+
+    async def next_piece(self, limit: Limit | None) -> Piece | None:
+        """The next piece, or None after the last one. Raises what went wrong, or the limit's error when it passes."""
+        if not self._unread and not self._ended:
+            await self._wait(limit)
+        if self._unread:
+            self._room.set()
+            return self._unread.popleft()
+        if self._failure is not None:
+            raise self._failure
+        return None
+
+    async def _wait(self, limit: Limit | None) -> None:
+        self._changed.clear()
+        try:
+            async with asyncio.timeout_at(None if limit is None else limit.at):
+                await self._changed.wait()
+        except TimeoutError:
+            assert limit is not None
+            raise limit.exceeded(self.request_id, self.endpoint) from None
+
+    async def _run(self, transport: Transport, request: pb.ModelInferRequest, connect_timeout: float | None) -> None:
+        try:
+            await transport.connect(connect_timeout)
+            if not self.abandoned:
+                await self._read_all(transport.stream(request))
+        except Exception as error:
+            self._fail(error)
+        finally:
+            self._ended = True
+            self._changed.set()
+
+    async def _read_all(self, responses: AsyncIterator[pb.ModelInferResponse]) -> None:
+        async for response in responses:
+            if not self._ended:
+                await self._take(parse_generation(response))
+        if not self._ended:
+            raise ConnectionLost("the server ended the answer before its last piece")
+
+    async def _take(self, piece: Piece | None) -> None:
+        if piece is None:
+            return
+        if not self.abandoned:
+            self._unread.append(piece)
+        self._ended = piece.finish_reason is not None
+        self._changed.set()
+        while len(self._unread) >= _MOST_UNREAD and not self._ended and not self.abandoned:
+            self._room.clear()
+            await self._room.wait()
+
+    def _fail(self, error: Exception) -> None:
+        """After the last piece nothing is left to go wrong for the caller."""
+        if self._ended:
+            return
+        if isinstance(error, AutoGLMError):
+            error.request_id, error.endpoint = self.request_id, self.endpoint
+        self._failure = error

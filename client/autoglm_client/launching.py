@@ -1,0 +1,75 @@
+"""Sends one request, to one endpoint after the other as the retry rule says."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+
+from tritonclient.grpc import service_pb2 as pb
+
+from .exceptions import AutoGLMError, ConnectionLost, ConnectTimeout, ServerUnavailableError
+from .failover import Endpoint, EndpointPool
+from .flight import Flight
+from .requests import new_request_id
+from .retries import RetryPolicy
+from .timeouts import Limit
+
+_ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)
+
+
+class RequestLauncher:
+    """The `Launcher` of one request. Each attempt has an id of its own, so that none is taken for another."""
+
+    def __init__(
+        self,
+        build: Callable[[str], pb.ModelInferRequest],
+        pool: EndpointPool,
+        policy: RetryPolicy,
+        connect_timeout: float | None,
+        on_launch: Callable[[Flight], None],
+    ) -> None:
+        self._build = build
+        self._pool = pool
+        self._policy = policy
+        self._connect_timeout = connect_timeout
+        self._on_launch = on_launch
+        self._failed_attempts = 0
+        self._endpoint: Endpoint | None = None
+
+    def launch(self) -> Flight:
+        self._endpoint = self._pool.pick()
+        flight = Flight(
+            self._endpoint.transport,
+            self._build(new_request_id()),
+            endpoint=self._endpoint.address,
+            connect_timeout=self._connect_timeout,
+        )
+        self._on_launch(flight)
+        return flight
+
+    async def retry(self, error: AutoGLMError, limit: Limit | None) -> bool:
+        assert self._endpoint is not None, "a retry follows a launch"
+        if isinstance(error, _ENDPOINT_FAILURES):
+            self._pool.failed(self._endpoint)
+        self._failed_attempts += 1
+        num_endpoints = len(self._pool.endpoints)
+        if not self._policy.allows(error, failed_attempts=self._failed_attempts, endpoints=num_endpoints):
+            return False
+        await _sleep(self._policy.delay_s(self._failed_attempts, endpoints=num_endpoints), error, limit)
+        return True
+
+    def leave(self, flight: Flight) -> None:
+        owner = next((e for e in self._pool.endpoints if e.address == flight.endpoint), None)
+        assert owner is not None, "a flight belongs to one of the endpoints"
+        owner.canceller.cancel(flight)
+
+    def answered(self) -> None:
+        assert self._endpoint is not None
+        self._pool.answered(self._endpoint)
+
+
+async def _sleep(seconds: float, error: AutoGLMError, limit: Limit | None) -> None:
+    remaining = float("inf") if limit is None else limit.at - asyncio.get_running_loop().time()
+    await asyncio.sleep(max(min(seconds, remaining), 0))
+    if limit is not None and remaining < seconds:
+        raise limit.exceeded() from error

@@ -1,0 +1,64 @@
+"""What a caller may ask of a generation. Ranges and defaults are the server's: `None` leaves an option to it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TypedDict
+
+from .exceptions import InvalidRequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class GenerationOptions:
+    """Options of one request; `docs/architecture.md` has the ranges.
+
+    `temperature` 0 is greedy. `stop` strings are matched on text and do not appear in the answer. `logprobs` n asks for
+    the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit, counted
+    from the request's arrival: the answer then ends early, with the finish reason `deadline`.
+    """
+
+    max_tokens: int | None = None
+    min_tokens: int | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+    seed: int | None = None
+    stop: str | Sequence[str] | None = None
+    ignore_eos: bool | None = None
+    logprobs: int | None = None
+    deadline_ms: int | None = None
+
+    def with_changes(self, changes: OptionChanges) -> GenerationOptions:
+        if unknown := sorted(changes.keys() - OPTION_NAMES):
+            raise InvalidRequestError(
+                f"unknown option {unknown[0]!r}: known ones are {', '.join(sorted(OPTION_NAMES))}"
+            )
+        return dataclasses.replace(self, **changes)
+
+
+class OptionChanges(TypedDict, total=False):
+    """The fields of `GenerationOptions` as keyword arguments."""
+
+    max_tokens: int | None
+    min_tokens: int | None
+    temperature: float | None
+    top_k: int | None
+    top_p: float | None
+    min_p: float | None
+    repetition_penalty: float | None
+    presence_penalty: float | None
+    frequency_penalty: float | None
+    seed: int | None
+    stop: str | Sequence[str] | None
+    ignore_eos: bool | None
+    logprobs: int | None
+    deadline_ms: int | None
+
+
+OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

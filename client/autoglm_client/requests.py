@@ -1,0 +1,128 @@
+"""Builds the protobuf requests. Pure: no connection, no clock.
+
+A tensor's bytes are those of Triton's binary tensor data extension: little-endian numbers; a string is its length as a
+uint32 followed by its UTF-8 bytes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from tritonclient.grpc import service_pb2 as pb
+
+from .exceptions import InvalidRequestError
+from .options import GenerationOptions
+from .types import Conversation, Message, Prompt
+
+ENSEMBLE = "autoglm"
+ENGINE = "engine"
+STEPS = ("tokenizer", ENGINE, "detokenizer")
+
+_NUMBER_FORMATS = {"INT32": "<i", "INT64": "<q", "FP32": "<f"}
+
+OPTION_DATATYPES: Mapping[str, str] = {
+    "max_tokens": "INT32",
+    "min_tokens": "INT32",
+    "temperature": "FP32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "min_p": "FP32",
+    "repetition_penalty": "FP32",
+    "presence_penalty": "FP32",
+    "frequency_penalty": "FP32",
+    "seed": "INT64",
+    "stop": "STRING",
+    "ignore_eos": "BOOL",
+    "logprobs": "INT32",
+    "deadline_ms": "INT32",
+}
+
+
+def new_request_id() -> str:
+    return uuid.uuid4().hex
+
+
+def generation_request(
+    prompt: Prompt, options: GenerationOptions, *, stream: bool, request_id: str, model: str = ENSEMBLE
+) -> pb.ModelInferRequest:
+    """Raises `InvalidRequestError` where a value cannot be put on the wire; ranges are checked by the server."""
+    request = _empty_request(model, request_id)
+    if isinstance(prompt, str):
+        _add(request, "text_input", "BYTES", [_string_bytes("the prompt", prompt)])
+    else:
+        _add(request, "messages", "BYTES", [_string_bytes("messages", messages_json(prompt))])
+    for name, datatype in OPTION_DATATYPES.items():
+        value = getattr(options, name)
+        if value is not None:
+            _add_option(request, name, datatype, value)
+    _add(request, "stream", "BOOL", [struct.pack("<?", stream)])
+    return request
+
+
+def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
+    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}` or `{"stats": true}`."""
+    request = _empty_request(ENGINE, new_request_id())
+    _add(request, "control", "BYTES", [_string_bytes("control", json.dumps(command))])
+    return request
+
+
+def messages_json(conversation: Conversation) -> str:
+    turns = [dataclasses.asdict(turn) if isinstance(turn, Message) else dict(turn) for turn in conversation]
+    try:
+        return json.dumps(turns, ensure_ascii=False)
+    except (TypeError, ValueError) as error:
+        raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from None
+
+
+def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:
+    request = pb.ModelInferRequest(model_name=model, id=request_id)
+    # Without it, a decoupled model that ends with no further response leaves the client waiting.
+    request.parameters["triton_enable_empty_final_response"].bool_param = True
+    return request
+
+
+def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequence[bytes]) -> None:
+    request.inputs.add(name=name, datatype=datatype, shape=[1, len(elements)])
+    request.raw_input_contents.append(b"".join(elements))
+
+
+def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
+    if datatype == "STRING":
+        if strings := _stop_strings(value):
+            _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
+    elif datatype == "BOOL":
+        if not isinstance(value, bool):
+            raise InvalidRequestError(f"{name} must be true or false, got {value!r}")
+        _add(request, name, datatype, [struct.pack("<?", value)])
+    else:
+        _add(request, name, datatype, [_number_bytes(name, datatype, value)])
+
+
+def _stop_strings(value: Any) -> list[str]:
+    strings = [value] if isinstance(value, str) else value
+    if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
+        raise InvalidRequestError(f"stop must be a string or a sequence of strings, got {value!r:.100}")
+    return list(strings)
+
+
+def _number_bytes(name: str, datatype: str, value: Any) -> bytes:
+    wanted = "a number" if datatype == "FP32" else "a whole number"
+    if isinstance(value, bool) or not isinstance(value, (int, float) if datatype == "FP32" else int):
+        raise InvalidRequestError(f"{name} must be {wanted}, got {value!r:.100}")
+    try:
+        return struct.pack(_NUMBER_FORMATS[datatype], value)
+    except (struct.error, OverflowError):
+        raise InvalidRequestError(f"{name} must be {wanted} that fits into {datatype}, got {value!r:.100}") from None
+
+
+def _string_bytes(name: str, text: str) -> bytes:
+    try:
+        raw = text.encode()
+    except UnicodeEncodeError as error:
+        raise InvalidRequestError(f"{name} is not valid Unicode at character {error.start}: a lone surrogate") from None
+    return struct.pack("<I", len(raw)) + raw

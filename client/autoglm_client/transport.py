@@ -1,0 +1,114 @@
+"""The seam between what is said and how it travels: two calls, and gRPC as one way to make them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any, Protocol
+
+import grpc
+import grpc.aio
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
+
+from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout
+from .responses import error_of
+
+_MAX_MESSAGE_BYTES = 2**31 - 1
+_READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+
+class Transport(Protocol):
+    """All raise only errors of `exceptions.py`. Whoever iterates a stream must do so to its end."""
+
+    async def connect(self, timeout: float | None) -> None: ...
+
+    def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]: ...
+
+    async def unary(self, method: str, request: Any, timeout: float | None) -> Any: ...
+
+    async def close(self) -> None: ...
+
+
+class GrpcTransport:
+    """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop."""
+
+    def __init__(self, address: str, *, gzip: bool = False) -> None:
+        self.address = address
+        compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
+        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, compression=compression)
+        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    async def connect(self, timeout: float | None) -> None:
+        """Wait for the connection, and fail at once when an attempt to connect does."""
+        state = self._channel.get_state(try_to_connect=True)
+        if state is _READY:
+            return
+        try:
+            async with asyncio.timeout(timeout):
+                while state is not _READY:
+                    await self._channel.wait_for_state_change(state)
+                    state = self._channel.get_state(try_to_connect=True)
+                    if state is _BROKEN:
+                        raise CannotConnectError(f"cannot reach {self.address}: no server answers there")
+        except TimeoutError:
+            raise ConnectTimeout(f"no connection to {self.address} within {timeout:g} s") from None
+
+    async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
+        # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
+        try:
+            call = self._stub.ModelStreamInfer()
+            await call.write(request)
+            await call.done_writing()
+            async for response in call:
+                if response.error_message:
+                    raise error_of(response.error_message)
+                yield response.infer_response
+        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
+            raise await _typed(error, call, self.address) from None
+
+    async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
+        await self.connect(timeout)
+        try:
+            return await getattr(self._stub, method)(request, timeout=timeout)
+        except grpc.aio.AioRpcError as error:
+            raise _error_of_status(error.code(), error.details() or "", self.address) from None
+
+    async def close(self) -> None:
+        await self._channel.close()
+
+
+_CHANNEL_OPTIONS = (
+    ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
+    ("grpc.keepalive_time_ms", 30_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.use_local_subchannel_pool", 1),  # two clients share no connection and no back-off
+)
+
+# How gRPC words the loss of a connection, which it reports with the same code as a busy server.
+_CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")
+_LOST_WORDS = ("socket closed", "connection reset", "broken pipe", "goaway", "recvmsg", "ping timeout", "keepalive")
+
+
+async def _typed(error: Exception, call: Any, address: str) -> AutoGLMError:
+    if isinstance(error, grpc.aio.AioRpcError):
+        return _error_of_status(error.code(), error.details() or "", address)
+    return _error_of_status(await call.code(), await call.details() or "", address)
+
+
+def _error_of_status(code: grpc.StatusCode, details: str, address: str) -> AutoGLMError:
+    words = details.lower()
+    if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _CONNECT_WORDS):
+        return CannotConnectError(f"cannot reach {address}: no server answers there", endpoint=address)
+    if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _LOST_WORDS):
+        return ConnectionLost(f"the connection to {address} broke: {details}", endpoint=address)
+    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
+        return ConnectTimeout(f"{address} did not answer in time", endpoint=address)
+    failure = error_of(details, code.name)
+    failure.endpoint = address
+    return failure

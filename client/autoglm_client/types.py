@@ -1,0 +1,131 @@
+"""What the client answers. Durations are milliseconds, measured by the server unless said otherwise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """One turn of a conversation; `role` is `system`, `user` or `assistant` (the model's template decides)."""
+
+    role: str
+    content: str
+
+
+Conversation = Sequence[Message | Mapping[str, Any]]
+Prompt = str | Conversation
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int  # prompt tokens whose keys and values the server had already
+
+
+@dataclass(frozen=True, slots=True)
+class StageTimes:
+    queue_ms: float
+    tokenize_ms: float
+    prefill_ms: float
+    decode_ms: float
+    detokenize_ms: float
+    network_ms: float = 0.0  # the rest of the time the client saw: network, Triton, this client
+
+    @property
+    def server_ms(self) -> float:
+        return self.queue_ms + self.tokenize_ms + self.prefill_ms + self.decode_ms + self.detokenize_ms
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    token_id: int
+    token: str
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    token_id: int
+    token: str
+    logprob: float
+    top: tuple[Candidate, ...]  # most likely first
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of an answer as it arrives; the texts joined are the answer. The last one has a finish reason."""
+
+    text: str
+    finish_reason: str | None  # "stop", "length", "cancelled", "deadline"; None before the end
+    usage: Usage  # so far
+    stages: StageTimes  # so far
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to arrival."""
+
+    text: str
+    finish_reason: str
+    usage: Usage
+    stages: StageTimes
+    total_ms: float
+    time_to_first_token_ms: float | None  # None: not streamed, the answer came whole
+    request_id: str
+    endpoint: str
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Completion tokens a second after the first one arrived; of the whole request where it was not streamed."""
+        if self.time_to_first_token_ms is None or self.usage.completion_tokens < 2:
+            return 1000 * self.usage.completion_tokens / self.total_ms
+        return 1000 * (self.usage.completion_tokens - 1) / max(self.total_ms - self.time_to_first_token_ms, 1e-3)
+
+
+@dataclass(frozen=True, slots=True)
+class Health:
+    live: bool  # the server's process answers
+    ready: bool  # the server, each model and the engine's loop answer
+    models: dict[str, bool] = field(default_factory=dict)
+    detail: str = ""  # why not, in one sentence
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    name: str
+    datatype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelInfo:
+    name: str
+    version: str
+    platform: str
+    ready: bool
+    inputs: tuple[TensorInfo, ...]
+    outputs: tuple[TensorInfo, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCounters:
+    """Triton's own counters of one model since it was loaded."""
+
+    requests: int
+    executions: int
+    succeeded: int
+    failed: int
+    queue_ms: float  # total of all requests
+    compute_ms: float
+
+
+@dataclass(frozen=True, slots=True)
+class Stats:
+    engine: dict[str, Any]  # the engine's counters, as it names them
+    models: dict[str, ModelCounters]
