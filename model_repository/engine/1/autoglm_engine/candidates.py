@@ -9,6 +9,7 @@ Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
 
 _NUM_BLOCKS = 2048  # of which one pass takes the maximum
+_BANDS_PER_NAT, _NUM_BANDS = 64, 2048  # of the histogram: what is 32 nats below the best is one band
 
 
 def most_likely(row: Row, count: int) -> Ids:
@@ -29,6 +30,26 @@ def at_least(row: Row, threshold: float) -> Ids:
     """The ids of the values that reach `threshold`, largest first, then lowest id."""
     ids: Ids = np.flatnonzero(row >= np.float32(threshold))
     return ids[_descending(row[ids])]
+
+
+def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) -> tuple[Ids, npt.NDArray[np.float64]]:
+    """(ids, weights) of the fewest tokens that hold `top_p` of the softmax, in no particular order.
+
+    A histogram of the logits finds the narrow band in which the nucleus ends; only that band is sorted.
+    """
+    depth = (best - row) / np.float32(temperature)  # how far below the best one
+    weights = np.exp(-depth).astype(np.float64)
+    band = np.minimum(depth * np.float32(_BANDS_PER_NAT), np.float32(_NUM_BANDS - 1)).astype(np.int64)
+    held = np.bincount(band, weights, minlength=_NUM_BANDS).cumsum()
+    wanted = top_p * held[-1]
+    last = min(int(held.searchsorted(wanted)), _NUM_BANDS - 1)
+    inside = np.flatnonzero(band < last)
+    edge: Ids = np.flatnonzero(band == last)
+    edge = edge[_descending(row[edge])]
+    missing = wanted - (held[last - 1] if last else 0.0)
+    edge = edge[: int(weights[edge].cumsum().searchsorted(missing)) + 1]
+    ids = np.concatenate([inside, edge])
+    return ids, weights[ids]
 
 
 def total_weight(row: Row, best: np.float32, temperature: float) -> float:

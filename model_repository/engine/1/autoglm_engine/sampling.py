@@ -15,13 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import at_least, draw_from_all, most_likely, total_weight
+from .candidates import Ids, Row, at_least, draw_from_all, large_nucleus, most_likely, total_weight
 from .core import Logits, SamplingOptions, TokenIds, TokenLogprobs
 
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
-_FIRST_NUCLEUS, _NUCLEUS_GROWTH = 256, 16  # candidates looked at for top-p, and how many times more if too few
+_SMALL_NUCLEUS = 256  # most likely tokens tried first for top-p
 
-Row = npt.NDArray[np.float32]  # [vocab_size]
+Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,43 +118,42 @@ class TokenSampler:
             return int(ids[min(place, len(ids) - 1)])
         return draw_from_all(row, best, options.temperature, uniform)
 
-    def _candidates(self, row: Row, best: np.float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """(ids, weights), most likely first, as top-k, top-p and min-p leave them."""
+    def _candidates(self, row: Row, best: np.float32) -> tuple[Ids, Weights]:
+        """(ids, weights) as top-k, top-p and min-p leave them."""
         options = self._options
         if 0 < options.top_k < len(row):
             ids = most_likely(row, options.top_k)
+            weights = self._weights(row[ids], best)
+            ids, weights = self._cut_top_p(ids, weights, float(weights.sum()))
         elif options.top_p < 1.0:
-            return self._nucleus(row, best)
+            ids, weights = self._nucleus(row, best)
         else:
             ids = at_least(row, float(best) + options.temperature * float(np.log(options.min_p)))
-        weights = self._weights(row[ids], best)
-        return self._cut(ids, weights, float(weights.sum()))
-
-    def _nucleus(self, row: Row, best: np.float32) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Top-p over the whole vocabulary: look at ever more of the most likely tokens until they hold enough."""
-        total = total_weight(row, best, self._options.temperature)
-        count = _FIRST_NUCLEUS
-        while True:
-            ids = most_likely(row, count)
             weights = self._weights(row[ids], best)
-            if weights.sum() >= self._options.top_p * total or len(ids) == len(row):
-                return self._cut(ids, weights, total)
-            count *= _NUCLEUS_GROWTH
+        if options.min_p:
+            kept = weights >= min(options.min_p, float(weights.max()))  # the best one weighs 1, but for rounding
+            ids, weights = ids[kept], weights[kept]
+        return ids, weights
 
-    def _weights(self, values: Row, best: np.float32) -> npt.NDArray[np.float64]:
-        weights: npt.NDArray[np.float64] = np.exp((values.astype(np.float64) - float(best)) / self._options.temperature)
+    def _nucleus(self, row: Row, best: np.float32) -> tuple[Ids, Weights]:
+        """Top-p over the whole vocabulary: nearly always, few tokens hold enough."""
+        options = self._options
+        total = total_weight(row, best, options.temperature)
+        ids = most_likely(row, _SMALL_NUCLEUS)
+        weights = self._weights(row[ids], best)
+        if weights.sum() >= options.top_p * total:
+            return self._cut_top_p(ids, weights, total)
+        return large_nucleus(row, best, options.temperature, options.top_p)
+
+    def _weights(self, values: Row, best: np.float32) -> Weights:
+        weights: Weights = np.exp((values.astype(np.float64) - float(best)) / self._options.temperature)
         return weights
 
-    def _cut(
-        self, ids: npt.NDArray[np.int64], weights: npt.NDArray[np.float64], total: float
-    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.float64]]:
-        """Top-p keeps the fewest tokens that hold `top_p` of `total`, min-p those of at least `min_p` of the best."""
-        count = len(ids)
-        if self._options.top_p < 1.0:
-            count = min(count, int(weights.cumsum().searchsorted(self._options.top_p * total)) + 1)
-        if self._options.min_p:
-            count = min(count, int((weights >= self._options.min_p).sum()))
-        count = max(count, 1)
+    def _cut_top_p(self, ids: Ids, weights: Weights, total: float) -> tuple[Ids, Weights]:
+        """The fewest of the tokens (most likely first) that hold `top_p` of `total`."""
+        if self._options.top_p == 1.0:
+            return ids, weights
+        count = int(weights.cumsum().searchsorted(self._options.top_p * total)) + 1
         return ids[:count], weights[:count]
 
 
