@@ -165,8 +165,8 @@ class AckGate:
             if stream := self._streams.pop(request_id, None):
                 self._free.append(stream.cell)
 
-    def may_send(self, request_id: str) -> bool:
-        """Whether everything that the stream sent so far was acknowledged."""
+    def may_send(self, request_id: str, now: float) -> bool:
+        """Whether everything that the stream sent so far was acknowledged (`gate.StreamGate`)."""
         with self._lock:
             stream = self._streams.get(request_id)
             return stream is None or self._is_acknowledged(stream)

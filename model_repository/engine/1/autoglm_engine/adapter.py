@@ -1,14 +1,20 @@
-"""What the three Triton adapters share. Triton itself stays outside: they pass in what they have."""
+"""What the Triton adapters share. Triton itself stays outside: they pass in what they have."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import InvalidRequest
+from .settings import EngineSettings
+
 ARTIFACT_VARIABLE = "AUTOGLM_ARTIFACT"
+_THREADS = "num_threads"
+_FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def artifact_folder(model_folder: str, environ: Mapping[str, str] = os.environ) -> Path:
@@ -17,7 +23,31 @@ def artifact_folder(model_folder: str, environ: Mapping[str, str] = os.environ) 
     return Path(chosen) if chosen else Path(model_folder).parent / "engine" / "1" / "artifact"
 
 
-def model_parameters(model_config: str) -> dict[str, str]:
-    """The `parameters` of a config.pbtxt, from Triton's JSON of it."""
+def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) -> tuple[EngineSettings, int]:
+    """(settings, number of compute threads) from the `parameters` of config.pbtxt, given as Triton's JSON of it.
+
+    The environment goes first: AUTOGLM_MAX_QUEUE for max_queue, and so on. 0 threads means all that this process may
+    use. Raises InvalidRequest for an unknown name or a value that is not of its type or range.
+    """
+    texts = _parameters(model_config)
+    fields = {field.name: field for field in dataclasses.fields(EngineSettings)}
+    if unknown := sorted(texts.keys() - fields.keys() - {_THREADS}):
+        raise InvalidRequest(f"config.pbtxt has the unknown parameter {unknown[0]}; known: {', '.join(fields)}")
+    for name in (*fields, _THREADS):
+        if (text := environ.get(f"AUTOGLM_{name.upper()}")) is not None:
+            texts[name] = text
+    threads = int(_parsed(_THREADS, texts.pop(_THREADS, "0"), int))
+    settings = EngineSettings(**{name: _parsed(name, text, type(fields[name].default)) for name, text in texts.items()})
+    return settings, threads or len(os.sched_getaffinity(0))
+
+
+def _parameters(model_config: str) -> dict[str, str]:
     raw: dict[str, Any] = json.loads(model_config).get("parameters", {})
     return {name: str(value["string_value"]) for name, value in raw.items()}
+
+
+def _parsed(name: str, text: str, kind: type) -> Any:
+    try:
+        return _FLAGS[text.lower()] if kind is bool else kind(text)
+    except (KeyError, ValueError):
+        raise InvalidRequest(f"the setting {name} is {text!r}; it must be of type {kind.__name__}") from None

@@ -95,7 +95,7 @@ class ChatTemplate:
         if not path.exists():
             return None
         ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
-        special = {name: tokenizer.id_to_token(i) for name, i in ids.items() if i is not None}
+        special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
         return cls(path.read_text(encoding="utf-8"), special)
 
     def render(self, messages: list[dict[str, Any]]) -> str:

@@ -1,0 +1,100 @@
+"""The engine model without Triton: takes what a call brings, answers through `Reply`."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from .acks import AckBoard, AckGate
+from .core import TokenIds
+from .engine import Engine
+from .errors import EngineError, InvalidRequest
+from .load import load_runner
+from .loop import EngineLoop
+from .manifest import Manifest
+from .prompt import load_tokenizer
+from .published import PublishedMetrics
+from .replies import Replies, Reply
+from .settings import EngineSettings
+from .token_text import TokenText
+from .vanished import VanishedWatch
+from .wire import Packed, unpack_request
+
+_log = logging.getLogger(__name__)
+_CLOSE_SECONDS = 1.0
+_SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
+
+
+class EngineService:
+    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks."""
+
+    def __init__(
+        self,
+        folder: Path,
+        settings: EngineSettings,
+        *,
+        num_threads: int,
+        metrics: PublishedMetrics,
+        ask: Callable[[Packed], object],
+    ) -> None:
+        manifest = Manifest.load(folder)
+        text = TokenText(load_tokenizer(folder))
+        self._runner = load_runner(folder, manifest, num_threads=num_threads)
+        self._board = AckBoard(num_cells=1 + manifest.num_slots + settings.max_queue + _SPARE_CELLS)
+        gate = AckGate(self._board)
+        self._engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=gate, metrics=metrics)
+        self._replies = Replies(gate)
+        self._loop = EngineLoop(self._engine, self._replies)
+        self._watch = VanishedWatch(gate, self._loop.cancel, ask)
+        self._metrics = metrics
+
+    def start(self) -> None:
+        self._loop.start()
+        self._watch.start()
+        self._metrics.start()
+
+    def close(self) -> None:
+        """Answer every request, then let go of everything."""
+        self._watch.close(_CLOSE_SECONDS)
+        self._loop.close(_CLOSE_SECONDS)
+        self._metrics.close(_CLOSE_SECONDS)
+        self._board.close()
+        self._runner.close()
+
+    def submit(self, caller_id: str, token_ids: TokenIds, packed: Packed, reply: Reply) -> None:
+        """Take a request, or answer it with an error at once."""
+        request_id = self._replies.open(caller_id, reply)
+        try:
+            self._loop.submit(unpack_request(request_id, token_ids, packed))
+        except EngineError as error:
+            self._replies.refuse(request_id, error.code, str(error))
+            return
+        if self._replies.was_cancelled(caller_id):
+            self._loop.cancel([request_id])
+
+    def control(self, text: bytes, reply: Reply) -> None:
+        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters."""
+        try:
+            answer = self._control(text)
+        except EngineError as error:
+            reply.fail(error.code, str(error))
+            return
+        reply.send(np.frombuffer(json.dumps(answer).encode(), dtype=np.uint8), last=True)
+
+    def _control(self, text: bytes) -> dict[str, object]:
+        try:
+            raw = json.loads(text)
+        except ValueError:
+            raise InvalidRequest("control is not JSON") from None
+        match raw:
+            case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):
+                return {"cancelled": self._loop.cancel(self._replies.find(ids))}
+            case {"stats": True, **rest} if not rest:
+                return {"healthy": self._loop.healthy, **dataclasses.asdict(self._engine.stats)}
+            case _:
+                raise InvalidRequest('control must be {"cancel": [request id, ...]} or {"stats": true}')

@@ -1,0 +1,81 @@
+"""The engine model: a decoupled adapter over `autoglm_engine.service`."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        sys.path.append(str(Path(args["model_repository"]) / "1"))
+        from autoglm_engine.adapter import artifact_folder, engine_settings
+        from autoglm_engine.published import PublishedMetrics
+        from autoglm_engine.service import EngineService
+
+        settings, num_threads = engine_settings(args["model_config"])
+        self.service = EngineService(
+            artifact_folder(args["model_repository"]),
+            settings,
+            num_threads=num_threads,
+            metrics=PublishedMetrics(Families().series),
+            ask=ask_detokenizer,
+        )
+        self.service.start()
+
+    def execute(self, requests):
+        for request in requests:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            reply = TritonReply(request.get_response_sender())
+            if "control" in tensors:
+                self.service.control(tensors["control"].reshape(-1)[0], reply)
+            elif tensors.keys() == {"token_ids", "request"}:
+                ids, packed = tensors["token_ids"].reshape(-1), tensors["request"].reshape(-1)
+                self.service.submit(request.request_id(), ids.copy(), packed, reply)
+            else:
+                reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
+
+    def finalize(self):
+        self.service.close()
+
+
+class TritonReply:
+    def __init__(self, sender):
+        self.sender = sender
+
+    def send(self, packed, *, last):
+        response = pb_utils.InferenceResponse([pb_utils.Tensor("event", packed[np.newaxis])])
+        self.sender.send(response, flags=FINAL if last else 0)
+
+    def fail(self, code, message):
+        error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
+        self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+
+
+class Families:
+    """Triton's metric families, one for each metric of the engine; they must be kept alive."""
+
+    def __init__(self):
+        self.families = {}
+
+    def series(self, spec, label):
+        from autoglm_engine.published import PREFIX, unit_suffix
+
+        if spec.name not in self.families:
+            kind = getattr(pb_utils.MetricFamily, spec.kind.name)
+            name = f"{PREFIX}{spec.name}{unit_suffix(spec)}"
+            self.families[spec.name] = pb_utils.MetricFamily(name=name, description=spec.description, kind=kind)
+        labels = {spec.label: label} if spec.label else {}
+        buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
+        return self.families[spec.name].Metric(labels=labels, **buckets)
+
+
+def ask_detokenizer(packed):
+    event = pb_utils.Tensor("event", packed[np.newaxis])
+    call = pb_utils.InferenceRequest(model_name="detokenizer", requested_output_names=["finish_reason"], inputs=[event])
+    response = call.exec()
+    if response.has_error():
+        raise RuntimeError(response.error().message())
