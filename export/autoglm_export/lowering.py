@@ -69,7 +69,7 @@ class Runtime:
 
 RUNTIMES = {
     "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8")),
-    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("fp32", "int8")),
+    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",)),
 }
 
 

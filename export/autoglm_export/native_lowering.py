@@ -7,7 +7,7 @@ stored, and gate and up become one product that leaves silu(gate) * up.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ import numpy.typing as npt
 
 from .decoder import build_decoder
 from .errors import InvalidOption
+from .lowering import Progress, no_progress
 from .native.compiler import best_target
 from .native.compiler import build_decoder as build_library
 from .native_program import (
@@ -138,9 +139,7 @@ class NativeOps(Ops[Expression]):
             return
         if isinstance(x, Normed):
             source, weight = _rows(x.source), self._file.add_row(self._weights[x.weight])
-            self._emit(
-                Code.NORM_QUANTISE, source.selected, source.buffer, inputs=self._spec.hidden_size, weight=weight
-            )
+            self._emit(Code.NORM_QUANTISE, source.selected, source.buffer, inputs=self._spec.hidden_size, weight=weight)
         else:
             self._emit(Code.QUANTISE, x.selected, x.buffer)
         self._quantised = x
@@ -200,7 +199,9 @@ class NativeOps(Ops[Expression]):
         rope, head_size = self._spec.rope, self._spec.head_size
         if not rope.interleaved:
             return rows
-        order = np.concatenate([np.arange(0, rope.dims, 2), np.arange(1, rope.dims, 2), np.arange(rope.dims, head_size)])
+        order = np.concatenate(
+            [np.arange(0, rope.dims, 2), np.arange(1, rope.dims, 2), np.arange(rope.dims, head_size)]
+        )
         return rows.reshape(-1, head_size, *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
@@ -226,18 +227,20 @@ def write_native(
     num_slots: int,
     max_length: int,
     prefill_chunk: int,
-    progress: Callable[[str], None] = lambda message: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write library, program and weights into `folder`; returns the manifest's `runtime_details`.
 
     Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
     """
     if precision not in PRECISIONS:
-        raise InvalidOption(f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}")
+        raise InvalidOption(
+            f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}"
+        )
     target = best_target(read_cpu_features())
-    progress(f"compiling the decoder for {target.name}")
+    progress(f"compiling the decoder for {target.name}", 0.0)
     build_library(folder / LIBRARY_NAME, target)
-    progress("quantising and packing the weights")
+    progress("quantising and packing the weights", 0.5)
     write_program(spec, weights, folder)
     return {
         "program_format": PROGRAM_FORMAT,

@@ -13,7 +13,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..errors import ExportError
+from autoglm_export.errors import ExportError
 
 SOURCE = Path(__file__).with_name("decoder.cpp")
 # -ffp-contract=off: rounding must not depend on what the compiler inlines where, or answers would depend on the batch

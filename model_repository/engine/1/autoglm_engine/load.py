@@ -10,8 +10,11 @@ from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Runner
 
-# runtime -> (module, class, distribution whose version must be the exporter's)
-_RUNNERS = {"onnx": ("onnx_runner", "OnnxRunner", "onnxruntime")}
+# runtime -> (module, class, distribution whose version must be the exporter's; None: the artifact carries its runtime)
+_RUNNERS = {
+    "onnx": ("onnx_runner", "OnnxRunner", "onnxruntime"),
+    "native": ("native_runner", "NativeRunner", None),
+}
 
 
 def load_runner(folder: Path, manifest: Manifest, *, num_threads: int) -> Runner:
@@ -20,7 +23,8 @@ def load_runner(folder: Path, manifest: Manifest, *, num_threads: int) -> Runner
     if entry is None:
         raise ArtifactError(f"the artifact's runtime is {manifest.runtime!r}; this engine has {', '.join(_RUNNERS)}")
     module, name, distribution = entry
-    _check_version(distribution, manifest.runtime_version)
+    if distribution is not None:
+        _check_version(distribution, manifest.runtime_version)
     manifest.verify_files(folder)
     runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(
         folder, manifest, num_threads=num_threads
