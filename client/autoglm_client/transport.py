@@ -14,6 +14,7 @@ from tritonclient.grpc import service_pb2_grpc
 from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout
 from .responses import error_of
 
+_RECONNECT_S = 0.7  # the longest back-off and a little more
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
@@ -40,9 +41,12 @@ class GrpcTransport:
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def connect(self, timeout: float | None) -> None:
-        """Wait for the connection, and fail at once when an attempt to connect does."""
+        """Wait for the connection, and fail as soon as an attempt to connect does."""
         state = self._channel.get_state(try_to_connect=True)
         if state is _READY:
+            return
+        if state is _BROKEN:  # gRPC shows no further state until an attempt succeeds
+            await self._reconnect(timeout)
             return
         try:
             async with asyncio.timeout(timeout):
@@ -50,9 +54,19 @@ class GrpcTransport:
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
                     if state is _BROKEN:
-                        raise CannotConnectError(f"cannot reach {self.address}: no server answers there")
+                        raise _unreachable(self.address)
         except TimeoutError:
-            raise ConnectTimeout(f"no connection to {self.address} within {timeout:g} s") from None
+            raise ConnectTimeout(
+                f"no connection to {self.address} within {timeout:g} s", endpoint=self.address
+            ) from None
+
+    async def _reconnect(self, timeout: float | None) -> None:
+        """Wait long enough for one more attempt."""
+        try:
+            async with asyncio.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
+                await self._channel.wait_for_state_change(_BROKEN)
+        except TimeoutError:
+            raise _unreachable(self.address) from None
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
@@ -86,13 +100,17 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2_000),
+    ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # two clients share no connection and no back-off
 )
 
 # How gRPC words the loss of a connection, which it reports with the same code as a busy server.
 _CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")
 _LOST_WORDS = ("socket closed", "connection reset", "broken pipe", "goaway", "recvmsg", "ping timeout", "keepalive")
+
+
+def _unreachable(address: str) -> CannotConnectError:
+    return CannotConnectError(f"cannot reach {address}: no server answers there", endpoint=address)
 
 
 async def _typed(error: Exception, call: Any, address: str) -> AutoGLMError:
@@ -104,7 +122,7 @@ async def _typed(error: Exception, call: Any, address: str) -> AutoGLMError:
 def _error_of_status(code: grpc.StatusCode, details: str, address: str) -> AutoGLMError:
     words = details.lower()
     if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _CONNECT_WORDS):
-        return CannotConnectError(f"cannot reach {address}: no server answers there", endpoint=address)
+        return _unreachable(address)
     if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _LOST_WORDS):
         return ConnectionLost(f"the connection to {address} broke: {details}", endpoint=address)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -1,0 +1,74 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoglm_client.async_client import DEFAULT_URL
+from autoglm_client.options import GenerationOptions
+
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="AUTOGLM_URL",
+        help="Server's gRPC address; of several, set apart by commas, the first that works.",
+    ),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Draw from the likeliest tokens of this total probability.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
+System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
+TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
+Repository = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository", envvar="AUTOGLM_REPOSITORY", help="Triton model repository. [default: the bundled one]"
+    ),
+]
+Artifact = Annotated[
+    Path | None,
+    typer.Option(
+        "--artifact", envvar="AUTOGLM_ARTIFACT", help="Exported model. [default: engine/1/artifact in the repository]"
+    ),
+]
+Runtime = Annotated[str | None, typer.Option("--runtime", help="onnx or native. [default: the exporter's]")]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or int8. [default: the exporter's]")]
+
+DEFAULT_URLS = DEFAULT_URL
+
+
+def urls_of(text: str) -> tuple[str, ...]:
+    return tuple(part.strip() for part in text.split(",") if part.strip()) or (DEFAULT_URL,)
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The options a person sets on the command line."""
+
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    seed: int | None = None
+    stop: list[str] | None = None
+
+    def options(self) -> GenerationOptions:
+        return GenerationOptions(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stop=self.stop or None,
+        )

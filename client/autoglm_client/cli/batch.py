@@ -1,0 +1,102 @@
+"""`autoglm batch`: many prompts from a file, resumable."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from autoglm_client.async_client import AsyncClient
+from autoglm_client.exceptions import AutoGLMError, CannotConnectError
+from autoglm_client.mapping import MapLimits, bounded_map
+from autoglm_client.timeouts import Timeouts
+
+from . import arguments as args
+from .batch_files import Job, Journal, read_jobs
+from .failures import CommandError
+from .output import notes, print_json, result_json
+
+
+def batch(
+    file: Annotated[
+        Path, typer.Argument(help='JSON lines: {"prompt": ...} or {"messages": [...]}, with options and an id.')
+    ],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Answers. [default: FILE with .answers.jsonl]")
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
+    max_tokens: args.MaxTokens = None,
+    temperature: args.Temperature = None,
+    top_p: args.TopP = None,
+    top_k: args.TopK = None,
+    seed: args.Seed = None,
+    stop: args.Stop = None,
+    time_limit: args.TimeLimit = None,
+    url: args.Url = args.DEFAULT_URLS,
+    json: args.Json = False,
+) -> None:
+    """Answer every line of a file. Run it again after an interruption: what is answered is not asked again.
+
+    A line's own options (max_tokens, temperature, ...) come before those of the command line.
+
+    Without an id, a line's number is its id. Answers are written as they complete; a failed line gets an "error".
+
+    \b
+    Examples:
+      autoglm batch prompts.jsonl
+      autoglm batch prompts.jsonl -o answers.jsonl -c 32 --max-tokens 200
+      echo '{"id": "a", "prompt": "Say hi.", "max_tokens": 5}' > one.jsonl; autoglm batch one.jsonl --json
+    """
+    target = output if output is not None else file.with_suffix(".answers.jsonl")
+    if target.resolve() == file.resolve():
+        raise CommandError(f"the answers cannot go into the file of the prompts: {file}")
+    jobs = read_jobs(file, args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options())
+    timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
+    with Journal.open(target) as journal:
+        waiting = [job for job in jobs if job.id not in journal.done]
+        client = AsyncClient(args.urls_of(url), timeouts=timeouts)
+        failed = asyncio.run(_answer(client, waiting, journal, concurrency)) if waiting else 0
+    if json:
+        counts = {"asked": len(waiting), "skipped": len(jobs) - len(waiting), "failed": failed}
+        print_json({**counts, "output": str(target)})
+    else:
+        notes().print(f"{len(waiting) - failed} answered, {len(jobs) - len(waiting)} were done before: {target}")
+    if failed:
+        raise CommandError(
+            f"{failed} of {len(waiting)} lines failed; {target} says why, and running again retries them"
+        )
+
+
+async def _answer(client: AsyncClient, jobs: list[Job], journal: Journal, concurrency: int) -> int:
+    """The number of failed jobs. A server that cannot be reached ends the run."""
+    failed = 0
+
+    async def ask(job: Job) -> tuple[Job, dict[str, object] | AutoGLMError]:
+        try:
+            return job, result_json(await client.generate(job.prompt, job.options))
+        except CannotConnectError:
+            raise
+        except AutoGLMError as error:
+            return job, error
+
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+    )
+    async with client:
+        with Progress(*columns, console=notes()) as bar:
+            task = bar.add_task("answering", total=len(jobs))
+            async for outcome in bounded_map(ask, jobs, MapLimits(concurrency, prefetch_factor=2, ordered=False)):
+                if isinstance(outcome, Exception):
+                    raise outcome
+                job, answer = outcome
+                failed += isinstance(answer, AutoGLMError)
+                journal.write(job.id, {"error": str(answer)} if isinstance(answer, AutoGLMError) else answer)
+                bar.advance(task)
+    return failed

@@ -1,0 +1,64 @@
+"""`autoglm bench`"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+from rich.progress import Progress
+
+from . import arguments as args
+from .failures import CommandError, needs
+from .output import notes, print_json
+from .places import artifact_folder, is_exported, repository_folder
+
+
+def bench(
+    concurrency: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. [default: 1 and 16]"
+        ),
+    ] = None,
+    requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests a run.")] = 64,
+    artifact: args.Artifact = None,
+    repository: args.Repository = None,
+    url: args.Url = args.DEFAULT_URLS,
+    json: args.Json = False,
+) -> None:
+    """Measure a running server: prompts of 128 tokens, 64 new tokens each, greedy, streamed.
+
+    Needs the source checkout's perf/ folder, which also compares with the naive baseline (make bench).
+
+    \b
+    Examples:
+      autoglm bench
+      autoglm bench -c 1 -c 8 -c 32 --json
+    """
+    try:
+        load = needs("autoglm_perf.load", "test")
+        workloads, measures, report = (
+            needs(f"autoglm_perf.{name}", "test") for name in ("workload", "measures", "report")
+        )
+    except CommandError:
+        raise CommandError(
+            "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
+        ) from None
+    folder = artifact_folder(artifact, repository_folder(repository))
+    if not is_exported(folder):
+        raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
+    workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)
+    runs = []
+    for number in concurrency or [1, 16]:
+        with Progress(console=notes(), transient=True) as bar:
+            task = bar.add_task(f"{number} in flight", total=len(workload.prompts))
+            timings = load.measure_load(
+                args.urls_of(url)[0], workload, number, lambda count, bar=bar, task=task: bar.advance(task, count)
+            )
+        runs.append(measures.summarise("autoglm", number, timings, measures.Goal()))
+    if json:
+        print_json({"workload": workload.name, "runs": [run.as_json() for run in runs]})
+    else:
+        report.show(notes(), f"workload {workload.name}", runs)
+    if any(run.num_errors for run in runs):
+        raise CommandError(f"{sum(run.num_errors for run in runs)} requests failed")

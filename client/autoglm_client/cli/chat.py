@@ -1,0 +1,155 @@
+"""`autoglm chat`: a conversation in the terminal."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+import json
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from autoglm_client.client import Client
+from autoglm_client.exceptions import AutoGLMError
+from autoglm_client.options import GenerationOptions
+from autoglm_client.types import Message, Result
+
+from . import arguments as args
+from .failures import fail, sentence_of
+from .output import notes, stage_table, summary_line
+
+_HELP = """/reset          forget the conversation
+/system TEXT    set the system message, and forget the conversation
+/retry          drop the last answer and ask again
+/stats          speed and stage times of the last answer
+/save FILE      write the conversation as JSON
+/exit           leave (so does Ctrl-D); Ctrl-C cancels an answer"""
+
+
+def chat(
+    system: args.System = None,
+    max_tokens: args.MaxTokens = None,
+    temperature: args.Temperature = None,
+    top_p: args.TopP = None,
+    top_k: args.TopK = None,
+    seed: args.Seed = None,
+    stop: args.Stop = None,
+    url: args.Url = args.DEFAULT_URLS,
+) -> None:
+    """Talk with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
+
+    \b
+    Examples:
+      autoglm chat
+      autoglm chat --system "You answer in one sentence." -t 0.7
+      autoglm chat --url gpu-box:8001
+    """
+    options = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options()
+    with contextlib.suppress(ImportError):
+        importlib.import_module("readline")  # line editing and history for input()
+    with Client(args.urls_of(url)) as client:
+        client.wait_until_ready(timeout=1)
+        notes().print("[dim]/help lists the commands[/]")
+        Conversation(client, options, system).run()
+
+
+@dataclass(slots=True)
+class Conversation:
+    client: Client
+    options: GenerationOptions
+    system: str | None
+    turns: list[Message] = field(default_factory=list)
+    last: Result | None = None
+
+    def run(self) -> None:
+        while (line := _read_line()) is not None:
+            if line.startswith("/"):
+                if not self.command(line):
+                    return
+            elif line.strip():
+                self.ask(line)
+
+    def command(self, line: str) -> bool:
+        """Whether to go on."""
+        name, _, rest = line.partition(" ")
+        commands: dict[str, Callable[[str], None]] = {
+            "/help": lambda _: notes().print(_HELP),
+            "/reset": lambda _: self.turns.clear(),
+            "/system": self.set_system,
+            "/retry": lambda _: self.retry(),
+            "/stats": lambda _: self.show_stats(),
+            "/save": self.save,
+        }
+        if name in ("/exit", "/quit"):
+            return False
+        if name in commands:
+            commands[name](rest.strip())
+        else:
+            fail(f"{name} is no command; /help lists them")
+        return True
+
+    def ask(self, text: str) -> None:
+        self.turns.append(Message("user", text))
+        said: list[str] = []
+        try:
+            self._stream_answer(said)
+        except KeyboardInterrupt:
+            notes().print("\n[dim](cancelled)[/]")
+        except AutoGLMError as error:
+            fail(sentence_of(error))
+        if said:
+            self.turns.append(Message("assistant", "".join(said)))
+        else:
+            self.turns.pop()
+
+    def retry(self) -> None:
+        while self.turns and self.turns[-1].role == "assistant":
+            self.turns.pop()
+        if self.turns:
+            self.ask(self.turns.pop().content)
+
+    def set_system(self, text: str) -> None:
+        self.system = text or None
+        self.turns.clear()
+
+    def show_stats(self) -> None:
+        if self.last is None:
+            fail("there is no answer yet")
+            return
+        notes().print(summary_line(self.last))
+        notes().print(stage_table(self.last))
+
+    def save(self, name: str) -> None:
+        if not name:
+            fail("/save needs a file name")
+            return
+        turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]
+        try:
+            Path(name).write_text(json.dumps(turns, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
+        except OSError as error:
+            fail(f"{name} cannot be written: {error.strerror}")
+
+    @property
+    def messages(self) -> list[Message]:
+        return [*([Message("system", self.system)] if self.system else []), *self.turns]
+
+    def _stream_answer(self, said: list[str]) -> None:
+        with self.client.stream(self.messages, self.options) as stream:
+            for piece in stream:
+                said.append(piece.text)
+                sys.stdout.write(piece.text)
+                sys.stdout.flush()
+            self.last = stream.result
+        sys.stdout.write("\n")
+
+
+def _read_line() -> str | None:
+    """None at the end of the input. Ctrl-C at the prompt drops the line."""
+    while True:
+        try:
+            return input("> " if sys.stdin.isatty() else "")
+        except EOFError:
+            return None
+        except KeyboardInterrupt:
+            sys.stdout.write("\n")

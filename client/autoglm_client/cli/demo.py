@@ -1,0 +1,68 @@
+"""`autoglm demo`: from nothing to answers, once."""
+
+from __future__ import annotations
+
+import time
+
+from rich.progress import track
+
+from autoglm_client.client import Client
+from autoglm_client.local_server import LocalServer
+from autoglm_client.types import Message, Prompt
+
+from . import arguments as args
+from .output import notes, stage_table, summary_line, write_pieces
+from .places import artifact_folder, repository_folder
+from .serve import ensure_exported, running
+
+_QUESTION = "What is the capital of France?"
+_NUM_REQUESTS = 16
+_MAX_TOKENS = 32
+_SUBJECTS = (
+    "France", "Japan", "Brazil", "Egypt", "Canada", "Norway", "Kenya", "India",
+    "Chile", "Poland", "Cuba", "Greece", "Nepal", "Peru", "Spain", "Iran",
+)  # fmt: skip
+
+
+def demo(artifact: args.Artifact = None, repository: args.Repository = None) -> None:
+    """Export the bundled model where needed, start the server, stream an answer, ask 16 at once, stop the server.
+
+    \b
+    Examples:
+      autoglm demo
+      autoglm demo --artifact build/demo
+    """
+    folder = repository_folder(repository)
+    chosen = artifact_folder(artifact, folder)
+    ensure_exported(chosen, export_if_missing=True)
+    server = LocalServer(folder, artifact=chosen)
+    with running(server), Client(server.grpc_url) as client:
+        client.wait_until_ready()
+        _stream_one(client)
+        _ask_many(client)
+        with notes().status("stopping the server"):
+            client.close()
+            server.stop()
+
+
+def _stream_one(client: Client) -> None:
+    notes().print(f"\n[bold]{_QUESTION}[/]")
+    with client.stream([Message("user", _QUESTION)], max_tokens=64, temperature=0.0) as stream:
+        write_pieces(stream)
+    notes().print(f"\n{summary_line(stream.result)}")
+    notes().print(stage_table(stream.result))
+
+
+def _ask_many(client: Client) -> None:
+    prompts: list[Prompt] = [
+        [Message("user", f"Name one thing {subject} is known for.")] for subject in _SUBJECTS[:_NUM_REQUESTS]
+    ]
+    started = time.monotonic()
+    answers = client.map(prompts, max_tokens=_MAX_TOKENS, temperature=0.0, concurrency=_NUM_REQUESTS, ordered=False)
+    results = list(track(answers, f"{_NUM_REQUESTS} requests at once", total=_NUM_REQUESTS, console=notes()))
+    seconds = time.monotonic() - started
+    tokens = sum(result.usage.completion_tokens for result in results)
+    notes().print(
+        f"{len(results)} requests in {seconds:.2f} s: [bold]{len(results) / seconds:.1f} requests/s[/], "
+        f"{tokens / seconds:.0f} tokens/s"
+    )

@@ -1,0 +1,106 @@
+"""`autoglm export`"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+from . import arguments as args
+from .failures import CommandError, needs
+from .output import notes, print_json
+from .places import artifact_folder, repository_folder
+
+ExportProgress = Callable[[str, float], None]
+
+
+def export(
+    checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder, .gguf file, or smollm2 (a bundled model).")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="Artifact folder. [default: the repository's]")
+    ] = None,
+    runtime: args.Runtime = None,
+    precision: args.Precision = None,
+    max_slots: Annotated[int | None, typer.Option("--max-slots", help="Most requests in flight.")] = None,
+    max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of prompt and answer.")] = None,
+    prefill_chunk: Annotated[
+        int | None, typer.Option("--prefill-chunk", help="Prompt tokens computed in one step.")
+    ] = None,
+    check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,
+    repository: args.Repository = None,
+    json: args.Json = False,
+) -> None:
+    """Turn a checkpoint into the artifact that the server loads.
+
+    \b
+    Examples:
+      autoglm export smollm2
+      autoglm export ./glm-4-9b-chat --precision int8 --max-length 4096
+      autoglm export model.gguf -o build/model --runtime native --check
+    """
+    target = output if output is not None else artifact_folder(None, repository_folder(repository))
+    chosen = {
+        "runtime": runtime,
+        "precision": precision,
+        "max_slots": max_slots,
+        "max_length": max_length,
+        "prefill_chunk": prefill_chunk,
+    }
+    manifest = run_export(checkpoint, target, check=check, chosen=chosen)
+    if json:
+        print_json(manifest_json(manifest, target))
+    else:
+        notes().print(f"exported {manifest.model_name} ({manifest.runtime}, {manifest.precision}) to {target}")
+
+
+def run_export(checkpoint: str, target: Path, *, check: bool, chosen: dict[str, Any]) -> Any:
+    """The manifest. What is None in `chosen` is left to the exporter."""
+    exporter = needs("autoglm_export.export", "export")
+    if check:
+        for package in ("torch", "transformers"):
+            needs(package, "check")
+    options = {name: value for name, value in chosen.items() if value is not None}
+    with export_progress() as progress:
+        try:
+            return exporter.export(checkpoint, target, check=check, progress=progress, **options)
+        except ModuleNotFoundError as error:
+            raise CommandError(
+                f"this export needs the package {error.name}: pip install 'autoglm-triton[export]'"
+            ) from None
+
+
+def manifest_json(manifest: Any, folder: Path) -> dict[str, Any]:
+    return {
+        "artifact": str(folder),
+        "model_name": manifest.model_name,
+        "family": manifest.family,
+        "runtime": manifest.runtime,
+        "runtime_version": manifest.runtime_version,
+        "precision": manifest.precision,
+        "num_slots": manifest.num_slots,
+        "max_length": manifest.max_length,
+        "prefill_chunk": manifest.prefill_chunk,
+        "vocab_size": manifest.vocab_size,
+        "bytes": sum(record.bytes for record in manifest.files.values()),
+        "digest": manifest.digest,
+        "parity": manifest.parity,
+    }
+
+
+@contextmanager
+def export_progress() -> Iterator[ExportProgress]:
+    """A bar for each stage that the exporter names."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    with Progress(*columns, console=notes()) as bars:
+        stages: dict[str, Any] = {}
+
+        def progress(stage: str, fraction: float) -> None:
+            if stage not in stages:
+                stages[stage] = bars.add_task(stage, total=1.0)
+            bars.update(stages[stage], completed=fraction)
+
+        yield progress

@@ -1,0 +1,78 @@
+"""How a command fails: one sentence on stderr and a non-zero exit. 1: it failed; 2: it was called wrongly; 130: Ctrl-C."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import typer
+from typer.core import TyperGroup
+
+from autoglm_client.exceptions import AutoGLMError, CannotConnectError
+
+# The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.
+_USAGE_ERROR = typer.BadParameter.__bases__[0]
+DEBUG_VARIABLE = "AUTOGLM_DEBUG"
+
+
+class CommandError(Exception):
+    """A sentence for the user."""
+
+
+class FriendlyGroup(TyperGroup):
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+        except BrokenPipeError:
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody reads on; the exit's flush must not fail
+            raise typer.Exit(1) from None
+        except Exception as error:
+            if isinstance(error, typer.Exit | typer.Abort):
+                raise
+            if isinstance(error, _USAGE_ERROR):
+                fail(usage_sentence(error))
+                raise typer.Exit(2) from None
+            if os.environ.get(DEBUG_VARIABLE):
+                raise
+            fail(sentence_of(error))
+            raise typer.Exit(1) from None
+
+
+def usage_sentence(error: Any) -> str:
+    """What was wrong with the command line, and where to read on."""
+    command = error.ctx.command_path if error.ctx else "autoglm"
+    return f"{error.format_message().rstrip('.')}; see {command} --help"
+
+
+def fail(sentence: str) -> None:
+    typer.echo(f"error: {sentence}", err=True)
+
+
+def sentence_of(error: Exception) -> str:
+    if isinstance(error, CannotConnectError):
+        return f"{error}; start one with `autoglm serve`"
+    if isinstance(error, AutoGLMError | CommandError) or _is_of_our_packages(error):
+        return str(error)
+    if isinstance(error, OSError) and error.filename:
+        return f"{error.filename}: {error.strerror}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())} (AUTOGLM_DEBUG=1 shows where)"
+
+
+def needs(module: str, extra: str) -> ModuleType:
+    """A package that only some installations have, or the sentence that says how to get it."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError as error:
+        raise CommandError(
+            f"this command needs the package {error.name}: pip install 'autoglm-triton[{extra}]'"
+        ) from None
+
+
+def _is_of_our_packages(error: Exception) -> bool:
+    """The exporter's and the engine's own errors are sentences for users; importing their classes here is not light."""
+    return any(kind.__module__ in ("autoglm_export.errors", "autoglm_engine.errors") for kind in type(error).__mro__)

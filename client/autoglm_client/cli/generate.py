@@ -1,0 +1,65 @@
+"""`autoglm generate`"""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from autoglm_client.client import Client
+from autoglm_client.timeouts import Timeouts
+from autoglm_client.types import Message, Prompt
+
+from . import arguments as args
+from .failures import CommandError
+from .output import notes, print_json, result_json, stage_table, summary_line, write_pieces
+
+
+def generate(
+    prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    system: args.System = None,
+    stats: Annotated[bool, typer.Option("--stats", help="Show speed and where the time went, on stderr.")] = False,
+    max_tokens: args.MaxTokens = None,
+    temperature: args.Temperature = None,
+    top_p: args.TopP = None,
+    top_k: args.TopK = None,
+    seed: args.Seed = None,
+    stop: args.Stop = None,
+    time_limit: args.TimeLimit = None,
+    url: args.Url = args.DEFAULT_URLS,
+    json: args.Json = False,
+) -> None:
+    """Ask once; the answer streams to stdout.
+
+    \b
+    Examples:
+      autoglm generate "What is the capital of France?"
+      autoglm generate --raw "Once upon a time" -n 100 -t 0.8 --seed 7
+      git diff | autoglm generate - --system "Summarise this change." --stats
+      autoglm generate "Name a colour." --json | jq -r .text
+    """
+    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop)
+    timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
+    asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
+    with (
+        Client(args.urls_of(url), timeouts=timeouts) as client,
+        client.stream(asked, sampling.options()) as stream,
+    ):
+        if json:
+            print_json(result_json(stream.read_all()))
+        else:
+            write_pieces(stream)
+        result = stream.result
+    if stats:
+        notes().print(summary_line(result))
+        notes().print(stage_table(result))
+
+
+def prompt_of(text: str, *, raw: bool, system: str | None) -> Prompt:
+    if raw and system is not None:
+        raise CommandError("--system goes with the chat template, which --raw leaves out; give one of them")
+    if raw:
+        return text
+    return [*([Message("system", system)] if system is not None else []), Message("user", text)]

@@ -1,0 +1,57 @@
+"""`autoglm health`"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import typer
+
+from autoglm_client.client import Client
+from autoglm_client.types import Health, Stats
+
+from . import arguments as args
+from .failures import fail
+from .output import notes, print_json
+
+
+def health(url: args.Url = args.DEFAULT_URLS, json: args.Json = False) -> None:
+    """Whether the server, each model and the engine's loop answer, and what the engine is doing.
+
+    The exit code is 0 when all is ready, else 1.
+
+    \b
+    Examples:
+      autoglm health
+      autoglm health --url gpu-box:8001 --json
+      until autoglm health; do sleep 1; done
+    """
+    with Client(args.urls_of(url)) as client:
+        state = client.health()
+        stats = client.stats() if state.ready else None
+    if json:
+        print_json(_as_json(state, stats))
+    else:
+        _show(state, stats)
+    if not state.ready:
+        if not json:
+            fail(state.detail if state.live else f"{state.detail}; start one with `autoglm serve`")
+        raise typer.Exit(1)
+
+
+def _as_json(state: Health, stats: Stats | None) -> dict[str, Any]:
+    return {**dataclasses.asdict(state), "engine": stats.engine if stats else None}
+
+
+def _show(state: Health, stats: Stats | None) -> None:
+    console = notes()
+    console.print(f"server       {_word(state.live, 'live', 'not reachable')}")
+    for name, ready in state.models.items():
+        console.print(f"{name:<12} {_word(ready, 'ready', 'not ready')}")
+    if stats is not None:
+        counters = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in stats.engine.items())
+        console.print(f"engine now   {counters}")
+
+
+def _word(good: bool, yes: str, no: str) -> str:
+    return f"[green]{yes}[/]" if good else f"[red]{no}[/]"

@@ -1,0 +1,61 @@
+"""`autoglm inspect`"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.table import Table
+
+from . import arguments as args
+from .export import manifest_json
+from .failures import needs
+from .output import print_json
+from .places import artifact_folder, repository_folder
+
+
+def inspect(
+    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder. [default: the repository's]")] = None,
+    verify: Annotated[bool, typer.Option("--verify", help="Check every file against its SHA-256.")] = False,
+    repository: args.Repository = None,
+    json: args.Json = False,
+) -> None:
+    """What an exported artifact is: model, runtime, limits, files, parity with its checkpoint.
+
+    \b
+    Examples:
+      autoglm inspect
+      autoglm inspect build/model --verify
+      autoglm inspect --json | jq .parity
+    """
+    folder = artifact if artifact is not None else artifact_folder(None, repository_folder(repository))
+    manifest = needs("autoglm_engine.manifest", "serve").Manifest.load(folder)
+    manifest.verify_files(folder, digests=verify)
+    described = manifest_json(manifest, folder)
+    if json:
+        print_json({**described, "verified": verify})
+    else:
+        _show(described, verified=verify)
+
+
+def _show(described: dict[str, Any], *, verified: bool) -> None:
+    from rich.console import Console
+
+    table = Table(show_header=False, box=None)
+    rows = {
+        **described,
+        "bytes": f"{described['bytes']:,}",
+        "parity": _parity(described["parity"]),
+        "files": "every SHA-256 is right" if verified else "present in full size (--verify checks their content)",
+    }
+    for name, value in rows.items():
+        table.add_row(name.replace("_", " "), str(value))
+    Console(highlight=False).print(table)
+
+
+def _parity(report: dict[str, Any] | None) -> str:
+    if report is None:
+        return "not checked (autoglm export --check does)"
+    ratio = f", perplexity ratio {report['perplexity_ratio']:.4f}" if "perplexity_ratio" in report else ""
+    return ("passed" if report.get("passed") else "failed") + ratio

@@ -1,0 +1,73 @@
+"""What commands print: answers and JSON to stdout, everything about them to stderr."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from autoglm_client.types import Piece, Result
+
+STAGE_NAMES = ("queue", "tokenize", "prefill", "decode", "detokenize", "network")
+
+
+def notes() -> Console:
+    """Built anew each time, so that it writes to the stderr of now."""
+    return Console(stderr=True, highlight=False)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+
+
+def write_pieces(pieces: Iterable[Piece]) -> None:
+    for piece in pieces:
+        sys.stdout.write(piece.text)
+        sys.stdout.flush()
+    sys.stdout.write("\n")
+    sys.stdout.flush()
+
+
+def result_json(result: Result) -> dict[str, Any]:
+    return {
+        "text": result.text,
+        "finish_reason": result.finish_reason,
+        "usage": {
+            "prompt_tokens": result.usage.prompt_tokens,
+            "completion_tokens": result.usage.completion_tokens,
+            "cached_tokens": result.usage.cached_tokens,
+        },
+        "time_to_first_token_ms": result.time_to_first_token_ms,
+        "total_ms": result.total_ms,
+        "tokens_per_second": result.tokens_per_second,
+        "stages_ms": {name: getattr(result.stages, f"{name}_ms") for name in STAGE_NAMES},
+        "request_id": result.request_id,
+        "endpoint": result.endpoint,
+    }
+
+
+def summary_line(result: Result) -> str:
+    usage = result.usage
+    first = f"first token {result.time_to_first_token_ms:.0f} ms, " if result.time_to_first_token_ms is not None else ""
+    cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
+    return (
+        f"{first}{result.tokens_per_second:.1f} tokens/s, "
+        f"{usage.prompt_tokens} prompt{cached} + {usage.completion_tokens} new tokens, ended by {result.finish_reason}"
+    )
+
+
+def stage_table(result: Result) -> Table:
+    table = Table(title="where the time went", title_justify="left")
+    table.add_column("stage")
+    table.add_column("ms", justify="right")
+    table.add_column("share", justify="right")
+    for name in STAGE_NAMES:
+        milliseconds = getattr(result.stages, f"{name}_ms")
+        table.add_row(name, f"{milliseconds:.1f}", f"{milliseconds / result.total_ms:.0%}")
+    table.add_section()
+    table.add_row("total", f"{result.total_ms:.1f}", "")
+    return table

@@ -1,0 +1,99 @@
+"""`autoglm serve`"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from autoglm_client.local_server import LocalServer
+
+from . import arguments as args
+from .export import run_export
+from .failures import CommandError
+from .output import notes
+from .places import artifact_folder, is_exported, repository_folder
+
+BUNDLED_MODEL = "smollm2"
+
+
+def serve(
+    artifact: args.Artifact = None,
+    repository: args.Repository = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
+    ] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
+    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
+    log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
+    export_if_missing: Annotated[
+        bool,
+        typer.Option("--export-if-missing", help=f"Export the bundled model ({BUNDLED_MODEL}) where there is none."),
+    ] = False,
+) -> None:
+    """Run the server in the foreground until Ctrl-C.
+
+    \b
+    Examples:
+      autoglm serve
+      autoglm serve --artifact build/model --grpc-port 9001
+      autoglm serve --export-if-missing --log-file server.log
+    """
+    folder = repository_folder(repository)
+    chosen = artifact_folder(artifact, folder)
+    ensure_exported(chosen, export_if_missing=export_if_missing)
+    server = LocalServer(
+        folder,
+        artifact=chosen,
+        host=host,
+        http_port=http_port,
+        grpc_port=grpc_port,
+        metrics_port=metrics_port,
+        log_file=log_file,
+    )
+    with _terminated_like_interrupted(), running(server):
+        notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
+        notes().print("ready; Ctrl-C stops it")
+        try:
+            server.wait()
+        except KeyboardInterrupt:
+            notes().print("\nstopping")
+
+
+def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
+    if is_exported(artifact):
+        return
+    if not export_if_missing:
+        raise CommandError(f"there is no exported model at {artifact}; make one with `autoglm export {BUNDLED_MODEL}`")
+    run_export(BUNDLED_MODEL, artifact, check=False, chosen={})
+
+
+@contextmanager
+def running(server: LocalServer) -> Iterator[None]:
+    """The server, started with a line that says how far it is, and stopped in the end."""
+    try:
+        with notes().status("starting tritonserver") as status:
+            server.start()
+            server.wait_ready(progress=lambda seconds, _: status.update(f"starting tritonserver, {seconds:.0f} s"))
+        yield
+    finally:
+        server.stop()
+
+
+@contextmanager
+def _terminated_like_interrupted() -> Iterator[None]:
+    """SIGTERM (a service manager, a container) stops the server as Ctrl-C does."""
+
+    def interrupt(number: int, frame: object) -> None:
+        raise KeyboardInterrupt
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
