@@ -331,7 +331,9 @@ def test_an_id_is_used_once_at_a_time() -> None:
 
 def test_a_failing_runner_ends_its_requests_and_nothing_else() -> None:
     bench = Bench()
-    for i in range(6):
+    kept = [50 + i % 7 for i in range(40)]
+    bench.run(request("before", kept, max_tokens=2))
+    for i in range(3):  # the fourth slot keeps what was there before
         bench.engine.submit(request(f"r{i}", [i] * 3, max_tokens=4, ignore_eos=True))
     bench.step(2)
 
@@ -342,13 +344,15 @@ def test_a_failing_runner_ends_its_requests_and_nothing_else() -> None:
     bench.step()
     bench.runner.before_forward = lambda batch: None
     bench.runner.written[:] = -1  # whoever trusted a slot now would fail
+    bench.engine.submit(request("new", [8, 9], max_tokens=4, ignore_eos=True))
+    bench.engine.submit(request("after", kept, max_tokens=2, ignore_eos=True))
     bench.drain()
     found = answers(bench.events)
     assert len(found) == 6
-    assert {found[f"r{i}"].last.error for i in range(4)} == {"the model runner failed: out of memory"}
-    assert {found[f"r{i}"].last.error_code for i in range(4)} == {"INTERNAL"}
-    for i in (4, 5):
-        assert found[f"r{i}"].token_ids == expected_greedy([i] * 3, 4, VOCAB)
+    assert found["after"].token_ids == expected_greedy(kept, 2, VOCAB)
+    assert {found[f"r{i}"].last.error for i in range(3)} == {"the model runner failed: out of memory"}
+    assert {found[f"r{i}"].last.error_code for i in range(3)} == {"INTERNAL"}
+    assert found["new"].token_ids == expected_greedy([8, 9], 4, VOCAB)
     bench.assert_idle()
 
 

@@ -171,3 +171,9 @@ def test_a_loop_that_dies_answers_everybody_and_is_not_healthy(
         with pytest.raises(Unavailable, match="the engine stopped"):
             loop.submit(request("late"))
     assert "the engine's loop died" in caplog.text
+
+
+def test_a_loop_that_never_started_can_be_closed(runner: FakeRunner) -> None:
+    loop = EngineLoop(Engine(runner, letters_text(), []), Reader())
+    assert not loop.healthy
+    loop.close()

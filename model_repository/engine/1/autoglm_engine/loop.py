@@ -42,8 +42,9 @@ class EngineLoop:
         with self._wake:
             self._closing = True
             self._wake.notify()
-        self._stepper.join(timeout)
-        self._publisher.join(timeout)
+        for thread in (self._stepper, self._publisher):
+            if thread.ident is not None:  # it was started
+                thread.join(timeout)
 
     @property
     def healthy(self) -> bool:
