@@ -11,12 +11,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoglm_client.client import Client
-from autoglm_client.exceptions import AutoGLMError
+from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Message, Result
 
 from . import arguments as args
-from .failures import fail, sentence_of
+from .failures import CommandError, fail, sentence_of
 from .output import notes, stage_table, summary_line
 
 _HELP = """/reset          forget the conversation
@@ -49,9 +49,17 @@ def chat(
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # line editing and history for input()
     with Client(args.urls_of(url)) as client:
-        client.wait_until_ready(timeout=1)
+        check_ready(client)
         notes().print("[dim]/help lists the commands[/]")
         Conversation(client, options, system).run()
+
+
+def check_ready(client: Client) -> None:
+    state = client.health()
+    if not state.live:
+        raise CannotConnectError(state.detail)
+    if not state.ready:
+        raise CommandError(f"the server is not ready: {state.detail}")
 
 
 @dataclass(slots=True)

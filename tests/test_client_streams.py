@@ -1,0 +1,350 @@
+"""Streams on a scripted server: errors, retries, time limits, and every way to leave early."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+from collections.abc import AsyncIterator, Callable
+
+import pytest
+from autoglm_client import (
+    NO_RETRIES,
+    AsyncClient,
+    AutoGLMError,
+    CannotConnectError,
+    Client,
+    ClientClosedError,
+    ConnectionLost,
+    ConnectTimeout,
+    FirstTokenTimeout,
+    InterTokenTimeout,
+    InvalidRequestError,
+    ProtocolError,
+    QueueFullError,
+    RetryPolicy,
+    ServerError,
+    ServerUnavailableError,
+    Stream,
+    Timeouts,
+    TotalTimeout,
+)
+from client_fakes import FakeTransport, Script, inputs_of
+
+FAST_RETRIES = RetryPolicy(attempts=3, first_delay_s=0.001, longest_delay_s=0.002)
+LONG = Script(words=["w "] * 500, pause_s=0.002)
+
+
+def client_of(transport: FakeTransport, **settings: object) -> AsyncClient:
+    return AsyncClient("fake:1", transport=lambda address: transport, **{"retries": FAST_RETRIES, **settings})  # type: ignore[arg-type]
+
+
+async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+    async with asyncio.timeout(seconds):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
+async def test_a_stream_is_the_pieces_and_then_the_result() -> None:
+    async with client_of(FakeTransport(Script(heartbeats=2))) as client:
+        stream = client.stream("hi", max_tokens=3)
+        pieces = [piece async for piece in stream]
+    assert [piece.text for piece in pieces] == ["one ", "two ", "three"]
+    result = stream.result
+    assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("one two three", "length", 3)
+    assert result.time_to_first_token_ms is not None and result.time_to_first_token_ms <= result.total_ms
+    assert result.stages.network_ms == pytest.approx(max(result.total_ms - result.stages.server_ms, 0))
+
+
+async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:
+    transport = FakeTransport()
+    async with client_of(transport) as client:
+        result = await client.generate("hi")
+        await client.chat([{"role": "user", "content": "hi"}], temperature=0.0)
+    assert (result.text, result.time_to_first_token_ms) == ("one two three", None)
+    assert inputs_of(transport.requests[0])["stream"] == b"\x00"
+    assert set(inputs_of(transport.requests[1])) == {"messages", "temperature", "stream"}
+    assert len({request.id for request in transport.requests}) == 2
+
+
+async def test_the_result_is_there_only_at_the_end() -> None:
+    async with client_of(FakeTransport()) as client, client.stream("hi") as stream:
+        with pytest.raises(RuntimeError, match="no result"):
+            _ = stream.result
+        await anext(stream)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequestError("top_p"),
+        ServerError("broken"),
+        ProtocolError("odd"),
+        QueueFullError("full"),
+        ConnectionLost("cut"),
+    ],
+)
+async def test_errors_arrive_as_they_are_with_the_request_named(error: AutoGLMError) -> None:
+    transport = FakeTransport(Script(errors=[error]))
+    async with client_of(transport, retries=NO_RETRIES) as client:
+        with pytest.raises(type(error)) as caught:
+            await client.generate("hi")
+    assert caught.value.request_id == transport.requests[0].id
+    assert caught.value.endpoint == "fake:1"
+
+
+@pytest.mark.parametrize("error", [QueueFullError("full"), ServerUnavailableError("busy"), ConnectionLost("cut")])
+async def test_what_computed_nothing_is_tried_again_under_a_new_id(error: AutoGLMError) -> None:
+    transport = FakeTransport(Script(errors=[error, error]))
+    async with client_of(transport) as client:
+        assert (await client.generate("hi")).text == "one two three"
+    assert len({request.id for request in transport.requests}) == 3
+
+
+async def test_attempts_are_bounded_and_the_servers_faults_are_not_retried() -> None:
+    full = FakeTransport(Script(errors=[QueueFullError("full")] * 9))
+    async with client_of(full) as client:
+        with pytest.raises(QueueFullError):
+            await client.generate("hi")
+    broken = FakeTransport(Script(errors=[ServerError("broken")]))
+    async with client_of(broken) as client:
+        with pytest.raises(ServerError):
+            await client.generate("hi")
+    assert (len(full.requests), len(broken.requests)) == (3, 1)
+
+
+async def test_nothing_is_retried_once_a_piece_was_handed_out() -> None:
+    transport = FakeTransport(Script(fail_after=(1, ConnectionLost("cut"))))
+    async with client_of(transport) as client:
+        stream = client.stream("hi")
+        assert (await anext(stream)).text == "one "
+        with pytest.raises(ConnectionLost):
+            await anext(stream)
+    assert len(transport.requests) == 1
+
+
+async def test_an_answer_cut_short_is_an_error() -> None:
+    async with client_of(FakeTransport(Script(finish_reason="")), retries=NO_RETRIES) as client:
+        with pytest.raises(ConnectionLost, match="before its last piece"):
+            await client.generate("hi")
+
+
+async def test_a_failed_endpoint_is_passed_over_and_the_next_one_kept() -> None:
+    down = FakeTransport(Script(connect_errors=[CannotConnectError("down")] * 99))
+    up = FakeTransport()
+    client = AsyncClient(["down:1", "up:1"], transport=lambda a: {"down:1": down, "up:1": up}[a], retries=NO_RETRIES)
+    async with client:
+        results = [await client.generate("hi") for _ in range(3)]
+    assert {result.endpoint for result in results} == {"up:1"}
+    assert (len(down.script.connect_errors), len(up.requests)) == (98, 3)  # type: ignore[union-attr]
+
+
+async def test_all_endpoints_down_is_the_connections_error() -> None:
+    def down(address: str) -> FakeTransport:
+        return FakeTransport(Script(connect_errors=[CannotConnectError(f"cannot reach {address}")] * 9))
+
+    async with AsyncClient(["a:1", "b:1"], transport=down, retries=FAST_RETRIES) as client:
+        with pytest.raises(CannotConnectError):
+            await client.generate("hi")
+
+
+@pytest.mark.parametrize(
+    ("timeouts", "script", "error", "pieces"),
+    [
+        (Timeouts(first_token=0.02), Script(pause_s=0.2), FirstTokenTimeout, 0),
+        (Timeouts(first_token=0.05), Script(heartbeats=20, pause_s=0.2), FirstTokenTimeout, 0),
+        (Timeouts(between_tokens=0.02), Script(words=["a", "b"], pause_s=0.1), InterTokenTimeout, 1),
+        (Timeouts(total=0.05), LONG, TotalTimeout, None),
+    ],
+)
+async def test_each_time_limit_cancels_on_the_server(
+    timeouts: Timeouts, script: Script, error: type[Exception], pieces: int | None
+) -> None:
+    transport, seen = FakeTransport(script), 0
+    async with client_of(transport, timeouts=timeouts) as client:
+        with pytest.raises(error) as caught:
+            async for _ in client.stream("hi"):
+                seen += 1
+        await until(lambda: not transport.running)
+    assert pieces in (None, seen)
+    assert isinstance(caught.value, AutoGLMError) and caught.value.request_id in transport.cancelled
+    assert not transport.aborted
+
+
+async def test_the_total_limit_holds_for_unstreamed_answers_and_between_retries() -> None:
+    async with client_of(FakeTransport(LONG), timeouts=Timeouts(total=0.05)) as client:
+        with pytest.raises(TotalTimeout):
+            await client.generate("hi")
+    slow = RetryPolicy(attempts=9, first_delay_s=5, longest_delay_s=5)
+    transport = FakeTransport(Script(errors=[QueueFullError("full")] * 9))
+    async with client_of(transport, timeouts=Timeouts(total=0.05), retries=slow) as client:
+        with pytest.raises(TotalTimeout) as caught:
+            await client.generate("hi")
+    assert isinstance(caught.value.__cause__, QueueFullError)
+
+
+async def test_a_connection_that_times_out_is_tried_again() -> None:
+    transport = FakeTransport(Script(connect_errors=[ConnectTimeout("slow")]))
+    async with client_of(transport) as client:
+        assert (await client.generate("hi")).text
+
+
+async def leave_by_break(client: AsyncClient) -> None:
+    async for _ in client.stream("hi"):
+        break
+
+
+async def leave_by_exception(client: AsyncClient) -> None:
+    with pytest.raises(KeyError):
+        async for _ in client.stream("hi"):
+            raise KeyError("mine")
+
+
+async def leave_by_with(client: AsyncClient) -> None:
+    async with client.stream("hi") as stream:
+        await anext(stream)
+
+
+async def leave_by_cancelled_task(client: AsyncClient) -> None:
+    task = asyncio.create_task(client.generate("hi"))
+    await asyncio.sleep(0.02)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
+async def leave_by_dropping(client: AsyncClient) -> None:
+    stream: Stream | None = client.stream("hi")
+    assert stream is not None
+    await anext(stream)
+    stream = None
+    gc.collect()
+
+
+async def leave_by_timeout(client: AsyncClient) -> None:
+    with pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.02):
+            await client.generate("hi")
+
+
+LEAVINGS = [
+    leave_by_break,
+    leave_by_exception,
+    leave_by_with,
+    leave_by_cancelled_task,
+    leave_by_dropping,
+    leave_by_timeout,
+]
+
+
+@pytest.mark.parametrize("leave", LEAVINGS)
+async def test_leaving_cancels_on_the_server_and_reads_the_stream_to_its_end(leave: Callable[..., object]) -> None:
+    transport = FakeTransport(LONG)
+    async with client_of(transport) as client:
+        await leave(client)  # type: ignore[misc]
+        await until(lambda: not transport.running)
+    assert transport.cancelled == {request.id for request in transport.requests}
+    assert not transport.aborted
+
+
+async def test_a_cancel_that_came_too_early_is_repeated() -> None:
+    transport = FakeTransport(LONG)
+    transport.ignored_cancels = 2
+    async with client_of(transport) as client:
+        await leave_by_break(client)
+        await until(lambda: not transport.running)
+    assert len(transport.controls) >= 3
+
+
+async def test_leaving_while_connecting_sends_nothing() -> None:
+    transport = FakeTransport(Script(connect_s=0.05))
+    async with client_of(transport) as client:
+        await leave_by_timeout(client)
+        await asyncio.sleep(0.1)
+    assert not transport.requests
+
+
+async def test_many_leavers_share_cancels() -> None:
+    transport = FakeTransport(LONG)
+    async with client_of(transport) as client:
+        streams = [client.stream("hi") for _ in range(50)]
+        await asyncio.gather(*(anext(stream) for stream in streams))
+        for stream in streams:
+            await stream.aclose()
+        await until(lambda: not transport.running)
+    assert len(transport.cancelled) == 50
+    assert len(transport.controls) <= 10
+
+
+async def test_close_cancels_what_is_under_way_and_waits_for_it() -> None:
+    transport = FakeTransport(LONG)
+    client = client_of(transport)
+    stream = client.stream("hi")
+    await anext(stream)
+    await client.close()
+    assert transport.closed and not transport.running and not transport.aborted
+    with pytest.raises(ClientClosedError):
+        client.stream("hi")
+
+
+async def test_a_reader_that_stops_reading_holds_few_pieces() -> None:
+    transport = FakeTransport(Script(words=["w"] * 10_000))
+    async with client_of(transport) as client:
+        stream = client.stream("hi")
+        await anext(stream)
+        await asyncio.sleep(0.05)
+        assert stream._flight is not None and len(stream._flight._unread) <= 64
+        assert len("".join([piece.text async for piece in stream])) == 9_999
+
+
+def test_a_client_serves_one_event_loop() -> None:
+    client = client_of(FakeTransport())
+    asyncio.run(client.generate("hi"))
+    with pytest.raises(ClientClosedError, match="one event loop"):
+        asyncio.run(client.generate("hi"))
+
+
+async def test_health_models_and_stats() -> None:
+    async with client_of(FakeTransport()) as client:
+        state = await client.wait_until_ready(timeout=1)
+        assert state.ready and set(state.models) == {"autoglm", "tokenizer", "engine", "detokenizer"}
+        stats = await client.stats()
+        assert stats.engine == {"running": 0} and stats.models["autoglm"].requests == 7
+        assert [model.name for model in await client.models()] == ["autoglm"]
+
+
+async def test_health_tells_of_an_engine_that_does_not_answer() -> None:
+    class DeadEngine(FakeTransport):
+        async def stream(self, request: object) -> AsyncIterator[object]:  # type: ignore[override]
+            raise ServerError("Stub process 'engine_0_0' is not healthy.")
+            yield
+
+    async with client_of(DeadEngine()) as client:
+        state = await client.health()
+        assert (state.live, state.ready, state.models["engine"]) == (True, False, False)
+        assert "not healthy" in state.detail
+        with pytest.raises(ServerUnavailableError, match=r"was not ready within 0\.01 s"):
+            await client.wait_until_ready(timeout=0.01)
+
+
+def test_the_blocking_client_is_the_same_client() -> None:
+    transport = FakeTransport(Script(words=["a ", "b"]))
+    with Client("fake:1", transport=lambda address: transport) as client:
+        assert client.generate("hi").text == "a b"
+        stream = client.stream("hi")
+        assert [piece.text for piece in stream] == ["a ", "b"]
+        assert stream.result.text == "a b"
+        assert client.chat([{"role": "user", "content": "x"}]).text == "a b"
+        assert client.health().ready and client.stats().models
+    with pytest.raises(ClientClosedError):
+        client.generate("hi")
+
+
+def test_breaking_off_a_blocking_stream_cancels_on_the_server() -> None:
+    transport = FakeTransport(LONG)
+    with Client("fake:1", transport=lambda address: transport) as client:
+        for _ in client.stream("hi"):
+            break
+        with pytest.raises(KeyError), client.stream("hi") as stream:
+            next(stream)
+            raise KeyError("mine")
+    assert len(transport.cancelled) == 2 and not transport.running and not transport.aborted
