@@ -10,26 +10,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import islice
 
 from .core import Event, FinishReason, Request
 from .errors import EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
-from .metrics import (
-    INTER_TOKEN_LATENCY,
-    PREFIX_HIT_TOKENS,
-    REQUESTS,
-    RUNNING,
-    SLOTS,
-    TIME_TO_FIRST_TOKEN,
-    TOKENS_IN,
-    TOKENS_OUT,
-    WAITING,
-    Metrics,
-    NoMetrics,
-)
+from .metrics import Metrics, NoMetrics
 from .output import Output
 from .runner import Runner
 from .sampling import Sampled, TokenSampler, sample_batch
@@ -38,22 +25,10 @@ from .sequence import Sequence, Waiting
 from .settings import EngineSettings
 from .slots import Allocation, SlotTable
 from .streams import StreamPacer
+from .tally import EngineStats, Tally
 from .token_text import TokenText
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class EngineStats:
-    running: int = 0
-    waiting: int = 0
-    slots_free: int = 0
-    slots_busy: int = 0
-    slots_retained: int = 0
-    steps: int = 0
-    tokens_in: int = 0
-    tokens_out: int = 0
-    prefix_hit_tokens: int = 0
 
 
 class Engine:
@@ -76,15 +51,13 @@ class Engine:
         self._eos = frozenset(eos_token_ids)
         self._settings = settings or EngineSettings()
         self._pacer = StreamPacer(self._settings, gate or AlwaysOpen())
-        self._metrics = metrics or NoMetrics()
         self._clock = clock
         self._inbox = Inbox(self._settings.max_queue)
         slots = SlotTable(self._limits.num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
         self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget)
         self._events: list[Event] = []  # of the step being taken
-        self._steps = self._tokens_in = self._tokens_out = self._prefix_hit_tokens = 0
-        self._stats = EngineStats()
-        self._report()
+        self._tally = Tally(metrics or NoMetrics())
+        self._tally.report(self._scheduler)
 
     # ---- any thread
 
@@ -104,7 +77,7 @@ class Engine:
     @property
     def stats(self) -> EngineStats:
         """As of the last step."""
-        return self._stats
+        return self._tally.stats
 
     # ---- the step thread
 
@@ -114,12 +87,13 @@ class Engine:
         self._take_news(now)
         self._end_late(now)
         plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now))
-        self._count_admitted(plan)
+        self._inbox.left_queue(len(plan.admitted))
+        self._tally.admitted(plan.admitted)
         if plan.spans:
             self._compute(plan)
         self._events += self._pacer.events(self._scheduler.running, self._queue_head(), self._clock())
         self._check_when_idle()
-        self._report()
+        self._tally.report(self._scheduler)
         return self._hand_over()
 
     def shut_down(self, failure: EngineError | None = None) -> list[Event]:
@@ -135,7 +109,7 @@ class Engine:
             self._last_event(request.event(now, failure=failure))
         self._inbox.left_queue(len(self._scheduler.waiting))
         self._scheduler.clear()
-        self._report()
+        self._tally.report(self._scheduler)
         return self._hand_over()
 
     def _hand_over(self) -> list[Event]:
@@ -179,19 +153,8 @@ class Engine:
             last_event_at=waiting.last_event_at,
         )
 
-    def _count_admitted(self, plan: Plan) -> None:
-        if not plan.admitted:
-            return
-        self._inbox.left_queue(len(plan.admitted))
-        num_prompt = sum(sequence.num_prompt_tokens for sequence in plan.admitted)
-        num_cached = sum(sequence.num_cached for sequence in plan.admitted)
-        self._tokens_in += num_prompt
-        self._prefix_hit_tokens += num_cached
-        self._metrics.inc(TOKENS_IN, num_prompt)
-        self._metrics.inc(PREFIX_HIT_TOKENS, num_cached)
-
     def _compute(self, plan: Plan) -> None:
-        self._steps += 1
+        self._tally.steps += 1
         sampling = [s for s, span in zip(plan.sequences, plan.spans, strict=True) if span.wants_logits]
         try:
             for copy in plan.copies:
@@ -205,18 +168,13 @@ class Engine:
         now = self._clock()
         for sequence, sampled in zip(sampling, chosen, strict=True):
             self._accept(sequence, sampled, now)
-        self._tokens_out += len(sampling)
-        self._metrics.inc(TOKENS_OUT, len(sampling))
 
     def _accept(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
         if sampled.token_id < 0:
             failure = EngineError("the model computed logits that are not finite for this request")
             self._end(sequence, now, failure=failure)
             return
-        if sequence.first_token_at is None:
-            self._metrics.observe(TIME_TO_FIRST_TOKEN, now - sequence.arrival)
-        else:
-            self._metrics.observe(INTER_TOKEN_LATENCY, now - sequence.last_token_at)
+        self._tally.token(sequence, now)
         is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
         reason = sequence.accept(sampled.token_id, sampled.logprobs, is_eos, now)
         if reason is not None:
@@ -224,7 +182,7 @@ class Engine:
 
     def _fail(self, plan: Plan, error: Exception) -> None:
         """Whatever the runner was doing is lost, and what it holds cannot be trusted."""
-        _log.error("the runner failed in step %d", self._steps, exc_info=error)
+        _log.error("the runner failed in step %d", self._tally.steps, exc_info=error)
         failure = error if isinstance(error, EngineError) else EngineError(f"the model runner failed: {error}")
         now = self._clock()
         for sequence in plan.sequences:
@@ -262,32 +220,7 @@ class Engine:
     def _last_event(self, event: Event) -> None:
         self._inbox.ended(event.request_id)
         self._events.append(event)
-        self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
-
-    def _report(self) -> None:
-        """Publish the counters; gauges only where they changed, because publishing may be slow."""
-        slots = self._scheduler.slots
-        before = self._stats
-        now = self._stats = EngineStats(
-            running=len(self._scheduler.running),
-            waiting=len(self._scheduler.waiting),
-            slots_free=slots.num_free,
-            slots_busy=slots.num_busy,
-            slots_retained=slots.num_retained,
-            steps=self._steps,
-            tokens_in=self._tokens_in,
-            tokens_out=self._tokens_out,
-            prefix_hit_tokens=self._prefix_hit_tokens,
-        )
-        for metric, label, old, new in (
-            (RUNNING, "", before.running, now.running),
-            (WAITING, "", before.waiting, now.waiting),
-            (SLOTS, "free", before.slots_free, now.slots_free),
-            (SLOTS, "busy", before.slots_busy, now.slots_busy),
-            (SLOTS, "retained", before.slots_retained, now.slots_retained),
-        ):
-            if old != new:
-                self._metrics.set(metric, new, label)
+        self._tally.ended(event)
 
 
 def _check(request: Request, max_length: int, vocab_size: int) -> None:

@@ -1,0 +1,96 @@
+"""What the engine counts while it runs: its statistics, and the metrics it publishes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from .core import Event
+from .metrics import (
+    INTER_TOKEN_LATENCY,
+    PREFIX_HIT_TOKENS,
+    REQUESTS,
+    RUNNING,
+    SLOTS,
+    TIME_TO_FIRST_TOKEN,
+    TOKENS_IN,
+    TOKENS_OUT,
+    WAITING,
+    Metrics,
+)
+from .scheduler import Scheduler
+from .sequence import Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot; the last four count since the engine began."""
+
+    running: int = 0
+    waiting: int = 0
+    slots_free: int = 0
+    slots_busy: int = 0
+    slots_retained: int = 0
+    steps: int = 0
+    tokens_in: int = 0
+    tokens_out: int = 0
+    prefix_hit_tokens: int = 0
+
+
+class Tally:
+    """The step thread counts; `stats` may be read from any thread."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self.steps = 0
+        self._tokens_in = self._tokens_out = self._prefix_hit_tokens = 0
+        self._tokens_published = 0
+        self.stats = EngineStats()
+
+    def admitted(self, sequences: Iterable[Sequence]) -> None:
+        for sequence in sequences:
+            self._tokens_in += sequence.num_prompt_tokens
+            self._prefix_hit_tokens += sequence.num_cached
+            self._metrics.inc(TOKENS_IN, sequence.num_prompt_tokens)
+            self._metrics.inc(PREFIX_HIT_TOKENS, sequence.num_cached)
+
+    def token(self, sequence: Sequence, now: float) -> None:
+        """The sequence is about to take a token."""
+        self._tokens_out += 1
+        if sequence.first_token_at is None:
+            self._metrics.observe(TIME_TO_FIRST_TOKEN, now - sequence.arrival)
+        else:
+            self._metrics.observe(INTER_TOKEN_LATENCY, now - sequence.last_token_at)
+
+    def ended(self, event: Event) -> None:
+        self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+
+    def report(self, scheduler: Scheduler) -> None:
+        """Take the snapshot and publish it, once a step; gauges only where they changed, since publishing may be slow."""
+        before, now = self.stats, self._snapshot(scheduler)
+        self.stats = now
+        if self._tokens_out > self._tokens_published:
+            self._metrics.inc(TOKENS_OUT, self._tokens_out - self._tokens_published)
+            self._tokens_published = self._tokens_out
+        for metric, label, old, new in (
+            (RUNNING, "", before.running, now.running),
+            (WAITING, "", before.waiting, now.waiting),
+            (SLOTS, "free", before.slots_free, now.slots_free),
+            (SLOTS, "busy", before.slots_busy, now.slots_busy),
+            (SLOTS, "retained", before.slots_retained, now.slots_retained),
+        ):
+            if old != new:
+                self._metrics.set(metric, new, label)
+
+    def _snapshot(self, scheduler: Scheduler) -> EngineStats:
+        return EngineStats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting),
+            slots_free=scheduler.slots.num_free,
+            slots_busy=scheduler.slots.num_busy,
+            slots_retained=scheduler.slots.num_retained,
+            steps=self.steps,
+            tokens_in=self._tokens_in,
+            tokens_out=self._tokens_out,
+            prefix_hit_tokens=self._prefix_hit_tokens,
+        )
