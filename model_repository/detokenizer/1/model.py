@@ -1,6 +1,7 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
@@ -27,4 +28,8 @@ class TritonPythonModel:
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+        except Exception as error:  # one request never takes its batch with it
+            pb_utils.Logger.log_error(traceback.format_exc())
+            text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

@@ -1,6 +1,7 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -28,15 +29,22 @@ class TritonPythonModel:
 
     def execute(self, requests):
         for request in requests:
-            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             reply = TritonReply(request.get_response_sender())
-            if "control" in tensors:
-                self.service.control(tensors["control"].reshape(-1)[0], reply)
-            elif tensors.keys() == {"token_ids", "request"}:
-                ids, packed = tensors["token_ids"].reshape(-1), tensors["request"].reshape(-1)
-                self.service.submit(request.request_id(), ids.copy(), packed, reply)
-            else:
-                reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
+            try:
+                self.take(request, reply)
+            except Exception as error:  # one request never takes the others of its batch with it
+                pb_utils.Logger.log_error(traceback.format_exc())
+                reply.fail("INTERNAL", f"the engine failed: {type(error).__name__}")
+
+    def take(self, request, reply):
+        tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        if "control" in tensors:
+            self.service.control(tensors["control"].reshape(-1)[0], reply)
+        elif tensors.keys() == {"token_ids", "request"}:
+            ids, packed = tensors["token_ids"].reshape(-1), tensors["request"].reshape(-1)
+            self.service.submit(request.request_id(), ids.copy(), packed, reply)
+        else:
+            reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
 
     def finalize(self):
         self.service.close()

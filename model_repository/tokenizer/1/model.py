@@ -1,6 +1,7 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
 import sys
+import traceback
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,10 @@ class TritonPythonModel:
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+        except Exception as error:  # one request never takes its batch with it
+            pb_utils.Logger.log_error(traceback.format_exc())
+            text = f"INTERNAL: the tokenizer failed: {type(error).__name__}"
+            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("token_ids", admitted.token_ids[np.newaxis]),

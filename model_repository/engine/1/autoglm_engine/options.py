@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,6 +17,13 @@ MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 DAY_MS = 86_400_000
+_TYPES: dict[str, tuple[type, ...]] = {
+    "INT32": (int,),
+    "INT64": (int,),
+    "FP32": (int, float),
+    "BOOL": (bool,),
+    "STRING": (tuple,),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +99,17 @@ class OptionRules:
         stream, deadline_ms = chosen.pop("stream"), chosen.pop("deadline_ms")
         return Checked(SamplingOptions(**chosen), stream=stream, deadline_ms=deadline_ms)
 
+    def recheck(self, sampling: SamplingOptions) -> None:
+        """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
+        for field in dataclasses.fields(sampling):
+            option, value = OPTIONS[field.name], getattr(sampling, field.name)
+            if value is None and option.default is None:
+                continue
+            if not isinstance(value, _TYPES[option.dtype]) or (isinstance(value, bool) != (option.dtype == "BOOL")):
+                raise InvalidRequest(f"{option.name} is {value!r:.40}, which is not {option.dtype}")
+            self.check_range(option, value, max_tokens=sampling.max_tokens)
+        _check_stop_strings(sampling.stop)
+
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
             value = values[option.name]
@@ -114,8 +133,7 @@ def _range(option: Option, high: float) -> str:
     named = f" ({option.high})" if isinstance(option.high, str) else ""
     if option.low_open:
         return f"it must be above {option.low:g} and at most {high:g}{named}"
-    low = int(option.low) if isinstance(option.low, (int, float)) else option.low
-    return f"it must be between {low} and {high:.0f}{named}"
+    return f"it must be between {option.low} and {high}{named}"
 
 
 def _shown(value: float) -> str:
@@ -126,10 +144,14 @@ def _stop_strings(raw: list[bytes]) -> tuple[str, ...]:
     if len(raw) > MAX_STOP_STRINGS:
         raise InvalidRequest(f"stop has {len(raw)} strings; at most {MAX_STOP_STRINGS} are allowed")
     strings = tuple(text_of(item, f"stop[{index}]") for index, item in enumerate(raw))
+    _check_stop_strings(strings)
+    return strings
+
+
+def _check_stop_strings(strings: tuple[str, ...]) -> None:
     for index, string in enumerate(strings):
         if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
             raise InvalidRequest(f"stop[{index}] has {len(string)} characters; 1 to {MAX_STOP_CHARACTERS} are allowed")
-    return strings
 
 
 def text_of(raw: bytes, name: str) -> str:

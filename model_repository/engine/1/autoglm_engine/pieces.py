@@ -68,7 +68,7 @@ def piece_text(text: TokenText, event: Event) -> str:
     piece = text.decode(event.token_ids, event.is_first) if event.token_ids else ""
     if event.text_bytes is None:
         return piece
-    return piece.encode()[: event.text_bytes].decode()  # the engine cuts between characters
+    return piece.encode()[: event.text_bytes].decode(errors="ignore")  # the engine cuts between characters
 
 
 def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Outputs:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
-_PREFIX_CHARACTERS_PER_TOKEN = 8
+_CHARACTERS_PER_TOKEN = 8  # more than texts have on average
 
 
 class Prompter:
@@ -33,7 +33,8 @@ class Prompter:
         self._tokenizer = tokenizer
         self._template = template
         self._max_tokens = max_length - 1  # one position is left for the answer
-        self._max_bytes = max_length * _longest_token(tokenizer)
+        self._longest_token = _longest_token(tokenizer)
+        self._max_bytes = max_length * self._longest_token
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> Prompter:
@@ -53,7 +54,10 @@ class Prompter:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self._check_size(raw, "messages")
         messages = parse_messages(text_of(raw, "messages"))
-        return self._encode(self._template.render(messages), "messages", special_tokens=False)
+        rendered = self._template.render(messages)
+        if any("\ud800" <= character <= "\udfff" for character in rendered):
+            raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
+        return self._encode(rendered, "messages", special_tokens=False)
 
     def _check_size(self, raw: bytes, name: str) -> None:
         """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the
@@ -65,11 +69,13 @@ class Prompter:
             )
 
     def _encode(self, text: str, name: str, *, special_tokens: bool) -> TokenIds:
-        # Most texts that are too long show it in their beginning: then the rest is not encoded at all.
-        beginning = text[: self._max_tokens * _PREFIX_CHARACTERS_PER_TOKEN]
+        # Most texts that are too long show it in their beginning: then the rest is not encoded at all. Where the
+        # beginning ends, it may cut a token into as many as the longest one has bytes.
+        enough = self._max_tokens + self._longest_token
+        beginning = text[: enough * _CHARACTERS_PER_TOKEN]
         ids = self._ids(beginning, special_tokens)
-        if len(beginning) < len(text) and len(ids) <= self._max_tokens + 1:
-            ids = self._ids(text, special_tokens)
+        if len(beginning) < len(text) and len(ids) <= enough:
+            beginning, ids = text, self._ids(text, special_tokens)
         if not ids:
             raise InvalidRequest(f"{name} encodes to no token; it must encode to at least 1")
         if len(ids) > self._max_tokens:

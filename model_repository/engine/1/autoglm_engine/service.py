@@ -17,6 +17,7 @@ from .errors import EngineError, InvalidRequest
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
+from .options import OptionRules
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
 from .replies import Replies, Reply
@@ -43,6 +44,7 @@ class EngineService:
         ask: Callable[[Packed], object],
     ) -> None:
         manifest = Manifest.load(folder)
+        self._rules = OptionRules.of(manifest)
         text = TokenText(load_tokenizer(folder))
         self._runner = load_runner(folder, manifest, num_threads=num_threads)
         self._board = AckBoard(num_cells=1 + manifest.num_slots + settings.max_queue + _SPARE_CELLS)
@@ -70,7 +72,9 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            self._loop.submit(unpack_request(request_id, token_ids, packed))
+            request = unpack_request(request_id, token_ids, packed)
+            self._rules.recheck(request.sampling)
+            self._loop.submit(request)
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return
@@ -89,7 +93,7 @@ class EngineService:
     def _control(self, text: bytes) -> dict[str, object]:
         try:
             raw = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise InvalidRequest("control is not JSON") from None
         match raw:
             case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):

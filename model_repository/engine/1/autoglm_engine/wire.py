@@ -43,13 +43,21 @@ def pack_request(request: Request) -> Packed:
 
 
 def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Request:
-    """Raises InvalidRequest when `packed` did not come from `pack_request`."""
+    """Raises InvalidRequest when `packed` did not come from `pack_request`; the options' ranges are not checked."""
     raw = _unpack(packed, "request")
     try:
         sampling = raw.pop("sampling")
-        sampling["stop"] = tuple(sampling["stop"])
-        return Request(id=request_id, prompt_ids=token_ids, sampling=SamplingOptions(**sampling), **raw)
-    except (KeyError, TypeError, AttributeError) as error:
+        sampling["stop"] = tuple(map(str, sampling["stop"]))
+        return Request(
+            id=request_id,
+            prompt_ids=token_ids,
+            sampling=SamplingOptions(**sampling),
+            stream=bool(raw["stream"]),
+            arrival=float(raw["arrival"]),
+            deadline=None if raw["deadline"] is None else float(raw["deadline"]),
+            tokenize_ms=float(raw["tokenize_ms"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
 
 
@@ -87,11 +95,11 @@ def _event(raw: dict[str, Any]) -> Event:
     return Event(
         request_id=str(raw["id"]),
         token_ids=tuple(int(token_id) for token_id in raw["tokens"]),
-        usage=Usage(*raw["usage"]),
-        stages=Stages(*raw["stages"]),
+        usage=Usage(*map(int, raw["usage"])),
+        stages=Stages(*map(float, raw["stages"])),
         finish_reason=FinishReason(raw["finish"]) if "finish" in raw else None,
-        text_bytes=raw.get("text_bytes"),
-        is_first=raw.get("first", False),
+        text_bytes=int(raw["text_bytes"]) if "text_bytes" in raw else None,
+        is_first=bool(raw.get("first", False)),
         logprobs=tuple(
             TokenLogprobs(token_id, logprob, tuple((int(t), float(p)) for t, p in top))
             for token_id, logprob, top in raw.get("logprobs", ())
@@ -113,7 +121,7 @@ def _pack(raw: dict[str, Any]) -> Packed:
 def _unpack(packed: Packed, name: str) -> dict[str, Any]:
     try:
         raw = json.loads(packed.tobytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         raise InvalidRequest(f"{name} is not JSON") from None
     if not isinstance(raw, dict):
         raise InvalidRequest(f"{name} is {type(raw).__name__}, it must be a JSON object")

@@ -1,0 +1,44 @@
+"""Fixtures that cost something: one exported model and one real server a session."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from autoglm_client.local_server import LocalServer
+from autoglm_export.export import export
+
+ROOT = Path(__file__).parent.parent
+MODEL_REPOSITORY = ROOT / "model_repository"
+_SOURCES = ("export/autoglm_export", "model_repository/engine/1/autoglm_engine")
+_ENGINE_SOURCES = ("manifest.py", "native_runner.py", "onnx_runner.py", "load.py")
+
+
+@pytest.fixture(scope="session")
+def artifact() -> Path:
+    """SmolLM2-135M-Instruct as it is served by default. It is kept in build/ for as long as the exporter is the same."""
+    folder = ROOT / "build" / "test-artifacts"
+    output = folder / f"smollm2-{_exporter_digest()}"
+    if not output.exists():
+        for stale in folder.glob("smollm2-*"):
+            shutil.rmtree(stale, ignore_errors=True)
+        folder.mkdir(parents=True, exist_ok=True)
+        export("smollm2", output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def server(artifact: Path) -> Iterator[LocalServer]:
+    """The real tritonserver with the real model. What a test breaks, it must start for itself."""
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact) as running:
+        yield running
+
+
+def _exporter_digest() -> str:
+    exporter = sorted((ROOT / _SOURCES[0]).rglob("*.py")) + sorted((ROOT / _SOURCES[0]).rglob("*.cpp"))
+    engine = [path for name in _ENGINE_SOURCES if (path := ROOT / _SOURCES[1] / name).exists()]
+    content = b"".join(path.read_bytes() for path in exporter + engine)
+    return hashlib.sha256(content).hexdigest()[:16]

@@ -1,0 +1,128 @@
+"""Triton's gRPC protocol without our client, so that the server's tests do not rest on it.
+
+Run as a script, it streams one long answer for ever: python raw_grpc.py URL
+"""
+
+from __future__ import annotations
+
+import json
+import queue
+import sys
+import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import tritonclient.grpc as triton
+
+_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
+_OPTION_TYPES = {
+    "max_tokens": "INT32", "min_tokens": "INT32", "temperature": "FP32", "top_k": "INT32", "top_p": "FP32",
+    "min_p": "FP32", "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
+    "seed": "INT64", "stop": "BYTES", "ignore_eos": "BOOL", "stream": "BOOL", "logprobs": "INT32",
+    "deadline_ms": "INT32", "text_input": "BYTES", "messages": "BYTES", "control": "BYTES",
+}  # fmt: skip
+
+
+@dataclass
+class Answer:
+    text: str = ""
+    finish_reason: str = ""
+    error: str = ""
+    num_responses: int = 0
+    last: dict[str, Any] = field(default_factory=dict)
+
+
+def tensor(name: str, value: Any, dtype: str | None = None, shape: list[int] | None = None) -> triton.InferInput:
+    dtype = dtype or _OPTION_TYPES[name]
+    array = np.array(value if isinstance(value, list) else [value], dtype=_DTYPES[dtype])
+    made = triton.InferInput(name, shape or [1, array.size], dtype)
+    made.set_data_from_numpy(array.reshape(shape or [1, array.size]))
+    return made
+
+
+class Stream:
+    """One gRPC stream with any number of requests in flight, told apart by their ids."""
+
+    def __init__(self, url: str) -> None:
+        self._client = triton.InferenceServerClient(url)
+        self._results: queue.Queue[tuple[Any, Any]] = queue.Queue()
+        self._client.start_stream(lambda result, error: self._results.put((result, error)))
+        self._answers: dict[str, Answer] = {}
+        self._ended: set[str] = set()
+
+    def send(self, inputs: list[triton.InferInput], model: str = "autoglm", **parameters: Any) -> str:
+        request_id = uuid.uuid4().hex
+        self._answers[request_id] = Answer()
+        self._client.async_stream_infer(
+            model, inputs, request_id=request_id, enable_empty_final_response=True, parameters=parameters or None
+        )
+        return request_id
+
+    def generate(self, text: str = "Once upon a time", **options: Any) -> str:
+        inputs = {"text_input": text.encode(), "stream": True, **options}
+        return self.send([tensor(name, value) for name, value in inputs.items()])
+
+    def next(self, timeout: float = 60.0) -> str:
+        """Take one response; the id that it belongs to."""
+        result, error = self._results.get(timeout=timeout)
+        if error is not None:
+            request_id = _id_of(error, self._answers, self._ended)
+            self._answers[request_id].error = error.message()
+            self._ended.add(request_id)
+            return request_id
+        response = result.get_response()
+        answer = self._answers[response.id]
+        if response.outputs:
+            answer.num_responses += 1
+            answer.last = {output.name: result.as_numpy(output.name) for output in response.outputs}
+            if "text_output" in answer.last:
+                answer.text += answer.last["text_output"].item().decode()
+                answer.finish_reason = answer.last["finish_reason"].item().decode()
+        if response.parameters["triton_final_response"].bool_param:
+            self._ended.add(response.id)
+        return str(response.id)
+
+    def finish(self, request_id: str, timeout: float = 60.0) -> Answer:
+        """Take responses until this request ended."""
+        while request_id not in self._ended:
+            self.next(timeout)
+        return self._answers[request_id]
+
+    def control(self, **what: Any) -> dict[str, Any]:
+        answer = self.finish(self.send([tensor("control", json.dumps(what).encode())], model="engine"))
+        assert not answer.error, answer.error
+        decoded: dict[str, Any] = json.loads(answer.last["event"].tobytes())
+        return decoded
+
+    def close(self) -> None:
+        self._client.stop_stream()
+        self._client.close()
+
+    def __enter__(self) -> Stream:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def _id_of(error: Any, answers: dict[str, Answer], ended: set[str]) -> str:
+    """A streamed error says its request's id only in words, and not always: then one request must be in flight."""
+    open_ids = [request_id for request_id in answers if request_id not in ended]
+    named = [request_id for request_id in open_ids if request_id in error.message()]
+    found = named or open_ids
+    assert len(found) == 1, f"the error {error.message()!r} belongs to one of {len(found)} requests"
+    return found[0]
+
+
+def pieces(url: str, **options: Any) -> Iterator[str]:
+    with Stream(url) as stream:
+        request_id = stream.generate(**options)
+        while stream.next() == request_id:
+            yield "."
+
+
+if __name__ == "__main__":
+    for mark in pieces(sys.argv[1], max_tokens=900, ignore_eos=True):
+        print(mark, flush=True)

@@ -1,0 +1,164 @@
+"""The config files are what docs/architecture.md says, and the packages keep to themselves."""
+
+from __future__ import annotations
+
+import ast
+import re
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from autoglm_engine.adapter import artifact_folder, engine_settings
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.options import OPTIONS
+from autoglm_engine.settings import EngineSettings
+from google.protobuf import json_format, text_format
+from tritonclient.grpc import model_config_pb2
+
+ROOT = Path(__file__).parent.parent
+REPOSITORY = ROOT / "model_repository"
+MODELS = ("autoglm", "tokenizer", "engine", "detokenizer")
+Tensor = tuple[str, tuple[int, ...]]  # type, dims
+
+
+def config(model: str) -> Any:
+    text = (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+    return text_format.Parse(text, model_config_pb2.ModelConfig())
+
+
+def tensors(specs: Any) -> dict[str, Tensor]:
+    return {
+        spec.name: (model_config_pb2.DataType.Name(spec.data_type).removeprefix("TYPE_"), tuple(spec.dims))
+        for spec in specs
+    }
+
+
+def documented(column: str) -> dict[str, Tensor]:
+    """The rows of the table whose first heading is `column`."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    table = text.split(f"| {column} | type | shape |", 1)[1].split("\n\n", 1)[0]
+    found: dict[str, Tensor] = {}
+    for row in re.findall(r"^\| ([a-z_, ]+) \| (\w+) \| \[(-?\d+)\] \|", table, flags=re.MULTILINE):
+        names, dtype, dims = row
+        found |= {name: (dtype, (int(dims),)) for name in names.split(", ")}
+    return found
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
+    parsed = config(model)
+    assert parsed.name == model
+    assert parsed.max_batch_size > 0
+    assert "${" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_every_step_batches(model: str) -> None:
+    parsed = config(model)
+    assert parsed.HasField("dynamic_batching")
+    assert all(spec.allow_ragged_batch for spec in parsed.input if -1 in spec.dims)
+
+
+def test_the_public_tensors_are_the_documented_ones() -> None:
+    ensemble = config("autoglm")
+    assert tensors(ensemble.input) == documented("input")
+    assert tensors(ensemble.output) == documented("output")
+    assert all(spec.optional for spec in ensemble.input)
+
+
+def test_the_option_table_is_the_documented_one() -> None:
+    shown = documented("input")
+    assert list(shown) == ["text_input", "messages", *OPTIONS]
+    assert {name: dtype for name, (dtype, _) in shown.items() if name in OPTIONS} == {
+        name: option.dtype for name, option in OPTIONS.items()
+    }
+
+
+def test_each_step_passes_on_what_the_next_one_takes() -> None:
+    ensemble = config("autoglm")
+    steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
+    assert list(steps) == list(MODELS[1:])
+    for name, step in steps.items():
+        parsed = config(name)
+        assert set(step.output_map) == set(tensors(parsed.output))
+        assert set(step.input_map) == set(tensors(parsed.input)) - {"control"}
+        assert all(key == value for mapping in (step.input_map, step.output_map) for key, value in mapping.items())
+    assert tensors(config("tokenizer").input) == tensors(ensemble.input)
+    assert tensors(config("detokenizer").output) == tensors(ensemble.output)
+    assert tensors(config("tokenizer").output).items() <= tensors(config("engine").input).items()
+    assert tensors(config("engine").output) == tensors(config("detokenizer").input)
+
+
+@pytest.mark.parametrize("model", ["engine", "detokenizer"])
+def test_the_order_of_events_needs_one_instance(model: str) -> None:
+    assert [group.count for group in config(model).instance_group] == [1]
+
+
+def test_the_engines_parameters_are_its_settings() -> None:
+    settings, num_threads = engine_settings(
+        json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
+    )
+    assert settings == EngineSettings(max_events_per_second=400)
+    assert num_threads >= 1
+
+
+def test_the_environment_goes_before_the_parameters() -> None:
+    text = '{"parameters": {"max_queue": {"string_value": "5"}, "prefix_reuse": {"string_value": "true"}}}'
+    environ = {"AUTOGLM_MAX_QUEUE": "7", "AUTOGLM_PREFIX_REUSE": "false", "AUTOGLM_NUM_THREADS": "3"}
+    assert engine_settings(text, environ) == (EngineSettings(max_queue=7, prefix_reuse=False), 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "sentence"),
+    [
+        ("max_queu", "5", "the unknown parameter max_queu"),
+        ("max_queue", "many", "the setting max_queue is 'many'; it must be of type int"),
+        ("max_queue", "0", "the setting max_queue is 0; it must be between 1 and"),
+        ("prefix_reuse", "perhaps", "the setting prefix_reuse is 'perhaps'; it must be of type bool"),
+    ],
+)
+def test_a_wrong_setting_is_refused(name: str, value: str, sentence: str) -> None:
+    with pytest.raises(InvalidRequest, match=re.escape(sentence)):
+        engine_settings(f'{{"parameters": {{"{name}": {{"string_value": "{value}"}}}}}}', {})
+
+
+def test_the_artifact_is_beside_the_engine_or_where_the_environment_says() -> None:
+    assert artifact_folder("/m/tokenizer", {}) == Path("/m/engine/1/artifact")
+    assert artifact_folder("/m/tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
+
+
+def imported(folder: Path) -> dict[str, set[str]]:
+    """Top-level names of every module that a file imports anywhere -> files."""
+    found: dict[str, set[str]] = {}
+    for path in folder.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            if isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
+                names = [node.module]
+            for name in names:
+                found.setdefault(name.split(".")[0], set()).add(path.name)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("folder", "forbidden"),
+    [
+        (
+            "model_repository/engine/1/autoglm_engine",
+            {"autoglm_client", "autoglm_export", "triton_python_backend_utils"},
+        ),
+        ("model_repository/engine/1/autoglm_engine", {"tritonclient", "torch", "transformers"}),
+        ("client/autoglm_client", {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pytriton"}),
+        ("export/autoglm_export", {"autoglm_client", "triton_python_backend_utils", "tritonclient"}),
+    ],
+)
+def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
+    wrong = {name: files for name, files in imported(ROOT / folder).items() if name in forbidden}
+    assert not wrong
+
+
+def test_the_engine_imports_nothing_but_what_it_says() -> None:
+    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "__future__"} | set(sys.stdlib_module_names)
+    found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")
+    assert set(found) <= allowed, {name: found[name] for name in set(found) - allowed}

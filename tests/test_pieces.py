@@ -1,0 +1,102 @@
+"""One event in, the ensemble's outputs out."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usage
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.pieces import Pieces
+from autoglm_engine.wire import Ack, pack_event
+from fakes import letters_text, letters_tokenizer
+
+TOKENIZER = letters_tokenizer()
+
+
+class Clock:
+    """Each look takes two milliseconds."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 0.002
+        return self.now
+
+
+@pytest.fixture
+def acknowledged() -> list[Ack]:
+    return []
+
+
+@pytest.fixture
+def pieces(acknowledged: list[Ack]) -> Pieces:
+    return Pieces(letters_text(), acknowledged.append, Clock())
+
+
+def ids(text: str) -> tuple[int, ...]:
+    return tuple(TOKENIZER.encode(text).ids)
+
+
+def event(text: str = "", request_id: str = "r", **more: object) -> Event:
+    usage, stages = Usage(7, 2, 3), Stages(1.0, 2.0, 3.0, 4.0)
+    return Event(request_id, ids(text), usage, stages, **more)  # type: ignore[arg-type]
+
+
+def test_every_output_has_its_type_and_shape(pieces: Pieces) -> None:
+    outputs = pieces.outputs(pack_event(event("ab", is_first=True), None)[np.newaxis])
+    assert outputs["text_output"].tolist() == [[b"ab"]]
+    assert outputs["finish_reason"].tolist() == [[b""]]
+    for name, value in (("prompt_tokens", 7), ("completion_tokens", 2), ("cached_tokens", 3)):
+        assert (outputs[name].dtype, outputs[name].tolist()) == (np.int32, [[value]])
+    assert outputs["stage_times"].dtype == np.float32
+    assert outputs["stage_times"].tolist() == [[1.0, 2.0, 3.0, 4.0, 2.0]]
+    assert outputs["logprobs_output"].tolist() == [[b"[]"]]
+
+
+def test_the_last_event_says_why_it_ended(pieces: Pieces) -> None:
+    outputs = pieces.outputs(pack_event(event(finish_reason=FinishReason.LENGTH), None))
+    assert (outputs["finish_reason"].item(), outputs["text_output"].item()) == (b"length", b"")
+
+
+@pytest.mark.parametrize(("kept", "text"), [(0, b""), (1, b"a"), (3, b"abc"), (99, b"abc")])
+def test_text_is_cut_where_a_stop_string_began(pieces: Pieces, kept: int, text: bytes) -> None:
+    outputs = pieces.outputs(pack_event(event("abc", text_bytes=kept), None))
+    assert outputs["text_output"].item() == text
+
+
+def test_each_event_is_acknowledged(pieces: Pieces, acknowledged: list[Ack]) -> None:
+    ack = Ack("board", 3, 9)
+    pieces.outputs(pack_event(event("a"), ack))
+    pieces.outputs(pack_event(event("a"), None))
+    assert acknowledged == [ack]
+
+
+def test_detokenize_time_adds_up_over_a_stream(pieces: Pieces) -> None:
+    def spent(request_id: str, cell: int) -> float:
+        outputs = pieces.outputs(pack_event(event("a", request_id), Ack("b", cell, 1)))
+        return float(outputs["stage_times"][0, 4])
+
+    assert [spent("r", 1), spent("s", 2), spent("r", 1), spent("r", 1)] == pytest.approx([2, 2, 4, 6])
+    assert spent("t", 1) == pytest.approx(2)  # the cell's next stream
+
+
+def test_logprobs_are_json_with_the_tokens_text(pieces: Pieces) -> None:
+    a, b = ids("ab")
+    entry = TokenLogprobs(a, -0.25, ((a, -0.25), (b, -1.5)))
+    outputs = pieces.outputs(pack_event(event("a", logprobs=(entry,)), None))
+    assert json.loads(outputs["logprobs_output"].item()) == [
+        {
+            "token_id": a, "token": "a", "logprob": -0.25,
+            "top": [
+                {"token_id": a, "token": "a", "logprob": -0.25}, {"token_id": b, "token": "b", "logprob": -1.5},
+            ],
+        }
+    ]  # fmt: skip
+
+
+def test_what_is_no_event_is_refused(pieces: Pieces) -> None:
+    with pytest.raises(InvalidRequest, match="event is not JSON"):
+        pieces.outputs(np.array([1, 2, 3], dtype=np.uint8))
