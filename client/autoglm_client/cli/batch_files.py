@@ -91,11 +91,10 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path) -> Journal:
-        stream = path.open("a+b")
-        stream.seek(0)
-        content = stream.read()
+        content = path.read_bytes() if path.exists() else b""
         whole = content[: content.rfind(b"\n") + 1]
-        done = {entry["id"] for line in whole.splitlines() if (entry := _entry(line, path)) and "error" not in entry}
+        done = {entry["id"] for line in whole.splitlines() if "error" not in (entry := _entry(line, path))}
+        stream = path.open("ab")
         stream.truncate(len(whole))
         return cls(stream, done)
 
@@ -113,7 +112,7 @@ class Journal:
         self._stream.close()
 
 
-def _entry(line: bytes, path: Path) -> dict[str, Any] | None:
+def _entry(line: bytes, path: Path) -> dict[str, Any]:
     """One earlier answer. The file is left alone when it is something else."""
     try:
         entry = json.loads(line)

@@ -1,0 +1,268 @@
+"""The command line, with the client's transport answering from a script: help, output, errors and exit codes."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from autoglm_client import InvalidRequestError, QueueFullError, async_client
+from autoglm_client.cli import app
+from autoglm_client.cli.failures import FriendlyGroup
+from client_fakes import FakeTransport, Script, inputs_of
+from typer.testing import CliRunner, Result
+
+COMMANDS = ["demo", "export", "inspect", "serve", "generate", "chat", "batch", "health", "bench"]
+Use = Callable[[FakeTransport], FakeTransport]
+
+
+def run(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200", "TERM": "dumb"})
+
+
+@pytest.fixture
+def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
+    """Puts a scripted server in the place of every address."""
+
+    def put(transport: FakeTransport) -> FakeTransport:
+        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, gzip=False: transport)
+        return transport
+
+    yield put
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_of_every_command_has_examples_that_name_only_known_options(command: str) -> None:
+    result = run(command, "--help")
+    text = result.output
+    assert result.exit_code == 0
+    examples = re.findall(rf"autoglm {command}\b.*", text.split("Examples:")[1].split("─")[0])
+    assert examples
+    known = set(re.findall(r"(?<![\w-])--?[a-z][a-z-]*", "─".join(text.split("─")[1:])))
+    assert {
+        option for line in examples for option in re.findall(r"(?<=\s)--?[a-z][a-z-]*", line.split("|")[0])
+    } <= known
+
+
+def test_all_commands_are_listed_and_nothing_asked_shows_help() -> None:
+    assert all(command in run("--help").output for command in COMMANDS)
+    assert "Usage" in run().output
+    assert run("--version").output.strip() == "0.1.0"
+
+
+def test_generate_streams_the_answer_to_stdout_and_the_figures_to_stderr(use: Use) -> None:
+    transport = use(FakeTransport())
+    result = run("generate", "hi", "--stats", "-n", "5", "-t", "0", "--stop", "x", "--stop", "y", "--system", "s")
+    assert (result.exit_code, result.stdout) == (0, "one two three\n")
+    assert all(word in result.stderr for word in ("tokens/s", "prefill", "network", "ended by length"))
+    sent = inputs_of(transport.requests[0])
+    assert json.loads(sent["messages"][4:]) == [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": "hi"},
+    ]
+    assert {"max_tokens", "temperature", "stop"} < set(sent)
+
+
+def test_generate_reads_stdin_and_raw_leaves_the_template_out(use: Use) -> None:
+    transport = use(FakeTransport())
+    assert run("generate", "-", "--raw", stdin="from a pipe").exit_code == 0
+    assert inputs_of(transport.requests[0])["text_input"][4:] == b"from a pipe"
+    refused = run("generate", "x", "--raw", "--system", "s")
+    assert refused.exit_code == 1 and "--system goes with the chat template" in refused.stderr
+
+
+def test_generate_json_has_stable_keys(use: Use) -> None:
+    use(FakeTransport())
+    answer = json.loads(run("generate", "hi", "--json").stdout)
+    assert set(answer) == {
+        "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
+        "request_id", "endpoint",
+    }  # fmt: skip
+    assert set(answer["stages_ms"]) == {"queue", "tokenize", "prefill", "decode", "detokenize", "network"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "words"),
+    [
+        (["generate", "x", "--url", "127.0.0.1:1"], 1, "cannot reach 127.0.0.1:1: no server answers there; start one with `autoglm serve`"),
+        (["chat", "--url", "127.0.0.1:1"], 1, "start one with `autoglm serve`"),
+        (["health", "--url", "127.0.0.1:1"], 1, "start one with `autoglm serve`"),
+        (["generate", "x", "--bogus"], 2, "No such option: --bogus; see"),
+        (["generate"], 2, "Missing argument"),
+        (["generate", "x", "-n", "many"], 2, "'--max-tokens'"),
+        (["nonsense"], 2, "No such command"),
+        (["batch", "/nowhere/at-all.jsonl"], 1, "/nowhere/at-all.jsonl: No such file"),
+        (["inspect", "/nowhere"], 1, "no artifact at /nowhere"),
+        (["serve", "--repository", "/nowhere"], 1, "there is no model repository at /nowhere"),
+        (["serve", "--artifact", "/nowhere"], 1, "autoglm export smollm2"),
+        (["export", "/nowhere", "-o", "/tmp/never", "--precision", "int3"], 1, "int3"),
+        (["export", "/nowhere", "-o", "/tmp/never", "--runtime", "abacus"], 1, "abacus"),
+    ],
+)  # fmt: skip
+def test_every_error_is_one_sentence_on_stderr(arguments: list[str], code: int, words: str) -> None:
+    result = run(*arguments)
+    assert result.exit_code == code
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and words in errors[0]
+    assert "Traceback" not in result.output and result.stdout == ""
+
+
+def test_the_servers_refusal_is_shown_as_it_is(use: Use) -> None:
+    use(FakeTransport(Script(errors=[InvalidRequestError("top_p must be over 0 and at most 1, got 0.0")])))
+    result = run("generate", "x", "--top-p", "0")
+    assert (result.exit_code, result.stderr.strip()) == (1, "error: top_p must be over 0 and at most 1, got 0.0")
+
+
+def test_debug_shows_where_it_failed(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGLM_DEBUG", "1")
+    use(FakeTransport(Script(errors=[InvalidRequestError("top_p")])))
+    assert isinstance(run("generate", "x").exception, InvalidRequestError)
+
+
+def test_an_unexpected_error_is_a_sentence_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(self: object, context: object) -> None:
+        raise ZeroDivisionError("three\nlines\nlong")
+
+    monkeypatch.setattr(FriendlyGroup.__mro__[1], "invoke", broken)
+    result = run("health")
+    assert result.exit_code == 1
+    assert result.stderr.strip() == "error: ZeroDivisionError: three lines long (AUTOGLM_DEBUG=1 shows where)"
+
+
+def test_what_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "autoglm_export.export", None)
+    result = run("export", "smollm2", "-o", "/tmp/never")
+    assert result.exit_code == 1 and "pip install 'autoglm-triton[export]'" in result.stderr
+
+
+def test_health_says_what_is_ready(use: Use) -> None:
+    use(FakeTransport())
+    result = run("health")
+    assert result.exit_code == 0 and "detokenizer  ready" in result.stderr
+    answer = json.loads(run("health", "--json").stdout)
+    assert answer["ready"] is True and answer["engine"] == {"running": 0}
+    down = run("health", "--json", "--url", "")
+    assert down.exit_code == 0  # an empty address is the default one
+
+
+def test_chat_remembers_and_obeys_commands(use: Use, tmp_path: Path) -> None:
+    transport, saved = use(FakeTransport(Script(words=["fine"]))), tmp_path / "talk.json"
+    lines = [
+        "hello",
+        "more",
+        "/retry",
+        "/stats",
+        f"/save {saved}",
+        "/nope",
+        "/help",
+        "/system be brief",
+        "x",
+        "/reset",
+        "y",
+        "/exit",
+        "never",
+    ]
+    result = run("chat", "--system", "s", stdin="\n".join(lines) + "\n")
+    assert result.exit_code == 0 and result.stdout == "fine\n" * 5
+    asked = [[turn["content"] for turn in json.loads(inputs_of(r)["messages"][4:])] for r in transport.requests]
+    talk = ["s", "hello", "fine", "more"]
+    assert asked == [talk[:2], talk, talk, ["be brief", "x"], ["be brief", "y"]]
+    assert [turn["role"] for turn in json.loads(saved.read_text())] == [
+        "system",
+        "user",
+        "assistant",
+        "user",
+        "assistant",
+    ]
+    assert "/nope is no command" in result.stderr and "tokens/s" in result.stderr
+
+
+def test_chat_survives_errors_and_ctrl_c_cancels_only_the_answer(use: Use) -> None:
+    def script(request: object) -> Script:
+        asked = json.loads(inputs_of(request)["messages"][4:])[-1]["content"]  # type: ignore[arg-type]
+        if asked == "long":
+            threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
+            return Script(words=["w "] * 1000, pause_s=0.005)
+        return Script(words=["fine"], errors=[QueueFullError("the queue is full")] * 3 if asked == "busy" else [])
+
+    transport = use(FakeTransport(script))
+    result = run("chat", stdin="busy\nlong\nshort\n")
+    assert result.exit_code == 0
+    assert "error: the queue is full" in result.stderr and "(cancelled)" in result.stderr
+    assert result.stdout.endswith("fine\n")
+    assert len(transport.cancelled) == 1 and not transport.aborted
+
+
+def write_lines(path: Path, *entries: object) -> Path:
+    path.write_text("".join(json.dumps(entry) + "\n" for entry in entries))
+    return path
+
+
+def answers_in(path: Path) -> dict[str, dict[str, object]]:
+    return {entry["id"]: entry for entry in map(json.loads, path.read_text().splitlines())}
+
+
+def test_batch_answers_each_line_and_skips_what_is_done(use: Use, tmp_path: Path) -> None:
+    transport = use(FakeTransport())
+    file = write_lines(
+        tmp_path / "in.jsonl",
+        {"id": "a", "prompt": "x", "max_tokens": 3},
+        {"text_input": "y"},
+        {"id": 7, "messages": [{"role": "user", "content": "z"}]},
+    )
+    output = tmp_path / "out.jsonl"
+    output.write_text('{"id": "a", "text": "before"}\n{"id": "7", "text": "cut o')
+    result = run("batch", str(file), "-o", str(output), "--json")
+    assert result.exit_code == 0
+    assert json.loads(result.stdout) == {"asked": 2, "skipped": 1, "failed": 0, "output": str(output)}
+    answers = answers_in(output)
+    assert (
+        set(answers) == {"a", "2", "7"} and answers["a"]["text"] == "before" and answers["7"]["text"] == "one two three"
+    )
+    assert run("batch", str(file), "-o", str(output)).exit_code == 0
+    assert len(transport.requests) == 2
+
+
+def test_batch_keeps_failed_lines_for_the_next_run(use: Use, tmp_path: Path) -> None:
+    use(FakeTransport(Script(errors=[InvalidRequestError("max_tokens is 0")])))
+    file = write_lines(tmp_path / "in.jsonl", {"prompt": "x"})
+    first = run("batch", str(file))
+    assert first.exit_code == 1 and "1 of 1 lines failed" in first.stderr
+    assert answers_in(tmp_path / "in.answers.jsonl")["1"]["error"] == "max_tokens is 0"
+    assert run("batch", str(file)).exit_code == 0
+    assert answers_in(tmp_path / "in.answers.jsonl")["1"]["text"] == "one two three"
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("{", "line 2: not JSON"),
+        ("[1]", "line 2: a JSON object is needed"),
+        ('{"prompt": "x", "heat": 1}', "unknown key 'heat'"),
+        ('{"max_tokens": 1}', "exactly one of prompt, messages, text_input is needed, got 0"),
+        ('{"prompt": 1}', "prompt must be a string, got 1"),
+        ('{"messages": "x"}', "messages must be a list"),
+        ('{"prompt": "x", "max_tokens": "ten"}', "line 2: max_tokens must be a whole number"),
+        ('{"prompt": "x", "id": "1"}', "the id '1' is that of line 1 already"),
+    ],
+)
+def test_batch_checks_every_line_before_the_first_is_asked(use: Use, tmp_path: Path, line: str, words: str) -> None:
+    transport = use(FakeTransport())
+    file = tmp_path / "in.jsonl"
+    file.write_text('{"prompt": "fine"}\n' + line + "\n")
+    result = run("batch", str(file))
+    assert result.exit_code == 1 and words in result.stderr
+    assert not transport.requests
+
+
+def test_batch_leaves_foreign_files_alone(use: Use, tmp_path: Path) -> None:
+    use(FakeTransport())
+    file, foreign = write_lines(tmp_path / "in.jsonl", {"prompt": "x"}), tmp_path / "notes.txt"
+    foreign.write_text("my notes\nare precious")
+    assert "is no file of answers" in run("batch", str(file), "-o", str(foreign)).stderr
+    assert foreign.read_text() == "my notes\nare precious"
+    assert "cannot go into the file of the prompts" in run("batch", str(file), "-o", str(file)).stderr
