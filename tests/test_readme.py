@@ -1,0 +1,74 @@
+"""The commands of the README do what it says. A command that is new there fails here until it is run or excused."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from autoglm_client.local_server import LocalServer
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+EXCUSED = {
+    "make test": "this very run",
+    "make serve": "fixed ports; test_client_server.py runs `autoglm serve`",
+    ". .venv/bin/activate": "the tests run inside it",
+    "autoglm export ./glm-4-9b-chat --max-length 4096": "needs a checkpoint of 19 GB; test_parity.py exports tiny ones",
+    "autoglm export smollm2 --precision fp32 --check": "test_parity.py runs the same gate",
+}
+EXPECTED_OUTPUT = {
+    "make demo": "The capital of France is Paris",
+    'autoglm generate "What is the capital of France?" --stats': "Paris",
+    "autoglm health": "ready",
+    "autoglm inspect": "SmolLM2",
+    "curl": "text_output",
+}
+
+
+def commands() -> list[str]:
+    blocks = re.findall(r"^```sh\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    lines = [re.sub(r"\s+#.*$", "", line) for block in blocks for line in block.splitlines()]
+    return [line for line in lines if line not in EXCUSED]
+
+
+def run(command: str, server: LocalServer, artifact: Path) -> subprocess.CompletedProcess[str]:
+    binaries = Path(sys.executable).parent
+    environment = {
+        **os.environ,
+        "PATH": f"{binaries}:{os.environ['PATH']}",
+        "AUTOGLM_URL": server.grpc_url,
+        "AUTOGLM_ARTIFACT": str(artifact),
+    }
+    command = command.replace("localhost:8000", f"127.0.0.1:{server.http_port}")
+    return subprocess.run(
+        ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
+    )
+
+
+@pytest.mark.server
+@pytest.mark.parametrize("command", commands())
+def test_a_command_of_the_readme_works(command: str, server: LocalServer, artifact: Path) -> None:
+    expected = next(text for start, text in EXPECTED_OUTPUT.items() if command.startswith(start))
+    done = run(command, server, artifact)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert expected in output
+
+
+@pytest.mark.server
+def test_the_python_of_the_readme_works(server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
+    (block,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert "127.0.0.1:8001" in block
+    exec(compile(block.replace("127.0.0.1:8001", server.grpc_url), "README.md", "exec"), {})
+    printed = capsys.readouterr().out
+    assert re.search(r"\d+ ms\n.*\d+ ms$", printed, flags=re.DOTALL)
+
+
+@pytest.mark.parametrize("link", sorted(set(re.findall(r"\]\((docs/[^)#]+)", README))))
+def test_what_the_readme_links_to_is_there(link: str) -> None:
+    assert (ROOT / link).exists()
