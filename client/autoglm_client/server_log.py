@@ -6,6 +6,7 @@ import re
 
 _PREFIX = re.compile(r"^(?P<level>[IWEF])\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ?")
 _RAISED = re.compile(r"(?:^|\s)(?:[\w.]+\.)?\w*(?:Error|Exception|Unavailable|InvalidRequest): (?P<message>.+)$")
+_STACK = re.compile(r"(\\n)+(At:.*)?$|\s+At:.*$")  # a log line has the stack on it, with escaped line ends
 _FAILED = re.compile(r"failed to load '(?P<model>\w+)'[^:]*: (?P<message>.+)$")
 
 
@@ -20,7 +21,7 @@ def startup_error(log: str) -> str:
     errors = [_PREFIX.sub("", line) for line in log.splitlines() if line[:1] in "EF" and _PREFIX.match(line)]
     for line in log.splitlines():
         if raised := _RAISED.search(_PREFIX.sub("", line)):
-            return raised["message"].strip('" ')
+            return _STACK.sub("", raised["message"].strip('" '))
     for line in errors:
         if failed := _FAILED.search(line):
             return f"the model {failed['model']} failed to load: {failed['message']}"

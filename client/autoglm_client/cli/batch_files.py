@@ -34,7 +34,7 @@ def read_jobs(path: Path, defaults: GenerationOptions) -> list[Job]:
     """
     jobs: list[Job] = []
     seen: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
+    for number, line in enumerate(_lines(path), start=1):
         if not line.strip():
             continue
         job = _job(line, number, f"{path}, line {number}", defaults)
@@ -43,6 +43,13 @@ def read_jobs(path: Path, defaults: GenerationOptions) -> list[Job]:
         seen[job.id] = number
         jobs.append(job)
     return jobs
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").split("\n")  # not splitlines: a text may hold other line separators
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{path} is not UTF-8 at byte {error.start}") from None
 
 
 def _job(line: str, number: int, where: str, defaults: GenerationOptions) -> Job:

@@ -158,6 +158,7 @@ def _read_line() -> str | None:
         try:
             return input("> " if sys.stdin.isatty() else "")
         except EOFError:
+            sys.stdout.write("\n" if sys.stdin.isatty() else "")
             return None
         except KeyboardInterrupt:
             sys.stdout.write("\n")

@@ -27,6 +27,7 @@ class FriendlyGroup(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
+            typer.echo(err=True)  # what was being printed ends here, the shell's prompt begins a line
             raise typer.Exit(130) from None
         except BrokenPipeError:
             sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody reads on; the exit's flush must not fail
