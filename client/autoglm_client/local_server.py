@@ -22,7 +22,7 @@ from types import TracebackType
 
 from .exceptions import LocalServerError
 from .server_log import last_line, startup_error
-from .server_probe import engine_answers, http_status
+from .server_probe import engine_answers, http_status, stub_processes
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -72,6 +72,7 @@ class LocalServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._log = self._chosen_log
         self._started = 0.0
+        self._stubs: dict[int, str] = {}  # the models' processes: pid -> model
 
     @property
     def http_url(self) -> str:
@@ -130,6 +131,7 @@ class LocalServer:
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
+        self._stubs = self._stubs or stub_processes(self.pid or 0)
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -140,19 +142,25 @@ class LocalServer:
         return self.is_alive() and http_status(self.host, self.http_port, "/v2/health/ready") == 200
 
     def is_healthy(self, timeout: float = 5.0) -> bool:
-        """Whether the engine itself answers within `timeout` seconds."""
-        return self.is_ready() and engine_answers(self.host, self.http_port, timeout)
+        """Whether every model's process lives and the engine answers within `timeout` seconds."""
+        return self.is_ready() and not self._dead_models() and engine_answers(self.host, self.http_port, timeout)
 
     def wait(self, poll_seconds: float = 1.0) -> None:
-        """Block while the server is well. Raises LocalServerError when it ended or the engine's process died."""
+        """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more."""
         failures = 0
         while self.is_alive():
+            if dead := self._dead_models():
+                raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
             failures = 0 if self.is_healthy() else failures + 1
             if failures >= 3 and self.is_alive():
-                raise LocalServerError(f"the engine no longer answers: {startup_error(self.log_text())}")
+                raise LocalServerError("the engine no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None
-        raise LocalServerError(f"the server ended with exit code {code}: {startup_error(self.log_text())}")
+        raise LocalServerError(f"the server ended with exit code {code}: {last_line(self.log_text())}")
+
+    def _dead_models(self) -> list[str]:
+        living = stub_processes(self.pid or 0)
+        return [model for pid, model in self._stubs.items() if pid not in living]
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when it has not gone after `timeout` seconds."""

@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 
 _PREFIX = re.compile(r"^(?P<level>[IWEF])\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ?")
-_RAISED = re.compile(r"(?:^|\s)(?:[\w.]+\.)?\w*(?:Error|Exception|Unavailable|InvalidRequest): (?P<message>.+)$")
-_STACK = re.compile(r"(\\n)+(At:.*)?$|\s+At:.*$")  # a log line has the stack on it, with escaped line ends
+_RAISED = re.compile(r"(Failed to initialize Python stub|Failed to create instance): (\w+(\.\w+)*: )?(?P<message>.+)$")
+_STACK = re.compile(r"(\\n)+(At:.*)?$")  # a log line has the stack on it, with escaped line ends
 _FAILED = re.compile(r"failed to load '(?P<model>\w+)'[^:]*: (?P<message>.+)$")
+_NO_GPU = re.compile(r"CUDA|NVML|DCGM")  # said on every machine without a GPU
 
 
 def last_line(log: str) -> str:
@@ -17,12 +18,19 @@ def last_line(log: str) -> str:
 
 
 def startup_error(log: str) -> str:
-    """Why the server failed: what a model raised, else the first error, else the last line."""
-    errors = [_PREFIX.sub("", line) for line in log.splitlines() if line[:1] in "EF" and _PREFIX.match(line)]
-    for line in log.splitlines():
-        if raised := _RAISED.search(_PREFIX.sub("", line)):
-            return _STACK.sub("", raised["message"].strip('" '))
+    """Why the server did not start: what a model raised, else the first error, else the last line."""
+    lines = [_STACK.sub("", line.strip('" ')) for line in log.splitlines()]
+    for line in lines:
+        if raised := _RAISED.search(line):
+            return raised["message"].strip('" ')
+    errors = [_PREFIX.sub("", line).strip('" ') for line in lines if _is_error(line)]
     for line in errors:
         if failed := _FAILED.search(line):
             return f"the model {failed['model']} failed to load: {failed['message']}"
-    return errors[0].strip('" ') if errors else last_line(log) or "it wrote no log"
+    return errors[0] if errors else last_line(log) or "it wrote no log"
+
+
+def _is_error(line: str) -> bool:
+    mark = _PREFIX.match(line)
+    is_error = mark["level"] in "EF" if mark else line.lower().startswith(("error", "failed"))
+    return is_error and not _NO_GPU.search(line)

@@ -1,9 +1,10 @@
-"""Asks a local server over HTTP whether it is well, with nothing but the standard library."""
+"""Looks whether a local server is well, with nothing but the standard library: over HTTP, and at its processes."""
 
 from __future__ import annotations
 
 import http.client
 import json
+from pathlib import Path
 
 
 def http_status(host: str, port: int, path: str, timeout: float = 2.0) -> int | None:
@@ -29,3 +30,22 @@ def engine_answers(host: str, port: int, timeout: float) -> bool:
         return False
     finally:
         connection.close()
+
+
+def stub_processes(server_pid: int) -> dict[int, str]:
+    """The processes of the server's Python models: pid -> model. Those that ended are left out."""
+    found: dict[int, str] = {}
+    for listing in Path(f"/proc/{server_pid}/task").glob("*/children"):
+        for pid in _read(listing).split():
+            arguments = _read(Path(f"/proc/{pid}/cmdline")).split("\0")  # empty for one that ended
+            model_file = next((Path(a) for a in arguments if a.endswith("/model.py")), None)
+            if model_file:
+                found[int(pid)] = model_file.parent.parent.name
+    return found
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,6 +1,9 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
+import os
+import signal
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -11,12 +14,16 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder
+        from autoglm_engine.adapter import artifact_folder, exits_with_engine
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
+        from autoglm_engine.liveness import EngineWatch
 
         self.refusal = EngineError
         self.door = Door.load(artifact_folder(args["model_repository"]))
+        self.watch = EngineWatch(os.getppid(), end_server)
+        if exits_with_engine(args["model_config"]):
+            self.watch.start()
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -38,3 +45,12 @@ class TritonPythonModel:
                 pb_utils.Tensor("request", admitted.request[np.newaxis]),
             ]
         )
+
+
+def end_server():
+    pb_utils.Logger.log_error("the engine's process died: the server ends, since it cannot answer any more")
+    server = os.getppid()
+    os.kill(server, signal.SIGTERM)
+    time.sleep(2)  # what is under way in the dead engine would keep the server for ever
+    if os.getppid() == server:
+        os.kill(server, signal.SIGKILL)

@@ -9,7 +9,8 @@ memory, then into the board's mark. For a client that left, Triton calls the det
 Time plays no part in that: a slow detokenizer, however slow, never makes a healthy stream look lost. Where no later
 event moves the mark, the engine asks the detokenizer itself to (`AckGate.probe`).
 
-Board: a file of uint64 [8 + num_cells], little-endian. Word 0: `MAGIC`; word 1: the mark; words 2-7: zero; then the cells.
+Board: a file of uint64 [8 + num_cells], little-endian. Word 0: `MAGIC`; word 1: the mark; word 2: the process id
+of the server; words 3-7: zero; then the cells.
 Cell 0 is the probe's. A cell's number only grows, so a late write from its former stream changes nothing.
 """
 
@@ -42,6 +43,7 @@ _PREFIX = "autoglm-acks-"
 _ID = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
 _HEADER = 8
 _MARK = 1
+_SERVER = 2
 _MAX_OPEN_BOARDS = 4  # a restarted engine has a new board; the old one's memory is let go
 
 Words = npt.NDArray[np.uint64]
@@ -62,7 +64,7 @@ class AckBoard:
         size = 8 * (_HEADER + num_cells)
         os.ftruncate(self._file, size)
         self._words = _map_words(self._file, size)
-        self._words[0] = MAGIC
+        self._words[0], self._words[_SERVER] = MAGIC, os.getppid()
         unlocked.rename(self._path)
 
     @property
@@ -223,20 +225,35 @@ def open_board(folder: Path, board: str) -> Words | None:
     return words
 
 
-def remove_stale_boards(folder: Path) -> None:
-    """Remove the boards whose engine no longer runs: nobody holds their lock."""
+def find_board(folder: Path, server_pid: int) -> Path | None:
+    """The board of the engine that is a child of this process."""
     for path in folder.glob(f"{_PREFIX}*"):
-        try:
-            file = os.open(path, os.O_RDWR)
-        except OSError:
-            continue  # gone, or another user's
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        words = open_board(folder, path.name) if _ID.fullmatch(path.name) else None
+        if words is not None and int(words[_SERVER]) == server_pid:
+            return path
+    return None
+
+
+def is_abandoned(board: Path) -> bool:
+    """Whether the board's engine ended without removing it: nobody holds its lock."""
+    try:
+        file = os.open(board, os.O_RDWR)
+    except OSError:
+        return False  # gone, or another user's
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        return board.exists()
+    except BlockingIOError:
+        return False
+    finally:
+        os.close(file)
+
+
+def remove_stale_boards(folder: Path) -> None:
+    """Remove the boards whose engine no longer runs."""
+    for path in folder.glob(f"{_PREFIX}*"):
+        if is_abandoned(path):
             path.unlink(missing_ok=True)
-        except BlockingIOError:
-            pass
-        finally:
-            os.close(file)
 
 
 def _map_words(file: int, size: int) -> Words:

@@ -41,6 +41,13 @@ def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) 
     return settings, threads or len(os.sched_getaffinity(0))
 
 
+def exits_with_engine(model_config: str, environ: Mapping[str, str] = os.environ) -> bool:
+    """Whether the whole server ends when the engine's process dies: `exit_with_engine`, true unless told otherwise."""
+    name = "exit_with_engine"
+    text = environ.get(f"AUTOGLM_{name.upper()}", _parameters(model_config).get(name, "true"))
+    return bool(_parsed(name, text, bool))
+
+
 def _parameters(model_config: str) -> dict[str, str]:
     raw: dict[str, Any] = json.loads(model_config).get("parameters", {})
     return {name: str(value["string_value"]) for name, value in raw.items()}

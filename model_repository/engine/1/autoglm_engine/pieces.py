@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .core import Event, TokenLogprobs
+from .manifest import Manifest
 from .prompt import load_tokenizer
 from .token_text import TokenText
 from .wire import Ack, Packed, unpack_event
@@ -36,6 +37,7 @@ class Pieces:
 
     @classmethod
     def load(cls, folder: Path, acknowledge: Callable[[Ack], None]) -> Pieces:
+        Manifest.load(folder)  # says best what is wrong with an artifact
         return cls(TokenText(load_tokenizer(folder)), acknowledge)
 
     def outputs(self, packed: Packed) -> Outputs:
