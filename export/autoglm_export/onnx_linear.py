@@ -5,6 +5,7 @@ An activation is a `Rows`: a graph value, and perhaps a factor a row that is sti
 int8: weights are symmetric, one scale a column; activations are quantised **row by row**, so that a token's result never
 depends on the other tokens of its step. ONNX Runtime's quantised products know one activation scale a tensor; so each row is
 divided by its largest magnitude, quantised with the constant scale 1/127, and multiplied by that magnitude afterwards.
+Rows with a few values far larger than the rest (`spiky`) are first mixed by a Hadamard matrix, and so are the weights.
 A row of zeros divides to NaN, quantises to some integers, and is multiplied by 0: its result is 0, as it should be.
 """
 
@@ -18,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .onnx_graph import CONTRIB, OnnxGraph
+from .rotation import hadamard, mix_blocks, mixing_block
 from .weights import Array
 
 _LEVELS = 127.0
@@ -29,6 +31,7 @@ class Rows:
 
     value: str
     factor: str | None = None
+    spiky: bool = False  # a few of the values are far larger than the rest
 
 
 class Linears(Protocol):
@@ -69,8 +72,8 @@ class Int8Linears:
     def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array]) -> None:
         self._graph, self._weights = graph, weights
         self._quantized: dict[str, Rows] = {}
-        self._step = graph.tensor("activation_step", np.float32(1 / _LEVELS))
-        self._zero = graph.tensor("activation_zero", np.uint8(128))
+        self._step = graph.tensor("activation_step", np.array(1 / _LEVELS, np.float32))
+        self._zero = graph.tensor("activation_zero", np.array(128, np.uint8))
         self._width = graph.tensor("width_axis", np.array([1], np.int64))
 
     def embed(self, weight: str, ids: str) -> Rows:
@@ -92,6 +95,8 @@ class Int8Linears:
         self._graph.named("Mul", [product.value, product.factor], [output])
 
     def _product(self, x: Rows, name: str, weight: Array) -> Rows:
+        if x.spiky:
+            x, weight = self._mixed(x, weight)
         quantized = self._quantize(x)
         columns, scales = quantized_columns(weight)
         inputs = (
@@ -102,6 +107,14 @@ class Int8Linears:
             self._zero,
         )
         return Rows(self._graph.op("MatMulIntegerToFloat", *inputs, domain=CONTRIB), quantized.factor)
+
+    def _mixed(self, x: Rows, weight: Array) -> tuple[Rows, Array]:
+        """Both sides of x @ weight^T, in blocks, times the same orthogonal matrix: the product stays as it is."""
+        block = mixing_block(weight.shape[1])
+        blocks = self._graph.op("Reshape", x.value, self._graph.tensor("blocks", np.array([-1, block], np.int64)))
+        mixed = self._graph.op("MatMul", blocks, self._graph.tensor("hadamard", hadamard(block)))
+        shape = self._graph.tensor("mixed_shape", np.array([-1, weight.shape[1]], np.int64))
+        return Rows(self._graph.op("Reshape", mixed, shape), x.factor), mix_blocks(weight, block)
 
     def _quantize(self, x: Rows) -> Rows:
         """uint8 rows in steps of 1/127 around 128, and what each was divided by; the same rows are quantised once."""

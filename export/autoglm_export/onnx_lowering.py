@@ -12,7 +12,7 @@ GroupQueryAttention then writes the new keys and values in place and copies noth
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,14 @@ from .errors import InvalidOption
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
+from .rotation import rotated
 from .spec import ModelSpec
 from .weights import Array
 
-_PRECISIONS = {"fp32": FloatLinears, "int8": Int8Linears}
+_PRECISIONS: dict[str, Callable[[OnnxGraph, Mapping[str, Array]], Linears]] = {
+    "fp32": FloatLinears,
+    "int8": Int8Linears,
+}
 
 
 class OnnxOps:
@@ -86,9 +90,8 @@ class OnnxOps:
 
     def swiglu(self, gate: Rows, up: Rows) -> Rows:
         silu = self._graph.op("QuickGelu", finished(self._graph, gate), domain=CONTRIB, alpha=1.0)
-        return Rows(
-            self._graph.op("Mul", silu, up.value), up.factor
-        )  # the factor of `up` may wait: this is linear in it
+        # What multiplies `up` by row may wait until after the next product: everything between is linear in it.
+        return Rows(self._graph.op("Mul", silu, up.value), up.factor, spiky=True)
 
     def select_rows(self, x: Rows) -> Rows:
         return Rows(self._graph.op("Gather", finished(self._graph, x), "logit_rows"))
@@ -104,7 +107,7 @@ class OnnxOps:
         self._graph.input("logit_rows", np.int32, ["num_logits"])
 
     def _cache(self, when: str, kind: str, layer: int) -> str:
-        shape = ["batch", self._spec.num_kv_heads, self._max_length, self._spec.head_size]
+        shape: list[int | str] = ["batch", self._spec.num_kv_heads, self._max_length, self._spec.head_size]
         declare = self._graph.input if when == "past" else self._graph.output
         return declare(f"{when}_{kind}_{layer}", np.float32, shape)
 
@@ -141,6 +144,8 @@ def write_onnx(
     if precision not in _PRECISIONS:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(_PRECISIONS)}")
     with OnnxGraph(folder) as graph:
+        if precision == "int8":
+            spec, weights = rotated(spec, weights)
         read = _Counted(weights, progress)
         ops = OnnxOps(graph, spec, read, _PRECISIONS[precision](graph, read), max_length)
         build_decoder(spec, ops)
@@ -160,7 +165,7 @@ class _Counted(Mapping[str, Array]):
         self._progress("write graph", min(1.0, self._read / len(self._weights)))
         return self._weights[name]
 
-    def __iter__(self) -> Any:
+    def __iter__(self) -> Iterator[str]:
         return iter(self._weights)
 
     def __len__(self) -> int:

@@ -1,0 +1,118 @@
+"""Turn the residual stream so that int8 activations lose little: the same function, without outlier channels.
+
+A decoder's residual stream has a few channels far larger than the rest; a row that is quantised with one scale then spends
+its 8 bits on them. An orthogonal matrix R mixes all channels alike, and changes nothing else: RMS norm keeps the length of
+its input, so R passes through it once the norm's weights are multiplied into the layers that read it.
+With x the stream, what reads it becomes W diag(norm) R, what writes it R^T W (and R^T b), the embedding table E R.
+The idea is QuaRot's (arXiv 2404.00456). R needs no data and costs nothing when the model runs.
+
+It does not apply where a norm stands between a layer and the stream (`sandwich_norm`): its weights cannot be moved.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+
+import numpy as np
+
+from .spec import ModelSpec
+from .weights import Array
+
+_SEED = 20
+# What reads the stream, and the norm before it.
+_READERS = {
+    "query": "attention_norm",
+    "key": "attention_norm",
+    "value": "attention_norm",
+    "gate": "mlp_norm",
+    "up": "mlp_norm",
+}
+_WRITERS = {"output", "down"}
+_NORMS = {"attention_norm", "mlp_norm", "final_norm"}
+
+
+def rotated(spec: ModelSpec, weights: Mapping[str, Array]) -> tuple[ModelSpec, Mapping[str, Array]]:
+    """(spec, weights) of a decoder that computes the same logits on a rotated stream; unchanged under `sandwich_norm`.
+
+    The embedding table and the head are no longer tied: the final norm's weights are in the head alone.
+    """
+    if spec.sandwich_norm:
+        return spec, weights
+    return dataclasses.replace(spec, tied_embeddings=False), RotatedWeights(spec, weights)
+
+
+class RotatedWeights(Mapping[str, Array]):
+    """The weights of `rotated`, computed at each access."""
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array]) -> None:
+        self._weights, self._rotation = weights, Rotation.of_size(spec.hidden_size)
+        self._head = "embed" if spec.tied_embeddings else "lm_head"
+
+    def __getitem__(self, name: str) -> Array:
+        words = name.split(".")
+        layer, kind = ".".join(words[:2]), words[2] if words[0] == "layers" else name
+        if kind in _NORMS:
+            return np.ones_like(self._weights[name])
+        if kind == "lm_head":
+            return self._rotation.rows(self._weights[self._head] * self._weights["final_norm"])
+        if kind == "embed":
+            return self._rotation.rows(self._weights[name])
+        if kind in _READERS and words[-1] == "weight":
+            return self._rotation.rows(self._weights[name] * self._weights[f"{layer}.{_READERS[kind]}"])
+        if kind in _WRITERS:
+            weight = self._weights[name]
+            return np.ascontiguousarray(self._rotation.rows(weight.T).T)  # a bias is its own transpose
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        yield from self._weights
+        if "lm_head" not in self._weights:
+            yield "lm_head"
+
+    def __len__(self) -> int:
+        return len(self._weights) + ("lm_head" not in self._weights)
+
+
+@dataclasses.dataclass(frozen=True, slots=True, eq=False)
+class Rotation:
+    """x -> (x * signs) (left (x) right), orthogonal: a Kronecker product, so that wide models rotate fast."""
+
+    signs: Array  # [size], 1 or -1
+    left: Array  # [m, m]
+    right: Array  # [n, n], m * n = size
+
+    @classmethod
+    def of_size(cls, size: int) -> Rotation:
+        right = min(
+            size & -size, 1 << (size.bit_length() // 2 + 1)
+        )  # a power of two that divides size, not far over its root
+        random = np.random.default_rng(_SEED)
+        signs = random.choice(np.array([-1, 1], np.float32), size)
+        left, _ = np.linalg.qr(random.standard_normal((size // right, size // right)))
+        return cls(signs, left.astype(np.float32), hadamard(right))
+
+    def rows(self, x: Array) -> Array:
+        """x R, for x of [..., size]."""
+        blocks = (x * self.signs).reshape(-1, len(self.left), len(self.right))
+        mixed: Array = self.left.T @ (blocks @ self.right)
+        return mixed.reshape(x.shape)
+
+
+def hadamard(size: int) -> Array:
+    """Sylvester's Hadamard matrix of a power of two, normalised: orthogonal and symmetric."""
+    matrix = np.ones((1, 1))
+    while len(matrix) < size:
+        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
+    return np.asarray(matrix / np.sqrt(size), np.float32)
+
+
+def mixing_block(width: int, most: int = 64) -> int:
+    """The largest power of two up to `most` that divides `width`."""
+    return min(width & -width, most)
+
+
+def mix_blocks(x: Array, block: int) -> Array:
+    """Multiply every `block` neighbours of the last axis by a Hadamard matrix: its own inverse."""
+    mixed: Array = x.reshape(-1, block) @ hadamard(block)
+    return mixed.reshape(x.shape)
