@@ -1,22 +1,29 @@
 """Triton's gRPC protocol without our client, so that the server's tests do not rest on it.
 
-Run as a script, it streams one long answer for ever: python raw_grpc.py URL
+Run as a script, it streams long answers from COUNT processes and prints their ids: python raw_grpc.py URL COUNT
 """
 
 from __future__ import annotations
 
 import json
+import os
 import queue
 import sys
 import uuid
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
 
-_DTYPES = {"INT32": np.int32, "INT64": np.int64, "FP32": np.float32, "BOOL": np.bool_, "BYTES": np.object_}
+_DTYPES = {
+    "INT32": np.int32,
+    "INT64": np.int64,
+    "FP32": np.float32,
+    "BOOL": np.bool_,
+    "UINT8": np.uint8,
+    "BYTES": np.object_,
+}
 _OPTION_TYPES = {
     "max_tokens": "INT32", "min_tokens": "INT32", "temperature": "FP32", "top_k": "INT32", "top_p": "FP32",
     "min_p": "FP32", "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
@@ -116,13 +123,19 @@ def _id_of(error: Any, answers: dict[str, Answer], ended: set[str]) -> str:
     return found[0]
 
 
-def pieces(url: str, **options: Any) -> Iterator[str]:
+def stream_for_ever(url: str) -> None:
+    """Print this process's id once a long answer has begun, and read on."""
     with Stream(url) as stream:
-        request_id = stream.generate(**options)
-        while stream.next() == request_id:
-            yield "."
+        stream.generate(f"Once {os.getpid()}", max_tokens=900, ignore_eos=True)
+        stream.next()
+        os.write(1, b"%d\n" % os.getpid())  # in one piece: others write to the same pipe
+        while True:
+            stream.next()
 
 
 if __name__ == "__main__":
-    for mark in pieces(sys.argv[1], max_tokens=900, ignore_eos=True):
-        print(mark, flush=True)
+    # Forked before any channel is open, so that the libraries are imported once for all of them.
+    for _ in range(int(sys.argv[2]) - 1):
+        if os.fork() == 0:
+            break
+    stream_for_ever(sys.argv[1])

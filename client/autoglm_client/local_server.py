@@ -21,7 +21,7 @@ from pathlib import Path
 from types import TracebackType
 
 from .exceptions import LocalServerError
-from .server_log import last_line, startup_error
+from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, http_status, stub_processes
 from .triton_install import TritonInstall, find_triton
 
@@ -66,6 +66,7 @@ class LocalServer:
         self.control_key = secrets.token_hex(16)
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
+        self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
         self._arguments = arguments
         self._chosen_log = Path(log_file) if log_file else None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -156,25 +157,33 @@ class LocalServer:
                 raise LocalServerError("the engine no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None
-        raise LocalServerError(f"the server ended with exit code {code}: {last_line(self.log_text())}")
+        raise LocalServerError(f"the server ended with exit code {code}: {ending_error(self.log_text())}")
 
     def _dead_models(self) -> list[str]:
         living = stub_processes(self.pid or 0)
         return [model for pid, model in self._stubs.items() if pid not in living]
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
-        """End the server: SIGTERM, and SIGKILL when it has not gone after `timeout` seconds."""
+        """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
+        then, or after `timeout` seconds."""
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
-            try:
-                self._process.wait(timeout)
-            except subprocess.TimeoutExpired:
-                self._process.kill()
-                self._process.wait()
+            self._wait_for_exit(timeout)
+            self._process.kill()
+            self._process.wait()
             self._process = None
+        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
+            region.unlink(missing_ok=True)  # a model's process that was killed leaves its own behind
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
+
+    def _wait_for_exit(self, timeout: float) -> None:
+        deadline = time.monotonic() + timeout
+        while self.is_alive() and time.monotonic() < deadline:
+            if self._stubs and not stub_processes(self.pid or 0):
+                return
+            time.sleep(0.02)
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log and self._log.exists() else ""
@@ -187,6 +196,7 @@ class LocalServer:
             "model-repository": self.model_repository,
             "model-control-mode": "none",
             "backend-directory": backends,
+            "backend-config": f"python,shm-region-prefix-name={self._shared_memory}",
             "cache-directory": install.root / "caches",
             "exit-timeout-secs": EXIT_SECONDS,
             "http-address": self.host,

@@ -19,15 +19,25 @@ def last_line(log: str) -> str:
 
 def startup_error(log: str) -> str:
     """Why the server did not start: what a model raised, else the first error, else the last line."""
-    lines = [_STACK.sub("", line.strip('" ')) for line in log.splitlines()]
-    for line in lines:
-        if raised := _RAISED.search(line):
+    for line in log.splitlines():
+        if raised := _RAISED.search(_STACK.sub("", line.strip('" '))):
             return raised["message"].strip('" ')
-    errors = [_PREFIX.sub("", line).strip('" ') for line in lines if _is_error(line)]
+    errors = _errors(log)
     for line in errors:
         if failed := _FAILED.search(line):
             return f"the model {failed['model']} failed to load: {failed['message']}"
     return errors[0] if errors else last_line(log) or "it wrote no log"
+
+
+def ending_error(log: str) -> str:
+    """Why a running server ended: the last error but for those about the ending itself, else the last line."""
+    errors = [line for line in _errors(log) if "stop server" not in line]
+    return errors[-1] if errors else last_line(log) or "it wrote no log"
+
+
+def _errors(log: str) -> list[str]:
+    lines = [_STACK.sub("", line.strip('" ')) for line in log.splitlines()]
+    return [_PREFIX.sub("", line).strip('" ') for line in lines if _is_error(line)]
 
 
 def _is_error(line: str) -> bool:

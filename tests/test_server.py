@@ -1,0 +1,386 @@
+"""The real tritonserver with the real model, over its own protocols."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import json
+import os
+import signal
+import socket
+import statistics
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from autoglm_client.exceptions import LocalServerError
+from autoglm_client.local_server import LocalServer
+from conftest import MODEL_REPOSITORY
+from raw_grpc import Stream, tensor
+
+pytestmark = pytest.mark.server
+QUESTION = json.dumps([{"role": "user", "content": "What is the capital of France?"}])
+
+
+@pytest.fixture
+def stream(server: LocalServer) -> Iterator[Stream]:
+    with Stream(server.grpc_url) as made:
+        yield made
+
+
+def post(server: LocalServer, verb: str, body: bytes) -> tuple[int, str]:
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=60)
+    with contextlib.closing(connection):
+        connection.request("POST", f"/v2/models/autoglm/{verb}", body, {"Content-Type": "application/json"})
+        response = connection.getresponse()
+        return response.status, response.read().decode()
+
+
+def generate(server: LocalServer, **fields: Any) -> tuple[int, dict[str, Any]]:
+    status, text = post(server, "generate", json.dumps(fields).encode())
+    return status, json.loads(text)
+
+
+def wait_for(condition: Callable[[], bool], seconds: float) -> float:
+    """How long it took. Fails after `seconds`."""
+    begin = time.monotonic()
+    while not condition():
+        assert time.monotonic() - begin < seconds, f"it took more than {seconds} s"
+        time.sleep(0.02)
+    return time.monotonic() - begin
+
+
+def idle(stream: Stream) -> bool:
+    stats = stream.control(stats=True)
+    return bool(stats["running"] == stats["waiting"] == stats["slots_busy"] == 0)
+
+
+def metric(server: LocalServer, name: str) -> float:
+    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
+
+
+# ---- answers
+
+
+def test_generate_answers_right(server: LocalServer) -> None:
+    status, answer = generate(server, messages=QUESTION, max_tokens=20)
+    assert status == 200
+    assert answer["text_output"] == "The capital of France is Paris."
+    assert answer["finish_reason"] == "stop"
+    assert (answer["prompt_tokens"], answer["completion_tokens"]) == (37, 8)
+    assert len(answer["stage_times"]) == 5
+
+
+def test_generate_stream_sends_pieces(server: LocalServer) -> None:
+    body = json.dumps({"messages": QUESTION, "max_tokens": 20, "stream": True}).encode()
+    status, text = post(server, "generate_stream", body)
+    events = [json.loads(line.removeprefix("data: ")) for line in text.splitlines() if line.startswith("data: ")]
+    assert status == 200
+    assert len(events) > 1
+    assert "".join(event["text_output"] for event in events) == "The capital of France is Paris."
+    assert [event["finish_reason"] for event in events if event["finish_reason"]] == ["stop"]
+    assert events[-1]["finish_reason"] == "stop"
+
+
+def test_grpc_streams_and_answers_at_once_alike(stream: Stream) -> None:
+    prompt = {"text": "The three primary colours are", "max_tokens": 40}
+    stream.finish(stream.generate(**{**prompt, "max_tokens": 1}))  # so that both find the prompt in a slot
+    in_pieces = stream.finish(stream.generate(**prompt))
+    at_once = stream.finish(stream.generate(**prompt, stream=False))
+    assert (in_pieces.text, in_pieces.finish_reason) == (at_once.text, at_once.finish_reason)
+    assert at_once.num_responses == 1
+    assert in_pieces.num_responses > 3
+    assert in_pieces.last["completion_tokens"].item() == at_once.last["completion_tokens"].item()
+
+
+@pytest.mark.parametrize("text", ["请用中文介绍一下北京。", "Repeat: 👩‍👩‍👧 🏳️‍🌈 🎉"])
+def test_no_character_is_broken_in_a_stream(stream: Stream, text: str) -> None:
+    """Sampled hot, so that all kinds of bytes come out. The prompt is in a slot before: both compute the same then."""
+    options = {"max_tokens": 60, "temperature": 1.5, "seed": 7}
+    stream.finish(stream.generate(text, max_tokens=1))
+    in_pieces = stream.finish(stream.generate(text, **options))
+    at_once = stream.finish(stream.generate(text, **options, stream=False))
+    assert in_pieces.text == at_once.text
+
+
+def test_stop_strings_end_the_text(stream: Stream) -> None:
+    whole = stream.finish(stream.generate("Count: one, two, three,", max_tokens=24))
+    stop = whole.text[5:9]
+    answer = stream.finish(stream.generate("Count: one, two, three,", max_tokens=24, stop=[b"@@@", stop.encode()]))
+    assert answer.text == whole.text[: whole.text.index(stop)]
+    assert answer.finish_reason == "stop"
+
+
+def test_logprobs_come_with_the_tokens(stream: Stream) -> None:
+    answer = stream.finish(stream.generate("2 + 2 =", max_tokens=1, logprobs=3, stream=False))
+    (entry,) = json.loads(answer.last["logprobs_output"].item())
+    assert len(entry["top"]) == 3
+    assert entry["token"] == answer.text
+    assert entry["logprob"] == entry["top"][0]["logprob"] <= 0
+
+
+def test_a_deadline_ends_a_request(stream: Stream) -> None:
+    answer = stream.finish(stream.generate(max_tokens=900, ignore_eos=True, deadline_ms=400))
+    assert answer.finish_reason == "deadline"
+
+
+def test_a_cancel_ends_a_request_and_its_stream(stream: Stream) -> None:
+    request_id = stream.generate(max_tokens=900, ignore_eos=True)
+    while stream.next() != request_id:
+        pass
+    assert stream.control(cancel=[request_id]) == {"cancelled": 1}
+    assert stream.finish(request_id).finish_reason == "cancelled"
+    assert idle(stream)
+
+
+def test_a_cancel_may_overtake_its_request(stream: Stream) -> None:
+    request_id = stream.generate("word " * 500, max_tokens=400, ignore_eos=True)
+    stream.control(cancel=[request_id])
+    assert stream.finish(request_id).finish_reason == "cancelled"
+
+
+def test_a_wrong_control_request_is_refused(stream: Stream) -> None:
+    for text in (b"", b"[]", b'{"cancel": "x"}', b'{"cancel": [1]}', b'{"stats": true, "x": 1}', b"\xff"):
+        answer = stream.finish(stream.send([tensor("control", text)], model="engine"))
+        assert "INVALID_ARG: control " in answer.error
+
+
+def test_metrics_are_published(server: LocalServer, stream: Stream) -> None:
+    stream.finish(stream.generate(max_tokens=5, ignore_eos=True))
+    for name in ("tokens_in", "tokens_out"):
+        counted = stream.control(stats=True)[name]
+        wait_for(lambda name=name, counted=counted: metric(server, f"autoglm_{name}_total") == counted, seconds=5)  # type: ignore[misc]
+    assert metric(server, "autoglm_time_to_first_token_seconds_count") >= 1
+    assert metric(server, "autoglm_inter_token_latency_seconds_count") >= 4
+    assert metric(server, "autoglm_slots") == 16
+    assert metric(server, 'autoglm_requests_total{finish_reason="length"}') >= 1
+
+
+def test_control_apis_are_closed(server: LocalServer) -> None:
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=10)
+    with contextlib.closing(connection):
+        for method, path in (("POST", "/v2/repository/index"), ("GET", "/v2/logging"), ("GET", "/v2/trace/setting")):
+            connection.request(method, path)
+            response = connection.getresponse()
+            assert (response.status, b"restricted" in response.read()) == (403, True), path
+
+
+# ---- bad input, while fifteen others go on
+
+
+BAD_TENSORS: list[tuple[str, list[Any], str]] = [
+    ("empty prompt", [tensor("text_input", b"")], "INVALID_ARG: text_input is empty"),
+    ("too long", [tensor("text_input", b"word " * 2000)], "INVALID_ARG: text_input has "),
+    ("invalid UTF-8", [tensor("text_input", b"ab\xff")], "not valid UTF-8: byte 0xff at 2"),
+    ("malformed messages", [tensor("messages", b'[{"role": "user"')], "INVALID_ARG: messages is not JSON"),
+    ("both prompts", [tensor("messages", b"[]"), tensor("text_input", b"x")], "only one of them; both are set"),
+    ("no prompt", [tensor("max_tokens", 5)], "only one of them; neither is set"),
+    ("negative temperature", [tensor("text_input", b"x"), tensor("temperature", -1.0)], "temperature is -1; it must be"),
+    ("NaN temperature", [tensor("text_input", b"x"), tensor("temperature", float("nan"))], "temperature is nan; it must"),
+    ("top_p 0", [tensor("text_input", b"x"), tensor("top_p", 0.0)], "top_p is 0; it must be above 0 and at most 1"),
+    ("10,000 stops", [tensor("text_input", b"x"), tensor("stop", [b"x"] * 10_000)], "stop has 10000 strings; at most 16"),
+    ("max_tokens 0", [tensor("text_input", b"x"), tensor("max_tokens", 0)], "max_tokens is 0; it must be between 1 and"),
+    ("max_tokens 1e9", [tensor("text_input", b"x"), tensor("max_tokens", 10**9)], "max_tokens is 1000000000; it must be"),
+    ("wrong dtype", [tensor("text_input", b"x"), tensor("max_tokens", 5, dtype="INT64")], "data-type is 'INT64'"),
+    ("wrong shape", [tensor("text_input", b"x"), tensor("max_tokens", [5, 6])], "unexpected shape for input 'max_tokens'"),
+    ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "first (batch) dimension must be 1"),
+    ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "text_input has 50000000 bytes, which cannot fit"),
+    ("unknown tensor", [tensor("text_input", b"x"), tensor("heat", 1.0, dtype="FP32")], "heat"),
+]  # fmt: skip
+
+
+def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
+    """Each on a stream of its own, since Triton's own refusals do not always name the request they belong to."""
+    with Stream(server.grpc_url) as healthy, Stream(server.grpc_url) as bad:
+        prompts = [f"Tell me a story about the number {i}." for i in range(15)]
+        ids = [healthy.generate(prompt, max_tokens=150, ignore_eos=True) for prompt in prompts]
+        for name, inputs, sentence in BAD_TENSORS:
+            answer = bad.finish(bad.send(inputs), timeout=20)
+            assert sentence in answer.error, name
+            assert "Traceback" not in answer.error, name
+            assert answer.num_responses == 0, name
+        answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
+        assert "unknown option temprature; the options are text_input" in answer.error
+        answers = [healthy.finish(request_id) for request_id in ids]
+    assert [answer.error for answer in answers] == [""] * 15
+    assert [answer.last["completion_tokens"].item() for answer in answers] == [150] * 15
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "sentence"),
+    [
+        (b'{"text_input": "x", "temprature": 1}', 400, "unknown option temprature"),
+        (b'{"text_input": "x", "temperature": NaN}', 400, "temperature is nan"),
+        (b'{"text_input": ["x", "y"]}', 400, "first (batch) dimension must be 1"),
+        (b"{}", 400, "request has 0 inputs"),
+        (b'{"text_input": "x", "max_tokens": "many"}', 500, "Unable to parse 'data'"),  # Triton's own words and status
+        (b"{", 500, "failed to parse the request JSON"),
+    ],
+)
+def test_bad_json_is_answered(server: LocalServer, body: bytes, status: int, sentence: str) -> None:
+    answered, text = post(server, "generate", body)
+    assert (answered, sentence in text) == (status, True), text
+
+
+def test_forged_messages_between_the_steps_harm_nobody(server: LocalServer) -> None:
+    with Stream(server.grpc_url) as healthy, Stream(server.grpc_url) as bad:
+        request_id = healthy.generate(max_tokens=60, ignore_eos=True)
+        for inputs, model in (
+            ([tensor("event", list(b"{}"), dtype="UINT8")], "detokenizer"),
+            ([tensor("token_ids", [1], "INT32"), tensor("request", list(b"[]"), "UINT8")], "engine"),
+            ([tensor("token_ids", [1], "INT32")], "engine"),
+        ):
+            assert "INVALID_ARG" in bad.finish(bad.send(inputs, model=model)).error
+        assert healthy.finish(request_id).last["completion_tokens"].item() == 60
+
+
+# ---- clients that vanish
+
+
+def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
+    command = [sys.executable, str(Path(__file__).parent / "raw_grpc.py"), server.grpc_url, "10"]
+
+    def ten_killed_processes() -> None:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+            family = [psutil.Process(parent.pid)]
+            try:
+                assert parent.stdout is not None
+                started = [int(parent.stdout.readline()) for _ in range(10)]
+                family = [psutil.Process(pid) for pid in started]
+            finally:
+                for process in family:
+                    process.send_signal(signal.SIGKILL)
+
+    check_vanishing(server, ten_killed_processes)
+
+
+def test_cut_connections_leave_no_slot_behind(server: LocalServer) -> None:
+    def ten_cut_connections() -> None:
+        for connection in [open_stream(server) for _ in range(10)]:
+            connection.close()
+
+    check_vanishing(server, ten_cut_connections)
+
+
+def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
+    """Five times ten clients vanish, beside four healthy streams: their slots are free within a second (usually: this
+    machine may be busy with other things), and the healthy ones never notice."""
+    with Stream(server.grpc_url) as stream, Stream(server.grpc_url) as control:
+        healthy = [stream.generate(f"Story {i}:", max_tokens=300, ignore_eos=True) for i in range(4)]
+        times = []
+        for _ in range(5):
+            vanish()
+            times.append(wait_for(lambda: bool(control.control(stats=True)["running"] <= len(healthy)), seconds=5.0))
+        answers = [stream.finish(request_id) for request_id in healthy]
+        assert [answer.last["completion_tokens"].item() for answer in answers] == [300] * len(healthy)
+        assert statistics.median(times) < 1.0, times
+        wait_for(lambda: idle(control), seconds=1.0)
+        print(f"slots were free after {', '.join(f'{seconds:.2f}' for seconds in times)} s")
+
+
+def open_stream(server: LocalServer) -> socket.socket:
+    """A raw connection on which an endless answer has begun."""
+    connection = socket.create_connection((server.host, server.http_port), timeout=30)
+    body = json.dumps({"text_input": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True})
+    connection.sendall(
+        f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+    )
+    assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    return connection
+
+
+# ---- servers of their own
+
+
+def test_a_full_queue_refuses_at_once_and_loses_nothing(artifact: Path) -> None:
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env={"AUTOGLM_MAX_QUEUE": "4"}) as server:
+        with Stream(server.grpc_url) as busy:
+            running = []
+            with Stream(server.grpc_url) as control:
+                for count in (4, 8, 12, 16):
+                    running += [busy.generate(f"Story {count - i}:", max_tokens=200, ignore_eos=True) for i in range(4)]
+                    wait_for(lambda n=count: bool(control.control(stats=True)["running"] == n), seconds=30)  # type: ignore[misc]
+            queued = [busy.generate(f"Tale {i}:", max_tokens=10, ignore_eos=True) for i in range(4)]
+            with Stream(server.grpc_url) as control:
+                wait_for(lambda: bool(control.control(stats=True)["waiting"] == 4), seconds=5)
+            begin = time.monotonic()
+            status, answer = generate(server, text_input="one more")
+            assert time.monotonic() - begin < 1.0
+            assert (status, "UNAVAILABLE: 4 requests wait already" in answer["error"]) == (400, True)
+            ended = [busy.finish(request_id) for request_id in running + queued]
+        assert [answer.last["completion_tokens"].item() for answer in ended] == [200] * 16 + [10] * 4
+        begin = time.monotonic()
+        server.stop()
+        assert time.monotonic() - begin < 3.0
+
+
+def test_a_dead_engine_is_noticed(artifact: Path) -> None:
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
+        assert server.is_healthy()
+        stream = Stream(server.grpc_url)
+        request_id = stream.generate(max_tokens=900, ignore_eos=True)
+        stream.next()
+        os.kill(stub_of(server, "engine"), signal.SIGKILL)
+        assert not server.is_healthy()
+        with pytest.raises(LocalServerError, match="the process of the model engine died"):
+            server.wait()
+        wait_for(lambda: not server.is_ready(), seconds=3)  # what anybody sees over HTTP
+        assert "Socket closed" in stream.finish(request_id, timeout=10).error
+        wait_for(lambda: not server.is_alive(), seconds=3)
+        with pytest.raises(LocalServerError, match="the server ended with exit code -9: the engine's process died"):
+            server.wait()
+
+
+def test_nothing_is_left_behind(artifact: Path) -> None:
+    before = set(Path("/dev/shm").iterdir())
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
+        with Stream(server.grpc_url) as stream:
+            stream.finish(stream.generate(max_tokens=3))
+        family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
+        made = set(Path("/dev/shm").iterdir()) - before
+        assert len(made) >= 4  # the board, and a region a model
+        begin = time.monotonic()
+        server.stop()
+        took = time.monotonic() - begin
+    assert not any(path.exists() for path in made)
+    assert not any(process.is_running() for process in family)
+    assert took < 3.0
+
+
+def stub_of(server: LocalServer, model: str) -> int:
+    children = psutil.Process(server.pid).children(recursive=True)
+    (stub,) = [child.pid for child in children if f"/{model}/1/model.py" in " ".join(child.cmdline())]
+    return stub
+
+
+def test_a_missing_artifact_is_one_sentence(tmp_path: Path) -> None:
+    with pytest.raises(LocalServerError) as failure:
+        LocalServer(MODEL_REPOSITORY, artifact=tmp_path / "none").__enter__()
+    message = str(failure.value)
+    assert "no artifact at" in message
+    assert "run `autoglm export`" in message
+    assert "\n" not in message
+    assert "Traceback" not in message
+
+
+def test_the_server_dies_with_its_parent(artifact: Path) -> None:
+    script = (
+        "import sys, time; from autoglm_client.local_server import LocalServer\n"
+        "server = LocalServer(sys.argv[1], artifact=sys.argv[2]); server.start(); server.wait_ready()\n"
+        "print(server.pid, flush=True); time.sleep(60)"
+    )
+    command = [sys.executable, "-c", script, str(MODEL_REPOSITORY), str(artifact)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE)
+    assert parent.stdout is not None
+    server = psutil.Process(int(parent.stdout.readline()))
+    family = [server, *server.children(recursive=True)]
+    parent.kill()
+    parent.communicate()
+    wait_for(lambda: not any(process.is_running() for process in family), seconds=8)
