@@ -1,0 +1,154 @@
+"""Between the engine and Triton: who gets an event, what a cancel finds, what is published, what is noticed."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from autoglm_engine.acks import AckBoard, AckGate
+from autoglm_engine.core import Event, FinishReason, Stages, Usage
+from autoglm_engine.liveness import EngineWatch
+from autoglm_engine.metrics import REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
+from autoglm_engine.published import PublishedMetrics, unit_suffix
+from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
+from autoglm_engine.wire import Packed, unpack_event
+from fakes import FakeClock
+
+
+@dataclass
+class FakeReply:
+    sent: list[tuple[Event, bool]] = field(default_factory=list)
+    failed: list[tuple[str, str]] = field(default_factory=list)
+    broken: bool = False
+
+    def send(self, packed: Packed, *, last: bool) -> None:
+        if self.broken:
+            raise RuntimeError("the stream is gone")
+        self.sent.append((unpack_event(packed)[0], last))
+
+    def fail(self, code: str, message: str) -> None:
+        self.failed.append((code, message))
+
+
+@pytest.fixture
+def board(tmp_path: Path) -> Iterator[AckBoard]:
+    with AckBoard(8, tmp_path) as made:
+        yield made
+
+
+@pytest.fixture
+def gate(board: AckBoard) -> AckGate:
+    return AckGate(board)
+
+
+def event(request_id: str, finish: FinishReason | None = None, **more: str) -> Event:
+    return Event(request_id, (1,), Usage(1, 1, 0), Stages(), finish, **more)  # type: ignore[arg-type]
+
+
+def test_each_event_reaches_its_own_reply_and_the_last_one_says_so(gate: AckGate) -> None:
+    replies = Replies(gate)
+    one, two = FakeReply(), FakeReply()
+    first, second = replies.open("same", one), replies.open("same", two)
+    assert first != second
+    for made in (event(first), event(second), event(first, FinishReason.STOP), event(first)):
+        replies(made)
+    assert [(sent.request_id, last) for sent, last in one.sent] == [(first, False), (first, True)]
+    assert [last for _, last in two.sent] == [False]
+
+
+def test_an_error_is_the_last_answer(gate: AckGate) -> None:
+    replies, reply = Replies(gate), FakeReply()
+    request_id = replies.open("a", reply)
+    replies(event(request_id, error="it broke", error_code="INTERNAL"))
+    replies(event(request_id))
+    assert (reply.failed, reply.sent) == ([("INTERNAL", "it broke")], [])
+
+
+def test_a_broken_stream_still_lets_go_of_its_cell(gate: AckGate) -> None:
+    replies = Replies(gate)
+    for _ in range(20):  # more than the board has cells
+        request_id = replies.open("a", FakeReply(broken=True))
+        with pytest.raises(RuntimeError):
+            replies(event(request_id, FinishReason.STOP))
+    assert replies.find(["a"]) == []
+
+
+def test_a_cancel_finds_all_requests_of_that_name(gate: AckGate) -> None:
+    replies = Replies(gate)
+    wanted = [replies.open("a", FakeReply()) for _ in range(2)]
+    replies.open("b", FakeReply())
+    assert replies.find(["a", "c"]) == wanted
+
+
+def test_a_cancel_that_came_first_is_remembered_for_a_while(gate: AckGate) -> None:
+    clock = FakeClock()
+    replies = Replies(gate, clock)
+    replies.find(["a", "b", ""])
+    assert replies.was_cancelled("a")
+    assert not replies.was_cancelled("a")  # once
+    assert not replies.was_cancelled("")  # requests without an id are never meant
+    clock.now += CANCEL_MEMORY_SECONDS
+    assert not replies.was_cancelled("b")
+
+
+class FakeSeries:
+    def __init__(self) -> None:
+        self.value = 0.0
+        self.observed: list[float] = []
+
+    def increment(self, value: float) -> None:
+        self.value += value
+
+    def set(self, value: float) -> None:
+        self.value = value
+
+    def observe(self, value: float) -> None:
+        self.observed.append(value)
+
+
+def test_metrics_are_gathered_and_handed_on() -> None:
+    made: dict[tuple[str, str], FakeSeries] = {}
+
+    def make(spec: MetricSpec, label: str) -> FakeSeries:
+        return made.setdefault((spec.name, label), FakeSeries())
+
+    metrics = PublishedMetrics(make)
+    assert (TOKENS_OUT.name, "") in made
+    metrics.inc(TOKENS_OUT, 3)
+    metrics.inc(TOKENS_OUT, 2)
+    metrics.inc(REQUESTS, label="stop")
+    metrics.set(RUNNING, 4)
+    metrics.set(RUNNING, 1)
+    metrics.observe(TIME_TO_FIRST_TOKEN, 0.25)
+    assert made[TOKENS_OUT.name, ""].value == 0
+    metrics.publish()
+    metrics.publish()  # nothing twice
+    assert made[TOKENS_OUT.name, ""].value == 5
+    assert made[REQUESTS.name, "stop"].value == 1
+    assert made[RUNNING.name, ""].value == 1
+    assert made[TIME_TO_FIRST_TOKEN.name, ""].observed == [0.25]
+
+
+def test_metric_names_follow_prometheus() -> None:
+    assert [unit_suffix(spec) for spec in (TOKENS_OUT, RUNNING, TIME_TO_FIRST_TOKEN)] == ["_total", "", "_seconds"]
+
+
+def test_only_an_engine_that_died_is_dead(tmp_path: Path) -> None:
+    watch = EngineWatch(os.getppid(), lambda: None, tmp_path)
+    assert not watch.look()  # none yet
+    board = AckBoard(4, tmp_path)
+    assert not watch.look()
+    board.close()
+    assert not watch.look()  # it ended in order
+
+
+def test_the_board_of_a_killed_engine_tells(tmp_path: Path) -> None:
+    script = f"from autoglm_engine.acks import *; AckBoard(4, Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    subprocess.run([sys.executable, "-c", script], check=False)
+    assert EngineWatch(os.getpid(), lambda: None, tmp_path).look()
+    assert not EngineWatch(1, lambda: None, tmp_path).look()  # another server's
