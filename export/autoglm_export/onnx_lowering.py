@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from .decoder import build_decoder
-from .errors import InvalidOption
+from .errors import InvalidOption, UnsupportedModel
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
@@ -27,6 +27,7 @@ from .rotation import rotated
 from .spec import ModelSpec
 from .weights import Array
 
+_ROPE_MULTIPLE = 16  # of GroupQueryAttention's kernel
 _PRECISIONS: dict[str, Callable[[OnnxGraph, Mapping[str, Array]], Linears]] = {
     "fp32": FloatLinears,
     "int8": Int8Linears,
@@ -43,7 +44,7 @@ class OnnxOps:
         self._max_length = max_length
         self._inputs()
         self._tables = self._rope_tables()
-        self._packed_shape = self._batch_first_shape()
+        self._batched_shapes: dict[int, str] = {}
 
     def embed(self, weight: str) -> Rows:
         return self._linears.embed(weight, "token_ids")
@@ -66,27 +67,24 @@ class OnnxOps:
 
     def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
         spec, graph = self._spec, self._graph
-        packed = graph.op("Reshape", finished(graph, qkv), self._packed_shape)
-        caches = [self._cache("past", kind, layer) for kind in ("key", "value")]
-        norms = [graph.tensor(name, self._weights[name]) for name in (query_norm, key_norm) if name]
-        inputs = [packed, "", "", *caches, "last_position", "total_length", *self._tables]
-        if norms:
-            inputs += ["", "", "", "", "", *norms]
+        packed = finished(graph, qkv)
+        if query_norm and key_norm:
+            sources = self._normed_heads(packed, query_norm, key_norm)
+        else:
+            sources = [self._batch_first(packed, spec.num_heads + 2 * spec.num_kv_heads), "", ""]
+        pasts = [self._cache("past", kind, layer) for kind in ("key", "value")]
         attended = f"attended_{layer}"
-        presents = [self._cache("present", kind, layer) for kind in ("key", "value")]
         graph.named(
             "GroupQueryAttention",
-            inputs,
-            [attended, *presents],
+            [*sources, *pasts, "last_position", "total_length", *self._tables],
+            [attended, *(self._cache("present", kind, layer) for kind in ("key", "value"))],
             domain=CONTRIB,
             num_heads=spec.num_heads,
             kv_num_heads=spec.num_kv_heads,
             do_rotary=1,
             rotary_interleaved=int(spec.rope.interleaved),
-            **({"qk_norm_epsilon": spec.norm_eps} if norms else {}),
         )
-        width = graph.tensor("attended_shape", np.array([-1, spec.num_heads * spec.head_size], np.int64))
-        return Rows(graph.op("Reshape", attended, width))
+        return Rows(graph.op("Reshape", attended, self._shape(-1, spec.num_heads * spec.head_size)))
 
     def swiglu(self, gate: Rows, up: Rows) -> Rows:
         silu = self._graph.op("QuickGelu", finished(self._graph, gate), domain=CONTRIB, alpha=1.0)
@@ -112,17 +110,32 @@ class OnnxOps:
         return declare(f"{when}_{kind}_{layer}", np.float32, shape)
 
     def _rope_tables(self) -> list[str]:
+        """[max_length, rope dims / 2] each."""
         angles = np.outer(np.arange(self._max_length), self._spec.rope.inverse_frequencies())
         tables = {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
         return [self._graph.tensor(name, table.astype(np.float32)) for name, table in tables.items()]
 
-    def _batch_first_shape(self) -> str:
-        """The shape [batch, -1, (num_heads + 2 * num_kv_heads) * head_size] of packed queries, keys and values."""
-        width = (self._spec.num_heads + 2 * self._spec.num_kv_heads) * self._spec.head_size
-        batch = self._graph.op("Shape", "last_position")
-        return self._graph.op(
-            "Concat", batch, self._graph.tensor("packed_shape", np.array([-1, width], np.int64)), axis=0
-        )
+    def _normed_heads(self, packed: str, query_norm: str, key_norm: str) -> list[str]:
+        """Queries, keys and values, batch first; GroupQueryAttention's own norms are not there on a CPU."""
+        spec, graph = self._spec, self._graph
+        counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
+        widths = graph.tensor("head_widths", np.array(counts, np.int64) * spec.head_size)
+        parts = graph.node("Split", [packed, widths], num_outputs=3, axis=1)
+        for i, norm in enumerate((query_norm, key_norm)):
+            heads = graph.op("Reshape", parts[i], self._shape(-1, spec.head_size))
+            parts[i] = self.rms_norm(Rows(heads), norm).value
+        return [self._batch_first(part, count) for part, count in zip(parts, counts, strict=True)]
+
+    def _batch_first(self, x: str, num_heads: int) -> str:
+        """[rows, num_heads * head_size] -> [batch, tokens a sequence, num_heads * head_size]"""
+        if num_heads not in self._batched_shapes:
+            batch = self._graph.op("Shape", "last_position")
+            rest = self._shape(-1, num_heads * self._spec.head_size)
+            self._batched_shapes[num_heads] = self._graph.op("Concat", batch, rest, axis=0)
+        return self._graph.op("Reshape", x, self._batched_shapes[num_heads])
+
+    def _shape(self, *sizes: int) -> str:
+        return self._graph.tensor(f"shape_{sizes}", np.array(sizes, np.int64))
 
 
 def write_onnx(
@@ -139,10 +152,14 @@ def write_onnx(
     """Write the graph and its weights into `folder`; returns the manifest's `runtime_details`.
 
     `num_slots` and `prefill_chunk` bound what a runner asks of the graph; the graph itself takes any.
-    Raises InvalidOption for a precision that is neither "fp32" nor "int8".
+    Raises InvalidOption for a precision that is neither "fp32" nor "int8", UnsupportedModel for what the kernels lack.
     """
     if precision not in _PRECISIONS:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(_PRECISIONS)}")
+    if spec.rope.dims % _ROPE_MULTIPLE:
+        raise UnsupportedModel(
+            f"rope turns {spec.rope.dims} dimensions; ONNX Runtime turns multiples of {_ROPE_MULTIPLE}"
+        )
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
