@@ -38,7 +38,7 @@ def server(artifact: Path) -> Iterator[LocalServer]:
 
 
 def _exporter_digest() -> str:
-    exporter = sorted((ROOT / _SOURCES[0]).rglob("*.py")) + sorted((ROOT / _SOURCES[0]).rglob("*.cpp"))
+    exporter = [path for path in sorted((ROOT / _SOURCES[0]).rglob("*")) if path.suffix in (".py", ".cpp", ".h")]
     engine = [path for name in _ENGINE_SOURCES if (path := ROOT / _SOURCES[1] / name).exists()]
     content = b"".join(path.read_bytes() for path in exporter + engine)
     return hashlib.sha256(content).hexdigest()[:16]
