@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import struct
 from collections.abc import AsyncIterator, Callable
 
 import pytest
@@ -62,8 +63,22 @@ async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:
         await client.chat([{"role": "user", "content": "hi"}], temperature=0.0)
     assert (result.text, result.time_to_first_token_ms) == ("one two three", None)
     assert inputs_of(transport.requests[0])["stream"] == b"\x00"
-    assert set(inputs_of(transport.requests[1])) == {"messages", "temperature", "stream"}
+    assert set(inputs_of(transport.requests[1])) == {"messages", "temperature", "stream", "deadline_ms"}
     assert len({request.id for request in transport.requests}) == 2
+
+
+@pytest.mark.parametrize(
+    ("total", "own", "sent"),
+    [(10.0, None, 11_000), (10.0, 500, 500), (None, None, None), (1e9, None, 86_400_000)],
+)
+async def test_an_unstreamed_request_ends_on_the_server_soon_after_its_client_gives_up(
+    total: float | None, own: int | None, sent: int | None
+) -> None:
+    transport = FakeTransport()
+    async with client_of(transport, timeouts=Timeouts(total=total)) as client:
+        await client.generate("hi", deadline_ms=own)
+    expected = None if sent is None else struct.pack("<i", sent)
+    assert inputs_of(transport.requests[0]).get("deadline_ms") == expected
 
 
 async def test_the_result_is_there_only_at_the_end() -> None:

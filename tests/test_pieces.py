@@ -7,7 +7,7 @@ import json
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest, RequestFailed
 from autoglm_engine.pieces import Pieces
 from autoglm_engine.wire import Ack, pack_event
 from fakes import letters_text, letters_tokenizer
@@ -100,3 +100,11 @@ def test_logprobs_are_json_with_the_tokens_text(pieces: Pieces) -> None:
 def test_what_is_no_event_is_refused(pieces: Pieces) -> None:
     with pytest.raises(InvalidRequest, match="event is not JSON"):
         pieces.outputs(np.array([1, 2, 3], dtype=np.uint8))
+
+
+def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, acknowledged: list[Ack]) -> None:
+    failed = event(error="the runner broke", error_code="UNAVAILABLE")
+    with pytest.raises(RequestFailed, match="the runner broke") as raised:
+        pieces.outputs(pack_event(failed, Ack("board", 3, 9)))
+    assert raised.value.wire_text == "UNAVAILABLE: the runner broke"
+    assert acknowledged == [Ack("board", 3, 9)]

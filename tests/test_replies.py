@@ -61,12 +61,13 @@ def test_each_event_reaches_its_own_reply_and_the_last_one_says_so(gate: AckGate
     assert [last for _, last in two.sent] == [False]
 
 
-def test_an_error_is_the_last_answer(gate: AckGate) -> None:
+def test_a_failure_travels_as_the_last_event(gate: AckGate) -> None:
     replies, reply = Replies(gate), FakeReply()
     request_id = replies.open("a", reply)
     replies(event(request_id, error="it broke", error_code="INTERNAL"))
     replies(event(request_id))
-    assert (reply.failed, reply.sent) == ([("INTERNAL", "it broke")], [])
+    ((sent, last),) = reply.sent
+    assert (sent.error_code, sent.error, last, reply.failed) == ("INTERNAL", "it broke", True, [])
 
 
 def test_a_broken_stream_still_lets_go_of_its_cell(gate: AckGate) -> None:

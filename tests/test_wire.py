@@ -31,6 +31,7 @@ EVENTS = st.builds(
     text_bytes=st.none() | IDS,
     is_first=st.booleans(),
     logprobs=st.lists(LOGPROBS, max_size=3).map(tuple),
+    error=st.none() | st.text(),
 )
 ACKS = st.none() | st.builds(Ack, st.text(), IDS, st.integers(1, 2**62))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
@@ -28,6 +29,8 @@ from .types import Conversation, Health, ModelInfo, Prompt, Result, Stats
 
 DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
+_GRACE_S = 1.0  # from the client's own limit to the server's
+_LONGEST_DEADLINE_MS = 86_400_000
 
 
 class AsyncClient:
@@ -203,8 +206,10 @@ class AsyncClient:
         *,
         streamed: bool,
     ) -> Stream:
-        chosen = (options or self._options).with_changes(changes)
         limits = timeouts or self._timeouts
+        chosen = (options or self._options).with_changes(changes)
+        if not streamed:
+            chosen = _with_deadline(chosen, limits)
         pool = self._endpoints()
 
         def build(request_id: str) -> pb.ModelInferRequest:
@@ -239,3 +244,10 @@ class AsyncClient:
         for endpoint in self._pool.endpoints:
             if endpoint.address == flight.endpoint:
                 endpoint.canceller.cancel(flight)
+
+
+def _with_deadline(options: GenerationOptions, limits: Timeouts) -> GenerationOptions:
+    """A server cannot notice that the client of an answer that comes whole is gone; so it is told when to give up."""
+    if options.deadline_ms is not None or limits.total is None:
+        return options
+    return dataclasses.replace(options, deadline_ms=min(int(1000 * (limits.total + _GRACE_S)), _LONGEST_DEADLINE_MS))

@@ -5,7 +5,8 @@
     ├── Unavailable         the server's state: try again later
     │   ├── QueueFull
     │   └── ShuttingDown
-    └── ArtifactError       the exported artifact is missing, damaged or made for something else
+    ├── ArtifactError       the exported artifact is missing, damaged or made for something else
+    └── RequestFailed       what a request's last event says: it carries the code of the error that ended it
 
 `code` is the name of the Triton status code the adapter answers with.
 """
@@ -42,3 +43,9 @@ class ShuttingDown(Unavailable):
 
 class ArtifactError(EngineError):
     code = "INTERNAL"
+
+
+class RequestFailed(EngineError):
+    def __init__(self, code: str, message: str) -> None:
+        super().__init__(message)
+        self.code = code

@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .core import Event, TokenLogprobs
+from .errors import RequestFailed
 from .manifest import Manifest
 from .prompt import load_tokenizer
 from .token_text import TokenText
@@ -41,11 +42,16 @@ class Pieces:
         return cls(TokenText(load_tokenizer(folder)), acknowledge)
 
     def outputs(self, packed: Packed) -> Outputs:
-        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 5]. Raises InvalidRequest."""
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 5].
+
+        Raises InvalidRequest for what is no event, RequestFailed for an event that says so.
+        """
         begin = self._clock()
         event, ack = unpack_event(packed)
         if ack is not None:
             self._acknowledge(ack)
+        if event.error is not None:
+            raise RequestFailed(event.error_code, event.error)
         text = piece_text(self._text, event)
         logprobs = json.dumps([self._logprobs(entry) for entry in event.logprobs], ensure_ascii=False)
         return _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))

@@ -25,7 +25,8 @@ class Reply(Protocol):
     def send(self, packed: Packed, *, last: bool) -> None: ...
 
     def fail(self, code: str, message: str) -> None:
-        """Answer with an error, as the last response."""
+        """Answer with an error, as the only response. After another response Triton 2.51 would count the request as in
+        flight for ever: a failure then travels as an event, and the detokenizer answers with the error."""
         ...
 
 
@@ -74,10 +75,6 @@ class Replies:
     def __call__(self, event: Event) -> None:
         reply = self._close(event.request_id) if event.is_last else self._reply(event.request_id)
         if reply is None:
-            return
-        if event.error is not None:
-            reply.fail(event.error_code, event.error)
-            self._gate.end(event.request_id)
             return
         packed = pack_event(event, self._gate.stamp(event.request_id))
         try:

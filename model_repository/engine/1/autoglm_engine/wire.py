@@ -77,6 +77,8 @@ def pack_event(event: Event, ack: Ack | None) -> Packed:
         raw["first"] = True
     if event.logprobs:
         raw["logprobs"] = [(entry.token_id, entry.logprob, entry.top) for entry in event.logprobs]
+    if event.error is not None:
+        raw["error"] = (event.error_code, event.error)
     if ack is not None:
         raw["ack"] = (ack.board, ack.cell, ack.number)
     return _pack(raw)
@@ -92,6 +94,7 @@ def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
 
 
 def _event(raw: dict[str, Any]) -> Event:
+    error_code, error = raw.get("error", ("", None))
     return Event(
         request_id=str(raw["id"]),
         token_ids=tuple(int(token_id) for token_id in raw["tokens"]),
@@ -104,6 +107,8 @@ def _event(raw: dict[str, Any]) -> Event:
             TokenLogprobs(token_id, logprob, tuple((int(t), float(p)) for t, p in top))
             for token_id, logprob, top in raw.get("logprobs", ())
         ),
+        error=None if error is None else str(error),
+        error_code=str(error_code),
     )
 
 
