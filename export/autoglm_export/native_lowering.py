@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from autoglm_engine.native_runner import cpu_features
 
 from .decoder import build_decoder
 from .errors import InvalidOption
@@ -29,17 +30,21 @@ from .native_program import (
     Operation,
     PackedMatrix,
     WeightsFile,
+    buffer_widths,
     encode_program,
     interleave,
+    mixed_vectors,
     padded,
 )
 from .ops import Ops
+from .rotation import rotated
 from .spec import ModelSpec
 
 LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program.bin"
 PRECISIONS = ("int8",)
 
 Array = npt.NDArray[np.float32]
+Layer = tuple[Array, Array | None]  # weight [outputs, inputs] and bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -120,8 +125,8 @@ class NativeOps(Ops[Expression]):
 
     def logits(self, x: Expression, weight: str) -> None:
         assert isinstance(x, Normed)
-        self._quantise(x)
-        self._multiply_packed(self._table(weight), _is_selected(x), Buffer.LOGITS, Epilogue.STORE)
+        self._quantise(x, mixed=False)  # an embedding that is also the head is not mixed
+        self._multiply_packed(self._table(weight), x, Buffer.LOGITS, Epilogue.STORE)
 
     def _emit(
         self,
@@ -133,27 +138,31 @@ class NativeOps(Ops[Expression]):
     ) -> None:
         self.operations.append(Operation(code, selected, source, target, **fields))
 
-    def _quantise(self, x: Rows | Normed) -> None:
+    def _quantise(self, x: Rows | Normed, *, mixed: bool) -> None:
         """See that the quantised rows hold `x`."""
         if self._quantised is x:
             return
+        rows = _rows(x.source) if isinstance(x, Normed) else x
+        block = mixed_vectors(buffer_widths(self._spec)[rows.buffer]) if mixed else 1
         if isinstance(x, Normed):
-            source, weight = _rows(x.source), self._file.add_row(self._weights[x.weight])
-            self._emit(Code.NORM_QUANTISE, source.selected, source.buffer, inputs=self._spec.hidden_size, weight=weight)
+            size, weight = self._spec.hidden_size, self._file.add_row(self._weights[x.weight])
+            self._emit(Code.NORM_QUANTISE, rows.selected, rows.buffer, inputs=size, weight=weight, detail=block)
         else:
-            self._emit(Code.QUANTISE, x.selected, x.buffer)
+            self._emit(Code.QUANTISE, rows.selected, rows.buffer, detail=block)
         self._quantised = x
 
     def _multiply(self, product: Product, target: Buffer, epilogue: Epilogue) -> None:
-        self._quantise(product.source)
+        # Normed rows are spread already by the rotation of the residual stream, where it applies.
+        mixed = isinstance(product.source, Rows) or self._spec.sandwich_norm
+        self._quantise(product.source, mixed=mixed)
         parts = [self._matrix(name) for name in product.layers]
-        matrix = self._pack_gated(*parts) if epilogue is Epilogue.SWIGLU else self._pack_side_by_side(parts)
-        self._multiply_packed(matrix, _is_selected(product), target, epilogue)
+        pack = _pack_gated if epilogue is Epilogue.SWIGLU else _pack_side_by_side
+        self._multiply_packed(self._file.add_matrix(*pack(parts), mixed=mixed), product, target, epilogue)
 
-    def _multiply_packed(self, matrix: PackedMatrix, selected: bool, target: Buffer, epilogue: Epilogue) -> None:
+    def _multiply_packed(self, matrix: PackedMatrix, x: Expression, target: Buffer, epilogue: Epilogue) -> None:
         self._emit(
             Code.LINEAR,
-            selected,
+            _is_selected(x),
             target=target,
             inputs=matrix.inputs,
             columns=matrix.columns,
@@ -163,26 +172,13 @@ class NativeOps(Ops[Expression]):
             detail=epilogue,
         )
 
-    def _pack_side_by_side(self, parts: list[tuple[Array, Array | None]]) -> PackedMatrix:
-        weight = np.concatenate([weight for weight, _ in parts])
-        if all(bias is None for _, bias in parts):
-            return self._file.add_matrix(weight, None)
-        biases = [np.zeros(len(weight), np.float32) if bias is None else bias for weight, bias in parts]
-        return self._file.add_matrix(weight, np.concatenate(biases))
-
-    def _pack_gated(self, gate: tuple[Array, Array | None], up: tuple[Array, Array | None]) -> PackedMatrix:
-        weight = interleave(_pad_rows(gate[0]), _pad_rows(up[0]))
-        if gate[1] is None or up[1] is None:
-            return self._file.add_matrix(weight, None)
-        return self._file.add_matrix(weight, interleave(_pad_rows(gate[1]), _pad_rows(up[1])))
-
     def _table(self, name: str) -> PackedMatrix:
         """A matrix over the vocabulary, written once even if it is both embedding and output."""
         if name not in self._tables:
             self._tables[name] = self._file.add_matrix(self._weights[name], None)
         return self._tables[name]
 
-    def _matrix(self, name: str) -> tuple[Array, Array | None]:
+    def _matrix(self, name: str) -> Layer:
         weight, bias = self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias")
         if name.endswith((".query", ".key")):
             return self._rotatable(weight), None if bias is None else self._rotatable(bias)
@@ -214,6 +210,24 @@ def _is_selected(x: Expression) -> bool:
     return x.selected if isinstance(x, Rows) else _is_selected(x.source)
 
 
+def _pack_side_by_side(parts: list[Layer]) -> Layer:
+    weight = np.concatenate([weight for weight, _ in parts])
+    if all(bias is None for _, bias in parts):
+        return weight, None
+    return weight, np.concatenate(
+        [np.zeros(len(weight), np.float32) if bias is None else bias for weight, bias in parts]
+    )
+
+
+def _pack_gated(parts: list[Layer]) -> Layer:
+    """Gate and up, 16 columns of each in turn."""
+    (gate, gate_bias), (up, up_bias) = parts
+    weight = interleave(_pad_rows(gate), _pad_rows(up))
+    if gate_bias is None or up_bias is None:
+        return weight, None
+    return weight, interleave(_pad_rows(gate_bias), _pad_rows(up_bias))
+
+
 def _pad_rows(array: Array) -> Array:
     return np.pad(array, [(0, padded(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
@@ -231,16 +245,17 @@ def write_native(
 ) -> dict[str, Any]:
     """Write library, program and weights into `folder`; returns the manifest's `runtime_details`.
 
+    The program serves any number of slots and any length: they are the runner's to allocate.
     Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
     """
     if precision not in PRECISIONS:
         raise InvalidOption(
             f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}"
         )
-    target = best_target(read_cpu_features())
-    progress(f"compiling the decoder for {target.name}", 0.0)
+    target = best_target(cpu_features())
+    progress(f"compile decoder ({target.name})", 0.0)
     build_library(folder / LIBRARY_NAME, target)
-    progress("quantising and packing the weights", 0.5)
+    progress(f"compile decoder ({target.name})", 1.0)
     write_program(spec, weights, folder)
     return {
         "program_format": PROGRAM_FORMAT,
@@ -249,20 +264,15 @@ def write_native(
         "weights": WEIGHTS_NAME,
         "target": target.name,
         "cpu_features": list(target.cpu_features),
+        "cache_dtype": "bfloat16",
     }
 
 
 def write_program(spec: ModelSpec, weights: Mapping[str, Array], folder: Path) -> None:
+    spec, weights = rotated(spec, weights)
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
         ops = NativeOps(spec, weights, file)
         build_decoder(spec, ops)
         frequencies = file.add(spec.rope.inverse_frequencies())
     encode_program(spec, frequencies, ops.operations).tofile(folder / PROGRAM_NAME)
-
-
-def read_cpu_features() -> frozenset[str]:
-    """Flags of /proc/cpuinfo."""
-    from autoglm_engine.native_runner import cpu_features
-
-    return cpu_features()

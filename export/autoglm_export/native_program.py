@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import astuple, dataclass, field
 from enum import IntEnum
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
 
+from .rotation import hadamard
 from .spec import ModelSpec
 
 PROGRAM_FORMAT = 1
@@ -21,6 +20,7 @@ GROUP = 4  # int8 weights of a column side by side
 LANES = 16
 WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
 LARGEST = 127
+MOST_MIXED = 32
 
 Floats = npt.NDArray[np.float32]
 
@@ -110,9 +110,23 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
 
 def quantise_columns(weight: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
     """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column."""
-    scales = np.maximum(np.abs(weight).max(axis=1), np.float32(1e-30)) / np.float32(LARGEST)
-    values = np.rint(weight / scales[:, None]).astype(np.int16) + WEIGHT_ZERO
+    scales = np.abs(weight).max(axis=1) / np.float32(LARGEST)
+    values = np.rint(weight / np.where(scales > 0, scales, 1)[:, None]) + WEIGHT_ZERO
     return values.astype(np.uint8), scales.astype(np.float32)
+
+
+def mixed_vectors(inputs: int) -> int:
+    """How many vectors of LANES are mixed with each other in rows of a padded width: a power of two that divides them."""
+    vectors = inputs // LANES
+    return min(vectors & -vectors, MOST_MIXED)
+
+
+def mix_columns(weight: Floats) -> Floats:
+    """The inverse of the runtime's mixing, on `[columns, inputs]`: x . w stays what it was."""
+    block = mixed_vectors(weight.shape[1])
+    vectors = weight.reshape(len(weight), -1, block, LANES)
+    mixed: Floats = hadamard(block) @ vectors / np.sqrt(np.float32(block))
+    return mixed.reshape(weight.shape)
 
 
 def pack_panels(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -122,10 +136,11 @@ def pack_panels(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3))
 
 
-def interleave(gate: npt.NDArray[np.generic], up: npt.NDArray[np.generic]) -> npt.NDArray[np.generic]:
+def interleave(gate: Floats, up: Floats) -> Floats:
     """Rows of both, 16 of `gate` and 16 of `up` in turn: a panel then holds both sides of its products."""
     blocks = [array.reshape(-1, LANES, *array.shape[1:]) for array in (gate, up)]
-    return np.stack(blocks, axis=1).reshape(-1, *gate.shape[1:])
+    stacked: Floats = np.stack(blocks, axis=1)
+    return stacked.reshape(-1, *gate.shape[1:])
 
 
 @dataclass(slots=True)
@@ -134,10 +149,6 @@ class WeightsFile:
 
     stream: BinaryIO
     end: int = field(default=0, init=False)
-
-    @classmethod
-    def create(cls, path: Path) -> WeightsFile:
-        return cls(path.open("wb"))
 
     def add(self, array: npt.NDArray[np.generic]) -> int:
         offset = -(-self.end // ALIGNMENT) * ALIGNMENT
@@ -150,19 +161,15 @@ class WeightsFile:
         """A vector, padded with zeros to whole panels."""
         return self.add(np.pad(values.astype(np.float32), (0, padded(values.size) - values.size)))
 
-    def add_matrix(self, weight: Floats, bias: Floats | None) -> PackedMatrix:
-        """Quantise and pack `weight` `[columns, inputs]`."""
-        columns, inputs = weight.shape
-        extra_columns, extra_inputs = padded(columns) - columns, padded(inputs) - inputs
-        values, scales = quantise_columns(weight)
-        values = np.pad(values, ((0, extra_columns), (0, extra_inputs)), constant_values=WEIGHT_ZERO)
+    def add_matrix(self, weight: Floats, bias: Floats | None, *, mixed: bool = False) -> PackedMatrix:
+        """Quantise and pack `weight` `[columns, inputs]`; `mixed`: for rows that are mixed before they are quantised."""
+        columns, inputs = (padded(size) for size in weight.shape)
+        weight = np.pad(weight, ((0, columns - weight.shape[0]), (0, inputs - weight.shape[1])))
+        values, scales = quantise_columns(mix_columns(weight) if mixed else weight)
         return PackedMatrix(
             weight=self.add(pack_panels(values)),
-            scales=self.add(np.pad(scales, (0, extra_columns))),
+            scales=self.add(scales),
             bias=NONE if bias is None else self.add_row(bias),
-            inputs=inputs + extra_inputs,
-            columns=columns + extra_columns,
+            inputs=inputs,
+            columns=columns,
         )
-
-
-Progress = Callable[[str], None]

@@ -55,12 +55,14 @@ struct AttentionTask {
 inline void score_tile(const AttentionTask& task, const Cache& cache, int tile, int positions, AttentionScratch& scratch) {
   const int head_size = cache.layout().head_size;
   for (int first = 0; first < positions; first += kPanelColumns) {
-    const Strided panel{cache.keys(task.run.slot, task.layer, task.kv_head, tile + first), kPanelGroupBytes};
+    const uint16_t* keys = cache.keys(task.run.slot, task.layer, task.kv_head, tile + first);
+    const uint16_t* values = cache.values(task.run.slot, task.layer, task.kv_head, tile + first);
+    const Panel panel{keys, kPanelGroupBytes, bytes_between(keys, values)};
     for_row_blocks(task.rows(), [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
       Floats sums[kRows][kPanelVectors] = {};
       const ptrdiff_t stride = head_size * sizeof(uint16_t);
-      add_products<DotBfloat16, kRows>(sums, {task.queries + int64_t{row} * head_size, stride}, panel,
+      add_products<DotBfloat16, true>(sums, RowBlock{task.queries + int64_t{row} * head_size, stride}, panel,
                                        head_size / kPair);
       for (int r = 0; r < kRows; ++r)
         for (int half = 0; half < kPanelVectors; ++half)
@@ -104,11 +106,21 @@ inline void weigh_tile(const AttentionTask& task, const Cache& cache, int tile, 
               positions, value_width, scratch.largest[row], scratch.total[row], &scratch.sums[row * value_width]);
 }
 
+// The keys to be read after this tile's values: those of the next tile, or of the next head's first one.
+inline const uint16_t* next_keys(const AttentionTask& task, const Cache& cache, int tile) {
+  if (tile + kTilePositions <= task.last_position())
+    return cache.keys(task.run.slot, task.layer, task.kv_head, tile + kTilePositions);
+  if (task.kv_head + 1 == cache.layout().num_kv_heads) return nullptr;
+  return cache.keys(task.run.slot, task.layer, task.kv_head + 1, 0);
+}
+
 inline void add_values(const AttentionTask& task, const Cache& cache, int tile, int positions, AttentionScratch& scratch) {
   const int value_width = cache.layout().value_width();
   const uint16_t* values = cache.values(task.run.slot, task.layer, task.kv_head, tile);
+  const uint16_t* next = next_keys(task, cache, tile);
+  const ptrdiff_t ahead = next ? bytes_between(values, next) : 0;
   for (int column = 0; column < value_width; column += kPanelColumns) {
-    const Strided panel{values + column * kPair, ptrdiff_t(value_width * kPair * sizeof *values)};
+    const Panel panel{values + column * kPair, ptrdiff_t(value_width * kPair * sizeof *values), ahead};
     for_row_blocks(task.rows(), [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
       float* out = &scratch.sums[row * value_width + column];
@@ -116,7 +128,7 @@ inline void add_values(const AttentionTask& task, const Cache& cache, int tile, 
       for (int r = 0; r < kRows; ++r)
         for (int half = 0; half < kPanelVectors; ++half)
           sums[r][half] = load<Floats>(out + r * value_width + half * kLanes);
-      add_products<DotBfloat16, kRows>(sums, {&scratch.weights[row * kTilePositions], kTilePositions * sizeof(uint16_t)},
+      add_products<DotBfloat16, true>(sums, {&scratch.weights[row * kTilePositions], kTilePositions * sizeof(uint16_t)},
                                        panel, (positions + 1) / kPair);
       for (int r = 0; r < kRows; ++r)
         for (int half = 0; half < kPanelVectors; ++half) store(out + r * value_width + half * kLanes, sums[r][half]);

@@ -141,13 +141,17 @@ class Decoder {
     float* normed = scratch_[member].row.data();
     for_share(num_rows(operation), member, [&](int row) {
       rms_norm(in.row(row), weight<float>(operation.weight), int(in.stride), int(operation.inputs), epsilon_, normed);
+      mix(normed, int(in.stride), int(operation.detail));
       quantise(normed, int(in.stride), quantised_.row(row));
     });
   }
 
   void quantise_rows(const Operation& operation, int member) {
     const FloatRows in = buffer(operation.source);
-    for_share(num_rows(operation), member, [&](int row) { quantise(in.row(row), int(in.stride), quantised_.row(row)); });
+    for_share(num_rows(operation), member, [&](int row) {
+      mix(in.row(row), int(in.stride), int(operation.detail));
+      quantise(in.row(row), int(in.stride), quantised_.row(row));
+    });
   }
 
   void linear(const Operation& operation, int member) {
@@ -179,8 +183,10 @@ class Decoder {
     for_share(num_rows(operation), member, [&](int row) { append(operation, row); });
     team_.barrier();
     const int num_tasks = int(runs_.size() * header_.num_kv_heads);
-    for (int task; (task = next_task_.fetch_add(1, std::memory_order_relaxed)) < num_tasks;)
-      attend_task(operation, task, scratch_[member].attention);
+    // Whole runs at a time where there are plenty: the next head's cache is then fetched while this one's is used.
+    const int claim = int(runs_.size()) >= kPlentyOfRuns * team_.size() ? int(header_.num_kv_heads) : 1;
+    for (int first; (first = next_task_.fetch_add(claim, std::memory_order_relaxed)) < num_tasks;)
+      for (int task = first; task < first + claim; ++task) attend_task(operation, task, scratch_[member].attention);
   }
 
   // Norm and rotate a token's queries and keys; keys and values go to the cache, queries to the attention's order.
@@ -209,13 +215,9 @@ class Decoder {
   }
 
   void to_bfloat16_row(const float* row, float scale, uint16_t* out) const {
-    for (int i = 0; i < header_.head_size; i += kLanes) {
-      float padded[kLanes] = {};
-      const size_t count = std::min<size_t>(kLanes, header_.head_size - i);
-      std::memcpy(padded, row + i, count * sizeof *row);
-      const Halves rounded = to_bfloat16(load<Floats>(padded) * scale);
-      std::memcpy(out + i, &rounded, count * sizeof *out);
-    }
+    const int size = int(header_.head_size), whole = size / kLanes * kLanes;
+    for (int i = 0; i < whole; i += kLanes) store(out + i, to_bfloat16(load<Floats>(row + i) * scale));
+    for (int i = whole; i < size; ++i) out[i] = to_bfloat16(floats(row[i] * scale))[0];
   }
 
   void attend_task(const Operation& operation, int index, AttentionScratch& scratch) {
@@ -240,10 +242,10 @@ class Decoder {
   void allocate_rows() {
     for (int i = 0; i < kNumBuffers; ++i) {
       const int64_t rows = Buffer(i) == Buffer::kLogits ? settings_.num_slots : settings_.max_rows;
-      memory_.emplace_back(rows * header_.widths[i] * sizeof(float));
+      memory_.emplace_back(rows * header_.widths[i] * sizeof(float), kHugePages);
       buffers_[i] = {memory_.back().as<float>(), header_.widths[i]};
     }
-    memory_.emplace_back(settings_.max_rows * header_.quantised_width);
+    memory_.emplace_back(settings_.max_rows * header_.quantised_width, kHugePages);
     quantised_.values = memory_.back().as<int8_t>();
     quantised_.stride = int(header_.quantised_width);
     row_scales_.resize(settings_.max_rows);
@@ -262,7 +264,7 @@ class Decoder {
                                         sizeof(uint16_t));
     for (int member = 0; member < team_.size(); ++member)
       scratch_.push_back({AttentionScratch(tokens_per_task_ * group_size(), cache_.layout().value_width()),
-                          std::vector<float>(header_.widths[size_t(Buffer::kResidual)])});
+                          std::vector<float>(header_.quantised_width)});
   }
 
   void fill_rope_table() {
@@ -279,10 +281,11 @@ class Decoder {
 
   struct Scratch {
     AttentionScratch attention;
-    std::vector<float> row;
+    std::vector<float> row;  // normed, before it is quantised
   };
 
   static constexpr int kMaxHeadSize = 512;
+  static constexpr int kPlentyOfRuns = 4;  // a member
 
   const ProgramHeader header_;
   const uint8_t* const weights_;

@@ -31,6 +31,8 @@ struct FloatRows {
   float* row(int64_t index) const { return values + index * stride; }
 };
 
+constexpr int kRowsToFetchAhead = 6;
+
 enum class Epilogue : int64_t {
   kStore = 0,   // out = product
   kAdd = 1,     // out += product: the residual stream
@@ -52,13 +54,13 @@ AUTOGLM_INLINE void finish(Floats first, Floats second, float* row, int panel) {
   }
 }
 
-template <Epilogue kEpilogue, int kRows>
+template <Epilogue kEpilogue, bool kFetchAhead, int kRows>
 inline void multiply_block(const QuantisedRows& rows, int first_row, const PackedMatrix& matrix, int panel, FloatRows out) {
   Ints sums[kRows][kPanelVectors];
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Ints{} + rows.offsets[first_row + r];
-  const int8_t* values = rows.values + int64_t{first_row} * rows.stride;
-  add_products<DotBytes, kRows>(sums, {values, rows.stride}, {matrix.panel(panel), kPanelGroupBytes},
-                                matrix.inputs / kGroupBytes);
+  add_products<DotBytes, kFetchAhead>(sums, {rows.row(first_row).values, rows.stride},
+                                      {matrix.panel(panel), kPanelGroupBytes, matrix.panel_bytes()},
+                                      matrix.inputs / kGroupBytes);
   const float* scales = matrix.scales + panel * kPanelColumns;
   const Floats scale0 = load<Floats>(scales), scale1 = load<Floats>(scales + kLanes);
   Floats bias0{}, bias1{};
@@ -67,7 +69,7 @@ inline void multiply_block(const QuantisedRows& rows, int first_row, const Packe
     bias1 = load<Floats>(matrix.bias + panel * kPanelColumns + kLanes);
   }
   for (int r = 0; r < kRows; ++r) {
-    const Floats row_scale = floats(rows.scales[first_row + r]);
+    const float row_scale = rows.scales[first_row + r];
     finish<kEpilogue>(__builtin_convertvector(sums[r][0], Floats) * row_scale * scale0 + bias0,
                       __builtin_convertvector(sums[r][1], Floats) * row_scale * scale1 + bias1,
                       out.row(first_row + r), panel);
@@ -79,7 +81,11 @@ template <Epilogue kEpilogue>
 void multiply_panels(const QuantisedRows& rows, int num_rows, const PackedMatrix& matrix, int first, int last, FloatRows out) {
   for (int panel = first; panel < last; ++panel)
     for_row_blocks(num_rows, [&](int row, auto count) {
-      multiply_block<kEpilogue, decltype(count)::value>(rows, row, matrix, panel, out);
+      constexpr int kRows = decltype(count)::value;
+      // Few rows leave the loop waiting for memory, where the processor's own prefetching does best.
+      const bool fetch_ahead = kRows >= kRowsToFetchAhead && row + kRows == num_rows;
+      if (fetch_ahead) multiply_block<kEpilogue, true, kRows>(rows, row, matrix, panel, out);
+      else multiply_block<kEpilogue, false, kRows>(rows, row, matrix, panel, out);
     });
 }
 

@@ -9,13 +9,15 @@
 
 namespace autoglm {
 
+constexpr bool kHugePages = true;
+
 class Memory {
  public:
   Memory() = default;
-  explicit Memory(size_t bytes) : bytes_(bytes ? bytes : 1) {
+  explicit Memory(size_t bytes, bool huge_pages = false) : bytes_(bytes ? bytes : 1) {
     data_ = mmap(nullptr, bytes_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (data_ == MAP_FAILED) throw std::bad_alloc();
-    madvise(data_, bytes_, MADV_HUGEPAGE);  // fewer address translations; a kernel without it just says no
+    if (huge_pages) madvise(data_, bytes_, MADV_HUGEPAGE);  // fewer address translations; a kernel without it just says no
   }
   ~Memory() {
     if (data_) munmap(data_, bytes_);

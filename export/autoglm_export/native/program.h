@@ -31,8 +31,8 @@ constexpr int kNumBuffers = 5;
 
 enum class Code : int64_t {
   kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs)
-  kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight; `inputs` values a row
-  kQuantise = 2,      // quantised rows = source
+  kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight, mixed; `inputs` values a row
+  kQuantise = 2,      // quantised rows = source, mixed, which leaves the source mixed too
   kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)
   kAddNorm = 4,       // target += rms_norm(source) * weight; `inputs` values a row
   kAttention = 5,     // target = attention of source in `layer`; weight, scales: norms of query and key heads
@@ -45,7 +45,7 @@ struct Operation {
   Buffer source, target;
   int64_t inputs, columns;  // of a packed matrix: padded; of a norm: `inputs` is the true number of values
   int64_t weight, scales, bias;
-  int64_t detail;  // kLinear: epilogue; kAttention: layer
+  int64_t detail;  // kLinear: epilogue; kAttention: layer; kQuantise, kNormQuantise: vectors in a mixed block
 };
 
 }  // namespace autoglm

@@ -1,6 +1,7 @@
 // What happens to one row (one token) outside matrix products: RMS norm, quantisation, embedding, rotation.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 
 #include "panel.h"
@@ -8,7 +9,7 @@
 namespace autoglm {
 
 // A row of int8 values that stand for value * scale. Weights are stored with 128 added (the instruction wants one side
-// unsigned), so every sum of products is too large by 128 times the row's sum: `offset` takes it back.
+// unsigned), so every sum of products is too large by 128 times the sum of the row: `offset` takes it back.
 struct QuantisedRow {
   int8_t* values;
   float* scale;
@@ -36,6 +37,19 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
   }
   *out.scale = largest / kLargestByte;
   *out.offset = -kWeightZero * sum_lanes(sum);
+}
+
+// Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane, by a Hadamard matrix. The exporter has
+// multiplied the weights that read the row by its inverse.
+inline void mix(float* row, int width, int block) {
+  for (float* first = row; first < row + width; first += block * kLanes)
+    for (int half = kLanes; half < block * kLanes; half *= 2)
+      for (int i = 0; i < block * kLanes; i += kLanes) {
+        if (i & half) continue;
+        const Floats a = load<Floats>(first + i), b = load<Floats>(first + i + half);
+        store(first + i, a + b);
+        store(first + i + half, a - b);
+      }
 }
 
 // 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width.

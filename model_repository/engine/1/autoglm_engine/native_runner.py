@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from .core import Logits, StepBatch
 from .errors import ArtifactError
@@ -49,7 +48,9 @@ class NativeRunner:
             self._program.ctypes.data, self._weights.ctypes.data, ctypes.byref(settings)
         )
         if not self._decoder:
-            raise ArtifactError(f"there is not enough memory for {manifest.num_slots} slots of {manifest.max_length} tokens")
+            raise ArtifactError(
+                f"there is not enough memory for {manifest.num_slots} slots of {manifest.max_length} tokens"
+            )
         self._logits = self._view_logits()
 
     @property
@@ -117,9 +118,13 @@ def cpu_features() -> frozenset[str]:
 
 def _check_details(details: dict[str, Any], present: Collection[str] | None = None) -> None:
     if (version := details.get("program_format")) != PROGRAM_FORMAT:
-        raise ArtifactError(f"the artifact's native program has format {version!r}, this engine runs {PROGRAM_FORMAT}; export it again")
+        raise ArtifactError(
+            f"the artifact's native program has format {version!r}, this engine runs {PROGRAM_FORMAT}; export it again"
+        )
     if missing := sorted(set(details["cpu_features"]) - set(cpu_features() if present is None else present)):
-        raise ArtifactError(f"this CPU lacks {', '.join(missing)}, which the artifact was built for; export it again on this machine")
+        raise ArtifactError(
+            f"this CPU lacks {', '.join(missing)}, which the artifact was built for; export it again on this machine"
+        )
 
 
 def _open_library(path: Path) -> ctypes.CDLL:
