@@ -54,13 +54,23 @@ AUTOGLM_INLINE void finish(Floats first, Floats second, float* row, int panel) {
   }
 }
 
-template <Epilogue kEpilogue, bool kFetchAhead, int kRows>
-inline void multiply_block(const QuantisedRows& rows, int first_row, const PackedMatrix& matrix, int panel, FloatRows out) {
-  Ints sums[kRows][kPanelVectors];
+struct BlockSums {
+  Ints values[kMaxBlockRows][kPanelVectors];
+};
+
+template <bool kFetchAhead, int kRows>
+__attribute__((noinline)) void sum_block(const QuantisedRows& rows, int first_row, const PackedMatrix& matrix, int panel,
+                                         BlockSums& out) {
+  auto& sums = reinterpret_cast<Ints(&)[kRows][kPanelVectors]>(out.values);
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Ints{} + rows.offsets[first_row + r];
   add_products<DotBytes, kFetchAhead>(sums, {rows.row(first_row).values, rows.stride},
                                       {matrix.panel(panel), kPanelGroupBytes, matrix.panel_bytes()},
                                       matrix.inputs / kGroupBytes);
+}
+
+template <Epilogue kEpilogue>
+void finish_block(const BlockSums& sums, const QuantisedRows& rows, int first_row, int num_rows, const PackedMatrix& matrix,
+                  int panel, FloatRows out) {
   const float* scales = matrix.scales + panel * kPanelColumns;
   const Floats scale0 = load<Floats>(scales), scale1 = load<Floats>(scales + kLanes);
   Floats bias0{}, bias1{};
@@ -68,10 +78,10 @@ inline void multiply_block(const QuantisedRows& rows, int first_row, const Packe
     bias0 = load<Floats>(matrix.bias + panel * kPanelColumns);
     bias1 = load<Floats>(matrix.bias + panel * kPanelColumns + kLanes);
   }
-  for (int r = 0; r < kRows; ++r) {
+  for (int r = 0; r < num_rows; ++r) {
     const float row_scale = rows.scales[first_row + r];
-    finish<kEpilogue>(__builtin_convertvector(sums[r][0], Floats) * row_scale * scale0 + bias0,
-                      __builtin_convertvector(sums[r][1], Floats) * row_scale * scale1 + bias1,
+    finish<kEpilogue>(__builtin_convertvector(sums.values[r][0], Floats) * row_scale * scale0 + bias0,
+                      __builtin_convertvector(sums.values[r][1], Floats) * row_scale * scale1 + bias1,
                       out.row(first_row + r), panel);
   }
 }
@@ -79,13 +89,14 @@ inline void multiply_block(const QuantisedRows& rows, int first_row, const Packe
 // All rows against panels [first, last): a panel stays in the core's own cache while the blocks of rows pass by.
 template <Epilogue kEpilogue>
 void multiply_panels(const QuantisedRows& rows, int num_rows, const PackedMatrix& matrix, int first, int last, FloatRows out) {
+  BlockSums sums;
   for (int panel = first; panel < last; ++panel)
     for_row_blocks(num_rows, [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
       // Few rows leave the loop waiting for memory, where the processor's own prefetching does best.
       const bool fetch_ahead = kRows >= kRowsToFetchAhead && row + kRows == num_rows;
-      if (fetch_ahead) multiply_block<kEpilogue, true, kRows>(rows, row, matrix, panel, out);
-      else multiply_block<kEpilogue, false, kRows>(rows, row, matrix, panel, out);
+      (fetch_ahead ? sum_block<true, kRows> : sum_block<false, kRows>)(rows, row, matrix, panel, sums);
+      finish_block<kEpilogue>(sums, rows, row, kRows, matrix, panel, out);
     });
 }
 

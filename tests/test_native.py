@@ -1,0 +1,359 @@
+"""The native CPU runtime: its numbers against plain numpy, and that they do not depend on company, chunks or threads."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from autoglm_engine.core import Span, StepBatch
+from autoglm_engine.errors import ArtifactError
+from autoglm_engine.manifest import CacheShape, Manifest
+from autoglm_engine.native_runner import MAX_ROWS, NativeRunner, cpu_features
+from autoglm_export.errors import ExportError, InvalidOption
+from autoglm_export.native import compiler
+from autoglm_export.native_lowering import LIBRARY_NAME, write_native, write_program
+from autoglm_export.native_program import PANEL, interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
+from autoglm_export.spec import ModelSpec, RopeSpec
+from autoglm_export.weights import weight_shapes
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy_runner import NumpyRunner
+
+VOCAB_SIZE = 101  # not a multiple of anything
+NUM_SLOTS, MAX_LENGTH, CHUNK = 5, 300, 96
+HEADER_FIELDS, SCALES_FIELD = 15, 7  # of program.bin, and of each operation in it
+QUICK = ("-O1",)  # optimising takes longer than all the tests together
+BASE = ModelSpec(
+    family="llama",
+    vocab_size=VOCAB_SIZE,
+    hidden_size=48,
+    num_layers=2,
+    num_heads=6,
+    num_kv_heads=2,
+    head_size=16,
+    intermediate_size=80,
+    norm_eps=1e-5,
+    rope=RopeSpec(theta=10000.0, dims=16, interleaved=False),
+    max_position=512,
+)
+PARTIAL = RopeSpec(theta=10000.0, dims=16, interleaved=True)
+SPECS = {
+    "grouped": BASE,
+    "biases, tied": dataclasses.replace(BASE, qkv_bias=True, output_bias=True, mlp_bias=True, tied_embeddings=True),
+    "head norms, one kv head": dataclasses.replace(
+        BASE, qk_norm=True, num_kv_heads=1, head_size=24, rope=RopeSpec(theta=1e6, dims=24, interleaved=False)
+    ),
+    "sandwich, partial interleaved rope": dataclasses.replace(BASE, sandwich_norm=True, head_size=32, rope=PARTIAL),
+    "sandwich, tied, head norms": dataclasses.replace(
+        BASE, sandwich_norm=True, tied_embeddings=True, qk_norm=True, head_size=32, rope=PARTIAL
+    ),
+    "no groups, head size 80": dataclasses.replace(BASE, num_heads=2, head_size=80, qkv_bias=True),
+    "head size 256": dataclasses.replace(BASE, num_heads=4, num_kv_heads=2, head_size=256, rope=PARTIAL, num_layers=1),
+    "wide groups": dataclasses.replace(BASE, num_heads=56, num_kv_heads=1, num_layers=1),
+}
+
+
+def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Any]:
+    random = np.random.default_rng(seed)
+
+    def draw(name: str, shape: tuple[int, ...]) -> Any:
+        if name.endswith("norm"):
+            return 1 + 0.3 * random.standard_normal(shape)
+        return random.standard_normal(shape) * (0.3 if name.endswith("bias") else shape[-1] ** -0.5)
+
+    return {name: draw(name, shape).astype(np.float32) for name, shape in weight_shapes(spec).items()}
+
+
+@pytest.fixture(scope="session")
+def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
+    """The decoder, compiled for the best target of this machine and for any x86-64."""
+    folder = tmp_path_factory.mktemp("native")
+    paths = {}
+    for target in {compiler.best_target(cpu_features()), compiler.TARGETS[-1]}:
+        paths[target.name] = folder / f"{target.name}.so"
+        compiler.build_decoder(paths[target.name], target, extra_options=QUICK)
+    return {"best": paths[compiler.best_target(cpu_features()).name], "portable": paths["x86-64"]}
+
+
+def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
+    return Manifest(
+        model_name="tiny",
+        family=spec.family,
+        runtime="native",
+        runtime_version="0",
+        precision="int8",
+        num_slots=NUM_SLOTS,
+        max_length=MAX_LENGTH,
+        prefill_chunk=CHUNK,
+        vocab_size=spec.vocab_size,
+        cache=CacheShape(spec.num_layers, spec.num_kv_heads, spec.head_size, "bfloat16"),
+        eos_token_ids=(0,),
+        bos_token_id=None,
+        generation_defaults={},
+        spec=dataclasses.asdict(spec),
+        runtime_details={
+            "program_format": 1,
+            "library": LIBRARY_NAME,
+            "program": "program.bin",
+            "weights": "weights.bin",
+            "cpu_features": [],
+            **details,
+        },
+    )
+
+
+def build(folder: Path, spec: ModelSpec, library: Path, num_threads: int = 2, seed: int = 0) -> NativeRunner:
+    folder.mkdir(exist_ok=True)
+    write_program(spec, random_weights(spec, seed), folder)
+    (folder / LIBRARY_NAME).write_bytes(library.read_bytes())
+    return NativeRunner(folder, manifest_of(spec), num_threads=num_threads)
+
+
+@pytest.fixture
+def runner(tmp_path: Path, libraries: Mapping[str, Path]) -> Iterator[NativeRunner]:
+    native = build(tmp_path, BASE, libraries["best"])
+    yield native
+    native.close()
+
+
+def random_ids(length: int, seed: int = 1) -> Any:
+    return np.random.default_rng(seed).integers(0, VOCAB_SIZE, length).astype(np.int32)
+
+
+def step(runner: Any, *spans: Span) -> Any:
+    return runner.forward(StepBatch(spans)).copy()
+
+
+def in_chunks(runner: Any, ids: Any, slot: int, sizes: list[int]) -> Any:
+    """Logits after each chunk; the last size is repeated."""
+    rows, start = [], 0
+    while start < len(ids):
+        size = sizes.pop(0) if len(sizes) > 1 else sizes[0]
+        rows.append(step(runner, Span(slot, start, ids[start : start + size], True))[0])
+        start += size
+    return rows
+
+
+def relative(actual: Any, expected: Any) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("name", SPECS)
+@pytest.mark.parametrize("library", ["best", "portable"])
+def test_logits_are_those_of_numpy(name: str, library: str, tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    """Ragged steps of prefill chunks and single tokens, with a prefix of another slot, within int8's error."""
+    spec = SPECS[name]
+    native = build(tmp_path, spec, libraries[library])
+    plain = NumpyRunner(spec, random_weights(spec), num_slots=NUM_SLOTS, max_length=MAX_LENGTH, prefill_chunk=CHUNK)
+    ids = random_ids(90)
+    actual, expected = [], []
+    for each, rows in ((native, actual), (plain, expected)):
+        rows.append(step(each, Span(0, 0, ids[:40], True), Span(3, 0, ids[50:57], False)))
+        rows.append(step(each, Span(3, 7, ids[57:58], True), Span(0, 40, ids[40:], True), Span(1, 0, ids[:1], True)))
+        each.copy_prefix(0, 2, 33)
+        rows.append(step(each, Span(2, 33, ids[:20], True), Span(3, 8, ids[58:90], True)))
+    native.close()
+    assert [len(rows) for rows in actual] == [1, 3, 2]
+    assert relative(np.concatenate(actual), np.concatenate(expected)) < 0.06
+
+
+def test_the_portable_path_gives_the_same_answers(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    """Only the attention's bfloat16 products may round otherwise."""
+    ids = random_ids(200)
+    rows = []
+    for name, library in libraries.items():
+        native = build(tmp_path / name, BASE, library)
+        rows.append(in_chunks(native, ids, 0, [90]))
+        native.close()
+    assert relative(np.array(rows[0]), np.array(rows[1])) < 0.02
+
+
+@pytest.mark.parametrize("sizes", [[90], [1], [127 - 90, 90, 1], [7, 64, 33]])
+def test_a_token_does_not_depend_on_how_its_sequence_was_cut(runner: NativeRunner, sizes: list[int]) -> None:
+    """Bit for bit, over a length of several attention tiles."""
+    ids = random_ids(290)
+    expected = in_chunks(runner, ids, 0, [CHUNK])[-1]
+    np.testing.assert_array_equal(in_chunks(runner, ids, 1, sizes)[-1], expected)
+
+
+def test_a_token_does_not_depend_on_its_company(runner: NativeRunner) -> None:
+    """Bit for bit, alone or among chunks and single tokens of others; also in a step that is taken in parts."""
+    ids = random_ids(200)
+    alone = in_chunks(runner, ids, 0, [60, 60, 60, 1])[-20:]
+    in_chunks(runner, ids[:180], 1, [60])
+    for position in range(180, 200):
+        others = tuple(Span(slot, 0, random_ids(CHUNK, seed=position + slot), slot == 3) for slot in (2, 3, 4))
+        assert sum(len(span.token_ids) for span in others) > MAX_ROWS
+        logits = step(runner, *others[:2], Span(1, position, ids[position : position + 1], True), others[2])
+        np.testing.assert_array_equal(logits[1], alone[position - 180])
+
+
+def test_a_token_does_not_depend_on_the_number_of_threads(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    ids = random_ids(150)
+    rows = []
+    for num_threads in (1, 2, 3):
+        native = build(tmp_path / str(num_threads), BASE, libraries["best"], num_threads)
+        rows.append(in_chunks(native, ids, 0, [CHUNK, 40, 1]))
+        native.close()
+    np.testing.assert_array_equal(rows[0], rows[1])
+    np.testing.assert_array_equal(rows[0], rows[2])
+
+
+def test_a_slot_forgets_its_former_sequence(runner: NativeRunner) -> None:
+    ids = random_ids(50)
+    expected = step(runner, Span(0, 0, ids, True))
+    in_chunks(runner, random_ids(290, seed=7), 1, [CHUNK])
+    np.testing.assert_array_equal(step(runner, Span(1, 0, ids, True)), expected)
+
+
+def test_values_that_are_not_finite_stay_with_their_request(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    """A broken row must not poison its slot for the next sequence, nor its batch."""
+    write_program(BASE, random_weights(BASE), tmp_path)
+    scales = int(np.fromfile(tmp_path / "program.bin", np.int64)[HEADER_FIELDS + SCALES_FIELD])  # of the embedding
+    table = np.memmap(tmp_path / "weights.bin", np.float32, "r+", scales, (VOCAB_SIZE,))
+    table[13] = np.nan
+    table.flush()
+    (tmp_path / LIBRARY_NAME).write_bytes(libraries["best"].read_bytes())
+    native = NativeRunner(tmp_path, manifest_of(BASE), num_threads=2)
+    good, bad = np.full(30, 5, np.int32), np.full(30, 13, np.int32)
+    expected = step(native, Span(0, 0, good, True))
+    together = step(native, Span(1, 0, bad, True), Span(2, 0, good, True))
+    np.testing.assert_array_equal(together[1:], expected)
+    np.testing.assert_array_equal(step(native, Span(1, 0, good[:9], False), Span(2, 0, good, True)), expected)
+    np.testing.assert_array_equal(in_chunks(native, good, 1, [9])[-1], expected[0])
+    native.close()
+
+
+def test_no_logits_are_computed_where_none_are_wanted(runner: NativeRunner) -> None:
+    assert step(runner, Span(0, 0, random_ids(5), False)).shape == (0, VOCAB_SIZE)
+
+
+@pytest.mark.parametrize(
+    ("spans", "message"),
+    [
+        ([Span(NUM_SLOTS, 0, random_ids(1), True)], "slot 5 is not in 0 ... 4"),
+        ([Span(-1, 0, random_ids(1), True)], "slot -1 is not in 0 ... 4"),
+        ([Span(0, MAX_LENGTH - 3, random_ids(4), True)], "positions 297 ... 300 are not in 0 ... 299"),
+        ([Span(0, -1, random_ids(4), True)], "positions -1 ... 2 are not in 0 ... 299"),
+        ([Span(0, 0, random_ids(CHUNK + 1), True)], "a span of 97 tokens is not in 1 ... 96"),
+        ([Span(0, 0, random_ids(0), True)], "a span of 0 tokens is not in 1 ... 96"),
+        ([Span(0, 0, np.array([VOCAB_SIZE], np.int32), True)], "not in 0 ... 100"),
+        ([Span(0, 0, np.array([-1], np.int32), True)], "not in 0 ... 100"),
+        ([Span(1, 0, random_ids(1), True), Span(1, 1, random_ids(1), True)], "a slot appears twice in one step"),
+        ([], "a step needs at least one span"),
+    ],
+)
+def test_a_step_out_of_range_raises_and_writes_nothing(runner: NativeRunner, spans: list[Span], message: str) -> None:
+    ids = random_ids(MAX_LENGTH)
+    in_chunks(runner, ids[:-1], 0, [CHUNK])
+    last = Span(0, MAX_LENGTH - 1, ids[-1:], True)
+    expected = step(runner, last)
+    with pytest.raises(ValueError, match=message):
+        step(runner, last, *spans) if spans and spans[0].slot == 1 else step(runner, *spans)
+    np.testing.assert_array_equal(step(runner, last), expected)
+
+
+def test_a_prefix_out_of_range_raises(runner: NativeRunner) -> None:
+    with pytest.raises(ValueError, match="slot 9 is not in"):
+        runner.copy_prefix(0, 9, 4)
+    with pytest.raises(ValueError, match="a prefix of 301 tokens is not in"):
+        runner.copy_prefix(0, 1, MAX_LENGTH + 1)
+
+
+def test_a_closed_runner_says_so(runner: NativeRunner) -> None:
+    runner.close()
+    runner.close()
+    with pytest.raises(ValueError, match="the runner is closed"):
+        step(runner, Span(0, 0, random_ids(1), True))
+
+
+def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
+    """Before anything is loaded: the folder is empty."""
+    with pytest.raises(ArtifactError, match=r"^this CPU lacks amx_quantum, which the artifact was built for; export"):
+        NativeRunner(tmp_path, manifest_of(BASE, cpu_features=["sse2", "amx_quantum"]))
+
+
+def test_another_program_format_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ArtifactError, match="has format 99, this engine runs 1; export it again"):
+        NativeRunner(tmp_path, manifest_of(BASE, program_format=99))
+
+
+def test_a_damaged_library_is_refused(tmp_path: Path) -> None:
+    write_program(BASE, random_weights(BASE), tmp_path)
+    (tmp_path / LIBRARY_NAME).write_bytes(b"not a library")
+    with pytest.raises(ArtifactError, match=r"decoder\.so cannot be loaded"):
+        NativeRunner(tmp_path, manifest_of(BASE))
+
+
+def test_only_int8_is_offered(tmp_path: Path) -> None:
+    with pytest.raises(InvalidOption, match="no precision 'fp4'; it computes in int8"):
+        write_native(BASE, {}, tmp_path, precision="fp4", num_slots=1, max_length=8, prefill_chunk=8)
+
+
+def test_the_best_target_is_one_that_runs() -> None:
+    newest = compiler.TARGETS[0]
+    assert compiler.best_target(newest.cpu_features) is newest
+    assert compiler.best_target(set(newest.cpu_features) - {"avx512_bf16"}).name == "avx512-vnni"
+    assert compiler.best_target(set(newest.cpu_features) - {"avx512_vnni"}).name == "avx2"
+    assert compiler.best_target([]).name == "x86-64"
+
+
+def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.delenv("CXX", raising=False)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setitem(sys.modules, "ziglang", None)
+    with pytest.raises(
+        ExportError, match=r"needs a C\+\+ compiler: install g\+\+ or clang\+\+, or `pip install ziglang`"
+    ):
+        compiler.find_compiler()
+
+
+def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "cxx"
+    script.write_text("#!/bin/sh\necho 'error: no space left' >&2\nexit 1\n")
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    with pytest.raises(ExportError, match="could not build the native decoder: error: no space left"):
+        compiler.build_decoder(tmp_path / "decoder.so", compiler.TARGETS[-1])
+
+
+@settings(deadline=None, max_examples=30)
+@given(columns=st.integers(1, 3), inputs=st.integers(1, 6), seed=st.integers(0, 2**32 - 1))
+def test_packing_loses_only_half_a_step(columns: int, inputs: int, seed: int) -> None:
+    """Packed bytes, read back as the kernel reads them, are the weights within half a quantisation step."""
+    weight = np.random.default_rng(seed).standard_normal((columns * PANEL, inputs * PANEL)).astype(np.float32)
+    weight[1] = 0
+    values, scales = quantise_columns(weight)
+    packed = pack_panels(values)
+    for column, row in ((0, 0), (1, 3), (columns * PANEL - 1, inputs * PANEL - 1), (17, 5)):
+        byte = int(packed[column // PANEL, row // 4, column % PANEL, row % 4])
+        assert abs((byte - 128) * scales[column] - weight[column, row]) <= scales[column] * 0.5001
+
+
+@settings(deadline=None, max_examples=30)
+@given(panels=st.integers(1, 12), seed=st.integers(0, 2**32 - 1))
+def test_mixing_keeps_every_product(panels: int, seed: int) -> None:
+    """Rows that are mixed as the kernel does it, times mixed weights, are what they were unmixed."""
+    random = np.random.default_rng(seed)
+    row, weight = random.standard_normal(panels * PANEL), random.standard_normal((4, panels * PANEL)).astype(np.float32)
+    block = mixed_vectors(panels * PANEL)
+    mixed = row.reshape(-1, block, 16)
+    half = 1
+    while half < block:  # butterflies over vectors
+        pairs = mixed.reshape(len(mixed), -1, 2, half, 16)
+        mixed = np.stack([pairs[:, :, 0] + pairs[:, :, 1], pairs[:, :, 0] - pairs[:, :, 1]], axis=2).reshape(
+            mixed.shape
+        )
+        half *= 2
+    np.testing.assert_allclose(mix_columns(weight) @ mixed.ravel(), weight @ row, rtol=1e-3, atol=1e-3)
+
+
+def test_gate_and_up_alternate_by_sixteen_rows() -> None:
+    gate, up = np.arange(32, dtype=np.float32)[:, None], 100 + np.arange(32, dtype=np.float32)[:, None]
+    rows = interleave(gate, up).ravel()
+    np.testing.assert_array_equal(rows, [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)])
