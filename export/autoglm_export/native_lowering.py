@@ -109,9 +109,9 @@ class NativeOps(Ops[Expression]):
         assert isinstance(qkv, Product)
         self._multiply(qkv, Buffer.PROJECTED, Epilogue.STORE)
         norms = [NONE if name is None else self._file.add_row(self._head_norm(name)) for name in (query_norm, key_norm)]
-        target = Buffer.ATTENDED
-        self._emit(Code.ATTENTION, False, Buffer.PROJECTED, target, weight=norms[0], scales=norms[1], detail=layer)
-        return Rows(target, selected=False)
+        self._emit(Code.APPEND, False, Buffer.PROJECTED, weight=norms[0], scales=norms[1], detail=layer)
+        self._emit(Code.ATTEND, False, target=Buffer.ATTENDED, detail=layer)
+        return Rows(Buffer.ATTENDED, selected=False)
 
     def swiglu(self, gate: Expression, up: Expression) -> Expression:
         assert isinstance(gate, Product) and isinstance(up, Product) and gate.source is up.source

@@ -41,8 +41,9 @@ class Code(IntEnum):
     QUANTISE = 2
     LINEAR = 3
     ADD_NORM = 4
-    ATTENTION = 5
-    SELECT = 6
+    APPEND = 5
+    ATTEND = 6
+    SELECT = 7
 
 
 class Epilogue(IntEnum):

@@ -30,9 +30,9 @@ class Decoder {
         settings_(settings),
         cache_({settings.num_slots, int(header_.num_layers), int(header_.num_kv_heads), int(header_.head_size),
                 settings.max_length}),
-        team_(settings.num_threads) {
-    const auto* first = reinterpret_cast<const Operation*>(program + sizeof(ProgramHeader) / sizeof(int64_t));
-    operations_.assign(first, first + header_.num_operations);
+        operations_(read_operations(program)),
+        team_(settings.num_threads, int(operations_.size()),
+              [this](int stage, int task, int member) { run(operations_[stage], task, member); }) {
     allocate_rows();
     allocate_attention();
     fill_rope_table();
@@ -44,7 +44,7 @@ class Decoder {
     int num_logits = 0;
     for (Wave wave{spans, spans + num_spans}; wave.next(*this);) {
       logits_ = buffers_[size_t(Buffer::kLogits)].row(num_logits);
-      team_.run([this](int member) { run_program(member); });
+      team_.run([this](int stage) { return num_tasks(operations_[stage]); });
       num_logits += int(selected_.size());
       token_ids_ += rows_.size();
     }
@@ -89,32 +89,47 @@ class Decoder {
     if (span.wants_logits && done + count == span.num_tokens) selected_.push_back(int(rows_.size()) - 1);
   }
 
-  void run_program(int member) {
-    for (const Operation& operation : operations_) {
-      run(operation, member);
-      team_.barrier();
-    }
+  static std::vector<Operation> read_operations(const int64_t* program) {
+    const auto* header = reinterpret_cast<const ProgramHeader*>(program);
+    const auto* first = reinterpret_cast<const Operation*>(header + 1);
+    return {first, first + header->num_operations};
   }
 
   int num_rows(const Operation& operation) const { return int(operation.selected ? selected_.size() : rows_.size()); }
 
-  void run(const Operation& operation, int member) {
+  int num_tasks(const Operation& operation) const {
     switch (operation.code) {
-      case Code::kEmbed: return embed(operation, member);
-      case Code::kNormQuantise: return norm_quantise(operation, member);
-      case Code::kQuantise: return quantise_rows(operation, member);
-      case Code::kLinear: return linear(operation, member);
-      case Code::kAddNorm: return add_norm(operation, member);
-      case Code::kAttention: return attention(operation, member);
-      case Code::kSelect: return select(operation, member);
+      case Code::kLinear: return num_rows(operation) ? num_parts(int(operation.columns) / kPanelColumns) : 0;
+      case Code::kAttend: return int(runs_.size()) * int(header_.num_kv_heads) / heads_per_task();
+      case Code::kSelect: return 1;
+      default: return num_parts(num_rows(operation));
     }
   }
 
-  // A member's part of `count` things: [first, last).
+  void run(const Operation& operation, int task, int member) {
+    switch (operation.code) {
+      case Code::kEmbed: return embed(operation, task);
+      case Code::kNormQuantise: return norm_quantise(operation, task, member);
+      case Code::kQuantise: return quantise_rows(operation, task);
+      case Code::kLinear: return linear(operation, task);
+      case Code::kAddNorm: return add_norm(operation, task);
+      case Code::kAppend: return append(operation, task);
+      case Code::kAttend: return attend(operation, task, member);
+      case Code::kSelect: return select(operation);
+    }
+  }
+
+  // Things are cut into equal parts, a few for every member.
+  int part_size(int count) const {
+    const int parts = kPartsPerMember * team_.size();
+    return (count + parts - 1) / parts;
+  }
+  int num_parts(int count) const { return count == 0 ? 0 : (count + part_size(count) - 1) / part_size(count); }
+
   template <class Visit>
-  void for_share(int64_t count, int member, Visit&& visit) const {
-    const int64_t last = count * (member + 1) / team_.size();
-    for (int64_t i = count * member / team_.size(); i < last; ++i) visit(int(i));
+  void for_rows(const Operation& operation, int task, Visit&& visit) const {
+    const int size = part_size(num_rows(operation)), last = std::min(num_rows(operation), (task + 1) * size);
+    for (int row = task * size; row < last; ++row) visit(row);
   }
 
   template <class T>
@@ -128,69 +143,71 @@ class Decoder {
     return rows;
   }
 
-  void embed(const Operation& operation, int member) {
+  void embed(const Operation& operation, int task) {
     const FloatRows out = buffer(operation.target);
-    for_share(num_rows(operation), member, [&](int row) {
+    for_rows(operation, task, [&](int row) {
       unpack_column(weight<uint8_t>(operation.weight), weight<float>(operation.scales), int(operation.inputs),
                     token_ids_[row], out.row(row));
     });
   }
 
-  void norm_quantise(const Operation& operation, int member) {
+  void norm_quantise(const Operation& operation, int task, int member) {
     const FloatRows in = buffer(operation.source);
     float* normed = scratch_[member].row.data();
-    for_share(num_rows(operation), member, [&](int row) {
+    for_rows(operation, task, [&](int row) {
       rms_norm(in.row(row), weight<float>(operation.weight), int(in.stride), int(operation.inputs), epsilon_, normed);
       mix(normed, int(in.stride), int(operation.detail));
       quantise(normed, int(in.stride), quantised_.row(row));
     });
   }
 
-  void quantise_rows(const Operation& operation, int member) {
+  void quantise_rows(const Operation& operation, int task) {
     const FloatRows in = buffer(operation.source);
-    for_share(num_rows(operation), member, [&](int row) {
+    for_rows(operation, task, [&](int row) {
       mix(in.row(row), int(in.stride), int(operation.detail));
       quantise(in.row(row), int(in.stride), quantised_.row(row));
     });
   }
 
-  void linear(const Operation& operation, int member) {
+  void linear(const Operation& operation, int task) {
     const PackedMatrix matrix{weight<uint8_t>(operation.weight), weight<float>(operation.scales),
                               weight<float>(operation.bias), int(operation.inputs), int(operation.columns)};
-    const int panels = matrix.columns / kPanelColumns;
-    multiply(Epilogue(operation.detail), quantised_, num_rows(operation), matrix, panels * member / team_.size(),
-             panels * (member + 1) / team_.size(), buffer(operation.target));
+    const int panels = matrix.columns / kPanelColumns, size = part_size(panels);
+    multiply(Epilogue(operation.detail), quantised_, num_rows(operation), matrix, task * size,
+             std::min(panels, (task + 1) * size), buffer(operation.target));
   }
 
-  void add_norm(const Operation& operation, int member) {
+  void add_norm(const Operation& operation, int task) {
     const FloatRows in = buffer(operation.source), out = buffer(operation.target);
-    for_share(num_rows(operation), member, [&](int row) {
+    for_rows(operation, task, [&](int row) {
       add_rms_norm(in.row(row), weight<float>(operation.weight), int(out.stride), int(operation.inputs), epsilon_,
                    out.row(row));
     });
   }
 
-  // Wanted rows are in order, so no row is overwritten before it is moved; members share the columns.
-  void select(const Operation& operation, int member) {
+  // Wanted rows are in order, so no row is overwritten before it is moved.
+  void select(const Operation& operation) {
     const FloatRows rows = buffer(operation.target);
-    const int64_t first = rows.stride * member / team_.size(), last = rows.stride * (member + 1) / team_.size();
     for (size_t i = 0; i < selected_.size(); ++i)
-      std::copy(rows.row(selected_[i]) + first, rows.row(selected_[i]) + last, rows.row(i) + first);
+      if (selected_[i] != int(i)) std::copy_n(rows.row(selected_[i]), rows.stride, rows.row(i));
   }
 
-  void attention(const Operation& operation, int member) {
-    if (member == 0) next_task_.store(0, std::memory_order_relaxed);
-    for_share(num_rows(operation), member, [&](int row) { append(operation, row); });
-    team_.barrier();
-    const int num_tasks = int(runs_.size() * header_.num_kv_heads);
-    // Whole runs at a time where there are plenty: the next head's cache is then fetched while this one's is used.
-    const int claim = int(runs_.size()) >= kPlentyOfRuns * team_.size() ? int(header_.num_kv_heads) : 1;
-    for (int first; (first = next_task_.fetch_add(claim, std::memory_order_relaxed)) < num_tasks;)
-      for (int task = first; task < first + claim; ++task) attend_task(operation, task, scratch_[member].attention);
+  void append(const Operation& operation, int task) {
+    for_rows(operation, task, [&](int row) { append_row(operation, row); });
+  }
+
+  // Whole runs where there are plenty: the next head's cache is then fetched while this one's is used.
+  int heads_per_task() const {
+    return int(runs_.size()) >= kPartsPerMember * team_.size() ? int(header_.num_kv_heads) : 1;
+  }
+
+  void attend(const Operation& operation, int task, int member) {
+    for (int i = 0; i < heads_per_task(); ++i)
+      attend_head(operation, task * heads_per_task() + i, scratch_[member].attention);
   }
 
   // Norm and rotate a token's queries and keys; keys and values go to the cache, queries to the attention's order.
-  void append(const Operation& operation, int row) {
+  void append_row(const Operation& operation, int row) {
     const int size = int(header_.head_size), heads = int(header_.num_heads), kv_heads = int(header_.num_kv_heads);
     float* head = buffer(operation.source).row(row);
     const Row token = rows_[row];
@@ -220,12 +237,12 @@ class Decoder {
     for (int i = whole; i < size; ++i) out[i] = to_bfloat16(floats(row[i] * scale))[0];
   }
 
-  void attend_task(const Operation& operation, int index, AttentionScratch& scratch) {
+  void attend_head(const Operation& operation, int index, AttentionScratch& scratch) {
     const int kv_head = index % int(header_.num_kv_heads);
     const TokenRun& run = runs_[index / header_.num_kv_heads];
     const AttentionTask task{query(kv_head, run.first_token, 0), group_size(), run, int(operation.detail), kv_head};
     const FloatRows out = buffer(operation.target);
-    attend(task, cache_, scratch, [&](int row) {
+    autoglm::attend(task, cache_, scratch, [&](int row) {
       const int head = kv_head * group_size() + row % group_size();
       return out.row(run.first_token + row / group_size()) + int64_t{head} * header_.head_size;
     });
@@ -285,13 +302,13 @@ class Decoder {
   };
 
   static constexpr int kMaxHeadSize = 512;
-  static constexpr int kPlentyOfRuns = 4;  // a member
+  static constexpr int kPartsPerMember = 4;  // enough to even out, few enough for the memory to be read in long runs
 
   const ProgramHeader header_;
   const uint8_t* const weights_;
   const Settings settings_;
-  std::vector<Operation> operations_;
   Cache cache_;
+  const std::vector<Operation> operations_;
 
   std::vector<Memory> memory_;
   FloatRows buffers_[kNumBuffers];
@@ -310,7 +327,6 @@ class Decoder {
   std::vector<Row> rows_;
   std::vector<TokenRun> runs_;
   std::vector<int> selected_;  // rows whose logits are wanted
-  std::atomic<int> next_task_{0};
 
   Team team_;  // last: its threads end before what they use
 };

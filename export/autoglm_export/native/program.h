@@ -35,8 +35,10 @@ enum class Code : int64_t {
   kQuantise = 2,      // quantised rows = source, mixed, which leaves the source mixed too
   kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)
   kAddNorm = 4,       // target += rms_norm(source) * weight; `inputs` values a row
-  kAttention = 5,     // target = attention of source in `layer`; weight, scales: norms of query and key heads
-  kSelect = 6,        // keep only the rows of target whose logits are wanted
+  kAppend = 5,        // norm and rotate queries and keys of source, append keys and values to the cache of a layer;
+                      // weight, scales: norms of query and key heads
+  kAttend = 6,        // target = attention of those queries in that layer
+  kSelect = 7,        // keep only the rows of target whose logits are wanted
 };
 
 struct Operation {
@@ -45,7 +47,7 @@ struct Operation {
   Buffer source, target;
   int64_t inputs, columns;  // of a packed matrix: padded; of a norm: `inputs` is the true number of values
   int64_t weight, scales, bias;
-  int64_t detail;  // kLinear: epilogue; kAttention: layer; kQuantise, kNormQuantise: vectors in a mixed block
+  int64_t detail;  // kLinear: epilogue; kAppend, kAttend: layer; kQuantise, kNormQuantise: vectors in a mixed block
 };
 
 }  // namespace autoglm

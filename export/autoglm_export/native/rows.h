@@ -36,7 +36,7 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
     sum += value;
   }
   *out.scale = largest / kLargestByte;
-  *out.offset = -kWeightZero * sum_lanes(sum);
+  *out.offset = -sum_lanes(sum * kWeightZero);
 }
 
 // Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane, by a Hadamard matrix. The exporter has

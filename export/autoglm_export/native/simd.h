@@ -68,10 +68,10 @@ AUTOGLM_INLINE float max_lanes(Floats value) {
 }
 
 AUTOGLM_INLINE int32_t sum_lanes(Ints value) {
-  int32_t lane[kLanes], total = 0;
+  uint32_t lane[kLanes], total = 0;  // unsigned: the bytes of a row that is not finite may overflow
   store(lane, value);
-  for (int32_t each : lane) total += each;
-  return total;
+  for (uint32_t each : lane) total += each;
+  return static_cast<int32_t>(total);
 }
 
 // To the nearest integer, ties to even, for |value| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.
