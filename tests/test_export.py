@@ -73,6 +73,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     fake = FakeRuntime()
     monkeypatch.setitem(lowering.RUNTIMES, "onnx", fake)  # type: ignore[arg-type]
+    monkeypatch.setattr(lowering, "can_build_here", lambda: False)
     return fake
 
 
@@ -104,8 +105,30 @@ def test_max_length_defaults_to_what_the_model_allows(checkpoint: Path, runtime:
     assert export(checkpoint, tmp_path / "a").prefill_chunk == 128
 
 
+@pytest.mark.parametrize(
+    ("asked", "precision", "can_build", "chosen"),
+    [
+        ("auto", "int8", True, "native"),
+        ("auto", "int8", False, "onnx"),  # no compiler
+        ("auto", "fp32", True, "onnx"),  # the native kernels have no fp32
+        ("onnx", "int8", True, "onnx"),
+        (
+            "native",
+            "int8",
+            False,
+            "native",
+        ),  # what is asked for by name is not replaced: the export says what is missing
+    ],
+)
+def test_auto_becomes_a_runtime_that_this_machine_has(
+    asked: str, precision: str, can_build: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lowering, "can_build_here", lambda: can_build)
+    assert lowering.choose_runtime(asked, precision) == chosen
+
+
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"runtime": "openvino"}, "runtime 'openvino' is not known; allowed are onnx, native"),
+    ({"runtime": "openvino"}, "runtime 'openvino' is not known; allowed are auto, onnx, native"),
     ({"precision": "int3"}, "precision 'int3' is not known; allowed are fp32, int8"),
     ({"max_length": 513}, "max_length is 513; allowed is 2 ... 512"),
     ({"max_length": 1}, "max_length is 1"),
@@ -183,7 +206,7 @@ class Killed:
         os.kill(os.getpid(), signal.SIGKILL)
 
 lowering.RUNTIMES["onnx"] = Killed()
-export(Path(sys.argv[1]), Path(sys.argv[2]))
+export(Path(sys.argv[1]), Path(sys.argv[2]), runtime="onnx")
 """
 
 

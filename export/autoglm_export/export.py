@@ -13,7 +13,7 @@ from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manif
 from .bundled import resolve
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InvalidOption
-from .lowering import Progress, no_progress, runtime_named
+from .lowering import AUTO, Progress, choose_runtime, no_progress, runtime_named
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
 
@@ -37,7 +37,7 @@ def export(
     checkpoint: str | Path,
     output: Path,
     *,
-    runtime: str = "onnx",
+    runtime: str = AUTO,
     precision: str = "int8",
     max_slots: int = 16,
     max_length: int | None = None,
@@ -47,10 +47,12 @@ def export(
 ) -> Manifest:
     """Write the artifact of `checkpoint` (a folder, a .gguf file or the name of a bundled model) to `output`, atomically.
 
+    `runtime` auto: native where it can be built here and has the precision, else onnx; the manifest says which.
     `max_length` None: 1024, or the model's limit where that is less. `prefill_chunk` None: 128, or `max_length` where that
     is less. With `check`, the artifact must pass the parity gate (it needs torch and transformers) before it is put in
     place. Raises ExportError; then `output` is as it was.
     """
+    runtime = choose_runtime(runtime, precision)
     entry = runtime_named(runtime, precision)
     check_replaceable(output)
     progress("read checkpoint", 0.0)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from .errors import ExportError, InvalidOption
+from .native.compiler import can_build_here
 from .spec import ModelSpec
 from .weights import Array
 
@@ -67,16 +68,26 @@ class Runtime:
             ) from None
 
 
+AUTO = "auto"
 RUNTIMES = {
     "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8")),
     "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",)),
 }
 
 
+def choose_runtime(name: str, precision: str) -> str:
+    """`auto` made concrete: the native kernels where this machine can build them and they compute in `precision`, else
+    ONNX Runtime, which runs anywhere. Another name is its own choice."""
+    if name != AUTO:
+        return name
+    return "native" if precision in RUNTIMES["native"].precisions and can_build_here() else "onnx"
+
+
 def runtime_named(name: str, precision: str) -> Runtime:
+    """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision`."""
     runtime = RUNTIMES.get(name)
     if runtime is None:
-        raise InvalidOption(f"the runtime {name!r} is not known; allowed are {', '.join(RUNTIMES)}")
+        raise InvalidOption(f"the runtime {name!r} is not known; allowed are {', '.join((AUTO, *RUNTIMES))}")
     if precision not in runtime.precisions:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(runtime.precisions)}")
     return runtime

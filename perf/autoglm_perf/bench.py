@@ -42,14 +42,14 @@ def bench_ours(url: str, workload: Workload, settings: BenchSettings, console: C
                 len(share.prompts),
                 partial(measure_load, url, share, concurrency),
             )
-            runs.append(summarise("autoglm (Triton, streaming)", concurrency, timings, Goal()))
+            runs.append(summarise("autoglm", concurrency, timings, Goal()))
     return runs
 
 
 def bench_analyzer(url: str, workload: Workload, sweep: Sweep, console: Console) -> list[RunFigures]:
     with console.status("perf_analyzer sweeps the ensemble ..."):
         by_concurrency = run_sweep(url, workload, sweep)
-    return [summarise("autoglm (perf_analyzer)", c, timings, Goal()) for c, timings in by_concurrency.items()]
+    return [summarise("perf_analyzer", c, timings, Goal()) for c, timings in by_concurrency.items()]
 
 
 def bench_naive(checkpoint: Path, workload: Workload, settings: BenchSettings, console: Console) -> RunFigures:
@@ -60,7 +60,7 @@ def bench_naive(checkpoint: Path, workload: Workload, settings: BenchSettings, c
         timings = _with_progress(
             console, "transformers generate", len(share.prompts), partial(measure_naive, url, share)
         )
-    return summarise("transformers generate (HTTP)", 1, timings, Goal())
+    return summarise("transformers", 1, timings, Goal())
 
 
 def conclude(console: Console, ours: list[RunFigures], naive: RunFigures | None) -> None:

@@ -30,14 +30,11 @@ def machine() -> dict[str, Any]:
 
 
 def show(console: Console, title: str, runs: Sequence[RunFigures]) -> None:
-    table = Table(title=title)
-    for heading in ("system", "in flight", "requests", "errors", "requests/s", "tokens/s", "goodput/s"):
-        table.add_column(heading, justify="left" if heading == "system" else "right")
-    for heading in ("latency", "first token", "between tokens"):
-        table.add_column(f"{heading} p50/p95/p99 ms", justify="right")
-    for run in runs:
-        table.add_row(*_cells(run))
-    console.print(table)
+    """Two tables, so that both fit a terminal of 80 columns."""
+    rates = ("requests", "errors", "requests/s", "tokens/s", "goodput/s")
+    console.print(_table(title, rates, [(run, _rates(run)) for run in runs]))
+    times = ("latency", "first token", "between tokens")
+    console.print(_table("p50 / p95 / p99, ms", times, [(run, _times(run)) for run in runs]))
 
 
 def append_jsonl(path: Path, settings: dict[str, Any], runs: Sequence[RunFigures]) -> None:
@@ -48,18 +45,29 @@ def append_jsonl(path: Path, settings: dict[str, Any], runs: Sequence[RunFigures
             stream.write(json.dumps({**run.as_json(), **context}) + "\n")
 
 
-def _cells(run: RunFigures) -> list[str]:
-    percentiles = (run.latency_ms, run.time_to_first_token_ms, run.inter_token_latency_ms)
+def _table(title: str, headings: Sequence[str], rows: Sequence[tuple[RunFigures, list[str]]]) -> Table:
+    table = Table(title=title)
+    table.add_column("system")
+    for heading in ("in flight", *headings):
+        table.add_column(heading, justify="right")
+    for run, cells in rows:
+        table.add_row(run.system, str(run.concurrency), *cells)
+    return table
+
+
+def _rates(run: RunFigures) -> list[str]:
     return [
-        run.system,
-        str(run.concurrency),
         str(run.num_requests),
         str(run.num_errors),
         f"{run.requests_per_second:.2f}",
         f"{run.output_tokens_per_second:.0f}",
         f"{run.goodput_per_second:.2f}",
-        *("/".join("-" if v != v else f"{v:.0f}" for v in (p.p50, p.p95, p.p99)) for p in percentiles),
     ]
+
+
+def _times(run: RunFigures) -> list[str]:
+    groups = (run.latency_ms, run.time_to_first_token_ms, run.inter_token_latency_ms)
+    return [" / ".join("-" if value != value else f"{value:.0f}" for value in (p.p50, p.p95, p.p99)) for p in groups]
 
 
 def _cpu_name() -> str:

@@ -42,8 +42,10 @@ Artifact = Annotated[
         "--artifact", envvar="AUTOGLM_ARTIFACT", help="Exported model. [default: engine/1/artifact in the repository]"
     ),
 ]
-Runtime = Annotated[str | None, typer.Option("--runtime", help="onnx or native. [default: the exporter's]")]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or int8. [default: the exporter's]")]
+Runtime = Annotated[
+    str | None, typer.Option("--runtime", help="onnx, native, or auto: native where it can be built. [default: auto]")
+]
+Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or int8. [default: int8]")]
 
 DEFAULT_URLS = DEFAULT_URL
 

@@ -51,13 +51,25 @@ def best_target(cpu_features: Collection[str]) -> Target:
 
 def build_decoder(library: Path, target: Target, *, extra_options: Collection[str] = ()) -> None:
     """Compile the decoder into the shared library `library`. Raises ExportError without a compiler, or when it fails."""
-    if platform.machine() != "x86_64" or platform.system() != "Linux":
+    if not _supported_platform():
         raise ExportError(f"the native runtime needs Linux on x86-64, this is {platform.system()} {platform.machine()}")
     command = [*find_compiler(), *FLAGS, *target.options, *extra_options, str(SOURCE), "-o", str(library)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["it said nothing"])[0]
         raise ExportError(f"{command[0]} could not build the native decoder: {reason}")
+
+
+def can_build_here() -> bool:
+    """Whether this is a platform of the native decoder and has a compiler."""
+    try:
+        return _supported_platform() and bool(find_compiler())
+    except ExportError:
+        return False
+
+
+def _supported_platform() -> bool:
+    return platform.machine() == "x86_64" and platform.system() == "Linux"
 
 
 def find_compiler() -> list[str]:
