@@ -313,6 +313,15 @@ def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.M
         compiler.find_compiler()
 
 
+def test_zig_gets_its_own_names_of_cpus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script = tmp_path / "zig"
+    script.write_text('#!/bin/sh\necho "$@" >&2\nexit 1\n')
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", f"{script} ziglang c++")
+    with pytest.raises(ExportError, match="-march=x86_64_v4 -mavx512vnni -mavx512bf16"):
+        compiler.build_decoder(tmp_path / "decoder.so", compiler.TARGETS[0])
+
+
 def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     script = tmp_path / "cxx"
     script.write_text("#!/bin/sh\necho 'error: no space left' >&2\nexit 1\n")

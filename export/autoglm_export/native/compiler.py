@@ -53,7 +53,9 @@ def build_decoder(library: Path, target: Target, *, extra_options: Collection[st
     """Compile the decoder into the shared library `library`. Raises ExportError without a compiler, or when it fails."""
     if not _supported_platform():
         raise ExportError(f"the native runtime needs Linux on x86-64, this is {platform.system()} {platform.machine()}")
-    command = [*find_compiler(), *FLAGS, *target.options, *extra_options, str(SOURCE), "-o", str(library)]
+    compiler = find_compiler()
+    options = [_zig_spelling(option) for option in target.options] if "ziglang" in compiler else target.options
+    command = [*compiler, *FLAGS, *options, *extra_options, str(SOURCE), "-o", str(library)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode != 0:
         reason = (result.stderr.strip().splitlines() or ["it said nothing"])[0]
@@ -82,3 +84,8 @@ def find_compiler() -> list[str]:
     if importlib.util.find_spec("ziglang"):
         return [sys.executable, "-m", "ziglang", "c++"]
     raise ExportError("the native runtime needs a C++ compiler: install g++ or clang++, or `pip install ziglang`")
+
+
+def _zig_spelling(option: str) -> str:
+    """Zig calls x86-64-v4 x86_64_v4."""
+    return "-march=" + option.removeprefix("-march=").replace("-", "_") if option.startswith("-march=") else option

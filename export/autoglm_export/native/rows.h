@@ -29,14 +29,14 @@ AUTOGLM_INLINE float largest_magnitude(const float* row, int width) {
 inline void quantise(const float* row, int width, QuantisedRow out) {
   const float largest = largest_magnitude(row, width);
   const float inverse = largest > 0.0f ? kLargestByte / largest : 0.0f;
-  Ints sum{};
+  Words sum{};  // unsigned, because the integers of a row that is not finite may overflow
   for (int i = 0; i < width; i += kLanes) {
     const Ints value = __builtin_convertvector(round_to_integer(load<Floats>(row + i) * inverse), Ints);
     store(out.values + i, __builtin_convertvector(value, Bytes));
-    sum += value;
+    sum += (Words)value;
   }
   *out.scale = largest / kLargestByte;
-  *out.offset = -sum_lanes(sum * kWeightZero);
+  *out.offset = static_cast<int32_t>(sum_lanes(sum) * -uint32_t{kWeightZero});
 }
 
 // Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane, by a Hadamard matrix. The exporter has

@@ -67,11 +67,11 @@ AUTOGLM_INLINE float max_lanes(Floats value) {
   return lane[0];
 }
 
-AUTOGLM_INLINE int32_t sum_lanes(Ints value) {
-  uint32_t lane[kLanes], total = 0;  // unsigned: the bytes of a row that is not finite may overflow
+AUTOGLM_INLINE uint32_t sum_lanes(Words value) {
+  uint32_t lane[kLanes], total = 0;
   store(lane, value);
   for (uint32_t each : lane) total += each;
-  return static_cast<int32_t>(total);
+  return total;
 }
 
 // To the nearest integer, ties to even, for |value| < 2^22: adding 1.5 * 2^23 leaves no bits for a fraction.

@@ -1,0 +1,72 @@
+"""How long a step of an artifact's runner takes: `python -m autoglm_perf.kernels ARTIFACT [THREADS]`.
+
+Decode steps of several sizes with 200 tokens of past each, and prefill of one chunk; the best of many, because the machine
+may have other work.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+from autoglm_engine.core import Span, StepBatch
+from autoglm_engine.load import load_runner
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.runner import Runner
+
+PAST = 200
+BATCH_SIZES = (1, 4, 8, 16, 32)
+REPEATS = 20
+
+
+def decode_step(size: int) -> StepBatch:
+    """One token for each of the first `size` slots, after PAST tokens."""
+    token = np.array([7], np.int32)
+    return StepBatch(tuple(Span(slot, PAST, token, wants_logits=True) for slot in range(size)))
+
+
+def prefill_step(runner: Runner) -> StepBatch:
+    limits = runner.limits
+    ids = np.random.default_rng(0).integers(0, limits.vocab_size, limits.prefill_chunk).astype(np.int32)
+    return StepBatch((Span(0, 0, ids, wants_logits=True),))
+
+
+def fill_slots(runner: Runner) -> None:
+    limits = runner.limits
+    ids = np.random.default_rng(1).integers(0, limits.vocab_size, PAST).astype(np.int32)
+    for slot in range(limits.num_slots):
+        for start in range(0, PAST, limits.prefill_chunk):
+            part = ids[start : start + limits.prefill_chunk]
+            runner.forward(StepBatch((Span(slot, start, part, wants_logits=False),)))
+
+
+def best_ms(runner: Runner, batch: StepBatch) -> float:
+    times = []
+    for _ in range(REPEATS):
+        start = time.perf_counter()
+        runner.forward(batch)
+        times.append(time.perf_counter() - start)
+    return min(times) * 1e3
+
+
+def main(artifact: str, num_threads: int) -> None:
+    folder = Path(artifact)
+    manifest = Manifest.load(folder)
+    runner = load_runner(folder, manifest, num_threads=num_threads)
+    try:
+        fill_slots(runner)
+        for size in (size for size in BATCH_SIZES if size <= runner.limits.num_slots):
+            milliseconds = best_ms(runner, decode_step(size))
+            print(f"decode {size:3d}: {milliseconds:7.2f} ms, {size / milliseconds * 1e3:6.0f} tokens/s")
+        milliseconds = best_ms(runner, prefill_step(runner))
+        tokens = runner.limits.prefill_chunk
+        print(f"prefill {tokens}: {milliseconds:7.2f} ms, {tokens / milliseconds * 1e3:6.0f} tokens/s")
+    finally:
+        runner.close()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else len(os.sched_getaffinity(0)))
