@@ -39,8 +39,8 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
   *out.offset = static_cast<int32_t>(sum_lanes(sum) * -uint32_t{kWeightZero});
 }
 
-// Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane, by a Hadamard matrix. The exporter has
-// multiplied the weights that read the row by its inverse.
+// Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane,
+// by a Hadamard matrix. The exporter has multiplied the weights that read the row by its inverse.
 inline void mix(float* row, int width, int block) {
   for (float* first = row; first < row + width; first += block * kLanes)
     for (int half = kLanes; half < block * kLanes; half *= 2)
