@@ -159,7 +159,8 @@ def test_an_engine_that_dies_is_a_typed_error_and_shows_in_health(own_server: Lo
         with pytest.raises(AutoGLMError):
             client.generate("hi", max_tokens=2, timeouts=Timeouts(total=5))
         state = client.health(timeout=3)
-        assert not state.ready and "engine" in state.detail
+        # Either the engine does not answer, or its server has ended by now because of that.
+        assert not state.ready and ("engine" in state.detail or "no server answers" in state.detail)
 
 
 def kill_stub(server: LocalServer, model: str) -> None:

@@ -25,7 +25,7 @@ EXPECTED_OUTPUT = {
     "make demo": "The capital of France is Paris",
     'autoglm generate "What is the capital of France?" --stats': "Paris",
     "autoglm health": "ready",
-    "autoglm inspect": "SmolLM2",
+    "autoglm inspect": "smollm2",
     "curl": "text_output",
 }
 

@@ -16,7 +16,9 @@ from .places import artifact_folder, repository_folder
 
 
 def inspect(
-    artifact: Annotated[Path | None, typer.Argument(help="Artifact folder. [default: the repository's]")] = None,
+    artifact: Annotated[
+        Path | None, typer.Argument(envvar="AUTOGLM_ARTIFACT", help="Artifact folder. [default: the repository's]")
+    ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its SHA-256.")] = False,
     repository: args.Repository = None,
     json: args.Json = False,
