@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Annotated
 
@@ -38,10 +39,12 @@ def main(
     settings = BenchSettings(repeats, naive_requests, sweep=Sweep() if analyzer else None)
     _ensure_artifact(artifact, console)
     manifest = Manifest.load(artifact)
-    workload = reference_workload(load_tokenizer(artifact))
+    tokenizer = load_tokenizer(artifact)
+    workloads = (reference_workload(tokenizer, seed=seed) for seed in itertools.count())
+    workload = next(workloads)
     console.print(f"{machine()['cpu']}, {machine()['cores']} cores; {manifest.model_name} {manifest.precision}")
     with serving(REPOSITORY, artifact, console) as url:
-        runs = ours = bench_ours(url, workload, settings, console)
+        runs = ours = bench_ours(url, workloads, settings, console)
         if settings.sweep is not None:
             runs = runs + bench_analyzer(url, workload, settings.sweep, console)
     naive = bench_naive(find_bundled("smollm2"), workload, settings, console) if naive_requests else None

@@ -30,20 +30,22 @@ class BenchSettings:
     results: Path = Path("perf/results/bench.jsonl")
 
 
-def bench_ours(url: str, workload: Workload, settings: BenchSettings, console: Console) -> list[RunFigures]:
+def bench_ours(url: str, workloads: Iterator[Workload], settings: BenchSettings, console: Console) -> list[RunFigures]:
+    """Every run takes a workload of its own: prompts that were asked before would start from their slots."""
+    _measure_ours(url, next(workloads).first(16), 16, console, "warming up")
     runs = []
     for concurrency in settings.concurrencies:
-        # One request at a time takes that much longer for the same figure.
-        share = workload if concurrency > 1 else workload.first(max(8, len(workload.prompts) // 8))
         for _ in range(settings.repeats):
-            timings = _with_progress(
-                console,
-                f"autoglm, {concurrency} in flight",
-                len(share.prompts),
-                partial(measure_load, url, share, concurrency),
-            )
+            workload = next(workloads)
+            # One request at a time takes that much longer for the same figure.
+            share = workload if concurrency > 1 else workload.first(max(8, len(workload.prompts) // 8))
+            timings = _measure_ours(url, share, concurrency, console, f"autoglm, {concurrency} in flight")
             runs.append(summarise("autoglm", concurrency, timings, Goal()))
     return runs
+
+
+def _measure_ours(url: str, workload: Workload, concurrency: int, console: Console, label: str) -> list[RequestTiming]:
+    return _with_progress(console, label, len(workload.prompts), partial(measure_load, url, workload, concurrency))
 
 
 def bench_analyzer(url: str, workload: Workload, sweep: Sweep, console: Console) -> list[RunFigures]:
