@@ -82,10 +82,11 @@ class Result:
 
     @property
     def tokens_per_second(self) -> float:
-        """Completion tokens a second after the first one arrived; of the whole request where it was not streamed."""
-        if self.time_to_first_token_ms is None or self.usage.completion_tokens < 2:
+        """How fast the tokens after the first one were made, by the server's clock: tokens that share a response arrive
+        at once, so arrivals would flatter. Of the whole request where there is one token or none."""
+        if self.usage.completion_tokens < 2:
             return 1000 * self.usage.completion_tokens / self.total_ms
-        return 1000 * (self.usage.completion_tokens - 1) / max(self.total_ms - self.time_to_first_token_ms, 1e-3)
+        return 1000 * (self.usage.completion_tokens - 1) / max(self.stages.decode_ms, 1e-3)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
-from .core import TokenIds
+from .core import Span, StepBatch, TokenIds
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .load import load_runner
@@ -21,6 +21,7 @@ from .options import OptionRules
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
 from .replies import Replies, Reply
+from .runner import Runner
 from .settings import EngineSettings
 from .token_text import TokenText
 from .vanished import VanishedWatch
@@ -47,6 +48,7 @@ class EngineService:
         self._rules = OptionRules.of(manifest)
         text = TokenText(load_tokenizer(folder))
         self._runner = load_runner(folder, manifest, num_threads=num_threads)
+        warm_up(self._runner)
         self._board = AckBoard(num_cells=1 + manifest.num_slots + settings.max_queue + _SPARE_CELLS)
         gate = AckGate(self._board)
         self._engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=gate, metrics=metrics)
@@ -102,3 +104,12 @@ class EngineService:
                 return {"healthy": self._loop.healthy, **dataclasses.asdict(self._engine.stats)}
             case _:
                 raise InvalidRequest('control must be {"cancel": [request id, ...]} or {"stats": true}')
+
+
+def warm_up(runner: Runner) -> None:
+    """Read the weights into memory and start the threads, so that the first request does not wait for that. What it
+    writes into slot 0 belongs to nobody: a slot's content counts from when its owner has computed it."""
+    num_tokens = min(runner.limits.prefill_chunk, runner.limits.max_length)
+    prompt = np.zeros(num_tokens, dtype=np.int32)
+    runner.forward(StepBatch((Span(0, 0, prompt, wants_logits=True),)))
+    runner.forward(StepBatch((Span(0, 0, prompt[:1], wants_logits=True),)))
