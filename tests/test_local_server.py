@@ -25,7 +25,7 @@ NOT_LOADED = (
     "E1123 21:45:24.5 3 model_lifecycle.cc:642] \"failed to load 'engine' version 1: Invalid argument: bad config\"\n"
 )
 NO_PORT = "E1123 21:45:24.5 3 main.cc:535] \"failed to start HTTP service: Unavailable - Socket '127.0.0.1:80' already in use\"\n"
-DIED = 'E1123 21:48:55.5 3058 model.py:50] "the engine\'s process died: the server ends"\nSignal (15) received.\n'
+DIED = "Error: the engine's process died: the server ends\nSignal (15) received.\n"
 EXIT = 'E1123 21:48:57.5 3058 main.cc:535] "failed to stop server: Internal - Exit timeout expired."\n'
 
 
@@ -46,6 +46,7 @@ def test_the_reason_is_found_in_the_log(log: str, sentence: str) -> None:
 def test_the_reason_of_an_end() -> None:
     assert ending_error(STARTED + DIED + EXIT) == "the engine's process died: the server ends"
     assert ending_error(STARTED + "Signal (15) received.\n") == "Signal (15) received."
+    assert ending_error("fine\nCudaDriverHelper has not been initialized.\n") == "fine"
     assert last_line("") == ""
 
 

@@ -5,15 +5,16 @@ from __future__ import annotations
 import re
 
 _PREFIX = re.compile(r"^(?P<level>[IWEF])\d{4} [\d:.]+ \d+ [\w.]+:\d+\] ?")
+_SPOKEN_LEVEL = re.compile(r"^error: ", re.IGNORECASE)
 _RAISED = re.compile(r"(Failed to initialize Python stub|Failed to create instance): (\w+(\.\w+)*: )?(?P<message>.+)$")
 _STACK = re.compile(r"(\\n)+(At:.*)?$")  # a log line has the stack on it, with escaped line ends
 _FAILED = re.compile(r"failed to load '(?P<model>\w+)'[^:]*: (?P<message>.+)$")
-_NO_GPU = re.compile(r"CUDA|NVML|DCGM")  # said on every machine without a GPU
+_NO_GPU = re.compile(r"CUDA|NVML|DCGM", re.IGNORECASE)  # said on every machine without a GPU
 
 
 def last_line(log: str) -> str:
     """The last line without its time stamp; empty when there is none."""
-    lines = [line for line in log.splitlines() if line.strip()]
+    lines = [line for line in log.splitlines() if line.strip() and not _NO_GPU.search(line)]
     return _PREFIX.sub("", lines[-1]).strip('" ') if lines else ""
 
 
@@ -37,7 +38,7 @@ def ending_error(log: str) -> str:
 
 def _errors(log: str) -> list[str]:
     lines = [_STACK.sub("", line.strip('" ')) for line in log.splitlines()]
-    return [_PREFIX.sub("", line).strip('" ') for line in lines if _is_error(line)]
+    return [_SPOKEN_LEVEL.sub("", _PREFIX.sub("", line).strip('" ')) for line in lines if _is_error(line)]
 
 
 def _is_error(line: str) -> bool:

@@ -48,7 +48,12 @@ class TritonPythonModel:
 
 
 def end_server():
-    pb_utils.Logger.log_error("the engine's process died: the server ends, since it cannot answer any more")
+    # Straight to the log: Triton's logger takes its time, and the server may be gone before.
+    print(
+        "Error: the engine's process died: the server ends, since it cannot answer any more",
+        file=sys.stderr,
+        flush=True,
+    )
     server = os.getppid()
     os.kill(server, signal.SIGTERM)
     time.sleep(2)  # what is under way in the dead engine would keep the server for ever
