@@ -19,6 +19,8 @@ from autoglm_engine.token_text import TokenText
 from autoglm_export.export import export
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.parity
+
 NUM_REQUESTS, MAX_TOKENS = 12, 20
 SHARED_BEGINNING = "You are a helpful assistant that answers in one short and friendly sentence. "
 TEXTS = (

@@ -20,6 +20,8 @@ from autoglm_export.reference import Reference
 from numpy_runner import NumpyRunner
 from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 
+pytestmark = pytest.mark.parity
+
 MAX_LENGTH = 160
 
 
