@@ -197,6 +197,7 @@ def test_a_forged_cell_is_refused(board: AckBoard, tmp_path: Path, cell: int, nu
 
 def test_a_board_that_is_gone_is_passed_over(tmp_path: Path) -> None:
     AckWriter(tmp_path).write(Ack("autoglm-acks-0123456789abcdef", 1, 1))
+    assert list(tmp_path.iterdir()) == [], "a board was made for an engine that is gone"
 
 
 def test_a_board_is_removed_at_the_end(tmp_path: Path) -> None:
