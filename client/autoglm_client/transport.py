@@ -11,7 +11,7 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout
+from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
 from .responses import error_of
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
@@ -107,6 +107,7 @@ _CHANNEL_OPTIONS = (
 # How gRPC words the loss of a connection, which it reports with the same code as a busy server.
 _CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")
 _LOST_WORDS = ("socket closed", "connection reset", "broken pipe", "goaway", "recvmsg", "ping timeout", "keepalive")
+_EXITING_WORDS = "server exiting"  # how Triton answers between the signal that ends it and its end
 
 
 def _unreachable(address: str) -> CannotConnectError:
@@ -125,6 +126,8 @@ def _error_of_status(code: grpc.StatusCode, details: str, address: str) -> AutoG
         return _unreachable(address)
     if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _LOST_WORDS):
         return ConnectionLost(f"the connection to {address} broke: {details}", endpoint=address)
+    if code is grpc.StatusCode.UNAVAILABLE and _EXITING_WORDS in words:
+        return ServerUnavailableError(f"the server at {address} is shutting down", endpoint=address)
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return ConnectTimeout(f"{address} did not answer in time", endpoint=address)
     failure = error_of(details, code.name)
