@@ -6,6 +6,7 @@ durations that users see are milliseconds.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
 
@@ -105,6 +106,33 @@ class Event:
 
 
 @dataclass(frozen=True, slots=True)
+class Adjustments:
+    """How a slot's logits `l` are adjusted where its candidates are chosen: what changed since the slot's last step.
+
+    At each of `token_ids` the logit is `where(l < 0, l * factor, l / factor) + offset`. `reset`: every other token of the
+    slot goes back to factor 1 and offset 0 first (another request has the slot now).
+    """
+
+    reset: bool
+    token_ids: TokenIds  # [n], each at most once
+    factors: npt.NDArray[np.float32]  # [n]
+    offsets: npt.NDArray[np.float32]  # [n]; -inf bans a token
+    inverse_temperature: float = 1.0  # of `Candidates.log_sum_exp`
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a device that keeps its logits tells of them; a row for each span that wants logits, in the spans' order."""
+
+    token_ids: TokenIds  # [num_rows, k], the most likely ones, best first
+    logits: Logits  # [num_rows, k], adjusted
+    log_sum_exp: Logits  # [num_rows], log(sum(exp(adjusted logit * inverse_temperature))) over the whole vocabulary
+    full_row: Callable[
+        [int], Logits
+    ]  # row -> its unmodified logits [vocab_size], copied when called; until the next step
+
+
+@dataclass(frozen=True, slots=True)
 class Span:
     """Tokens of one sequence to be computed in a step: `token_ids` go to positions `start ...` of `slot`."""
 
@@ -112,6 +140,7 @@ class Span:
     start: int
     token_ids: TokenIds  # [num_tokens >= 1]
     wants_logits: bool  # of the last token
+    adjustments: Adjustments | None = None  # None: nothing changed, or the runner chooses no candidates
 
 
 @dataclass(frozen=True, slots=True)
