@@ -130,7 +130,10 @@ def test_auto_becomes_a_runtime_that_this_machine_has(
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"runtime": "openvino"}, "runtime 'openvino' is not known; allowed are auto, onnx, native, tensorrt, tensorrt-rtx"),
+    (
+        {"runtime": "openvino"},
+        "runtime 'openvino' is not known; allowed are auto, onnx, native, tensorrt, tensorrt-rtx",
+    ),
     ({"precision": "int3"}, "the runtime onnx has no precision 'int3'; allowed are fp32, int8"),
     ({"kv_dtype": "fp16"}, "the runtime onnx has no option kv_dtype"),
     ({"calibration": Path("text")}, "a calibration text is of no use to int8 on the runtime onnx"),

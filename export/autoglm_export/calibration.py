@@ -1,34 +1,47 @@
-"""What calibration sees: the largest magnitude among each linear layer's inputs, over a text.
+"""A pass of the decoder over a text, to see what each linear layer's inputs look like.
 
-The decoder runs once over the whole text, in float32 on the CPU, layer by layer: each weight is read once, so that a model
-which does not fit into memory can be calibrated too.
+It runs once over the whole text, in float32 on the CPU, layer by layer: each weight is read once, so that a model which does
+not fit into memory can be calibrated too. What sees the inputs also says which weights the pass goes on with: quantised
+ones, so that later layers are calibrated on what they will really be given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
 from .decoder import build_decoder
-from .lowering import Progress
+from .lowering import Progress, no_progress
 from .spec import ModelSpec
 from .weights import Array
 
 _SEQUENCE = 256  # tokens that attend to each other; a longer text is cut
 
 
+class Observer(Protocol):
+    def observe(self, inputs: Array, layers: Sequence[str]) -> Sequence[Array]:
+        """`inputs` `[num_tokens, width]` of `layers`, which share them; returns the layers' weights to go on with."""
+        ...
+
+
 class CalibrationOps:
     """`Ops` over arrays `[num_tokens, width]`: sequences side by side, each attending to itself alone."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Mapping[str, Array], sequences: Sequence[TokenIds], progress: Progress
+        self,
+        spec: ModelSpec,
+        weights: Mapping[str, Array],
+        token_ids: Sequence[TokenIds],
+        observer: Observer,
+        progress: Progress = no_progress,
     ) -> None:
-        self._spec, self._weights, self._progress = spec, weights, progress
-        self._sequences = sequences
-        self.maxima: dict[str, float] = {}
+        self._spec, self._weights, self._observer, self._progress = spec, weights, observer, progress
+        self._sequences = [chunk for ids in token_ids for chunk in _cut(ids)]
+        assert self._sequences, "calibration needs at least one token"
         self.final: Array | None = None  # [num_tokens, hidden_size], what the head would read
 
     def embed(self, weight: str) -> Array:
@@ -45,10 +58,8 @@ class CalibrationOps:
         return total, self.rms_norm(total, weight)
 
     def linear(self, x: Array, *layers: str) -> Array:
-        largest = float(np.abs(x).max())
-        for name in layers:
-            self.maxima[name] = largest or 1.0
-        return np.concatenate([self._product(x, name) for name in layers], axis=1)
+        weights = self._observer.observe(x, layers)
+        return np.concatenate([self._product(x, name, weight) for name, weight in zip(layers, weights, strict=True)], 1)
 
     def attention(self, qkv: Array, layer: int, query_norm: str | None, key_norm: str | None) -> Array:
         self._progress("calibrate", layer / self._spec.num_layers)
@@ -66,8 +77,8 @@ class CalibrationOps:
     def logits(self, x: Array, weight: str) -> None:
         self.final = x
 
-    def _product(self, x: Array, name: str) -> Array:
-        product: Array = x @ self._weights[f"{name}.weight"].T
+    def _product(self, x: Array, name: str, weight: Array) -> Array:
+        product: Array = x @ weight.T
         return product + self._weights[f"{name}.bias"] if f"{name}.bias" in self._weights else product
 
     def _attended(self, qkv: Array, query_norm: str | None, key_norm: str | None) -> Array:
@@ -101,16 +112,29 @@ def turned(spec: ModelSpec, heads: Array) -> Array:
     return result
 
 
-def activation_maxima(
-    spec: ModelSpec, weights: Mapping[str, Array], token_ids: Sequence[TokenIds], progress: Progress
-) -> dict[str, float]:
-    """Linear layer (`layers.0.query`, ...) -> the largest magnitude among its inputs over the texts `token_ids`."""
-    sequences = [chunk for ids in token_ids for chunk in _cut(ids)]
-    assert sequences, "calibration needs at least one token"
-    ops = CalibrationOps(spec, weights, sequences, progress)
-    build_decoder(spec, ops)
+def calibrate(
+    spec: ModelSpec,
+    weights: Mapping[str, Array],
+    token_ids: Sequence[TokenIds],
+    observer: Observer,
+    progress: Progress = no_progress,
+) -> None:
+    """Show `observer` the inputs of every linear layer, in order, over the texts `token_ids`."""
+    build_decoder(spec, CalibrationOps(spec, weights, token_ids, observer, progress))
     progress("calibrate", 1.0)
-    return ops.maxima
+
+
+class ActivationMaxima:
+    """Layer -> the largest magnitude among its inputs."""
+
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        self._weights = weights
+        self.of: dict[str, float] = {}
+
+    def observe(self, inputs: Array, layers: Sequence[str]) -> list[Array]:
+        largest = float(np.abs(inputs).max()) or 1.0
+        self.of.update(dict.fromkeys(layers, largest))
+        return [self._weights[f"{name}.weight"] for name in layers]
 
 
 def _cut(ids: TokenIds) -> list[npt.NDArray[np.int32]]:

@@ -88,7 +88,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
         _TENSORRT_PRECISIONS,
         default_precision="bf16",
         options=_TENSORRT_OPTIONS,
-        calibrated=("fp8",),
+        calibrated=("fp8", "int4"),
         prefill_chunk=512,
         extra=package,
     )

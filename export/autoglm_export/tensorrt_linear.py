@@ -2,7 +2,7 @@
 
     fp16, bf16   weights and products in that type
     fp8          E4M3 weights, a scale an output; E4M3 activations, one calibrated scale a layer; products accumulate in float32
-    int4         weights of 4 bits in blocks of up to 128 inputs, a scale a block and output; activations in 16 bits
+    int4         weights of 4 bits in blocks of up to 128 inputs (`int4.py`), a scale a block and output; activations in 16 bits
 
 Every product takes float32 activations, rounds them to what it multiplies in, and gives float32. `kv_dtype` is the
 16-bit type that goes with fp8 and int4.
@@ -10,7 +10,7 @@ Every product takes float32 activations, rounds them to what it multiplies in, a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -18,14 +18,11 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedModel
+from .int4 import Int4Weight, pack_int4, title_of
 from .tensorrt_network import Network, Tensor
 from .weights import Array
 
-INT4_BLOCK = 128  # inputs that share a scale; fewer where they do not divide
-SMALLEST_INT4_BLOCK = 16
-INT4_LARGEST = 7
 FP8_LARGEST = 448.0  # of E4M3
-_CLIPS = np.linspace(1.0, 0.7, 13, dtype=np.float32)  # of a block's largest weight, tried as the largest that is kept
 
 
 class Linears(Protocol):
@@ -42,7 +39,7 @@ class HalfLinears:
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
         weight = rounded([self._weights[f"{name}.weight"] for name in layers], self._dtype)
-        constant = self._network.constant(f"{_title(layers)}.weight", weight[None])
+        constant = self._network.constant(f"{title_of(layers)}.weight", weight[None])
         return _product(self._network, layers, self._network.cast(x, self._dtype), constant, transposed=True)
 
 
@@ -59,7 +56,7 @@ class Fp8Linears:
         self._network, self._weights, self._dtype, self._maxima = network, weights, dtype, activation_maxima
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
-        title, network = _title(layers), self._network
+        title, network = title_of(layers), self._network
         step = network.constant(f"{title}.input_scale", np.float32(self._maxima[layers[0]] / FP8_LARGEST).reshape(()))
         quantized = network.quantize(x, step, ml_dtypes.float8_e4m3fn)
         rows = network.dequantize(f"{title}.input", quantized, step, self._dtype)
@@ -71,29 +68,23 @@ class Fp8Linears:
 
 
 class Int4Linears:
-    def __init__(self, network: Network, weights: Mapping[str, Array], dtype: npt.DTypeLike) -> None:
-        self._network, self._weights, self._dtype = network, weights, dtype
+    """`quantized`: what `int4.py` made of each group of layers that share their inputs."""
+
+    def __init__(self, network: Network, dtype: npt.DTypeLike, quantized: Mapping[str, Int4Weight]) -> None:
+        self._network, self._dtype, self._quantized = network, dtype, quantized
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
-        title, network = _title(layers), self._network
-        weight = np.concatenate([self._weights[f"{name}.weight"] for name in layers])
-        values, scales = int4_blocks(weight, int4_block_of(weight.shape[1], title), self._dtype)
-        shape = (weight.shape[1], weight.shape[0])
-        stored = network.int4_constant(f"{title}.weight", pack_int4(values), shape)
-        blocks = network.constant(f"{title}.weight_scale", scales)
+        title, network = title_of(layers), self._network
+        weight = self._quantized[title]
+        stored = network.int4_constant(f"{title}.weight", pack_int4(weight.values), weight.values.shape)
+        blocks = network.constant(f"{title}.weight_scale", weight.scales)
         restored = network.dequantize(f"{title}.weight_dq", stored, blocks, self._dtype)
         rows = network.cast(x, self._dtype)
-        return _product(network, layers, rows, network.reshape(restored, 1, *shape), transposed=False)
-
-
-def _title(layers: Sequence[str]) -> str:
-    """`layers.0.query+key+value`"""
-    first, *rest = layers
-    return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
+        return _product(network, layers, rows, network.reshape(restored, 1, *weight.values.shape), transposed=False)
 
 
 def _product(network: Network, layers: Sequence[str], x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
-    return network.cast(network.matmul(_title(layers), x, weight, transposed=transposed), np.float32)
+    return network.cast(network.matmul(title_of(layers), x, weight, transposed=transposed), np.float32)
 
 
 def rounded(parts: Sequence[Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -116,53 +107,3 @@ def fp8_columns(parts: Sequence[Array]) -> tuple[npt.NDArray[Any], Array]:
         values.append(bounded.astype(ml_dtypes.float8_e4m3fn))
         scales.append(scale)
     return np.concatenate(values), np.concatenate(scales)
-
-
-def int4_block_of(num_inputs: int, layer: str) -> int:
-    """The largest power of two up to INT4_BLOCK that divides `num_inputs`."""
-    block = min(num_inputs & -num_inputs, INT4_BLOCK)
-    if block < SMALLEST_INT4_BLOCK:
-        raise UnsupportedModel(
-            f"int4: {layer} has {num_inputs} inputs, which blocks of {SMALLEST_INT4_BLOCK} ... {INT4_BLOCK} do not divide"
-        )
-    return block
-
-
-def int4_blocks(weight: Array, block: int, dtype: npt.DTypeLike) -> tuple[npt.NDArray[np.int8], npt.NDArray[Any]]:
-    """(values -7 ... 7 `[inputs, outputs]`, scales in `dtype` `[inputs / block, outputs]`) of `weight` `[outputs, inputs]`.
-
-    Each block takes the scale, of a few that clip its largest weights more and more, with the least squared error.
-    """
-    blocks = weight.reshape(len(weight), -1, block)
-    largest = np.abs(blocks).max(axis=2, keepdims=True)
-    best_error = np.full(largest.shape, np.inf, np.float32)
-    best_scale = np.ones(largest.shape, np.float32)
-    for clip in _CLIPS:
-        scale = _held(largest * clip / INT4_LARGEST, dtype)
-        error = np.square(blocks - _steps(blocks, scale) * scale).sum(axis=2, keepdims=True)
-        better = error < best_error
-        best_error, best_scale = np.where(better, error, best_error), np.where(better, scale, best_scale)
-    values = _steps(blocks, best_scale).reshape(weight.shape).astype(np.int8)
-    return np.ascontiguousarray(values.T), np.ascontiguousarray(best_scale[:, :, 0].T.astype(dtype))
-
-
-def _held(scale: Array, dtype: npt.DTypeLike) -> Array:
-    """As `dtype` can hold it, and never 0."""
-    smallest = np.float32(ml_dtypes.finfo(dtype).smallest_normal)
-    held: Array = np.maximum(scale, smallest).astype(dtype).astype(np.float32)
-    return held
-
-
-def _steps(blocks: Array, scale: Array) -> Array:
-    steps: Array = np.clip(np.rint(blocks / scale), -INT4_LARGEST, INT4_LARGEST)
-    return steps
-
-
-def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
-    """Two values a byte along the last axis, the first in the low half."""
-    halves = values.reshape(-1, 2).astype(np.uint8) & np.uint8(0xF)
-    packed: npt.NDArray[np.uint8] = halves[:, 0] | (halves[:, 1] << np.uint8(4))
-    return packed
-
-
-LinearsFactory = Callable[[Network, Mapping[str, Array]], Linears]

@@ -25,9 +25,10 @@ import ml_dtypes
 import numpy as np
 from autoglm_engine.core import TokenIds
 
-from .calibration import activation_maxima
+from .calibration import ActivationMaxima, calibrate
 from .decoder import build_decoder
 from .errors import InvalidOption
+from .int4 import Int4Quantizer
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
 from .tensorrt_build import Builder, BuildSettings, Profile, Shape
@@ -72,7 +73,7 @@ def write_engine(
 ) -> dict[str, Any]:
     """Build the engine into `folder`; returns the manifest's `runtime_details`.
 
-    `kv_dtype` None: bf16, or fp16 for the precision fp16. `calibration_ids`: texts, needed for fp8 alone.
+    `kv_dtype` None: bf16, or fp16 for the precision fp16. `calibration_ids`: texts, for fp8 and int4.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
     kv_dtype = checked_kv_dtype(precision, kv_dtype)
@@ -82,10 +83,10 @@ def write_engine(
     builder = Builder(load_tensorrt(module))
     network = Network(builder.trt, builder.handle)
     length = cache_length_of(max_length)
-    linears_in = _linears(precision, spec, weights, calibration_ids, progress)
+    dtype = KV_DTYPES[kv_dtype]
     read = CountedWeights(weights, progress, "define network")
-    linears = linears_in(network, read, KV_DTYPES[kv_dtype])
-    define(network, spec, read, linears, KV_DTYPES[kv_dtype], length, num_candidates)
+    scales = calibrated(precision, spec, weights, dtype, calibration_ids, progress)
+    define(network, spec, read, linears_of(precision, network, read, dtype, scales), dtype, length, num_candidates)
     progress("define network", 1.0)
     profiles = profiles_of(spec, num_slots, prefill_chunk, length)
     settings = BuildSettings(
@@ -98,7 +99,7 @@ def write_engine(
     return {
         "engine": ENGINE_FILE,
         "module": module,
-        "cache_dtype": np.dtype(KV_DTYPES[kv_dtype]).name,
+        "cache_dtype": np.dtype(dtype).name,
         "cache_length": length,
         "num_candidates": num_candidates,
         "compute_capabilities": list(targets),
@@ -128,16 +129,29 @@ def define(
     add_candidates(network, ops.result, spec.vocab_size, num_candidates)
 
 
-def _linears(
+def calibrated(
     precision: str,
     spec: ModelSpec,
     weights: Mapping[str, Array],
+    dtype: Any,
     calibration_ids: Sequence[TokenIds],
-    progress: Progress,
-) -> Any:
+    progress: Progress = no_progress,
+) -> Mapping[str, Any]:
+    """What `linears_of` needs of a calibration pass: fp8's largest activations, int4's weights."""
+    if precision not in ("fp8", "int4"):
+        return {}
+    observer = ActivationMaxima(weights) if precision == "fp8" else Int4Quantizer(weights, dtype)
+    calibrate(spec, weights, calibration_ids, observer, progress)
+    return observer.of
+
+
+def linears_of(
+    precision: str, network: Network, weights: Mapping[str, Array], dtype: Any, scales: Mapping[str, Any]
+) -> Linears:
+    """How `precision` computes linear layers."""
     if precision == "fp8":
-        return partial(Fp8Linears, activation_maxima=activation_maxima(spec, weights, calibration_ids, progress))
-    return Int4Linears if precision == "int4" else HalfLinears
+        return Fp8Linears(network, weights, dtype, scales)
+    return Int4Linears(network, dtype, scales) if precision == "int4" else HalfLinears(network, weights, dtype)
 
 
 def profiles_of(spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int) -> tuple[Profile, Profile]:

@@ -57,9 +57,9 @@ class Network:
             self._constants[name] = self._constant(name, values, self.type_of(values.dtype), values.shape)
         return self._constants[name]
 
-    def int4_constant(self, name: str, packed: npt.NDArray[np.uint8], shape: tuple[int, int]) -> Tensor:
+    def int4_constant(self, name: str, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
         """`packed`: two values a byte, the first in the low half."""
-        assert packed.size * 2 == shape[0] * shape[1], f"{packed.size} bytes do not hold {shape} values of 4 bits"
+        assert packed.size * 2 == np.prod(shape), f"{packed.size} bytes do not hold {shape} values of 4 bits"
         return self._constant(name, np.ascontiguousarray(packed), self.trt.DataType.INT4, shape)
 
     def _constant(self, name: str, values: Values, dtype: Any, shape: tuple[int, ...]) -> Tensor:

@@ -50,7 +50,8 @@ def export(
         ),
     ] = False,
     calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="fp8: a text file like what will be asked. [default: built in]")
+        Path | None,
+        typer.Option("--calibration", help="fp8 and int4: a text file like what will be asked. [default: built in]"),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,
     repository: args.Repository = None,
