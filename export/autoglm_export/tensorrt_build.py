@@ -47,6 +47,7 @@ class Builder:
 
     def build(self, network: Any, path: Path, settings: BuildSettings, progress: Progress) -> None:
         """Write the plan of `network` to `path`."""
+        self.log.errors.clear()  # starting without a GPU logs one too
         config = self._config(settings)
         monitor = _monitor_of(self.trt, progress)
         config.progress_monitor = monitor

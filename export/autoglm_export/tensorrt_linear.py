@@ -89,12 +89,11 @@ def _product(network: Network, layers: Sequence[str], x: Tensor, weight: Tensor,
 
 def rounded(parts: Sequence[Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
     """The parts' rows one after the other in `dtype`. Raises UnsupportedModel for a value that it cannot hold."""
-    result: npt.NDArray[Any] = np.concatenate([part.astype(dtype) for part in parts])
     for part in parts:
         largest = float(np.abs(part).max(initial=0.0))
         if not largest <= float(ml_dtypes.finfo(dtype).max):
             raise UnsupportedModel(f"a weight of magnitude {largest:g} does not fit {np.dtype(dtype).name}; use bf16")
-    return result
+    return np.concatenate([part.astype(dtype) for part in parts])
 
 
 def fp8_columns(parts: Sequence[Array]) -> tuple[npt.NDArray[Any], Array]:
