@@ -80,11 +80,9 @@ class Builder:
         return made
 
 
-# What TensorRT's messages mean for a user: the first row whose words are all in them.
+# What TensorRT's messages mean for a user: the first row whose words are all in them. A missing driver comes last: builds
+# that need none log it, too.
 _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (("cudaError 35",), "no NVIDIA driver answers on this machine"),
-    (("CUDA initialization failure",), "no GPU answers on this machine"),
-    (("Cuda failure", "no CUDA-capable device"), "no GPU is in this machine"),
     (
         ("HW-specific datatypes",),
         "a target GPU lacks the data type of this precision (fp8 needs compute capability 8.9)",
@@ -93,6 +91,9 @@ _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (("OutOfMemory",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
     (("bad_alloc",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
     (("not supported by a dedicated kernel",), "TensorRT has no attention kernel for this model's head size"),
+    (("cudaError 35",), "no NVIDIA driver answers on this machine"),
+    (("CUDA initialization failure",), "no GPU answers on this machine"),
+    (("Cuda failure", "no CUDA-capable device"), "no GPU is in this machine"),
 )
 _NO_GPU = "; build on the machine with the GPU, or ahead of time with --runtime tensorrt-rtx --compute-capability"
 
