@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.gptq import compensated
-from autoglm_export.int4 import Int4Quantizer, best_scales, block_of, pack_int4, quantize
+from autoglm_export.int4 import Gptq, Nearest, best_scales, block_of, layers_of, pack_int4, quantize, title_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -111,7 +111,21 @@ def test_layers_side_by_side_are_quantised_together_and_given_back_apart() -> No
         f"layers.0.{name}.weight": RANDOM.standard_normal((rows, 32)).astype(np.float32)
         for name, rows in (("query", 8), ("key", 4))
     }
-    quantizer = Int4Quantizer(weights, np.float16)
+    quantizer = Gptq(weights, np.float16)
     restored = quantizer.observe(correlated_inputs(50, 32), ("layers.0.query", "layers.0.key"))
     assert [part.shape for part in restored] == [(8, 32), (4, 32)]
     np.testing.assert_array_equal(np.concatenate(restored), quantizer.of["layers.0.query+key"].restored())
+
+
+def test_rounding_to_the_nearest_is_the_best_without_knowledge_of_the_inputs() -> None:
+    weights = {"layers.3.gate.weight": RANDOM.standard_normal((8, 64)).astype(np.float32)}
+    made = Nearest(weights, np.float16)["layers.3.gate"]
+    steps = np.arange(-7, 8)[:, None, None] * np.repeat(made.scales.astype(np.float32), 64, axis=0).T
+    nearest = np.abs(steps - weights["layers.3.gate.weight"]).min(axis=0)
+    np.testing.assert_allclose(np.abs(made.restored() - weights["layers.3.gate.weight"]), nearest, atol=1e-6)
+
+
+def test_titles_name_their_layers() -> None:
+    layers = ["layers.7.query", "layers.7.key", "layers.7.value"]
+    assert title_of(layers) == "layers.7.query+key+value"
+    assert layers_of(title_of(layers)) == layers

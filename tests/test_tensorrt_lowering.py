@@ -218,6 +218,8 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"num_candidates": 98}, "num_candidates is 98; allowed is 1 ... 97"),
     ({"compute_capabilities": ["8.9", "7.0"]}, "compute_capability is '7.0'; tensorrt-rtx builds for 7.5, 8.0"),
     ({"compute_capabilities": ["9.0"]}, "for 9.0, Hopper, take tensorrt"),
+    ({"int4_rounding": "up"}, "int4_rounding is 'up'; allowed are gptq, nearest"),
+    ({"int4_rounding": "nearest"}, "int4_rounding is of no use to bf16"),
     ({"precision": "fp8", "compute_capabilities": ["8.0"]}, "compute_capability is 8.0; fp8 needs 8.9 or newer"),
 ]
 

@@ -1,8 +1,8 @@
-"""Weights of 4 bits: symmetric, in blocks of inputs that share a scale for each output, rounded by GPTQ."""
+"""Weights of 4 bits: symmetric, in blocks of inputs that share a scale for each output; rounded by GPTQ, or to the nearest."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,7 +34,7 @@ class Int4Weight:
         return np.ascontiguousarray((self.values * scales).T)
 
 
-class Int4Quantizer:
+class Gptq:
     """An observer of the calibration pass that quantises each layer when it sees its inputs."""
 
     def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
@@ -55,8 +55,35 @@ def title_of(layers: Sequence[str]) -> str:
     return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
 
 
+class Nearest(Mapping[str, Int4Weight]):
+    """`title_of(layers)` -> their weights, each rounded to the nearest step when it is read: no calibration, and less exact."""
+
+    def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
+        self._weights, self._scale_dtype = weights, scale_dtype
+
+    def __getitem__(self, title: str) -> Int4Weight:
+        weight = np.concatenate([self._weights[f"{name}.weight"] for name in layers_of(title)])
+        block = block_of(weight.shape[1], title)
+        scales = best_scales(weight, np.ones(weight.shape[1], np.float32), block, self._scale_dtype)
+        steps = _steps(weight.T, np.repeat(scales.astype(np.float32), block, axis=0))
+        return Int4Weight(steps.astype(np.int8), scales)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(".weight") for name in self._weights if name.endswith(".weight"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def layers_of(title: str) -> list[str]:
+    """The inverse of `title_of`."""
+    first, *rest = title.split("+")
+    prefix = first.rpartition(".")[0]
+    return [first, *(f"{prefix}.{name}" for name in rest)]
+
+
 def quantize(weight: Array, gram: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
-    """`weight` `[outputs, inputs]`; `gram` `[inputs, inputs]` of the calibration inputs."""
+    """GPTQ. `weight` `[outputs, inputs]`; `gram` `[inputs, inputs]` of the calibration inputs."""
     block = block_of(weight.shape[1], layer)
     scales = best_scales(weight, np.diag(gram), block, scale_dtype)
     exact = scales.astype(np.float32)

@@ -28,7 +28,7 @@ from autoglm_engine.core import TokenIds
 from .calibration import ActivationMaxima, calibrate
 from .decoder import build_decoder
 from .errors import InvalidOption
-from .int4 import Int4Quantizer
+from .int4 import Gptq, Nearest
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
 from .tensorrt_build import Builder, BuildSettings, Profile, Shape
@@ -41,6 +41,7 @@ from .weights import Array, CountedWeights
 
 ENGINE_FILE = "engine.plan"
 PRECISIONS = ("bf16", "fp16", "fp8", "int4")
+ROUNDINGS = ("gptq", "nearest")
 KV_DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # that TensorRT-RTX builds for
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
@@ -68,24 +69,28 @@ def write_engine(
     kv_dtype: str | None = None,
     compute_capabilities: Sequence[str] = (),
     weight_streaming: bool = False,
+    int4_rounding: str = "gptq",
     calibration_ids: Sequence[TokenIds] = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Build the engine into `folder`; returns the manifest's `runtime_details`.
 
-    `kv_dtype` None: bf16, or fp16 for the precision fp16. `calibration_ids`: texts, for fp8 and int4.
+    `kv_dtype` None: bf16, or fp16 for the precision fp16. `calibration_ids`: texts, for fp8 and for int4 by GPTQ, which
+    takes long for wide models; "nearest" needs no calibration.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
     kv_dtype = checked_kv_dtype(precision, kv_dtype)
     targets = checked_capabilities(runtime, precision, compute_capabilities)
     _check_candidates(num_candidates, spec.vocab_size)
+    _check_rounding(precision, int4_rounding)
     module = MODULES[runtime]
     builder = Builder(load_tensorrt(module))
     network = Network(builder.trt, builder.handle)
     length = cache_length_of(max_length)
     dtype = KV_DTYPES[kv_dtype]
     read = CountedWeights(weights, progress, "define network")
-    scales = calibrated(precision, spec, weights, dtype, calibration_ids, progress)
+    method = "nearest" if precision == "int4" and int4_rounding == "nearest" else precision
+    scales = calibrated(method, spec, weights, dtype, calibration_ids, progress)
     define(network, spec, read, linears_of(precision, network, read, dtype, scales), dtype, length, num_candidates)
     progress("define network", 1.0)
     profiles = profiles_of(spec, num_slots, prefill_chunk, length)
@@ -130,17 +135,22 @@ def define(
 
 
 def calibrated(
-    precision: str,
+    method: str,
     spec: ModelSpec,
     weights: Mapping[str, Array],
     dtype: Any,
     calibration_ids: Sequence[TokenIds],
     progress: Progress = no_progress,
 ) -> Mapping[str, Any]:
-    """What `linears_of` needs of a calibration pass: fp8's largest activations, int4's weights."""
-    if precision not in ("fp8", "int4"):
+    """What `linears_of` needs to know beside the weights: fp8's largest activations, int4's quantised weights.
+
+    `method`: a precision, or "nearest" for int4 without a calibration pass.
+    """
+    if method == "nearest":
+        return Nearest(weights, dtype)
+    if method not in ("fp8", "int4"):
         return {}
-    observer = ActivationMaxima(weights) if precision == "fp8" else Int4Quantizer(weights, dtype)
+    observer = ActivationMaxima(weights) if method == "fp8" else Gptq(weights, dtype)
     calibrate(spec, weights, calibration_ids, observer, progress)
     return observer.of
 
@@ -238,6 +248,13 @@ def _check_candidates(num_candidates: int, vocab_size: int) -> None:
     most = min(MOST_CANDIDATES, vocab_size)
     if not 1 <= num_candidates <= most:
         raise InvalidOption(f"num_candidates is {num_candidates}; allowed is 1 ... {most} for this model")
+
+
+def _check_rounding(precision: str, int4_rounding: str) -> None:
+    if int4_rounding not in ROUNDINGS:
+        raise InvalidOption(f"int4_rounding is {int4_rounding!r}; allowed are {', '.join(ROUNDINGS)}")
+    if precision != "int4" and int4_rounding != ROUNDINGS[0]:
+        raise InvalidOption(f"int4_rounding is of no use to {precision}")
 
 
 def _timing_cache(module: str, folder: Path) -> Path | None:

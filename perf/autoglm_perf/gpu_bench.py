@@ -14,6 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated, Any
 
+import numpy as np
 import typer
 from autoglm_engine.errors import EngineError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
@@ -103,7 +104,7 @@ def check_same(manifest: Manifest, settings: GpuBenchSettings, folder: Path) -> 
 
 def _build(settings: GpuBenchSettings, folder: Path, console: Console) -> None:
     spec = settings.spec()
-    options = {} if settings.runtime == "onnx" else {"num_candidates": settings.num_candidates}
+    options = {} if settings.runtime == "onnx" else _tensorrt_options(settings)
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("building", total=1.0)
         build_artifact(
@@ -116,6 +117,16 @@ def _build(settings: GpuBenchSettings, folder: Path, console: Console) -> None:
             options=options,
             progress=lambda stage, share: bar.update(task, description=stage, completed=share),
         )
+
+
+def _tensorrt_options(settings: GpuBenchSettings) -> dict[str, Any]:
+    """Random weights need no careful rounding, and no more calibration than one short text."""
+    options: dict[str, Any] = {"num_candidates": settings.num_candidates}
+    if settings.precision == "int4":
+        options["int4_rounding"] = "nearest"
+    if settings.precision == "fp8":
+        options["calibration_ids"] = [np.arange(16, dtype=np.int32)]
+    return options
 
 
 def run(settings: GpuBenchSettings, gpu: Gpu, artifact: Path | None, console: Console) -> list[Figure]:

@@ -49,6 +49,10 @@ def export(
             "--weight-streaming", help="TensorRT: weights may stay in host memory, for a model over the card's size."
         ),
     ] = False,
+    int4_rounding: Annotated[
+        str | None,
+        typer.Option("--int4-rounding", help="gptq, or nearest: fast, no calibration, less exact. [default: gptq]"),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option("--calibration", help="fp8 and int4: a text file like what will be asked. [default: built in]"),
@@ -78,6 +82,7 @@ def export(
         "num_candidates": num_candidates,
         "compute_capabilities": compute_capability or None,
         "weight_streaming": weight_streaming or None,
+        "int4_rounding": int4_rounding,
         "calibration": calibration,
     }
     manifest = run_export(checkpoint, target, check=check, chosen=chosen)
