@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Event, Logits, Request, SamplingOptions, StepBatch
-from autoglm_engine.runner import Limits
+from autoglm_engine.runner import Deferred, Limits
 from autoglm_engine.token_text import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -41,6 +41,9 @@ class FakeRunner:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    def issue(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
         self.before_forward(batch)

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterable
 from itertools import islice
 
-from .core import Event, FinishReason, Request
+from .core import Candidates, Event, FinishReason, Request
 from .errors import EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
@@ -159,7 +159,8 @@ class Engine:
         try:
             for copy in plan.copies:
                 self._runner.copy_prefix(copy.source, copy.target, copy.length)
-            logits = self._runner.forward(plan.batch)
+            logits = self._runner.issue(plan.batch).result()
+            assert not isinstance(logits, Candidates)
             chosen = sample_batch(logits, [sequence.sampler for sequence in sampling])
         except Exception as error:  # the loop outlives whatever a runner raises
             self._fail(plan, error)
