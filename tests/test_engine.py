@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Event, FinishReason, Logits, Request, StepBatch, Usage
+from autoglm_engine.core import FinishReason, Logits, Request, StepBatch, Usage
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import EngineError, InvalidRequest, QueueFull, ShuttingDown
 from autoglm_engine.metrics import (
@@ -18,86 +18,19 @@ from autoglm_engine.metrics import (
     TIME_TO_FIRST_TOKEN,
     TOKENS_IN,
     TOKENS_OUT,
-    MemoryMetrics,
 )
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
-from fakes import Answer, FakeClock, FakeRunner, answers, expected_greedy, letters_text, letters_tokenizer, request
+from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from fakes import Answer, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-
-TEXT = letters_text()
-LETTERS = letters_tokenizer()
-VOCAB = LETTERS.get_vocab_size()
-END = LETTERS.token_to_id("<|end|>")
-NUM_CANDIDATES = [0, 8]
-LIMITS = Limits(num_slots=4, max_length=64, prefill_chunk=8, vocab_size=VOCAB)
 
 
 @pytest.fixture(params=NUM_CANDIDATES, ids=["logits", "candidates"])
 def num_candidates(request: pytest.FixtureRequest) -> int:
     """Every scenario runs over both kinds of runner."""
     return int(request.param)
-
-
-@dataclass
-class Bench:
-    """An engine, its parts, and everything it answered."""
-
-    num_candidates: int  # of the runner; 0: it gives whole logits
-    limits: Limits = LIMITS
-    settings: EngineSettings = field(default_factory=EngineSettings)
-    gate: object = None
-    clock: FakeClock = field(default_factory=FakeClock)
-    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
-    events: list[Event] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.runner = FakeRunner(replace(self.limits, num_candidates=self.num_candidates), self.clock)
-        self.engine = Engine(
-            self.runner, TEXT, [END], self.settings, gate=self.gate, metrics=self.metrics, clock=self.clock  # type: ignore[arg-type]
-        )  # fmt: skip
-
-    def step(self, count: int = 1) -> list[Event]:
-        found = [event for _ in range(count) for event in self.engine.step()]
-        self.events += found
-        return found
-
-    def drain(self) -> None:
-        for _ in range(2000):
-            if not self.engine.has_work:
-                return
-            self.step()
-        pytest.fail("the engine never became idle")
-
-    def run(self, *requests: Request) -> None:
-        for one in requests:
-            self.engine.submit(one)
-        self.drain()
-
-    def assert_idle(self) -> None:
-        stats = self.engine.stats
-        assert (stats.running, stats.waiting, stats.slots_busy) == (0, 0, 0)
-        assert stats.slots_free + stats.slots_retained == self.limits.num_slots
-
-
-def spell(text: str) -> list[int]:
-    return [LETTERS.token_to_id({" ": "Ġ"}.get(letter, letter)) for letter in text]
-
-
-def script(bench: Bench, words: str | list[int]) -> None:
-    """Make the model say `words` (then 'z' for ever), whatever the prompt is: for tests with one request."""
-    ids = spell(words) if isinstance(words, str) else words
-    num_prompt = 3
-
-    def forward(batch: StepBatch) -> Logits:
-        rows = np.zeros((sum(span.wants_logits for span in batch.spans), VOCAB), np.float32)
-        for row, span in zip(rows, (span for span in batch.spans if span.wants_logits), strict=True):
-            said = span.start + len(span.token_ids) - num_prompt
-            row[ids[said] if said < len(ids) else spell("z")[0]] = 1.0
-        return rows
-
-    bench.runner.forward = forward  # type: ignore[method-assign]
 
 
 # ---- answers
@@ -343,7 +276,8 @@ def test_an_id_is_used_once_at_a_time(num_candidates: int) -> None:
 # ---- failures
 
 
-def test_a_failing_runner_ends_its_requests_and_nothing_else(num_candidates: int) -> None:
+@pytest.mark.parametrize("where", ["before_issue", "before_forward"])
+def test_a_failing_runner_ends_its_requests_and_nothing_else(num_candidates: int, where: str) -> None:
     bench = Bench(num_candidates)
     kept = [50 + i % 7 for i in range(40)]
     bench.run(request("before", kept, max_tokens=2))
@@ -354,9 +288,9 @@ def test_a_failing_runner_ends_its_requests_and_nothing_else(num_candidates: int
     def fail(batch: StepBatch) -> None:
         raise RuntimeError("out of memory")
 
-    bench.runner.before_forward = fail
+    setattr(bench.runner, where, fail)
     bench.step()
-    bench.runner.before_forward = lambda batch: None
+    setattr(bench.runner, where, lambda batch: None)
     bench.runner.written[:] = -1  # whoever trusted a slot now would fail
     bench.engine.submit(request("new", [8, 9], max_tokens=4, ignore_eos=True))
     bench.engine.submit(request("after", kept, max_tokens=2, ignore_eos=True))
