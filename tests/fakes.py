@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.core import Event, Logits, Request, SamplingOptions, StepBatch
+from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch
 from autoglm_engine.runner import Limits
 from autoglm_engine.token_text import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
@@ -26,21 +26,51 @@ class FakeClock:
 
 class FakeRunner:
     """Logits are a hash of the tokens that are truly written at the span's positions and before, so that a mistake with
-    slots, positions or copies changes the answer. Reading a position that was never written raises.
+    slots, positions or copies changes the answer. Reading a position that was never written raises, and so does whatever
+    the protocol forbids. With `limits.num_candidates`, steps give candidates, adjusted by what this slot was told so far.
     """
 
     def __init__(self, limits: Limits, clock: FakeClock | None = None, seconds_per_step: float = 0.01) -> None:
         self._limits = limits
         self._clock = clock
         self._seconds_per_step = seconds_per_step
+        self._ranking = FakeRanking(limits)
+        self._pending: FakePending | None = None
+        self._num_issued = 0
         self.written: npt.NDArray[np.int64] = np.full((limits.num_slots, limits.max_length), EMPTY)
         self.batches: list[StepBatch] = []
         self.num_copies = 0
+        self.num_whole_rows = 0
+        self.before_issue: Callable[[StepBatch], None] = lambda batch: None
         self.before_forward: Callable[[StepBatch], None] = lambda batch: None
 
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    def issue(self, batch: StepBatch) -> FakePending:
+        assert self._pending is None, "a step is issued while one is pending"
+        assert batch.spans, "a step without spans is issued"
+        self._num_issued += 1
+        self.before_issue(batch)
+        self._pending = FakePending(batch, self._finish)
+        return self._pending
+
+    def _finish(self, pending: FakePending) -> Logits | Candidates:
+        assert pending is self._pending, "the result of a step is taken twice"
+        self._pending = None
+        self._ranking.adjust(pending.batch)
+        logits = self.forward(pending.batch)
+        if not self._limits.num_candidates:
+            return logits
+        number = self._num_issued
+
+        def full_row(row: int) -> Logits:
+            assert self._num_issued == number, "a row is fetched after the next step was issued"
+            self.num_whole_rows += 1
+            return logits[row].copy()
+
+        return self._ranking.candidates(logits, [s.slot for s in pending.batch.spans if s.wants_logits], full_row)
 
     def forward(self, batch: StepBatch) -> Logits:
         self.before_forward(batch)
@@ -59,6 +89,7 @@ class FakeRunner:
         return np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
+        assert self._pending is None, "a prefix is copied while a step is pending"
         assert source != target
         self.num_copies += 1
         self.written[target, length:] = EMPTY
@@ -67,6 +98,62 @@ class FakeRunner:
 
     def close(self) -> None:
         pass
+
+
+class FakePending:
+    """Computes when it is asked, and checks that the tokens are still those it was issued with."""
+
+    def __init__(self, batch: StepBatch, finish: Callable[[FakePending], Logits | Candidates]) -> None:
+        self.batch = batch
+        self._issued = [span.token_ids.copy() for span in batch.spans]
+        self._finish = finish
+
+    def result(self) -> Logits | Candidates:
+        for span, token_ids in zip(self.batch.spans, self._issued, strict=True):
+            np.testing.assert_array_equal(span.token_ids, token_ids, "tokens changed while their step was in flight")
+        return self._finish(self)
+
+
+class FakeRanking:
+    """What a device keeps of each slot to adjust and rank its logits; garbage until the slot is told to reset it."""
+
+    def __init__(self, limits: Limits) -> None:
+        self._num_candidates = limits.num_candidates
+        self._factors = np.full((limits.num_slots, limits.vocab_size), 0.01, np.float32)
+        self._offsets = np.full((limits.num_slots, limits.vocab_size), np.nan, np.float32)
+        self._inverse_temperatures = np.full(limits.num_slots, np.nan, np.float32)
+
+    def adjust(self, batch: StepBatch) -> None:
+        for span in batch.spans:
+            if (told := span.adjustments) is None:
+                continue
+            assert self._num_candidates and span.wants_logits, "adjustments for nothing"
+            assert told.reset or len(told.token_ids), "adjustments that change nothing"
+            assert len(set(told.token_ids.tolist())) == len(told.token_ids), "a token is adjusted twice"
+            if told.reset:
+                self._factors[span.slot], self._offsets[span.slot] = 1, 0
+            self._factors[span.slot, told.token_ids] = told.factors
+            self._offsets[span.slot, told.token_ids] = told.offsets
+            self._inverse_temperatures[span.slot] = told.inverse_temperature
+
+    def candidates(self, logits: Logits, slots: list[int], full_row: Callable[[int], Logits]) -> Candidates:
+        factors, offsets = self._factors[slots], self._offsets[slots]
+        return rank(logits, factors, offsets, self._inverse_temperatures[slots], self._num_candidates, full_row)
+
+
+def rank(
+    logits: Logits, factors: Logits, offsets: Logits, inverse_temperatures: Logits, count: int,
+    full_row: Callable[[int], Logits],
+) -> Candidates:  # fmt: skip
+    """A device's candidates, in float32; of equal ones the highest id comes first, unlike on the host."""
+    with np.errstate(all="ignore"):
+        adjusted = np.where(logits < 0, logits * factors, logits / factors) + offsets
+        scaled = adjusted * inverse_temperatures[:, None]
+        largest = scaled.max(axis=1, initial=-np.inf)
+        log_sum_exp = np.log(np.exp(scaled - largest[:, None]).sum(axis=1, dtype=np.float32)) + largest
+    ids = np.array([np.lexsort((-np.arange(len(row)), -row))[:count] for row in adjusted], np.int32)
+    ids = ids.reshape(len(logits), min(count, logits.shape[1]))
+    return Candidates(ids, np.take_along_axis(adjusted, ids.astype(np.int64), axis=1), log_sum_exp, full_row)
 
 
 def fake_logits(tokens: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.float32]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
-from autoglm_engine.runner import Limits
+from autoglm_engine.runner import Deferred, Limits
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
 
@@ -93,6 +93,9 @@ class NumpyRunner:
         self.limits = Limits(**{**defaults, **limits}, vocab_size=spec.vocab_size)
         shape = (self.limits.num_slots, spec.num_layers, self.limits.max_length, spec.num_kv_heads, spec.head_size)
         self._keys, self._values = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+
+    def issue(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
         rows = [self._span(span) for span in batch.spans]

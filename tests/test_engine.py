@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Event, FinishReason, Logits, Request, StepBatch, Usage
+from autoglm_engine.core import FinishReason, Logits, Request, StepBatch, Usage
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import EngineError, InvalidRequest, QueueFull, ShuttingDown
 from autoglm_engine.metrics import (
@@ -18,86 +18,27 @@ from autoglm_engine.metrics import (
     TIME_TO_FIRST_TOKEN,
     TOKENS_IN,
     TOKENS_OUT,
-    MemoryMetrics,
 )
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
-from fakes import Answer, FakeClock, FakeRunner, answers, expected_greedy, letters_text, letters_tokenizer, request
+from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from fakes import Answer, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-TEXT = letters_text()
-LETTERS = letters_tokenizer()
-VOCAB = LETTERS.get_vocab_size()
-END = LETTERS.token_to_id("<|end|>")
-LIMITS = Limits(num_slots=4, max_length=64, prefill_chunk=8, vocab_size=VOCAB)
 
-
-@dataclass
-class Bench:
-    """An engine, its parts, and everything it answered."""
-
-    limits: Limits = LIMITS
-    settings: EngineSettings = field(default_factory=EngineSettings)
-    gate: object = None
-    clock: FakeClock = field(default_factory=FakeClock)
-    metrics: MemoryMetrics = field(default_factory=MemoryMetrics)
-    events: list[Event] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.runner = FakeRunner(self.limits, self.clock)
-        self.engine = Engine(
-            self.runner, TEXT, [END], self.settings, gate=self.gate, metrics=self.metrics, clock=self.clock  # type: ignore[arg-type]
-        )  # fmt: skip
-
-    def step(self, count: int = 1) -> list[Event]:
-        found = [event for _ in range(count) for event in self.engine.step()]
-        self.events += found
-        return found
-
-    def drain(self) -> None:
-        for _ in range(2000):
-            if not self.engine.has_work:
-                return
-            self.step()
-        pytest.fail("the engine never became idle")
-
-    def run(self, *requests: Request) -> None:
-        for one in requests:
-            self.engine.submit(one)
-        self.drain()
-
-    def assert_idle(self) -> None:
-        stats = self.engine.stats
-        assert (stats.running, stats.waiting, stats.slots_busy) == (0, 0, 0)
-        assert stats.slots_free + stats.slots_retained == self.limits.num_slots
-
-
-def spell(text: str) -> list[int]:
-    return [LETTERS.token_to_id({" ": "Ġ"}.get(letter, letter)) for letter in text]
-
-
-def script(bench: Bench, words: str | list[int]) -> None:
-    """Make the model say `words` (then 'z' for ever), whatever the prompt is: for tests with one request."""
-    ids = spell(words) if isinstance(words, str) else words
-    num_prompt = 3
-
-    def forward(batch: StepBatch) -> Logits:
-        rows = np.zeros((sum(span.wants_logits for span in batch.spans), VOCAB), np.float32)
-        for row, span in zip(rows, (span for span in batch.spans if span.wants_logits), strict=True):
-            said = span.start + len(span.token_ids) - num_prompt
-            row[ids[said] if said < len(ids) else spell("z")[0]] = 1.0
-        return rows
-
-    bench.runner.forward = forward  # type: ignore[method-assign]
+@pytest.fixture(params=NUM_CANDIDATES, ids=["logits", "candidates"])
+def num_candidates(request: pytest.FixtureRequest) -> int:
+    """Every scenario runs over both kinds of runner."""
+    return int(request.param)
 
 
 # ---- answers
 
 
 @pytest.mark.parametrize("prefix_reuse", [True, False])
-def test_batched_equals_one_by_one(prefix_reuse: bool) -> None:
-    bench = Bench(settings=EngineSettings(prefix_reuse=prefix_reuse, token_budget=20))
+def test_batched_equals_one_by_one(num_candidates: int, prefix_reuse: bool) -> None:
+    bench = Bench(num_candidates, settings=EngineSettings(prefix_reuse=prefix_reuse, token_budget=20))
     shared = list(range(1, 25))
     prompts = [shared[: 20 + i % 4] + [i] * (i % 9 + 1) for i in range(20)]
     bench.run(*(request(f"r{i}", prompt, max_tokens=12) for i, prompt in enumerate(prompts)))
@@ -108,8 +49,8 @@ def test_batched_equals_one_by_one(prefix_reuse: bool) -> None:
     bench.assert_idle()
 
 
-def test_a_request_that_is_not_streamed_gets_one_event() -> None:
-    bench = Bench()
+def test_a_request_that_is_not_streamed_gets_one_event(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.run(request(prompt=[1, 2, 3], max_tokens=5, ignore_eos=True))
     (event,) = bench.events
     assert event.token_ids == tuple(expected_greedy([1, 2, 3], 5, VOCAB))
@@ -119,8 +60,8 @@ def test_a_request_that_is_not_streamed_gets_one_event() -> None:
     assert event.stages.decode_ms == pytest.approx(40)
 
 
-def test_a_stream_gets_an_event_a_token() -> None:
-    bench = Bench()
+def test_a_stream_gets_an_event_a_token(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, "hello")
     bench.run(request(stream=True, max_tokens=5))
     assert [len(event.token_ids) for event in bench.events] == [1] * 5
@@ -129,22 +70,22 @@ def test_a_stream_gets_an_event_a_token() -> None:
     assert answers(bench.events)["r"].text(TEXT) == "hello"
 
 
-def test_characters_are_never_split() -> None:
-    bench = Bench()
+def test_characters_are_never_split(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, spell("a") + [LETTERS.token_to_id(part) for part in "âĤ¬"] + spell("b"))
     bench.run(request(stream=True, max_tokens=5))
     assert [TEXT.decode(event.token_ids, event.is_first) for event in bench.events] == ["a", "€", "b"]
 
 
-def test_a_character_cut_by_the_length_is_still_answered() -> None:
-    bench = Bench()
+def test_a_character_cut_by_the_length_is_still_answered(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, [LETTERS.token_to_id("â")])
     bench.run(request(stream=True, max_tokens=1))
     assert answers(bench.events)["r"].text(TEXT) == "\ufffd"
 
 
-def test_end_of_sequence() -> None:
-    bench = Bench()
+def test_end_of_sequence(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, [*spell("ab"), END])
     bench.run(request(max_tokens=9))
     (event,) = bench.events
@@ -156,16 +97,16 @@ def test_end_of_sequence() -> None:
     assert bench.events[-1].usage.completion_tokens == 4
 
 
-def test_an_end_of_sequence_token_with_text_leaves_none() -> None:
-    bench = Bench()
+def test_an_end_of_sequence_token_with_text_leaves_none(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.engine = Engine(bench.runner, TEXT, spell("e"), clock=bench.clock)
     script(bench, "abe")
     bench.run(request(max_tokens=9))
     assert answers(bench.events)["r"].text(TEXT) == "ab"
 
 
-def test_min_tokens_holds_the_end_off() -> None:
-    bench = Bench()
+def test_min_tokens_holds_the_end_off(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, [END] * 9)
     bench.run(request(max_tokens=9, min_tokens=3))
     assert len(bench.events[0].token_ids) == 4
@@ -185,9 +126,15 @@ def test_min_tokens_holds_the_end_off() -> None:
     ],
 )
 def test_stop_strings(
-    said: str, stops: tuple[str, ...], options: dict[str, int], text: str, reason: FinishReason, stream: bool
+    num_candidates: int,
+    said: str,
+    stops: tuple[str, ...],
+    options: dict[str, int],
+    text: str,
+    reason: FinishReason,
+    stream: bool,
 ) -> None:
-    bench = Bench()
+    bench = Bench(num_candidates)
     script(bench, said)
     bench.run(request(stream=stream, **{"max_tokens": 20, "stop": stops, **options}))
     answer = answers(bench.events)["r"]
@@ -196,22 +143,22 @@ def test_stop_strings(
     assert answer.last.usage.completion_tokens == len(answer.token_ids)
 
 
-def test_an_end_of_sequence_releases_what_was_held_back() -> None:
-    bench = Bench()
+def test_an_end_of_sequence_releases_what_was_held_back(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, [*spell("aEN"), END])
     bench.run(request(stream=True, max_tokens=9, stop=("END",)))
     assert answers(bench.events)["r"].text(TEXT) == "aEN"
 
 
-def test_the_slot_is_the_limit_of_the_length() -> None:
-    bench = Bench()
+def test_the_slot_is_the_limit_of_the_length(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.run(request(prompt=[1] * 60, max_tokens=1000, ignore_eos=True))
     assert bench.events[0].usage.completion_tokens == 4
     assert bench.events[0].finish_reason is FinishReason.LENGTH
 
 
-def test_logprobs_come_with_their_tokens() -> None:
-    bench = Bench()
+def test_logprobs_come_with_their_tokens(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.run(
         request("plain", max_tokens=4, ignore_eos=True),
         request("stream", stream=True, max_tokens=4, ignore_eos=True, logprobs=2, stop=("0123",)),
@@ -223,9 +170,9 @@ def test_logprobs_come_with_their_tokens() -> None:
         assert all(len(logprobs.top) == 2 and logprobs.logprob <= 0 for logprobs in event.logprobs)
 
 
-def test_a_seeded_request_answers_the_same_in_company() -> None:
+def test_a_seeded_request_answers_the_same_in_company(num_candidates: int) -> None:
     seeded = {"temperature": 1.5, "seed": 42, "max_tokens": 10, "ignore_eos": True}
-    alone, together = Bench(), Bench()
+    alone, together = Bench(num_candidates), Bench(num_candidates)
     alone.run(request("s", [9, 9], **seeded))
     together.run(*(request(f"o{i}", [i], temperature=1.0) for i in range(3)), request("s", [9, 9], **seeded))
     assert answers(together.events)["s"].token_ids == answers(alone.events)["s"].token_ids
@@ -234,8 +181,8 @@ def test_a_seeded_request_answers_the_same_in_company() -> None:
 # ---- cancel, deadlines, the queue
 
 
-def test_a_cancelled_slot_is_free_within_one_step() -> None:
-    bench = Bench()
+def test_a_cancelled_slot_is_free_within_one_step(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     for i in range(6):
         bench.engine.submit(request(f"r{i}", stream=True, max_tokens=50, ignore_eos=True))
     bench.step(3)
@@ -247,8 +194,8 @@ def test_a_cancelled_slot_is_free_within_one_step() -> None:
     assert bench.engine.cancel(["r0"]) == 0
 
 
-def test_a_cancel_answers_with_the_text_held_back() -> None:
-    bench = Bench()
+def test_a_cancel_answers_with_the_text_held_back(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     script(bench, [*spell("aEN"), LETTERS.token_to_id("â")])
     bench.engine.submit(request(stream=True, max_tokens=50, stop=("END",)))
     bench.step(4)
@@ -257,18 +204,18 @@ def test_a_cancel_answers_with_the_text_held_back() -> None:
     assert answers(bench.events)["r"].text(TEXT) == "aEN\ufffd"
 
 
-def test_a_late_cancel_does_not_meet_the_next_request_of_that_name() -> None:
-    bench = Bench()
+def test_a_late_cancel_does_not_meet_the_next_request_of_that_name(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.engine.submit(request(max_tokens=1))
     bench.runner.before_forward = lambda batch: bench.engine.cancel(["r"]) and None  # it ends in this very step
-    bench.step()
+    bench.step(2)  # one issues, one collects
     bench.runner.before_forward = lambda batch: None
     bench.run(request(max_tokens=2, ignore_eos=True))
     assert [event.finish_reason for event in bench.events] == [FinishReason.LENGTH] * 2
 
 
-def test_deadlines_end_running_and_waiting_requests() -> None:
-    bench = Bench(limits=Limits(1, 64, 8, VOCAB))
+def test_deadlines_end_running_and_waiting_requests(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
     bench.engine.submit(request("runs", max_tokens=60, ignore_eos=True, deadline=100.045))
     bench.engine.submit(request("waits", deadline=100.025))
     bench.engine.submit(request("in time", deadline=500.0))
@@ -281,8 +228,8 @@ def test_deadlines_end_running_and_waiting_requests() -> None:
     assert found["in time"].last.finish_reason in (FinishReason.LENGTH, FinishReason.STOP)
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing() -> None:
-    bench = Bench(settings=EngineSettings(max_queue=3))
+def test_a_full_queue_refuses_at_once_and_loses_nothing(num_candidates: int) -> None:
+    bench = Bench(num_candidates, settings=EngineSettings(max_queue=3))
     for i in range(3):
         bench.engine.submit(request(f"r{i}"))
     with pytest.raises(QueueFull, match="3 requests wait already"):
@@ -309,15 +256,15 @@ def test_a_full_queue_refuses_at_once_and_loses_nothing() -> None:
         (request(max_tokens=0), "max_tokens is 0; it must be at least 1"),
     ],
 )
-def test_what_cannot_be_served_is_refused(wrong: Request, sentence: str) -> None:
-    bench = Bench()
+def test_what_cannot_be_served_is_refused(num_candidates: int, wrong: Request, sentence: str) -> None:
+    bench = Bench(num_candidates)
     with pytest.raises(InvalidRequest, match=sentence):
         bench.engine.submit(wrong)
     assert not bench.engine.has_work
 
 
-def test_an_id_is_used_once_at_a_time() -> None:
-    bench = Bench()
+def test_an_id_is_used_once_at_a_time(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.engine.submit(request())
     with pytest.raises(InvalidRequest, match="the request id 'r' is in use"):
         bench.engine.submit(request())
@@ -329,8 +276,9 @@ def test_an_id_is_used_once_at_a_time() -> None:
 # ---- failures
 
 
-def test_a_failing_runner_ends_its_requests_and_nothing_else() -> None:
-    bench = Bench()
+@pytest.mark.parametrize("where", ["before_issue", "before_forward"])
+def test_a_failing_runner_ends_its_requests_and_nothing_else(num_candidates: int, where: str) -> None:
+    bench = Bench(num_candidates)
     kept = [50 + i % 7 for i in range(40)]
     bench.run(request("before", kept, max_tokens=2))
     for i in range(3):  # the fourth slot keeps what was there before
@@ -340,9 +288,9 @@ def test_a_failing_runner_ends_its_requests_and_nothing_else() -> None:
     def fail(batch: StepBatch) -> None:
         raise RuntimeError("out of memory")
 
-    bench.runner.before_forward = fail
+    setattr(bench.runner, where, fail)
     bench.step()
-    bench.runner.before_forward = lambda batch: None
+    setattr(bench.runner, where, lambda batch: None)
     bench.runner.written[:] = -1  # whoever trusted a slot now would fail
     bench.engine.submit(request("new", [8, 9], max_tokens=4, ignore_eos=True))
     bench.engine.submit(request("after", kept, max_tokens=2, ignore_eos=True))
@@ -356,8 +304,8 @@ def test_a_failing_runner_ends_its_requests_and_nothing_else() -> None:
     bench.assert_idle()
 
 
-def test_logits_that_are_not_finite_end_one_request() -> None:
-    bench = Bench()
+def test_logits_that_are_not_finite_end_one_request(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     forward = bench.runner.forward
 
     def poisoned(batch: StepBatch) -> Logits:
@@ -374,8 +322,8 @@ def test_logits_that_are_not_finite_end_one_request() -> None:
     assert found["good"].token_ids == expected_greedy([1, 2], 5, VOCAB)
 
 
-def test_shutting_down_answers_everybody() -> None:
-    bench = Bench()
+def test_shutting_down_answers_everybody(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     for i in range(6):
         bench.engine.submit(request(f"r{i}", ignore_eos=True))
     bench.step(2)
@@ -388,10 +336,11 @@ def test_shutting_down_answers_everybody() -> None:
     bench.assert_idle()
 
 
-def test_a_step_that_dies_half_way_loses_no_answer() -> None:
-    bench = Bench()
+def test_a_step_that_dies_half_way_loses_no_answer(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     bench.engine.submit(request("done", max_tokens=1))
     bench.engine.submit(request("open", max_tokens=9, ignore_eos=True))
+    bench.step()
     report = bench.engine._tally.report
     bench.engine._tally.report = lambda scheduler: 1 / 0  # type: ignore[assignment, method-assign, return-value]
     with pytest.raises(ZeroDivisionError):
@@ -400,6 +349,19 @@ def test_a_step_that_dies_half_way_loses_no_answer() -> None:
     found = answers(bench.engine.shut_down(EngineError("it broke")))
     assert found["done"].last.finish_reason is FinishReason.LENGTH
     assert found["open"].last.error == "it broke"
+
+
+def test_a_step_that_dies_before_it_tells_loses_no_answer(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
+    bench.engine.submit(request("done", max_tokens=1))
+    bench.engine.submit(request("open", max_tokens=9, ignore_eos=True))
+    bench.step()
+    bench.engine._tally.token = lambda sequence, now: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(ZeroDivisionError):
+        bench.step()
+    events = bench.engine.shut_down(EngineError("it broke"))
+    assert [(event.request_id, event.error) for event in events] == [("done", "it broke"), ("open", "it broke")]
+    bench.assert_idle()
 
 
 # ---- streams
@@ -413,12 +375,12 @@ class Gate:
         return self.is_open
 
 
-def test_tokens_gather_while_the_gate_is_closed() -> None:
+def test_tokens_gather_while_the_gate_is_closed(num_candidates: int) -> None:
     gate = Gate()
-    bench = Bench(gate=gate)
+    bench = Bench(num_candidates, gate=gate)
     gate.is_open = False
     bench.engine.submit(request(stream=True, max_tokens=8, ignore_eos=True))
-    assert len(bench.step(1)) == 1, "the first token waits for nobody"
+    assert len(bench.step(2)) == 1, "the first token waits for nobody"
     assert bench.step(3) == []
     gate.is_open = True
     assert [len(event.token_ids) for event in bench.step()] == [4]
@@ -428,8 +390,10 @@ def test_tokens_gather_while_the_gate_is_closed() -> None:
     assert answers(bench.events)["r"].token_ids == expected_greedy([1, 2, 3], 8, VOCAB)
 
 
-def test_streams_share_the_event_rate() -> None:
-    bench = Bench(settings=EngineSettings(max_events_per_second=52))  # 38 ms each for two; a step takes 10 ms
+def test_streams_share_the_event_rate(num_candidates: int) -> None:
+    bench = Bench(
+        num_candidates, settings=EngineSettings(max_events_per_second=52)
+    )  # 38 ms each for two; a step takes 10 ms
     script(bench, "")
     for i in range(2):
         bench.engine.submit(request(f"r{i}", stream=True, max_tokens=24))
@@ -440,8 +404,8 @@ def test_streams_share_the_event_rate() -> None:
         assert [len(event.token_ids) for event in answers(bench.events)[f"r{i}"].events] == [1, 4, 4, 4, 4, 4, 3]
 
 
-def test_silent_streams_get_heartbeats() -> None:
-    bench = Bench(limits=Limits(1, 64, 8, VOCAB))
+def test_silent_streams_get_heartbeats(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
     bench.engine.submit(request("held", stream=True, max_tokens=60, stop=("z" * 100,)))
     script(bench, "")
     for i in range(4):
@@ -455,10 +419,10 @@ def test_silent_streams_get_heartbeats() -> None:
     assert not any(event.token_ids or event.is_last for event in bench.events)
 
 
-def test_no_heartbeat_passes_a_closed_gate() -> None:
+def test_no_heartbeat_passes_a_closed_gate(num_candidates: int) -> None:
     gate = Gate()
     gate.is_open = False
-    bench = Bench(gate=gate)
+    bench = Bench(num_candidates, gate=gate)
     script(bench, "")
     bench.engine.submit(request(stream=True, max_tokens=60, stop=("z" * 100,)))
     for _ in range(10):
@@ -469,8 +433,8 @@ def test_no_heartbeat_passes_a_closed_gate() -> None:
 # ---- measures
 
 
-def test_metrics() -> None:
-    bench = Bench()
+def test_metrics(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
     prompt = list(range(1, 31))
     bench.run(request("a", prompt, max_tokens=4, ignore_eos=True, arrival=99.0))
     bench.run(request("b", prompt, max_tokens=4, ignore_eos=True))
@@ -546,13 +510,19 @@ VISITORS = st.builds(
     st.integers(1, 4),
     st.integers(1, 40),
     st.lists(st.booleans(), min_size=5, max_size=5),
+    st.sampled_from(NUM_CANDIDATES),
 )
 def test_whatever_comes_and_goes(
-    visitors: list[Visitor], prefix_reuse: bool, num_slots: int, budget: int, gate_opens: list[bool]
+    visitors: list[Visitor],
+    prefix_reuse: bool,
+    num_slots: int,
+    budget: int,
+    gate_opens: list[bool],
+    num_candidates: int,
 ) -> None:
     gate = Gate()
     limits = Limits(num_slots, 64, 8, VOCAB)
-    bench = Bench(limits, EngineSettings(prefix_reuse=prefix_reuse, token_budget=budget), gate)
+    bench = Bench(num_candidates, limits, EngineSettings(prefix_reuse=prefix_reuse, token_budget=budget), gate)
     for now in range(42):
         gate.is_open = gate_opens[now % 5]
         for i, visitor in enumerate(visitors):

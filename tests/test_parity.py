@@ -11,7 +11,7 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner
+from autoglm_engine.runner import Runner, run_step
 from autoglm_export import parity
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint
 from autoglm_export.errors import ParityError
@@ -85,7 +85,7 @@ def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
     spans = [
         Span(slot, lengths[slot], tiny.ids[lengths[slot] : lengths[slot] + size], True) for slot, size in sizes.items()
     ]
-    logits = runner.forward(StepBatch(tuple(spans)))
+    logits = run_step(runner, StepBatch(tuple(spans)))
     for row, span in zip(logits, spans, strict=True):
         assert relative(row, expected[span.start + len(span.token_ids) - 1]) < parity.MAX_RELATIVE_L2
 

@@ -66,7 +66,7 @@ def test_the_distribution_is_the_one_transformers_samples_from(options: dict[str
     for row in random_logits(3, seed=4):
         tested = sampler(temperature=temperature, **options)
         expected = transformers_probabilities(row, tested._options)
-        ids, weights = tested._candidates(row, row.max())
+        ids, weights = tested._kept(row, row.max())
         found = np.zeros(VOCAB)
         found[ids] = weights / weights.sum()
         np.testing.assert_allclose(found, expected, atol=1e-5)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Span, StepBatch, TokenIds
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner
+from autoglm_engine.runner import Runner, run_step
 
 from .errors import ParityError
 from .lowering import Progress, no_progress
@@ -163,8 +163,9 @@ def teacher_forced(runner: Runner, texts: list[TokenIds], progress: Progress = n
         for position in range(longest):
             progress("parity: decode", (first + len(group) * position / longest) / len(texts))
             active = [index for index in group if position < len(texts[index])]
-            logits = runner.forward(
-                StepBatch(tuple(_one_token(index - first, position, texts[index][position]) for index in active))
+            logits = run_step(
+                runner,
+                StepBatch(tuple(_one_token(index - first, position, texts[index][position]) for index in active)),
             )
             for index, row in zip(active, logits, strict=True):
                 rows[index][position] = row
@@ -181,7 +182,7 @@ def prefill(runner: Runner, ids: TokenIds, slot: int, chunk: int | None = None) 
     for start in range(0, len(ids), size):
         part = ids[start : start + size]
         is_last = start + size >= len(ids)
-        logits = runner.forward(StepBatch((Span(slot=slot, start=start, token_ids=part, wants_logits=is_last),)))
+        logits = run_step(runner, StepBatch((Span(slot=slot, start=start, token_ids=part, wants_logits=is_last),)))
     return np.array(logits[0])
 
 
@@ -189,7 +190,7 @@ def greedy(runner: Runner, prompt: TokenIds, num_tokens: int, slot: int = 0) -> 
     tokens = [int(prefill(runner, prompt, slot).argmax())]
     while len(tokens) < num_tokens:
         position = len(prompt) + len(tokens) - 1
-        logits = runner.forward(StepBatch((_one_token(slot, position, tokens[-1]),)))
+        logits = run_step(runner, StepBatch((_one_token(slot, position, tokens[-1]),)))
         tokens.append(int(logits[0].argmax()))
     return tokens
 

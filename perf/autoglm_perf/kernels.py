@@ -40,14 +40,14 @@ def fill_slots(runner: Runner) -> None:
     for slot in range(limits.num_slots):
         for start in range(0, PAST, limits.prefill_chunk):
             part = ids[start : start + limits.prefill_chunk]
-            runner.forward(StepBatch((Span(slot, start, part, wants_logits=False),)))
+            runner.issue(StepBatch((Span(slot, start, part, wants_logits=False),))).result()
 
 
 def best_ms(runner: Runner, batch: StepBatch) -> float:
     times = []
     for _ in range(REPEATS):
         start = time.perf_counter()
-        runner.forward(batch)
+        runner.issue(batch).result()
         times.append(time.perf_counter() - start)
     return min(times) * 1e3
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import numpy.typing as npt
 
 Row = npt.NDArray[np.float32]
 Ids = npt.NDArray[np.int64]
+Weights = npt.NDArray[np.float64]
 
 _NUM_BLOCKS = 2048  # of which one pass takes the maximum
 _BANDS_PER_NAT, _NUM_BANDS = 64, 2048  # of the histogram: what is 32 nats below the best is one band
@@ -26,13 +29,13 @@ def most_likely(row: Row, count: int) -> Ids:
     return ids[: int((row[ids] >= row[ids[count - 1]]).sum())]
 
 
-def at_least(row: Row, threshold: float) -> Ids:
+def at_least(row: Row, threshold: float | np.float32) -> Ids:
     """The ids of the values that reach `threshold`, largest first, then lowest id."""
     ids: Ids = np.flatnonzero(row >= np.float32(threshold))
     return ids[_descending(row[ids])]
 
 
-def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) -> tuple[Ids, npt.NDArray[np.float64]]:
+def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) -> tuple[Ids, Weights]:
     """(ids, weights) of the fewest tokens that hold `top_p` of the softmax, in no particular order.
 
     A histogram of the logits finds the narrow band in which the nucleus ends; only that band is sorted.
@@ -50,6 +53,17 @@ def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) 
     edge = edge[: int(weights[edge].cumsum().searchsorted(missing)) + 1]
     ids = np.concatenate([inside, edge])
     return ids, weights[ids]
+
+
+def softmax_weights(values: Row, best: np.float32, temperature: float) -> Weights:
+    """exp((values - best) / temperature)."""
+    weights: Weights = np.exp((values.astype(np.float64) - float(best)) / temperature)
+    return weights
+
+
+def min_p_threshold(best: np.float32, temperature: float, min_p: float) -> np.float32:
+    """The logit of a token that is `min_p` times as likely as the best one."""
+    return np.float32(float(best) + temperature * math.log(min_p))
 
 
 def total_weight(row: Row, best: np.float32, temperature: float) -> float:

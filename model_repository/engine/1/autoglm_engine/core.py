@@ -110,7 +110,8 @@ class Adjustments:
     """How a slot's logits `l` are adjusted where its candidates are chosen: what changed since the slot's last step.
 
     At each of `token_ids` the logit is `where(l < 0, l * factor, l / factor) + offset`. `reset`: every other token of the
-    slot goes back to factor 1 and offset 0 first (another request has the slot now).
+    slot goes back to factor 1 and offset 0 first (another request has the slot now). All of it, the inverse
+    temperature too, stays until the slot's next adjustments. They come with spans that want logits, before these are computed.
     """
 
     reset: bool

@@ -1,8 +1,14 @@
 """The engine: requests in, events out, one step at a time.
 
 `submit` and `cancel` may be called from any thread and take effect at the next step; one thread calls `step`.
-A step: take what arrived -> end what was cancelled or is late -> plan -> compute -> sample -> events. Each request ends
-with exactly one last event; one that is not streamed has no other.
+A step: collect the step in flight (wait, sample) -> take what arrived -> end what was cancelled or is late -> plan ->
+issue -> put what was collected into answers, while a device computes -> events. Each request ends with exactly one last
+event; one that is not streamed has no other.
+
+Plans are made, and so slots given away, copied and rewritten, only while no step is in flight. A collected token that
+ends its request whatever the text says (end of sequence, length) frees the slot before the plan. One that completes a
+stop string does so after the issue: the request ends, its row of the step in flight is dropped when that is collected,
+and the slot keeps what it held before that step, which writes one position past it.
 """
 
 from __future__ import annotations
@@ -10,18 +16,20 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from itertools import islice
 
+from .answers import Answers
 from .core import Event, FinishReason, Request
 from .errors import EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
 from .output import Output
-from .runner import Runner
+from .runner import Pending, Runner
 from .sampling import Sampled, TokenSampler, sample_batch
 from .scheduler import Plan, Scheduler
-from .sequence import Sequence, Waiting
+from .sequence import Sequence, Taken, Waiting
 from .settings import EngineSettings
 from .slots import Allocation, SlotTable
 from .streams import StreamPacer
@@ -29,6 +37,14 @@ from .tally import EngineStats, Tally
 from .token_text import TokenText
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class InFlight:
+    """A step that was issued."""
+
+    plan: Plan
+    pending: Pending
 
 
 class Engine:
@@ -55,9 +71,10 @@ class Engine:
         self._inbox = Inbox(self._settings.max_queue)
         slots = SlotTable(self._limits.num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
         self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget)
-        self._events: list[Event] = []  # of the step being taken
+        self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())
         self._tally.report(self._scheduler)
+        self._answers = Answers(self._scheduler, self._inbox, self._tally)
 
     # ---- any thread
 
@@ -72,7 +89,8 @@ class Engine:
 
     @property
     def has_work(self) -> bool:
-        return self._inbox.has_news or bool(self._scheduler.running or self._scheduler.waiting)
+        in_flight = self._in_flight is not None
+        return in_flight or self._inbox.has_news or bool(self._scheduler.running or self._scheduler.waiting)
 
     @property
     def stats(self) -> EngineStats:
@@ -82,39 +100,31 @@ class Engine:
     # ---- the step thread
 
     def step(self) -> list[Event]:
-        """Compute one step and return what there is to send, in order."""
+        """Collect the step in flight, issue the next one, and return what the collected one has to send, in order."""
+        self._collect()
         now = self._clock()
         self._take_news(now)
         self._end_late(now)
         plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now))
-        self._inbox.left_queue(len(plan.admitted))
-        self._tally.admitted(plan.admitted)
-        if plan.spans:
-            self._compute(plan)
-        self._events += self._pacer.events(self._scheduler.running, self._queue_head(), self._clock())
+        self._issue(plan)
+        now = self._clock()
+        self._answers.tell_all(now)
+        self._answers.events += self._pacer.events(self._scheduler.running, self._queue_head(), now)
         self._check_when_idle()
         self._tally.report(self._scheduler)
-        return self._hand_over()
+        return self._answers.hand_over()
 
     def shut_down(self, failure: EngineError | None = None) -> list[Event]:
         """Refuse new requests and end all others with `failure`, ShuttingDown where it is None. Also right after a step
-        that raised: its events come first."""
+        that raised: its events come first. The step in flight is abandoned: nobody is left to want it."""
         failure = failure or ShuttingDown("the server is shutting down")
         self._inbox.close(str(failure))
-        now = self._clock()
         arrivals, _ = self._inbox.drain()
         self._scheduler.waiting.extend(arrivals)
-        unanswered: list[Sequence | Waiting] = [*self._scheduler.running, *self._scheduler.waiting]
-        for request in unanswered:
-            self._last_event(request.event(now, failure=failure))
-        self._inbox.left_queue(len(self._scheduler.waiting))
-        self._scheduler.clear()
+        self._answers.fail_all(self._clock(), failure)
+        self._in_flight = None
         self._tally.report(self._scheduler)
-        return self._hand_over()
-
-    def _hand_over(self) -> list[Event]:
-        events, self._events = self._events, []
-        return events
+        return self._answers.hand_over()
 
     def _take_news(self, now: float) -> None:
         arrivals, cancelled = self._inbox.drain()
@@ -128,9 +138,9 @@ class Engine:
 
     def _end_where(self, condition: Callable[[Request], bool], reason: FinishReason, now: float) -> None:
         for sequence in [s for s in self._scheduler.running if condition(s.request)]:
-            self._end(sequence, now, reason)
+            self._answers.cut_off(sequence, now, reason)
         for waiting in [w for w in self._scheduler.waiting if condition(w.request)]:
-            self._end_waiting(waiting, now, reason)
+            self._answers.cut_off_waiting(waiting, now, reason)
 
     def _admit(self, waiting: Waiting, allocation: Allocation, now: float) -> Sequence:
         request = waiting.request
@@ -153,32 +163,42 @@ class Engine:
             last_event_at=waiting.last_event_at,
         )
 
-    def _compute(self, plan: Plan) -> None:
-        self._tally.steps += 1
-        sampling = [s for s, span in zip(plan.sequences, plan.spans, strict=True) if span.wants_logits]
-        try:
-            for copy in plan.copies:
-                self._runner.copy_prefix(copy.source, copy.target, copy.length)
-            logits = self._runner.forward(plan.batch)
-            chosen = sample_batch(logits, [sequence.sampler for sequence in sampling])
-        except Exception as error:  # the loop outlives whatever a runner raises
-            self._fail(plan, error)
-            return
-        self._scheduler.computed(plan)
-        now = self._clock()
-        for sequence, sampled in zip(sampling, chosen, strict=True):
-            self._accept(sequence, sampled, now)
+    def _issue(self, plan: Plan) -> None:
+        """Also the bookkeeping of admissions: a device computes by then."""
+        if plan.spans:
+            self._tally.steps += 1
+            try:
+                for copy in plan.copies:
+                    self._runner.copy_prefix(copy.source, copy.target, copy.length)
+                self._in_flight = InFlight(plan, self._runner.issue(plan.batch))
+            except Exception as error:  # the loop outlives whatever a runner raises
+                self._fail(plan, error)
+        self._inbox.left_queue(len(plan.admitted))
+        self._tally.admitted(plan.admitted)
 
-    def _accept(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
+    def _collect(self) -> None:
+        """Wait for the step in flight and take its tokens, except of requests that ended meanwhile."""
+        if self._in_flight is None:
+            return
+        step, self._in_flight = self._in_flight, None
+        try:
+            chosen = sample_batch(step.pending.result(), [sequence.sampler for sequence in step.plan.sampling])
+        except Exception as error:
+            self._fail(step.plan, error)
+            return
+        self._scheduler.computed(step.plan)
+        now = self._clock()
+        for sequence, sampled in zip(step.plan.sampling, chosen, strict=True):
+            if sequence.is_running:
+                self._take(sequence, sampled, now)
+
+    def _take(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
         if sampled.token_id < 0:
             failure = EngineError("the model computed logits that are not finite for this request")
-            self._end(sequence, now, failure=failure)
+            self._answers.cut_off(sequence, now, failure=failure)
             return
-        self._tally.token(sequence, now)
         is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
-        reason = sequence.accept(sampled.token_id, sampled.logprobs, is_eos, now)
-        if reason is not None:
-            self._end(sequence, now, reason)
+        self._answers.note(sequence, Taken(sampled.token_id, sampled.logprobs, is_eos, now))
 
     def _fail(self, plan: Plan, error: Exception) -> None:
         """Whatever the runner was doing is lost, and what it holds cannot be trusted."""
@@ -186,26 +206,8 @@ class Engine:
         failure = error if isinstance(error, EngineError) else EngineError(f"the model runner failed: {error}")
         now = self._clock()
         for sequence in plan.sequences:
-            self._end(sequence, now, failure=failure)
+            self._answers.cut_off(sequence, now, failure=failure)
         self._scheduler.slots.forget_retained()
-
-    def _end(
-        self,
-        sequence: Sequence,
-        now: float,
-        reason: FinishReason | None = None,
-        failure: EngineError | None = None,
-    ) -> None:
-        event = sequence.event(now, finish_reason=reason, failure=failure)
-        self._scheduler.finish(sequence, retain=failure is None)
-        self._last_event(event)
-
-    def _end_waiting(
-        self, waiting: Waiting, now: float, reason: FinishReason | None = None, failure: EngineError | None = None
-    ) -> None:
-        self._scheduler.waiting.remove(waiting)
-        self._inbox.left_queue(1)
-        self._last_event(waiting.event(now, finish_reason=reason, failure=failure))
 
     def _queue_head(self) -> Iterable[Waiting]:
         """The requests that are told of while they wait: those that will soon have a slot."""
@@ -216,11 +218,6 @@ class Engine:
             slots = self._scheduler.slots
             slots.check()
             assert not slots.num_busy, f"{slots.num_busy} slots are busy and no request runs"
-
-    def _last_event(self, event: Event) -> None:
-        self._inbox.ended(event.request_id)
-        self._events.append(event)
-        self._tally.ended(event)
 
 
 def _check(request: Request, max_length: int, vocab_size: int) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 from .core import Logits, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
-from .runner import Limits
+from .runner import Deferred, Limits
 
 PROGRAM_FORMAT = 1
 VOCABULARY_PADDING = 32
@@ -56,6 +56,9 @@ class NativeRunner:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    def issue(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
         self._check(batch)

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from .core import Logits, Span, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
-from .runner import Limits
+from .runner import Deferred, Limits
 
 # Starting another run reads every weight once more, which costs what about this many idle rows do.
 _MOST_IDLE_ROWS = 12
@@ -39,6 +39,9 @@ class OnnxRunner:
     @property
     def limits(self) -> Limits:
         return self._limits
+
+    def issue(self, batch: StepBatch) -> Deferred:
+        return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
         for span in batch.spans:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
-from .core import Logits, StepBatch
+import numpy as np
+
+from .core import Candidates, Logits, StepBatch
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +17,18 @@ class Limits:
     max_length: int  # tokens a slot holds: prompt and completion
     prefill_chunk: int  # most tokens of one span
     vocab_size: int
+    num_candidates: int = 0  # 0: a step gives whole logits; k: it gives `Candidates` with k a row
+
+
+class Pending(Protocol):
+    """A step that was issued."""
+
+    def result(self) -> Logits | Candidates:
+        """Wait for the step, once. Logits `[num spans that want them, vocab_size]`, in the order of the spans, or
+        `Candidates` of the same rows where `limits.num_candidates` > 0. Valid until the next step is issued. Raises what
+        the step failed with.
+        """
+        ...
 
 
 class Runner(Protocol):
@@ -22,10 +37,11 @@ class Runner(Protocol):
     @property
     def limits(self) -> Limits: ...
 
-    def forward(self, batch: StepBatch) -> Logits:
-        """Write each span's keys and values into its slot and return logits `[num spans that want them, vocab_size]`
-        in the order of the spans. The caller keeps the spans inside the limits; a span past its slot's end raises.
-        The result is valid until the next call.
+    def issue(self, batch: StepBatch) -> Pending:
+        """Begin a step, which writes each span's keys and values into its slot. A device works from here on while the
+        caller goes on; a runner on the CPU may compute when the result is asked for. At most one step is pending: its
+        result is taken before the next call of any method but `close`. The caller keeps the spans inside the limits (a
+        span past its slot's end raises, here or in `result`) and their token ids unchanged until the result.
         """
         ...
 
@@ -33,4 +49,26 @@ class Runner(Protocol):
         """Copy the keys and values of the first `length` tokens of slot `source` into slot `target`."""
         ...
 
-    def close(self) -> None: ...
+    def close(self) -> None:
+        """Also with a step pending, whose result nobody asks for any more."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class Deferred:
+    """The `Pending` of a runner on the CPU: the step is computed when its result is asked for."""
+
+    forward: Callable[[StepBatch], Logits]
+    batch: StepBatch
+
+    def result(self) -> Logits:
+        return self.forward(self.batch)
+
+
+def run_step(runner: Runner, batch: StepBatch) -> Logits:
+    """The unmodified logits `[num spans that want them, vocab_size]` of one step, whatever the runner tells of them."""
+    found = runner.issue(batch).result()
+    if not isinstance(found, Candidates):
+        return found
+    rows = [found.full_row(row) for row in range(len(found.token_ids))]
+    return np.array(rows, np.float32).reshape(len(rows), runner.limits.vocab_size)

@@ -5,6 +5,11 @@ to 150,000 logits stays in a core's cache while the whole batch does not. Only t
 that only need the most likely token share one argmax.
 
 The order is Hugging Face's: penalties, banned tokens, temperature, top-k, top-p, min-p.
+
+From a device's candidates a seed draws the very token that the whole row would give, provided that the device adjusts
+logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The whole
+row is fetched where the candidates cannot tell: no filter, one that keeps about as many tokens as there are candidates
+or more, a nucleus whose end is within rounding of a token's, a tie with the smallest candidate, log-probabilities.
 """
 
 from __future__ import annotations
@@ -13,50 +18,30 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
-from .candidates import Ids, Row, at_least, draw_from_all, large_nucleus, most_likely, total_weight
-from .core import Logits, SamplingOptions, TokenIds, TokenLogprobs
+from .candidates import (
+    Ids,
+    Row,
+    Weights,
+    at_least,
+    draw_from_all,
+    large_nucleus,
+    min_p_threshold,
+    most_likely,
+    softmax_weights,
+    total_weight,
+)
+from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
+from .penalties import Penalties
+from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
 
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
-_SMALL_NUCLEUS = 256  # most likely tokens tried first for top-p
-
-Weights = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
     token_id: int  # -1: the logits held no finite maximum
     logprobs: TokenLogprobs | None = None
-
-
-class Penalties:
-    """Repetition penalty over prompt and completion (Keskar et al. 2019, as in Hugging Face); presence and frequency
-    penalties over the completion (OpenAI's definition)."""
-
-    def __init__(self, options: SamplingOptions, prompt_ids: TokenIds, max_tokens: int) -> None:
-        self._options = options
-        seen = np.unique(prompt_ids) if options.repetition_penalty != 1.0 else np.empty(0, np.int32)
-        capacity = len(seen) + max_tokens
-        self._ids = np.empty(capacity, np.int64)
-        self._ids[: len(seen)] = seen
-        self._counts = np.zeros(capacity, np.float32)
-        self._place = {int(token_id): place for place, token_id in enumerate(seen)}
-
-    def count(self, token_id: int) -> None:
-        place = self._place.setdefault(token_id, len(self._place))
-        self._ids[place] = token_id
-        self._counts[place] += 1
-
-    def apply(self, row: Row) -> None:
-        """In place."""
-        ids, counts = self._ids[: len(self._place)], self._counts[: len(self._place)]
-        values = row[ids]
-        if (penalty := np.float32(self._options.repetition_penalty)) != 1.0:
-            values = np.where(values < 0, values * penalty, values / penalty)
-        values -= np.float32(self._options.frequency_penalty) * counts
-        values -= np.float32(self._options.presence_penalty) * (counts > 0)
-        row[ids] = values
 
 
 class TokenSampler:
@@ -67,12 +52,13 @@ class TokenSampler:
     ) -> None:
         self._options = options
         self._num_generated = 0
-        self._banned = [] if options.ignore_eos else list(eos_token_ids)
+        banned = [] if options.ignore_eos or not options.min_tokens else eos_token_ids
+        self._bans = bool(banned)  # the end of the sequence is off until there are `min_tokens`
         self._greedy = options.temperature < _GREEDY_BELOW
         self._random = np.random.default_rng(options.seed)
-        penalised = (options.repetition_penalty, options.presence_penalty, options.frequency_penalty) != (1.0, 0.0, 0.0)
-        self._penalties = Penalties(options, prompt_ids, max_tokens) if penalised else None
-        self._is_simple = self._greedy and not penalised and not options.logprobs
+        self._penalties = Penalties(options, prompt_ids, banned, max_tokens)
+        self._is_simple = self._greedy and not self._penalties.penalises and not options.logprobs
+        self._is_known_to_device = False
 
     @property
     def wants_argmax(self) -> bool:
@@ -80,14 +66,25 @@ class TokenSampler:
         return self._is_simple and not self._bans
 
     @property
-    def _bans(self) -> bool:
-        return self._num_generated < self._options.min_tokens and bool(self._banned)
+    def wants_best_candidate(self) -> bool:
+        """The next token is the most likely one of the adjusted logits, and nothing else is asked."""
+        return self._greedy and not self._options.logprobs
 
     def count(self, token_id: int) -> None:
         """`token_id` was taken as the next token."""
         self._num_generated += 1
-        if self._penalties:
-            self._penalties.count(token_id)
+        self._penalties.count(token_id)
+        if self._bans and self._num_generated >= self._options.min_tokens:
+            self._bans = False
+            self._penalties.lift_bans()
+
+    def take_adjustments(self) -> Adjustments | None:
+        """What a device must know for the next token and was not told by the last call; None: nothing."""
+        reset, self._is_known_to_device = not self._is_known_to_device, True
+        if not reset and not self._penalties.has_changes:
+            return None
+        inverse_temperature = 1.0 if self._greedy else 1.0 / self._options.temperature
+        return Adjustments(reset, *self._penalties.take_changes(), inverse_temperature)
 
     def sample(self, logits: Row) -> Sampled:
         """Choose from `logits`, which stay as they are."""
@@ -98,56 +95,67 @@ class TokenSampler:
         token_id = best if self._greedy else self._draw(row, row[best])
         return Sampled(token_id, logprobs_of(logits, token_id, self._options.logprobs))
 
+    def sample_candidates(self, candidates: Candidates, row: int) -> Sampled:
+        """Choose what `sample` would from the whole row, which is fetched only where it is needed."""
+        if (kept := self._kept_candidates(candidates, row)) is None:
+            return self.sample(candidates.full_row(row))
+        return Sampled(_pick(*kept, self._random.random()))
+
     def _adjusted(self, logits: Row) -> Row:
-        if not self._penalties and not self._bans:
+        if not self._penalties.penalises and not self._bans:
             return logits
         row = logits.copy()
-        if self._penalties:
-            self._penalties.apply(row)
-        if self._bans:
-            row[self._banned] = -np.inf
+        self._penalties.apply(row)
         return row
 
     def _draw(self, row: Row, best: np.float32) -> int:
         options = self._options
         uniform = self._random.random()
         if 0 < options.top_k < len(row) or options.top_p < 1.0 or options.min_p:
-            ids, weights = self._candidates(row, best)
-            cumulative = weights.cumsum()
-            place = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
-            return int(ids[min(place, len(ids) - 1)])
+            return _pick(*self._kept(row, best), uniform)
         return draw_from_all(row, best, options.temperature, uniform)
 
-    def _candidates(self, row: Row, best: np.float32) -> tuple[Ids, Weights]:
+    def _kept(self, row: Row, best: np.float32) -> tuple[Ids, Weights]:
         """(ids, weights) as top-k, top-p and min-p leave them."""
         options = self._options
         if 0 < options.top_k < len(row):
             ids = most_likely(row, options.top_k)
-            weights = self._weights(row[ids], best)
-            ids, weights = self._cut_top_p(ids, weights, float(weights.sum()))
-        elif options.top_p < 1.0:
-            ids, weights = self._nucleus(row, best)
-        else:
-            ids = at_least(row, float(best) + options.temperature * float(np.log(options.min_p)))
-            weights = self._weights(row[ids], best)
-        if options.min_p:
-            kept = weights >= min(options.min_p, float(weights.max()))  # the best one weighs 1, but for rounding
-            ids, weights = ids[kept], weights[kept]
-        return ids, weights
+            return self._cut_top_k(ids, row[ids])
+        if options.top_p < 1.0:
+            return self._cut_min_p(*self._nucleus(row, best))
+        ids = at_least(row, min_p_threshold(best, options.temperature, options.min_p))
+        return self._cut_min_p(ids, self._weights(row[ids], best))
+
+    def _kept_candidates(self, candidates: Candidates, row: int) -> tuple[Ids, Weights] | None:
+        """As `_kept`; None where the candidates cannot tell."""
+        if self._greedy or self._options.logprobs:
+            return None
+        log_sum_exp = float(candidates.log_sum_exp[row])
+        kept = kept_candidates(candidates.token_ids[row], candidates.logits[row], log_sum_exp, self._options)
+        if kept is None:
+            return None
+        ids, values = kept
+        if self._options.top_k:
+            return self._cut_top_k(ids, values)
+        return self._cut_min_p(ids, self._weights(values, values[0]))
 
     def _nucleus(self, row: Row, best: np.float32) -> tuple[Ids, Weights]:
         """Top-p over the whole vocabulary: nearly always, few tokens hold enough."""
         options = self._options
         total = total_weight(row, best, options.temperature)
-        ids = most_likely(row, _SMALL_NUCLEUS)
+        ids = most_likely(row, SMALL_NUCLEUS)
         weights = self._weights(row[ids], best)
         if weights.sum() >= options.top_p * total:
             return self._cut_top_p(ids, weights, total)
         return large_nucleus(row, best, options.temperature, options.top_p)
 
     def _weights(self, values: Row, best: np.float32) -> Weights:
-        weights: Weights = np.exp((values.astype(np.float64) - float(best)) / self._options.temperature)
-        return weights
+        return softmax_weights(values, best, self._options.temperature)
+
+    def _cut_top_k(self, ids: Ids, values: Row) -> tuple[Ids, Weights]:
+        """Top-p and min-p among what top-k left, most likely first."""
+        weights = self._weights(values, values[0])
+        return self._cut_min_p(*self._cut_top_p(ids, weights, float(weights.sum())))
 
     def _cut_top_p(self, ids: Ids, weights: Weights, total: float) -> tuple[Ids, Weights]:
         """The fewest of the tokens (most likely first) that hold `top_p` of `total`."""
@@ -156,9 +164,28 @@ class TokenSampler:
         count = int(weights.cumsum().searchsorted(self._options.top_p * total)) + 1
         return ids[:count], weights[:count]
 
+    def _cut_min_p(self, ids: Ids, weights: Weights) -> tuple[Ids, Weights]:
+        if not self._options.min_p:
+            return ids, weights
+        kept = weights >= min(self._options.min_p, float(weights.max()))  # the best one weighs 1, but for rounding
+        return ids[kept], weights[kept]
 
-def sample_batch(logits: Logits, samplers: Sequence[TokenSampler]) -> list[Sampled]:
-    """The next token of each row of `logits` `[len(samplers), vocab_size]`. The samplers are not told: `count` is."""
+
+def sample_batch(found: Logits | Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
+    """The next token of each row of `found`, one a sampler. The samplers are not told: `count` is."""
+    return _sample_candidates(found, samplers) if isinstance(found, Candidates) else _sample_rows(found, samplers)
+
+
+def _sample_candidates(candidates: Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
+    best = most_likely_candidates(candidates).tolist()
+    known = [sampler.wants_best_candidate and best[row] >= 0 for row, sampler in enumerate(samplers)]
+    return [
+        Sampled(best[row]) if known[row] else sampler.sample_candidates(candidates, row)
+        for row, sampler in enumerate(samplers)
+    ]
+
+
+def _sample_rows(logits: Logits, samplers: Sequence[TokenSampler]) -> list[Sampled]:
     chosen: list[Sampled | None] = [None] * len(samplers)
     simple = [i for i, sampler in enumerate(samplers) if sampler.wants_argmax]
     if simple:
@@ -168,6 +195,13 @@ def sample_batch(logits: Logits, samplers: Sequence[TokenSampler]) -> list[Sampl
         for i, token_id in zip(simple, np.where(finite, best, -1).tolist(), strict=True):
             chosen[i] = Sampled(token_id)
     return [found or sampler.sample(logits[i]) for i, (sampler, found) in enumerate(zip(samplers, chosen, strict=True))]
+
+
+def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
+    """The token at `uniform` (in [0, 1)) of the cumulated weights."""
+    cumulative = weights.cumsum()
+    place = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
+    return int(ids[min(place, len(ids) - 1)])
 
 
 def logprobs_of(logits: Row, token_id: int, num_top: int) -> TokenLogprobs | None:

@@ -34,6 +34,11 @@ class Plan:
     def batch(self) -> StepBatch:
         return StepBatch(tuple(self.spans))
 
+    @property
+    def sampling(self) -> list[Sequence]:
+        """Those that get logits, in the order of their rows."""
+        return [sequence for sequence, span in zip(self.sequences, self.spans, strict=True) if span.wants_logits]
+
 
 class Scheduler:
     """Owns the queue, the running sequences (in the order of admission) and their slots. One thread uses it."""
@@ -43,11 +48,13 @@ class Scheduler:
         self.running: list[Sequence] = []
         self.slots = slots
         self._chunk = limits.prefill_chunk
+        self._ranks_on_device = limits.num_candidates > 0
         self._budget = max(token_budget, limits.num_slots)  # a decode step of all slots always fits
 
     def plan(self, admit: Admit) -> Plan:
-        """Decide the next step; admitted requests leave the queue and get their slot here. `admit` makes the sequence
-        of a request and the slot it was given."""
+        """Decide the next step, while none is in flight; it must be issued, since adjustments are told once. Admitted
+        requests leave the queue and get their slot here; `admit` makes the sequence of a request and the slot it was given.
+        """
         plan = Plan()
         budget = self._budget
         for sequence in self.running:
@@ -61,12 +68,17 @@ class Scheduler:
         return plan
 
     def computed(self, plan: Plan) -> None:
-        """The plan's spans are in their slots."""
+        """The plan's spans are in their slots. What finished since the plan does not count its last one: the slot is no
+        longer its own."""
         for span, sequence in zip(plan.spans, plan.sequences, strict=True):
-            sequence.num_computed += len(span.token_ids)
-            self.slots.advance(sequence.slot, sequence.num_computed)
+            if sequence.is_running:
+                sequence.num_computed += len(span.token_ids)
+                self.slots.advance(sequence.slot, sequence.num_computed)
 
     def finish(self, sequence: Sequence, *, retain: bool = True) -> None:
+        """Take its slot. A span of it may be in flight: that writes past what the slot keeps, and before whatever is
+        planned for the slot from now on."""
+        sequence.is_running = False
         self.slots.release(sequence.slot, retain=retain)
         self.running.remove(sequence)
 
@@ -90,11 +102,13 @@ class Scheduler:
         """The number of tokens that the sequence's span takes."""
         start = sequence.num_computed
         count = min(sequence.num_missing, self._chunk, budget)
+        wants_logits = count == sequence.num_missing
         span = Span(
             slot=sequence.slot,
             start=start,
             token_ids=sequence.tokens[start : start + count],
-            wants_logits=count == sequence.num_missing,
+            wants_logits=wants_logits,
+            adjustments=sequence.sampler.take_adjustments() if wants_logits and self._ranks_on_device else None,
         )
         plan.spans.append(span)
         plan.sequences.append(sequence)

@@ -32,10 +32,21 @@ class Waiting:
         return _with_failure(Event(self.request.id, (), usage, self.stages(now), finish_reason), failure)
 
 
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """A token that a sequence took and has yet to put into its answer."""
+
+    token_id: int
+    logprobs: TokenLogprobs | None
+    is_eos: bool
+    at: float
+
+
 @dataclass(slots=True, eq=False)
 class Sequence:
     """A request in a slot. `tokens[:num_tokens]` are prompt and completion, in the slot table's own row;
-    `tokens[:num_computed]` have their keys and values in the slot."""
+    `tokens[:num_computed]` have their keys and values in the slot. All three are for planning, while it runs: once its
+    slot is another's, `tokens` is too. Its answer is made from what it is told."""
 
     request: Request
     arrival: float
@@ -51,6 +62,7 @@ class Sequence:
     last_event_at: float
     first_token_at: float | None = None
     last_token_at: float = 0.0
+    is_running: bool = True  # in its slot; afterwards at most its last event is due
     sent_any: bool = False
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the tokens not yet taken
 
@@ -67,17 +79,21 @@ class Sequence:
         """Tokens whose keys and values are still to be computed."""
         return self.num_tokens - self.num_computed
 
-    def accept(self, token_id: int, logprobs: TokenLogprobs | None, is_eos: bool, now: float) -> FinishReason | None:
-        """Take the next token of the completion; the reason, if the request ends with it."""
+    def take(self, token_id: int) -> bool:
+        """Append the next token of the completion; whether it is the last that fits."""
         self.tokens[self.num_tokens] = token_id
         self.num_tokens += 1
         self.sampler.count(token_id)
+        return self.num_completion_tokens >= self.max_tokens
+
+    def tell(self, taken: Taken) -> FinishReason | None:
+        """Put the token taken last into the answer; the reason, if the request ends with it."""
         if self.first_token_at is None:
-            self.first_token_at = now
-        self.last_token_at = now
-        if logprobs:
-            self.logprobs.append(logprobs)
-        return self._end_at_eos(token_id) if is_eos else self._end_at_text(token_id)
+            self.first_token_at = taken.at
+        self.last_token_at = taken.at
+        if taken.logprobs:
+            self.logprobs.append(taken.logprobs)
+        return self._end_at_eos(taken.token_id) if taken.is_eos else self._end_at_text(taken.token_id)
 
     def _end_at_eos(self, token_id: int) -> FinishReason:
         if not self.output.flush(check_stops=self._checks_stops):

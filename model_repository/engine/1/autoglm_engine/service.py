@@ -21,7 +21,7 @@ from .options import OptionRules
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
 from .replies import Replies, Reply
-from .runner import Runner
+from .runner import Runner, run_step
 from .settings import EngineSettings
 from .token_text import TokenText
 from .vanished import VanishedWatch
@@ -111,5 +111,5 @@ def warm_up(runner: Runner) -> None:
     writes into slot 0 belongs to nobody: a slot's content counts from when its owner has computed it."""
     num_tokens = min(runner.limits.prefill_chunk, runner.limits.max_length)
     prompt = np.zeros(num_tokens, dtype=np.int32)
-    runner.forward(StepBatch((Span(0, 0, prompt, wants_logits=True),)))
-    runner.forward(StepBatch((Span(0, 0, prompt[:1], wants_logits=True),)))
+    run_step(runner, StepBatch((Span(0, 0, prompt, wants_logits=True),)))
+    run_step(runner, StepBatch((Span(0, 0, prompt[:1], wants_logits=True),)))

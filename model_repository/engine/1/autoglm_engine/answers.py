@@ -1,0 +1,89 @@
+"""What goes out: the tokens of a step become pieces of answers, and each request ends with exactly one last event."""
+
+from __future__ import annotations
+
+from .core import Event, FinishReason
+from .errors import EngineError
+from .inbox import Inbox
+from .scheduler import Scheduler
+from .sequence import Sequence, Taken, Waiting
+from .tally import Tally
+
+
+class Answers:
+    """`events` are those of the step being taken. A token is noted when its step is collected and told, which is to say
+    put into the answer with all that its text may entail, later; the step thread does both."""
+
+    def __init__(self, scheduler: Scheduler, inbox: Inbox, tally: Tally) -> None:
+        self._scheduler = scheduler
+        self._inbox = inbox
+        self._tally = tally
+        self._untold: dict[Sequence, Taken] = {}
+        self.events: list[Event] = []
+
+    def hand_over(self) -> list[Event]:
+        events, self.events = self.events, []
+        return events
+
+    def note(self, sequence: Sequence, taken: Taken) -> None:
+        """Take the token. Where the request ends with it for certain, its slot is free from here on."""
+        self._untold[sequence] = taken
+        if sequence.take(taken.token_id) or taken.is_eos:
+            self._scheduler.finish(sequence)
+
+    def tell_all(self, now: float) -> None:
+        for sequence in list(self._untold):
+            self._tell(sequence, now)
+
+    def cut_off(
+        self,
+        sequence: Sequence,
+        now: float,
+        reason: FinishReason | None = None,
+        failure: EngineError | None = None,
+    ) -> None:
+        """End it, unless the token noted last does."""
+        self._tell(sequence, now)
+        if sequence.is_running:
+            self._end(sequence, now, reason, failure)
+
+    def cut_off_waiting(self, waiting: Waiting, now: float, reason: FinishReason) -> None:
+        self._scheduler.waiting.remove(waiting)
+        self._inbox.left_queue(1)
+        self._last_event(waiting.event(now, finish_reason=reason))
+
+    def fail_all(self, now: float, failure: EngineError) -> None:
+        """End every request that has not ended, and forget them all."""
+        finished = [sequence for sequence in self._untold if not sequence.is_running]
+        unanswered: list[Sequence | Waiting] = [*finished, *self._scheduler.running, *self._scheduler.waiting]
+        for request in unanswered:
+            self._last_event(request.event(now, failure=failure))
+        self._inbox.left_queue(len(self._scheduler.waiting))
+        self._scheduler.clear()
+        self._untold.clear()
+
+    def _tell(self, sequence: Sequence, now: float) -> None:
+        if (taken := self._untold.get(sequence)) is None:
+            return
+        self._tally.token(sequence, taken.at)
+        reason = sequence.tell(taken)
+        del self._untold[sequence]
+        if reason is not None:
+            self._end(sequence, now, reason)
+
+    def _end(
+        self,
+        sequence: Sequence,
+        now: float,
+        reason: FinishReason | None = None,
+        failure: EngineError | None = None,
+    ) -> None:
+        event = sequence.event(now, finish_reason=reason, failure=failure)
+        if sequence.is_running:
+            self._scheduler.finish(sequence, retain=failure is None)
+        self._last_event(event)
+
+    def _last_event(self, event: Event) -> None:
+        self._inbox.ended(event.request_id)
+        self.events.append(event)
+        self._tally.ended(event)

@@ -1,0 +1,251 @@
+"""Sampling from a device's candidates against sampling from the whole row: the same seed, the same token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
+from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
+from autoglm_engine.shortlist import kept_candidates
+from fakes import rank
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+VOCAB = 200
+EOS = (5, 7)
+
+Row = npt.NDArray[np.float32]
+
+PENALTIES = st.fixed_dictionaries(
+    {},
+    optional={
+        "min_tokens": st.integers(0, 6),
+        "repetition_penalty": st.sampled_from([0.6, 1.1, 2.0]),
+        "presence_penalty": st.sampled_from([-2.0, 0.3]),
+        "frequency_penalty": st.sampled_from([-0.1, 0.7]),
+        "ignore_eos": st.booleans(),
+        "temperature": st.sampled_from([0.3, 1.0]),
+    },
+)
+FILTERS = st.fixed_dictionaries(
+    {"temperature": st.sampled_from([0.0, 1e-4, 0.1, 0.5, 1.0, 3.0]), "seed": st.integers(0, 50)},
+    optional={
+        "top_k": st.sampled_from([1, 2, 7, 20, 200]),
+        "top_p": st.floats(0.01, 0.99),
+        "min_p": st.floats(0.001, 1.0),
+        "logprobs": st.sampled_from([3]),
+    },
+)
+TOKENS = st.lists(st.integers(0, 30) | st.sampled_from(EOS), max_size=12)
+
+
+def sampler(prompt: list[int] | None = None, **options: Any) -> TokenSampler:
+    ids = np.array([1, 2] if prompt is None else prompt, np.int32)
+    return TokenSampler(SamplingOptions(**{"max_tokens": 64, **options}), ids, EOS, 64)
+
+
+def random_row(seed: int, spread: float, ties: bool) -> Row:
+    row = np.random.default_rng(seed).standard_normal(VOCAB) * spread
+    return (np.round(row) if ties else row).astype(np.float32)
+
+
+class Device:
+    """One row's dense state, and its candidates."""
+
+    def __init__(self, num_candidates: int) -> None:
+        self.factors, self.offsets = np.full(VOCAB, 0.5, np.float32), np.full(VOCAB, 3, np.float32)
+        self.inverse_temperature = np.float32("nan")
+        self.num_candidates = num_candidates
+        self.num_whole_rows = 0
+
+    def adjust(self, told: Adjustments | None) -> None:
+        if told is None:
+            return
+        if told.reset:
+            self.factors[:], self.offsets[:] = 1, 0
+        self.factors[told.token_ids], self.offsets[told.token_ids] = told.factors, told.offsets
+        self.inverse_temperature = np.float32(told.inverse_temperature)
+
+    def adjusted(self, row: Row) -> Row:
+        values: Row = np.where(row < 0, row * self.factors, row / self.factors) + self.offsets
+        return values
+
+    def candidates(self, row: Row) -> Candidates:
+        def full_row(index: int) -> Logits:
+            self.num_whole_rows += 1
+            return row.copy()
+
+        state = self.factors[None], self.offsets[None], self.inverse_temperature[None]
+        return rank(row[None], *state, self.num_candidates, full_row)
+
+
+# ---- what the device is told
+
+
+@settings(max_examples=300, deadline=None)
+@given(
+    PENALTIES,
+    st.lists(st.integers(0, 30), min_size=1, max_size=20),
+    TOKENS,
+    st.lists(st.booleans(), min_size=13),
+    st.integers(0, 9),
+)
+def test_the_changes_add_up_to_the_penalties_themselves(
+    options: dict[str, Any], prompt: list[int], tokens: list[int], asked: list[bool], seed: int
+) -> None:
+    """To the last bit, and whether or not a step was sampled after each token."""
+    tested, device, row = sampler(prompt, **options), Device(8), random_row(seed, 3.0, ties=False)
+    for token_id, is_asked in zip([None, *tokens], asked, strict=False):
+        if token_id is not None:
+            tested.count(token_id)
+        if is_asked:
+            device.adjust(tested.take_adjustments())
+            np.testing.assert_array_equal(device.adjusted(row), tested._adjusted(row))
+
+
+def test_a_ban_outlives_penalties_of_the_same_token() -> None:
+    tested, row = sampler([5], min_tokens=2, repetition_penalty=2.0, presence_penalty=1.0), np.ones(VOCAB, np.float32)
+    tested.count(5)
+    assert tested._adjusted(row)[5] == -np.inf
+    tested.count(6)
+    assert tested._adjusted(row)[5] == 0.5 - 1.0
+
+
+def test_a_request_without_penalties_is_told_once() -> None:
+    tested = sampler(temperature=0.25)
+    first = tested.take_adjustments()
+    assert first is not None
+    assert (first.reset, len(first.token_ids), first.inverse_temperature) == (True, 0, 4.0)
+    tested.count(3)
+    assert tested.take_adjustments() is None
+
+
+def test_a_token_that_is_said_again_changes_nothing_for_a_repetition_penalty() -> None:
+    tested = sampler([1, 2], repetition_penalty=1.5)
+    first = tested.take_adjustments()
+    assert first is not None
+    assert (first.token_ids.tolist(), first.factors.tolist(), first.inverse_temperature) == ([1, 2], [1.5, 1.5], 1.0)
+    tested.count(2)
+    assert tested.take_adjustments() is None
+    tested.count(3)
+    later = tested.take_adjustments()
+    assert later is not None
+    assert (later.reset, later.token_ids.tolist(), later.factors.tolist()) == (False, [3], [1.5])
+
+
+# ---- what is drawn
+
+
+@settings(max_examples=600, deadline=None)
+@given(
+    FILTERS,
+    PENALTIES,
+    TOKENS,
+    st.integers(1, 210),
+    st.integers(0, 10**6),
+    st.sampled_from([0.5, 2.0, 8.0]),
+    st.booleans(),
+)
+def test_the_same_token_as_from_the_whole_row(
+    filters: dict[str, Any], penalties: dict[str, Any], said: list[int], num_candidates: int, seed: int, spread: float,
+    ties: bool,
+) -> None:  # fmt: skip
+    options = {**penalties, **filters}
+    whole, short, device = sampler(**options), sampler(**options), Device(num_candidates)
+    for step, token_id in enumerate([None, *said]):
+        if token_id is not None:
+            whole.count(token_id)
+            short.count(token_id)
+        device.adjust(short.take_adjustments())
+        row = random_row(seed + step, spread, ties)
+        assert sample_batch(device.candidates(row), [short]) == sample_batch(row[None], [whole])
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.floats(0.05, 0.95), st.floats(-1e-5, 1e-5), st.integers(0, 10**6), st.sampled_from([0.3, 1.0]))
+def test_the_error_of_a_devices_sum_changes_no_token(top_p: float, error: float, seed: int, temperature: float) -> None:
+    row = random_row(seed, 3.0, ties=False)
+    options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    whole, short, device = sampler(**options), sampler(**options), Device(64)
+    device.adjust(short.take_adjustments())
+    found = device.candidates(row)
+    found.log_sum_exp[:] += np.float32(error)
+    assert sample_batch(found, [short]) == sample_batch(row[None], [whole])
+
+
+ENOUGH = [
+    {},
+    {"frequency_penalty": 1.0, "min_tokens": 3},
+    {"temperature": 0.5, "top_k": 40},
+    {"temperature": 0.5, "top_k": 63, "top_p": 0.9, "min_p": 0.01},
+    {"temperature": 0.5, "top_p": 0.85},
+    {"temperature": 0.5, "top_p": 0.85, "min_p": 0.05, "repetition_penalty": 1.3},
+    {"temperature": 0.5, "min_p": 0.05},
+]
+TOO_FEW = [
+    {"temperature": 0.5},
+    {"temperature": 0.5, "top_k": 64},  # the 64th may have equals outside
+    {"temperature": 9.0, "top_p": 0.99},
+    {"temperature": 9.0, "min_p": 0.01},
+    {"temperature": 0.5, "top_k": 4, "logprobs": 1},
+    {"logprobs": 1},
+]
+
+
+@pytest.mark.parametrize(
+    ("options", "num_rows"), [*((options, 0) for options in ENOUGH), *((options, 1) for options in TOO_FEW)], ids=str
+)
+def test_the_whole_row_is_fetched_only_where_it_is_needed(options: dict[str, Any], num_rows: int) -> None:
+    for seed in range(20):
+        tested, device = sampler(seed=1, **options), Device(64)
+        device.adjust(tested.take_adjustments())
+        sample_batch(device.candidates(random_row(seed, 4.0, ties=False)), [tested])
+        assert device.num_whole_rows == num_rows
+
+
+def test_a_nucleus_that_ends_within_rounding_is_left_to_the_whole_row() -> None:
+    ids, values = np.arange(5, dtype=np.int32), np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32))
+
+    def kept(top_p: float) -> list[int] | None:
+        found = kept_candidates(ids, values, 0.0, SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p))
+        return None if found is None else found[0].tolist()
+
+    assert [kept(0.39), kept(0.4), kept(0.401), kept(0.6), kept(0.61)] == [[0], None, [0, 1], None, [0, 1, 2]]
+    assert kept(0.4 * (1 + 1e-5)) is kept(0.4 * (1 - 1e-5)) is None, "a device's sum is not that good"
+    assert kept(0.95) is None, "what equals the last candidate may be outside"
+
+
+def test_a_nucleus_beyond_what_the_whole_row_sorts_is_left_to_it() -> None:
+    ids, values = np.arange(400, dtype=np.int32), np.linspace(0.1, 0.0, 400, dtype=np.float32)
+    total = np.exp(values.astype(np.float64)).cumsum()
+
+    def num_kept(top_p: float) -> int | None:
+        options = SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p)
+        found = kept_candidates(ids, values, float(np.log(total[-1])), options)
+        return None if found is None else len(found[0])
+
+    middle = (total[:-1] + total[1:]) / 2 / total[-1]
+    assert [num_kept(middle[100]), num_kept(middle[254]), num_kept(middle[255])] == [102, 256, None]
+
+
+def test_a_tie_for_the_first_place_goes_to_the_lowest_id() -> None:
+    row = np.zeros(VOCAB, np.float32)
+    row[[50, 20, 90]] = 1.0
+    for num_candidates, num_rows in ((8, 0), (3, 1)):  # three of three: a fourth may be outside
+        device, tested = Device(num_candidates), sampler()
+        device.adjust(tested.take_adjustments())
+        assert sample_batch(device.candidates(row), [tested]) == [Sampled(20)]
+        assert device.num_whole_rows == num_rows
+
+
+@pytest.mark.parametrize("options", [{}, {"temperature": 1.0, "top_k": 5}, {"frequency_penalty": 1.0}], ids=str)
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+def test_logits_that_are_not_finite_are_reported(options: dict[str, float], value: float) -> None:
+    row = random_row(3, 2.0, ties=False)
+    row[50 if np.isnan(value) or value > 0 else slice(None)] = value
+    device, tested = Device(8), sampler(**options)
+    device.adjust(tested.take_adjustments())
+    assert sample_batch(device.candidates(row), [tested]) == [Sampled(-1)]
