@@ -220,6 +220,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"compute_capabilities": ["9.0"]}, "for 9.0, Hopper, take tensorrt"),
     ({"int4_rounding": "up"}, "int4_rounding is 'up'; allowed are gptq, nearest"),
     ({"int4_rounding": "nearest"}, "int4_rounding is of no use to bf16"),
+    ({"compute_capabilities": ["7.5"]}, "compute_capability is 7.5; bf16 needs 8.0 or newer"),
     ({"precision": "fp8", "compute_capabilities": ["8.0"]}, "compute_capability is 8.0; fp8 needs 8.9 or newer"),
 ]
 
@@ -249,9 +250,9 @@ def test_a_weight_that_float16_cannot_hold(tmp_path: Path) -> None:
 
 def test_an_unsupported_data_type_of_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TensorRT itself answers, with our own check out of the way."""
-    monkeypatch.setattr(tensorrt_lowering, "FP8_CAPABILITY", (8, 0))
+    monkeypatch.setitem(tensorrt_lowering.OLDEST_CAPABILITY, "fp8", (8, 0))
     spec = SPECS["llama"]
-    with pytest.raises(ExportError, match="a target GPU lacks the data type of this precision"):
+    with pytest.raises(ExportError, match="a target GPU lacks a data type of this precision"):
         write_tensorrt_rtx(
             spec,
             random_weights(spec),

@@ -85,7 +85,7 @@ class Builder:
 _MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
     (
         ("HW-specific datatypes",),
-        "a target GPU lacks the data type of this precision (fp8 needs compute capability 8.9)",
+        "a target GPU lacks a data type of this precision",
     ),
     (("out of memory",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
     (("OutOfMemory",), "memory ran out; take fewer or shorter slots, or a smaller precision"),

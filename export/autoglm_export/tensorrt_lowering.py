@@ -45,7 +45,7 @@ ROUNDINGS = ("gptq", "nearest")
 KV_DTYPES: dict[str, Any] = {"bf16": ml_dtypes.bfloat16, "fp16": np.float16}
 CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # that TensorRT-RTX builds for
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
-FP8_CAPABILITY = (8, 9)
+OLDEST_CAPABILITY = {"fp16": (7, 5), "bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}  # that has the precision's types
 DEFAULT_CANDIDATES = 64
 _CACHE_MULTIPLE = 16  # positions; and one of them at least is spare
 
@@ -233,11 +233,10 @@ def checked_capabilities(runtime: str, precision: str, asked: Sequence[str]) -> 
             f"compute_capability is {unknown[0]!r}; tensorrt-rtx builds for {', '.join(CAPABILITIES)}"
             + (" (for 9.0, Hopper, take tensorrt)" if unknown[0] == "9.0" else "")
         )
-    if precision != "fp8":
-        return tuple(asked or DEFAULT_CAPABILITIES)
-    if too_old := [target for target in asked if _numbers(target) < FP8_CAPABILITY]:
-        raise InvalidOption(f"compute_capability is {too_old[0]}; fp8 needs 8.9 or newer")
-    return tuple(asked or [target for target in DEFAULT_CAPABILITIES if _numbers(target) >= FP8_CAPABILITY])
+    oldest = OLDEST_CAPABILITY[precision]
+    if too_old := [target for target in asked if _numbers(target) < oldest]:
+        raise InvalidOption(f"compute_capability is {too_old[0]}; {precision} needs {oldest[0]}.{oldest[1]} or newer")
+    return tuple(asked or [target for target in DEFAULT_CAPABILITIES if _numbers(target) >= oldest])
 
 
 def _numbers(capability: str) -> tuple[int, ...]:
