@@ -33,7 +33,7 @@ def _angles(layer: Layer, table: Array, positions: Array | None) -> Array:
     """Cosines or sines as [B, 1, S, dim / 2], the same for every head."""
     if positions is None:
         return np.expand_dims(table, 1)
-    if positions.size and not (0 <= positions.min() and positions.max() < len(table)):
+    if positions.size and not (positions.min() >= 0 and positions.max() < len(table)):
         found = f"{positions.min()} ... {positions.max()}"
         raise ValueError(f"{layer} is given positions {found}, its tables have 0 ... {len(table) - 1}")
     return np.expand_dims(table[positions], 1)
@@ -100,7 +100,8 @@ def _bias(layer: Layer, row: int, mask: Array | None, num_queries: int, num_keys
     if mask is None:
         return bias
     asked = mask[row if len(mask) > 1 else 0][..., :num_keys]
-    return bias + (np.where(asked, np.float32(0), np.float32(-np.inf)) if asked.dtype == np.bool_ else asked)
+    added = np.where(asked, np.float32(0), np.float32(-np.inf)) if asked.dtype == np.bool_ else float32(asked)
+    return np.asarray(bias + added)
 
 
 def _attend(layer: Layer, row: int, query: Array, key: Array, value: Array, bias: Array) -> Array:
@@ -124,4 +125,4 @@ def _grouped(query: Array, key: Array, value: Array, bias: Array) -> Array:
     scores = (grouped @ key.transpose(0, 2, 1)).reshape(heads, num_queries, -1) + bias
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return (weights.reshape(*grouped.shape[:2], -1) @ value).reshape(heads, num_queries, -1)
+    return np.asarray(weights.reshape(*grouped.shape[:2], -1) @ value).reshape(heads, num_queries, -1)

@@ -15,7 +15,7 @@ def gather(layer: Layer, inputs: Inputs) -> Outputs:
 
 
 def _in_range(layer: Layer, indices: Array, size: int, axis: int) -> Array:
-    if indices.size and not (0 <= indices.min() and indices.max() < size):
+    if indices.size and not (indices.min() >= 0 and indices.max() < size):
         found = f"{indices.min()} ... {indices.max()}"
         raise ValueError(f"{layer} is asked for {found} of axis {axis}, which has 0 ... {size - 1}")
     return indices
@@ -44,7 +44,7 @@ def _gather_nd(layer: Layer, data: Array, indices: Array) -> Array:
     picked = tuple(_in_range(layer, indices[..., d], data.shape[batched + d], batched + d) for d in range(depth))
     rows = np.indices(data.shape[:batched], sparse=True)
     lengthened = tuple(row.reshape(row.shape + (1,) * (indices.ndim - 1 - batched)) for row in rows)
-    return data[lengthened + picked]
+    return np.asarray(data[lengthened + picked])
 
 
 def topk(layer: Layer, inputs: Inputs) -> Outputs:
