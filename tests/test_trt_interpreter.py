@@ -48,7 +48,9 @@ def test_an_fp8_constant_reads_back_as_e4m3() -> None:
 def test_an_int4_constant_reads_back_low_half_first(numbers: list[int]) -> None:
     network = SmallNetwork()
     constant = network.constant(np.array(numbers), "INT4")
-    network.output(network.add.add_dequantize(constant, network.constant(np.float32(1)), network.trt.float32).get_output(0))
+    network.output(
+        network.add.add_dequantize(constant, network.constant(np.float32(1)), network.trt.float32).get_output(0)
+    )
     np.testing.assert_array_equal(network.run(), numbers)
 
 
@@ -70,7 +72,9 @@ def test_layers_are_computed_in_the_order_of_their_needs_and_not_of_their_making
 def test_what_follows_from_weights_alone_is_computed_once() -> None:
     network = SmallNetwork()
     doubled = network.add.add_elementwise(
-        network.constant(FLOATS), network.constant(np.full((1, 1), 2, np.float32)), network.trt.ElementWiseOperation.PROD
+        network.constant(FLOATS),
+        network.constant(np.full((1, 1), 2, np.float32)),
+        network.trt.ElementWiseOperation.PROD,
     )
     x = network.input("x", "FLOAT", -1, 3)
     network.output(

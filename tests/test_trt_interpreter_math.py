@@ -167,7 +167,9 @@ def test_activations_are_all_there_and_sigmoid_saturates() -> None:
 def test_select_takes_the_second_where_the_first_is_true() -> None:
     network = SmallNetwork()
     condition = network.input("condition", "BOOL", -1, 1)
-    chosen = network.add.add_select(condition, network.constant(np.ones((1, 3), np.float16)), network.input("x", "HALF", -1, 3))
+    chosen = network.add.add_select(
+        condition, network.constant(np.ones((1, 3), np.float16)), network.input("x", "HALF", -1, 3)
+    )
     network.output(chosen.get_output(0))
     actual = network.run({"condition": np.array([[True], [False]]), "x": np.full((2, 3), 7, np.float16)})
     np.testing.assert_array_equal(actual, [[1, 1, 1], [7, 7, 7]])

@@ -90,7 +90,9 @@ def open_network(network: Any, trt: Any) -> Network:
     """
     if not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
         raise ValueError("only a strongly typed network says what each tensor is rounded to: STRONGLY_TYPED is not set")
-    layers = tuple(_layer(network.get_layer(i), trt) for i in range(network.num_layers))  # first: it names what is wrong
+    layers = tuple(
+        _layer(network.get_layer(i), trt) for i in range(network.num_layers)
+    )  # first: it names what is wrong
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
     return Network({tensor.name: tensor for tensor in inputs}, {tensor.name: tensor for tensor in outputs}, layers)
