@@ -27,7 +27,8 @@ What can be read back from a network definition (tensorrt_rtx 1.7):
   `causal_kind`, `norm_op`, `query_form`, ... `normalization_quantize_to_type` may not be read where it was not set.
 - `block_shape` of a quantise or dequantise layer raises where it was not set: the blocks follow from the scale's shape.
 - There is no RMS variant of `INormalizationLayer`: its attributes are axes, epsilon and num_groups.
-- Asking an invalid tensor for its shape raises `RuntimeError`, so an ill-formed network does not open.
+- Asking for a shape makes TensorRT check the layer: types that do not fit, axes out of range and sizes that cannot be
+  right raise, so such a network does not open. Sizes known only at run time are checked when the network runs.
 """
 
 from trt_interpreter.interpreter import Interpreter

@@ -33,10 +33,10 @@ def _buffer(weights: Any, num_bytes: int) -> Array:
     struct = _Weights.from_address(address)
     found, said = (struct.type, struct.count), (int(weights.dtype), weights.size)
     assert found == said and struct.values, f"the struct behind the weights says {found}, the binding says {said}"
-    return np.frombuffer((ctypes.c_uint8 * num_bytes).from_address(struct.values), np.uint8)
+    return np.ctypeslib.as_array((ctypes.c_uint8 * num_bytes).from_address(struct.values))
 
 
 def _int4(packed: Array, count: int) -> Array:
     """Two's complement numbers of -8 ... 7 as int8; the low half of a byte comes first."""
     nibbles = np.stack([packed & 0xF, packed >> 4], axis=-1).reshape(-1)[:count].astype(np.int8)
-    return ((nibbles ^ 8) - 8).astype(np.int8)
+    return np.asarray((nibbles ^ 8) - 8, np.int8)

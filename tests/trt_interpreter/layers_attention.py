@@ -100,7 +100,8 @@ def _bias(layer: Layer, row: int, mask: Array | None, num_queries: int, num_keys
     if mask is None:
         return bias
     asked = mask[row if len(mask) > 1 else 0][..., :num_keys]
-    return bias + (np.where(asked, np.float32(0), np.float32(-np.inf)) if asked.dtype == np.bool_ else asked)
+    added = np.where(asked, np.float32(0), np.float32(-np.inf)) if asked.dtype == np.bool_ else float32(asked)
+    return np.asarray(bias + added)
 
 
 def _attend(layer: Layer, row: int, query: Array, key: Array, value: Array, bias: Array) -> Array:
@@ -124,4 +125,4 @@ def _grouped(query: Array, key: Array, value: Array, bias: Array) -> Array:
     scores = (grouped @ key.transpose(0, 2, 1)).reshape(heads, num_queries, -1) + bias
     weights = np.exp(scores - scores.max(axis=-1, keepdims=True))
     weights /= weights.sum(axis=-1, keepdims=True)
-    return (weights.reshape(*grouped.shape[:2], -1) @ value).reshape(heads, num_queries, -1)
+    return np.asarray(weights.reshape(*grouped.shape[:2], -1) @ value).reshape(heads, num_queries, -1)

@@ -44,7 +44,7 @@ def _gather_nd(layer: Layer, data: Array, indices: Array) -> Array:
     picked = tuple(_in_range(layer, indices[..., d], data.shape[batched + d], batched + d) for d in range(depth))
     rows = np.indices(data.shape[:batched], sparse=True)
     lengthened = tuple(row.reshape(row.shape + (1,) * (indices.ndim - 1 - batched)) for row in rows)
-    return data[lengthened + picked]
+    return np.asarray(data[lengthened + picked])
 
 
 def topk(layer: Layer, inputs: Inputs) -> Outputs:

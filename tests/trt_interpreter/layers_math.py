@@ -102,7 +102,8 @@ def activation(layer: Layer, inputs: Inputs) -> Outputs:
 
 def select(layer: Layer, inputs: Inputs) -> Outputs:
     """The second input where the first is true, else the third."""
-    return (np.where(*(required(layer, inputs, i) for i in range(3))),)
+    condition, chosen, other = (required(layer, inputs, i) for i in range(3))
+    return (np.where(condition, chosen, other),)
 
 
 def cast(layer: Layer, inputs: Inputs) -> Outputs:

@@ -45,7 +45,7 @@ def _operand(x: Array, operation: str, row: bool) -> Array:
 def _flat_product(a: Array, b: Array) -> Array:
     """a @ b for one matrix b: one product of all rows of a, where NumPy would call BLAS once a leading index."""
     product = a.reshape(-1, a.shape[-1]) @ b.reshape(b.shape[-2:])
-    return product.reshape(*a.shape[:-1], b.shape[-1])
+    return np.asarray(product).reshape(*a.shape[:-1], b.shape[-1])
 
 
 def softmax(layer: Layer, inputs: Inputs) -> Outputs:

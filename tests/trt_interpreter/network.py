@@ -85,13 +85,16 @@ class Network:
 def open_network(network: Any, trt: Any) -> Network:
     """Reads every layer of `network`, whose module is `trt` (tensorrt or tensorrt_rtx).
 
-    Raises NotImplementedError for a layer that is not interpreted, ValueError for a network that is not strongly typed.
+    Raises NotImplementedError for a layer that is not interpreted, ValueError for a network that is not strongly typed
+    and for a layer that TensorRT itself finds wrong.
     """
     if not network.get_flag(trt.NetworkDefinitionCreationFlag.STRONGLY_TYPED):
         raise ValueError("only a strongly typed network says what each tensor is rounded to: STRONGLY_TYPED is not set")
+    layers = tuple(
+        _layer(network.get_layer(i), trt) for i in range(network.num_layers)
+    )  # first: it names what is wrong
     inputs = [_tensor(network.get_input(i)) for i in range(network.num_inputs)]
     outputs = [_tensor(network.get_output(i)) for i in range(network.num_outputs)]
-    layers = tuple(_layer(network.get_layer(i), trt) for i in range(network.num_layers))
     return Network({tensor.name: tensor for tensor in inputs}, {tensor.name: tensor for tensor in outputs}, layers)
 
 
@@ -104,7 +107,10 @@ def _layer(layer: Any, trt: Any) -> Layer:
     if kind not in OPENED:
         raise NotImplementedError(f"layer {layer.name!r} is of type {kind}, which is not interpreted")
     inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
-    outputs = tuple(_tensor(layer.get_output(i)) for i in range(layer.num_outputs))
+    try:
+        outputs = tuple(_tensor(layer.get_output(i)) for i in range(layer.num_outputs))
+    except RuntimeError as refused:
+        raise ValueError(f"TensorRT refuses layer {layer.name!r} ({kind}); its log says why") from refused
     layer.__class__ = getattr(trt, OPENED[kind][0])
     return Layer(
         name=layer.name,

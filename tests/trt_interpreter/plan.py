@@ -51,7 +51,7 @@ def _makers(network: Network) -> dict[str, int]:
 def _ordered(network: Network) -> list[Layer]:
     """The layers that the outputs need, each after those it reads and as close to its first reader as can be."""
     makers, order, entered = _makers(network), dict[int, Layer](), set[int]()
-    stack = list(reversed(network.outputs))
+    stack = list(network.outputs)[::-1]
     while stack:
         name = stack[-1]
         if name in network.inputs or makers.get(name) in order:
