@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import shutil
 from collections.abc import Iterator
+from math import isnan
 from pathlib import Path
 
 import pytest
@@ -62,5 +63,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
     terminalreporter.line(" " * 10 + "".join(f"{precision:>22}" for precision in precisions))
     for family in dict.fromkeys(family for family, _ in table):
         cells = [table.get((family, precision)) for precision in precisions]
-        shown = ["-" if cell is None else f"{cell[0]:.1e} | {cell[1]:.1e}" for cell in cells]
+        shown = [
+            "" if cell is None else " | ".join("-" if isnan(part) else f"{part:.1e}" for part in cell) for cell in cells
+        ]
         terminalreporter.line(f"{family:<10}" + "".join(f"{cell:>22}" for cell in shown))

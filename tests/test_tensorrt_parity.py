@@ -19,7 +19,9 @@ import tensorrt_rtx as trt
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runner import Limits, run_step
 from autoglm_export import parity, tensorrt_linear
+from autoglm_export.bundled import resolve
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint
+from autoglm_export.parity_text import TEXTS
 from autoglm_export.reference import Reference
 from autoglm_export.tensorrt_lowering import PRECISIONS
 from autoglm_export.tensorrt_network import Network
@@ -29,6 +31,7 @@ from network_runner import NetworkRunner
 from quantized_reference import quantize_reference
 from tensorrt_networks import Defined, define_network
 from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
+from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.tensorrt
 
@@ -230,3 +233,18 @@ def test_a_broken_lowering_is_caught(
         assert "never written" in str(error)
     else:
         assert difference > 10 * EXACT[precision]
+
+
+@pytest.mark.timeout(600)
+def test_smollm2_as_typed(parity_table: ParityTable) -> None:
+    """The real model in bfloat16: a prompt's logits and the tokens that follow it."""
+    path, name = resolve("smollm2")
+    source, reference = open_checkpoint(path, name=name), Reference.load(path)
+    limits = Limits(num_slots=1, max_length=63, prefill_chunk=48, vocab_size=source.spec.vocab_size, num_candidates=64)
+    made = define_network(source.spec, source.weights, "bf16", cache_length=64, num_candidates=64)
+    runner = NetworkRunner(made, limits, cache_length=64)
+    prompt = np.array(Tokenizer.from_str(source.tokenizer.decode()).encode(TEXTS["english"]).ids[:24], np.int32)
+    difference = relative(parity.prefill(runner, prompt, 0, chunk=24), reference.logits(prompt)[-1])
+    parity_table["smollm2", "bf16"] = (float("nan"), difference)
+    assert difference < 0.03
+    assert parity.greedy(runner, prompt, 16) == reference.greedy(prompt, 16)
