@@ -10,7 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from trt_interpreter import dtypes
-from trt_interpreter.network import OPENED
+from trt_interpreter.compute import COMPUTE, computed
+from trt_interpreter.network import OPENED, Layer, Network, Tensor
+from trt_interpreter.plan import planned
 from trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
 
 FLOATS = np.array([[0.0, -1.5, 448.0], [0.0625, 3.140625, -240.0]], np.float32)
@@ -82,6 +84,7 @@ def test_what_follows_from_weights_alone_is_computed_once() -> None:
     )
     interpreter = network.interpreter()
     assert [step.layer.kind for step in interpreter._plan.steps] == ["ELEMENTWISE"]
+    assert interpreter._plan.constants.keys() == {doubled.get_output(0).name}
     np.testing.assert_array_equal(interpreter.run({"x": np.ones((2, 3), np.float32)})["y"], 2 * FLOATS + 1)
 
 
@@ -140,8 +143,6 @@ def test_a_layer_that_is_not_interpreted_is_named_when_the_network_is_opened() -
 
 
 def test_every_layer_type_is_computed_or_refused_by_name() -> None:
-    from trt_interpreter.compute import COMPUTE
-
     known = set(tensorrt().LayerType.__members__)
     assert OPENED.keys() <= known
     assert COMPUTE.keys() | {"CONSTANT"} == OPENED.keys()
@@ -166,6 +167,43 @@ def test_a_result_that_is_not_a_number_names_its_layer() -> None:
     with pytest.raises(ValueError, match=r"'root' \(UNARY\) gives NaN"):
         network.run({"x": np.array([4, -1], np.float32)})
     np.testing.assert_array_equal(network.run({"x": np.array([4, np.inf], np.float32)}), [2, np.inf])
+
+
+def test_a_result_of_another_shape_than_declared_names_its_layer() -> None:
+    x, y = Tensor("x", "FLOAT", (-1, 3)), Tensor("y", "FLOAT", (-1, 4))
+    layer = Layer("copy", "IDENTITY", (x,), (y,), {})
+    with pytest.raises(ValueError, match=r"'copy' \(IDENTITY\) gives \(2, 3\) where the network declares \(-1, 4\)"):
+        computed(layer, {"x": FLOATS}, precise=False)
+
+
+def identities(*pairs: tuple[str, str]) -> Network:
+    """A network from input `x` to output `y` that copies tensors, each pair from its first to its second."""
+    tensors = {name: Tensor(name, "FLOAT", (3,)) for name in ("x", "y", *sum(pairs, ()))}
+    layers = [Layer(f"{a}-{b}", "IDENTITY", (tensors[a],), (tensors[b],), {}) for a, b in pairs]
+    return Network({"x": tensors["x"]}, {"y": tensors["y"]}, tuple(layers))
+
+
+@pytest.mark.parametrize(
+    ("pairs", "message"),
+    [
+        ([("x", "y"), ("x", "y")], "gives 'y', which is there already"),
+        ([("y", "x")], "gives 'x', which is there already"),
+        ([("z", "y")], "no layer gives 'z'"),
+        ([("x", "z")], "no layer gives 'y'"),
+        ([("a", "b"), ("b", "a"), ("b", "y")], "reads what it gives"),
+    ],
+)
+def test_tensors_that_come_from_nowhere_twice_or_themselves_are_refused(
+    pairs: list[tuple[str, str]], message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        planned(identities(*pairs), lambda layer, values: computed(layer, values, False))
+
+
+def test_layers_that_no_output_needs_are_left_out() -> None:
+    plan = planned(identities(("x", "a"), ("a", "y"), ("a", "b")), lambda layer, values: computed(layer, values, False))
+    assert [step.layer.name for step in plan.steps] == ["x-a", "a-y"]
+    assert [step.done_with for step in plan.steps] == [("x",), ("a",)]
 
 
 def thirds(dtype: str) -> SmallNetwork:

@@ -141,6 +141,15 @@ def test_what_lies_beyond_the_lengths_is_not_read() -> None:
         attended(query, key, value, "LOWER_RIGHT")
 
 
+def test_what_a_mask_hides_is_not_read() -> None:
+    query, key, value = some_attention(1, 2, 1, 3, 5)
+    allowed = np.ones((1, 1, 3, 5), np.bool_)
+    allowed[..., 2] = False
+    expected = torch_attention(query, key, value, allowed)
+    key[:, :, 2] = value[:, :, 2] = np.nan
+    close(attended(query, key, value, mask=allowed), expected)
+
+
 @pytest.mark.parametrize("length", [0, 7])
 def test_lengths_that_the_keys_do_not_have_raise(length: int) -> None:
     with pytest.raises(ValueError, match=rf"reads {length} keys of row 0, not 1 \.\.\. 6"):

@@ -117,6 +117,21 @@ def test_a_precise_interpreter_still_quantises() -> None:
     assert not np.array_equal(actual, actual.astype(np.float16).astype(np.float32))
 
 
+def test_a_zero_point_may_only_be_zero(capfd: pytest.CaptureFixture[str]) -> None:
+    for zero in (0, 1):
+        network = SmallNetwork()
+        scale = network.constant(np.float32(2))
+        layer = network.add.add_dequantize(network.constant(np.array([1, 2]), "INT8"), scale, network.trt.float32)
+        layer.set_input(2, network.constant(np.array(zero), "INT8"))
+        network.output(layer.get_output(0))
+        if zero:
+            with pytest.raises(ValueError, match=r"zero point that is not zero|TensorRT refuses"):
+                network.run()
+        else:
+            np.testing.assert_array_equal(network.run(), [2, 4])
+    capfd.readouterr()
+
+
 @pytest.mark.parametrize("scale", [0.0, -1.0])
 def test_a_scale_that_is_not_positive_raises(scale: float) -> None:
     with pytest.raises(ValueError, match=rf"has a scale of {scale}, which is not above 0"):
