@@ -27,9 +27,12 @@ class CudaBindings:
         self._runtime = _import_runtime()
         _check_driver(self._runtime)
         self._pinned: dict[int, int] = {}  # where an array begins -> the address to free
-        self._checked("choose the GPU", self._runtime.cudaSetDevice(_DEVICE))
         flags = self._runtime.cudaStreamNonBlocking
-        self._stream: Any = self._checked("create a stream", self._runtime.cudaStreamCreateWithFlags(flags))
+        try:
+            self._checked("be used", self._runtime.cudaSetDevice(_DEVICE))
+            self._stream: Any = self._checked("create a stream", self._runtime.cudaStreamCreateWithFlags(flags))
+        except DeviceError as error:
+            raise ArtifactError(str(error)) from error
 
     @property
     def stream(self) -> int:
@@ -40,11 +43,11 @@ class CudaBindings:
         kind = self._runtime.cudaDeviceAttr
         parts = (kind.cudaDevAttrComputeCapabilityMajor, kind.cudaDevAttrComputeCapabilityMinor)
         return ".".join(
-            str(self._checked("ask the GPU", self._runtime.cudaDeviceGetAttribute(part, _DEVICE))) for part in parts
+            str(self._checked("tell its kind", self._runtime.cudaDeviceGetAttribute(part, _DEVICE))) for part in parts
         )
 
     def free_memory(self) -> int:
-        free, _ = self._checked("ask for free memory", self._runtime.cudaMemGetInfo())
+        free, _ = self._checked("tell its free memory", self._runtime.cudaMemGetInfo())
         return int(free)
 
     # ---- memory
@@ -97,7 +100,7 @@ class CudaBindings:
         self._checked("wait for a step", self._runtime.cudaEventSynchronize(event))
 
     def synchronize(self) -> None:
-        self._checked("wait for the GPU", self._runtime.cudaStreamSynchronize(self._stream))
+        self._checked("be waited for", self._runtime.cudaStreamSynchronize(self._stream))
 
     # ---- graphs
 

@@ -1,4 +1,4 @@
-"""Every block of memory of a runner: allocated once at load, freed in one place, added up by what it is for."""
+"""Every block of memory and event of a runner: made once at load, freed in one place, memory added up by what it is for."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from contextlib import ExitStack
 
-from .cuda import ALIGNMENT, Cuda, HostBytes
+from .cuda import ALIGNMENT, Cuda, Event, HostBytes
 
 _log = logging.getLogger(__name__)
 
@@ -18,7 +18,7 @@ def aligned(num_bytes: int) -> int:
 
 
 class DeviceMemory:
-    """`cleanup` frees what is allocated here."""
+    """`cleanup` frees what is made here."""
 
     def __init__(self, cuda: Cuda, cleanup: ExitStack) -> None:
         self._cuda = cuda
@@ -48,6 +48,11 @@ class DeviceMemory:
         self._cleanup.callback(self._cuda.free_pinned, memory)
         self._bytes["pinned"] += len(memory)
         return memory
+
+    def event(self) -> Event:
+        event = self._cuda.create_event()
+        self._cleanup.callback(self._cuda.destroy_event, event)
+        return event
 
 
 def free_all(cuda: Cuda, cleanup: ExitStack) -> None:

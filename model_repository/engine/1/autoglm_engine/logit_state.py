@@ -7,7 +7,7 @@ rows that are lent in turns; a slot that nothing was told of since its last rese
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ Told = tuple[int, Adjustments]  # slot, what to change
 class LogitState:
     """`inverse_temperatures`: float32 `[num_slots]`, on the host."""
 
-    def __init__(self, cuda: Cuda, memory: DeviceMemory, cleanup: ExitStack, shapes: TensorShapes) -> None:
+    def __init__(self, cuda: Cuda, memory: DeviceMemory, shapes: TensorShapes) -> None:
         self._cuda = cuda
         self._row = shapes.vocab_size * _FLOAT
         self._table = aligned(shapes.num_slots * self._row)
@@ -37,7 +37,7 @@ class LogitState:
         self._pitch = aligned(self._row)  # of the two rows of `_gathered` and of those that are staged
         self._neutral = memory.allocate("logits", _FACTOR_AND_OFFSET * self._pitch)
         self._gathered = memory.allocate("logits", _FACTOR_AND_OFFSET * self._pitch)
-        self._staging = RowStaging(cuda, memory, cleanup, self._pitch, shapes.vocab_size)
+        self._staging = RowStaging(cuda, memory, self._pitch, shapes.vocab_size)
         self._is_neutral = np.zeros(shapes.num_slots, np.bool_)
         self.inverse_temperatures = np.ones(shapes.num_slots, np.float32)
         self._initialise()
@@ -123,10 +123,10 @@ class StagedRows:
 class RowStaging:
     """Pinned rows, lent in turns; before one is lent again, what was enqueued while it was lent has run."""
 
-    def __init__(self, cuda: Cuda, memory: DeviceMemory, cleanup: ExitStack, pitch: int, num_columns: int) -> None:
+    def __init__(self, cuda: Cuda, memory: DeviceMemory, pitch: int, num_columns: int) -> None:
         self._cuda = cuda
         self._next = 0
-        self._rows = [self._staged(memory, cleanup, pitch, num_columns) for _ in range(_NUM_STAGED_ROWS)]
+        self._rows = [self._staged(memory, pitch, num_columns) for _ in range(_NUM_STAGED_ROWS)]
         self.num_columns = num_columns
 
     @contextmanager
@@ -137,12 +137,10 @@ class RowStaging:
         yield rows
         self._cuda.record(rows.event)
 
-    def _staged(self, memory: DeviceMemory, cleanup: ExitStack, pitch: int, num_columns: int) -> StagedRows:
+    def _staged(self, memory: DeviceMemory, pitch: int, num_columns: int) -> StagedRows:
         host = memory.pinned(_FACTOR_AND_OFFSET * pitch)
-        event = self._cuda.create_event()
-        cleanup.callback(self._cuda.destroy_event, event)
         values = host.view(np.float32).reshape(_FACTOR_AND_OFFSET, -1)[:, :num_columns]
-        return StagedRows(int(host.ctypes.data), values, event)
+        return StagedRows(int(host.ctypes.data), values, memory.event())
 
 
 def _groups(singles: Sequence[Told], capacity: int) -> Iterator[list[Told]]:

@@ -70,11 +70,9 @@ class TensorRTRunner:
         self._is_closed = self._has_failed = False
         memory = DeviceMemory(cuda, cleanup)
         self._cache = KeyValueCache(cuda, memory, shapes)
-        self._logit_state = LogitState(cuda, memory, cleanup, shapes)
+        self._logit_state = LogitState(cuda, memory, shapes)
         self._inputs, self._outputs = StepInputs(cuda, memory, shapes), StepOutputs(cuda, memory, shapes)
-        self._events = [cuda.create_event() for _ in range(NUM_TURNS)]
-        for event in self._events:
-            cleanup.callback(cuda.destroy_event, event)
+        self._events = [memory.event() for _ in range(NUM_TURNS)]
         self._decode, self._prefill = self._create_calls(plan, memory, shapes)
         self._prepare()
         memory.note("weights", plan.weight_bytes)
