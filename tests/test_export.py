@@ -28,6 +28,8 @@ class FakeRuntime:
 
     precisions = ("fp32", "int8")
 
+    default_precision, options, calibrated, prefill_chunk = "int8", ("colour",), (), 128
+
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails
         self.calls: list[dict[str, Any]] = []
@@ -128,8 +130,13 @@ def test_auto_becomes_a_runtime_that_this_machine_has(
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [
-    ({"runtime": "openvino"}, "runtime 'openvino' is not known; allowed are auto, onnx, native"),
-    ({"precision": "int3"}, "precision 'int3' is not known; allowed are fp32, int8"),
+    (
+        {"runtime": "openvino"},
+        "runtime 'openvino' is not known; allowed are auto, onnx, native, tensorrt, tensorrt-rtx",
+    ),
+    ({"precision": "int3"}, "the runtime onnx has no precision 'int3'; allowed are fp32, int8"),
+    ({"kv_dtype": "fp16"}, "the runtime onnx has no option kv_dtype"),
+    ({"calibration": Path("text")}, "a calibration text is of no use to int8 on the runtime onnx"),
     ({"max_length": 513}, "max_length is 513; allowed is 2 ... 512"),
     ({"max_length": 1}, "max_length is 1"),
     ({"max_slots": 0}, "max_slots is 0; allowed is 1 ... 1024"),
@@ -197,15 +204,14 @@ from pathlib import Path
 from autoglm_export import lowering
 from autoglm_export.export import export
 
-class Killed:
-    precisions = ("int8",)
+class Killed(lowering.Runtime):
     def version(self): return "1"
     def load(self): return self.lower
     def lower(self, spec, weights, folder, **options):
         (folder / "graph").write_bytes(weights["embed"].tobytes()[:1000])
         os.kill(os.getpid(), signal.SIGKILL)
 
-lowering.RUNTIMES["onnx"] = Killed()
+lowering.RUNTIMES["onnx"] = Killed("", "", "", ("int8",), "int8")
 export(Path(sys.argv[1]), Path(sys.argv[2]), runtime="onnx")
 """
 

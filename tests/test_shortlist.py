@@ -214,7 +214,21 @@ def test_a_nucleus_that_ends_within_rounding_is_left_to_the_whole_row() -> None:
         return None if found is None else found[0].tolist()
 
     assert [kept(0.39), kept(0.4), kept(0.401), kept(0.6), kept(0.61)] == [[0], None, [0, 1], None, [0, 1, 2]]
+    assert kept(0.4 * (1 + 1e-5)) is kept(0.4 * (1 - 1e-5)) is None, "a device's sum is not that good"
     assert kept(0.95) is None, "what equals the last candidate may be outside"
+
+
+def test_a_nucleus_beyond_what_the_whole_row_sorts_is_left_to_it() -> None:
+    ids, values = np.arange(400, dtype=np.int32), np.linspace(0.1, 0.0, 400, dtype=np.float32)
+    total = np.exp(values.astype(np.float64)).cumsum()
+
+    def num_kept(top_p: float) -> int | None:
+        options = SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p)
+        found = kept_candidates(ids, values, float(np.log(total[-1])), options)
+        return None if found is None else len(found[0])
+
+    middle = (total[:-1] + total[1:]) / 2 / total[-1]
+    assert [num_kept(middle[100]), num_kept(middle[254]), num_kept(middle[255])] == [102, 256, None]
 
 
 def test_a_tie_for_the_first_place_goes_to_the_lowest_id() -> None:

@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
 
 from .bundled import resolve
+from .calibration_text import texts_of
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InvalidOption
-from .lowering import AUTO, Progress, choose_runtime, no_progress, runtime_named
+from .lowering import AUTO, Progress, Runtime, choose_runtime, no_progress, runtime_named
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
 
 DEFAULT_MAX_LENGTH = 1024
-DEFAULT_PREFILL_CHUNK = 128
 MAX_SLOTS = 1024
 
 
@@ -38,28 +41,38 @@ def export(
     output: Path,
     *,
     runtime: str = AUTO,
-    precision: str = "int8",
+    precision: str | None = None,
     max_slots: int = 16,
     max_length: int | None = None,
     prefill_chunk: int | None = None,
+    calibration: Path | None = None,
     check: bool = False,
     progress: Progress = no_progress,
+    **runtime_options: Any,
 ) -> Manifest:
     """Write the artifact of `checkpoint` (a folder, a .gguf file or the name of a bundled model) to `output`, atomically.
 
     `runtime` auto: native where it can be built here and has the precision, else onnx; the manifest says which.
-    `max_length` None: 1024, or the model's limit where that is less. `prefill_chunk` None: 128, or `max_length` where that
-    is less. With `check`, the artifact must pass the parity gate (it needs torch and transformers) before it is put in
-    place. Raises ExportError; then `output` is as it was.
+    `precision` None: the runtime's default. `max_length` None: 1024, or the model's limit where that is less.
+    `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place of
+    the built-in text, for precisions that are calibrated. `runtime_options`: what only some runtimes take
+    (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before it
+    is put in place. Raises ExportError; then `output` is as it was.
     """
     runtime = choose_runtime(runtime, precision)
     entry = runtime_named(runtime, precision)
+    precision = precision or entry.default_precision
+    _check_runtime_options(runtime, entry, precision, runtime_options, calibration)
     check_replaceable(output)
+    version, lower = entry.version(), entry.load()
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
     source = open_checkpoint(path, name=name)
-    options = _checked_options(source.spec, runtime, precision, max_slots, max_length, prefill_chunk)
-    version, lower = entry.version(), entry.load()
+    options = _checked_options(
+        source.spec, runtime, precision, max_slots, max_length, prefill_chunk, entry.prefill_chunk
+    )
+    if precision in entry.calibrated:
+        runtime_options["calibration_ids"] = _encoded(source, texts_of(calibration))
     progress("read checkpoint", 1.0)
     with staged(output) as folder:
         details = lower(
@@ -71,6 +84,7 @@ def export(
             max_length=options.max_length,
             prefill_chunk=options.prefill_chunk,
             progress=progress,
+            **runtime_options,
         )
         _write_tokenizer(folder, source)
         manifest = _manifest(source, options, version, details, _file_records(folder))
@@ -99,6 +113,15 @@ def _save_whole(manifest: Manifest, artifact: Path) -> None:
         (Path(folder) / MANIFEST_NAME).replace(artifact / MANIFEST_NAME)
 
 
+def _check_runtime_options(
+    runtime: str, entry: Runtime, precision: str, given: Mapping[str, Any], calibration: Path | None
+) -> None:
+    if unknown := sorted(given.keys() - set(entry.options)):
+        raise InvalidOption(f"the runtime {runtime} has no option {unknown[0]}")
+    if calibration is not None and precision not in entry.calibrated:
+        raise InvalidOption(f"a calibration text is of no use to {precision} on the runtime {runtime}")
+
+
 def _checked_options(
     spec: ModelSpec,
     runtime: str,
@@ -106,10 +129,11 @@ def _checked_options(
     max_slots: int,
     max_length: int | None,
     prefill_chunk: int | None,
+    usual_chunk: int,
 ) -> Options:
     length = min(DEFAULT_MAX_LENGTH, spec.max_position) if max_length is None else max_length
     _check_range("max_length", length, 2, spec.max_position)
-    chunk = min(DEFAULT_PREFILL_CHUNK, length) if prefill_chunk is None else prefill_chunk
+    chunk = min(usual_chunk, length) if prefill_chunk is None else prefill_chunk
     _check_range("prefill_chunk", chunk, 1, length)
     _check_range("max_slots", max_slots, 1, MAX_SLOTS)
     return Options(runtime, precision, max_slots, length, chunk)
@@ -118,6 +142,13 @@ def _checked_options(
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise InvalidOption(f"{name} is {value}; allowed is {low} ... {high} for this model")
+
+
+def _encoded(source: Checkpoint, texts: Sequence[str]) -> list[TokenIds]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer.decode())
+    return [np.array(tokenizer.encode(text).ids, np.int32) for text in texts]
 
 
 def _write_tokenizer(folder: Path, source: Checkpoint) -> None:

@@ -33,61 +33,92 @@ class Lowering(Protocol):
         max_length: int,
         prefill_chunk: int,
         progress: Progress,
+        **options: Any,
     ) -> dict[str, Any]:
         """Write the runtime's files into `folder` and return what its runner must know (`Manifest.runtime_details`).
 
-        `cache_dtype` among it is the type of the key/value cache, float32 unless given.
+        `cache_dtype` among it is the type of the key/value cache, float32 unless given. `options`: those of
+        `Runtime.options` that the user gave, and `calibration_ids` for the precisions of `Runtime.calibrated`.
         """
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class Runtime:
-    """Where a lowering is; `distribution` is the package whose version must match where the artifact runs."""
+    """Where a lowering is, and what it takes. `distribution` is the package whose version must match where the artifact
+    runs, `extra` the extra of this distribution that installs it."""
 
     module: str
     function: str
     distribution: str
     precisions: tuple[str, ...]
+    default_precision: str
+    options: tuple[str, ...] = ()
+    calibrated: tuple[str, ...] = ()  # precisions that need a calibration text
+    prefill_chunk: int = 128
+    extra: str = "export"
 
     def load(self) -> Lowering:
         try:
             module = importlib.import_module(f"autoglm_export.{self.module}")
         except ModuleNotFoundError as error:
-            raise ExportError(
-                f"this export needs the package {error.name}: pip install 'autoglm-triton[export]'"
-            ) from None
+            raise self._needs(error.name or self.module) from None
         return cast(Lowering, getattr(module, self.function))
 
     def version(self) -> str:
         try:
             return metadata.version(self.distribution)
         except metadata.PackageNotFoundError:
-            raise ExportError(
-                f"this export needs the package {self.distribution}: pip install 'autoglm-triton[export]'"
-            ) from None
+            raise self._needs(self.distribution) from None
+
+    def _needs(self, package: str) -> ExportError:
+        return ExportError(f"this export needs the package {package}: pip install 'autoglm-triton[{self.extra}]'")
 
 
 AUTO = "auto"
+_TENSORRT_OPTIONS = ("num_candidates", "kv_dtype", "compute_capabilities", "weight_streaming", "int4_rounding")
+_TENSORRT_PRECISIONS = ("bf16", "fp16", "fp8", "int4")
+
+
+def _tensorrt(function: str, package: str) -> Runtime:
+    return Runtime(
+        "tensorrt_lowering",
+        function,
+        package,
+        _TENSORRT_PRECISIONS,
+        default_precision="bf16",
+        options=_TENSORRT_OPTIONS,
+        calibrated=("fp8", "int4"),
+        prefill_chunk=512,
+        extra=package,
+    )
+
+
 RUNTIMES = {
-    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8")),
-    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",)),
+    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8"), default_precision="int8"),
+    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8"),
+    "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
+    "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),
 }
 
 
-def choose_runtime(name: str, precision: str) -> str:
+def choose_runtime(name: str, precision: str | None) -> str:
     """`auto` made concrete: the native kernels where this machine can build them and they compute in `precision`, else
     ONNX Runtime, which runs anywhere. Another name is its own choice."""
     if name != AUTO:
         return name
-    return "native" if precision in RUNTIMES["native"].precisions and can_build_here() else "onnx"
+    native = RUNTIMES["native"]
+    wanted = precision or native.default_precision
+    return "native" if wanted in native.precisions and can_build_here() else "onnx"
 
 
-def runtime_named(name: str, precision: str) -> Runtime:
-    """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision`."""
+def runtime_named(name: str, precision: str | None) -> Runtime:
+    """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision` (None: its default)."""
     runtime = RUNTIMES.get(name)
     if runtime is None:
         raise InvalidOption(f"the runtime {name!r} is not known; allowed are {', '.join((AUTO, *RUNTIMES))}")
-    if precision not in runtime.precisions:
-        raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(runtime.precisions)}")
+    if precision is not None and precision not in runtime.precisions:
+        raise InvalidOption(
+            f"the runtime {name} has no precision {precision!r}; allowed are {', '.join(runtime.precisions)}"
+        )
     return runtime

@@ -12,7 +12,7 @@ GroupQueryAttention then writes the new keys and values in place and copies noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
 from .rotation import rotated
 from .spec import ModelSpec
-from .weights import Array
+from .weights import Array, CountedWeights
 
 _ROPE_MULTIPLE = 16  # of GroupQueryAttention's kernel
 _PRECISIONS: dict[str, Callable[[OnnxGraph, Mapping[str, Array]], Linears]] = {
@@ -163,27 +163,9 @@ def write_onnx(
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
-        read = _Counted(weights, progress)
+        read = CountedWeights(weights, progress, "write graph")
         ops = OnnxOps(graph, spec, read, _PRECISIONS[precision](graph, read), max_length)
         build_decoder(spec, ops)
         graph.save()
     progress("write graph", 1.0)
     return {"model": MODEL_FILE, "cache_dtype": "float32"}
-
-
-class _Counted(Mapping[str, Array]):
-    """Weights that report how many of them were read."""
-
-    def __init__(self, weights: Mapping[str, Array], progress: Progress) -> None:
-        self._weights, self._progress, self._read = weights, progress, 0
-
-    def __getitem__(self, name: str) -> Array:
-        self._read += 1
-        self._progress("write graph", min(1.0, self._read / len(self._weights)))
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)

@@ -147,3 +147,25 @@ class CheckpointWeights(Mapping[str, Array]):
 def _some(names: list[str]) -> str:
     more = f" and {len(names) - 4} more" if len(names) > 4 else ""
     return ", ".join(names[:4]) + more
+
+
+class CountedWeights(Mapping[str, Array]):
+    """Weights that report which share of them was read, as the progress of `stage`."""
+
+    def __init__(self, weights: Mapping[str, Array], progress: Callable[[str, float], None], stage: str) -> None:
+        self._weights, self._progress, self._stage = weights, progress, stage
+        self._num_read = 0
+
+    def __getitem__(self, name: str) -> Array:
+        self._num_read += 1
+        self._progress(self._stage, min(1.0, self._num_read / len(self._weights)))
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -43,9 +43,19 @@ Artifact = Annotated[
     ),
 ]
 Runtime = Annotated[
-    str | None, typer.Option("--runtime", help="onnx, native, or auto: native where it can be built. [default: auto]")
+    str | None,
+    typer.Option(
+        "--runtime",
+        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native where it can be built, else onnx. [default: auto]",
+    ),
 ]
-Precision = Annotated[str | None, typer.Option("--precision", help="fp32 or int8. [default: int8]")]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="fp32 or int8 on a CPU; bf16, fp16, fp8 or int4 in TensorRT. [default: int8; TensorRT: bf16]",
+    ),
+]
 
 DEFAULT_URLS = DEFAULT_URL
 

@@ -30,6 +30,33 @@ def export(
     prefill_chunk: Annotated[
         int | None, typer.Option("--prefill-chunk", help="Prompt tokens computed in one step.")
     ] = None,
+    kv_dtype: Annotated[
+        str | None, typer.Option("--kv-dtype", help="TensorRT: type of the key/value cache, bf16 or fp16.")
+    ] = None,
+    num_candidates: Annotated[
+        int | None, typer.Option("--num-candidates", help="TensorRT: likeliest tokens a step tells of. [default: 64]")
+    ] = None,
+    compute_capability: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--compute-capability",
+            help="TensorRT-RTX: build for this kind of GPU, such as 8.9; may be given several times. No GPU is needed.",
+        ),
+    ] = None,
+    weight_streaming: Annotated[
+        bool,
+        typer.Option(
+            "--weight-streaming", help="TensorRT: weights may stay in host memory, for a model over the card's size."
+        ),
+    ] = False,
+    int4_rounding: Annotated[
+        str | None,
+        typer.Option("--int4-rounding", help="gptq, or nearest: fast, no calibration, less exact. [default: gptq]"),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option("--calibration", help="fp8 and int4: a text file like what will be asked. [default: built in]"),
+    ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,
     repository: args.Repository = None,
     json: args.Json = False,
@@ -41,6 +68,8 @@ def export(
       autoglm export smollm2
       autoglm export ./glm-4-9b-chat --precision int8 --max-length 4096
       autoglm export model.gguf -o build/model --runtime native --check
+      autoglm export ./AutoGLM-Phone-9B --runtime tensorrt --precision fp8 --calibration prompts.txt
+      autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx --compute-capability 8.9
     """
     target = output if output is not None else artifact_folder(None, repository_folder(repository))
     chosen = {
@@ -49,6 +78,12 @@ def export(
         "max_slots": max_slots,
         "max_length": max_length,
         "prefill_chunk": prefill_chunk,
+        "kv_dtype": kv_dtype,
+        "num_candidates": num_candidates,
+        "compute_capabilities": compute_capability or None,
+        "weight_streaming": weight_streaming or None,
+        "int4_rounding": int4_rounding,
+        "calibration": calibration,
     }
     manifest = run_export(checkpoint, target, check=check, chosen=chosen)
     if json:
@@ -85,6 +120,8 @@ def manifest_json(manifest: Any, folder: Path) -> dict[str, Any]:
         "max_length": manifest.max_length,
         "prefill_chunk": manifest.prefill_chunk,
         "vocab_size": manifest.vocab_size,
+        "cache_dtype": manifest.cache.dtype,
+        "runtime_details": manifest.runtime_details,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "digest": manifest.digest,
         "parity": manifest.parity,

@@ -48,12 +48,33 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
     rows = {
         **described,
         "bytes": f"{described['bytes']:,}",
+        "runtime_details": _details(described["runtime_details"]),
         "parity": _parity(described["parity"]),
         "files": "every SHA-256 is right" if verified else "present in full size (--verify checks their content)",
     }
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), str(value))
     Console(highlight=False).print(table)
+
+
+def _details(details: dict[str, Any]) -> str:
+    """What a person would want of them; --json has all."""
+    shown = {name: value for name, value in details.items() if name not in ("tensors", "cache_dtype")}
+    if "tensors" in details:
+        shown["tensors"] = len(details["tensors"])
+    return "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in shown.items())
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, dict):
+        return "; ".join(
+            f"{name} ({_plain(part)})" if isinstance(part, dict) else f"{name} {_plain(part)}"
+            for name, part in value.items()
+        )
+    if isinstance(value, list):
+        is_range = len(value) == 2 and all(isinstance(part, int) for part in value)
+        return f"{value[0]} ... {value[1]}" if is_range else ", ".join(str(part) for part in value) or "none"
+    return str(value)
 
 
 def _parity(report: dict[str, Any] | None) -> str:

@@ -123,7 +123,11 @@ class Adjustments:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What a device that keeps its logits tells of them; a row for each span that wants logits, in the spans' order."""
+    """What a device that keeps its logits tells of them; a row for each span that wants logits, in the spans' order.
+
+    Equal logits may come in any order. A row with a NaN has no finite `log_sum_exp`. What is promised of its rounding is
+    in `shortlist`.
+    """
 
     token_ids: TokenIds  # [num_rows, k], the most likely ones, best first
     logits: Logits  # [num_rows, k], adjusted

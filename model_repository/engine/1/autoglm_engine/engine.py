@@ -181,14 +181,15 @@ class Engine:
         if self._in_flight is None:
             return
         step, self._in_flight = self._in_flight, None
+        sampling = step.plan.sampling
         try:
-            chosen = sample_batch(step.pending.result(), [sequence.sampler for sequence in step.plan.sampling])
+            chosen = sample_batch(step.pending.result(), [sequence.sampler for sequence in sampling])
         except Exception as error:
             self._fail(step.plan, error)
             return
         self._scheduler.computed(step.plan)
         now = self._clock()
-        for sequence, sampled in zip(step.plan.sampling, chosen, strict=True):
+        for sequence, sampled in zip(sampling, chosen, strict=True):
             if sequence.is_running:
                 self._take(sequence, sampled, now)
 

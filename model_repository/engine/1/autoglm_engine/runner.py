@@ -24,9 +24,10 @@ class Pending(Protocol):
     """A step that was issued."""
 
     def result(self) -> Logits | Candidates:
-        """Wait for the step, once. Logits `[num spans that want them, vocab_size]`, in the order of the spans, or
-        `Candidates` of the same rows where `limits.num_candidates` > 0. Valid until the next step is issued. Raises what
-        the step failed with.
+        """Wait for the step, once, and without the interpreter's lock: others publish meanwhile.
+
+        Logits `[num spans that want them, vocab_size]`, in the order of the spans, or `Candidates` of the same rows where
+        `limits.num_candidates` > 0. Valid until the next step is issued. Raises what the step failed with.
         """
         ...
 

@@ -1,0 +1,95 @@
+"""The container's command: checks that this image can run the artifact, then becomes tritonserver.
+
+What it checks, the engine checks again when it loads; here the answer is one line, before anything is started.
+Standard library only.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+import sys
+from collections.abc import Mapping
+from importlib import metadata
+from pathlib import Path
+
+RUNTIMES = ("tensorrt", "tensorrt-rtx")  # each is also the name of its Python package
+EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period
+CONTROL_APIS = "model-repository,trace,logging,shared-memory"
+_KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
+
+
+class Refusal(Exception):
+    """One sentence for the user."""
+
+
+def check_artifact(artifact: Path) -> None:
+    """Raises Refusal unless the plan in `artifact` was built by the very TensorRT that is installed here."""
+    path = artifact / "manifest.json"
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        runtime, built_with = str(manifest["runtime"]), str(manifest["runtime_version"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{path} cannot be read: {error!r}; mount the folder that `autoglm export` wrote") from None
+    if runtime not in RUNTIMES:
+        raise Refusal(f"the artifact's runtime is {runtime!r}; this image serves {' and '.join(RUNTIMES)}")
+    installed = _installed(runtime)
+    if installed != built_with:
+        raise Refusal(
+            f"the artifact's plan was built by {runtime} {built_with}, this image has {installed or 'none'}; "
+            f"build the image with TENSORRT_PACKAGE={runtime} TENSORRT_VERSION={built_with}, or export again"
+        )
+
+
+def _installed(package: str) -> str | None:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def control_key(environ: Mapping[str, str]) -> str:
+    """AUTOGLM_CONTROL_KEY; where that is empty a random key, which opens the control APIs to nobody."""
+    key = environ.get("AUTOGLM_CONTROL_KEY", "") or secrets.token_hex(16)
+    if not _KEY.fullmatch(key):
+        raise Refusal(
+            f"AUTOGLM_CONTROL_KEY has {len(key)} characters or others than letters, digits, - and _; "
+            "allowed are 16 ... 128 of those"
+        )
+    return key
+
+
+def command(repository: Path, key: str) -> list[str]:
+    """All addresses are the container's own; compose.yaml says where on the host they are reached."""
+    options = {
+        "model-repository": repository,
+        "model-control-mode": "none",
+        "exit-timeout-secs": EXIT_SECONDS,
+        "http-address": "0.0.0.0",
+        "http-port": 8000,
+        "grpc-address": "0.0.0.0",
+        "grpc-port": 8001,
+        "metrics-address": "0.0.0.0",
+        "metrics-port": 8002,
+        "http-restricted-api": f"{CONTROL_APIS}:autoglm-control-key={key}",
+        "grpc-restricted-protocol": f"{CONTROL_APIS}:autoglm-control-key={key}",
+    }
+    return ["tritonserver", *(f"--{name}={value}" for name, value in options.items())]
+
+
+def main() -> None:
+    environment = dict(os.environ)
+    try:
+        check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
+        key = control_key(environment)
+    except (Refusal, KeyError) as refusal:
+        sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
+    environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
+    arguments = command(Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository")), key)
+    os.execvpe(arguments[0], arguments, environment)
+
+
+if __name__ == "__main__":
+    main()

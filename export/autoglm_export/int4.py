@@ -1,0 +1,142 @@
+"""Weights of 4 bits: symmetric, in blocks of inputs that share a scale for each output; rounded by GPTQ, or to the nearest."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import numpy.typing as npt
+
+from .errors import UnsupportedModel
+from .gptq import compensated
+from .weights import Array
+
+BLOCK = 128  # inputs that share a scale; fewer where they do not divide
+SMALLEST_BLOCK = 16
+LARGEST = 7
+_CLIPS = np.linspace(1.0, 0.5, 21, dtype=np.float32)  # of a block's largest weight, tried as the largest that is kept
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Int4Weight:
+    """A weight is `values * scales` of its block; the inputs come first, as TensorRT takes them."""
+
+    values: npt.NDArray[np.int8]  # [inputs, outputs], -7 ... 7
+    scales: npt.NDArray[Any]  # [inputs / block, outputs], float16 or bfloat16
+
+    def restored(self) -> Array:
+        """float32 `[outputs, inputs]`"""
+        block = len(self.values) // len(self.scales)
+        scales = np.repeat(self.scales.astype(np.float32), block, axis=0)
+        return np.ascontiguousarray((self.values * scales).T)
+
+
+class Gptq:
+    """An observer of the calibration pass that quantises each layer when it sees its inputs."""
+
+    def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
+        self._weights, self._scale_dtype = weights, scale_dtype
+        self.of: dict[str, Int4Weight] = {}  # `title_of(layers)` ->
+
+    def observe(self, inputs: Array, layers: Sequence[str]) -> list[Array]:
+        parts = [self._weights[f"{name}.weight"] for name in layers]
+        quantized = quantize(np.concatenate(parts), inputs.T @ inputs, self._scale_dtype, title_of(layers))
+        self.of[title_of(layers)] = quantized
+        ends = np.cumsum([len(part) for part in parts])
+        return np.split(quantized.restored(), ends[:-1])
+
+
+def title_of(layers: Sequence[str]) -> str:
+    """The name of layers side by side: `layers.0.query+key+value`."""
+    first, *rest = layers
+    return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
+
+
+class Nearest(Mapping[str, Int4Weight]):
+    """`title_of(layers)` -> their weights, each rounded to the nearest step when it is read: no calibration, and less exact."""
+
+    def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
+        self._weights, self._scale_dtype = weights, scale_dtype
+
+    def __getitem__(self, title: str) -> Int4Weight:
+        weight = np.concatenate([self._weights[f"{name}.weight"] for name in layers_of(title)])
+        block = block_of(weight.shape[1], title)
+        scales = best_scales(weight, np.ones(weight.shape[1], np.float32), block, self._scale_dtype)
+        steps = _steps(weight.T, np.repeat(scales.astype(np.float32), block, axis=0))
+        return Int4Weight(steps.astype(np.int8), scales)
+
+    def __iter__(self) -> Iterator[str]:
+        return (name.removesuffix(".weight") for name in self._weights if name.endswith(".weight"))
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)
+
+
+def layers_of(title: str) -> list[str]:
+    """The inverse of `title_of`."""
+    first, *rest = title.split("+")
+    prefix = first.rpartition(".")[0]
+    return [first, *(f"{prefix}.{name}" for name in rest)]
+
+
+def quantize(weight: Array, gram: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
+    """GPTQ. `weight` `[outputs, inputs]`; `gram` `[inputs, inputs]` of the calibration inputs."""
+    block = block_of(weight.shape[1], layer)
+    scales = best_scales(weight, np.diag(gram), block, scale_dtype)
+    exact = scales.astype(np.float32)
+
+    def round_column(column: Array, index: int) -> Array:
+        scale = exact[index // block]
+        rounded: Array = _steps(column, scale) * scale
+        return rounded
+
+    rounded = compensated(weight, gram, round_column)
+    values = np.rint(rounded.T / np.repeat(exact, block, axis=0)).astype(np.int8)
+    return Int4Weight(values, scales)
+
+
+def block_of(num_inputs: int, layer: str) -> int:
+    """The largest power of two up to BLOCK that divides `num_inputs`."""
+    block = min(num_inputs & -num_inputs, BLOCK)
+    if block < SMALLEST_BLOCK:
+        raise UnsupportedModel(
+            f"int4: {layer} has {num_inputs} inputs, which no block of {SMALLEST_BLOCK} ... {BLOCK} divides"
+        )
+    return block
+
+
+def best_scales(weight: Array, energy: Array, block: int, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
+    """`[inputs / block, outputs]`: of a few scales that clip a block's largest weights more and more, the one with the
+    least squared error, each input weighed by its `energy` `[inputs]`."""
+    blocks, weighed = weight.reshape(len(weight), -1, block), (energy + 1e-9).reshape(1, -1, block)
+    largest = np.abs(blocks).max(axis=2, keepdims=True)
+    best_error = np.full(largest.shape, np.inf, np.float32)
+    best = np.ones(largest.shape, np.float32)
+    for clip in _CLIPS:
+        scale = _held(largest * clip / LARGEST, dtype)
+        error = (weighed * np.square(blocks - _steps(blocks, scale) * scale)).sum(axis=2, keepdims=True)
+        better = error < best_error
+        best_error, best = np.where(better, error, best_error), np.where(better, scale, best)
+    return np.ascontiguousarray(best[:, :, 0].T.astype(dtype))
+
+
+def _held(scale: Array, dtype: npt.DTypeLike) -> Array:
+    """As `dtype` can hold it, and never 0."""
+    smallest = np.float32(ml_dtypes.finfo(dtype).smallest_normal)
+    held: Array = np.maximum(scale, smallest).astype(dtype).astype(np.float32)
+    return held
+
+
+def _steps(values: Array, scale: Array) -> Array:
+    steps: Array = np.clip(np.rint(values / scale), -LARGEST, LARGEST)
+    return steps
+
+
+def pack_int4(values: npt.NDArray[np.int8]) -> npt.NDArray[np.uint8]:
+    """Two values a byte along the last axis, the first in the low half."""
+    halves = values.reshape(-1, 2).astype(np.uint8) & np.uint8(0xF)
+    packed: npt.NDArray[np.uint8] = halves[:, 0] | (halves[:, 1] << np.uint8(4))
+    return packed

@@ -1,0 +1,215 @@
+"""The GPU benchmark without a GPU: its steps, its parts on what is here, its table and its command."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from autoglm_engine.core import Candidates, StepBatch
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.runner import Limits
+from autoglm_perf import gpu_bench, gpu_generate
+from autoglm_perf.gpu_bandwidth import measure_bandwidth
+from autoglm_perf.gpu_bench import check_same, measure_generate, measure_ours
+from autoglm_perf.gpu_report import append_jsonl, comparisons, gpu_machine, table
+from autoglm_perf.gpu_samples import figure
+from autoglm_perf.gpu_settings import InvalidSetting
+from autoglm_perf.gpu_shapes import RandomWeights, num_parameters, step_bytes
+from autoglm_perf.gpu_steps import EngineLimits, build_artifact, fill, loaded, time_decode, time_prefill
+from gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
+from rich.console import Console
+
+ROOT = Path(__file__).parent.parent
+
+
+# ---- steps, through a runner that only writes down
+
+
+class NotedRunner:
+    """Takes steps and checks that they go where the last one ended."""
+
+    def __init__(self, num_slots: int, chunk: int) -> None:
+        self.limits = Limits(num_slots, 64, chunk, TINY.vocab_size)
+        self.steps: list[list[tuple[int, int, int, bool]]] = []
+
+    def issue(self, batch: StepBatch) -> NotedRunner:
+        self.steps.append([(s.slot, s.start, len(s.token_ids), s.wants_logits) for s in batch.spans])
+        return self
+
+    def result(self) -> Candidates:
+        row = np.zeros((1, 1), np.float32)
+        return Candidates(row.astype(np.int32), row, row[0], lambda index: row[0])
+
+    def close(self) -> None: ...
+
+
+def test_decode_steps_go_on_behind_the_past() -> None:
+    runner = NotedRunner(num_slots=4, chunk=16)
+    assert len(time_decode(runner, 2, 8, warm_up=1, samples=2)) == 2
+    assert runner.steps == [[(0, 8 + i, 1, True), (1, 8 + i, 1, True)] for i in range(3)]
+
+
+def test_prefill_goes_in_chunks_and_wants_only_the_last_logits() -> None:
+    runner = NotedRunner(num_slots=1, chunk=16)
+    time_prefill(runner, 20, warm_up=0, samples=2)
+    assert runner.steps == [[(0, 0, 16, False)], [(0, 16, 4, True)]] * 2
+    fill(runner, 0, list(range(16)))
+    assert runner.steps[-1] == [(0, 0, 16, True)]
+
+
+def test_every_batch_size_is_measured_in_every_round() -> None:
+    runner = NotedRunner(num_slots=2, chunk=16)
+    figures = measure_ours(runner, settings(), BANDWIDTH)
+    assert [(f.system, f.what, f.batch, f.tokens, f.num_samples) for f in figures] == [
+        ("autoglm tensorrt", "decode", 1, 1, 8),
+        ("autoglm tensorrt", "decode", 2, 2, 8),
+        ("autoglm tensorrt", "prefill", 1, 20, 10),
+    ]
+    spec = TINY.spec(64)
+    assert figures[1].floor_ms == pytest.approx(1e3 * step_bytes(spec, "fp16", 2, 8 + 2 + 2) / 1e12)
+    assert figures[2].floor_ms is None
+
+
+# ---- the parts that a CPU can do
+
+
+def test_an_artifact_of_random_weights_is_built_and_loads(tmp_path: Path) -> None:
+    spec = TINY.spec(64)
+    limits = EngineLimits(num_slots=2, max_length=64, prefill_chunk=16)
+    built = build_artifact(
+        spec, RandomWeights(spec), tmp_path, runtime="onnx", precision="fp32", limits=limits, options={}
+    )
+    assert built == Manifest.load(tmp_path)
+    with loaded(tmp_path, num_threads=1) as runner:
+        assert (runner.limits.num_slots, runner.limits.vocab_size) == (2, TINY.vocab_size)
+    with pytest.raises(TypeError, match="abacus"), loaded(tmp_path, num_threads=1, abacus=True):
+        pass
+    same = settings(runtime="onnx", precision="fp32")
+    check_same(built, same, tmp_path)
+    with pytest.raises(InvalidSetting, match="has the num_slots 2; asked for is 4"):
+        check_same(built, dataclasses.replace(same, batches=(4,)), tmp_path)
+
+
+def test_bandwidth_is_bytes_a_second() -> None:
+    found = measure_bandwidth("cpu", buffer_bytes=1 << 24)
+    assert 1e8 < found.read < 1e13
+    assert 1e8 < found.copy < 1e13
+
+
+def test_transformers_generate_is_timed_token_by_token() -> None:
+    model = gpu_generate.random_model(TINY.spec(64), "float32", "cpu")
+    assert sum(p.numel() for p in model.parameters()) == num_parameters(TINY.spec(64))
+    times = gpu_generate.time_generate(model, 2, past=8, steps=3, warm_up=1, calls=2)
+    assert (len(times.prefill), len(times.decode)) == (2, 2 * 3)
+    assert all(seconds > 0 for seconds in (*times.prefill, *times.decode))
+
+
+def test_the_baseline_of_a_quantised_engine_is_in_half_precision(monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[str] = []
+    monkeypatch.setattr(gpu_generate, "random_model", lambda spec, dtype, device: made.append(dtype))
+    times = gpu_generate.GenerateTimes([0.01] * 4, [0.001] * 6)
+    monkeypatch.setattr(gpu_generate, "time_generate", lambda *arguments, **options: times)
+    figures = measure_generate(settings(precision="int4"), BANDWIDTH)
+    assert made == ["float16"]
+    assert figures[0].floor_ms == pytest.approx(1e3 * step_bytes(TINY.spec(64), "fp16", 1, 12) / 1e12)
+    assert [(f.what, f.batch) for f in figures] == [("decode", 1), ("decode", 2), ("prefill", 1)]
+    measure_generate(settings(precision="bf16"), BANDWIDTH)
+    assert made[1] == "bfloat16"
+
+
+# ---- report
+
+
+def some_figures() -> list[Any]:
+    return [
+        figure("autoglm tensorrt", "decode", 1, 1, [0.020, 0.021, 0.022], floor=17.5),
+        figure("autoglm tensorrt", "prefill", 1, 1024, [0.1]),
+        figure("transformers", "decode", 1, 1, [0.042]),
+        figure("transformers", "decode", 64, 64, [0.1]),
+    ]
+
+
+def test_the_table_has_every_figure() -> None:
+    console = Console(width=120, record=True, file=(Path(os.devnull)).open("w"))  # noqa: SIM115 - nothing is written
+    console.print(table("title", some_figures()))
+    text = console.export_text()
+    console.file.close()
+    assert re.search(r"autoglm tensorrt\W+decode\W+1\W+21\.00\W+20\.00 \.\.\. 22\.00\W+17\.50\W+1\.20\W+48\W+3\W", text)
+    assert re.search(r"prefill\W+1\W+100\.00\W+100\.00 \.\.\. 100\.00\W+-\W+-\W+10,240", text)
+
+
+def test_only_what_both_measured_is_compared() -> None:
+    assert comparisons(some_figures()) == ["decode, batch 1: 2.00 times the speed of transformers generate"]
+
+
+def test_a_line_says_what_it_depends_on(tmp_path: Path) -> None:
+    path = tmp_path / "deep" / "gpu.jsonl"
+    here = gpu_machine(ADA, BANDWIDTH)
+    append_jsonl(path, here, {"precision": "fp16"}, some_figures())
+    append_jsonl(path, here, {"precision": "fp16"}, some_figures()[:1])
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    assert len(lines) == 5
+    assert lines[0]["median_ms"] == 21.0
+    assert lines[0]["machine"]["gpu"]["name"] == "NVIDIA L4"
+    assert lines[0]["machine"]["gpu"]["read_bytes_per_second"] == 1e12
+    assert lines[0]["settings"] == {"precision": "fp16"}
+
+
+# ---- the command
+
+
+def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "autoglm_perf.gpu_bench", *arguments]
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_without_a_gpu_the_command_says_so_in_one_sentence_and_fails() -> None:
+    done = run_bench()
+    assert done.returncode == 1
+    assert done.stdout == ""
+    assert re.fullmatch(r"Error: .*GPU.*\n", done.stderr)
+
+
+def test_the_help_has_examples_and_needs_no_gpu() -> None:
+    done = run_bench("--help")
+    assert done.returncode == 0
+    assert 'make bench-gpu BENCH_FLAGS="--precision int4' in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"runtime": "abacus"}, "Error: the runtime 'abacus' is not known"),
+        ({"hidden": 300}, "Error: the hidden size is 300"),
+        ({"batch": "x"}, "Error: the batch sizes are 'x'"),
+        ({"past": 5000}, "Error: the past is 5000"),
+        ({"batch": "512", "max_length": 8192}, "Error: weights and 512 slots of 8192 tokens need"),
+    ],
+)
+def test_wrong_arguments_are_one_sentence(
+    arguments: dict[str, Any], message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with_driver(monkeypatch, FakeDriver())
+    with_packages(monkeypatch, "tensorrt")
+    with pytest.raises(gpu_bench.typer.Exit) as caught:
+        gpu_bench.main(**arguments)
+    assert caught.value.exit_code == 1
+    assert capsys.readouterr().err.startswith(message)
+
+
+def test_the_gpu_tests_are_collected_without_a_gpu_and_left_out_by_default() -> None:
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/gpu"]
+    asked = subprocess.run([*command, "-m", "gpu"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert asked.returncode == 0, asked.stdout + asked.stderr
+    assert len(re.findall(r"^tests/gpu/test_\w+\.py::", asked.stdout, flags=re.MULTILINE)) > 20
+    default = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert "no tests collected" in default.stdout
