@@ -70,6 +70,7 @@ class ContractDecoder:
         self.calls.append(inputs["token_ids"].shape)
         none = np.empty(0, np.float32)
         for row in range(num_rows):
+            _check_idle(inputs, row)
             positions = inputs["position_ids"][row]
             np.testing.assert_array_equal(positions, positions[0] + np.arange(len(positions)))
             span = Span(row, int(positions[0]), inputs["token_ids"][row].copy(), True)
@@ -90,6 +91,13 @@ class ContractDecoder:
         )
         outputs["candidate_logits"][:], outputs["candidate_ids"][:] = found.logits, found.token_ids
         outputs["log_sum_exp"][:, 0] = found.log_sum_exp
+
+
+def _check_idle(inputs: Arrays, row: int) -> None:
+    """A row that writes to the spare position, which no live one may, is as the contract has it."""
+    if inputs["write_indices"][row] == inputs["past_key_0"].shape[2] - 1:
+        assert (inputs["token_ids"][row], inputs["position_ids"][row], inputs["key_value_lengths"][row]) == (0, 0, 1)
+        assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
 
 
 def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:

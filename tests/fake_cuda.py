@@ -243,6 +243,7 @@ class FakeCuda:
     def _enqueue_copy(self, target: int, source: int, num_bytes: int) -> None:
         self.bytes_at(target, num_bytes)
         self.bytes_at(source, num_bytes)
+        assert abs(target - source) >= num_bytes, "a copy overlaps itself"
 
         def run() -> None:
             self.bytes_at(target, num_bytes)[:] = self.bytes_at(source, num_bytes)

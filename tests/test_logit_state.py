@@ -152,13 +152,20 @@ def test_few_copies_tell_much(bench: GpuBench) -> None:
 
 def test_all_slots_may_be_told_of_whole_rows_and_of_more_tokens_than_a_staged_row_holds(bench: GpuBench) -> None:
     dense = Dense()
-    for reset in (True, False):
-        adjustments = {slot: told(list(range(slot, 60 + slot)), reset=reset, factor=1.0 + slot) for slot in range(5)}
+    for reset, count in ((True, 60), (False, 60), (True, 0)):
+        ids = np.arange(count)
+        adjustments = {slot: told((ids + slot).tolist(), reset=reset, factor=1.0 + slot) for slot in range(5)}
         spans = tuple(Span(s, 0, np.array([1], np.int32), True, adjustments[s]) for s in range(5))
         run_step(bench.runner, StepBatch(spans))
         for slot in range(5):
             dense.tell(slot, adjustments[slot])
         dense.assert_equals(bench)
+
+
+def test_a_whole_row_is_forgotten_with_the_next_reset(bench: GpuBench) -> None:
+    step(bench, 3, told(list(range(60)), reset=True, factor=2.0))
+    step(bench, 3, told([], reset=True))
+    Dense().assert_equals(bench)
 
 
 @pytest.mark.parametrize(

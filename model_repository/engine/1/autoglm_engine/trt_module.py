@@ -55,5 +55,6 @@ def new_log(trt: Any) -> Any:
 
 
 def said(log: Any) -> str:
-    """What TensorRT gave as the reason of the last failure, on one line."""
-    return " ".join(" ".join(log.errors).split())[:500] or "it gave no reason"
+    """What TensorRT gave as the reason of a failure, on one line; it is told once."""
+    errors = [log.errors.popleft() for _ in range(len(log.errors))]
+    return " ".join(" ".join(errors).split())[:500] or "it gave no reason"
