@@ -13,7 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.cuda import ALIGNMENT, DeviceError, HostBytes
+from autoglm_engine.cuda import ALIGNMENT, HostBytes
+from autoglm_engine.errors import DeviceError
 
 Bytes = npt.NDArray[np.uint8]
 Operation = Callable[[], None]

@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.cuda import Cuda, DeviceError
+from autoglm_engine.cuda import Cuda
 from autoglm_engine.cuda_bindings import CudaBindings
-from autoglm_engine.errors import ArtifactError
+from autoglm_engine.errors import ArtifactError, DeviceError
 
 
 class Status(IntEnum):

@@ -12,8 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Span, StepBatch
-from autoglm_engine.cuda import DeviceError
-from autoglm_engine.errors import ArtifactError
+from autoglm_engine.errors import ArtifactError, DeviceError
 from autoglm_engine.load import load_runner
 from autoglm_engine.service import warm_up
 from autoglm_engine.trt_module import load_module, new_log

@@ -12,21 +12,11 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from .errors import EngineError
-
 ALIGNMENT = 256  # bytes; of every address that TensorRT is given
 
 HostBytes = npt.NDArray[np.uint8]
 Event = Any
 Graph = Any
-
-
-class DeviceError(EngineError):
-    """A call to the GPU failed. Most such failures are final: the process can do nothing more on this GPU."""
-
-    def __init__(self, message: str, *, is_out_of_memory: bool = False) -> None:
-        super().__init__(message)
-        self.is_out_of_memory = is_out_of_memory
 
 
 class Cuda(Protocol):

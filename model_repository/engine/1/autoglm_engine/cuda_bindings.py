@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import DeviceError, Event, Graph, HostBytes
-from .errors import ArtifactError
+from .cuda import Event, Graph, HostBytes
+from .errors import ArtifactError, DeviceError
 
 _DEVICE = 0
 

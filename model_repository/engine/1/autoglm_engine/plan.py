@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from .cuda import Cuda, DeviceError
-from .errors import ArtifactError
+from .cuda import Cuda
+from .errors import ArtifactError, DeviceError
 from .tensor_shapes import TensorShapes, check_tensors
 from .trt_module import new_log, said
 

@@ -6,10 +6,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from .cuda import Cuda, DeviceError
+from .cuda import Cuda
 from .cuda_bindings import CudaBindings
 from .device_memory import free_all
-from .errors import ArtifactError
+from .errors import ArtifactError, DeviceError
 from .manifest import Manifest
 from .plan import Plan
 from .runner import Limits

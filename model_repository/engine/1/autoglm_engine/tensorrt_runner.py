@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from functools import partial
 
 from .core import Candidates, Logits, Span, StepBatch
-from .cuda import Cuda, DeviceError
+from .cuda import Cuda
 from .device_memory import DeviceMemory, free_all, readable
-from .errors import EngineError
+from .errors import DeviceError, EngineError
 from .kv_cache import KeyValueCache
 from .logit_state import LogitState
 from .plan import Plan

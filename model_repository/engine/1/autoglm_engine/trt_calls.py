@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
-from .cuda import Cuda, DeviceError, Graph
+from .cuda import Cuda, Graph
+from .errors import DeviceError
 from .plan import DECODE, PREFILL, Plan
 from .tensor_shapes import Shape, TensorShapes
 
