@@ -14,6 +14,10 @@ from autoglm_export.export import export
 ROOT = Path(__file__).parent.parent
 MODEL_REPOSITORY = ROOT / "model_repository"
 _SOURCES = ("export/autoglm_export", "model_repository/engine/1/autoglm_engine")
+
+# (family, precision) -> relative L2 against transformers: of the lowering itself, and with the precision's rounding
+ParityTable = dict[tuple[str, str], tuple[float, float]]
+_PARITY = pytest.StashKey[ParityTable]()
 _ENGINE_SOURCES = ("manifest.py", "native_runner.py", "onnx_runner.py", "load.py")
 
 
@@ -42,3 +46,21 @@ def _exporter_digest() -> str:
     engine = [path for name in _ENGINE_SOURCES if (path := ROOT / _SOURCES[1] / name).exists()]
     content = b"".join(path.read_bytes() for path in exporter + engine)
     return hashlib.sha256(content).hexdigest()[:16]
+
+
+@pytest.fixture(scope="session")
+def parity_table(request: pytest.FixtureRequest) -> ParityTable:
+    """What is put into it is printed as one table after the tests."""
+    return request.config.stash.setdefault(_PARITY, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    if not (table := config.stash.get(_PARITY, {})):
+        return
+    terminalreporter.section("TensorRT networks against transformers, relative L2 of logits: lowering | as typed")
+    precisions = list(dict.fromkeys(precision for _, precision in table))
+    terminalreporter.line(" " * 10 + "".join(f"{precision:>22}" for precision in precisions))
+    for family in dict.fromkeys(family for family, _ in table):
+        cells = [table.get((family, precision)) for precision in precisions]
+        shown = ["-" if cell is None else f"{cell[0]:.1e} | {cell[1]:.1e}" for cell in cells]
+        terminalreporter.line(f"{family:<10}" + "".join(f"{cell:>22}" for cell in shown))

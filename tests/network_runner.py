@@ -13,6 +13,7 @@ from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runner import Limits
 from tensorrt_networks import Defined
 from trt_interpreter import Interpreter
+from trt_interpreter.dtypes import native
 
 Arrays = dict[str, npt.NDArray[Any]]
 
@@ -25,7 +26,11 @@ class NetworkRunner:
         self._interpreter = Interpreter(defined.definition, trt, precise=precise)
         shape = (limits.num_slots, self._spec.num_kv_heads, cache_length, self._spec.head_size)
         names = [f"past_{kind}_{layer}" for layer in range(self._spec.num_layers) for kind in ("key", "value")]
-        self.caches: Arrays = {name: np.zeros(shape, np.float32) for name in names}
+        dtype = np.dtype(np.float32) if precise else native(self._interpreter.inputs[names[0]].dtype)
+        # What was never written is NaN, which the interpreter refuses to read; idle rows read position 0 of their slot.
+        self.caches: Arrays = {name: np.full(shape, np.nan, dtype) for name in names}
+        for cache in self.caches.values():
+            cache[:, :, 0] = 0
         vocabulary = (limits.num_slots, limits.vocab_size)
         self.factor, self.offset = np.ones(vocabulary, np.float32), np.zeros(vocabulary, np.float32)
         self.temperature = np.ones((limits.num_slots, 1), np.float32)
@@ -69,10 +74,8 @@ class NetworkRunner:
     def _run(self, spans: Sequence[Span], slots: slice) -> Arrays:
         inputs = self._inputs(spans, slots)
         inputs |= {name: cache[slots] for name, cache in self.caches.items()}
-        outputs = self._interpreter.run(inputs)
-        for name, cache in self.caches.items():
-            cache[slots] = outputs.pop(name.replace("past", "present"))
-        return outputs
+        outputs = self._interpreter.run(inputs, in_place=True)
+        return {name: value for name, value in outputs.items() if not name.startswith("present_")}
 
     def _inputs(self, spans: Sequence[Span], slots: slice) -> Arrays:
         batch, sequence = slots.stop - slots.start, len(spans[0].token_ids)

@@ -33,7 +33,7 @@ def _angles(layer: Layer, table: Array, positions: Array | None) -> Array:
     """Cosines or sines as [B, 1, S, dim / 2], the same for every head."""
     if positions is None:
         return np.expand_dims(table, 1)
-    if positions.size and not (0 <= positions.min() and positions.max() < len(table)):
+    if positions.size and not (positions.min() >= 0 and positions.max() < len(table)):
         found = f"{positions.min()} ... {positions.max()}"
         raise ValueError(f"{layer} is given positions {found}, its tables have 0 ... {len(table) - 1}")
     return np.expand_dims(table[positions], 1)

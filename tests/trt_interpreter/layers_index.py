@@ -15,7 +15,7 @@ def gather(layer: Layer, inputs: Inputs) -> Outputs:
 
 
 def _in_range(layer: Layer, indices: Array, size: int, axis: int) -> Array:
-    if indices.size and not (0 <= indices.min() and indices.max() < size):
+    if indices.size and not (indices.min() >= 0 and indices.max() < size):
         found = f"{indices.min()} ... {indices.max()}"
         raise ValueError(f"{layer} is asked for {found} of axis {axis}, which has 0 ... {size - 1}")
     return indices

@@ -1,0 +1,79 @@
+"""transformers with the weights, and for fp8 the activations, that an engine of some precision really multiplies.
+
+Whatever differs from it, beyond rounding of 16-bit results, is wrong in the lowering and not the precision's price.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from autoglm_export.families import FAMILIES
+from autoglm_export.reference import Reference
+from autoglm_export.spec import ModelSpec
+from autoglm_export.weights import Source, source_names
+
+_TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+_E4M3, _LARGEST = torch.float8_e4m3fn, 448.0
+
+
+def quantize_reference(reference: Reference, spec: ModelSpec, precision: str, scales: Mapping[str, Any]) -> None:
+    """Change the model in place; `scales` are what the calibration of the precision found."""
+    parameters = dict(reference.model.named_parameters())
+    modules = dict(reference.model.named_modules())
+    with torch.no_grad():
+        for name, source in source_names(spec, FAMILIES[spec.family]).items():
+            if name in ("embed", "lm_head"):
+                _replace(parameters[source.name], source, lambda rows: rows.to(torch.float16).float())
+            elif name.endswith(".weight"):
+                _linear(name.removesuffix(".weight"), source, precision, scales, parameters, modules)
+
+
+def _linear(
+    name: str, source: Source, precision: str, scales: Mapping[str, Any], parameters: Any, modules: Any
+) -> None:
+    parameter = parameters[source.name]
+    if precision in _TYPES:
+        _replace(parameter, source, lambda rows: rows.to(_TYPES[precision]).float())
+    elif precision == "fp8":
+        _replace(parameter, source, _fp8_rows)
+        if source.part == 0:  # gate and up of one matrix have the same inputs
+            _round_inputs(modules[source.name.removesuffix(".weight")], scales[name])
+    else:
+        _replace(parameter, source, lambda rows: _int4_rows(name, scales))
+
+
+def _replace(parameter: torch.Tensor, source: Source, change: Any) -> None:
+    count = len(parameter) // source.parts
+    rows = slice(source.part * count, (source.part + 1) * count)
+    parameter[rows] = change(parameter[rows].clone())
+
+
+def _fp8_rows(rows: torch.Tensor) -> torch.Tensor:
+    scale = rows.abs().amax(dim=1, keepdim=True) / _LARGEST
+    return (rows / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * scale
+
+
+def _round_inputs(module: torch.nn.Module, largest: float) -> None:
+    step = largest / _LARGEST
+
+    def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        return ((inputs[0] / step).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * step, *inputs[1:])
+
+    module.register_forward_pre_hook(rounded)
+
+
+def _int4_rows(name: str, scales: Mapping[str, Any]) -> torch.Tensor:
+    """The rows of one layer out of the group that it was quantised with: query, key and value, or itself alone."""
+    prefix, _, kind = name.rpartition(".")
+    group = ["query", "key", "value"] if kind in ("query", "key", "value") else [kind]
+    weight = scales[f"{prefix}.{'+'.join(group)}"].restored()
+    return torch.from_numpy(_part_of(weight, group.index(kind), len(group), scales["sizes"]))
+
+
+def _part_of(weight: Any, index: int, count: int, sizes: tuple[int, int, int]) -> Any:
+    if count == 1:
+        return weight
+    start = sum(sizes[:index])
+    return weight[start : start + sizes[index]].copy()
