@@ -6,6 +6,7 @@
     │   ├── QueueFull
     │   └── ShuttingDown
     ├── ArtifactError       the exported artifact is missing, damaged or made for something else
+    ├── DeviceError         the GPU failed
     └── RequestFailed       what a request's last event says: it carries the code of the error that ended it
 
 `code` is the name of the Triton status code the adapter answers with.
@@ -43,6 +44,16 @@ class ShuttingDown(Unavailable):
 
 class ArtifactError(EngineError):
     code = "INTERNAL"
+
+
+class DeviceError(EngineError):
+    """A call to the GPU failed. Most such failures are final: the process can do nothing more on it."""
+
+    code = "INTERNAL"
+
+    def __init__(self, message: str, *, is_out_of_memory: bool = False) -> None:
+        super().__init__(message)
+        self.is_out_of_memory = is_out_of_memory
 
 
 class RequestFailed(EngineError):

@@ -10,10 +10,13 @@ from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Runner
 
-# runtime -> (module, class, distribution whose version must be the exporter's; None: the artifact carries its runtime)
+# runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact carries
+# its runtime, or the module checks for itself)
 _RUNNERS = {
     "onnx": ("onnx_runner", "OnnxRunner", "onnxruntime"),
     "native": ("native_runner", "NativeRunner", None),
+    "tensorrt": ("tensorrt_load", "load_tensorrt_runner", None),
+    "tensorrt-rtx": ("tensorrt_load", "load_tensorrt_runner", None),
 }
 
 

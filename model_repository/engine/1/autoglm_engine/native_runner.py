@@ -18,6 +18,7 @@ from .core import Logits, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Deferred, Limits
+from .span_checks import check_batch, check_prefix
 
 PROGRAM_FORMAT = 1
 VOCABULARY_PADDING = 32
@@ -61,7 +62,9 @@ class NativeRunner:
         return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
-        self._check(batch)
+        if self._decoder is None:
+            raise ValueError("the runner is closed")
+        check_batch(batch, self._limits)
         spans = np.array(
             [(span.slot, span.start, len(span.token_ids), span.wants_logits) for span in batch.spans], np.int32
         )
@@ -70,12 +73,7 @@ class NativeRunner:
         return self._logits[: int(spans[:, 3].sum())]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        limits = self._limits
-        for slot in (source, target):
-            if not 0 <= slot < limits.num_slots:
-                raise ValueError(f"slot {slot} is not in 0 ... {limits.num_slots - 1}")
-        if not 0 <= length <= limits.max_length:
-            raise ValueError(f"a prefix of {length} tokens is not in 0 ... {limits.max_length}")
+        check_prefix(source, target, length, self._limits)
         if source != target:
             self._library.autoglm_copy_prefix(self._decoder, source, target, length)
 
@@ -89,26 +87,6 @@ class NativeRunner:
         address = ctypes.cast(self._library.autoglm_logits(self._decoder), ctypes.POINTER(ctypes.c_float))
         rows: Logits = np.ctypeslib.as_array(address, (self._limits.num_slots, width))
         return rows[:, : self._limits.vocab_size]
-
-    def _check(self, batch: StepBatch) -> None:
-        """Everything is checked before anything is written."""
-        if self._decoder is None:
-            raise ValueError("the runner is closed")
-        if not batch.spans:
-            raise ValueError("a step needs at least one span")
-        limits = self._limits
-        for span in batch.spans:
-            end = span.start + len(span.token_ids)
-            if not 0 <= span.slot < limits.num_slots:
-                raise ValueError(f"slot {span.slot} is not in 0 ... {limits.num_slots - 1}")
-            if not 1 <= len(span.token_ids) <= limits.prefill_chunk:
-                raise ValueError(f"a span of {len(span.token_ids)} tokens is not in 1 ... {limits.prefill_chunk}")
-            if span.start < 0 or end > limits.max_length:
-                raise ValueError(f"positions {span.start} ... {end - 1} are not in 0 ... {limits.max_length - 1}")
-            if span.token_ids.min() < 0 or span.token_ids.max() >= limits.vocab_size:
-                raise ValueError(f"slot {span.slot} has a token id that is not in 0 ... {limits.vocab_size - 1}")
-        if len({span.slot for span in batch.spans}) != len(batch.spans):
-            raise ValueError("a slot appears twice in one step")
 
 
 def cpu_features() -> frozenset[str]:

@@ -1,0 +1,91 @@
+"""An exported plan on a GPU: deserialised once, with the execution contexts that run it."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from .cuda import Cuda
+from .errors import ArtifactError, DeviceError
+from .tensor_shapes import TensorShapes, check_tensors
+from .trt_module import new_log, said
+
+DECODE, PREFILL = 0, 1  # optimisation profiles
+_SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts, graphs and the driver
+
+_log = logging.getLogger(__name__)
+
+
+class Plan:
+    """`activation_bytes`: of the block that the contexts share, since all of them run on one stream in turns."""
+
+    def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes) -> None:
+        """Raises ArtifactError with one sentence where TensorRT refuses the plan."""
+        self.trt = trt
+        self._cuda = cuda
+        self._trt_log = new_log(trt)
+        self._runtime, self._engine = self._deserialise(path)
+        self.weight_bytes = path.stat().st_size  # a plan is nearly all weights
+        check_tensors(self._engine, shapes)
+
+    @property
+    def activation_bytes(self) -> int:
+        return max(int(self._engine.get_device_memory_size_for_profile_v2(profile)) for profile in (DECODE, PREFILL))
+
+    def stream_weights(self, reserved_bytes: int) -> None:
+        """Keep as many weights on the device as fit beside `reserved_bytes` that are to be allocated. Comes before the
+        first context."""
+        engine = self._engine
+        room = self._cuda.free_memory() - reserved_bytes - self.activation_bytes - _SPARE_BYTES
+        automatic = int(engine.get_weight_streaming_automatic_budget())
+        budget = max(min(room, automatic, int(engine.streamable_weights_size)), 0)
+        engine.weight_streaming_budget_v2 = budget
+        self.weight_bytes = budget
+        _log.info("weights: %.3g GB of %.3g GB stay on the GPU", budget / 1e9, engine.streamable_weights_size / 1e9)
+
+    def create_context(self, profile: int, activations: int, activation_bytes: int) -> Any:
+        """An execution context of `profile` over the shared block. Raises ArtifactError where it cannot be made."""
+        context = self._engine.create_execution_context(self._configuration(profile))
+        if context is None:
+            raise ArtifactError(f"TensorRT cannot prepare the artifact's engine: {self.said()}")
+        if not context.set_optimization_profile_async(profile, self._cuda.stream):
+            raise ArtifactError(f"the artifact's engine has no profile {profile}: {self.said()}")
+        context.set_device_memory(activations, activation_bytes)
+        return context
+
+    def said(self) -> str:
+        """Why TensorRT failed last."""
+        return said(self._trt_log)
+
+    def close(self) -> None:
+        """The contexts are gone by now. The log stays until the runtime is."""
+        self._engine = None
+        self._runtime = None
+
+    def _configuration(self, profile: int) -> Any:
+        """TensorRT-RTX compiles kernels here: those of decode at once, for a graph keeps the kernels that it was captured
+        with; those of prefill in the background, since each length has its own."""
+        user_managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        strategies = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
+        if strategies is None:
+            return user_managed
+        configuration = self._engine.create_runtime_config()
+        configuration.set_execution_context_allocation_strategy(user_managed)
+        kind = strategies.EAGER if profile == DECODE else strategies.LAZY
+        configuration.dynamic_shapes_kernel_specialization_strategy = kind
+        return configuration
+
+    def _deserialise(self, path: Path) -> tuple[Any, Any]:
+        try:
+            runtime = self.trt.Runtime(self._trt_log)
+            engine = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, mode="r"))
+        except DeviceError:
+            raise
+        except Exception as error:  # pybind turns a null pointer into a TypeError
+            raise ArtifactError(f"TensorRT does not start on this machine: {error}; {self.said()}") from None
+        if engine is None:
+            raise ArtifactError(f"TensorRT cannot load the artifact's engine: {self.said()}")
+        return runtime, engine

@@ -1,0 +1,112 @@
+"""What the tensors of an artifact's network look like, from its manifest."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import ArtifactError
+from .manifest import Manifest
+
+Shape = tuple[int, ...]
+_CACHE_TYPES = {"float16": 2, "bfloat16": 2}  # bytes of a value
+
+
+@dataclass(frozen=True, slots=True)
+class TensorShapes:
+    num_slots: int
+    num_layers: int
+    num_kv_heads: int
+    cache_length: int  # positions of a slot's buffers; the last one is never read, idle rows write to it
+    head_size: int
+    cache_itemsize: int
+    prefill_chunk: int
+    vocab_size: int
+    num_candidates: int
+
+    @classmethod
+    def of(cls, manifest: Manifest) -> TensorShapes:
+        """Raises ArtifactError where the manifest contradicts itself."""
+        details, cache = manifest.runtime_details, manifest.cache
+        try:
+            shapes = cls(
+                num_slots=manifest.num_slots,
+                num_layers=cache.num_layers,
+                num_kv_heads=cache.num_kv_heads,
+                cache_length=int(details["cache_length"]),
+                head_size=cache.head_size,
+                cache_itemsize=_CACHE_TYPES[details["cache_dtype"]],
+                prefill_chunk=manifest.prefill_chunk,
+                vocab_size=manifest.vocab_size,
+                num_candidates=int(details["num_candidates"]),
+            )
+        except KeyError as error:
+            raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
+        if shapes.cache_length <= manifest.max_length:
+            raise ArtifactError(
+                f"the artifact's cache has {shapes.cache_length} positions; "
+                f"{manifest.max_length} tokens need {manifest.max_length + 1}: export it again"
+            )
+        return shapes
+
+    @property
+    def cache_names(self) -> list[str]:
+        """As in key_0, value_0, key_1, ...: of the tensors past_* and present_*."""
+        return [f"{kind}_{layer}" for layer in range(self.num_layers) for kind in ("key", "value")]
+
+    def cache(self, rows: int) -> Shape:
+        return (rows, self.num_kv_heads, self.cache_length, self.head_size)
+
+    @property
+    def bytes_per_head(self) -> int:
+        """Of one head's positions in one slot of one layer's keys, or values."""
+        return self.cache_length * self.bytes_per_position
+
+    @property
+    def bytes_per_position(self) -> int:
+        return self.head_size * self.cache_itemsize
+
+    @property
+    def bytes_per_slot(self) -> int:
+        """Of one layer's keys, or values."""
+        return self.num_kv_heads * self.bytes_per_head
+
+    def inputs(self, rows: int, tokens: int) -> dict[str, Shape]:
+        """Name -> shape of every input of a call."""
+        return {
+            "token_ids": (rows, tokens),
+            "position_ids": (rows, tokens),
+            "write_indices": (rows,),
+            "key_value_lengths": (rows,),
+            "logit_indices": (rows, 1),
+            "inverse_temperature": (rows, 1),
+            "logit_factor": (rows, self.vocab_size),
+            "logit_offset": (rows, self.vocab_size),
+        } | {f"past_{name}": self.cache(rows) for name in self.cache_names}
+
+    def outputs(self, rows: int) -> dict[str, Shape]:
+        return {
+            "logits": (rows, self.vocab_size),
+            "candidate_logits": (rows, self.num_candidates),
+            "candidate_ids": (rows, self.num_candidates),
+            "log_sum_exp": (rows, 1),
+        } | {f"present_{name}": self.cache(rows) for name in self.cache_names}
+
+
+def check_tensors(engine: Any, shapes: TensorShapes) -> None:
+    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch and
+    the tokens of a row are -1 in an engine's shapes, or inferred from them."""
+    expected = shapes.inputs(-1, -1) | shapes.outputs(-1)
+    found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
+    if differing := sorted(found.symmetric_difference(expected)):
+        raise ArtifactError(
+            f"the artifact's engine and manifest disagree about {', '.join(differing)}; export it again"
+        )
+    for name, shape in expected.items():
+        actual = tuple(engine.get_tensor_shape(name))
+        known = [(size, told) for size, told in zip(actual, shape, strict=False) if size >= 0 and told >= 0]
+        if len(actual) != len(shape) or any(size != told for size, told in known):
+            raise ArtifactError(
+                f"the tensor {name} has the shape {actual} in the artifact's engine, {shape} in its manifest; "
+                "export it again"
+            )

@@ -1,0 +1,85 @@
+"""Whether an artifact of the runtimes "tensorrt" and "tensorrt-rtx" can run on this machine's GPU, and its runner."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from .cuda import Cuda
+from .cuda_bindings import CudaBindings
+from .device_memory import free_all
+from .errors import ArtifactError, DeviceError
+from .manifest import Manifest
+from .plan import Plan
+from .runner import Limits
+from .tensor_shapes import TensorShapes
+from .tensorrt_runner import TensorRTRunner
+from .trt_module import load_module
+
+_FLOAT = 4  # bytes
+_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming")
+
+
+def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:
+    """The CPU's threads are of no use to it. Raises ArtifactError with one sentence where the artifact cannot run here."""
+    if missing := [key for key in _KEYS if key not in manifest.runtime_details]:
+        raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
+    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
+    return open_runner(folder, manifest, trt, CudaBindings())
+
+
+def open_runner(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> TensorRTRunner:
+    """`trt`: the module. The runner closes `cuda`, and so does a failure to make one."""
+    cleanup = ExitStack()
+    cleanup.callback(cuda.close)
+    try:
+        _check_gpu(cuda, manifest)
+        return _open(folder, manifest, trt, cuda, cleanup)
+    except DeviceError as error:
+        free_all(cuda, cleanup)
+        raise ArtifactError(_why_not(error, manifest)) from error
+    except BaseException:
+        free_all(cuda, cleanup)
+        raise
+
+
+def _open(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack) -> TensorRTRunner:
+    details = manifest.runtime_details
+    shapes = TensorShapes.of(manifest)
+    plan = Plan(trt, cuda, folder / details["engine"], shapes)
+    cleanup.callback(plan.close)
+    if details["weight_streaming"]:
+        plan.stream_weights(_slot_bytes(shapes))
+    limits = Limits(
+        num_slots=manifest.num_slots,
+        max_length=manifest.max_length,
+        prefill_chunk=manifest.prefill_chunk,
+        vocab_size=manifest.vocab_size,
+        num_candidates=shapes.num_candidates,
+    )
+    return TensorRTRunner(plan, cuda, shapes, limits, cleanup)
+
+
+def _slot_bytes(shapes: TensorShapes) -> int:
+    """What all slots need on the device: keys and values, and a row each of logits, factors and offsets."""
+    keys_and_values = len(shapes.cache_names) * shapes.bytes_per_slot
+    return shapes.num_slots * (keys_and_values + 3 * shapes.vocab_size * _FLOAT)
+
+
+def _check_gpu(cuda: Cuda, manifest: Manifest) -> None:
+    targets, actual = manifest.runtime_details["compute_capabilities"], cuda.compute_capability
+    if targets and actual not in targets:
+        raise ArtifactError(
+            f"the artifact was built for GPUs of compute capability {', '.join(targets)}, this machine's has {actual}; "
+            "export it again"
+        )
+
+
+def _why_not(error: DeviceError, manifest: Manifest) -> str:
+    if not error.is_out_of_memory:
+        return str(error)
+    return (
+        f"there is not enough GPU memory for {manifest.num_slots} slots of {manifest.max_length} tokens beside the "
+        f"weights ({error}); export it with fewer or shorter slots"
+    )

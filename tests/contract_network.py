@@ -1,0 +1,208 @@
+"""The network of a TensorRT artifact in numpy, by the contract of its inputs and outputs, and a runner of it on fakes."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from autoglm_engine.core import Logits, Span, StepBatch
+from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
+from autoglm_engine.runner import run_step
+from autoglm_engine.tensor_shapes import TensorShapes
+from autoglm_engine.tensorrt_load import open_runner
+from autoglm_engine.tensorrt_runner import TensorRTRunner
+from autoglm_export.decoder import build_decoder
+from autoglm_export.spec import ModelSpec
+from fake_cuda import FakeCuda
+from fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
+from fakes import rank
+from numpy_runner import NumpyOps, Rows
+from tiny_decoders import SPECS, random_weights
+
+
+@dataclass
+class ContractOps(NumpyOps):
+    """One row of a call. Keys and values are written in place, and read back as half precision."""
+
+    inputs: Arrays = field(default_factory=dict)
+    row: int = 0
+
+    def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
+        spec, count = self.spec, len(qkv)
+        sizes = np.cumsum([spec.num_heads, spec.num_kv_heads]) * spec.head_size
+        query, key, value = (part.reshape(count, -1, spec.head_size) for part in np.split(qkv, sizes, axis=1))
+        if query_norm and key_norm:
+            query, key = self._norm(query, self.weights[query_norm]), self._norm(key, self.weights[key_norm])
+        begin, held = (int(self.inputs[name][self.row]) for name in ("write_indices", "key_value_lengths"))
+        keys, values = (self.inputs[f"past_{kind}_{layer}"][self.row] for kind in ("key", "value"))
+        assert begin >= 0 and begin + count <= keys.shape[1], "a write past the end of a slot, which TensorRT ignores"
+        keys[:, begin : begin + count] = self._rotate(key).transpose(1, 0, 2)
+        values[:, begin : begin + count] = value.transpose(1, 0, 2)
+        group = spec.num_heads // spec.num_kv_heads
+        seen_keys, seen_values = (np.repeat(x[:, :held].astype(np.float32), group, axis=0) for x in (keys, values))
+        scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) / np.sqrt(np.float32(spec.head_size))
+        future = np.arange(held)[None, :] > np.arange(count)[:, None] + held - count
+        scores = np.where(future, -np.inf, scores)
+        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
+        shares /= shares.sum(axis=-1, keepdims=True)
+        return np.einsum("hqk,hkd->qhd", shares, seen_values).reshape(count, -1).astype(np.float32)
+
+    def select_rows(self, x: Rows) -> Rows:
+        index = int(self.inputs["logit_indices"][self.row, 0])
+        return x[index : index + 1]
+
+
+@dataclass
+class ContractDecoder:
+    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Rows]
+    num_candidates: int
+    calls: list[tuple[int, int]] = field(default_factory=list)
+
+    def compute(self, inputs: Arrays, outputs: Arrays) -> None:
+        num_rows, _ = inputs["token_ids"].shape
+        self.calls.append(inputs["token_ids"].shape)
+        none = np.empty(0, np.float32)
+        for row in range(num_rows):
+            _check_idle(inputs, row)
+            positions = inputs["position_ids"][row]
+            np.testing.assert_array_equal(positions, positions[0] + np.arange(len(positions)))
+            span = Span(row, int(positions[0]), inputs["token_ids"][row].copy(), True)
+            ops = ContractOps(self.spec, self.weights, span, none, none, inputs=inputs, row=row)
+            build_decoder(self.spec, ops)
+            assert ops.result is not None
+            outputs["logits"][row] = ops.result[0]
+        self._rank(inputs, outputs)
+
+    def _rank(self, inputs: Arrays, outputs: Arrays) -> None:
+        found = rank(
+            outputs["logits"],
+            inputs["logit_factor"],
+            inputs["logit_offset"],
+            inputs["inverse_temperature"][:, 0],
+            self.num_candidates,
+            lambda row: outputs["logits"][row],
+        )
+        outputs["candidate_logits"][:], outputs["candidate_ids"][:] = found.logits, found.token_ids
+        outputs["log_sum_exp"][:, 0] = found.log_sum_exp
+
+
+def _check_idle(inputs: Arrays, row: int) -> None:
+    """A row that writes to the spare position, which no live one may, is as the contract has it."""
+    if inputs["write_indices"][row] == inputs["past_key_0"].shape[2] - 1:
+        assert (inputs["token_ids"][row], inputs["position_ids"][row], inputs["key_value_lengths"][row]) == (0, 0, 1)
+        assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
+
+
+def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:
+    inputs, outputs = shapes.inputs(-1, -1), shapes.outputs(-1)
+    tensors = {name: FakeTensor(_dtype(name), shape, True) for name, shape in inputs.items()}
+    for name, shape in outputs.items():
+        alias = name.replace("present", "past") if name.startswith("present") else ""
+        tensors[name] = FakeTensor(_dtype(name), shape, False, alias)
+
+    def ranges(rows: int, tokens: int) -> dict[str, tuple[Shape, Shape]]:
+        smallest, largest = shapes.inputs(1, 1), shapes.inputs(rows, tokens)
+        return {name: (smallest[name], largest[name]) for name in inputs}
+
+    profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk))
+    return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), decoder.compute)
+
+
+def _dtype(name: str) -> Any:
+    if name.startswith(("past", "present")):
+        return np.float16
+    return np.float32 if name.startswith(("log", "inverse", "candidate_logits")) and "indices" not in name else np.int32
+
+
+def contract_manifest(
+    folder: Path, spec: ModelSpec, *, num_slots: int, max_length: int, prefill_chunk: int, num_candidates: int,
+    runtime: str = "tensorrt", **details: Any,
+) -> Manifest:  # fmt: skip
+    """Of an artifact whose plan is in `folder`."""
+    (folder / "engine.plan").write_bytes(PLAN)
+    return Manifest(
+        model_name="tiny",
+        family=spec.family,
+        runtime=runtime,
+        runtime_version="11.4.0",
+        precision="fp16",
+        num_slots=num_slots,
+        max_length=max_length,
+        prefill_chunk=prefill_chunk,
+        vocab_size=spec.vocab_size,
+        cache=CacheShape(spec.num_layers, spec.num_kv_heads, spec.head_size, "float16"),
+        eos_token_ids=(0,),
+        bos_token_id=None,
+        generation_defaults={},
+        spec=dataclasses.asdict(spec),
+        runtime_details={
+            "engine": "engine.plan",
+            "module": "tensorrt",
+            "cache_dtype": "float16",
+            "cache_length": -(-(max_length + 1) // 16) * 16,
+            "num_candidates": num_candidates,
+            "compute_capabilities": ["8.0", "8.9"],
+            "weight_streaming": False,
+            **details,
+        },
+        files={"engine.plan": FileRecord.of(folder / "engine.plan")},
+    )
+
+
+class GpuBench:
+    """A runner on a fake GPU, and all that it stands on. `open` may be put off to arrange for a failure."""
+
+    def __init__(
+        self, folder: Path, variant: str = "one-kv-head", *, rtx: bool = False, num_slots: int = 5,
+        max_length: int = 24, prefill_chunk: int = 16, num_candidates: int = 6, **details: Any,
+    ) -> None:  # fmt: skip
+        self.folder, self.spec = folder, SPECS[variant]
+        self.weights = random_weights(self.spec)
+        self.manifest = contract_manifest(
+            folder,
+            self.spec,
+            num_slots=num_slots,
+            max_length=max_length,
+            prefill_chunk=prefill_chunk,
+            num_candidates=num_candidates,
+            **details,
+        )
+        self.shapes = TensorShapes.of(self.manifest)
+        self.decoder = ContractDecoder(self.spec, self.weights, num_candidates)
+        self.cuda = FakeCuda()
+        module = FakeRTX if rtx else FakeTensorRT
+        self.trt = module(self.cuda, contract_network(self.shapes, self.decoder))
+
+    def open(self) -> TensorRTRunner:
+        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda)
+        self.decoder.calls.clear()
+        return self.runner
+
+    def step(self, *spans: Span) -> Logits:
+        """The whole rows of one step."""
+        return run_step(self.runner, StepBatch(spans))
+
+    def cache(self, slot: int) -> bytes:
+        """All keys and values of a slot but those of the spare position."""
+        self.cuda.synchronize()
+        parts = []
+        for name, address in self.runner._cache.addresses(slot).items():
+            if name.startswith("past"):
+                shape = self.shapes.cache(1)
+                view = self.cuda.bytes_at(address, self.shapes.bytes_per_slot).view(np.float16).reshape(shape)
+                parts.append(view[:, :, :-1].tobytes())
+        return b"".join(parts)
+
+    def table(self, name: str) -> Logits:
+        """`logit_factor` or `logit_offset` of all slots."""
+        self.cuda.synchronize()
+        address = self.runner._logit_state.addresses[name]
+        size = self.shapes.num_slots * self.shapes.vocab_size
+        return self.cuda.bytes_at(address, size * 4).view(np.float32).reshape(self.shapes.num_slots, -1).copy()
