@@ -6,6 +6,7 @@ import asyncio
 import gc
 import struct
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 from autoglm_client import (
@@ -29,7 +30,8 @@ from autoglm_client import (
     Timeouts,
     TotalTimeout,
 )
-from client_fakes import FakeTransport, Script, inputs_of
+from client_fakes import FakeTransport, Script, control_response, inputs_of
+from tritonclient.grpc import service_pb2 as pb
 
 FAST_RETRIES = RetryPolicy(attempts=3, first_delay_s=0.001, longest_delay_s=0.002)
 LONG = Script(words=["w "] * 500, pause_s=0.002)
@@ -339,6 +341,17 @@ async def test_health_tells_of_an_engine_that_does_not_answer() -> None:
         assert "not healthy" in state.detail
         with pytest.raises(ServerUnavailableError, match=r"was not ready within 0\.01 s"):
             await client.wait_until_ready(timeout=0.01)
+
+
+async def test_health_tells_of_an_engine_that_answers_and_has_stopped() -> None:
+    class StoppedEngine(FakeTransport):
+        def _control(self, command: dict[str, Any]) -> pb.ModelInferResponse:
+            return control_response({"healthy": False, "running": 0})
+
+    async with client_of(StoppedEngine()) as client:
+        state = await client.health()
+        assert (state.live, state.ready, state.models["engine"]) == (True, False, False)
+        assert state.detail == "the engine has stopped"
 
 
 def test_the_blocking_client_is_the_same_client() -> None:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
 from autoglm_engine.core import Event, FinishReason, StepBatch
 from autoglm_engine.engine import Engine
-from autoglm_engine.errors import ShuttingDown, Unavailable
+from autoglm_engine.errors import DeviceError, ShuttingDown, Unavailable
 from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runner import Limits
 from fakes import FakeRunner, answers, expected_greedy, letters_text, request
@@ -42,8 +42,8 @@ class Reader:
 
 
 @contextmanager
-def serving(runner: FakeRunner, sink: Reader) -> Iterator[EngineLoop]:
-    loop = EngineLoop(Engine(runner, letters_text(), []), sink)
+def serving(runner: FakeRunner, sink: Reader, died: Callable[[], object] = lambda: None) -> Iterator[EngineLoop]:
+    loop = EngineLoop(Engine(runner, letters_text(), []), sink, died)
     loop.start()
     try:
         yield loop
@@ -171,6 +171,32 @@ def test_a_loop_that_dies_answers_everybody_and_is_not_healthy(
         with pytest.raises(Unavailable, match="the engine stopped"):
             loop.submit(request("late"))
     assert "the engine's loop died" in caplog.text
+
+
+def test_a_gpu_that_fails_ends_the_loop_and_whoever_runs_it_is_told_last(runner: FakeRunner) -> None:
+    """Any other failure of a runner costs the requests of its step; after this one no step can succeed."""
+
+    def die(batch: StepBatch) -> None:
+        if len(runner.batches) == 3:
+            raise DeviceError("the GPU could not copy: lost")
+
+    reader = Reader()
+    runner.before_forward = die
+    seen_at_death: list[int] = []
+    with serving(runner, reader, lambda: seen_at_death.append(len(reader.events))) as loop:
+        for i in range(6):
+            loop.submit(request(f"r{i}", max_tokens=60, stream=True))
+        reader.wait_for_last(6)
+        assert {event.error for event in reader.events if event.is_last} == {
+            "the engine stopped: the GPU could not copy: lost"
+        }
+        assert not loop.healthy
+    assert seen_at_death == [len(reader.events)]
+
+
+def test_closing_is_no_death(runner: FakeRunner) -> None:
+    with serving(runner, Reader(), lambda: pytest.fail("nobody died")) as loop:
+        loop.submit(request("r", max_tokens=60))
 
 
 def test_a_loop_that_never_started_can_be_closed(runner: FakeRunner) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -263,6 +264,39 @@ def test_an_unsupported_data_type_of_a_target(tmp_path: Path, monkeypatch: pytes
             num_candidates=8,
             **LIMITS,
         )
+
+
+@pytest.mark.parametrize(
+    ("code", "message"),
+    [
+        (
+            "raise ModuleNotFoundError(name='tensorrt')",
+            "this export needs the package tensorrt: pip install 'autoglm-triton[tensorrt]'",
+        ),
+        (
+            "raise OSError('libnvinfer.so.11: cannot open')",
+            "installed and cannot be loaded: libnvinfer.so.11: cannot open; pip",
+        ),
+        ("__version__ = '10.13.2'", "tensorrt 10.13.2 is too old; 11.0 or newer is needed"),
+        (
+            "__version__ = '11.4.0'\nclass ILogger:\n ERROR = 0\ndef Builder(log): raise TypeError('nullptr')",
+            "the engine was not built: nullptr",
+        ),
+    ],
+)
+def test_a_tensorrt_that_cannot_build_here(
+    code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tensorrt` itself cannot be installed where its libraries cannot be reached; modules of that name stand for it."""
+    (tmp_path / "tensorrt.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "tensorrt", raising=False)
+    output = tmp_path / "artifact"
+    with pytest.raises(ExportError) as caught:
+        write_tensorrt(SPECS["llama"], random_weights(SPECS["llama"]), output, precision="bf16", **LIMITS)
+    assert message in str(caught.value)
+    assert not output.exists()
+    sys.modules.pop("tensorrt", None)
 
 
 MEANINGS = [

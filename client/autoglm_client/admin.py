@@ -66,12 +66,12 @@ async def _engine_trouble(transport: Transport, timeout: float) -> str:
     asking = asyncio.create_task(send_control(transport, {"stats": True}, timeout))
     asking.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
-        await asyncio.wait_for(asyncio.shield(asking), timeout)
+        answer = await asyncio.wait_for(asyncio.shield(asking), timeout)
     except TimeoutError:
         return f"the engine did not answer within {timeout:g} s"
     except AutoGLMError as error:
         return f"the engine does not answer: {error}"
-    return ""
+    return "" if answer.get("healthy", True) else "the engine has stopped"
 
 
 async def _model_info(transport: Transport, name: str, version: str, timeout: float | None) -> ModelInfo:

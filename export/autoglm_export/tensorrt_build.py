@@ -67,6 +67,8 @@ class Builder:
             config.num_compute_capabilities = len(settings.compute_capabilities)
             for index, name in enumerate(settings.compute_capabilities):
                 config.set_compute_capability(getattr(self.trt.ComputeCapability, name), index)
+        if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: else no CUDA graph can be captured
+            config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if settings.weight_streaming:
             config.set_flag(self.trt.BuilderFlag.WEIGHT_STREAMING)
         if (file := settings.timing_cache) is not None:

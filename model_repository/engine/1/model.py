@@ -1,6 +1,8 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
+import os
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -24,6 +26,7 @@ class TritonPythonModel:
             num_threads=num_threads,
             metrics=PublishedMetrics(Families().series),
             ask=ask_detokenizer,
+            died=end_process,
         )
         self.service.start()
 
@@ -87,3 +90,10 @@ def ask_detokenizer(packed):
     response = call.exec()
     if response.has_error():
         raise RuntimeError(response.error().message())
+
+
+def end_process():
+    """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
+    pb_utils.Logger.log_error("the engine cannot go on and ends its process")
+    time.sleep(1)  # the last answers pass through the detokenizer
+    os._exit(1)

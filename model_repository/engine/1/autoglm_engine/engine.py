@@ -21,7 +21,7 @@ from itertools import islice
 
 from .answers import Answers
 from .core import Event, FinishReason, Request
-from .errors import EngineError, InvalidRequest, ShuttingDown
+from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
@@ -202,7 +202,10 @@ class Engine:
         self._answers.note(sequence, Taken(sampled.token_id, sampled.logprobs, is_eos, now))
 
     def _fail(self, plan: Plan, error: Exception) -> None:
-        """Whatever the runner was doing is lost, and what it holds cannot be trusted."""
+        """Whatever the runner was doing is lost, and what it holds cannot be trusted. Raises a DeviceError on: no step
+        after it can succeed, and whoever runs the engine should start it anew."""
+        if isinstance(error, DeviceError):
+            raise error
         _log.error("the runner failed in step %d", self._tally.steps, exc_info=error)
         failure = error if isinstance(error, EngineError) else EngineError(f"the model runner failed: {error}")
         now = self._clock()

@@ -12,6 +12,7 @@ from .engine import Engine
 from .errors import EngineError
 
 _log = logging.getLogger(__name__)
+_LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last answers
 
 Sink = Callable[[Event], None]
 
@@ -19,12 +20,13 @@ Sink = Callable[[Event], None]
 class EngineLoop:
     """Runs `engine` until `close`. `sink` gets every event, in order, on one thread of its own; what it raises is
     logged and costs only that event. If stepping fails for good, every request is answered with an error, `healthy`
-    turns False, and `submit` raises.
+    turns False, `submit` raises, and `died` is called once the answers were handed to `sink`.
     """
 
-    def __init__(self, engine: Engine, sink: Sink) -> None:
+    def __init__(self, engine: Engine, sink: Sink, died: Callable[[], object] = lambda: None) -> None:
         self._engine = engine
         self._sink = sink
+        self._died = died
         self._wake = threading.Condition()
         self._closing = False
         self._healthy = True
@@ -77,6 +79,9 @@ class EngineLoop:
         finally:
             self._published.put(self._engine.shut_down(failure))
             self._published.put(None)
+        if failure is not None:
+            self._publisher.join(_LAST_ANSWERS_S)
+            self._died()
 
     def _wait_for_work(self) -> bool:
         with self._wake:

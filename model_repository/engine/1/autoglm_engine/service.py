@@ -33,7 +33,8 @@ _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before i
 
 
 class EngineService:
-    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks."""
+    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `died` is
+    called when no step can be computed any more, after every request was answered."""
 
     def __init__(
         self,
@@ -43,6 +44,7 @@ class EngineService:
         num_threads: int,
         metrics: PublishedMetrics,
         ask: Callable[[Packed], object],
+        died: Callable[[], object],
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
@@ -53,7 +55,7 @@ class EngineService:
         gate = AckGate(self._board)
         self._engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=gate, metrics=metrics)
         self._replies = Replies(gate)
-        self._loop = EngineLoop(self._engine, self._replies)
+        self._loop = EngineLoop(self._engine, self._replies, died)
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
         self._metrics = metrics
 

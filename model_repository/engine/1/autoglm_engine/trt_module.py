@@ -1,4 +1,4 @@
-"""Which TensorRT a plan runs on: the one place of the engine that imports it. Both modules have the same Python API."""
+"""Which TensorRT builds or runs a plan: the one place that imports it. Both modules have the same Python API."""
 
 from __future__ import annotations
 
@@ -20,19 +20,33 @@ def load_module(module: str, version: str) -> Any:
     """The imported module, of the very version that built the plan. Raises ArtifactError with one sentence."""
     if module not in MODULES:
         raise ArtifactError(f"the artifact was built with {module!r}; this engine knows {', '.join(MODULES)}")
-    package = module.replace("_", "-")
     try:
-        trt: Any = importlib.import_module(module)
+        trt = import_module(module)
     except ModuleNotFoundError:
-        raise ArtifactError(f"the artifact needs the package {package} {version}, which is not installed") from None
-    except (ImportError, OSError, RuntimeError) as error:
-        raise ArtifactError(f"the package {package} is installed and cannot be loaded: {error}") from None
+        raise ArtifactError(
+            f"the artifact needs the package {package_of(module)} {version}, which is not installed"
+        ) from None
     if trt.__version__ != version:
         raise ArtifactError(
             f"the artifact was built with {_NAMES[module]} {version}, this machine has {trt.__version__}; "
             "export it again"
         )
     return trt
+
+
+def import_module(module: str) -> Any:
+    """One of MODULES. Raises ModuleNotFoundError where it is not installed, ArtifactError where it cannot be loaded."""
+    try:
+        return importlib.import_module(module)
+    except ModuleNotFoundError:
+        raise
+    except (ImportError, OSError, RuntimeError) as error:
+        raise ArtifactError(f"the package {package_of(module)} is installed and cannot be loaded: {error}") from None
+
+
+def package_of(module: str) -> str:
+    """Its name where packages are installed from."""
+    return module.replace("_", "-")
 
 
 def new_log(trt: Any) -> Any:
