@@ -204,6 +204,18 @@ def test_a_token_does_not_depend_on_the_number_of_threads(tmp_path: Path, librar
     np.testing.assert_array_equal(rows[0], rows[2])
 
 
+def test_the_first_token_of_a_sequence_is_more_exact(runner: NativeRunner) -> None:
+    """Every token of a sequence of equal ones has the same true logits, and meets the same weights."""
+    expected_runner = NumpyRunner(BASE, random_weights(BASE), max_length=MAX_LENGTH)
+    first, later = [], []
+    for token in range(40):
+        ids = np.full(9, token, np.int32)
+        expected = step(expected_runner, Span(0, 0, ids[:1], True))
+        first.append(relative(step(runner, Span(0, 0, ids[:1], True)), expected))
+        later.append(relative(step(runner, Span(1, 0, ids, True)), expected))
+    assert np.mean(first) < 0.9 * np.mean(later)
+
+
 def test_a_slot_forgets_its_former_sequence(runner: NativeRunner) -> None:
     ids = random_ids(50)
     expected = step(runner, Span(0, 0, ids, True))

@@ -67,6 +67,8 @@ class Decoder {
     bool next(Decoder& decoder) {
       decoder.rows_.clear();
       decoder.selected_.clear();
+      decoder.first_tokens_[0].clear();
+      decoder.first_tokens_[1].clear();
       decoder.runs_.clear();
       while (span != end) {
         const int room = decoder.settings_.max_rows - int(decoder.rows_.size());
@@ -84,9 +86,17 @@ class Decoder {
     for (int first = 0; first < count; first += tokens_per_task_) {
       const int size = std::min(tokens_per_task_, count - first);
       runs_.push_back({span.slot, span.position + done + first, int(rows_.size()), size});
-      for (int i = 0; i < size; ++i) rows_.push_back({span.slot, span.position + done + first + i});
+      for (int i = 0; i < size; ++i) add_row({span.slot, span.position + done + first + i});
     }
-    if (span.wants_logits && done + count == span.num_tokens) selected_.push_back(int(rows_.size()) - 1);
+    if (span.wants_logits && done + count == span.num_tokens) {
+      if (rows_.back().position == 0) first_tokens_[1].push_back(int(selected_.size()));
+      selected_.push_back(int(rows_.size()) - 1);
+    }
+  }
+
+  void add_row(Row row) {
+    if (row.position == 0) first_tokens_[0].push_back(int(rows_.size()));
+    rows_.push_back(row);
   }
 
   static std::vector<Operation> read_operations(const int64_t* program) {
@@ -156,24 +166,34 @@ class Decoder {
     float* normed = scratch_[member].row.data();
     for_rows(operation, task, [&](int row) {
       rms_norm(in.row(row), weight<float>(operation.weight), int(in.stride), int(operation.inputs), epsilon_, normed);
-      mix(normed, int(in.stride), int(operation.detail));
-      quantise(normed, int(in.stride), quantised_.row(row));
+      quantise_row(operation, normed, int(in.stride), row);
     });
   }
 
   void quantise_rows(const Operation& operation, int task) {
     const FloatRows in = buffer(operation.source);
-    for_rows(operation, task, [&](int row) {
-      mix(in.row(row), int(in.stride), int(operation.detail));
-      quantise(in.row(row), int(in.stride), quantised_.row(row));
-    });
+    for_rows(operation, task, [&](int row) { quantise_row(operation, in.row(row), int(in.stride), row); });
+  }
+
+  // A sequence's first token keeps its remainder: every later token attends to it, and its own values are the largest of
+  // all, so that what it loses would be lost to the whole sequence.
+  void quantise_row(const Operation& operation, float* values, int width, int row) {
+    if (operation.bias != kNone) subtract(values, weight<float>(operation.bias), width);
+    mix(values, width, int(operation.detail));
+    quantise(values, width, quantised_.row(row));
+    const std::vector<int>& first = first_tokens_[operation.selected];
+    const auto found = std::lower_bound(first.begin(), first.end(), row);
+    if (found != first.end() && *found == row)
+      quantise_remainder(values, width, quantised_.row(row), remainders_.row(int(found - first.begin())));
   }
 
   void linear(const Operation& operation, int task) {
     const PackedMatrix matrix{weight<uint8_t>(operation.weight), weight<float>(operation.scales),
                               weight<float>(operation.bias), int(operation.inputs), int(operation.columns)};
     const int panels = matrix.columns / kPanelColumns, size = part_size(panels);
-    multiply(Epilogue(operation.detail), quantised_, num_rows(operation), matrix, task * size,
+    const std::vector<int>& first = first_tokens_[operation.selected];
+    const Remainders remainders{remainders_, first.data(), int(first.size())};
+    multiply(Epilogue(operation.detail), quantised_, num_rows(operation), remainders, matrix, task * size,
              std::min(panels, (task + 1) * size), buffer(operation.target));
   }
 
@@ -262,13 +282,16 @@ class Decoder {
       memory_.emplace_back(rows * header_.widths[i] * sizeof(float), kHugePages);
       buffers_[i] = {memory_.back().as<float>(), header_.widths[i]};
     }
-    memory_.emplace_back(settings_.max_rows * header_.quantised_width, kHugePages);
-    quantised_.values = memory_.back().as<int8_t>();
-    quantised_.stride = int(header_.quantised_width);
-    row_scales_.resize(settings_.max_rows);
-    row_offsets_.resize(settings_.max_rows);
-    quantised_.scales = row_scales_.data();
-    quantised_.offsets = row_offsets_.data();
+    row_scales_.resize(settings_.max_rows + settings_.num_slots);
+    row_offsets_.resize(row_scales_.size());
+    quantised_ = allocate_quantised(0, settings_.max_rows);
+    remainders_ = allocate_quantised(settings_.max_rows, settings_.num_slots);
+  }
+
+  QuantisedRows allocate_quantised(int first, int count) {
+    memory_.emplace_back(count * header_.quantised_width, kHugePages);
+    return {memory_.back().as<int8_t>(), row_scales_.data() + first, row_offsets_.data() + first,
+            int(header_.quantised_width)};
   }
 
   void allocate_attention() {
@@ -312,7 +335,7 @@ class Decoder {
 
   std::vector<Memory> memory_;
   FloatRows buffers_[kNumBuffers];
-  QuantisedRows quantised_{};
+  QuantisedRows quantised_{}, remainders_{};
   std::vector<float> row_scales_;
   std::vector<int32_t> row_offsets_;
   std::unique_ptr<Memory> queries_;
@@ -326,7 +349,8 @@ class Decoder {
   float* logits_ = nullptr;
   std::vector<Row> rows_;
   std::vector<TokenRun> runs_;
-  std::vector<int> selected_;  // rows whose logits are wanted
+  std::vector<int> selected_;         // rows whose logits are wanted
+  std::vector<int> first_tokens_[2];  // rows at position 0: among all rows, and among the selected ones
 
   Team team_;  // last: its threads end before what they use
 };

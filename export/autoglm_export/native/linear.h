@@ -31,6 +31,13 @@ struct FloatRows {
   float* row(int64_t index) const { return values + index * stride; }
 };
 
+// What quantisation left over of the rows `owners`, quantised once more: together they carry 15 bits.
+struct Remainders {
+  QuantisedRows rows;
+  const int* owners;  // [count], rising
+  int count;
+};
+
 constexpr int kRowsToFetchAhead = 6;
 
 enum class Epilogue : int64_t {
@@ -68,29 +75,55 @@ __attribute__((noinline)) void sum_block(const QuantisedRows& rows, int first_ro
                                       matrix.inputs / kGroupBytes);
 }
 
+// Vectors of a panel's columns: what belongs to its two halves.
+struct PanelFloats {
+  Floats half[kPanelVectors];
+};
+
+AUTOGLM_INLINE PanelFloats load_panel(const float* columns, int panel) {
+  if (!columns) return {};
+  return {load<Floats>(columns + panel * kPanelColumns), load<Floats>(columns + panel * kPanelColumns + kLanes)};
+}
+
+AUTOGLM_INLINE PanelFloats products(const Ints (&sums)[kPanelVectors], float row_scale, const PanelFloats& scales,
+                                    const PanelFloats& added) {
+  return {__builtin_convertvector(sums[0], Floats) * row_scale * scales.half[0] + added.half[0],
+          __builtin_convertvector(sums[1], Floats) * row_scale * scales.half[1] + added.half[1]};
+}
+
 template <Epilogue kEpilogue>
 void finish_block(const BlockSums& sums, const QuantisedRows& rows, int first_row, int num_rows, const PackedMatrix& matrix,
                   int panel, FloatRows out) {
-  const float* scales = matrix.scales + panel * kPanelColumns;
-  const Floats scale0 = load<Floats>(scales), scale1 = load<Floats>(scales + kLanes);
-  Floats bias0{}, bias1{};
-  if (matrix.bias) {
-    bias0 = load<Floats>(matrix.bias + panel * kPanelColumns);
-    bias1 = load<Floats>(matrix.bias + panel * kPanelColumns + kLanes);
-  }
+  const PanelFloats scales = load_panel(matrix.scales, panel), bias = load_panel(matrix.bias, panel);
   for (int r = 0; r < num_rows; ++r) {
-    const float row_scale = rows.scales[first_row + r];
-    finish<kEpilogue>(__builtin_convertvector(sums.values[r][0], Floats) * row_scale * scale0 + bias0,
-                      __builtin_convertvector(sums.values[r][1], Floats) * row_scale * scale1 + bias1,
-                      out.row(first_row + r), panel);
+    const PanelFloats sum = products(sums.values[r], rows.scales[first_row + r], scales, bias);
+    finish<kEpilogue>(sum.half[0], sum.half[1], out.row(first_row + r), panel);
   }
+}
+
+// A sum that is stored or added takes the remainder's product as it comes; one that goes through silu is made anew.
+template <Epilogue kEpilogue>
+void finish_remainder(const Remainders& remainders, int index, const QuantisedRows& rows, const PackedMatrix& matrix,
+                      int panel, FloatRows out) {
+  const int owner = remainders.owners[index];
+  const PanelFloats scales = load_panel(matrix.scales, panel);
+  BlockSums sums;
+  PanelFloats sum{};
+  if constexpr (kEpilogue == Epilogue::kSwiglu) {
+    sum_block<false, 1>(rows, owner, matrix, panel, sums);
+    sum = products(sums.values[0], rows.scales[owner], scales, load_panel(matrix.bias, panel));
+  }
+  sum_block<false, 1>(remainders.rows, index, matrix, panel, sums);
+  sum = products(sums.values[0], remainders.rows.scales[index], scales, sum);
+  finish<kEpilogue == Epilogue::kSwiglu ? kEpilogue : Epilogue::kAdd>(sum.half[0], sum.half[1], out.row(owner), panel);
 }
 
 // All rows against panels [first, last): a panel stays in the core's own cache while the blocks of rows pass by.
 template <Epilogue kEpilogue>
-void multiply_panels(const QuantisedRows& rows, int num_rows, const PackedMatrix& matrix, int first, int last, FloatRows out) {
+void multiply_panels(const QuantisedRows& rows, int num_rows, const Remainders& remainders, const PackedMatrix& matrix,
+                     int first, int last, FloatRows out) {
   BlockSums sums;
-  for (int panel = first; panel < last; ++panel)
+  for (int panel = first; panel < last; ++panel) {
     for_row_blocks(num_rows, [&](int row, auto count) {
       constexpr int kRows = decltype(count)::value;
       // Few rows leave the loop waiting for memory, where the processor's own prefetching does best.
@@ -98,14 +131,16 @@ void multiply_panels(const QuantisedRows& rows, int num_rows, const PackedMatrix
       (fetch_ahead ? sum_block<true, kRows> : sum_block<false, kRows>)(rows, row, matrix, panel, sums);
       finish_block<kEpilogue>(sums, rows, row, kRows, matrix, panel, out);
     });
+    for (int i = 0; i < remainders.count; ++i) finish_remainder<kEpilogue>(remainders, i, rows, matrix, panel, out);
+  }
 }
 
-inline void multiply(Epilogue epilogue, const QuantisedRows& rows, int num_rows, const PackedMatrix& matrix, int first,
-                     int last, FloatRows out) {
+template <class... Arguments>
+void multiply(Epilogue epilogue, const Arguments&... arguments) {
   switch (epilogue) {
-    case Epilogue::kStore: return multiply_panels<Epilogue::kStore>(rows, num_rows, matrix, first, last, out);
-    case Epilogue::kAdd: return multiply_panels<Epilogue::kAdd>(rows, num_rows, matrix, first, last, out);
-    case Epilogue::kSwiglu: return multiply_panels<Epilogue::kSwiglu>(rows, num_rows, matrix, first, last, out);
+    case Epilogue::kStore: return multiply_panels<Epilogue::kStore>(arguments...);
+    case Epilogue::kAdd: return multiply_panels<Epilogue::kAdd>(arguments...);
+    case Epilogue::kSwiglu: return multiply_panels<Epilogue::kSwiglu>(arguments...);
   }
 }
 

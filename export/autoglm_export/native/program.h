@@ -31,8 +31,8 @@ constexpr int kNumBuffers = 5;
 
 enum class Code : int64_t {
   kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs)
-  kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight, mixed; `inputs` values a row
-  kQuantise = 2,      // quantised rows = source, mixed, which leaves the source mixed too
+  kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight (- bias), mixed; `inputs` values a row
+  kQuantise = 2,      // quantised rows = source (- bias), mixed, which changes the source too
   kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)
   kAddNorm = 4,       // target += rms_norm(source) * weight; `inputs` values a row
   kAppend = 5,        // norm and rotate queries and keys of source, append keys and values to the cache of a layer;

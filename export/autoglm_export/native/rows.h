@@ -39,6 +39,19 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
   *out.offset = static_cast<int32_t>(sum_lanes(sum) * -uint32_t{kWeightZero});
 }
 
+// `row` becomes what `quantised` leaves over of it, and that is quantised too.
+inline void quantise_remainder(float* row, int width, QuantisedRow quantised, QuantisedRow out) {
+  for (int i = 0; i < width; i += kLanes) {
+    const Ints value = __builtin_convertvector(load<Bytes>(quantised.values + i), Ints);
+    store(row + i, load<Floats>(row + i) - __builtin_convertvector(value, Floats) * *quantised.scale);
+  }
+  quantise(row, width, out);
+}
+
+inline void subtract(float* row, const float* shift, int width) {
+  for (int i = 0; i < width; i += kLanes) store(row + i, load<Floats>(row + i) - load<Floats>(shift + i));
+}
+
 // Spread outliers, so that one scale serves the whole row: every `block` neighbouring vectors are multiplied, lane by lane,
 // by a Hadamard matrix. The exporter has multiplied the weights that read the row by its inverse.
 inline void mix(float* row, int width, int block) {
