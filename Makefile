@@ -34,6 +34,10 @@ $(VENV)/test.stamp: $(VENV)/runtime.stamp
 $(VENV)/gpu-$(GPU).stamp: $(VENV)/test.stamp
 	@echo "installing the GPU runtime $(GPU) and cuda-python into $(VENV) ..."
 	@$(PIP) --editable '.[$(GPU)]'
+ifeq ($(GPU),onnx-gpu) # the two packages overwrite each other's files
+	@$(BIN)/pip uninstall --quiet --yes onnxruntime
+	@$(PIP) --force-reinstall --no-deps onnxruntime-gpu
+endif
 	@touch $@
 
 demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once

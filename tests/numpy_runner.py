@@ -86,9 +86,36 @@ class NumpyOps:
         self.result = x @ self.weights[weight].T
 
 
+def half(x: Rows) -> Rows:
+    return x.astype(np.float16).astype(np.float32)
+
+
+class HalfOps(NumpyOps):
+    """Every weight, cache and product rounded to float16; the residual stream, norms and gating in float32."""
+
+    def embed(self, weight: str) -> Rows:
+        return half(super().embed(weight))
+
+    def linear(self, x: Rows, *layers: str) -> Rows:
+        parts = [half(x) @ half(self.weights[f"{name}.weight"]).T for name in layers]
+        biases = [half(np.asarray(self.weights.get(f"{name}.bias", np.zeros(1)))) for name in layers]
+        return half(np.concatenate([part + bias for part, bias in zip(parts, biases, strict=True)], axis=1))
+
+    def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
+        return half(super().attention(qkv, layer, query_norm, key_norm))
+
+    def _rotate(self, x: Rows) -> Rows:
+        return half(super()._rotate(half(x)))
+
+    def logits(self, x: Rows, weight: str) -> None:
+        self.result = half(half(x) @ half(self.weights[weight]).T)
+
+
 class NumpyRunner:
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Rows], **limits: Any) -> None:
-        self.spec, self.weights = spec, dict(weights)
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Rows], *, ops: type[NumpyOps] = NumpyOps, **limits: Any
+    ) -> None:
+        self.spec, self.weights, self.ops = spec, dict(weights), ops
         defaults: dict[str, Any] = {"num_slots": 2, "max_length": 128, "prefill_chunk": 32}
         self.limits = Limits(**{**defaults, **limits}, vocab_size=spec.vocab_size)
         shape = (self.limits.num_slots, spec.num_layers, self.limits.max_length, spec.num_kv_heads, spec.head_size)
@@ -103,7 +130,7 @@ class NumpyRunner:
         return np.concatenate(wanted) if wanted else np.empty((0, self.spec.vocab_size), np.float32)
 
     def _span(self, span: Span) -> Rows:
-        ops = NumpyOps(self.spec, self.weights, span, self._keys[span.slot], self._values[span.slot])
+        ops = self.ops(self.spec, self.weights, span, self._keys[span.slot], self._values[span.slot])
         build_decoder(self.spec, ops)
         assert ops.result is not None, "the decoder ended without logits"
         return ops.result

@@ -14,6 +14,7 @@ from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_engine.onnx_memory import HostMemory
 from autoglm_engine.onnx_runner import OnnxRunner, decode_groups
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.spec import RopeSpec
@@ -35,6 +36,11 @@ def step(runner: OnnxRunner, *spans: Span) -> Logits:
 
 def some_ids(count: int, seed: int = 0) -> Ids:
     return np.random.default_rng(seed).integers(0, SPEC.vocab_size, count).astype(np.int32)
+
+
+def cache(runner: OnnxRunner) -> Ids:
+    assert isinstance(runner.memory, HostMemory)
+    return runner.memory.array
 
 
 def close(actual: Logits, expected: Logits) -> None:
@@ -120,9 +126,9 @@ def test_any_mix_of_spans_equals_the_reference(runner: OnnxRunner, data: st.Data
 def test_idle_slots_between_keep_their_tokens(runner: OnnxRunner) -> None:
     kept, a, b = some_ids(8, seed=1), some_ids(4, seed=2), some_ids(6, seed=3)
     step(runner, span(0, 0, a[:3]), span(2, 0, kept[:7]), span(4, 0, b[:5]))
-    before = runner._cache[:, :, 2].copy()
+    before = cache(runner)[:, :, 2].copy()
     step(runner, span(0, 3, a[3:]), span(4, 5, b[5:]))
-    np.testing.assert_array_equal(runner._cache[:, :, 2], before)
+    np.testing.assert_array_equal(cache(runner)[:, :, 2], before)
     close(step(runner, span(2, 7, kept[7:]))[0], expected_logits(SPEC, random_weights(SPEC), kept)[-1])
 
 
@@ -130,9 +136,9 @@ def test_a_full_idle_slot_keeps_its_tokens(runner: OnnxRunner) -> None:
     kept = some_ids(24, seed=4)
     step(runner, span(2, 0, kept[:16], wants_logits=False))
     step(runner, span(2, 16, kept[16:], wants_logits=False))
-    before = runner._cache[:, :, 2].copy()
+    before = cache(runner)[:, :, 2].copy()
     step(runner, span(1, 0, kept[:1]), span(3, 0, kept[:1]))
-    np.testing.assert_array_equal(runner._cache[:, :, 2], before)
+    np.testing.assert_array_equal(cache(runner)[:, :, 2], before)
 
 
 def test_decode_runs_span_small_gaps_only() -> None:
@@ -157,10 +163,10 @@ def test_copied_prefixes_are_independent(runner: OnnxRunner) -> None:
 def test_a_span_outside_the_limits_raises_and_changes_nothing(
     runner: OnnxRunner, slot: int, start: int, count: int
 ) -> None:
-    before = runner._cache.copy()
+    before = cache(runner).copy()
     with pytest.raises(ValueError, match=r"allowed is|a slot has"):
         step(runner, span(1, 0, some_ids(2)), span(slot, start, some_ids(count)))
-    np.testing.assert_array_equal(runner._cache, before)
+    np.testing.assert_array_equal(cache(runner), before)
 
 
 @pytest.mark.parametrize("variant", ["llama", "qwen3", "glm4"])
@@ -182,9 +188,9 @@ def test_in_int8_a_request_computes_the_same_bits_alone_and_in_company(
 def test_steps_copy_no_cache_and_keep_no_memory(tmp_path: Path) -> None:
     """A cache of 80 MB: a single copy a step would show at once."""
     runner = onnx_runner(tmp_path, SPEC, random_weights(SPEC), num_slots=32, max_length=10_000)
-    assert runner._cache.nbytes > 80e6
-    runner._cache[:] = 0
-    address, process = runner._cache.ctypes.data, psutil.Process()
+    assert cache(runner).nbytes > 80e6
+    cache(runner)[:] = 0
+    address, process = cache(runner).ctypes.data, psutil.Process()
     spans = [span(slot, 0, some_ids(1)) for slot in range(32)]
     for _ in range(3):
         step(runner, *spans)
@@ -192,8 +198,8 @@ def test_steps_copy_no_cache_and_keep_no_memory(tmp_path: Path) -> None:
     for _ in range(20):
         step(runner, *spans)
     assert process.memory_info().rss - before < 10e6
-    assert runner._cache.ctypes.data == address
-    assert runner._cache[:, :, :, :, 0].any(axis=(0, 1, 3, 4)).all(), "every slot's first token was written in place"
+    assert cache(runner).ctypes.data == address
+    assert cache(runner)[:, :, :, :, 0].any(axis=(0, 1, 3, 4)).all(), "every slot's first token was written in place"
 
 
 def test_a_rope_that_the_kernel_lacks_is_refused(tmp_path: Path) -> None:

@@ -13,11 +13,12 @@ from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Runner, run_step
 from autoglm_export import parity
+from autoglm_export.bundled import resolve
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint
 from autoglm_export.errors import ParityError
 from autoglm_export.export import check_artifact, export
 from autoglm_export.reference import Reference
-from numpy_runner import NumpyRunner
+from numpy_runner import HalfOps, NumpyRunner
 from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 
 pytestmark = pytest.mark.parity
@@ -72,6 +73,17 @@ def test_onnx_fp32(tiny: Tiny, tmp_path: Path) -> None:
     assert_same(runner, tiny)
     prompt = tiny.ids[:40]
     assert parity.greedy(runner, prompt, 64) == tiny.reference.greedy(prompt, 64)
+
+
+def test_onnx_fp16(tiny: Tiny, tmp_path: Path) -> None:
+    runner, _ = export_tiny(tiny, tmp_path / "artifact", "fp16")
+    assert_same(runner, tiny, tolerance=parity.MAX_HALF_RELATIVE_L2 / 2)
+
+
+def test_rounding_to_half_everywhere_stays_within_the_bound(tiny: Tiny) -> None:
+    """ONNX Runtime's CPU kernels multiply in float32 and do not round activations; a GPU does, as numpy does here."""
+    runner = NumpyRunner(tiny.checkpoint.spec, tiny.checkpoint.weights, ops=HalfOps, max_length=MAX_LENGTH)
+    assert_same(runner, tiny, tolerance=parity.MAX_HALF_RELATIVE_L2 / 2)
 
 
 def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
@@ -134,6 +146,10 @@ REPORTS: list[tuple[str, dict[str, float], str]] = [
     ("fp32", {"relative_l2": 2e-3}, "above 0.001"),
     ("fp32", {"prefill_relative_l2": float("nan")}, "prefill logits"),
     ("fp32", {"greedy_agreement": 0.5}, "differ after 50%"),
+    ("fp16", {"relative_l2": 9e-3, "greedy_agreement": 0.5, "loss": 1.004}, ""),
+    ("fp16", {"relative_l2": 2e-2}, "above 0.01"),
+    ("fp16", {"prefill_relative_l2": float("inf")}, "prefill logits"),
+    ("fp16", {"loss": 1.006}, "perplexity is 1.0060 times the reference's, above 1.005"),
     ("int8", {"relative_l2": 0.1, "greedy_agreement": 0.5, "loss": 1.019}, ""),
     ("int8", {"loss": 1.021}, "perplexity is 1.0212 times the reference's, above 1.02"),
     ("int8", {"loss": float("nan")}, "perplexity"),
@@ -183,3 +199,14 @@ def test_smollm2(precision: str, tmp_path: Path) -> None:
     assert manifest.parity["passed"] is True
     if precision == "int8":
         assert min(text["top1_agreement"] for text in manifest.parity["texts"].values()) > 0.85
+
+
+@pytest.mark.parity
+def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
+    """Not the whole gate, which takes minutes in fp16 on a CPU."""
+    manifest = export("smollm2", tmp_path / "smollm2", runtime="onnx", precision="fp16", max_slots=2, max_length=256)
+    runner = load_runner(tmp_path / "smollm2", manifest, num_threads=2, device="cpu")
+    reference = Reference.load(resolve("smollm2")[0])
+    ids = parity._encode(tmp_path / "smollm2", manifest.max_length)["english"][:120]
+    assert relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.MAX_HALF_RELATIVE_L2
+    assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)

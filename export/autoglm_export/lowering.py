@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, cast
+
+from autoglm_engine.load import installed_version
 
 from .errors import ExportError, InvalidOption
 from .native.compiler import can_build_here
@@ -66,10 +67,9 @@ class Runtime:
         return cast(Lowering, getattr(module, self.function))
 
     def version(self) -> str:
-        try:
-            return metadata.version(self.distribution)
-        except metadata.PackageNotFoundError:
-            raise self._needs(self.distribution) from None
+        if (version := installed_version(self.distribution)) is None:
+            raise self._needs(self.distribution)
+        return version
 
     def _needs(self, package: str) -> ExportError:
         return ExportError(f"this export needs the package {package}: pip install 'autoglm-triton[{self.extra}]'")
@@ -95,7 +95,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
 
 
 RUNTIMES = {
-    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "int8"), default_precision="int8"),
+    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "fp16", "int8"), default_precision="int8"),
     "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8"),
     "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
     "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),

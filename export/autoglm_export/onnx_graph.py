@@ -31,6 +31,7 @@ class OnnxGraph:
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._tensors: dict[str, Any] = {}
+        self._casts: dict[tuple[str, str], str] = {}
         self._count = 0
         self._file = (folder / WEIGHTS_FILE).open("wb")
 
@@ -68,6 +69,15 @@ class OnnxGraph:
         self._nodes.append(
             helper.make_node(op, inputs, outputs, name=f"{op}_{outputs[-1]}", domain=domain, **attributes)
         )
+
+    def cast(self, value: str, dtype: npt.DTypeLike) -> str:
+        """`value` as another type. The same value is cast once."""
+        from onnx import helper
+
+        key = value, np.dtype(dtype).name
+        if key not in self._casts:
+            self._casts[key] = self.op("Cast", value, to=helper.np_dtype_to_tensor_dtype(np.dtype(dtype)))
+        return self._casts[key]
 
     def tensor(self, name: str, array: npt.NDArray[Any]) -> str:
         """A constant; large ones go to the weights file. The same name is written once."""

@@ -1,6 +1,8 @@
-"""Linear layers and the embedding table as ONNX Runtime computes them best on a CPU, in fp32 and in int8.
+"""Linear layers and the embedding table as ONNX Runtime computes them, in fp32 and int8 on a CPU, in fp16 on a GPU.
 
-An activation is a `Rows`: a graph value, and perhaps a factor a row that is still to be multiplied in.
+An activation is a `Rows`: a graph value, its type, and perhaps a factor a row that is still to be multiplied in.
+
+fp16: weights and products are float16; who computes anything else with a product takes it as float32 (`finished`).
 
 int8: weights are symmetric, one scale a column; activations are quantised **row by row**, so that a token's result never
 depends on the other tokens of its step. ONNX Runtime's quantised products know one activation scale a tensor; so each row is
@@ -13,16 +15,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from .errors import UnsupportedModel
 from .onnx_graph import CONTRIB, OnnxGraph
 from .rotation import hadamard, mix_blocks, mixing_block
 from .weights import Array
 
 _LEVELS = 127.0
+FLOAT = np.dtype(np.float32)
+HALF = np.dtype(np.float16)
+
+DType = np.dtype[Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +39,7 @@ class Rows:
     value: str
     factor: str | None = None
     spiky: bool = False  # a few of the values are far larger than the rest
+    dtype: DType = FLOAT
 
 
 class Linears(Protocol):
@@ -42,30 +50,52 @@ class Linears(Protocol):
     def logits(self, x: Rows, weight: str, output: str) -> None: ...
 
 
-def finished(graph: OnnxGraph, x: Rows) -> str:
-    """The graph value of `x` with its factor multiplied in."""
-    return x.value if x.factor is None else graph.op("Mul", x.value, x.factor)
+def finished(graph: OnnxGraph, x: Rows, dtype: DType = FLOAT) -> str:
+    """The graph value of `x` with its factor multiplied in, as `dtype`."""
+    value = x.value if x.factor is None else graph.op("Mul", x.value, x.factor)
+    return value if x.dtype == dtype else graph.cast(value, dtype)
 
 
 class FloatLinears:
-    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array]) -> None:
-        self._graph, self._weights = graph, weights
+    """Weights and products in `dtype`, as the checkpoint has them or rounded."""
+
+    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array], dtype: DType = FLOAT) -> None:
+        self._graph, self._weights, self._dtype = graph, weights, dtype
 
     def embed(self, weight: str, ids: str) -> Rows:
-        return Rows(self._graph.op("Gather", self._graph.tensor(weight, self._weights[weight]), ids))
+        return Rows(self._graph.op("Gather", self._table(weight), ids), dtype=self._dtype)
 
     def linear(self, x: Rows, layers: Sequence[str]) -> Rows:
-        inputs = [
-            finished(self._graph, x),
-            self._graph.tensor(f"{layers[0]}.weight", stacked(self._weights, layers, "weight")),
-        ]
+        inputs = [finished(self._graph, x, self._dtype), self._stacked(layers, "weight")]
         if f"{layers[0]}.bias" in self._weights:
-            inputs.append(self._graph.tensor(f"{layers[0]}.bias", stacked(self._weights, layers, "bias")))
-        return Rows(self._graph.op("Gemm", *inputs, transB=1))
+            inputs.append(self._stacked(layers, "bias"))
+        return Rows(self._graph.op("Gemm", *inputs, transB=1), dtype=self._dtype)
 
     def logits(self, x: Rows, weight: str, output: str) -> None:
-        table = weight if self._graph.has_tensor(weight) else self._graph.tensor(weight, self._weights[weight])
-        self._graph.named("Gemm", [finished(self._graph, x), table], [output], transB=1)
+        inputs = [finished(self._graph, x, self._dtype), self._table(weight)]
+        if self._dtype == FLOAT:
+            self._graph.named("Gemm", inputs, [output], transB=1)
+        else:
+            self._graph.named("Cast", [self._graph.op("Gemm", *inputs, transB=1)], [output], to=1)
+
+    def _table(self, weight: str) -> str:
+        if self._graph.has_tensor(weight):
+            return weight
+        return self._graph.tensor(weight, rounded(weight, self._weights[weight], self._dtype))
+
+    def _stacked(self, layers: Sequence[str], kind: str) -> str:
+        name = f"{layers[0]}.{kind}"
+        return self._graph.tensor(name, rounded(name, stacked(self._weights, layers, kind), self._dtype))
+
+
+def rounded(name: str, weight: Array, dtype: DType) -> npt.NDArray[Any]:
+    """`weight` as `dtype`. Raises UnsupportedModel for a value that it cannot hold."""
+    largest = float(np.abs(weight).max(initial=0.0))
+    if not largest <= float(np.finfo(dtype).max):
+        raise UnsupportedModel(
+            f"{name} has a value of magnitude {largest:g}, beyond {np.finfo(dtype).max:g} of {dtype}; use fp32"
+        )
+    return weight.astype(dtype, copy=False)
 
 
 class Int8Linears:

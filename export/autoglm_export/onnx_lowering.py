@@ -1,18 +1,22 @@
-"""The decoder as an ONNX graph for ONNX Runtime's CPU kernels.
+"""The decoder as an ONNX graph for ONNX Runtime: its CPU kernels, and in fp16 its CUDA kernels.
 
 Inputs of a step, `batch` sequences of equally many tokens (more than one token a sequence only when batch is 1):
     token_ids      int32 [rows]    rows = batch * tokens a sequence, sequence after sequence
     last_position  int32 [batch]   position of each sequence's last token
     total_length   int32 []        the largest of them, plus 1
     logit_rows     int32 [num_logits]
-    past_key_i, past_value_i    [batch, num_kv_heads, max_length, head_size]
+    past_key_i, past_value_i    [batch, num_kv_heads, cache_length, head_size], float32 or, in fp16, float16
 Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their pasts:
 GroupQueryAttention then writes the new keys and values in place and copies nothing.
+
+fp16 is 16 bits only where weights or caches are read: the residual stream, norms and gating are float32, so that nothing
+adds up to an overflow. Its caches are one position longer than a slot: there a GPU computes the rows of idle slots.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +26,30 @@ from .decoder import build_decoder
 from .errors import InvalidOption, UnsupportedModel
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
-from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
+from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
 from .rotation import rotated
 from .spec import ModelSpec
 from .weights import Array, CountedWeights
 
 _ROPE_MULTIPLE = 16  # of GroupQueryAttention's kernel
-_PRECISIONS: dict[str, Callable[[OnnxGraph, Mapping[str, Array]], Linears]] = {
-    "fp32": FloatLinears,
-    "int8": Int8Linears,
-}
+_PRECISIONS = ("fp32", "fp16", "int8")
 
 
 class OnnxOps:
     """`Ops` over values of an ONNX graph."""
 
     def __init__(
-        self, graph: OnnxGraph, spec: ModelSpec, weights: Mapping[str, Array], linears: Linears, max_length: int
+        self,
+        graph: OnnxGraph,
+        spec: ModelSpec,
+        weights: Mapping[str, Array],
+        linears: Linears,
+        *,
+        cache_dtype: DType,
+        cache_length: int,
     ) -> None:
         self._graph, self._spec, self._weights, self._linears = graph, spec, weights, linears
-        self._max_length = max_length
+        self._cache_dtype, self._cache_length = cache_dtype, cache_length
         self._inputs()
         self._tables = self._rope_tables()
         self._batched_shapes: dict[int, str] = {}
@@ -67,7 +75,7 @@ class OnnxOps:
 
     def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
         spec, graph = self._spec, self._graph
-        packed = finished(graph, qkv)
+        packed = finished(graph, qkv, self._cache_dtype)
         if query_norm and key_norm:
             sources = self._normed_heads(packed, query_norm, key_norm)
         else:
@@ -84,15 +92,17 @@ class OnnxOps:
             do_rotary=1,
             rotary_interleaved=int(spec.rope.interleaved),
         )
-        return Rows(graph.op("Reshape", attended, self._shape(-1, spec.num_heads * spec.head_size)))
+        rows = graph.op("Reshape", attended, self._shape(-1, spec.num_heads * spec.head_size))
+        return Rows(rows, dtype=self._cache_dtype)
 
     def swiglu(self, gate: Rows, up: Rows) -> Rows:
         silu = self._graph.op("QuickGelu", finished(self._graph, gate), domain=CONTRIB, alpha=1.0)
         # What multiplies `up` by row may wait until after the next product: everything between is linear in it.
-        return Rows(self._graph.op("Mul", silu, up.value), up.factor, spiky=True)
+        plain = finished(self._graph, dataclasses.replace(up, factor=None))
+        return Rows(self._graph.op("Mul", silu, plain), up.factor, spiky=True)
 
     def select_rows(self, x: Rows) -> Rows:
-        return Rows(self._graph.op("Gather", finished(self._graph, x), "logit_rows"))
+        return Rows(self._graph.op("Gather", finished(self._graph, x, x.dtype), "logit_rows"), dtype=x.dtype)
 
     def logits(self, x: Rows, weight: str) -> None:
         self._graph.output("logits", np.float32, ["num_logits", self._spec.vocab_size])
@@ -105,15 +115,15 @@ class OnnxOps:
         self._graph.input("logit_rows", np.int32, ["num_logits"])
 
     def _cache(self, when: str, kind: str, layer: int) -> str:
-        shape: list[int | str] = ["batch", self._spec.num_kv_heads, self._max_length, self._spec.head_size]
+        shape: list[int | str] = ["batch", self._spec.num_kv_heads, self._cache_length, self._spec.head_size]
         declare = self._graph.input if when == "past" else self._graph.output
-        return declare(f"{when}_{kind}_{layer}", np.float32, shape)
+        return declare(f"{when}_{kind}_{layer}", self._cache_dtype, shape)
 
     def _rope_tables(self) -> list[str]:
-        """[max_length, rope dims / 2] each."""
-        angles = np.outer(np.arange(self._max_length), self._spec.rope.inverse_frequencies())
+        """[cache_length, rope dims / 2] each, of the caches' type."""
+        angles = np.outer(np.arange(self._cache_length), self._spec.rope.inverse_frequencies())
         tables = {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
-        return [self._graph.tensor(name, table.astype(np.float32)) for name, table in tables.items()]
+        return [self._graph.tensor(name, table.astype(self._cache_dtype)) for name, table in tables.items()]
 
     def _normed_heads(self, packed: str, query_norm: str, key_norm: str) -> list[str]:
         """Queries, keys and values, batch first; GroupQueryAttention's own norms are not there on a CPU."""
@@ -123,7 +133,8 @@ class OnnxOps:
         parts = graph.node("Split", [packed, widths], num_outputs=3, axis=1)
         for i, norm in enumerate((query_norm, key_norm)):
             heads = graph.op("Reshape", parts[i], self._shape(-1, spec.head_size))
-            parts[i] = self.rms_norm(Rows(heads), norm).value
+            normed = self.rms_norm(Rows(heads, dtype=self._cache_dtype), norm)
+            parts[i] = finished(graph, normed, self._cache_dtype)
         return [self._batch_first(part, count) for part, count in zip(parts, counts, strict=True)]
 
     def _batch_first(self, x: str, num_heads: int) -> str:
@@ -152,7 +163,7 @@ def write_onnx(
     """Write the graph and its weights into `folder`; returns the manifest's `runtime_details`.
 
     `num_slots` and `prefill_chunk` bound what a runner asks of the graph; the graph itself takes any.
-    Raises InvalidOption for a precision that is neither "fp32" nor "int8", UnsupportedModel for what the kernels lack.
+    Raises InvalidOption for an unknown precision, UnsupportedModel for what the kernels lack.
     """
     if precision not in _PRECISIONS:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(_PRECISIONS)}")
@@ -160,12 +171,14 @@ def write_onnx(
         raise UnsupportedModel(
             f"rope turns {spec.rope.dims} dimensions; ONNX Runtime turns multiples of {_ROPE_MULTIPLE}"
         )
+    cache_dtype, cache_length = (HALF, max_length + 1) if precision == "fp16" else (FLOAT, max_length)
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
         read = CountedWeights(weights, progress, "write graph")
-        ops = OnnxOps(graph, spec, read, _PRECISIONS[precision](graph, read), max_length)
+        linears: Linears = Int8Linears(graph, read) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
+        ops = OnnxOps(graph, spec, read, linears, cache_dtype=cache_dtype, cache_length=cache_length)
         build_decoder(spec, ops)
         graph.save()
     progress("write graph", 1.0)
-    return {"model": MODEL_FILE, "cache_dtype": "float32"}
+    return {"model": MODEL_FILE, "cache_dtype": cache_dtype.name, "cache_length": cache_length}

@@ -1,8 +1,9 @@
 """The parity gate: does the exported artifact compute what transformers computes from the same checkpoint?
 
 Three fixed texts go through both, every token at its place (teacher-forced), and both continue the texts greedily. In fp32
-the logits must agree within a relative L2 distance and the greedy tokens be identical; a quantised artifact must keep the
-perplexity within a bound, and its other figures are reported. torch and transformers are needed only here.
+the logits must agree within a relative L2 distance and the greedy tokens be identical; in fp16 logits and perplexity are
+bounded, because near-ties between tokens may fall either way; any other artifact must keep the perplexity within a bound.
+What has no bound is reported. torch and transformers are needed only here.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ MAX_RELATIVE_L2 = 1e-3  # fp32: |logits - reference| / |reference|
 GREEDY_TOKENS = 64
 GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from
 MAX_PERPLEXITY_RATIO = 1.02  # quantised weights may cost 2%
+# fp16: with every weight, cache and product rounded, tiny models of all families and SmolLM2 are 1.3e-3 to 1.9e-3 off, the
+# worst single row 6e-3; perplexity moves by less than 2e-4. An overflow or a weight out of place is far beyond.
+MAX_HALF_RELATIVE_L2 = 1e-2
+MAX_HALF_PERPLEXITY_RATIO = 1.005
 
 Rows = npt.NDArray[np.float32]
 
@@ -61,11 +66,12 @@ class ParityReport:
 
     @property
     def failures(self) -> tuple[str, ...]:
-        if self.precision == "fp32":
-            return tuple(failure for name, text in self.texts.items() for failure in _fp32_failures(name, text))
-        if not self.perplexity_ratio <= MAX_PERPLEXITY_RATIO:  # also true of NaN
-            return (f"perplexity is {self.perplexity_ratio:.4f} times the reference's, above {MAX_PERPLEXITY_RATIO}",)
-        return ()
+        bounds = _bounds(self.precision)
+        failures = [failure for name, text in self.texts.items() for failure in _text_failures(name, text, bounds)]
+        most = bounds.get("perplexity_ratio")
+        if most is not None and not self.perplexity_ratio <= most:  # also true of NaN
+            failures.append(f"perplexity is {self.perplexity_ratio:.4f} times the reference's, above {most}")
+        return tuple(failures)
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -85,15 +91,18 @@ class ParityReport:
 def _bounds(precision: str) -> dict[str, float]:
     if precision == "fp32":
         return {"relative_l2": MAX_RELATIVE_L2, "greedy_tokens": GREEDY_TOKENS}
+    if precision == "fp16":
+        return {"relative_l2": MAX_HALF_RELATIVE_L2, "perplexity_ratio": MAX_HALF_PERPLEXITY_RATIO}
     return {"perplexity_ratio": MAX_PERPLEXITY_RATIO}
 
 
-def _fp32_failures(name: str, text: TextReport) -> list[str]:
+def _text_failures(name: str, text: TextReport, bounds: dict[str, float]) -> list[str]:
     failures = []
+    most = bounds.get("relative_l2")
     for kind, distance in (("logits", text.relative_l2), ("prefill logits", text.prefill_relative_l2)):
-        if not distance <= MAX_RELATIVE_L2:
-            failures.append(f"the {kind} of the {name} text are {distance:.2e} off, above {MAX_RELATIVE_L2:g}")
-    if text.greedy_agreement < 1.0:
+        if most is not None and not distance <= most:  # also true of NaN
+            failures.append(f"the {kind} of the {name} text are {distance:.2e} off, above {most:g}")
+    if "greedy_tokens" in bounds and text.greedy_agreement < 1.0:
         failures.append(f"the greedy tokens of the {name} text differ after {text.greedy_agreement:.0%}")
     return failures
 

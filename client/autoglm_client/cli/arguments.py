@@ -53,7 +53,8 @@ Precision = Annotated[
     str | None,
     typer.Option(
         "--precision",
-        help="fp32 or int8 on a CPU; bf16, fp16, fp8 or int4 in TensorRT. [default: int8; TensorRT: bf16]",
+        help="native: int8; onnx: int8 or fp32 on a CPU, fp16 on a GPU; TensorRT: bf16, fp16, fp8 or int4. "
+        "[default: int8; TensorRT: bf16]",
     ),
 ]
 

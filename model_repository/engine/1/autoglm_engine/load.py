@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from .errors import ArtifactError
 from .manifest import Manifest
@@ -18,10 +19,15 @@ _RUNNERS = {
     "tensorrt": ("tensorrt_load", "load_tensorrt_runner", None),
     "tensorrt-rtx": ("tensorrt_load", "load_tensorrt_runner", None),
 }
+_SAME_CODE = {"onnxruntime": ("onnxruntime-gpu",)}  # under another name, with more kernels
+_ANY_DEVICE = "auto"
 
 
-def load_runner(folder: Path, manifest: Manifest, *, num_threads: int) -> Runner:
-    """The runner of the artifact in `folder`. Raises ArtifactError with one sentence if it cannot run here."""
+def load_runner(folder: Path, manifest: Manifest, *, num_threads: int, device: str = _ANY_DEVICE) -> Runner:
+    """The runner of the artifact in `folder`. `device`: for the runtime onnx, which has kernels for several.
+
+    Raises ArtifactError with one sentence if it cannot run here.
+    """
     entry = _RUNNERS.get(manifest.runtime)
     if entry is None:
         raise ArtifactError(f"the artifact's runtime is {manifest.runtime!r}; this engine has {', '.join(_RUNNERS)}")
@@ -29,21 +35,28 @@ def load_runner(folder: Path, manifest: Manifest, *, num_threads: int) -> Runner
     if distribution is not None:
         _check_version(distribution, manifest.runtime_version)
     manifest.verify_files(folder)
-    runner: Runner = getattr(importlib.import_module(f".{module}", __package__), name)(
-        folder, manifest, num_threads=num_threads
-    )
+    options: dict[str, Any] = {"device": device} if manifest.runtime == "onnx" else {}
+    make = getattr(importlib.import_module(f".{module}", __package__), name)
+    runner: Runner = make(folder, manifest, num_threads=num_threads, **options)
     return runner
 
 
 def _check_version(distribution: str, exported_for: str) -> None:
     """Major and minor must agree: quantised kernels and contrib operators change between minor versions."""
-    try:
-        installed = metadata.version(distribution)
-    except metadata.PackageNotFoundError:
-        raise ArtifactError(
-            f"the artifact needs the package {distribution} {exported_for}, which is not installed"
-        ) from None
+    installed = installed_version(distribution)
+    if installed is None:
+        raise ArtifactError(f"the artifact needs the package {distribution} {exported_for}, which is not installed")
     if installed.split(".")[:2] != exported_for.split(".")[:2]:
         raise ArtifactError(
             f"the artifact was exported for {distribution} {exported_for}, this machine has {installed}; export it again"
         )
+
+
+def installed_version(distribution: str) -> str | None:
+    """Of the distribution, or of another one that holds the same code; None where neither is installed."""
+    for name in (distribution, *_SAME_CODE.get(distribution, ())):
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None

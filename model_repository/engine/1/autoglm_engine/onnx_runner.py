@@ -1,8 +1,9 @@
-"""`OnnxRunner`: steps on ONNX Runtime's CPU kernels, keys and values in one block of memory that is never copied.
+"""`OnnxRunner`: steps on ONNX Runtime's CPU or CUDA kernels, keys and values in one block of memory that is never copied.
 
 The graph's inputs are described in `autoglm_export.onnx_lowering`. A slot is a row of the cache, so a run computes a
 contiguous range of slots: one-token spans are grouped into as few runs as pay off, longer ones run alone. An idle slot that
-lies inside a run computes a token at position 0, which is put back afterwards.
+lies inside a run computes a token as well, where its `CacheMemory` says. The small inputs and the logits are in the host's
+memory on either device; ONNX Runtime copies them.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import numpy.typing as npt
 from .core import Logits, Span, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
+from .onnx_device import AUTO, check_providers, open_memory, providers_of
+from .onnx_memory import CacheMemory
 from .runner import Deferred, Limits
 
 # Starting another run reads every weight once more, which costs what about this many idle rows do.
@@ -25,15 +28,26 @@ _MOST_IDLE_ROWS = 12
 
 
 class OnnxRunner:
-    """Implements `runner.Runner`. Memory: the cache, `[layers, 2, slots, kv heads, max_length, head_size]`, is its own."""
+    """Implements `runner.Runner`. `memory`, the slots' keys and values, is its own."""
 
-    def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        manifest: Manifest,
+        *,
+        num_threads: int,
+        device: str = AUTO,
+        memory: CacheMemory | None = None,
+    ) -> None:
+        """Raises ArtifactError where the artifact cannot run on `device` here. `memory`: in place of the device's."""
         self._limits = Limits(manifest.num_slots, manifest.max_length, manifest.prefill_chunk, manifest.vocab_size)
-        shape = manifest.cache
-        slots = (manifest.num_slots, shape.num_kv_heads, manifest.max_length, shape.head_size)
-        self._cache = np.zeros((shape.num_layers, 2, *slots), np.dtype(shape.dtype))
         self._logits = np.empty((manifest.num_slots, manifest.vocab_size), np.float32)
-        self._session = open_session(folder / manifest.runtime_details["model"], num_threads)
+        self.memory = memory or open_memory(device, manifest)
+        try:
+            self._session = open_session(folder / manifest.runtime_details["model"], num_threads, self.memory.device)
+        except BaseException:
+            self.memory.close()
+            raise
         self._bindings: dict[tuple[int, int], Any] = {}
 
     @property
@@ -59,11 +73,12 @@ class OnnxRunner:
         return self._logits[[rows[id(span)] for span in wanted]]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
-        self._cache[:, :, target, :, :length] = self._cache[:, :, source, :, :length]
+        self.memory.copy_prefix(source, target, length)
 
     def close(self) -> None:
         self._bindings.clear()
         del self._session
+        self.memory.close()
 
     def _check(self, span: Span) -> None:
         end, limits = span.start + len(span.token_ids), self._limits
@@ -80,29 +95,30 @@ class OnnxRunner:
         """Compute one-token spans inside one range of slots, or a single span of any length."""
         first = min(span.slot for span in spans)
         num_rows = max(span.slot for span in spans) - first + 1
-        inputs = _inputs(spans, first, num_rows)
+        inputs = _inputs(spans, first, num_rows, self.memory.idle_position)
         idle = sorted(set(range(first, first + num_rows)) - {span.slot for span in spans})
-        kept = self._cache[:, :, idle, :, 0] if idle else None
         done += (wanting := [span for span in spans if span.wants_logits])
+        if not wanting and self.memory.device != "cpu":
+            inputs["logit_rows"] = np.zeros(1, np.int32)  # not every CUDA kernel computes no rows at all
         binding = self._binding(first, num_rows)
         for name, array in inputs.items():
             binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
-        logits = self._logits[len(done) - len(wanting) : len(done)]
+        begin = len(done) - len(wanting)
+        logits = self._logits[begin : begin + len(inputs["logit_rows"])]
         binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-        self._session.run_with_iobinding(binding)
-        if idle:
-            self._cache[:, :, idle, :, 0] = kept
+        with self.memory.keeping(idle):
+            self._session.run_with_iobinding(binding)
 
     def _binding(self, first: int, num_rows: int) -> Any:
         """The caches of slots `first ...`, each bound as both past and present."""
         if (first, num_rows) not in self._bindings:
-            binding = self._session.io_binding()
-            for layer, pair in enumerate(self._cache):
-                for kind, buffer in zip(("key", "value"), pair, strict=True):
-                    rows = buffer[first : first + num_rows]
-                    place = ("cpu", 0, rows.dtype, rows.shape, rows.ctypes.data)
-                    binding.bind_input(f"past_{kind}_{layer}", *place)
-                    binding.bind_output(f"present_{kind}_{layer}", *place)
+            binding, memory, layout = self._session.io_binding(), self.memory, self.memory.layout
+            for part in range(2 * layout.num_layers):
+                name = f"{('key', 'value')[part % 2]}_{part // 2}"
+                address = memory.address + layout.offset(part, first)
+                place = (memory.device, 0, layout.dtype, layout.rows(num_rows), address)
+                binding.bind_input(f"past_{name}", *place)
+                binding.bind_output(f"present_{name}", *place)
             self._bindings[first, num_rows] = binding
         return self._bindings[first, num_rows]
 
@@ -118,10 +134,10 @@ def decode_groups(spans: Sequence[Span]) -> list[list[Span]]:
     return groups
 
 
-def _inputs(spans: Sequence[Span], first: int, num_rows: int) -> dict[str, npt.NDArray[np.int32]]:
-    """The graph's inputs for slots `first ... first + num_rows - 1`; idle ones compute token 0 at position 0."""
+def _inputs(spans: Sequence[Span], first: int, num_rows: int, idle_position: int) -> dict[str, npt.NDArray[np.int32]]:
+    """The graph's inputs for slots `first ... first + num_rows - 1`; idle ones compute token 0 at `idle_position`."""
     token_ids = np.zeros(num_rows, np.int32) if num_rows > 1 else np.ascontiguousarray(spans[0].token_ids, np.int32)
-    last_position = np.zeros(num_rows, np.int32)
+    last_position = np.full(num_rows, idle_position, np.int32)
     for span in spans:
         last_position[span.slot - first] = span.start + len(span.token_ids) - 1
         if num_rows > 1:
@@ -136,9 +152,10 @@ def _inputs(spans: Sequence[Span], first: int, num_rows: int) -> dict[str, npt.N
     }
 
 
-def open_session(path: Path, num_threads: int) -> Any:
+def open_session(path: Path, num_threads: int, device: str) -> Any:
     import onnxruntime
 
+    providers = providers_of(device)
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = num_threads
     options.log_severity_level = 3
@@ -146,9 +163,11 @@ def open_session(path: Path, num_threads: int) -> Any:
     if not multiplies_int8_exactly():
         options.add_session_config_entry("session.x64quantprecision", "1")
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        session = onnxruntime.InferenceSession(str(path), options, providers=providers)
     except Exception as error:
         raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from None
+    check_providers(session, device)
+    return session
 
 
 def multiplies_int8_exactly() -> bool:

@@ -49,7 +49,7 @@ class EngineService:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
         text = TokenText(load_tokenizer(folder))
-        self._runner = load_runner(folder, manifest, num_threads=num_threads)
+        self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
         self._board = AckBoard(num_cells=1 + manifest.num_slots + settings.max_queue + _SPARE_CELLS)
         gate = AckGate(self._board)

@@ -12,6 +12,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "heartbeat_ms": (1, 3_600_000),
     "max_events_per_second": (0, 1_000_000),
 }
+DEVICES = ("auto", "cpu", "cuda")
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,6 +27,8 @@ class EngineSettings:
     `heartbeat_ms`: a streamed request that was silent for so long gets an empty event.
     `max_events_per_second`: over all streams; 0 sends each token as it comes. Beyond it tokens share an event; the
     first and the last event of a stream never wait.
+    `device`: where ONNX Runtime computes; auto is a GPU where this machine and the artifact allow it. Every other runtime
+    has a device of its own.
     """
 
     max_queue: int = 512
@@ -33,9 +36,12 @@ class EngineSettings:
     prefix_reuse: bool = True
     heartbeat_ms: float = 300.0
     max_events_per_second: float = 0.0
+    device: str = "auto"
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
                 raise InvalidRequest(f"the setting {name} is {value}; it must be between {low:g} and {high:g}")
+        if self.device not in DEVICES:
+            raise InvalidRequest(f"the setting device is {self.device!r}; allowed are {', '.join(DEVICES)}")
