@@ -44,7 +44,7 @@ def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     return Tiny(path, open_checkpoint(path), Reference.load(path), ids)
 
 
-def assert_same(runner: Runner, tiny: Tiny, tolerance: float = parity.MAX_RELATIVE_L2) -> None:
+def assert_same(runner: Runner, tiny: Tiny, tolerance: float = parity.BOUNDS["fp32"]["relative_l2"]) -> None:
     """Decode, prefill in chunks of several sizes and prefill after a prefix all give the reference's logits."""
     expected = tiny.reference.logits(tiny.ids)
     (decoded,) = parity.teacher_forced(runner, [tiny.ids])
@@ -77,13 +77,13 @@ def test_onnx_fp32(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_onnx_fp16(tiny: Tiny, tmp_path: Path) -> None:
     runner, _ = export_tiny(tiny, tmp_path / "artifact", "fp16")
-    assert_same(runner, tiny, tolerance=parity.MAX_HALF_RELATIVE_L2 / 2)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
 
 
 def test_rounding_to_half_everywhere_stays_within_the_bound(tiny: Tiny) -> None:
     """ONNX Runtime's CPU kernels multiply in float32 and do not round activations; a GPU does, as numpy does here."""
     runner = NumpyRunner(tiny.checkpoint.spec, tiny.checkpoint.weights, ops=HalfOps, max_length=MAX_LENGTH)
-    assert_same(runner, tiny, tolerance=parity.MAX_HALF_RELATIVE_L2 / 2)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
 
 
 def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
     ]
     logits = run_step(runner, StepBatch(tuple(spans)))
     for row, span in zip(logits, spans, strict=True):
-        assert relative(row, expected[span.start + len(span.token_ids) - 1]) < parity.MAX_RELATIVE_L2
+        assert relative(row, expected[span.start + len(span.token_ids) - 1]) < parity.BOUNDS["fp32"]["relative_l2"]
 
 
 def test_the_gate_passes_and_is_recorded(tiny: Tiny, tmp_path: Path) -> None:
@@ -153,6 +153,11 @@ REPORTS: list[tuple[str, dict[str, float], str]] = [
     ("int8", {"relative_l2": 0.1, "greedy_agreement": 0.5, "loss": 1.019}, ""),
     ("int8", {"loss": 1.021}, "perplexity is 1.0212 times the reference's, above 1.02"),
     ("int8", {"loss": float("nan")}, "perplexity"),
+    ("bf16", {"relative_l2": 0.02, "loss": 1.009}, ""),
+    ("bf16", {"relative_l2": 0.04}, "above 0.03"),
+    ("fp8", {"loss": 1.05}, "perplexity is 1.0513 times the reference's, above 1.05"),
+    ("int4", {"relative_l2": 0.5, "loss": 1.13}, ""),
+    ("int4", {"loss": 1.14}, "perplexity is 1.1503 times the reference's, above 1.15"),
 ]
 
 
@@ -208,5 +213,7 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
     runner = load_runner(tmp_path / "smollm2", manifest, num_threads=2, device="cpu")
     reference = Reference.load(resolve("smollm2")[0])
     ids = parity._encode(tmp_path / "smollm2", manifest.max_length)["english"][:120]
-    assert relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.MAX_HALF_RELATIVE_L2
+    assert (
+        relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.BOUNDS["fp16"]["relative_l2"]
+    )
     assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)
