@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.errors import EngineError
+from autoglm_engine.errors import DeviceError
 
 CUDA = "CUDAExecutionProvider"
 _NAN = 0xFF  # two such bytes are a NaN in float16: memory that nobody cleared shows
@@ -17,17 +17,21 @@ _NAN = 0xFF  # two such bytes are a NaN in float16: memory that nobody cleared s
 
 @dataclass
 class FakeGpu:
-    """See `autoglm_engine.onnx_memory.Gpu`. What is enqueued runs when somebody waits, and not before."""
+    """What `GpuMemory` uses of `autoglm_engine.cuda.Cuda`, at addresses that the CPU's kernels can compute on.
+
+    What is enqueued runs when somebody waits, and not before. `failure`: what clearing memory raises.
+    """
 
     memory: int = 1 << 30  # bytes
     blocks: dict[int, npt.NDArray[np.uint8]] = field(default_factory=dict)
     is_closed: bool = False
-    num_copies: int = 0
+    failure: DeviceError | None = None
+    copies: list[tuple[int, ...]] = field(default_factory=list)
     _queue: deque[Callable[[], None]] = field(default_factory=deque)
 
     def allocate(self, num_bytes: int) -> int:
         if num_bytes > self.memory:
-            raise EngineError(f"the GPU could not allocate {num_bytes} bytes: out of memory")
+            raise DeviceError(f"the GPU could not allocate {num_bytes} bytes", is_out_of_memory=True)
         block = np.full(num_bytes, _NAN, np.uint8)
         self.blocks[block.ctypes.data] = block
         return int(block.ctypes.data)
@@ -36,6 +40,8 @@ class FakeGpu:
         del self.blocks[address]
 
     def clear(self, address: int, num_bytes: int) -> None:
+        if self.failure:
+            raise self.failure
         view = self.bytes_at(address, num_bytes)
         self._queue.append(lambda: view.fill(0))
 
@@ -43,13 +49,14 @@ class FakeGpu:
         self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
     ) -> None:
         assert width <= min(target_pitch, source_pitch)
-        self.num_copies += 1
+        self.copies.append((target, target_pitch, source, source_pitch, width, height))
         for row in range(height):
             to = self.bytes_at(target + row * target_pitch, width)
             since = self.bytes_at(source + row * source_pitch, width)
             self._queue.append(lambda to=to, since=since: np.copyto(to, since))  # type: ignore[misc]
 
     def synchronize(self) -> None:
+        assert not self.is_closed, "used after it was closed"
         while self._queue:
             self._queue.popleft()()
 
@@ -104,6 +111,7 @@ class FakeCudaSession:
 
     def __init__(self, gpu: FakeGpu, real: Any) -> None:
         self.gpu, self.real = gpu, real
+        self.failure: Exception | None = None
 
     def get_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]
@@ -114,4 +122,6 @@ class FakeCudaSession:
     def run_with_iobinding(self, binding: FakeBinding) -> None:
         assert self.gpu.is_idle, "a copy may still be under way"
         binding.check_in_place()
+        if self.failure:
+            raise self.failure
         self.real.run_with_iobinding(binding.real)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,10 +10,9 @@ import numpy as np
 import onnxruntime
 import pytest
 from autoglm_engine.core import Logits, Span, StepBatch
-from autoglm_engine.errors import ArtifactError, EngineError, InvalidRequest
+from autoglm_engine.errors import ArtifactError, DeviceError, InvalidRequest
 from autoglm_engine.load import installed_version, load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.onnx_cuda import CudaGpu, open_gpu
 from autoglm_engine.onnx_device import open_memory
 from autoglm_engine.onnx_memory import CacheLayout, GpuMemory, HostMemory
 from autoglm_engine.onnx_runner import OnnxRunner
@@ -74,7 +72,7 @@ def on_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], O
         monkeypatch.setattr(onnxruntime, "InferenceSession", session)
         monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA, "CPUExecutionProvider"])
         manifest = Manifest.load(tmp_path)
-        memory = open_memory("cuda", manifest, open_gpu=lambda: gpu)
+        memory = open_memory("cuda", manifest, open_cuda=lambda: gpu)
         return OnnxRunner(tmp_path, manifest, num_threads=1, memory=memory), gpu
 
     return make
@@ -96,7 +94,7 @@ def test_prefill_chunks_and_decode_agree_with_the_reference(variant: str, on_gpu
         rows = step(runner, *(span(slot, position, ids[position : position + 1]) for slot in (0, 4)))
         close(rows[0], expected[position])
         close(rows[1], expected[position])
-    assert gpu.num_copies == 0, "a step copies no cache"
+    assert not gpu.copies, "a step copies no cache"
 
 
 def test_idle_slots_keep_their_tokens_full_ones_too(llama: OnGpu) -> None:
@@ -150,12 +148,13 @@ def test_a_copied_prefix_is_that_long_and_the_source_stays(llama: OnGpu) -> None
     np.testing.assert_array_equal(after[:, :, 1:], before[:, :, 1:])
 
 
-def test_closing_frees_the_device_once(llama: OnGpu) -> None:
+def test_closing_frees_the_device_once(llama: OnGpu, caplog: pytest.LogCaptureFixture) -> None:
     runner, gpu = llama
     runner.close()
-    runner.memory.close()
     assert gpu.is_closed
     assert not gpu.blocks
+    runner.memory.close()
+    assert "not freed in good order" not in caplog.text
 
 
 def test_kernels_that_cannot_be_loaded_free_the_device(tmp_path: Path) -> None:
@@ -211,12 +210,22 @@ def test_the_device_is_chosen_or_refused_in_a_sentence(
     onnx_runner(tmp_path, SPEC, random_weights(SPEC), precision=precision).close()
     providers = [CUDA] * has_kernels + ["CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: providers)
-    open_gpu: Callable[[], FakeGpu] = FakeGpu if has_gpu else no_gpu
+    open_cuda: Callable[[], FakeGpu] = FakeGpu if has_gpu else no_gpu
     if isinstance(expected, str):
         with pytest.raises(ArtifactError, match=expected):
-            open_memory(device, Manifest.load(tmp_path), open_gpu=open_gpu)
+            open_memory(device, Manifest.load(tmp_path), open_cuda=open_cuda)
     else:
-        assert isinstance(open_memory(device, Manifest.load(tmp_path), open_gpu=open_gpu), expected)
+        assert isinstance(open_memory(device, Manifest.load(tmp_path), open_cuda=open_cuda), expected)
+
+
+def test_a_gpu_that_fails_at_once_is_told_by_its_own_words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    onnx_runner(tmp_path, SPEC, random_weights(SPEC), precision="fp16").close()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    gpu = FakeGpu(failure=DeviceError("the GPU could not clear memory: unspecified launch failure"))
+    with pytest.raises(ArtifactError, match="could not clear memory: unspecified launch failure"):
+        open_memory("cuda", Manifest.load(tmp_path), open_cuda=lambda: gpu)
+    assert gpu.is_closed
+    assert not gpu.blocks
 
 
 def test_a_cache_that_does_not_fit_is_refused_and_the_gpu_let_go(
@@ -226,7 +235,7 @@ def test_a_cache_that_does_not_fit_is_refused_and_the_gpu_let_go(
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
     gpu = FakeGpu(memory=1000)
     with pytest.raises(ArtifactError, match="not enough GPU memory for 5 slots of 24 tokens"):
-        open_memory("cuda", Manifest.load(tmp_path), open_gpu=lambda: gpu)
+        open_memory("cuda", Manifest.load(tmp_path), open_cuda=lambda: gpu)
     assert gpu.is_closed
 
 
@@ -264,74 +273,19 @@ def test_the_setting_names_what_it_may_be() -> None:
         EngineSettings(device="gpu")
 
 
-def fake_runtime(calls: list[tuple[Any, ...]], **results: Any) -> Any:
-    """The module cuda.bindings.runtime; every call succeeds unless `results` says otherwise."""
-    defaults = {
-        "cudaGetDeviceCount": (0, 1),
-        "cudaStreamCreateWithFlags": (0, "stream"),
-        "cudaMalloc": (0, 4096),
-        "cudaGetErrorString": (0, b"out of memory"),
-    }
-
-    def function(name: str) -> Callable[..., Any]:
-        def call(*arguments: Any) -> Any:
-            calls.append((name, *arguments))
-            result = results.get(name, defaults.get(name, (0,)))
-            if isinstance(result, Exception):
-                raise result
-            return result
-
-        return call
-
-    names = ("SetDevice", "Free", "MemsetAsync", "Memcpy2DAsync", "StreamSynchronize", "StreamDestroy")
-    functions = {name: function(name) for name in (*defaults, *(f"cuda{name}" for name in names))}
-    kinds = types.SimpleNamespace(cudaMemcpyDeviceToDevice=3)
-    return types.SimpleNamespace(**functions, cudaStreamNonBlocking=1, cudaMemcpyKind=kinds)
-
-
-def test_the_binding_is_called_on_one_stream_and_everything_is_let_go() -> None:
-    calls: list[tuple[Any, ...]] = []
-    gpu = CudaGpu(fake_runtime(calls))
+def test_a_prefix_is_copied_head_by_head_in_every_part() -> None:
+    gpu = FakeGpu()
     layout = CacheLayout(num_layers=1, num_slots=2, num_kv_heads=3, length=5, head_size=4, dtype=np.dtype(np.float16))
     memory = GpuMemory(layout, gpu)
     memory.copy_prefix(1, 0, 2)
     memory.copy_prefix(1, 1, 2)
-    memory.close()
-    assert calls[3:] == [
-        ("cudaMalloc", 480),
-        ("cudaMemsetAsync", 4096, 0, 480, "stream"),
-        ("cudaStreamSynchronize", "stream"),
-        ("cudaMemcpy2DAsync", 4096, 40, 4216, 40, 16, 3, 3, "stream"),
-        ("cudaMemcpy2DAsync", 4336, 40, 4456, 40, 16, 3, 3, "stream"),
-        ("cudaStreamSynchronize", "stream"),
-        ("cudaFree", 4096),
-        ("cudaStreamDestroy", "stream"),
-    ]
+    places = [(to - memory.address, since - memory.address, *rest) for to, _, since, *rest in gpu.copies]
+    assert places == [(0, 120, 40, 16, 3), (240, 360, 40, 16, 3)]
 
 
-REFUSALS: list[tuple[Any, str]] = [
-    ((100, 0), "no GPU answers on this machine: out of memory"),
-    ((0, 0), "has no NVIDIA GPU that the process may use"),
-    (RuntimeError("libcuda.so.1 not found"), "no NVIDIA driver answers on this machine: libcuda"),
-]
-
-
-@pytest.mark.parametrize(("count", "message"), REFUSALS)
-def test_a_machine_without_a_gpu_says_so(count: Any, message: str) -> None:
-    with pytest.raises(ArtifactError, match=message):
-        CudaGpu(fake_runtime([], cudaGetDeviceCount=count))
-
-
-def test_a_failed_call_names_what_failed() -> None:
-    gpu = CudaGpu(fake_runtime([], cudaMalloc=(2, None)))
-    with pytest.raises(EngineError, match="the GPU could not allocate 64 bytes: out of memory"):
-        gpu.allocate(64)
-
-
-def test_a_missing_binding_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    import sys
-
-    for name in ("cuda", "cuda.bindings", "cuda.bindings.runtime"):
-        monkeypatch.setitem(sys.modules, name, None)
-    with pytest.raises(ArtifactError, match=r"cuda-python, which is not installed: pip install .*\[onnx-gpu\]"):
-        open_gpu()
+def test_a_run_that_fails_on_the_gpu_is_a_failure_of_the_device(llama: OnGpu) -> None:
+    """Upon which the engine's process ends: a GPU that failed once answers nothing more."""
+    runner, _ = llama
+    runner._session.failure = RuntimeError("CUDA failure 700: an illegal memory access was encountered")
+    with pytest.raises(DeviceError, match="the step could not be computed: CUDA failure 700"):
+        step(runner, span(0, 0, some_ids(3)))

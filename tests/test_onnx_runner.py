@@ -164,7 +164,7 @@ def test_a_span_outside_the_limits_raises_and_changes_nothing(
     runner: OnnxRunner, slot: int, start: int, count: int
 ) -> None:
     before = cache(runner).copy()
-    with pytest.raises(ValueError, match=r"allowed is|a slot has"):
+    with pytest.raises(ValueError, match=r"(is|are) not in"):
         step(runner, span(1, 0, some_ids(2)), span(slot, start, some_ids(count)))
     np.testing.assert_array_equal(cache(runner), before)
 

@@ -9,10 +9,11 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from .errors import ArtifactError, EngineError
+from .cuda import Cuda
+from .cuda_bindings import CudaBindings
+from .errors import ArtifactError, DeviceError
 from .manifest import Manifest
-from .onnx_cuda import open_gpu
-from .onnx_memory import CacheLayout, CacheMemory, Gpu, GpuMemory, HostMemory
+from .onnx_memory import CacheLayout, CacheMemory, GpuMemory, HostMemory
 from .settings import DEVICES
 
 AUTO = "auto"
@@ -23,7 +24,7 @@ _CUDA_OPTIONS = {"device_id": "0", "arena_extend_strategy": "kSameAsRequested"}
 _log = logging.getLogger(__name__)
 
 
-def open_memory(device: str, manifest: Manifest, *, open_gpu: Callable[[], Gpu] = open_gpu) -> CacheMemory:
+def open_memory(device: str, manifest: Manifest, *, open_cuda: Callable[[], Cuda] = CudaBindings) -> CacheMemory:
     """The slots' memory on `device`; `auto`: on a GPU where this machine and the artifact allow it.
 
     Raises ArtifactError with one sentence where `cuda` is asked for and cannot be had.
@@ -33,7 +34,7 @@ def open_memory(device: str, manifest: Manifest, *, open_gpu: Callable[[], Gpu] 
         raise ArtifactError(f"the device is {device!r}; allowed are {', '.join(DEVICES)}")
     if device != "cpu":
         try:
-            return _on_gpu(manifest, layout, open_gpu)
+            return _on_gpu(manifest, layout, open_cuda)
         except ArtifactError as error:
             if device != AUTO:
                 raise
@@ -62,22 +63,22 @@ def check_providers(session: Any, device: str) -> None:
         )
 
 
-def _on_gpu(manifest: Manifest, layout: CacheLayout, open_gpu: Callable[[], Gpu]) -> GpuMemory:
+def _on_gpu(manifest: Manifest, layout: CacheLayout, open_cuda: Callable[[], Cuda]) -> GpuMemory:
     if manifest.precision != CUDA_PRECISION:
         raise ArtifactError(
             f"ONNX Runtime's CUDA kernels compute {CUDA_PRECISION}, the artifact is {manifest.precision}: "
             f"export it with --precision {CUDA_PRECISION}"
         )
     _check_package()
-    gpu = open_gpu()
     try:
-        return GpuMemory(layout, gpu)
-    except EngineError as error:
-        gpu.close()
+        return GpuMemory(layout, open_cuda())
+    except DeviceError as error:
+        if not error.is_out_of_memory:
+            raise ArtifactError(str(error)) from error
         raise ArtifactError(
             f"there is not enough GPU memory for {manifest.num_slots} slots of {manifest.max_length} tokens, "
             f"{layout.num_bytes / 1e9:.2f} GB ({error}); export it with fewer or shorter slots"
-        ) from None
+        ) from error
 
 
 def _check_package() -> None:

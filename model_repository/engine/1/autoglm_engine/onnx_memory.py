@@ -9,13 +9,16 @@ copies, at a spare position behind the slot's end that nothing else reads.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
+from .cuda import Cuda
+from .device_memory import DeviceMemory, free_all
+from .errors import DeviceError
 from .manifest import Manifest
 
 
@@ -85,8 +88,8 @@ class CacheMemory(Protocol):
         """Where the row of an idle slot computes."""
         ...
 
-    def keeping(self, slots: Sequence[int]) -> AbstractContextManager[None]:
-        """After the block of `with`, idle slots hold what they held before."""
+    def running(self, idle: Sequence[int]) -> AbstractContextManager[None]:
+        """For the time of a run, after which the slots `idle` hold what they held before. DeviceError: a GPU failed in it."""
         ...
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -113,15 +116,15 @@ class HostMemory:
         return self.array.ctypes.data
 
     @contextmanager
-    def keeping(self, slots: Sequence[int]) -> Iterator[None]:
-        if not slots:
+    def running(self, idle: Sequence[int]) -> Iterator[None]:
+        if not idle:
             yield
             return
-        kept = self.array[:, :, slots, :, self.idle_position]
+        kept = self.array[:, :, idle, :, self.idle_position]
         try:
             yield
         finally:
-            self.array[:, :, slots, :, self.idle_position] = kept
+            self.array[:, :, idle, :, self.idle_position] = kept
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         self.array[:, :, target, :, :length] = self.array[:, :, source, :, :length]
@@ -130,59 +133,42 @@ class HostMemory:
         pass
 
 
-class Gpu(Protocol):
-    """What `GpuMemory` asks of a GPU. Addresses are integers; what is enqueued runs in order, after the call."""
-
-    def allocate(self, num_bytes: int) -> int: ...
-
-    def free(self, address: int) -> None: ...
-
-    def clear(self, address: int, num_bytes: int) -> None:
-        """Enqueue writing zeros."""
-        ...
-
-    def copy_rows(
-        self, target: int, target_pitch: int, source: int, source_pitch: int, width: int, height: int
-    ) -> None:
-        """Enqueue a copy of `height` rows of `width` bytes that begin every `pitch` bytes."""
-        ...
-
-    def synchronize(self) -> None:
-        """Block until everything that was enqueued has run."""
-        ...
-
-    def close(self) -> None: ...
-
-
 class GpuMemory:
     """See `CacheMemory`. A run is over when ONNX Runtime returns, and a copy when it returns here: they never overlap."""
 
     device = "cuda"
 
-    def __init__(self, layout: CacheLayout, gpu: Gpu) -> None:
-        """Closes `gpu` in the end. Zeroed: what was never written is masked, but a NaN times nothing is a NaN."""
-        self.layout, self._gpu = layout, gpu
+    def __init__(self, layout: CacheLayout, cuda: Cuda) -> None:
+        """`cuda` is closed with it, and where it raises. Raises DeviceError."""
+        self.layout, self._cuda, self._cleanup = layout, cuda, ExitStack()
         self.idle_position = layout.length - 1
-        self.address = gpu.allocate(layout.num_bytes)
-        gpu.clear(self.address, layout.num_bytes)
-        gpu.synchronize()
+        self._is_closed = False
+        self._cleanup.callback(cuda.close)
+        try:
+            self.address = DeviceMemory(cuda, self._cleanup).allocate("key_value_cache", layout.num_bytes)
+            cuda.synchronize()
+        except BaseException:
+            self.close()
+            raise
 
-    def keeping(self, slots: Sequence[int]) -> AbstractContextManager[None]:
-        return nullcontext()
+    @contextmanager
+    def running(self, idle: Sequence[int]) -> Iterator[None]:
+        try:
+            yield
+        except Exception as error:  # whatever ONNX Runtime calls it; the GPU cannot be trusted any more
+            raise DeviceError(f"the step could not be computed: {error}") from error
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         if source == target or not length:
             return
         layout = self.layout
-        assert max(source, target) < layout.num_slots and length <= layout.length, "a copy past the cache's end"
         pitch, width = layout.bytes_per_head, length * layout.bytes_per_position
         for part in range(2 * layout.num_layers):
             begin, end = (self.address + layout.offset(part, slot) for slot in (source, target))
-            self._gpu.copy_rows(end, pitch, begin, pitch, width, layout.num_kv_heads)
-        self._gpu.synchronize()
+            self._cuda.copy_rows(end, pitch, begin, pitch, width, layout.num_kv_heads)
+        self._cuda.synchronize()
 
     def close(self) -> None:
-        if self.address:
-            address, self.address = self.address, 0
-            self._gpu.free(address)
-            self._gpu.close()
+        if not self._is_closed:
+            self._is_closed = True
+            free_all(self._cuda, self._cleanup)

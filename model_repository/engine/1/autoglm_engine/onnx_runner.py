@@ -22,6 +22,7 @@ from .manifest import Manifest
 from .onnx_device import AUTO, check_providers, open_memory, providers_of
 from .onnx_memory import CacheMemory
 from .runner import Deferred, Limits
+from .span_checks import check_batch, check_prefix
 
 # Starting another run reads every weight once more, which costs what about this many idle rows do.
 _MOST_IDLE_ROWS = 12
@@ -58,8 +59,7 @@ class OnnxRunner:
         return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
-        for span in batch.spans:
-            self._check(span)
+        check_batch(batch, self._limits)
         done: list[Span] = []  # those with logits, in the order of their rows in `_logits`
         for group in decode_groups([span for span in batch.spans if len(span.token_ids) == 1]):
             self._run(group, done)
@@ -73,23 +73,13 @@ class OnnxRunner:
         return self._logits[[rows[id(span)] for span in wanted]]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
+        check_prefix(source, target, length, self._limits)
         self.memory.copy_prefix(source, target, length)
 
     def close(self) -> None:
         self._bindings.clear()
         del self._session
         self.memory.close()
-
-    def _check(self, span: Span) -> None:
-        end, limits = span.start + len(span.token_ids), self._limits
-        if not 0 <= span.slot < limits.num_slots:
-            raise ValueError(f"slot {span.slot} is out of range; allowed is 0 ... {limits.num_slots - 1}")
-        if span.start < 0 or end > limits.max_length:
-            raise ValueError(
-                f"positions {span.start} ... {end - 1} are out of range; a slot has 0 ... {limits.max_length - 1}"
-            )
-        if not 1 <= len(span.token_ids) <= limits.prefill_chunk:
-            raise ValueError(f"a span of {len(span.token_ids)} tokens; allowed is 1 ... {limits.prefill_chunk}")
 
     def _run(self, spans: Sequence[Span], done: list[Span]) -> None:
         """Compute one-token spans inside one range of slots, or a single span of any length."""
@@ -100,13 +90,13 @@ class OnnxRunner:
         done += (wanting := [span for span in spans if span.wants_logits])
         if not wanting and self.memory.device != "cpu":
             inputs["logit_rows"] = np.zeros(1, np.int32)  # not every CUDA kernel computes no rows at all
-        binding = self._binding(first, num_rows)
-        for name, array in inputs.items():
-            binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
         begin = len(done) - len(wanting)
         logits = self._logits[begin : begin + len(inputs["logit_rows"])]
-        binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
-        with self.memory.keeping(idle):
+        binding = self._binding(first, num_rows)
+        with self.memory.running(idle):
+            for name, array in inputs.items():
+                binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
+            binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(binding)
 
     def _binding(self, first: int, num_rows: int) -> Any:
