@@ -8,9 +8,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
 from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
 
+from . import calibration_text
 from .bundled import resolve
+from .calibration import TokenIds
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, choose_runtime, no_progress, runtime_named
@@ -70,6 +73,7 @@ def export(
             num_slots=options.num_slots,
             max_length=options.max_length,
             prefill_chunk=options.prefill_chunk,
+            texts=_calibration_texts(source) if precision == "int8" else (),
             progress=progress,
         )
         _write_tokenizer(folder, source)
@@ -118,6 +122,15 @@ def _checked_options(
 def _check_range(name: str, value: int, low: int, high: int) -> None:
     if not low <= value <= high:
         raise InvalidOption(f"{name} is {value}; allowed is {low} ... {high} for this model")
+
+
+def _calibration_texts(source: Checkpoint) -> list[TokenIds]:
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_str(source.tokenizer.decode())
+    limit = source.spec.max_position
+    texts = [np.array(tokenizer.encode(text).ids[:limit], np.int32) for text in calibration_text.TEXTS]
+    return [text for text in texts if len(text)]
 
 
 def _write_tokenizer(folder: Path, source: Checkpoint) -> None:

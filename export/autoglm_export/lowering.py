@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from .calibration import TokenIds
 from .errors import ExportError, InvalidOption
 from .native.compiler import can_build_here
 from .spec import ModelSpec
@@ -19,6 +20,24 @@ Progress = Callable[[str, float], None]  # name of the stage, fraction of it tha
 
 def no_progress(stage: str, fraction: float) -> None:
     """For callers that show nothing."""
+
+
+class CountedWeights(Mapping[str, Array]):
+    """Weights that report how many of them were read."""
+
+    def __init__(self, weights: Mapping[str, Array], stage: str, progress: Progress) -> None:
+        self._weights, self._stage, self._progress, self._read = weights, stage, progress, 0
+
+    def __getitem__(self, name: str) -> Array:
+        self._read += 1
+        self._progress(self._stage, min(1.0, self._read / len(self._weights)))
+        return self._weights[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
 
 
 class Lowering(Protocol):
@@ -32,10 +51,12 @@ class Lowering(Protocol):
         num_slots: int,
         max_length: int,
         prefill_chunk: int,
+        texts: Sequence[TokenIds],
         progress: Progress,
     ) -> dict[str, Any]:
         """Write the runtime's files into `folder` and return what its runner must know (`Manifest.runtime_details`).
 
+        `texts` are token ids that quantised weights may be fitted to.
         `cache_dtype` among it is the type of the key/value cache, float32 unless given.
         """
         ...

@@ -12,15 +12,16 @@ GroupQueryAttention then writes the new keys and values in place and copies noth
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .calibration import Calibration, TokenIds
 from .decoder import build_decoder
 from .errors import InvalidOption, UnsupportedModel
-from .lowering import Progress, no_progress
+from .lowering import CountedWeights, Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FloatLinears, Int8Linears, Linears, Rows, finished
 from .rotation import rotated
@@ -28,10 +29,7 @@ from .spec import ModelSpec
 from .weights import Array
 
 _ROPE_MULTIPLE = 16  # of GroupQueryAttention's kernel
-_PRECISIONS: dict[str, Callable[[OnnxGraph, Mapping[str, Array]], Linears]] = {
-    "fp32": FloatLinears,
-    "int8": Int8Linears,
-}
+_PRECISIONS = ("fp32", "int8")
 
 
 class OnnxOps:
@@ -147,10 +145,12 @@ def write_onnx(
     num_slots: int,
     max_length: int,
     prefill_chunk: int,
+    texts: Sequence[TokenIds] = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write the graph and its weights into `folder`; returns the manifest's `runtime_details`.
 
+    int8 weights are fitted to `texts`; without any, each is rounded for itself.
     `num_slots` and `prefill_chunk` bound what a runner asks of the graph; the graph itself takes any.
     Raises InvalidOption for a precision that is neither "fp32" nor "int8", UnsupportedModel for what the kernels lack.
     """
@@ -163,27 +163,11 @@ def write_onnx(
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
-        read = _Counted(weights, progress)
-        ops = OnnxOps(graph, spec, read, _PRECISIONS[precision](graph, read), max_length)
+        calibration = Calibration(spec, weights, texts) if precision == "int8" and texts else None
+        read = CountedWeights(weights, "write graph", progress)
+        linears = FloatLinears(graph, read) if precision == "fp32" else Int8Linears(graph, read, calibration)
+        ops = OnnxOps(graph, spec, read, linears, max_length)
         build_decoder(spec, ops)
         graph.save()
     progress("write graph", 1.0)
     return {"model": MODEL_FILE, "cache_dtype": "float32"}
-
-
-class _Counted(Mapping[str, Array]):
-    """Weights that report how many of them were read."""
-
-    def __init__(self, weights: Mapping[str, Array], progress: Progress) -> None:
-        self._weights, self._progress, self._read = weights, progress, 0
-
-    def __getitem__(self, name: str) -> Array:
-        self._read += 1
-        self._progress("write graph", min(1.0, self._read / len(self._weights)))
-        return self._weights[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._weights)
-
-    def __len__(self) -> int:
-        return len(self._weights)
