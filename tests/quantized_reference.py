@@ -18,8 +18,10 @@ _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 _E4M3, _LARGEST = torch.float8_e4m3fn, 448.0
 
 
-def quantize_reference(reference: Reference, spec: ModelSpec, precision: str, scales: Mapping[str, Any]) -> None:
-    """Change the model in place; `scales` are what the calibration of the precision found."""
+def quantize_reference(
+    reference: Reference, spec: ModelSpec, precision: str, scales: Mapping[tuple[str, ...], Any]
+) -> None:
+    """Change the model in place; `scales`: see `tensorrt_networks.Defined`."""
     parameters = dict(reference.model.named_parameters())
     modules = dict(reference.model.named_modules())
     with torch.no_grad():
@@ -31,7 +33,7 @@ def quantize_reference(reference: Reference, spec: ModelSpec, precision: str, sc
 
 
 def _linear(
-    name: str, source: Source, precision: str, scales: Mapping[str, Any], parameters: Any, modules: Any
+    name: str, source: Source, precision: str, scales: Mapping[tuple[str, ...], Any], parameters: Any, modules: Any
 ) -> None:
     parameter = parameters[source.name]
     if precision in _TYPES:
@@ -39,9 +41,9 @@ def _linear(
     elif precision == "fp8":
         _replace(parameter, source, _fp8_rows)
         if source.part == 0:  # gate and up of one matrix have the same inputs
-            _round_inputs(modules[source.name.removesuffix(".weight")], scales[name])
+            _round_inputs(modules[source.name.removesuffix(".weight")], _of_group(name, scales)[1])
     else:
-        _replace(parameter, source, lambda rows: _int4_rows(name, scales))
+        _replace(parameter, source, lambda rows: _int4_rows(name, len(rows), scales))
 
 
 def _replace(parameter: torch.Tensor, source: Source, change: Any) -> None:
@@ -64,16 +66,13 @@ def _round_inputs(module: torch.nn.Module, largest: float) -> None:
     module.register_forward_pre_hook(rounded)
 
 
-def _int4_rows(name: str, scales: Mapping[str, Any]) -> torch.Tensor:
-    """The rows of one layer out of the group that it was quantised with: query, key and value, or itself alone."""
-    prefix, _, kind = name.rpartition(".")
-    group = ["query", "key", "value"] if kind in ("query", "key", "value") else [kind]
-    weight = scales[f"{prefix}.{'+'.join(group)}"].restored()
-    return torch.from_numpy(_part_of(weight, group.index(kind), len(group), scales["sizes"]))
+def _int4_rows(name: str, count: int, scales: Mapping[tuple[str, ...], Any]) -> torch.Tensor:
+    """The `count` rows of one layer out of the group that it was quantised with; key and value have as many rows."""
+    group, weight = _of_group(name, scales)
+    rows, place = weight.restored(), group.index(name)
+    start = 0 if place == 0 else len(rows) - (len(group) - place) * count
+    return torch.from_numpy(rows[start : start + count].copy())
 
 
-def _part_of(weight: Any, index: int, count: int, sizes: tuple[int, int, int]) -> Any:
-    if count == 1:
-        return weight
-    start = sum(sizes[:index])
-    return weight[start : start + sizes[index]].copy()
+def _of_group(name: str, scales: Mapping[tuple[str, ...], Any]) -> tuple[tuple[str, ...], Any]:
+    return next((group, found) for group, found in scales.items() if name in group)

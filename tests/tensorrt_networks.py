@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import tensorrt_rtx as trt
+from autoglm_export.calibration import Calibration
 from autoglm_export.spec import ModelSpec
 from autoglm_export.tensorrt_build import Builder
-from autoglm_export.tensorrt_lowering import KV_DTYPES, calibrated, checked_kv_dtype, define, linears_of
+from autoglm_export.tensorrt_lowering import KV_DTYPES, checked_kv_dtype, define, linears_of
 from autoglm_export.tensorrt_network import Network
 
 Array = npt.NDArray[np.float32]
@@ -19,12 +20,12 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Defined:
-    """`network` owns the constants' values; `scales` are what calibration found."""
+    """`network` owns the constants' values. `scales`: layers -> what was made of them, `Int4Weight` or fp8's largest input."""
 
     spec: ModelSpec
     network: Network
     builder: Builder
-    scales: Mapping[str, Any]
+    scales: dict[tuple[str, ...], Any]
 
     @property
     def definition(self) -> Any:
@@ -38,22 +39,26 @@ def define_network(
     *,
     cache_length: int,
     num_candidates: int,
-    calibration_ids: Sequence[npt.NDArray[np.int32]] = (),
+    texts: Sequence[npt.NDArray[np.int32]] = (),
 ) -> Defined:
     builder = Builder(trt)
     network = Network(trt, builder.handle)
     dtype = KV_DTYPES[checked_kv_dtype(precision, None)]
-    scales = calibrated(precision, spec, weights, dtype, calibration_ids)
-    define(
-        network,
-        spec,
-        weights,
-        linears_of(precision, network, weights, dtype, scales),
-        dtype,
-        cache_length,
-        num_candidates,
-    )
+    linears = linears_of(precision, network, weights, dtype, Calibration(spec, weights, texts) if texts else None)
+    scales: dict[tuple[str, ...], Any] = {}
+    for name in ("quantize", "largest_input"):
+        if hasattr(linears, name):
+            setattr(linears, name, noted(getattr(linears, name), scales))
+    define(network, spec, weights, linears, dtype, cache_length, num_candidates)
     return Defined(spec, network, builder, scales)
+
+
+def noted(make: Callable[[Sequence[str]], Any], made: dict[tuple[str, ...], Any]) -> Callable[[Sequence[str]], Any]:
+    def make_and_note(layers: Sequence[str]) -> Any:
+        made[tuple(layers)] = make(layers)
+        return made[tuple(layers)]
+
+    return make_and_note
 
 
 def layers_of(definition: Any) -> list[Any]:

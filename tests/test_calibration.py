@@ -1,79 +1,80 @@
-"""The calibration pass computes the decoder, and shows each layer's inputs in order."""
+"""The inputs that weights are fitted to are those that the decoder's layers read."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.calibration import ActivationMaxima, CalibrationOps, calibrate
-from autoglm_export.calibration_text import TEXTS, texts_of
-from autoglm_export.decoder import build_decoder
+from autoglm_engine.core import Span, StepBatch
+from autoglm_export import calibration_text, parity_text
+from autoglm_export.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
 from autoglm_export.errors import InvalidOption
-from autoglm_export.parity_text import TEXTS as PARITY_TEXTS
-from tiny_decoders import SPECS, Array, expected_logits, random_weights
-
-IDS = np.array([5, 11, 96, 0, 42, 7, 7, 63], np.int32)
+from numpy_runner import NumpyRunner
+from test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 
 
-@pytest.mark.parametrize("variant", SPECS)
-def test_the_pass_computes_the_decoder_for_each_text_alone(variant: str) -> None:
-    spec = SPECS[variant]
-    weights = random_weights(spec)
-    texts = [IDS, IDS[::-1].copy(), IDS[:3]]
-    ops = CalibrationOps(spec, weights, texts, ActivationMaxima(weights))
-    build_decoder(spec, ops)
-    assert ops.final is not None
-    logits = ops.final @ weights["embed" if spec.tied_embeddings else "lm_head"].T
-    expected = np.concatenate([expected_logits(spec, weights, text) for text in texts])
-    np.testing.assert_allclose(logits, expected, rtol=1e-3, atol=1e-3)
+def token_ids(length: int) -> Any:
+    return np.random.default_rng(length).integers(0, VOCAB_SIZE, length).astype(np.int32)
 
 
-def test_every_layer_has_its_maximum() -> None:
-    spec = SPECS["glm4"]
-    weights = random_weights(spec)
-    seen: list[tuple[tuple[str, ...], float]] = []
-
-    class Noting(ActivationMaxima):
-        def observe(self, inputs: Array, layers: Sequence[str]) -> list[Array]:
-            seen.append((tuple(layers), float(np.abs(inputs).max())))
-            return super().observe(inputs, layers)
-
-    maxima = Noting(weights)
-    calibrate(spec, weights, [IDS], maxima)
-    linears = {name.removesuffix(".weight") for name in weights if name.endswith(".weight")}
-    assert set(maxima.of) == linears
-    assert maxima.of == {name: largest for layers, largest in seen for name in layers}
-    assert maxima.of["layers.0.query"] == maxima.of["layers.0.value"]
+TEXTS = [token_ids(20), token_ids(1), token_ids(33)]
 
 
-def test_a_long_text_is_cut() -> None:
-    spec = SPECS["llama"]
-    weights = random_weights(spec)
-    ids = np.arange(600, dtype=np.int32) % 97
-    ops = CalibrationOps(spec, weights, [ids], ActivationMaxima(weights))
-    build_decoder(spec, ops)
-    assert ops.final is not None
-    logits = ops.final[256:260] @ weights["lm_head"].T
-    np.testing.assert_allclose(logits, expected_logits(spec, weights, ids[256:260]), rtol=1e-3, atol=1e-3)
+@pytest.mark.parametrize("name", SPECS)
+def test_the_head_reads_what_gives_the_logits(name: str) -> None:
+    """Of every token of every text, as if each text were alone."""
+    spec, weights = SPECS[name], random_weights(SPECS[name])
+    runner = NumpyRunner(spec, weights)
+    expected = [
+        runner.forward(StepBatch((Span(0, 0, text[: end + 1], True),)))[0] for text in TEXTS for end in range(len(text))
+    ]
+    head = "embed" if spec.tied_embeddings else "lm_head"
+    rows = Calibration(spec, weights, TEXTS).inputs(head).rows
+    np.testing.assert_allclose(rows @ weights[head].T, expected, rtol=1e-3, atol=1e-4)
 
 
-def test_the_built_in_text_is_not_what_the_gate_tests_on() -> None:
-    lines = {line.strip() for text in TEXTS for line in text.splitlines() if len(line.strip()) > 10}
-    tested = "\n".join(PARITY_TEXTS.values())
-    assert not [line for line in lines if line in tested and "import" not in line]
+def test_every_layer_is_seen_once_in_order() -> None:
+    calibration = Calibration(BASE, random_weights(BASE), TEXTS)
+    widths = {"query": BASE.hidden_size, "output": 96, "gate": BASE.hidden_size, "down": BASE.intermediate_size}
+    for layer in range(BASE.num_layers):
+        for kind, width in widths.items():
+            assert calibration.inputs(f"layers.{layer}.{kind}").rows.shape == (54, width)
+    with pytest.raises(AssertionError, match=r"layers\.0\.query is not ahead"):
+        calibration.inputs("layers.0.query")
+
+
+def test_an_error_counts_by_the_stream_it_is_added_to() -> None:
+    weights = random_weights(BASE)
+    larger = {**weights, "layers.0.output.weight": weights["layers.0.output.weight"] * 100}
+    plain, loud = (Calibration(BASE, each, TEXTS).inputs("layers.0.output") for each in (weights, larger))
+    np.testing.assert_array_equal(plain.rows, loud.rows)
+    assert (loud.importance < plain.importance / 10).all()
+
+
+def test_first_tokens_weigh_more_and_are_not_in_the_mean() -> None:
+    rows = np.array([[8, 8], [1, 2], [3, 2]], np.float32)
+    inputs = Inputs(rows, np.ones((3, 1), np.float32), np.array([True, False, False]))
+    np.testing.assert_allclose(inputs.mean(), [2, 2])
+    np.testing.assert_allclose(inputs.weighted(inputs.mean())[0], np.sqrt(FIRST_TOKEN_WEIGHT) * np.array([6, 6]))
+    np.testing.assert_allclose(inputs.weighted(inputs.mean())[1:], [[-1, 0], [1, 0]])
+
+
+def test_the_gate_measures_on_other_text() -> None:
+    lines = {line for text in calibration_text.TEXTS for line in text.splitlines() if len(line) > 30}
+    assert lines and not lines & {line for text in parity_text.TEXTS.values() for line in text.splitlines()}
 
 
 def test_a_text_of_the_users(tmp_path: Path) -> None:
     file = tmp_path / "text"
     with pytest.raises(InvalidOption, match="cannot be read"):
-        texts_of(file)
+        calibration_text.texts_of(file)
     file.write_bytes(b"\xff\xfe")
     with pytest.raises(InvalidOption, match="cannot be read"):
-        texts_of(file)
+        calibration_text.texts_of(file)
     file.write_text(" \n")
     with pytest.raises(InvalidOption, match="is empty"):
-        texts_of(file)
+        calibration_text.texts_of(file)
     file.write_text("你好")
-    assert texts_of(file) == ("你好",)
+    assert calibration_text.texts_of(file) == ("你好",)

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +50,7 @@ class FakeRuntime:
         num_slots: int,
         max_length: int,
         prefill_chunk: int,
+        texts: Sequence[Any],
         progress: lowering.Progress,
     ) -> dict[str, Any]:
         self.calls.append({"precision": precision, "num_slots": num_slots, "max_length": max_length})

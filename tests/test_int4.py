@@ -6,8 +6,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_export.errors import UnsupportedModel
-from autoglm_export.gptq import compensated
-from autoglm_export.int4 import Gptq, Nearest, best_scales, block_of, layers_of, pack_int4, quantize, title_of
+from autoglm_export.int4 import best_scales, block_of, fitted, nearest, pack_int4, title_of
+from autoglm_export.rounding import feedback_of, round_rows
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -47,7 +47,7 @@ def test_inputs_that_no_block_divides() -> None:
 def test_values_are_on_their_blocks_grid(dtype: type) -> None:
     weight = RANDOM.standard_normal((24, 96)).astype(np.float32)
     inputs = correlated_inputs(200, 96)
-    made = quantize(weight, inputs.T @ inputs, dtype, "layer")
+    made = fitted(weight, inputs, dtype, "layer")
     assert made.values.shape == (96, 24)
     assert made.scales.shape == (3, 24)
     assert made.scales.dtype == dtype
@@ -62,7 +62,7 @@ def test_weights_on_the_grid_stay_as_they_are() -> None:
     steps = RANDOM.integers(-7, 8, (8, 64)).astype(np.float32)
     steps[:, 0], steps[:, 32] = 7, -7  # each block of 32 reaches its scale's end
     weight = steps * np.float32(0.125)
-    made = quantize(weight, np.eye(64, dtype=np.float32), np.float16, "layer")
+    made = fitted(weight, np.eye(64, dtype=np.float32), np.float16, "layer")
     np.testing.assert_array_equal(made.restored(), weight)
 
 
@@ -75,57 +75,44 @@ def test_compensation_beats_rounding(seed: int) -> None:
     gram = inputs.T @ inputs
     scales = best_scales(weight, np.diag(gram), 64, np.float32)
     rounded = np.clip(np.rint(weight / scales[0][:, None]), -7, 7) * scales[0][:, None]
-    made = quantize(weight, gram, np.float32, "layer").restored()
+    made = fitted(weight, inputs, np.float32, "layer").restored()
     error, plain = (float(np.square(inputs @ (w - weight).T).sum()) for w in (made, rounded))
     assert error < 0.8 * plain
 
 
-def test_compensation_is_the_textbook_update() -> None:
-    """One input after another on the inverse of what is left of the Gram matrix, as in the OBQ paper."""
-    weight = RANDOM.standard_normal((5, 12)).astype(np.float32)
-    inputs = correlated_inputs(60, 12, 3)
+def test_compensation_is_that_of_the_inverse() -> None:
+    """One input after another on the inverse of what is left of the Gram matrix, as the OBQ and GPTQ papers have it."""
+    weight = RANDOM.standard_normal((5, 150)).astype(np.float32)
+    inputs = correlated_inputs(400, 150, 3).astype(np.float32)
     gram = inputs.T @ inputs
-    order = np.argsort(-np.diag(gram), kind="stable")
-    damped = gram.astype(np.float64) + 0.01 * np.diag(gram).mean() * np.eye(12)
-    rest, expected, left = weight.astype(np.float64).copy(), np.empty((5, 12)), list(order)
+    damped = gram.astype(np.float64) + 0.01 * np.diag(gram).mean() * np.eye(150)
+    rest, expected, left = weight.astype(np.float64).copy(), np.empty((5, 150)), list(range(149, -1, -1))
     while left:
         inverse = np.linalg.inv(damped[np.ix_(left, left)])
-        first = left[0]
-        expected[:, first] = np.rint(rest[:, first] / 0.3) * 0.3
-        error = (rest[:, first] - expected[:, first]) / inverse[0, 0]
+        expected[:, left[0]] = np.rint(rest[:, left[0]] / 0.3) * 0.3
+        error = (rest[:, left[0]] - expected[:, left[0]]) / inverse[0, 0]
         rest[:, left] -= error[:, None] * inverse[0]
         left.pop(0)
-    made = compensated(weight, gram, lambda column, index: (np.rint(column / 0.3) * 0.3).astype(np.float32))
-    np.testing.assert_allclose(made, expected, atol=1e-4)
+    made = round_rows(
+        weight.T, feedback_of(gram, 0.01), lambda row, index: (np.rint(row / 0.3) * 0.3).astype(np.float32)
+    )
+    np.testing.assert_allclose(made.T, expected, atol=1e-4)
 
 
 def test_inputs_that_are_never_seen() -> None:
     weight = RANDOM.standard_normal((4, 32)).astype(np.float32)
-    made = quantize(weight, np.zeros((32, 32), np.float32), np.float16, "layer").restored()
+    made = fitted(weight, np.zeros((3, 32), np.float32), np.float16, "layer").restored()
     assert np.isfinite(made).all()
     assert np.abs(made - weight).max() < 0.5
 
 
-def test_layers_side_by_side_are_quantised_together_and_given_back_apart() -> None:
-    weights = {
-        f"layers.0.{name}.weight": RANDOM.standard_normal((rows, 32)).astype(np.float32)
-        for name, rows in (("query", 8), ("key", 4))
-    }
-    quantizer = Gptq(weights, np.float16)
-    restored = quantizer.observe(correlated_inputs(50, 32), ("layers.0.query", "layers.0.key"))
-    assert [part.shape for part in restored] == [(8, 32), (4, 32)]
-    np.testing.assert_array_equal(np.concatenate(restored), quantizer.of["layers.0.query+key"].restored())
-
-
 def test_rounding_to_the_nearest_is_the_best_without_knowledge_of_the_inputs() -> None:
-    weights = {"layers.3.gate.weight": RANDOM.standard_normal((8, 64)).astype(np.float32)}
-    made = Nearest(weights, np.float16)["layers.3.gate"]
+    weight = RANDOM.standard_normal((8, 64)).astype(np.float32)
+    made = nearest(weight, np.float16, "layer")
     steps = np.arange(-7, 8)[:, None, None] * np.repeat(made.scales.astype(np.float32), 64, axis=0).T
-    nearest = np.abs(steps - weights["layers.3.gate.weight"]).min(axis=0)
-    np.testing.assert_allclose(np.abs(made.restored() - weights["layers.3.gate.weight"]), nearest, atol=1e-6)
+    np.testing.assert_allclose(np.abs(made.restored() - weight), np.abs(steps - weight).min(axis=0), atol=1e-6)
 
 
 def test_titles_name_their_layers() -> None:
-    layers = ["layers.7.query", "layers.7.key", "layers.7.value"]
-    assert title_of(layers) == "layers.7.query+key+value"
-    assert layers_of(title_of(layers)) == layers
+    assert title_of(["layers.7.query", "layers.7.key", "layers.7.value"]) == "layers.7.query+key+value"
+    assert title_of(["layers.7.down"]) == "layers.7.down"

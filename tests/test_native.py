@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.native import compiler
 from autoglm_export.native_lowering import LIBRARY_NAME, write_native, write_program
 from autoglm_export.native_program import PANEL, interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
+from autoglm_export.parity import teacher_forced
 from autoglm_export.spec import ModelSpec, RopeSpec
 from autoglm_export.weights import weight_shapes
 from hypothesis import given, settings
@@ -107,9 +108,16 @@ def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
     )
 
 
-def build(folder: Path, spec: ModelSpec, library: Path, num_threads: int = 2, seed: int = 0) -> NativeRunner:
+def build(
+    folder: Path,
+    spec: ModelSpec,
+    library: Path,
+    num_threads: int = 2,
+    weights: Mapping[str, Any] | None = None,
+    texts: Sequence[Any] = (),
+) -> NativeRunner:
     folder.mkdir(exist_ok=True)
-    write_program(spec, random_weights(spec, seed), folder)
+    write_program(spec, weights or random_weights(spec), folder, texts)
     (folder / LIBRARY_NAME).write_bytes(library.read_bytes())
     return NativeRunner(folder, manifest_of(spec), num_threads=num_threads)
 
@@ -160,6 +168,21 @@ def test_logits_are_those_of_numpy(name: str, library: str, tmp_path: Path, libr
     native.close()
     assert [len(rows) for rows in actual] == [1, 3, 2]
     assert relative(np.concatenate(actual), np.concatenate(expected)) < 0.06
+
+
+@pytest.mark.parametrize("name", SPECS)
+def test_fitted_weights_are_closer(name: str, tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    """Rows that share a mean, as a trained model's do; also where biases, ropes and tied tables meet that mean."""
+    spec, ids, errors = SPECS[name], random_ids(60), []
+    weights = random_weights(spec)
+    weights["embed"] += 2 * np.abs(weights["embed"][0])
+    (expected,) = teacher_forced(NumpyRunner(spec, weights, max_length=MAX_LENGTH), [ids])
+    for folder, sample in ((tmp_path / "plain", []), (tmp_path / "fitted", [random_ids(200, 5), random_ids(200, 6)])):
+        native = build(folder, spec, libraries["best"], weights=weights, texts=sample)
+        (actual,) = teacher_forced(native, [ids])
+        native.close()
+        errors.append(relative(actual, expected))
+    assert errors[1] < 0.5 * errors[0]
 
 
 def test_the_portable_path_gives_the_same_answers(tmp_path: Path, libraries: Mapping[str, Path]) -> None:

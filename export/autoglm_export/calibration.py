@@ -1,141 +1,148 @@
-"""A pass of the decoder over a text, to see what each linear layer's inputs look like.
+"""What goes into each linear layer on a text, computed in float32: weights are rounded to suit it.
 
-It runs once over the whole text, in float32 on the CPU, layer by layer: each weight is read once, so that a model which does
-not fit into memory can be calibrated too. What sees the inputs also says which weights the pass goes on with: quantised
-ones, so that later layers are calibrated on what they will really be given.
+The decoder runs layer by layer, over all texts at once, as far as is asked for; only one layer's rows are kept at a time.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
-from .decoder import build_decoder
-from .lowering import Progress, no_progress
+from .decoder import build_layer
 from .spec import ModelSpec
 from .weights import Array
 
-_SEQUENCE = 256  # tokens that attend to each other; a longer text is cut
+FIRST_TOKEN_WEIGHT = 16.0  # all later tokens attend to the first one; a text has only one
 
 
-class Observer(Protocol):
-    def observe(self, inputs: Array, layers: Sequence[str]) -> Sequence[Array]:
-        """`inputs` `[num_tokens, width]` of `layers`, which share them; returns the layers' weights to go on with."""
-        ...
+@dataclass(frozen=True, slots=True, eq=False)
+class Inputs:
+    """Rows that a linear layer reads, and how much an error in each row's product counts."""
+
+    rows: Array  # [tokens, inputs]
+    importance: Array  # [tokens, 1]
+    is_first: npt.NDArray[np.bool_]  # [tokens]: begins a text
+
+    def mean(self) -> Array:
+        """[inputs]: the mean of all rows but the first of each text, which are unlike any others."""
+        importance = self.importance * ~self.is_first[:, None]
+        mean: Array = (self.rows * importance).sum(axis=0) / importance.sum()
+        return mean
+
+    def weighted(self, shift: Array | float = 0.0) -> Array:
+        """`rows - shift`, scaled so that the Gram matrix of the result weighs each row's error by its importance."""
+        importance = self.importance * np.where(self.is_first, np.float32(FIRST_TOKEN_WEIGHT), np.float32(1))[:, None]
+        weighted: Array = (self.rows - np.float32(shift)) * np.sqrt(importance)
+        return weighted
+
+
+class Calibration:
+    """The inputs of every linear layer of a decoder, in the order of the layers."""
+
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array], texts: Sequence[TokenIds]) -> None:
+        self._spec, self._ops = spec, CalibrationOps(spec, weights, texts)
+        self._residual = self._ops.embed("embed")
+        self._normed = self._ops.rms_norm(self._residual, "layers.0.attention_norm")
+        self._next_layer = 0
+
+    def inputs(self, name: str) -> Inputs:
+        """Of the linear layer `name`, or of the head; layers must be asked for in their order."""
+        while name not in self._ops.inputs:
+            self._advance(name)
+        return self._ops.inputs[name]
+
+    def _advance(self, name: str) -> None:
+        is_over = self._next_layer == self._spec.num_layers
+        assert not (is_over and name.startswith("layers.")), f"{name} is not ahead"
+        self._ops.inputs.clear()
+        if is_over:
+            self._ops.logits(self._normed, name)
+        else:
+            layer, state = self._next_layer, (self._residual, self._normed)
+            self._residual, self._normed = build_layer(self._spec, self._ops, layer, *state)
+            self._next_layer += 1
 
 
 class CalibrationOps:
-    """`Ops` over arrays `[num_tokens, width]`: sequences side by side, each attending to itself alone."""
+    """`Ops` over float32 arrays: the rows of several texts, one after the other, each from its first token."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Mapping[str, Array],
-        token_ids: Sequence[TokenIds],
-        observer: Observer,
-        progress: Progress = no_progress,
-    ) -> None:
-        self._spec, self._weights, self._observer, self._progress = spec, weights, observer, progress
-        self._sequences = [chunk for ids in token_ids for chunk in _cut(ids)]
-        assert self._sequences, "calibration needs at least one token"
-        self.final: Array | None = None  # [num_tokens, hidden_size], what the head would read
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array], texts: Sequence[TokenIds]) -> None:
+        self.inputs: dict[str, Inputs] = {}
+        self._spec, self._weights, self._texts = spec, weights, texts
+        self._ends = np.cumsum([len(text) for text in texts])[:-1]
+        self._is_first = np.concatenate([np.arange(len(text)) == 0 for text in texts])
+        self._writer: tuple[str, Array] | None = None  # the last layer that may write to the residual stream
 
     def embed(self, weight: str) -> Array:
-        rows: Array = self._weights[weight][np.concatenate(self._sequences)]
+        rows: Array = self._weights[weight][np.concatenate(self._texts)]
         return rows
 
     def rms_norm(self, x: Array, weight: str) -> Array:
-        length = np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self._spec.norm_eps))
-        normed: Array = x / length * self._weights[weight]
-        return normed
+        return self._norm(x, self._weights[weight])
 
     def add_rms_norm(self, x: Array, delta: Array, weight: str) -> tuple[Array, Array]:
         total = x + delta
+        if self._writer and not self._spec.sandwich_norm:
+            name, rows = self._writer  # what follows sees the stream divided by its size
+            self._record(name, rows, 1 / np.mean(total * total, axis=1, keepdims=True))
         return total, self.rms_norm(total, weight)
 
     def linear(self, x: Array, *layers: str) -> Array:
-        weights = self._observer.observe(x, layers)
-        return np.concatenate([self._product(x, name, weight) for name, weight in zip(layers, weights, strict=True)], 1)
+        self._record(layers[0], x, np.ones((len(x), 1), np.float32))
+        self._writer = layers[0], x
+        parts = [x @ self._weights[f"{name}.weight"].T + self._weights.get(f"{name}.bias", 0) for name in layers]
+        return np.concatenate(parts, axis=1)
 
     def attention(self, qkv: Array, layer: int, query_norm: str | None, key_norm: str | None) -> Array:
-        self._progress("calibrate", layer / self._spec.num_layers)
-        ends = np.cumsum([len(sequence) for sequence in self._sequences])
-        parts = np.split(qkv, ends[:-1])
-        return np.concatenate([self._attended(part, query_norm, key_norm) for part in parts])
+        spec = self._spec
+        sizes = np.cumsum([spec.num_heads, spec.num_kv_heads]) * spec.head_size
+        query, key, value = (part.reshape(len(qkv), -1, spec.head_size) for part in np.split(qkv, sizes, axis=1))
+        if query_norm and key_norm:
+            query, key = self._norm(query, self._weights[query_norm]), self._norm(key, self._weights[key_norm])
+        texts = zip(*(np.split(part, self._ends) for part in (query, key, value)), strict=True)
+        return np.concatenate([self._attend(*parts) for parts in texts])
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        gated: Array = gate / (1 + np.exp(-gate)) * up
-        return gated
+        hidden: Array = gate / (1 + np.exp(-gate)) * up
+        return hidden
 
     def select_rows(self, x: Array) -> Array:
         return x
 
     def logits(self, x: Array, weight: str) -> None:
-        self.final = x
+        self._record(weight, x, np.ones((len(x), 1), np.float32))
 
-    def _product(self, x: Array, name: str, weight: Array) -> Array:
-        product: Array = x @ weight.T
-        return product + self._weights[f"{name}.bias"] if f"{name}.bias" in self._weights else product
+    def _record(self, name: str, rows: Array, importance: Array) -> None:
+        self.inputs[name] = Inputs(rows, importance, self._is_first)
 
-    def _attended(self, qkv: Array, query_norm: str | None, key_norm: str | None) -> Array:
-        spec, count = self._spec, len(qkv)
-        sizes = np.cumsum([spec.num_heads, spec.num_kv_heads]) * spec.head_size
-        query, key, value = (part.reshape(count, -1, spec.head_size) for part in np.split(qkv, sizes, axis=1))
-        if query_norm and key_norm:
-            query, key = self.rms_norm(query, query_norm), self.rms_norm(key, key_norm)
-        group = spec.num_heads // spec.num_kv_heads
-        keys, values = np.repeat(turned(spec, key), group, axis=1), np.repeat(value, group, axis=1)
-        scores = np.einsum("qhd,khd->hqk", turned(spec, query), keys) * np.float32(spec.head_size**-0.5)
-        scores[:, np.triu(np.ones((count, count), bool), 1)] = -np.inf
-        shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
-        shares /= shares.sum(axis=-1, keepdims=True)
-        attended: Array = np.einsum("hqk,khd->qhd", shares, values).reshape(count, -1).astype(np.float32)
-        return attended
+    def _norm(self, x: Array, weight: Array) -> Array:
+        normed: Array = x / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + np.float32(self._spec.norm_eps)) * weight
+        return normed
 
+    def _attend(self, query: Array, key: Array, value: Array) -> Array:
+        """One text, head by head: `[tokens, heads, head_size]` -> `[tokens, num_heads * head_size]`."""
+        group = self._spec.num_heads // self._spec.num_kv_heads
+        query, key = self._rotate(query) / np.sqrt(np.float32(self._spec.head_size)), self._rotate(key)
+        future = np.triu(np.full((len(query), len(query)), -np.inf, np.float32), 1)
+        heads = []
+        for head in range(self._spec.num_heads):
+            scores = query[:, head] @ key[:, head // group].T + future
+            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
+            heads.append(shares @ value[:, head // group] / shares.sum(axis=1, keepdims=True))
+        return np.concatenate(heads, axis=1)
 
-def turned(spec: ModelSpec, heads: Array) -> Array:
-    """`heads` [positions 0 ..., heads, head_size], rotated."""
-    rope, half = spec.rope, spec.rope.dims // 2
-    angles = (np.arange(len(heads))[:, None] * rope.inverse_frequencies())[:, None, :]
-    cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-    pairs = (
-        (slice(0, rope.dims, 2), slice(1, rope.dims, 2)) if rope.interleaved else (slice(half), slice(half, 2 * half))
-    )
-    first, second = heads[..., pairs[0]], heads[..., pairs[1]]
-    result = heads.copy()
-    result[..., pairs[0]] = first * cos - second * sin
-    result[..., pairs[1]] = second * cos + first * sin
-    return result
-
-
-def calibrate(
-    spec: ModelSpec,
-    weights: Mapping[str, Array],
-    token_ids: Sequence[TokenIds],
-    observer: Observer,
-    progress: Progress = no_progress,
-) -> None:
-    """Show `observer` the inputs of every linear layer, in order, over the texts `token_ids`."""
-    build_decoder(spec, CalibrationOps(spec, weights, token_ids, observer, progress))
-    progress("calibrate", 1.0)
-
-
-class ActivationMaxima:
-    """Layer -> the largest magnitude among its inputs."""
-
-    def __init__(self, weights: Mapping[str, Array]) -> None:
-        self._weights = weights
-        self.of: dict[str, float] = {}
-
-    def observe(self, inputs: Array, layers: Sequence[str]) -> list[Array]:
-        largest = float(np.abs(inputs).max()) or 1.0
-        self.of.update(dict.fromkeys(layers, largest))
-        return [self._weights[f"{name}.weight"] for name in layers]
-
-
-def _cut(ids: TokenIds) -> list[npt.NDArray[np.int32]]:
-    return [ids[start : start + _SEQUENCE] for start in range(0, len(ids), _SEQUENCE)]
+    def _rotate(self, x: Array) -> Array:
+        rope = self._spec.rope
+        angles = (np.arange(len(x))[:, None] * rope.inverse_frequencies())[:, None, :]
+        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        half, step = (1, 2) if rope.interleaved else (rope.dims // 2, 1)
+        first = slice(0, rope.dims if rope.interleaved else half, step)
+        second = slice(half, rope.dims, step)
+        turned = x.copy()
+        turned[..., first] = x[..., first] * cos - x[..., second] * sin
+        turned[..., second] = x[..., second] * cos + x[..., first] * sin
+        return turned

@@ -14,11 +14,11 @@ def build_decoder(spec: ModelSpec, ops: Ops[T]) -> None:
     residual = ops.embed("embed")
     normed = ops.rms_norm(residual, "layers.0.attention_norm")
     for layer in range(spec.num_layers):
-        residual, normed = _layer(spec, ops, layer, residual, normed)
+        residual, normed = build_layer(spec, ops, layer, residual, normed)
     ops.logits(normed, "embed" if spec.tied_embeddings else "lm_head")
 
 
-def _layer(spec: ModelSpec, ops: Ops[T], layer: int, residual: T, normed: T) -> tuple[T, T]:
+def build_layer(spec: ModelSpec, ops: Ops[T], layer: int, residual: T, normed: T) -> tuple[T, T]:
     """One layer, from the residual stream and its norm to the next layer's (or to the final norm)."""
     prefix, is_last = f"layers.{layer}", layer + 1 == spec.num_layers
     attended = _attention(spec, ops, layer, normed)

@@ -71,8 +71,7 @@ def export(
     options = _checked_options(
         source.spec, runtime, precision, max_slots, max_length, prefill_chunk, entry.prefill_chunk
     )
-    if precision in entry.calibrated:
-        runtime_options["calibration_ids"] = _encoded(source, texts_of(calibration))
+    texts = _encoded(source, texts_of(calibration)) if precision in entry.calibrated else []
     progress("read checkpoint", 1.0)
     with staged(output) as folder:
         details = lower(
@@ -83,6 +82,7 @@ def export(
             num_slots=options.num_slots,
             max_length=options.max_length,
             prefill_chunk=options.prefill_chunk,
+            texts=texts,
             progress=progress,
             **runtime_options,
         )
@@ -148,7 +148,9 @@ def _encoded(source: Checkpoint, texts: Sequence[str]) -> list[TokenIds]:
     from tokenizers import Tokenizer
 
     tokenizer = Tokenizer.from_str(source.tokenizer.decode())
-    return [np.array(tokenizer.encode(text).ids, np.int32) for text in texts]
+    limit = source.spec.max_position
+    encoded = [np.array(tokenizer.encode(text).ids[:limit], np.int32) for text in texts]
+    return [ids for ids in encoded if len(ids)]
 
 
 def _write_tokenizer(folder: Path, source: Checkpoint) -> None:

@@ -1,8 +1,8 @@
-"""Weights of 4 bits: symmetric, in blocks of inputs that share a scale for each output; rounded by GPTQ, or to the nearest."""
+"""Weights of 4 bits: symmetric, in blocks of inputs that share a scale for each output."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedModel
-from .gptq import compensated
+from .rounding import feedback_of, round_rows
 from .weights import Array
 
 BLOCK = 128  # inputs that share a scale; fewer where they do not divide
 SMALLEST_BLOCK = 16
 LARGEST = 7
+_DAMPING = 0.01  # of the mean diagonal of the inputs' Gram matrix
 _CLIPS = np.linspace(1.0, 0.5, 21, dtype=np.float32)  # of a block's largest weight, tried as the largest that is kept
 
 
@@ -34,67 +35,37 @@ class Int4Weight:
         return np.ascontiguousarray((self.values * scales).T)
 
 
-class Gptq:
-    """An observer of the calibration pass that quantises each layer when it sees its inputs."""
-
-    def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
-        self._weights, self._scale_dtype = weights, scale_dtype
-        self.of: dict[str, Int4Weight] = {}  # `title_of(layers)` ->
-
-    def observe(self, inputs: Array, layers: Sequence[str]) -> list[Array]:
-        parts = [self._weights[f"{name}.weight"] for name in layers]
-        quantized = quantize(np.concatenate(parts), inputs.T @ inputs, self._scale_dtype, title_of(layers))
-        self.of[title_of(layers)] = quantized
-        ends = np.cumsum([len(part) for part in parts])
-        return np.split(quantized.restored(), ends[:-1])
-
-
 def title_of(layers: Sequence[str]) -> str:
     """The name of layers side by side: `layers.0.query+key+value`."""
     first, *rest = layers
     return "+".join([first, *(name.rpartition(".")[2] for name in rest)])
 
 
-class Nearest(Mapping[str, Int4Weight]):
-    """`title_of(layers)` -> their weights, each rounded to the nearest step when it is read: no calibration, and less exact."""
-
-    def __init__(self, weights: Mapping[str, Array], scale_dtype: npt.DTypeLike) -> None:
-        self._weights, self._scale_dtype = weights, scale_dtype
-
-    def __getitem__(self, title: str) -> Int4Weight:
-        weight = np.concatenate([self._weights[f"{name}.weight"] for name in layers_of(title)])
-        block = block_of(weight.shape[1], title)
-        scales = best_scales(weight, np.ones(weight.shape[1], np.float32), block, self._scale_dtype)
-        steps = _steps(weight.T, np.repeat(scales.astype(np.float32), block, axis=0))
-        return Int4Weight(steps.astype(np.int8), scales)
-
-    def __iter__(self) -> Iterator[str]:
-        return (name.removesuffix(".weight") for name in self._weights if name.endswith(".weight"))
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)
-
-
-def layers_of(title: str) -> list[str]:
-    """The inverse of `title_of`."""
-    first, *rest = title.split("+")
-    prefix = first.rpartition(".")[0]
-    return [first, *(f"{prefix}.{name}" for name in rest)]
-
-
-def quantize(weight: Array, gram: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
-    """GPTQ. `weight` `[outputs, inputs]`; `gram` `[inputs, inputs]` of the calibration inputs."""
+def nearest(weight: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
+    """`weight` `[outputs, inputs]`, each rounded to the nearest step."""
     block = block_of(weight.shape[1], layer)
-    scales = best_scales(weight, np.diag(gram), block, scale_dtype)
-    exact = scales.astype(np.float32)
+    scales = best_scales(weight, np.ones(weight.shape[1], np.float32), block, scale_dtype)
+    steps = _steps(weight.T, np.repeat(scales.astype(np.float32), block, axis=0))
+    return Int4Weight(steps.astype(np.int8), scales)
 
-    def round_column(column: Array, index: int) -> Array:
-        scale = exact[index // block]
-        rounded: Array = _steps(column, scale) * scale
+
+def fitted(weight: Array, inputs: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
+    """`weight` `[outputs, inputs]`, rounded so that its products with `inputs` `[tokens, inputs]` stay near: the inputs
+    with the most energy first, and the others make up for them."""
+    block, gram = block_of(weight.shape[1], layer), inputs.T @ inputs
+    scales = best_scales(weight, gram.diagonal(), block, scale_dtype)
+    steps = np.repeat(scales.astype(np.float32), block, axis=0)
+    order = np.argsort(gram.diagonal(), kind="stable")
+    ordered_steps = steps[order]
+
+    def round_row(row: Array, index: int) -> Array:
+        step = ordered_steps[index]
+        rounded: Array = _steps(row, step) * step
         return rounded
 
-    rounded = compensated(weight, gram, round_column)
-    values = np.rint(rounded.T / np.repeat(exact, block, axis=0)).astype(np.int8)
+    feedback = feedback_of(gram[np.ix_(order, order)], _DAMPING)
+    values = np.empty(steps.shape, np.int8)
+    values[order] = np.rint(round_rows(np.ascontiguousarray(weight.T[order]), feedback, round_row) / ordered_steps)
     return Int4Weight(values, scales)
 
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, cast
 
+from autoglm_engine.core import TokenIds
 from autoglm_engine.load import installed_version
 
 from .errors import ExportError, InvalidOption
@@ -33,13 +34,15 @@ class Lowering(Protocol):
         num_slots: int,
         max_length: int,
         prefill_chunk: int,
+        texts: Sequence[TokenIds],
         progress: Progress,
         **options: Any,
     ) -> dict[str, Any]:
         """Write the runtime's files into `folder` and return what its runner must know (`Manifest.runtime_details`).
 
+        `texts` are token ids that quantised weights may be fitted to, for the precisions of `Runtime.calibrated`.
         `cache_dtype` among it is the type of the key/value cache, float32 unless given. `options`: those of
-        `Runtime.options` that the user gave, and `calibration_ids` for the precisions of `Runtime.calibrated`.
+        `Runtime.options` that the user gave.
         """
         ...
 
@@ -95,8 +98,17 @@ def _tensorrt(function: str, package: str) -> Runtime:
 
 
 RUNTIMES = {
-    "onnx": Runtime("onnx_lowering", "write_onnx", "onnxruntime", ("fp32", "fp16", "int8"), default_precision="int8"),
-    "native": Runtime("native_lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8"),
+    "onnx": Runtime(
+        "onnx_lowering",
+        "write_onnx",
+        "onnxruntime",
+        ("fp32", "fp16", "int8"),
+        default_precision="int8",
+        calibrated=("int8",),
+    ),
+    "native": Runtime(
+        "native_lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8", calibrated=("int8",)
+    ),
     "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
     "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),
 }

@@ -7,15 +7,18 @@ stored, and gate and up become one product that leaves silu(gate) * up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import dataclasses
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from autoglm_engine.core import TokenIds
 from autoglm_engine.native_runner import cpu_features
 
+from .calibration import Calibration, Inputs
 from .decoder import build_decoder
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
@@ -39,6 +42,7 @@ from .native_program import (
 from .ops import Ops
 from .rotation import rotated
 from .spec import ModelSpec
+from .weights import CountedWeights
 
 LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program.bin"
 PRECISIONS = ("int8",)
@@ -70,14 +74,41 @@ class Product:
 Expression = Rows | Normed | Product
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """What rows hold on a calibration text, about their mean; nothing without calibration.
+
+    The mean is subtracted before rows are quantised, and its product is a bias: half of what a norm leaves is the same in
+    every row, and need not be quantised again and again.
+    """
+
+    shift: Array | None = None  # [inputs]
+    rows: Array | None = None  # [tokens, inputs], shifted and weighted
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Sample:
+        shift = inputs.mean()
+        return cls(shift, inputs.weighted(shift))
+
+    def bias(self, weight: Array, bias: Array | None) -> Array | None:
+        """`bias` of a layer whose rows are shifted."""
+        if self.shift is None:
+            return bias
+        product: Array = weight @ self.shift
+        return product if bias is None else product + bias
+
+
 class NativeOps(Ops[Expression]):
     """Records operations; weights are written to the file when the first operation needs them."""
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array], file: WeightsFile) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Array], file: WeightsFile, calibration: Calibration | None = None
+    ) -> None:
         self.operations: list[Operation] = []
-        self._spec, self._weights, self._file = spec, weights, file
+        self._spec, self._weights, self._file, self._calibration = spec, weights, file, calibration
         self._tables: dict[str, PackedMatrix] = {}
         self._quantised: Expression | None = None  # what the quantised rows hold
+        self._sample = Sample()  # of those rows
 
     def embed(self, weight: str) -> Expression:
         table = self._table(weight)
@@ -125,8 +156,12 @@ class NativeOps(Ops[Expression]):
 
     def logits(self, x: Expression, weight: str) -> None:
         assert isinstance(x, Normed)
-        self._quantise(x, mixed=False)  # an embedding that is also the head is not mixed
-        self._multiply_packed(self._table(weight), x, Buffer.LOGITS, Epilogue.STORE)
+        self._quantise(x, weight, mixed=False)  # an embedding that is also the head is not mixed
+        bias = self._sample.bias(self._weights[weight], None)
+        matrix = self._table(weight, self._sample.rows)
+        if bias is not None:
+            matrix = dataclasses.replace(matrix, bias=self._file.add_row(bias))
+        self._multiply_packed(matrix, x, Buffer.LOGITS, Epilogue.STORE)
 
     def _emit(
         self,
@@ -138,26 +173,34 @@ class NativeOps(Ops[Expression]):
     ) -> None:
         self.operations.append(Operation(code, selected, source, target, **fields))
 
-    def _quantise(self, x: Rows | Normed, *, mixed: bool) -> None:
-        """See that the quantised rows hold `x`."""
+    def _quantise(self, x: Rows | Normed, reader: str, *, mixed: bool) -> None:
+        """See that the quantised rows hold `x`, less what the layer `reader` reads on average."""
         if self._quantised is x:
             return
+        if self._calibration:
+            self._sample = Sample.of(self._calibration.inputs(reader))
+        shift = NONE if self._sample.shift is None else self._file.add_row(self._sample.shift)
         rows = _rows(x.source) if isinstance(x, Normed) else x
         block = mixed_vectors(buffer_widths(self._spec)[rows.buffer]) if mixed else 1
         if isinstance(x, Normed):
             size, weight = self._spec.hidden_size, self._file.add_row(self._weights[x.weight])
-            self._emit(Code.NORM_QUANTISE, rows.selected, rows.buffer, inputs=size, weight=weight, detail=block)
+            self._emit(
+                Code.NORM_QUANTISE, rows.selected, rows.buffer, inputs=size, weight=weight, bias=shift, detail=block
+            )
         else:
-            self._emit(Code.QUANTISE, rows.selected, rows.buffer, detail=block)
+            self._emit(Code.QUANTISE, rows.selected, rows.buffer, bias=shift, detail=block)
         self._quantised = x
 
     def _multiply(self, product: Product, target: Buffer, epilogue: Epilogue) -> None:
         # Normed rows are spread already by the rotation of the residual stream, where it applies.
         mixed = isinstance(product.source, Rows) or self._spec.sandwich_norm
-        self._quantise(product.source, mixed=mixed)
+        self._quantise(product.source, product.layers[0], mixed=mixed)
         parts = [self._matrix(name) for name in product.layers]
         pack = _pack_gated if epilogue is Epilogue.SWIGLU else _pack_side_by_side
-        self._multiply_packed(self._file.add_matrix(*pack(parts), mixed=mixed), product, target, epilogue)
+        weight, bias = pack(parts)
+        bias = self._sample.bias(weight, bias)
+        matrix = self._file.add_matrix(weight, bias, mixed=mixed, inputs=self._sample.rows)
+        self._multiply_packed(matrix, product, target, epilogue)
 
     def _multiply_packed(self, matrix: PackedMatrix, x: Expression, target: Buffer, epilogue: Epilogue) -> None:
         self._emit(
@@ -172,10 +215,10 @@ class NativeOps(Ops[Expression]):
             detail=epilogue,
         )
 
-    def _table(self, name: str) -> PackedMatrix:
+    def _table(self, name: str, inputs: Array | None = None) -> PackedMatrix:
         """A matrix over the vocabulary, written once even if it is both embedding and output."""
         if name not in self._tables:
-            self._tables[name] = self._file.add_matrix(self._weights[name], None)
+            self._tables[name] = self._file.add_matrix(self._weights[name], None, inputs=inputs)
         return self._tables[name]
 
     def _matrix(self, name: str) -> Layer:
@@ -241,9 +284,12 @@ def write_native(
     num_slots: int,
     max_length: int,
     prefill_chunk: int,
+    texts: Sequence[TokenIds] = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write library, program and weights into `folder`; returns the manifest's `runtime_details`.
+
+    Weights are fitted to `texts`; without any, each is rounded for itself.
 
     The program serves any number of slots and any length: they are the runner's to allocate.
     Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
@@ -256,7 +302,7 @@ def write_native(
     progress(f"compile decoder ({target.name})", 0.0)
     build_library(folder / LIBRARY_NAME, target)
     progress(f"compile decoder ({target.name})", 1.0)
-    write_program(spec, weights, folder)
+    write_program(spec, weights, folder, texts, progress)
     return {
         "program_format": PROGRAM_FORMAT,
         "library": LIBRARY_NAME,
@@ -268,11 +314,19 @@ def write_native(
     }
 
 
-def write_program(spec: ModelSpec, weights: Mapping[str, Array], folder: Path) -> None:
+def write_program(
+    spec: ModelSpec,
+    weights: Mapping[str, Array],
+    folder: Path,
+    texts: Sequence[TokenIds] = (),
+    progress: Progress = no_progress,
+) -> None:
     spec, weights = rotated(spec, weights)
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
-        ops = NativeOps(spec, weights, file)
+        calibration = Calibration(spec, weights, texts) if texts else None
+        ops = NativeOps(spec, CountedWeights(weights, progress, "quantise weights"), file, calibration)
         build_decoder(spec, ops)
         frequencies = file.add(spec.rope.inverse_frequencies())
+    progress("quantise weights", 1.0)
     encode_program(spec, frequencies, ops.operations).tofile(folder / PROGRAM_NAME)

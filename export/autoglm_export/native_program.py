@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .rotation import hadamard
+from .rounding import round_columns
 from .spec import ModelSpec
 
 PROGRAM_FORMAT = 1
@@ -19,7 +20,6 @@ PANEL = 32  # columns of a packed matrix side by side
 GROUP = 4  # int8 weights of a column side by side
 LANES = 16
 WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
-LARGEST = 127
 MOST_MIXED = 32
 
 Floats = npt.NDArray[np.float32]
@@ -109,11 +109,10 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
     return np.array(rows, np.int64)
 
 
-def quantise_columns(weight: Floats) -> tuple[npt.NDArray[np.uint8], Floats]:
-    """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column."""
-    scales = np.abs(weight).max(axis=1) / np.float32(LARGEST)
-    values = np.rint(weight / np.where(scales > 0, scales, 1)[:, None]) + WEIGHT_ZERO
-    return values.astype(np.uint8), scales.astype(np.float32)
+def quantise_columns(weight: Floats, inputs: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
+    """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column; see `round_columns`."""
+    values, scales = round_columns(weight, inputs)
+    return (values.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8), scales
 
 
 def mixed_vectors(inputs: int) -> int:
@@ -162,15 +161,23 @@ class WeightsFile:
         """A vector, padded with zeros to whole panels."""
         return self.add(np.pad(values.astype(np.float32), (0, padded(values.size) - values.size)))
 
-    def add_matrix(self, weight: Floats, bias: Floats | None, *, mixed: bool = False) -> PackedMatrix:
-        """Quantise and pack `weight` `[columns, inputs]`; `mixed`: for rows that are mixed before they are quantised."""
-        columns, inputs = (padded(size) for size in weight.shape)
-        weight = np.pad(weight, ((0, columns - weight.shape[0]), (0, inputs - weight.shape[1])))
-        values, scales = quantise_columns(mix_columns(weight) if mixed else weight)
+    def add_matrix(
+        self, weight: Floats, bias: Floats | None, *, mixed: bool = False, inputs: Floats | None = None
+    ) -> PackedMatrix:
+        """Quantise and pack `weight` `[columns, inputs]`; `mixed`: for rows that are mixed before they are quantised.
+
+        `inputs` `[tokens, inputs]`: a sample of those rows, not mixed yet.
+        """
+        padding = padded(weight.shape[0]) - weight.shape[0], padded(weight.shape[1]) - weight.shape[1]
+        weight = np.pad(weight, ((0, padding[0]), (0, padding[1])))
+        inputs = None if inputs is None else np.pad(inputs, ((0, 0), (0, padding[1])))
+        if mixed:
+            weight, inputs = mix_columns(weight), None if inputs is None else mix_columns(inputs)
+        values, scales = quantise_columns(weight, inputs)
         return PackedMatrix(
             weight=self.add(pack_panels(values)),
             scales=self.add(scales),
             bias=NONE if bias is None else self.add_row(bias),
-            inputs=inputs,
-            columns=columns,
+            inputs=weight.shape[1],
+            columns=weight.shape[0],
         )

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-import numpy.typing as npt
 
-from .errors import UnsupportedModel
+from .calibration import Calibration
 from .onnx_graph import CONTRIB, OnnxGraph
 from .rotation import hadamard, mix_blocks, mixing_block
+from .rounding import held, round_columns
 from .weights import Array
 
 _LEVELS = 127.0
@@ -81,54 +81,52 @@ class FloatLinears:
     def _table(self, weight: str) -> str:
         if self._graph.has_tensor(weight):
             return weight
-        return self._graph.tensor(weight, rounded(weight, self._weights[weight], self._dtype))
+        return self._graph.tensor(weight, held(weight, self._weights[weight], self._dtype))
 
     def _stacked(self, layers: Sequence[str], kind: str) -> str:
         name = f"{layers[0]}.{kind}"
-        return self._graph.tensor(name, rounded(name, stacked(self._weights, layers, kind), self._dtype))
-
-
-def rounded(name: str, weight: Array, dtype: DType) -> npt.NDArray[Any]:
-    """`weight` as `dtype`. Raises UnsupportedModel for a value that it cannot hold."""
-    largest = float(np.abs(weight).max(initial=0.0))
-    if not largest <= float(np.finfo(dtype).max):
-        raise UnsupportedModel(
-            f"{name} has a value of magnitude {largest:g}, beyond {np.finfo(dtype).max:g} of {dtype}; use fp32"
-        )
-    return weight.astype(dtype, copy=False)
+        return self._graph.tensor(name, held(name, stacked(self._weights, layers, kind), self._dtype))
 
 
 class Int8Linears:
-    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array]) -> None:
-        self._graph, self._weights = graph, weights
+    """Weights are fitted to what `calibration` says each layer reads; without it, each is rounded for itself."""
+
+    def __init__(self, graph: OnnxGraph, weights: Mapping[str, Array], calibration: Calibration | None = None) -> None:
+        self._graph, self._weights, self._calibration = graph, weights, calibration
         self._quantized: dict[str, Rows] = {}
         self._step = graph.tensor("activation_step", np.array(1 / _LEVELS, np.float32))
         self._zero = graph.tensor("activation_zero", np.array(128, np.uint8))
         self._width = graph.tensor("width_axis", np.array([1], np.int64))
 
     def embed(self, weight: str, ids: str) -> Rows:
-        table, scales = quantized_columns(self._weights[weight])
+        table, scales = round_columns(self._weights[weight])
         rows = self._graph.op("Gather", self._graph.tensor(f"{weight}.rows", table), ids)
         factor = self._graph.op("Gather", self._graph.tensor(f"{weight}.row_scales", scales[:, None]), ids)
         return Rows(self._graph.op("Mul", self._graph.op("Cast", rows, to=1), factor))
 
     def linear(self, x: Rows, layers: Sequence[str]) -> Rows:
-        product = self._product(x, layers[0], stacked(self._weights, layers, "weight"))
+        weight = stacked(self._weights, layers, "weight")
+        product = self._product(x, layers[0], weight, self._sample(layers[0]))
         if f"{layers[0]}.bias" not in self._weights:
             return product
         bias = self._graph.tensor(f"{layers[0]}.bias", stacked(self._weights, layers, "bias"))
         return Rows(self._graph.op("Add", finished(self._graph, product), bias))
 
     def logits(self, x: Rows, weight: str, output: str) -> None:
-        product = self._product(x, f"{weight}.columns", self._weights[weight])
+        product = self._product(x, f"{weight}.columns", self._weights[weight], self._sample(weight))
         assert product.factor is not None, "a quantised product always leaves a factor a row"
         self._graph.named("Mul", [product.value, product.factor], [output])
 
-    def _product(self, x: Rows, name: str, weight: Array) -> Rows:
+    def _sample(self, reader: str) -> Array | None:
+        return None if self._calibration is None else self._calibration.inputs(reader).weighted()
+
+    def _product(self, x: Rows, name: str, weight: Array, sample: Array | None) -> Rows:
         if x.spiky:
-            x, weight = self._mixed(x, weight)
+            block = mixing_block(weight.shape[1])
+            x, weight = self._mixed(x, weight.shape[1], block), mix_blocks(weight, block)
+            sample = None if sample is None else mix_blocks(sample, block)
         quantized = self._quantize(x)
-        columns, scales = quantized_columns(weight)
+        columns, scales = round_columns(weight, sample)
         inputs = (
             quantized.value,
             self._graph.tensor(f"{name}.int8", np.ascontiguousarray(columns.T)),
@@ -138,13 +136,12 @@ class Int8Linears:
         )
         return Rows(self._graph.op("MatMulIntegerToFloat", *inputs, domain=CONTRIB), quantized.factor)
 
-    def _mixed(self, x: Rows, weight: Array) -> tuple[Rows, Array]:
-        """Both sides of x @ weight^T, in blocks, times the same orthogonal matrix: the product stays as it is."""
-        block = mixing_block(weight.shape[1])
+    def _mixed(self, x: Rows, width: int, block: int) -> Rows:
+        """Blocks of x times an orthogonal matrix; products stay what they are once the other side is mixed too."""
         blocks = self._graph.op("Reshape", x.value, self._graph.tensor("blocks", np.array([-1, block], np.int64)))
         mixed = self._graph.op("MatMul", blocks, self._graph.tensor("hadamard", hadamard(block)))
-        shape = self._graph.tensor("mixed_shape", np.array([-1, weight.shape[1]], np.int64))
-        return Rows(self._graph.op("Reshape", mixed, shape), x.factor), mix_blocks(weight, block)
+        shape = self._graph.tensor("mixed_shape", np.array([-1, width], np.int64))
+        return Rows(self._graph.op("Reshape", mixed, shape), x.factor)
 
     def _quantize(self, x: Rows) -> Rows:
         """uint8 rows in steps of 1/127 around 128, and what each was divided by; the same rows are quantised once."""
@@ -160,10 +157,3 @@ class Int8Linears:
 def stacked(weights: Mapping[str, Array], layers: Sequence[str], kind: str) -> Array:
     """The layers' weights [sum of outputs, inputs] or biases [sum of outputs], one after the other."""
     return np.concatenate([weights[f"{name}.{kind}"] for name in layers])
-
-
-def quantized_columns(weight: Array) -> tuple[npt.NDArray[np.int8], Array]:
-    """(int8 [out, in], scales [out]): symmetric, one scale an output."""
-    largest = np.abs(weight).max(axis=1)
-    scales = (np.where(largest > 0, largest, 1.0) / _LEVELS).astype(np.float32)
-    return np.rint(weight / scales[:, None]).astype(np.int8), scales

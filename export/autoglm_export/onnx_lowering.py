@@ -16,12 +16,14 @@ adds up to an overflow. Its caches are one position longer than a slot: there a 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from autoglm_engine.core import TokenIds
 
+from .calibration import Calibration
 from .decoder import build_decoder
 from .errors import InvalidOption, UnsupportedModel
 from .lowering import Progress, no_progress
@@ -158,10 +160,12 @@ def write_onnx(
     num_slots: int,
     max_length: int,
     prefill_chunk: int,
+    texts: Sequence[TokenIds] = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write the graph and its weights into `folder`; returns the manifest's `runtime_details`.
 
+    int8 weights are fitted to `texts`; without any, each is rounded for itself.
     `num_slots` and `prefill_chunk` bound what a runner asks of the graph; the graph itself takes any.
     Raises InvalidOption for an unknown precision, UnsupportedModel for what the kernels lack.
     """
@@ -175,8 +179,11 @@ def write_onnx(
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
+        calibration = Calibration(spec, weights, texts) if precision == "int8" and texts else None
         read = CountedWeights(weights, progress, "write graph")
-        linears: Linears = Int8Linears(graph, read) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
+        linears: Linears = (
+            Int8Linears(graph, read, calibration) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
+        )
         ops = OnnxOps(graph, spec, read, linears, cache_dtype=cache_dtype, cache_length=cache_length)
         build_decoder(spec, ops)
         graph.save()

@@ -10,15 +10,15 @@ Every product takes float32 activations, rounds them to what it multiplies in, a
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
-from .errors import UnsupportedModel
 from .int4 import Int4Weight, pack_int4, title_of
+from .rounding import held
 from .tensorrt_network import Network, Tensor
 from .weights import Array
 
@@ -38,26 +38,30 @@ class HalfLinears:
         self._network, self._weights, self._dtype = network, weights, dtype
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
-        weight = rounded([self._weights[f"{name}.weight"] for name in layers], self._dtype)
+        parts = [held(f"{name}.weight", self._weights[f"{name}.weight"], self._dtype) for name in layers]
+        weight: npt.NDArray[Any] = np.concatenate(parts)
         constant = self._network.constant(f"{title_of(layers)}.weight", weight[None])
         return _product(self._network, layers, self._network.cast(x, self._dtype), constant, transposed=True)
 
 
 class Fp8Linears:
-    """`activation_maxima`: layer -> the largest magnitude that calibration saw among its inputs."""
+    """`largest_input`: layers that share their inputs -> the largest magnitude that calibration saw among these."""
 
     def __init__(
         self,
         network: Network,
         weights: Mapping[str, Array],
         dtype: npt.DTypeLike,
-        activation_maxima: Mapping[str, float],
+        largest_input: Callable[[Sequence[str]], float],
     ) -> None:
-        self._network, self._weights, self._dtype, self._maxima = network, weights, dtype, activation_maxima
+        self._network, self._weights, self._dtype = network, weights, dtype
+        self.largest_input = largest_input
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
         title, network = title_of(layers), self._network
-        step = network.constant(f"{title}.input_scale", np.float32(self._maxima[layers[0]] / FP8_LARGEST).reshape(()))
+        step = network.constant(
+            f"{title}.input_scale", np.float32(self.largest_input(layers) / FP8_LARGEST).reshape(())
+        )
         quantized = network.quantize(x, step, ml_dtypes.float8_e4m3fn)
         rows = network.dequantize(f"{title}.input", quantized, step, self._dtype)
         values, scales = fp8_columns([self._weights[f"{name}.weight"] for name in layers])
@@ -68,14 +72,15 @@ class Fp8Linears:
 
 
 class Int4Linears:
-    """`quantized`: what `int4.py` made of each group of layers that share their inputs."""
+    """`quantize`: layers that share their inputs -> their weights, side by side."""
 
-    def __init__(self, network: Network, dtype: npt.DTypeLike, quantized: Mapping[str, Int4Weight]) -> None:
-        self._network, self._dtype, self._quantized = network, dtype, quantized
+    def __init__(self, network: Network, dtype: npt.DTypeLike, quantize: Callable[[Sequence[str]], Int4Weight]) -> None:
+        self._network, self._dtype = network, dtype
+        self.quantize = quantize
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
         title, network = title_of(layers), self._network
-        weight = self._quantized[title]
+        weight = self.quantize(layers)
         stored = network.int4_constant(f"{title}.weight", pack_int4(weight.values), weight.values.shape)
         blocks = network.constant(f"{title}.weight_scale", weight.scales)
         restored = network.dequantize(f"{title}.weight_dq", stored, blocks, self._dtype)
@@ -85,15 +90,6 @@ class Int4Linears:
 
 def _product(network: Network, layers: Sequence[str], x: Tensor, weight: Tensor, *, transposed: bool) -> Tensor:
     return network.cast(network.matmul(title_of(layers), x, weight, transposed=transposed), np.float32)
-
-
-def rounded(parts: Sequence[Array], dtype: npt.DTypeLike) -> npt.NDArray[Any]:
-    """The parts' rows one after the other in `dtype`. Raises UnsupportedModel for a value that it cannot hold."""
-    for part in parts:
-        largest = float(np.abs(part).max(initial=0.0))
-        if not largest <= float(ml_dtypes.finfo(dtype).max):
-            raise UnsupportedModel(f"a weight of magnitude {largest:g} does not fit {np.dtype(dtype).name}; use bf16")
-    return np.concatenate([part.astype(dtype) for part in parts])
 
 
 def fp8_columns(parts: Sequence[Array]) -> tuple[npt.NDArray[Any], Array]:

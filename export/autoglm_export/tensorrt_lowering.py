@@ -25,10 +25,10 @@ import ml_dtypes
 import numpy as np
 from autoglm_engine.core import TokenIds
 
-from .calibration import ActivationMaxima, calibrate
+from .calibration import Calibration
 from .decoder import build_decoder
 from .errors import InvalidOption
-from .int4 import Gptq, Nearest
+from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
 from .tensorrt_build import Builder, BuildSettings, Profile, Shape
@@ -70,13 +70,13 @@ def write_engine(
     compute_capabilities: Sequence[str] = (),
     weight_streaming: bool = False,
     int4_rounding: str = "gptq",
-    calibration_ids: Sequence[TokenIds] = (),
+    texts: Sequence[TokenIds] = (),
     progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Build the engine into `folder`; returns the manifest's `runtime_details`.
 
-    `kv_dtype` None: bf16, or fp16 for the precision fp16. `calibration_ids`: texts, for fp8 and for int4 by GPTQ, which
-    takes long for wide models; "nearest" needs no calibration.
+    `kv_dtype` None: bf16, or fp16 for the precision fp16. `texts`: to calibrate on, for fp8 and for int4 by GPTQ,
+    which takes long for wide models; "nearest" needs none.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
     kv_dtype = checked_kv_dtype(precision, kv_dtype)
@@ -89,9 +89,9 @@ def write_engine(
     length = cache_length_of(max_length)
     dtype = KV_DTYPES[kv_dtype]
     read = CountedWeights(weights, progress, "define network")
-    method = "nearest" if precision == "int4" and int4_rounding == "nearest" else precision
-    scales = calibrated(method, spec, weights, dtype, calibration_ids, progress)
-    define(network, spec, read, linears_of(precision, network, read, dtype, scales), dtype, length, num_candidates)
+    is_fitted = precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
+    linears = linears_of(precision, network, read, dtype, Calibration(spec, weights, texts) if is_fitted else None)
+    define(network, spec, read, linears, dtype, length, num_candidates)
     progress("define network", 1.0)
     profiles = profiles_of(spec, num_slots, prefill_chunk, length)
     settings = BuildSettings(
@@ -134,34 +134,28 @@ def define(
     add_candidates(network, ops.result, spec.vocab_size, num_candidates)
 
 
-def calibrated(
-    method: str,
-    spec: ModelSpec,
+def linears_of(
+    precision: str,
+    network: Network,
     weights: Mapping[str, Array],
     dtype: Any,
-    calibration_ids: Sequence[TokenIds],
-    progress: Progress = no_progress,
-) -> Mapping[str, Any]:
-    """What `linears_of` needs to know beside the weights: fp8's largest activations, int4's quantised weights.
-
-    `method`: a precision, or "nearest" for int4 without a calibration pass.
-    """
-    if method == "nearest":
-        return Nearest(weights, dtype)
-    if method not in ("fp8", "int4"):
-        return {}
-    observer = ActivationMaxima(weights) if method == "fp8" else Gptq(weights, dtype)
-    calibrate(spec, weights, calibration_ids, observer, progress)
-    return observer.of
-
-
-def linears_of(
-    precision: str, network: Network, weights: Mapping[str, Array], dtype: Any, scales: Mapping[str, Any]
+    calibration: Calibration | None,
 ) -> Linears:
-    """How `precision` computes linear layers."""
+    """How `precision` computes linear layers. fp8 needs a calibration; int4 without one rounds to the nearest."""
+
+    def largest_input(layers: Sequence[str]) -> float:
+        assert calibration is not None, "fp8 scales its activations by a calibration"
+        return float(np.abs(calibration.inputs(layers[0]).rows).max()) or 1.0
+
+    def quantize(layers: Sequence[str]) -> Int4Weight:
+        weight = np.concatenate([weights[f"{name}.weight"] for name in layers])
+        if calibration is None:
+            return nearest(weight, dtype, title_of(layers))
+        return fitted(weight, calibration.inputs(layers[0]).weighted(), dtype, title_of(layers))
+
     if precision == "fp8":
-        return Fp8Linears(network, weights, dtype, scales)
-    return Int4Linears(network, dtype, scales) if precision == "int4" else HalfLinears(network, weights, dtype)
+        return Fp8Linears(network, weights, dtype, largest_input)
+    return Int4Linears(network, dtype, quantize) if precision == "int4" else HalfLinears(network, weights, dtype)
 
 
 def profiles_of(spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int) -> tuple[Profile, Profile]:

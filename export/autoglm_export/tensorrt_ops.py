@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .rounding import held
 from .spec import ModelSpec
-from .tensorrt_linear import Linears, rounded
+from .tensorrt_linear import Linears
 from .tensorrt_network import Network, Tensor
 from .weights import Array
 
@@ -100,7 +101,7 @@ class TensorRTOps:
         self.result = network.reshape(network.cast(product, np.float32), 0, self._spec.vocab_size)
 
     def _table(self, weight: str) -> Tensor:
-        return self._network.constant(weight, rounded([self._weights[weight]], TABLE_TYPE))
+        return self._network.constant(weight, held(weight, self._weights[weight], TABLE_TYPE))
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """cos and sin, [cache_length, rope dims / 2] each."""

@@ -125,7 +125,7 @@ def _tensorrt_options(settings: GpuBenchSettings) -> dict[str, Any]:
     if settings.precision == "int4":
         options["int4_rounding"] = "nearest"
     if settings.precision == "fp8":
-        options["calibration_ids"] = [np.arange(16, dtype=np.int32)]
+        options["texts"] = [np.arange(16, dtype=np.int32)]
     return options
 
 
