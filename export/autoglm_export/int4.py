@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedModel
-from .rounding import feedback_of, round_rows
+from .rounding import DAMPING, feedback_of, round_rows
 from .weights import Array
 
 BLOCK = 128  # inputs that share a scale; fewer where they do not divide
 SMALLEST_BLOCK = 16
 LARGEST = 7
-_DAMPING = 0.01  # of the mean diagonal of the inputs' Gram matrix
 _CLIPS = np.linspace(1.0, 0.5, 21, dtype=np.float32)  # of a block's largest weight, tried as the largest that is kept
 
 
@@ -63,7 +62,7 @@ def fitted(weight: Array, inputs: Array, scale_dtype: npt.DTypeLike, layer: str)
         rounded: Array = _steps(row, step) * step
         return rounded
 
-    feedback = feedback_of(gram[np.ix_(order, order)], _DAMPING)
+    feedback = feedback_of(gram[np.ix_(order, order)], DAMPING)
     values = np.empty(steps.shape, np.int8)
     values[order] = np.rint(round_rows(np.ascontiguousarray(weight.T[order]), feedback, round_row) / ordered_steps)
     return Int4Weight(values, scales)
