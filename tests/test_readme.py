@@ -20,11 +20,13 @@ EXCUSED = {
     ". .venv/bin/activate": "the tests run inside it",
     "autoglm export ./glm-4-9b-chat --max-length 4096": "needs a checkpoint of 19 GB; test_parity.py exports tiny ones",
     "autoglm export smollm2 --precision fp32 --check": "test_parity.py runs the same gate",
+    "autoglm export ./AutoGLM-Phone-9B --runtime tensorrt --precision fp8": "needs a GPU; see tests/gpu",
 }
 EXPECTED_OUTPUT = {
     "make demo": "The capital of France is Paris",
     'autoglm generate "What is the capital of France?" --stats': "Paris",
     "autoglm health": "ready",
+    "autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx": "exported smollm2 (tensorrt-rtx, bf16)",
     "autoglm inspect": "smollm2",
     "curl": "text_output",
 }
