@@ -55,7 +55,9 @@ def export(
     ] = None,
     calibration: Annotated[
         Path | None,
-        typer.Option("--calibration", help="int8, fp8 and int4: a text file like what will be asked. [default: built in]"),
+        typer.Option(
+            "--calibration", help="int8, fp8 and int4: a text file like what will be asked. [default: built in]"
+        ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,
     repository: args.Repository = None,
