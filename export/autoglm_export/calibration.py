@@ -40,6 +40,30 @@ class Inputs:
         return weighted
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Centered:
+    """What rows hold on a calibration text, about their mean; nothing without calibration.
+
+    The mean is subtracted before rows are quantised, and its product is a bias: half of what a norm leaves is the same in
+    every row, and need not be quantised again and again.
+    """
+
+    shift: Array | None = None  # [inputs]
+    rows: Array | None = None  # [tokens, inputs], shifted and weighted
+
+    @classmethod
+    def of(cls, inputs: Inputs) -> Centered:
+        shift = inputs.mean()
+        return cls(shift, inputs.weighted(shift))
+
+    def bias(self, weight: Array, bias: Array | None) -> Array | None:
+        """`bias` of a layer whose rows are shifted."""
+        if self.shift is None:
+            return bias
+        product: Array = weight @ self.shift
+        return product if bias is None else product + bias
+
+
 class Calibration:
     """The inputs of every linear layer of a decoder, in the order of the layers."""
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 from autoglm_engine.native_runner import cpu_features
 
-from .calibration import Calibration, Inputs
+from .calibration import Calibration, Centered
 from .decoder import build_decoder
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
@@ -30,14 +30,15 @@ from .native_program import (
     Buffer,
     Code,
     Epilogue,
+    Layer,
     Operation,
     PackedMatrix,
     WeightsFile,
     buffer_widths,
     encode_program,
-    interleave,
     mixed_vectors,
-    padded,
+    pack_gated,
+    pack_side_by_side,
 )
 from .ops import Ops
 from .rotation import rotated
@@ -48,7 +49,6 @@ LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program
 PRECISIONS = ("int8",)
 
 Array = npt.NDArray[np.float32]
-Layer = tuple[Array, Array | None]  # weight [outputs, inputs] and bias
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -74,30 +74,6 @@ class Product:
 Expression = Rows | Normed | Product
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class Sample:
-    """What rows hold on a calibration text, about their mean; nothing without calibration.
-
-    The mean is subtracted before rows are quantised, and its product is a bias: half of what a norm leaves is the same in
-    every row, and need not be quantised again and again.
-    """
-
-    shift: Array | None = None  # [inputs]
-    rows: Array | None = None  # [tokens, inputs], shifted and weighted
-
-    @classmethod
-    def of(cls, inputs: Inputs) -> Sample:
-        shift = inputs.mean()
-        return cls(shift, inputs.weighted(shift))
-
-    def bias(self, weight: Array, bias: Array | None) -> Array | None:
-        """`bias` of a layer whose rows are shifted."""
-        if self.shift is None:
-            return bias
-        product: Array = weight @ self.shift
-        return product if bias is None else product + bias
-
-
 class NativeOps(Ops[Expression]):
     """Records operations; weights are written to the file when the first operation needs them."""
 
@@ -108,7 +84,7 @@ class NativeOps(Ops[Expression]):
         self._spec, self._weights, self._file, self._calibration = spec, weights, file, calibration
         self._tables: dict[str, PackedMatrix] = {}
         self._quantised: Expression | None = None  # what the quantised rows hold
-        self._sample = Sample()  # of those rows
+        self._sample = Centered()  # of those rows
 
     def embed(self, weight: str) -> Expression:
         table = self._table(weight)
@@ -178,7 +154,7 @@ class NativeOps(Ops[Expression]):
         if self._quantised is x:
             return
         if self._calibration:
-            self._sample = Sample.of(self._calibration.inputs(reader))
+            self._sample = Centered.of(self._calibration.inputs(reader))
         shift = NONE if self._sample.shift is None else self._file.add_row(self._sample.shift)
         rows = _rows(x.source) if isinstance(x, Normed) else x
         block = mixed_vectors(buffer_widths(self._spec)[rows.buffer]) if mixed else 1
@@ -196,7 +172,7 @@ class NativeOps(Ops[Expression]):
         mixed = isinstance(product.source, Rows) or self._spec.sandwich_norm
         self._quantise(product.source, product.layers[0], mixed=mixed)
         parts = [self._matrix(name) for name in product.layers]
-        pack = _pack_gated if epilogue is Epilogue.SWIGLU else _pack_side_by_side
+        pack = pack_gated if epilogue is Epilogue.SWIGLU else pack_side_by_side
         weight, bias = pack(parts)
         bias = self._sample.bias(weight, bias)
         matrix = self._file.add_matrix(weight, bias, mixed=mixed, inputs=self._sample.rows)
@@ -251,28 +227,6 @@ def _rows(x: Expression) -> Rows:
 
 def _is_selected(x: Expression) -> bool:
     return x.selected if isinstance(x, Rows) else _is_selected(x.source)
-
-
-def _pack_side_by_side(parts: list[Layer]) -> Layer:
-    weight = np.concatenate([weight for weight, _ in parts])
-    if all(bias is None for _, bias in parts):
-        return weight, None
-    return weight, np.concatenate(
-        [np.zeros(len(weight), np.float32) if bias is None else bias for weight, bias in parts]
-    )
-
-
-def _pack_gated(parts: list[Layer]) -> Layer:
-    """Gate and up, 16 columns of each in turn."""
-    (gate, gate_bias), (up, up_bias) = parts
-    weight = interleave(_pad_rows(gate), _pad_rows(up))
-    if gate_bias is None or up_bias is None:
-        return weight, None
-    return weight, interleave(_pad_rows(gate_bias), _pad_rows(up_bias))
-
-
-def _pad_rows(array: Array) -> Array:
-    return np.pad(array, [(0, padded(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 def write_native(

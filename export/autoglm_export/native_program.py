@@ -23,6 +23,7 @@ WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
 MOST_MIXED = 32
 
 Floats = npt.NDArray[np.float32]
+Layer = tuple[Floats, Floats | None]  # weight [outputs, inputs] and bias
 
 
 class Buffer(IntEnum):
@@ -141,6 +142,28 @@ def interleave(gate: Floats, up: Floats) -> Floats:
     blocks = [array.reshape(-1, LANES, *array.shape[1:]) for array in (gate, up)]
     stacked: Floats = np.stack(blocks, axis=1)
     return stacked.reshape(-1, *gate.shape[1:])
+
+
+def pack_side_by_side(parts: list[Layer]) -> Layer:
+    weight = np.concatenate([weight for weight, _ in parts])
+    if all(bias is None for _, bias in parts):
+        return weight, None
+    return weight, np.concatenate(
+        [np.zeros(len(weight), np.float32) if bias is None else bias for weight, bias in parts]
+    )
+
+
+def pack_gated(parts: list[Layer]) -> Layer:
+    """Gate and up, 16 columns of each in turn."""
+    (gate, gate_bias), (up, up_bias) = parts
+    weight = interleave(_pad_rows(gate), _pad_rows(up))
+    if gate_bias is None or up_bias is None:
+        return weight, None
+    return weight, interleave(_pad_rows(gate_bias), _pad_rows(up_bias))
+
+
+def _pad_rows(array: Floats) -> Floats:
+    return np.pad(array, [(0, padded(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
 
 
 @dataclass(slots=True)
