@@ -44,7 +44,8 @@ def test_a_driver_that_cannot_be_loaded_is_one_sentence(monkeypatch: pytest.Monk
 
 
 def test_without_cuda_python_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "cuda", None)
+    for name in ("cuda", "cuda.bindings"):  # another test may have imported it
+        monkeypatch.setitem(sys.modules, name, None)
     with pytest.raises(NoGpu, match=r"cuda-python: pip install 'autoglm-triton\[tensorrt\]'"):
         find_gpu()
 
