@@ -25,6 +25,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_runner import NumpyRunner
 
+pytestmark = pytest.mark.parity
+
 VOCAB_SIZE = 101  # not a multiple of anything
 NUM_SLOTS, MAX_LENGTH, CHUNK = 5, 300, 96
 HEADER_FIELDS, SCALES_FIELD = 15, 7  # of program.bin, and of each operation in it

@@ -15,6 +15,8 @@ from trt_interpreter.network import OPENED, Layer, Network, Tensor
 from trt_interpreter.plan import planned
 from trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
 
+pytestmark = pytest.mark.tensorrt
+
 FLOATS = np.array([[0.0, -1.5, 448.0], [0.0625, 3.140625, -240.0]], np.float32)
 
 

@@ -13,6 +13,8 @@ from hypothesis import strategies as st
 from trt_interpreter.dtypes import Array
 from trt_networks import BF16, SmallNetwork
 
+pytestmark = pytest.mark.tensorrt
+
 HALF = np.dtype(np.float16)
 
 

@@ -11,6 +11,8 @@ from trt_interpreter import Interpreter
 from trt_interpreter.dtypes import Array
 from trt_networks import SmallNetwork
 
+pytestmark = pytest.mark.tensorrt
+
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)

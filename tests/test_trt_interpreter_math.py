@@ -14,6 +14,8 @@ from trt_interpreter.dtypes import Array
 from trt_interpreter.layers_math import ACTIVATION, ELEMENTWISE, UNARY
 from trt_networks import SmallNetwork
 
+pytestmark = pytest.mark.tensorrt
+
 X = np.linspace(-3.1, 3.3, 24, dtype=np.float32).reshape(2, 3, 4)
 
 

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from trt_interpreter.dtypes import Array
 from trt_networks import BF16, FP8, SmallNetwork
 
+pytestmark = pytest.mark.tensorrt
+
 
 def normal(*shape: int, seed: int = 0) -> Array:
     return np.random.default_rng(seed).standard_normal(shape, np.float32)

@@ -12,6 +12,8 @@ from hypothesis import strategies as st
 from trt_interpreter.dtypes import Array
 from trt_networks import SmallNetwork
 
+pytestmark = pytest.mark.tensorrt
+
 
 def numbered(*shape: int) -> Array:
     """1, 2, 3, ... so that every wrong place shows."""
