@@ -141,6 +141,16 @@ def test_the_engine_builds_without_a_gpu(variant: str, precision: str, tmp_path:
     assert stages == {"define network": 1.0, "build engine": 1.0}
 
 
+@pytest.mark.tensorrt
+def test_weights_may_stay_in_host_memory(tmp_path: Path) -> None:
+    spec = SPECS["glm4"]
+    details = write_tensorrt_rtx(
+        spec, random_weights(spec), tmp_path, precision="bf16", num_candidates=8, weight_streaming=True, **LIMITS
+    )
+    assert details["weight_streaming"] is True
+    assert (tmp_path / details["engine"]).stat().st_size > 10_000
+
+
 class Repeated(Mapping[str, Array]):
     """Random weights of any size, made when they are read: a few thousand numbers, again and again, in another order for
     each name (TensorRT stores equal constants once)."""
@@ -305,6 +315,8 @@ MEANINGS = [
     ),
     (["Error Code 2: OutOfMemory (Requested size was 123)"], "memory ran out; take fewer or shorter slots"),
     (["Something\n  else"], "the engine was not built: Something else"),
+    (["API Usage Error (a flag)", "cudaError 35: insufficient"], "the engine was not built: API Usage Error (a flag)"),
+    (["cudaError 35: insufficient", "std::bad_alloc"], "memory ran out"),
     ([], "TensorRT gave no reason"),
 ]
 

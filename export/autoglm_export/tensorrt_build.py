@@ -67,7 +67,8 @@ class Builder:
             config.num_compute_capabilities = len(settings.compute_capabilities)
             for index, name in enumerate(settings.compute_capabilities):
                 config.set_compute_capability(getattr(self.trt.ComputeCapability, name), index)
-        if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):  # TensorRT-RTX: else no CUDA graph can be captured
+        if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") and not settings.weight_streaming:
+            # TensorRT-RTX: else no CUDA graph can be captured. Streamed weights do without graphs there.
             config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
         if settings.weight_streaming:
             config.set_flag(self.trt.BuilderFlag.WEIGHT_STREAMING)
@@ -82,32 +83,34 @@ class Builder:
         return made
 
 
-# What TensorRT's messages mean for a user: the first row whose words are all in them. A missing driver comes last: builds
-# that need none log it, too.
-_MEANINGS: tuple[tuple[tuple[str, ...], str], ...] = (
-    (
-        ("HW-specific datatypes",),
-        "a target GPU lacks a data type of this precision",
-    ),
-    (("out of memory",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
-    (("OutOfMemory",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
-    (("bad_alloc",), "memory ran out; take fewer or shorter slots, or a smaller precision"),
-    (("not supported by a dedicated kernel",), "TensorRT has no attention kernel for this model's head size"),
-    (("cudaError 35",), "no NVIDIA driver answers on this machine"),
-    (("CUDA initialization failure",), "no GPU answers on this machine"),
-    (("Cuda failure", "no CUDA-capable device"), "no GPU is in this machine"),
+_OUT_OF_MEMORY = "memory ran out; take fewer or shorter slots, or a smaller precision"
+_ELSEWHERE = "build on the machine with the GPU, or ahead of time with --runtime tensorrt-rtx --compute-capability"
+# What TensorRT's messages mean for a user: the first row whose words are in them.
+_MEANINGS = (
+    ("HW-specific datatypes", "a target GPU lacks a data type of this precision"),
+    ("out of memory", _OUT_OF_MEMORY),
+    ("OutOfMemory", _OUT_OF_MEMORY),
+    ("bad_alloc", _OUT_OF_MEMORY),
+    ("not supported by a dedicated kernel", "TensorRT has no attention kernel for this model's head size"),
 )
-_NO_GPU = "; build on the machine with the GPU, or ahead of time with --runtime tensorrt-rtx --compute-capability"
+# Said by builds that need no GPU, too; so they count only where nothing else was said.
+_NO_GPU_MEANINGS = (
+    ("cudaError 35", f"no NVIDIA driver answers on this machine; {_ELSEWHERE}"),
+    ("CUDA initialization failure", f"no GPU answers on this machine; {_ELSEWHERE}"),
+    ("no CUDA-capable device", f"no GPU is in this machine; {_ELSEWHERE}"),
+)
 
 
 def explained(errors: Sequence[str]) -> str:
     """One sentence of what TensorRT logged; what it means and what to do where that is known."""
-    said = " ".join(" ".join(errors).split())
-    for words, meaning in _MEANINGS:
-        if all(word.lower() in said.lower() for word in words):
-            advice = _NO_GPU if ("GPU" in meaning and "machine" in meaning) or "driver" in meaning else ""
-            return f"the engine was not built: {meaning}{advice}"
-    return f"the engine was not built: {said[:500] or 'TensorRT gave no reason'}"
+    others = [error for error in errors if not _meaning(error, _NO_GPU_MEANINGS)]
+    said = " ".join(" ".join(others or errors).split())
+    meaning = _meaning(said, _MEANINGS if others else _NO_GPU_MEANINGS)
+    return f"the engine was not built: {meaning or said[:500] or 'TensorRT gave no reason'}"
+
+
+def _meaning(said: str, meanings: Sequence[tuple[str, str]]) -> str:
+    return next((meaning for words, meaning in meanings if words.lower() in said.lower()), "")
 
 
 def _log_of(trt: Any) -> Any:
