@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from .records import RequestRecord, Run, Sample
 
 STAGES = ("queue", "tokenize", "prefill", "decode", "detokenize", "network")
 Series = list[tuple[float, float]]  # (seconds since the run began, value)
+_SHORTEST_INTERVAL = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,13 +96,15 @@ def gauge(samples: Sequence[Sample], read: Callable[[Sample], float | None]) -> 
 
 
 def rate(samples: Sequence[Sample], read: Callable[[Sample], float | None]) -> Series:
-    """Of a counter, a second, at the end of each interval between two samples."""
-    known = gauge(samples, read)
-    return [
-        (at, max(value - before, 0.0) / (at - then))
-        for (then, before), (at, value) in itertools.pairwise(known)
-        if at > then
-    ]
+    """Of a counter, a second, at the end of each interval between two samples. Intervals too short for the kernel's
+    clock ticks join the next one."""
+    known, rates = gauge(samples, read), Series()
+    then, before = known[0] if known else (0.0, 0.0)
+    for at, value in known[1:]:
+        if at - then >= _SHORTEST_INTERVAL:
+            rates.append((at, max(value - before, 0.0) / (at - then)))
+            then, before = at, value
+    return rates
 
 
 def mean_rate(samples: Sequence[Sample], read: Callable[[Sample], float | None]) -> float | None:

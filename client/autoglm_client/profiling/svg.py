@@ -71,7 +71,7 @@ def _stage_row(stage: StageFigures, top: float) -> Iterator[str]:
 
 def _panel(panel: Panel, top: float, seconds: float) -> Iterator[str]:
     scale = _Scale(top, panel.top, seconds)
-    yield _text(_LEFT, top - 14, f"{panel.title}, {panel.unit}", weight="bold")
+    yield _text(_LEFT, top - 14, panel.title if panel.unit in panel.title else f"{panel.title}, {panel.unit}", weight="bold")
     yield from _axes(scale)
     drawn = list(_stack(panel.lines) if panel.stacked else [line.points for line in panel.lines])
     for number, (line, points) in reversed(list(enumerate(zip(panel.lines, drawn, strict=True)))):
@@ -107,7 +107,7 @@ def _axes(scale: _Scale) -> Iterator[str]:
     for part in range(5):
         at = scale.seconds * part / 4
         anchor = "end" if part == 4 else "middle"
-        yield _text(scale.x(at), scale.top + _PANEL_HEIGHT + 15, f"{at:.3g} s", size=11, colour=_FAINT, anchor=anchor)
+        yield _text(scale.x(at), scale.top + _PANEL_HEIGHT + 15, f"{at:.1f} s", size=11, colour=_FAINT, anchor=anchor)
 
 
 def _stack(lines: Sequence[Line]) -> Iterator[list[tuple[float, float]]]:
@@ -146,5 +146,6 @@ def _rectangle(x: float, y: float, width: float, height: float, colour: str, tit
 def _text(
     x: float, y: float, text: str, *, size: int = 13, colour: str = _INK, weight: str = "normal", anchor: str = "start"
 ) -> str:
-    style = f'font-size="{size}" fill="{colour}" font-weight="{weight}" text-anchor="{anchor}"'
+    halo = ' stroke="#ffffff" stroke-width="3" paint-order="stroke"' if colour == _RED else ""
+    style = f'font-size="{size}"{halo} fill="{colour}" font-weight="{weight}" text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{escape(text)}</text>'

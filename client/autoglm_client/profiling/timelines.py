@@ -81,7 +81,7 @@ def _memory(run: Run) -> Panel:
     top = limit / 2**30 if limit else None
     used = gauge(run.samples, lambda sample: _scaled(sample.host.memory_used, 2**-30))
     server = gauge(run.samples, lambda sample: sum(sample.host.resident_bytes.values()) * 2**-30 if limit else None)
-    lines = (Line("in use", used), Line("server and client", server))
+    lines = (Line("in use", used), Line("ours", server))
     return Panel("memory", "GiB", lines, top, MEMORY_MARK * top if top else None)
 
 
