@@ -47,6 +47,7 @@ UNSEEN = {"cores": None, "cpu_cores": {"client": 0.1}, "memory_bytes": None, "me
         ({"network_bytes_per_second": 90.0, "interface_bytes_per_second": None}, Resource.NOTHING, (), []),
         ({"gpu_utilisation": 0.95}, Resource.GPU, (), ["Card", "fp8"]),
         (BLOCKED, Resource.SLOTS, (Resource.QUEUE,), ["3.0 requests wait for one of 8", "--max-slots", "at most 11"]),
+        ({**BLOCKED, "cpu_cores": {"engine": 0.9}}, Resource.SLOTS, (Resource.QUEUE,), ["if num_threads is 1, set it to 0 first"]),
         ({**BLOCKED, "blocked_share": 0.49}, Resource.NOTHING, (), []),
         ({**BLOCKED, "cpu_cores": {"engine": 3.8}}, Resource.CPU, (Resource.QUEUE,), ["Also at its mark: queue"]),
         ({**BLOCKED, **UNSEEN}, Resource.QUEUE, (), ["60% of the requests' time", "max_queue", "deadline_ms"]),
@@ -71,6 +72,7 @@ def test_the_bottleneck_and_what_to_change(
     text = explain(verdict, measured)
     assert [word for word in words if word not in text] == []
     assert 2 <= text.count(". ") + 1 <= 4
+    assert "num_threads is" not in text or bottleneck in (Resource.SLOTS, Resource.NOTHING)
 
 
 def test_what_cannot_be_seen_is_said_rather_than_guessed() -> None:

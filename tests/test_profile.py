@@ -9,7 +9,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from autoglm_client import InvalidRequestError, async_client
+from autoglm_client import CannotConnectError, InvalidRequestError, async_client
 from autoglm_client.cli import app
 from autoglm_client.cli.profile_view import bar, sparkline
 from autoglm_client.local_server import LocalServer
@@ -222,6 +222,13 @@ def test_a_bad_file_is_refused_before_anything_is_asked(
 def test_without_a_server_the_sentence_says_how_to_get_one() -> None:
     result = command(*NOWHERE)
     assert result.exit_code == 1 and "start one with `autoglm serve`" in result.stderr and result.stdout == ""
+
+
+def test_a_server_that_goes_away_ends_the_run_with_one_sentence(use: Use) -> None:
+    use(FakeTransport(Script(errors=[CannotConnectError("cannot reach it")] * 12)))
+    result = command(*NOWHERE, "--requests", "40", "-c", "2")
+    errors = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
+    assert (result.exit_code, errors) == (1, ["error: cannot reach it; start one with `autoglm serve`"])
 
 
 def test_all_requests_failing_is_one_sentence(use: Use) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 from .bottleneck import CPU_MARK, Measurements, Resource, Verdict
+
+_FULL_THREAD = 0.85  # of a core, from which on a thread that computes counts as busy all the time
 
 
 def explain(verdict: Verdict, measured: Measurements) -> str:
@@ -17,7 +21,8 @@ def explain(verdict: Verdict, measured: Measurements) -> str:
         Resource.CLIENT: _client,
         Resource.NOTHING: _nothing,
     }[verdict.bottleneck](measured)
-    return f"{sentences} {also}" if (also := _also(verdict)) else sentences
+    hint = _thread_hint(measured) if verdict.bottleneck in (Resource.SLOTS, Resource.NOTHING) else ""
+    return " ".join(part for part in (sentences, hint, _also(verdict)) if part)
 
 
 def _cpu(m: Measurements) -> str:
@@ -118,6 +123,15 @@ def _nothing(m: Measurements) -> str:
         f"Nothing is saturated: the client did not ask enough, {m.concurrency} at once for {m.slots} slots. Run again with "
         f"--concurrency {more}: requests/s and tokens/s move until something is at its mark."
     )
+
+
+def _thread_hint(m: Measurements) -> str:
+    """An engine that fills a whole number of cores, and not all, may be held back by its own setting."""
+    used = m.cpu_cores.get("engine", 0.0)
+    threads = math.ceil(used)
+    if m.cores is None or threads >= m.cores or used < _FULL_THREAD * threads or not threads:
+        return ""
+    return f"The engine keeps {used:.2f} cores busy: if num_threads is {threads}, set it to 0 first."
 
 
 def _also(verdict: Verdict) -> str:

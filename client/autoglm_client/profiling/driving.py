@@ -43,11 +43,12 @@ class Probe:
         self._gpu = gpu
 
     async def sample(self, clock: Clock) -> Sample:
-        (host, gpu), engine = await asyncio.gather(asyncio.to_thread(self._read), self._engine())
-        return Sample(clock(), engine, host, gpu)
+        (at, host, gpu), engine = await asyncio.gather(asyncio.to_thread(self._read, clock), self._engine())
+        return Sample(at, engine, host, gpu)
 
-    def _read(self) -> tuple[HostState, float | None]:
-        return read_host(self._proc, self._host), self._gpu.utilisation() if self._gpu else None
+    def _read(self, clock: Clock) -> tuple[float, HostState, float | None]:
+        """With the moment of the host's counters: rates come from them, and the engine may answer later."""
+        return clock(), read_host(self._proc, self._host), self._gpu.utilisation() if self._gpu else None
 
     async def _engine(self) -> EngineState:
         try:
@@ -85,15 +86,18 @@ async def drive(
     done = asyncio.Event()
     sampling = asyncio.create_task(_sample_on(probe, clock, samples, done))
     feed = _Feed(asked, load, clock)
+    lost: Exception | None = None  # what is raised inside `except*` would come out as a group
     try:
         async with asyncio.TaskGroup() as group:
             workers = [group.create_task(_work(client, feed, on_answer)) for _ in range(load.concurrency)]
-    except* CannotConnectError as lost:
-        raise lost.exceptions[0] from None
+    except* CannotConnectError as group_of_errors:
+        lost = group_of_errors.exceptions[0]
     finally:
         seconds = clock()
         done.set()
         await sampling
+    if lost is not None:
+        raise lost
     samples.append(await probe(clock))
     records = sorted(itertools.chain(*(worker.result() for worker in workers)), key=lambda record: record.started)
     return Run(load.concurrency, seconds, feed.last_at, tuple(records), tuple(samples), host)

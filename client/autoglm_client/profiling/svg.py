@@ -71,7 +71,9 @@ def _stage_row(stage: StageFigures, top: float) -> Iterator[str]:
 
 def _panel(panel: Panel, top: float, seconds: float) -> Iterator[str]:
     scale = _Scale(top, panel.top, seconds)
-    yield _text(_LEFT, top - 14, panel.title if panel.unit in panel.title else f"{panel.title}, {panel.unit}", weight="bold")
+    yield _text(
+        _LEFT, top - 14, panel.title if panel.unit in panel.title else f"{panel.title}, {panel.unit}", weight="bold"
+    )
     yield from _axes(scale)
     drawn = list(_stack(panel.lines) if panel.stacked else [line.points for line in panel.lines])
     for number, (line, points) in reversed(list(enumerate(zip(panel.lines, drawn, strict=True)))):
