@@ -38,6 +38,7 @@ UNSEEN = {"cores": None, "cpu_cores": {"client": 0.1}, "memory_bytes": None, "me
         ({"cpu_cores": {"engine": 3.19}}, Resource.NOTHING, (), ["did not ask enough"]),
         ({"cpu_cores": {"engine": 3.9}, "longest_stage": "prefill"}, Resource.CPU, (), ["prefix_reuse", "time to first token"]),
         ({"cpu_cores": {"engine": 1.0, "others": 2.5}}, Resource.CPU, (), ["2.50 of them by programs that are not the server"]),
+        ({"cpu_cores": {"engine": 3.0, "others": 0.4}}, Resource.CPU, (), ["by engine and 0.40 by programs", "--precision int8"]),
         ({"cpu_cores": {"engine": 1.0, "detokenizer": 2.5}}, Resource.CPU, (), ["max_events_per_second"]),
         ({"cpu_cores": {"engine": 0.5, "client": 3.0}}, Resource.CPU, (Resource.CLIENT,), ["load generator"]),
         ({"memory_used": 75.0}, Resource.MEMORY, (), ["--max-length", "--max-slots"]),

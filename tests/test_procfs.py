@@ -41,7 +41,8 @@ def test_cpu_of_a_process_whose_name_has_parentheses(tmp_path: Path) -> None:
 def test_the_machine_is_busy_but_for_idle_and_disk(tmp_path: Path) -> None:
     proc = make(tmp_path, {"proc/stat": "cpu  100 10 50 900 40 5 5 30 7 0\ncpu0 1 1 1 1 1 1 1 1 1 1\n"})
     assert proc.machine_cpu_seconds() == 2.0
-    assert ProcFs(tmp_path / "nowhere", ticks_per_second=100).machine_cpu_seconds() is None
+    elsewhere = ProcFs(tmp_path / "nowhere", ticks_per_second=100)  # a system without /proc
+    assert elsewhere.machine_cpu_seconds() is None and elsewhere.listener(8001) is None
 
 
 def test_memory_of_the_machine_and_of_a_container(tmp_path: Path) -> None:

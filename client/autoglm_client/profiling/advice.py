@@ -46,7 +46,15 @@ def _cpu(m: Measurements) -> str:
                 "streaming out where nobody reads along, so that tokens share a response: tokens/s and the network stage move."
             )
         case _:
-            return f"{busy}, {used:.2f} of them by {name}. {_less_work(m.longest_stage)} More slots or more requests at once will not help."
+            more = "More slots or more requests at once will not help."
+            return f"{busy}, {used:.2f} of them by {name}{_disturbed(m)}. {_less_work(m.longest_stage)} {more}"
+
+
+def _disturbed(m: Measurements) -> str:
+    """Said where other programs take a tenth of the cores or more."""
+    others = m.cpu_cores.get("others", 0.0)
+    is_much = m.cores is not None and others >= 0.1 * m.cores
+    return f" and {others:.2f} by programs that are not the server, so stop those and look again" if is_much else ""
 
 
 def _less_work(stage: str) -> str:

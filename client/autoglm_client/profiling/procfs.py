@@ -86,7 +86,9 @@ class ProcFs:
     def listener(self, port: int) -> int | None:
         """The process that listens on a TCP port; None also for another user's, whose sockets are not shown."""
         sockets = {f"socket:[{inode}]" for inode in self._listening_inodes(port)}
-        return next((pid for pid in self._pids() if sockets and sockets & self._open_files(pid)), None)
+        if not sockets:
+            return None
+        return next((pid for pid in self._pids() if sockets & self._open_files(pid)), None)
 
     def children(self, pid: int) -> list[int]:
         folder = self._root / f"proc/{pid}/task"
