@@ -35,6 +35,8 @@ UNSEEN = {"cores": None, "cpu_cores": {"client": 0.1}, "memory_bytes": None, "me
     [
         ({}, Resource.NOTHING, (), ["did not ask enough", "--concurrency 16"]),
         ({"cpu_cores": {"engine": 3.2}}, Resource.CPU, (), ["80% of 4 cores", "engine", "--precision int8", "tokens/s"]),
+        ({"cpu_cores": {"engine": 3.2}, "slots_busy": 1.0}, Resource.CPU, (), ["1.0 of 8 slots busy, a larger --concurrency still"]),
+        ({"cpu_cores": {"engine": 3.2}, "slots_busy": 7.9}, Resource.CPU, (), ["more requests at once will not help"]),
         ({"cpu_cores": {"engine": 3.19}}, Resource.NOTHING, (), ["did not ask enough"]),
         ({"cpu_cores": {"engine": 3.9}, "longest_stage": "prefill"}, Resource.CPU, (), ["prefix_reuse", "time to first token"]),
         ({"cpu_cores": {"engine": 1.0, "others": 2.5}}, Resource.CPU, (), ["2.50 of them by programs that are not the server"]),

@@ -28,10 +28,11 @@ _REQUESTS = 64
 def profile(
     prompts: Annotated[
         Path | None,
-        typer.Argument(help="A prompt a line, or JSON lines as of `autoglm batch`; repeated. [default: built-in ones]"),
+        typer.Argument(help="A prompt a line, or JSON lines as of `autoglm batch`; repeated (default: built-in ones)."),
     ] = None,
     requests: Annotated[
-        int | None, typer.Option("--requests", min=1, help=f"How many. [default: {_REQUESTS}, none with --duration]")
+        int | None,
+        typer.Option("--requests", min=1, help=f"How many (default: {_REQUESTS}; with --duration no limit)."),
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 64,

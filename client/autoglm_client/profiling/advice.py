@@ -46,8 +46,16 @@ def _cpu(m: Measurements) -> str:
                 "streaming out where nobody reads along, so that tokens share a response: tokens/s and the network stage move."
             )
         case _:
-            more = "More slots or more requests at once will not help."
-            return f"{busy}, {used:.2f} of them by {name}{_disturbed(m)}. {_less_work(m.longest_stage)} {more}"
+            return (
+                f"{busy}, {used:.2f} of them by {name}{_disturbed(m)}. {_less_work(m.longest_stage)} {_more_at_once(m)}"
+            )
+
+
+def _more_at_once(m: Measurements) -> str:
+    """Requests in one step share the reading of the weights, so a CPU that is busy with few is not yet at its best."""
+    if m.slots is not None and m.slots_busy is not None and m.slots_busy < m.slots / 2:
+        return f"With {m.slots_busy:.1f} of {m.slots} slots busy, a larger --concurrency still moves tokens/s, at a longer latency."
+    return "More slots or more requests at once will not help."
 
 
 def _disturbed(m: Measurements) -> str:
