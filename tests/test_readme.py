@@ -26,6 +26,7 @@ EXPECTED_OUTPUT = {
     "make demo": "The capital of France is Paris",
     'autoglm generate "What is the capital of France?" --stats': "Paris",
     "autoglm health": "ready",
+    "autoglm profile": "bottleneck",
     "autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx": "exported smollm2 (tensorrt-rtx, bf16)",
     "autoglm inspect": "smollm2",
     "curl": "text_output",

@@ -16,6 +16,7 @@ from .failures import FriendlyGroup
 from .generate import generate
 from .health import health
 from .inspecting import inspect
+from .profile import profile
 from .serve import serve
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, export, inspect, serve, generate, chat, batch, health, bench):
+for command in (demo, export, inspect, serve, generate, chat, batch, health, bench, profile):
     app.command()(command)
 
 

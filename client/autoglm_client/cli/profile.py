@@ -1,0 +1,174 @@
+"""`autoglm profile`: where the time of a run goes, and what limits it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.progress import Progress
+
+from . import arguments as args
+from .failures import CommandError
+from .output import notes, print_json
+
+if TYPE_CHECKING:
+    from autoglm_client.profiling.driving import Load
+    from autoglm_client.profiling.records import Run
+    from autoglm_client.profiling.report import Profile
+    from autoglm_client.profiling.workload import Asked
+
+_REQUESTS = 64
+
+
+def profile(
+    prompts: Annotated[
+        Path | None,
+        typer.Argument(help="A prompt a line, or JSON lines as of `autoglm batch`; repeated (default: built-in ones)."),
+    ] = None,
+    requests: Annotated[
+        int | None,
+        typer.Option("--requests", min=1, help=f"How many (default: {_REQUESTS}; with --duration no limit)."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
+    max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 64,
+    duration: Annotated[
+        float | None, typer.Option("--duration", min=0.1, help="Seconds; what is under way then is finished.")
+    ] = None,
+    start: Annotated[bool, typer.Option("--start", help="Start a server for this run, on free ports.")] = False,
+    artifact: args.Artifact = None,
+    repository: args.Repository = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture here.")] = None,
+    html: Annotated[
+        Path | None, typer.Option("--html", help="Write a page with the picture and the tables here.")
+    ] = None,
+    url: args.Url = args.DEFAULT_URLS,
+    json: args.Json = False,
+) -> None:
+    """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
+
+    CPU, memory and the processes are shown of a server on this machine; of another one, what it tells and the line to it.
+
+    \b
+    Examples:
+      autoglm profile
+      autoglm profile --start --artifact build/model -c 32 --html profile.html
+      autoglm profile prompts.txt --duration 30 --max-tokens 200 --svg profile.svg
+      autoglm profile --json | jq -r .bottleneck
+    """
+    from autoglm_client.profiling.driving import Load
+
+    asked = _asked(prompts, max_tokens)
+    wanted = requests if requests is not None or duration is not None else _REQUESTS
+    load = Load(concurrency, wanted, duration)
+    with _server(start, artifact, repository) as (started_url, pid):
+        run = _run(started_url or args.urls_of(url)[0], asked, load, pid)
+    _report(run, svg, html, json=json)
+
+
+def _asked(path: Path | None, max_tokens: int) -> Iterator[Asked]:
+    from autoglm_client.options import GenerationOptions
+    from autoglm_client.profiling.workload import Asked, built_in, repeated
+    from autoglm_client.types import Message
+
+    from .batch_files import read_jobs
+
+    options = GenerationOptions(max_tokens=max_tokens, temperature=0.0)
+    if path is None:
+        return built_in(options)
+    if path.suffix in (".jsonl", ".json"):
+        found = [Asked(job.prompt, job.options) for job in read_jobs(path, options)]
+    else:
+        try:
+            lines = path.read_text(encoding="utf-8").split("\n")
+        except UnicodeDecodeError as error:
+            raise CommandError(f"{path} is not UTF-8 at byte {error.start}") from None
+        found = [Asked([Message("user", line.strip())], options) for line in lines if line.strip()]
+    if not found:
+        raise CommandError(f"{path} has no prompt")
+    return repeated(found)
+
+
+@contextlib.contextmanager
+def _server(start: bool, artifact: Path | None, repository: Path | None) -> Iterator[tuple[str | None, int | None]]:
+    """The address and process of a server that lives as long as the run; of none where one is not to be started."""
+    if not start:
+        yield None, None
+        return
+    from autoglm_client.local_server import LocalServer
+
+    from .places import artifact_folder, repository_folder
+    from .serve import ensure_exported, running
+
+    folder = repository_folder(repository)
+    chosen = artifact_folder(artifact, folder)
+    ensure_exported(chosen, export_if_missing=False)
+    server = LocalServer(folder, artifact=chosen)
+    with running(server):
+        yield server.grpc_url, server.pid
+
+
+def _run(url: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
+    with Progress(console=notes(), transient=True) as bar:
+        task = bar.add_task(f"{load.concurrency} in flight", total=load.requests)
+        return asyncio.run(_drive(url, asked, load, server_pid, lambda: bar.advance(task)))
+
+
+async def _drive(
+    url: str, asked: Iterator[Asked], load: Load, server_pid: int | None, advance: Callable[[], None]
+) -> Run:
+    from autoglm_client.async_client import AsyncClient
+    from autoglm_client.exceptions import CannotConnectError
+    from autoglm_client.profiling.driving import Probe, drive
+    from autoglm_client.profiling.gpu import find_gpu
+    from autoglm_client.profiling.host import find_host
+    from autoglm_client.profiling.procfs import ProcFs
+
+    async with AsyncClient(url) as client:
+        state = await client.health()
+        if not state.live:
+            raise CannotConnectError(state.detail)
+        if not state.ready:
+            raise CommandError(f"the server is not ready: {state.detail}")
+        proc = ProcFs()
+        host = find_host(proc, url, server_pid=server_pid)
+        gpu = find_gpu() if host.cores else None
+        host = dataclasses.replace(host, gpu=gpu.name if gpu else None)
+        return await drive(client, asked, load, Probe(client, host, proc, gpu).sample, host, lambda _: advance())
+
+
+def _report(run: Run, svg: Path | None, html: Path | None, *, json: bool) -> None:
+    from autoglm_client.profiling.report import Profile
+
+    made = Profile.of(run)
+    if not made.figures.served:
+        raise CommandError(f"no request was answered: {run.requests[0].error}")
+    _write_pictures(made, svg, html)
+    if json:
+        print_json(made.as_json())
+    else:
+        from rich.console import Console
+
+        from .profile_view import show
+
+        show(Console(highlight=False), made)
+    if made.figures.failed:
+        raise CommandError(f"{made.figures.failed} of {len(run.requests)} requests failed")
+
+
+def _write_pictures(made: Profile, svg: Path | None, html: Path | None) -> None:
+    if svg is not None:
+        from autoglm_client.profiling.svg import draw
+
+        svg.write_text(draw(made), encoding="utf-8")
+    if html is not None:
+        from autoglm_client.profiling.page import page
+
+        html.write_text(page(made), encoding="utf-8")
+    for path in (svg, html):
+        if path is not None:
+            notes().print(f"wrote {path}")
