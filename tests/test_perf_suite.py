@@ -19,7 +19,7 @@ from autoglm_perf.in_process import drive
 from autoglm_perf.measures import RequestTiming
 from autoglm_perf.plot import Bar, bars
 from autoglm_perf.registry import MODULES, UnknownExperiment, load
-from autoglm_perf.results import write_json
+from autoglm_perf.results import append_jsonl, write_json
 from autoglm_perf.rows import cell, headings, rows
 from autoglm_perf.spread import Spread, improvement, shown
 from autoglm_perf.suite import CannotRun, Result, run_all
@@ -212,3 +212,11 @@ def test_driving_an_engine_answers_every_request_in_full_and_never_more_at_once(
     assert [(t.num_tokens, t.error) for t in timings] == [(5, None)] * 9
     assert all(t.started <= t.first_token <= t.finished for t in timings)
     assert max(len(batch.spans) for batch in runner.batches) == 3
+
+
+def test_the_history_gains_a_line_an_experiment(tmp_path: Path) -> None:
+    path = tmp_path / "results" / "bench.jsonl"
+    for _ in range(2):
+        append_jsonl(path, [measured(), measured()], ABOUT)
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    assert [line["about"]["cores"] for line in lines] == [2] * 4

@@ -13,12 +13,13 @@ from . import markdown, page
 from .context import Context
 from .registry import UnknownExperiment, load
 from .report import machine
-from .results import write_json
+from .results import append_jsonl, write_json
 from .suite import Result, run_all
 from .workload import load_tokenizer
 
 REPOSITORY = Path("model_repository")
 ARTIFACT = REPOSITORY / "engine" / "1" / "artifact"
+HISTORY = Path("perf/results/bench.jsonl")
 QUICK = "A quick run on whatever else this machine does: figures for seeing that it works, not for comparing."
 
 
@@ -63,6 +64,8 @@ def main(
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "index.html").write_text(page.render(results, about, QUICK if quick else ""), encoding="utf-8")
     write_json(folder / "results.json", results, about)
+    if not quick:
+        append_jsonl(HISTORY, results, about)
     whole = not quick and not only
     markdown.write_summary(summary if whole else folder / "summary.md", markdown.render(results, about))
     console.print(f"report: {folder / 'index.html'}; summary: {summary if whole else folder / 'summary.md'}")

@@ -34,10 +34,11 @@ def _bar(row: Bar, y: int, top: float) -> str:
     middle, spread = y + _BAR / 2, row.spread
     kind = "before" if row.is_baseline else "after"
     low, high = x(spread.low), x(spread.high)
+    whisker = f"M{low} {middle}H{high}M{low} {middle - 4}v8M{high} {middle - 4}v8" if low < high else ""
     return (
         f'<text x="{_LABEL - 10}" y="{middle + 4}" class="label">{escape(_fitted(row.label))}</text>'
         f'<rect x="{_LABEL}" y="{y}" width="{max(1.0, x(spread.median) - _LABEL):.1f}" height="{_BAR}" rx="3" class="{kind}"/>'
-        f'<path d="M{low} {middle}H{high}M{low} {middle - 4}v8M{high} {middle - 4}v8" class="spread"/>'
+        f'<path d="{whisker}" class="spread"/>'
         f'<text x="{max(high, x(spread.median)) + 8}" y="{middle + 4}" class="value">{shown(spread.median)}</text>'
     )
 
