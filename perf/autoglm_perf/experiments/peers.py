@@ -43,7 +43,7 @@ def run(context: Context) -> Found:
     alike = {other.label: ours[other.label.endswith(" 1 in flight")].label for other in arms}
     settings = {
         "W": "128 tokens in, 64 out, greedy",
-        "peers": "in process, without a server",
+        "peers": "in process, without a server; llama.cpp with the number of threads that a trial finds fastest",
         "a peer's ratio": "peer over ours",
     }
     samples = f"{context.size(64, 16)} requests at 16 in flight, {context.size(8, 2)} at one"

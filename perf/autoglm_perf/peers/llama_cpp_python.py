@@ -61,14 +61,28 @@ class Batcher:
         read = self.lib.llama_get_logits_ith
         return {s: int(np.argmax(np.ctypeslib.as_array(read(self.context, i), shape))) for s, i in last.items()}
 
+    def take_best_threads(self, prompt: list[int], most: int) -> None:
+        """Its threads wait by spinning, so on a machine with other work fewer may be faster."""
+
+        def seconds(threads: int) -> float:
+            self.lib.llama_set_n_threads(self.context, threads, threads)
+            self.decode([(0, 0, prompt)])  # warm
+            started = time.monotonic()
+            for offset in range(16):
+                self.decode([(0, len(prompt) + offset, prompt[:1])])
+            self.forget(0)
+            return time.monotonic() - started
+
+        best = min(range(most, 0, -1), key=seconds)
+        self.lib.llama_set_n_threads(self.context, best, best)
+
     def forget(self, sequence: int) -> None:
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), sequence, -1, -1)
 
 
 def measure(path: Path, job: Job) -> list[Timing]:
     batcher = Batcher(path, job)
-    batcher.decode([(0, 0, job.prompts[0])])
-    batcher.forget(0)
+    batcher.take_best_threads(job.prompts[0], job.threads)
     started, waiting, timings = time.monotonic(), job.prompts[::-1], list[Timing]()
     free = list(range(job.concurrency))
     active: dict[int, list[Any]] = {}  # position, next token, tokens so far, started, first token
