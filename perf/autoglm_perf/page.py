@@ -20,7 +20,7 @@ section{background:var(--card);border:1px solid var(--line);border-radius:10px;p
 p{margin:6px 0}.soft{color:var(--soft);font-size:13.5px}.scroll{overflow-x:auto}
 table{border-collapse:collapse;width:100%;margin:12px 0;font-variant-numeric:tabular-nums;font-size:14px}
 th,td{padding:6px 10px;border-bottom:1px solid var(--line);text-align:right;vertical-align:top}th{color:var(--soft);font-weight:600}
-th:first-child,td:first-child{text-align:left}svg{width:100%;max-width:760px;display:block;margin:14px 0}
+th:first-child,td:first-child{text-align:left}svg{width:100%;max-width:820px;display:block;margin:14px 0}
 svg text{font:13px system-ui,sans-serif;fill:var(--ink)}svg .title{fill:var(--soft)}svg .label{text-anchor:end}
 .before{fill:var(--before)}.after{fill:var(--after)}.spread{stroke:var(--ink);stroke-width:1.3;fill:none}
 .failed{color:var(--bad)}.skipped{color:var(--skip)}.published{border-left:3px solid var(--line);padding-left:12px}

@@ -8,7 +8,7 @@ from html import escape
 
 from .spread import Spread, shown
 
-_WIDTH, _ROW, _BAR, _LABEL, _VALUE = 760, 34, 18, 250, 170
+_WIDTH, _ROW, _BAR, _LABEL, _VALUE = 820, 34, 18, 300, 110
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,5 +43,5 @@ def _bar(row: Bar, y: int, top: float) -> str:
     )
 
 
-def _fitted(label: str, most: int = 36) -> str:
+def _fitted(label: str, most: int = 40) -> str:
     return label if len(label) <= most else label[: most - 1] + "…"
