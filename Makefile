@@ -59,12 +59,12 @@ serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback unt
 export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EXPORT_FLAGS="--precision fp32"]
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm export $(MODEL) $(EXPORT_FLAGS)
 
-bench: $(VENV)/test.stamp ## measure ours beside the naive baseline in one run, and sweep with perf_analyzer
+bench: $(VENV)/test.stamp ## measure every claim: perf/report/index.html, its JSON, and the summary in docs/performance.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf $(BENCH_FLAGS)
 
 bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
-	rm -rf $(VENV) build dist model_repository/engine/1/artifact perf/results .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist model_repository/engine/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,58 +1,89 @@
-"""`make bench` (python -m autoglm_perf): serve the exported SmolLM2 and measure it beside the naive baseline."""
+"""`make bench` (python -m autoglm_perf): every experiment of the suite, a page, its JSON and a summary."""
 
 from __future__ import annotations
 
-import itertools
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 
-from .analyzer import Sweep
-from .bench import BenchSettings, bench_analyzer, bench_naive, bench_ours, conclude, serving, show_runs, write
+from . import markdown, page
+from .context import Context
+from .registry import UnknownExperiment, load
 from .report import machine
-from .workload import load_tokenizer, reference_workload
+from .results import append_jsonl, write_json
+from .suite import Result, run_all
+from .workload import load_tokenizer
 
 REPOSITORY = Path("model_repository")
 ARTIFACT = REPOSITORY / "engine" / "1" / "artifact"
+HISTORY = Path("perf/results/bench.jsonl")
+QUICK = "A quick run on whatever else this machine does: figures for seeing that it works, not for comparing."
 
 
 def main(
+    only: Annotated[
+        list[str] | None, typer.Option(help="An experiment by name; may be repeated. Default: all.")
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option(help="A few seconds each, to see that it works; never touches --summary.")
+    ] = False,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each side; a quick run makes one.")] = 3,
     artifact: Annotated[Path, typer.Option(help="The exported model; exported from smollm2 where missing.")] = ARTIFACT,
-    repeats: Annotated[int, typer.Option(min=1, help="Runs of each measurement of ours.")] = 3,
-    naive_requests: Annotated[int, typer.Option(min=0, help="Requests to the naive baseline; 0 leaves it out.")] = 8,
-    analyzer: Annotated[bool, typer.Option(help="Sweep with NVIDIA's perf_analyzer, too.")] = True,
+    output: Annotated[Path, typer.Option(help="Folder of index.html and results.json.")] = Path("perf/report"),
+    summary: Annotated[Path, typer.Option(help="Document with the markers.")] = Path("docs/performance.md"),
+    show: Annotated[bool, typer.Option("--list", help="Say which experiments there are.")] = False,
 ) -> None:
-    """Workload W: 64 distinct prompts of 128 tokens, 64 new tokens each, greedy, through Triton with streaming.
+    """Measure each claim of this project; the summary document is rewritten by whole runs only.
 
     Examples:
 
         make bench
 
-        make bench BENCH_FLAGS="--naive-requests 0 --repeats 5"
-    """
-    from autoglm_engine.manifest import Manifest
-    from autoglm_export.bundled import find_bundled
+        make bench BENCH_FLAGS="--only connections --only calls"
 
+        python -m autoglm_perf --only scheduler-overhead --quick
+    """
     console = Console()
-    settings = BenchSettings(repeats, naive_requests, sweep=Sweep() if analyzer else None)
+    try:
+        experiments = load(only or ())
+    except UnknownExperiment as error:
+        raise typer.BadParameter(str(error)) from None
+    if show:
+        for experiment in experiments:
+            console.print(f"{experiment.description.name:20} {experiment.description.claim}")
+        return
     _ensure_artifact(artifact, console)
-    manifest = Manifest.load(artifact)
     tokenizer = load_tokenizer(artifact)
-    workloads = (reference_workload(tokenizer, seed=seed) for seed in itertools.count())
-    workload = next(workloads)
-    console.print(f"{machine()['cpu']}, {machine()['cores']} cores; {manifest.model_name} {manifest.precision}")
-    with serving(REPOSITORY, artifact, console) as url:
-        runs = ours = bench_ours(url, workloads, settings, console)
-        if settings.sweep is not None:
-            runs = runs + bench_analyzer(url, workload, settings.sweep, console)
-    naive = bench_naive(find_bundled("smollm2"), workload, settings, console) if naive_requests else None
-    runs = runs + ([naive] if naive else [])
-    show_runs(console, workload, runs)
-    conclude(console, ours, naive)
-    write(settings, workload, {"runtime": manifest.runtime, "precision": manifest.precision}, runs)
-    console.print(f"figures: {settings.results}")
+    context = Context(REPOSITORY, artifact, tokenizer, quick, 1 if quick else repeats, console.print)
+    about = _about(artifact, context.repeats)
+    results = run_all(experiments, context, lambda result: _tell(console, result))
+    folder = output / "quick" if quick else output
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "index.html").write_text(page.render(results, about, QUICK if quick else ""), encoding="utf-8")
+    write_json(folder / "results.json", results, about)
+    if not quick:
+        append_jsonl(HISTORY, results, about)
+    whole = not quick and not only
+    markdown.write_summary(summary if whole else folder / "summary.md", markdown.render(results, about))
+    console.print(f"report: {folder / 'index.html'}; summary: {summary if whole else folder / 'summary.md'}")
+    if any(result.status == "failed" for result in results):
+        raise typer.Exit(1)
+
+
+def _tell(console: Console, result: Result) -> None:
+    console.print(f"  {result.status} after {result.seconds:.0f} s {result.reason}".rstrip(), markup=False)
+
+
+def _about(artifact: Path, repeats: int) -> dict[str, Any]:
+    from autoglm_engine.manifest import Manifest
+
+    manifest, here = Manifest.load(artifact), machine()
+    stamp = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
+    served = f"{manifest.model_name}, {manifest.runtime} {manifest.precision}"
+    return {**here, "time": stamp, "artifact": served, "repeats": repeats}
 
 
 def _ensure_artifact(artifact: Path, console: Console) -> None:

@@ -1,0 +1,1 @@
+"""One module an experiment: `DESCRIPTION` and `run(context)`; `registry.MODULES` names them."""

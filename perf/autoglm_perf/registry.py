@@ -1,0 +1,40 @@
+"""The experiments, in the order of the report. A new one is a module of `experiments/` and a name here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+
+from .experiment import Description, Experiment
+
+MODULES = (
+    "whole_system",
+    "connections",
+    "calls",
+    "analyzer_sweep",
+    "prefix_reuse",
+    "ensemble_overhead",
+    "scheduler_overhead",
+    "peers",
+)
+
+
+class UnknownExperiment(ValueError):
+    """Names what was asked for and what there is."""
+
+
+def load(names: Sequence[str] = ()) -> list[Experiment]:
+    """All, or those named, in the registry's order. Raises UnknownExperiment."""
+    known = [_load(module) for module in MODULES]
+    by_name = {experiment.description.name: experiment for experiment in known}
+    if len(by_name) != len(known):
+        raise AssertionError("two experiments have the same name")
+    if unknown := sorted(set(names) - by_name.keys()):
+        raise UnknownExperiment(f"there is no experiment {unknown[0]!r}; there are {', '.join(by_name)}")
+    return [experiment for experiment in known if not names or experiment.description.name in names]
+
+
+def _load(module: str) -> Experiment:
+    loaded = importlib.import_module(f".experiments.{module}", __package__)
+    description: Description = loaded.DESCRIPTION
+    return Experiment(description, loaded.run)
