@@ -32,6 +32,11 @@ def write_pieces(pieces: Iterable[Piece]) -> None:
     sys.stdout.flush()
 
 
+def write_text(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def result_json(result: Result) -> dict[str, Any]:
     return {
         "text": result.text,

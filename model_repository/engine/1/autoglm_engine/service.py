@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
-from .core import Span, StepBatch, TokenIds
+from .core import Request, Span, StepBatch, TokenIds
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .load import load_runner
@@ -48,6 +48,8 @@ class EngineService:
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
+        settings.num_slots(manifest.num_slots)  # refused before the weights are read
+        self._default_deadline_ms = settings.default_deadline_ms
         text = TokenText(load_tokenizer(folder))
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
@@ -78,12 +80,17 @@ class EngineService:
         try:
             request = unpack_request(request_id, token_ids, packed)
             self._rules.recheck(request.sampling)
-            self._loop.submit(request)
+            self._loop.submit(self._with_deadline(request))
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return
         if self._replies.was_cancelled(caller_id):
             self._loop.cancel([request_id])
+
+    def _with_deadline(self, request: Request) -> Request:
+        if request.deadline is not None or not self._default_deadline_ms:
+            return request
+        return dataclasses.replace(request, deadline=request.arrival + self._default_deadline_ms / 1e3)
 
     def control(self, text: bytes, reply: Reply) -> None:
         """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters."""
