@@ -80,7 +80,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
     answer = json.loads(run("generate", "hi", "--json").stdout)
     assert set(answer) == {
         "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
-        "request_id", "endpoint",
+        "cache_hit", "cache_age_ms", "request_id", "endpoint",
     }  # fmt: skip
     assert set(answer["stages_ms"]) == {"queue", "tokenize", "prefill", "decode", "detokenize", "network"}
 
