@@ -80,7 +80,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
     answer = json.loads(run("generate", "hi", "--json").stdout)
     assert set(answer) == {
         "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
-        "request_id", "endpoint",
+        "cache_hit", "cache_age_ms", "request_id", "endpoint",
     }  # fmt: skip
     assert set(answer["stages_ms"]) == {"queue", "tokenize", "prefill", "decode", "detokenize", "network"}
 
@@ -266,3 +266,10 @@ def test_batch_leaves_foreign_files_alone(use: Use, tmp_path: Path) -> None:
     assert "is no file of answers" in run("batch", str(file), "-o", str(foreign)).stderr
     assert foreign.read_text() == "my notes\nare precious"
     assert "cannot go into the file of the prompts" in run("batch", str(file), "-o", str(file)).stderr
+
+
+def test_generate_asks_for_the_whole_answer_where_streaming_is_off(use: Use, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AUTOGLM_USE_STREAMING", "false")
+    transport = use(FakeTransport())
+    assert run("generate", "hi").stdout == "one two three\n"
+    assert inputs_of(transport.requests[0])["stream"] == b"\x00"

@@ -47,6 +47,10 @@ async def read_stats(transport: Transport, timeout: float | None) -> Stats:
     return Stats(engine=engine, models={entry.name: parse_counters(entry) for entry in statistics.model_stats})
 
 
+async def flush_cache(transport: Transport, timeout: float | None) -> int:
+    return int((await send_control(transport, {"flush": True}, timeout))["flushed"])
+
+
 async def wait_until_ready(health: Callable[[], Awaitable[Health]], timeout: float, address: str) -> Health:
     clock = asyncio.get_running_loop().time
     give_up_at = clock() + timeout

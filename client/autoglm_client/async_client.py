@@ -12,7 +12,7 @@ from typing import Literal, Unpack, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .admin import read_health, read_models, read_stats, wait_until_ready
+from .admin import flush_cache, read_health, read_models, read_stats, wait_until_ready
 from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
 from .failover import Endpoint, EndpointPool
@@ -173,6 +173,10 @@ class AsyncClient:
     async def stats(self) -> Stats:
         """The engine's own counters, and Triton's of each model."""
         return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
+
+    async def flush_cache(self) -> int:
+        """Have the server forget the answers it keeps; how many those were."""
+        return await flush_cache(self._endpoints().pick().transport, self._timeouts.connect)
 
     async def wait_until_ready(self, timeout: float = 120.0) -> Health:
         """Raises `ServerUnavailableError` when the server is not ready within `timeout` seconds."""

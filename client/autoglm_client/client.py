@@ -156,6 +156,9 @@ class Client:
     def stats(self) -> Stats:
         return self._thread.run(self._async.stats())
 
+    def flush_cache(self) -> int:
+        return self._thread.run(self._async.flush_cache())
+
     def wait_until_ready(self, timeout: float = 120.0) -> Health:
         return self._thread.run(self._async.wait_until_ready(timeout))
 

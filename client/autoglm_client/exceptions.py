@@ -2,6 +2,7 @@
 
     AutoGLMError
     ├── InvalidRequestError         the server refused the prompt or an option: names the value and the allowed range
+    │   └── NotCachedError          cache="only", and the server has no such answer
     ├── ServerUnavailableError      nothing was computed: try again later, or elsewhere
     │   ├── CannotConnectError      no connection: wrong address, or no server there
     │   └── QueueFullError          the server is up and has as much to do as it takes on
@@ -35,6 +36,10 @@ class AutoGLMError(Exception):
 
 
 class InvalidRequestError(AutoGLMError):
+    pass
+
+
+class NotCachedError(InvalidRequestError):
     pass
 
 

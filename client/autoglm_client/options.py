@@ -17,6 +17,8 @@ class GenerationOptions:
     `temperature` 0 is greedy. `stop` strings are matched on text and do not appear in the answer. `logprobs` n asks for
     the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit, counted
     from the request's arrival: the answer then ends early, with the finish reason `deadline`.
+    `cache` says what the server's response cache may do: default, bypass, refresh, or only (then a miss raises
+    `NotCachedError`). `tenant` keeps its answers apart from those of others.
     """
 
     max_tokens: int | None = None
@@ -33,6 +35,8 @@ class GenerationOptions:
     ignore_eos: bool | None = None
     logprobs: int | None = None
     deadline_ms: int | None = None
+    cache: str | None = None
+    tenant: str | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -59,6 +63,8 @@ class OptionChanges(TypedDict, total=False):
     ignore_eos: bool | None
     logprobs: int | None
     deadline_ms: int | None
+    cache: str | None
+    tenant: str | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

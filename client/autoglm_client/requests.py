@@ -40,6 +40,8 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "cache": "STRING",
+    "tenant": "STRING",
 }
 
 
@@ -65,7 +67,8 @@ def generation_request(
 
 
 def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
-    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}` or `{"stats": true}`."""
+    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}`, `{"stats": true}` or
+    `{"flush": true}`."""
     request = _empty_request(ENGINE, new_request_id())
     _add(request, "control", "BYTES", [_string_bytes("control", json.dumps(command))])
     return request
@@ -93,7 +96,7 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
     if datatype == "STRING":
-        if strings := _stop_strings(value):
+        if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
     elif datatype == "BOOL":
         if not isinstance(value, bool):
@@ -101,6 +104,12 @@ def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: 
         _add(request, name, datatype, [struct.pack("<?", value)])
     else:
         _add(request, name, datatype, [_number_bytes(name, datatype, value)])
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"{name} must be a string, got {value!r:.100}")
+    return value
 
 
 def _stop_strings(value: Any) -> list[str]:

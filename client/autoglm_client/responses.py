@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 from .exceptions import (
     AutoGLMError,
     InvalidRequestError,
+    NotCachedError,
     ProtocolError,
     QueueFullError,
     ServerError,
@@ -21,10 +22,13 @@ from .types import Candidate, ModelCounters, ModelInfo, Piece, StageTimes, Tenso
 
 _OUTPUTS = ("text_output", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "stage_times")
 _INT32 = struct.Struct("<i")
+_FP32 = struct.Struct("<f")
 _STAGES = struct.Struct("<5f")
+_NO_HIT, _NO_AGE = struct.pack("<I4s", 4, b"none"), struct.pack("<f", 0.0)  # of a server without a cache
 _TRITON_PREFIX = re.compile(r"^(in ensemble '[^']*', )?(Failed to process the request\(s\)[^,]*, message: )?")
 _CODE_MARK = re.compile(r"(?P<code>[A-Z_]{5,}): ")
 _BUSY = re.compile(r"\bqueue|requests wait")
+_MISS = re.compile(r"\bnot cached\b")
 _TRITON_REFUSAL = re.compile(
     r"unexpected (inference input|shape|datatype|data-type)|unknown model|expected \d+ inputs|byte size"
 )
@@ -66,6 +70,8 @@ def error_of(text: str, code: str = "") -> AutoGLMError:
     if marked := _CODE_MARK.match(sentence):
         code, sentence = marked["code"], sentence[marked.end() :]
     match code:
+        case "NOT_FOUND" if _MISS.search(sentence):
+            return NotCachedError(sentence)
         case "INVALID_ARG" | "INVALID_ARGUMENT" | "NOT_FOUND" | "OUT_OF_RANGE":
             return InvalidRequestError(sentence)
         case "UNAVAILABLE":
@@ -113,6 +119,8 @@ def _piece(tensors: dict[str, bytes]) -> Piece:
         ),
         stages=StageTimes(*_STAGES.unpack(tensors["stage_times"])),
         logprobs=_logprobs(tensors.get("logprobs_output", b"")),
+        cache_hit=_string(tensors.get("cache_hit", _NO_HIT)),
+        cache_age_ms=_FP32.unpack(tensors.get("cache_age_ms", _NO_AGE))[0],
     )
 
 

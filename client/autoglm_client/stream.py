@@ -134,6 +134,8 @@ class Stream:
             request_id=self._flight.request_id,
             endpoint=self._flight.endpoint,
             logprobs=tuple(self._logprobs),
+            cache_hit=last.cache_hit,
+            cache_age_ms=last.cache_age_ms,
         )
 
     def _leave(self) -> None:

@@ -64,6 +64,8 @@ class Piece:
     usage: Usage  # so far
     stages: StageTimes  # so far
     logprobs: tuple[TokenLogprob, ...] = ()
+    cache_hit: str = "none"  # "exact": a kept answer; "coalesced": that of an equal request in flight
+    cache_age_ms: float = 0.0  # of a kept answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +81,8 @@ class Result:
     request_id: str
     endpoint: str
     logprobs: tuple[TokenLogprob, ...] = ()
+    cache_hit: str = "none"
+    cache_age_ms: float = 0.0
 
     @property
     def tokens_per_second(self) -> float:

@@ -54,7 +54,13 @@ def run_sweep(url: str, workload: Workload, sweep: Sweep) -> dict[int, list[Requ
 
 def input_data(workload: Workload) -> dict[str, Any]:
     """perf_analyzer's input file: one step a prompt; sampling options are tensors."""
-    options = {"max_tokens": [workload.max_tokens], "temperature": [0.0], "ignore_eos": [True], "stream": [True]}
+    options = {
+        "max_tokens": [workload.max_tokens],
+        "temperature": [0.0],
+        "ignore_eos": [True],
+        "stream": [True],
+        "cache": ["bypass"],
+    }
     return {"data": [{"text_input": [prompt], **options} for prompt in workload.prompts]}
 
 

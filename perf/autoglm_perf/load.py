@@ -46,7 +46,9 @@ async def _timed_stream(client: AsyncClient, prompt: str, max_tokens: int) -> Re
     started, error = time.monotonic(), None
     arrivals: list[tuple[float, int]] = []  # when, completion tokens so far
     try:
-        async with client.stream(prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True) as stream:
+        async with client.stream(
+            prompt, max_tokens=max_tokens, temperature=0.0, ignore_eos=True, cache="bypass"
+        ) as stream:
             async for piece in stream:
                 arrivals.append((time.monotonic(), piece.usage.completion_tokens))  # noqa: PERF401 - kept on errors
     except AutoGLMError as failure:

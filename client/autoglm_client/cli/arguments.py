@@ -28,6 +28,10 @@ TopP = Annotated[
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
+]
 System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
 Repository = Annotated[
@@ -75,6 +79,7 @@ class Sampling:
     top_k: int | None = None
     seed: int | None = None
     stop: list[str] | None = None
+    cache: str | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -84,4 +89,5 @@ class Sampling:
             top_k=self.top_k,
             seed=self.seed,
             stop=self.stop or None,
+            cache=self.cache,
         )

@@ -16,6 +16,7 @@ from autoglm_client.timeouts import Timeouts
 
 from . import arguments as args
 from .batch_files import Job, Journal, read_jobs
+from .configuring import command_settings
 from .failures import CommandError
 from .output import notes, print_json, result_json
 
@@ -34,6 +35,7 @@ def batch(
     top_k: args.TopK = None,
     seed: args.Seed = None,
     stop: args.Stop = None,
+    cache: args.Cache = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
     json: args.Json = False,
@@ -53,12 +55,13 @@ def batch(
     target = output if output is not None else file.with_suffix(".answers.jsonl")
     if target.resolve() == file.resolve():
         raise CommandError(f"the answers cannot go into the file of the prompts: {file}")
-    jobs = read_jobs(file, args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options())
+    jobs = read_jobs(file, args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache).options())
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
+    limits = MapLimits(concurrency, prefetch_factor=command_settings().prefetch_factor, ordered=False)
     with Journal.open(target) as journal:
         waiting = [job for job in jobs if job.id not in journal.done]
         client = AsyncClient(args.urls_of(url), timeouts=timeouts)
-        failed = asyncio.run(_answer(client, waiting, journal, concurrency)) if waiting else 0
+        failed = asyncio.run(_answer(client, waiting, journal, limits)) if waiting else 0
     if json:
         counts = {"asked": len(waiting), "skipped": len(jobs) - len(waiting), "failed": failed}
         print_json({**counts, "output": str(target)})
@@ -70,7 +73,7 @@ def batch(
         )
 
 
-async def _answer(client: AsyncClient, jobs: list[Job], journal: Journal, concurrency: int) -> int:
+async def _answer(client: AsyncClient, jobs: list[Job], journal: Journal, limits: MapLimits) -> int:
     """The number of failed jobs. A server that cannot be reached ends the run."""
     failed = 0
 
@@ -92,7 +95,7 @@ async def _answer(client: AsyncClient, jobs: list[Job], journal: Journal, concur
     async with client:
         with Progress(*columns, console=notes()) as bar:
             task = bar.add_task("answering", total=len(jobs))
-            async for outcome in bounded_map(ask, jobs, MapLimits(concurrency, prefetch_factor=2, ordered=False)):
+            async for outcome in bounded_map(ask, jobs, limits):
                 if isinstance(outcome, Exception):
                     raise outcome
                 job, answer = outcome

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from autoglm_client.client import Client
+from autoglm_client.options import GenerationOptions
 from autoglm_client.timeouts import Timeouts
-from autoglm_client.types import Message, Prompt
+from autoglm_client.types import Message, Prompt, Result
 
 from . import arguments as args
+from .configuring import command_settings
 from .failures import CommandError
-from .output import notes, print_json, result_json, stage_table, summary_line, write_pieces
+from .output import notes, print_json, result_json, stage_table, summary_line, write_pieces, write_text
 
 
 def generate(
@@ -27,6 +29,7 @@ def generate(
     top_k: args.TopK = None,
     seed: args.Seed = None,
     stop: args.Stop = None,
+    cache: args.Cache = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
     json: args.Json = False,
@@ -40,21 +43,29 @@ def generate(
       git diff | autoglm generate - --system "Summarise this change." --stats
       autoglm generate "Name a colour." --json | jq -r .text
     """
-    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop)
+    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache)
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
-    with (
-        Client(args.urls_of(url), timeouts=timeouts) as client,
-        client.stream(asked, sampling.options()) as stream,
-    ):
-        if json:
-            print_json(result_json(stream.read_all()))
-        else:
-            write_pieces(stream)
-        result = stream.result
+    with Client(args.urls_of(url), timeouts=timeouts) as client:
+        result = answer(client, asked, sampling.options(), show=not json)
+    if json:
+        print_json(result_json(result))
     if stats:
         notes().print(summary_line(result))
         notes().print(stage_table(result))
+
+
+def answer(client: Client, asked: Prompt, options: GenerationOptions, *, show: bool) -> Result:
+    """The whole answer; with `show` it is written to stdout, while it is made unless `use_streaming` is off."""
+    if not command_settings().use_streaming:
+        result = client.generate(asked, options)
+        if show:
+            write_text(result.text)
+        return result
+    with client.stream(asked, options) as stream:
+        if show:
+            write_pieces(stream)
+        return stream.result if show else stream.read_all()
 
 
 def prompt_of(text: str, *, raw: bool, system: str | None) -> Prompt:

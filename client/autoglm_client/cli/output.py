@@ -32,6 +32,11 @@ def write_pieces(pieces: Iterable[Piece]) -> None:
     sys.stdout.flush()
 
 
+def write_text(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def result_json(result: Result) -> dict[str, Any]:
     return {
         "text": result.text,
@@ -45,6 +50,8 @@ def result_json(result: Result) -> dict[str, Any]:
         "total_ms": result.total_ms,
         "tokens_per_second": result.tokens_per_second,
         "stages_ms": {name: getattr(result.stages, f"{name}_ms") for name in STAGE_NAMES},
+        "cache_hit": result.cache_hit,
+        "cache_age_ms": result.cache_age_ms,
         "request_id": result.request_id,
         "endpoint": result.endpoint,
     }
@@ -53,10 +60,12 @@ def result_json(result: Result) -> dict[str, Any]:
 def summary_line(result: Result) -> str:
     usage = result.usage
     first = f"first token {result.time_to_first_token_ms:.0f} ms, " if result.time_to_first_token_ms is not None else ""
+    hits = {"exact": f", from the cache ({result.cache_age_ms / 1e3:.0f} s old)", "coalesced": ", shared with another"}
     cached = f" ({usage.cached_tokens} cached)" if usage.cached_tokens else ""
     return (
         f"{first}{result.tokens_per_second:.1f} tokens/s, "
         f"{usage.prompt_tokens} prompt{cached} + {usage.completion_tokens} new tokens, ended by {result.finish_reason}"
+        f"{hits.get(result.cache_hit, '')}"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ import typer
 from autoglm_client.local_server import LocalServer
 
 from . import arguments as args
+from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
 from .export import run_export
 from .failures import CommandError
 from .output import notes
@@ -35,6 +37,13 @@ def serve(
         bool,
         typer.Option("--export-if-missing", help=f"Export the bundled model ({BUNDLED_MODEL}) where there is none."),
     ] = False,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings in effect, as a file for --config, and leave.")
+    ] = False,
 ) -> None:
     """Run the server in the foreground until Ctrl-C.
 
@@ -43,13 +52,23 @@ def serve(
       autoglm serve
       autoglm serve --artifact build/model --grpc-port 9001
       autoglm serve --export-if-missing --log-file server.log
+      autoglm serve --config serving.toml --print-config
     """
     folder = repository_folder(repository)
+    from_file = file_settings(config)
+    settings = serving_settings(folder, from_file)
+    if print_config:
+        from autoglm_engine.settings_file import as_toml
+
+        sys.stdout.write(as_toml(settings))
+        return
     chosen = artifact_folder(artifact, folder)
     ensure_exported(chosen, export_if_missing=export_if_missing)
+    check_slots(settings, chosen)
     server = LocalServer(
         folder,
         artifact=chosen,
+        env=server_environment(from_file),
         host=host,
         http_port=http_port,
         grpc_port=grpc_port,

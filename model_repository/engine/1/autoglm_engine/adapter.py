@@ -11,10 +11,10 @@ from typing import Any
 
 from .errors import InvalidRequest
 from .settings import EngineSettings
+from .settings_file import parse_text, variable
 
 ARTIFACT_VARIABLE = "AUTOGLM_ARTIFACT"
 _THREADS = "num_threads"
-_FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 
 def artifact_folder(model_folder: str, environ: Mapping[str, str] = os.environ) -> Path:
@@ -30,31 +30,23 @@ def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) 
     use. Raises InvalidRequest for an unknown name or a value that is not of its type or range.
     """
     texts = _parameters(model_config)
-    fields = {field.name: field for field in dataclasses.fields(EngineSettings)}
-    if unknown := sorted(texts.keys() - fields.keys() - {_THREADS}):
+    fields = [field.name for field in dataclasses.fields(EngineSettings)]
+    if unknown := sorted(texts.keys() - set(fields) - {_THREADS}):
         raise InvalidRequest(f"config.pbtxt has the unknown parameter {unknown[0]}; known: {', '.join(fields)}")
     for name in (*fields, _THREADS):
-        if (text := environ.get(f"AUTOGLM_{name.upper()}")) is not None:
+        if (text := environ.get(variable(name))) is not None:
             texts[name] = text
-    threads = int(_parsed(_THREADS, texts.pop(_THREADS, "0"), int))
-    settings = EngineSettings(**{name: _parsed(name, text, type(fields[name].default)) for name, text in texts.items()})
-    return settings, threads or len(os.sched_getaffinity(0))
+    threads = int(parse_text(_THREADS, texts.pop(_THREADS, "0")))
+    values: dict[str, Any] = {name: parse_text(name, text) for name, text in texts.items()}
+    return EngineSettings(**values), threads or len(os.sched_getaffinity(0))
 
 
 def exits_with_engine(model_config: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the whole server ends when the engine's process dies: `exit_with_engine`, true unless told otherwise."""
     name = "exit_with_engine"
-    text = environ.get(f"AUTOGLM_{name.upper()}", _parameters(model_config).get(name, "true"))
-    return bool(_parsed(name, text, bool))
+    return bool(parse_text(name, environ.get(variable(name), _parameters(model_config).get(name, "true"))))
 
 
 def _parameters(model_config: str) -> dict[str, str]:
     raw: dict[str, Any] = json.loads(model_config).get("parameters", {})
     return {name: str(value["string_value"]) for name, value in raw.items()}
-
-
-def _parsed(name: str, text: str, kind: type) -> Any:
-    try:
-        return _FLAGS[text.lower()] if kind is bool else kind(text)
-    except (KeyError, ValueError):
-        raise InvalidRequest(f"the setting {name} is {text!r}; it must be of type {kind.__name__}") from None

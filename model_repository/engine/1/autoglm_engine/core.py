@@ -36,6 +36,21 @@ class SamplingOptions:
     logprobs: int = 0  # 0: none; n: the chosen token's and the n most likely ones'
 
 
+class CacheUse(Enum):
+    """What a request allows of the response cache."""
+
+    DEFAULT = "default"
+    BYPASS = "bypass"  # neither look nor keep, and share with nobody
+    REFRESH = "refresh"  # compute anew, and keep that
+    ONLY = "only"  # compute nothing: a miss is an error
+
+
+class CacheHit(Enum):
+    NONE = "none"
+    EXACT = "exact"  # a kept answer
+    COALESCED = "coalesced"  # the answer of an equal request that was in flight
+
+
 @dataclass(frozen=True, slots=True)
 class Request:
     id: str
@@ -45,6 +60,8 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     tokenize_ms: float = 0.0
+    cache: CacheUse = CacheUse.DEFAULT
+    tenant: str = ""  # answers are kept for each tenant apart
 
 
 class FinishReason(Enum):
@@ -99,6 +116,8 @@ class Event:
     logprobs: tuple[TokenLogprobs, ...] = ()  # parallel to token_ids where the request asked for them
     error: str | None = None
     error_code: str = ""
+    cache_hit: CacheHit = CacheHit.NONE
+    cache_age_ms: float = 0.0  # of a kept answer
 
     @property
     def is_last(self) -> bool:

@@ -69,7 +69,8 @@ class Engine:
         self._pacer = StreamPacer(self._settings, gate or AlwaysOpen())
         self._clock = clock
         self._inbox = Inbox(self._settings.max_queue)
-        slots = SlotTable(self._limits.num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
+        num_slots = self._settings.num_slots(self._limits.num_slots)
+        slots = SlotTable(num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
         self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget)
         self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())

@@ -2,6 +2,7 @@
 
     EngineError
     ├── InvalidRequest      the caller's fault: names the value and the allowed range
+    ├── NotCached           a request that takes only a kept answer, and there is none
     ├── Unavailable         the server's state: try again later
     │   ├── QueueFull
     │   └── ShuttingDown
@@ -28,6 +29,10 @@ class EngineError(Exception):
 
 class InvalidRequest(EngineError):
     code = "INVALID_ARG"
+
+
+class NotCached(EngineError):
+    code = "NOT_FOUND"
 
 
 class Unavailable(EngineError):

@@ -6,9 +6,9 @@ import logging
 import queue
 import threading
 from collections.abc import Callable, Iterable
+from typing import Protocol
 
 from .core import Event, Request
-from .engine import Engine
 from .errors import EngineError
 
 _log = logging.getLogger(__name__)
@@ -17,17 +17,33 @@ _LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last an
 Sink = Callable[[Event], None]
 
 
+class Steps(Protocol):
+    """What is driven: `engine.Engine`, or `sharing.SharingEngine` in front of it, whose `submit` may answer at once."""
+
+    def submit(self, request: Request) -> list[Event] | None: ...
+
+    def cancel(self, request_ids: Iterable[str]) -> int: ...
+
+    @property
+    def has_work(self) -> bool: ...
+
+    def step(self) -> list[Event]: ...
+
+    def shut_down(self, failure: EngineError | None = None) -> list[Event]: ...
+
+
 class EngineLoop:
     """Runs `engine` until `close`. `sink` gets every event, in order, on one thread of its own; what it raises is
     logged and costs only that event. If stepping fails for good, every request is answered with an error, `healthy`
     turns False, `submit` raises, and `died` is called once the answers were handed to `sink`.
     """
 
-    def __init__(self, engine: Engine, sink: Sink, died: Callable[[], object] = lambda: None) -> None:
+    def __init__(self, engine: Steps, sink: Sink, died: Callable[[], object] = lambda: None) -> None:
         self._engine = engine
         self._sink = sink
         self._died = died
         self._wake = threading.Condition()
+        self._submitting = threading.Lock()  # so that nothing is published behind the end
         self._closing = False
         self._healthy = True
         self._published: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
@@ -54,7 +70,10 @@ class EngineLoop:
 
     def submit(self, request: Request) -> None:
         """As `Engine.submit`, and wakes the loop."""
-        self._engine.submit(request)
+        with self._submitting:
+            if answer := self._engine.submit(request):
+                self._published.put(answer)
+                return
         self._notify()
 
     def cancel(self, request_ids: Iterable[str]) -> int:
@@ -77,8 +96,9 @@ class EngineLoop:
             self._healthy = False
             failure = EngineError(f"the engine stopped: {error}")
         finally:
-            self._published.put(self._engine.shut_down(failure))
-            self._published.put(None)
+            with self._submitting:
+                self._published.put(self._engine.shut_down(failure))
+                self._published.put(None)
         if failure is not None:
             self._publisher.join(_LAST_ANSWERS_S)
             self._died()

@@ -44,6 +44,15 @@ INTER_TOKEN_LATENCY = MetricSpec(
 RUNNING = MetricSpec("running", Kind.GAUGE, "Requests in a slot")
 WAITING = MetricSpec("waiting", Kind.GAUGE, "Requests in the queue")
 SLOTS = MetricSpec("slots", Kind.GAUGE, "Slots by state: free, busy, retained", label="state")
+CACHE_HITS = MetricSpec("cache_hits", Kind.COUNTER, "Requests answered with a kept answer")
+CACHE_MISSES = MetricSpec("cache_misses", Kind.COUNTER, "Requests that looked for a kept answer and found none")
+CACHE_COALESCED = MetricSpec("cache_coalesced", Kind.COUNTER, "Requests that shared the slot of an equal one")
+CACHE_STORES = MetricSpec("cache_stores", Kind.COUNTER, "Answers kept")
+CACHE_EVICTIONS = MetricSpec("cache_evictions", Kind.COUNTER, "Kept answers that made room for others")
+CACHE_EXPIRED = MetricSpec("cache_expired", Kind.COUNTER, "Kept answers that were found too old")
+CACHE_CORRUPTED = MetricSpec("cache_corrupted", Kind.COUNTER, "Kept answers that were found damaged, and not used")
+CACHE_BYTES = MetricSpec("cache_bytes", Kind.GAUGE, "Bytes of kept answers")
+CACHE_ENTRIES = MetricSpec("cache_entries", Kind.GAUGE, "Kept answers")
 
 ALL_METRICS = (
     REQUESTS,
@@ -55,6 +64,15 @@ ALL_METRICS = (
     RUNNING,
     WAITING,
     SLOTS,
+    CACHE_HITS,
+    CACHE_MISSES,
+    CACHE_COALESCED,
+    CACHE_STORES,
+    CACHE_EVICTIONS,
+    CACHE_EXPIRED,
+    CACHE_CORRUPTED,
+    CACHE_BYTES,
+    CACHE_ENTRIES,
 )
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .core import SamplingOptions
+from .core import CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
 
@@ -16,6 +16,7 @@ Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
+MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
@@ -56,6 +57,8 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("cache",              "STRING", CacheUse.DEFAULT),
+    Option("tenant",             "STRING", ""),
 )}
 # fmt: on
 
@@ -67,6 +70,8 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    cache: CacheUse = CacheUse.DEFAULT
+    tenant: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,8 +101,8 @@ class OptionRules:
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        stream, deadline_ms = chosen.pop("stream"), chosen.pop("deadline_ms")
-        return Checked(SamplingOptions(**chosen), stream=stream, deadline_ms=deadline_ms)
+        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant")}
+        return Checked(SamplingOptions(**chosen), **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
@@ -112,8 +117,8 @@ class OptionRules:
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
-            value = values[option.name]
-            return _stop_strings(value) if option.name == "stop" else value
+            read = _READERS.get(option.name)
+            return read(values[option.name]) if read else values[option.name]
         if option.name == "max_tokens":
             return min(DEFAULT_MAX_TOKENS, room)
         return self.defaults.get(option.name, option.default) if option.from_model else option.default
@@ -148,6 +153,27 @@ def _stop_strings(raw: list[bytes]) -> tuple[str, ...]:
     return strings
 
 
+def _cache_use(raw: bytes) -> CacheUse:
+    text = text_of(raw, "cache")
+    try:
+        return CacheUse(text)
+    except ValueError:
+        allowed = ", ".join(use.value for use in CacheUse)
+        raise InvalidRequest(f"cache is {text!r:.40}; allowed are {allowed}") from None
+
+
+def _tenant(raw: bytes) -> str:
+    text = text_of(raw, "tenant")
+    check_tenant(text)
+    return text
+
+
+def check_tenant(tenant: str) -> None:
+    """Raises InvalidRequest."""
+    if len(tenant) > MAX_TENANT_CHARACTERS:
+        raise InvalidRequest(f"tenant has {len(tenant)} characters; at most {MAX_TENANT_CHARACTERS} are allowed")
+
+
 def _check_stop_strings(strings: tuple[str, ...]) -> None:
     for index, string in enumerate(strings):
         if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
@@ -160,3 +186,6 @@ def text_of(raw: bytes, name: str) -> str:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {"stop": _stop_strings, "cache": _cache_use, "tenant": _tenant}

@@ -90,6 +90,8 @@ def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Ou
         "cached_tokens": _int(event.usage.cached_tokens),
         "stage_times": np.array([times], dtype=np.float32),
         "logprobs_output": _string(logprobs),
+        "cache_hit": _string(event.cache_hit.value),
+        "cache_age_ms": np.array([[event.cache_age_ms]], dtype=np.float32),
     }
 
 

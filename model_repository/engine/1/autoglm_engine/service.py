@@ -11,18 +11,19 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
-from .core import Span, StepBatch, TokenIds
+from .core import Request, Span, StepBatch, TokenIds
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
-from .options import OptionRules
+from .options import OptionRules, check_tenant
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
 from .replies import Replies, Reply
 from .runner import Runner, run_step
 from .settings import EngineSettings
+from .sharing import FlightGate, SharingEngine
 from .token_text import TokenText
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
@@ -48,12 +49,17 @@ class EngineService:
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
+        settings.num_slots(manifest.num_slots)  # refused before the weights are read
+        self._default_deadline_ms = settings.default_deadline_ms
         text = TokenText(load_tokenizer(folder))
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
-        self._board = AckBoard(num_cells=1 + manifest.num_slots + settings.max_queue + _SPARE_CELLS)
+        # Who shares another's slot has a cell, too, and is bounded as the queue is.
+        self._board = AckBoard(num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS)
         gate = AckGate(self._board)
-        self._engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=gate, metrics=metrics)
+        shared = FlightGate(gate)
+        engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=shared, metrics=metrics)
+        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._replies, died)
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
@@ -78,15 +84,22 @@ class EngineService:
         try:
             request = unpack_request(request_id, token_ids, packed)
             self._rules.recheck(request.sampling)
-            self._loop.submit(request)
+            check_tenant(request.tenant)
+            self._loop.submit(self._with_deadline(request))
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return
         if self._replies.was_cancelled(caller_id):
             self._loop.cancel([request_id])
 
+    def _with_deadline(self, request: Request) -> Request:
+        if request.deadline is not None or not self._default_deadline_ms:
+            return request
+        return dataclasses.replace(request, deadline=request.arrival + self._default_deadline_ms / 1e3)
+
     def control(self, text: bytes, reply: Reply) -> None:
-        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters."""
+        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters,
+        `{"flush": true}` with how many kept answers that forgets."""
         try:
             answer = self._control(text)
         except EngineError as error:
@@ -103,9 +116,14 @@ class EngineService:
             case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):
                 return {"cancelled": self._loop.cancel(self._replies.find(ids))}
             case {"stats": True, **rest} if not rest:
-                return {"healthy": self._loop.healthy, **dataclasses.asdict(self._engine.stats)}
+                counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}
+                return {"healthy": self._loop.healthy, **counted}
+            case {"flush": True, **rest} if not rest:
+                return {"flushed": self._engine.flush()}
             case _:
-                raise InvalidRequest('control must be {"cancel": [request id, ...]} or {"stats": true}')
+                raise InvalidRequest(
+                    'control must be {"cancel": [request id, ...]}, {"stats": true} or {"flush": true}'
+                )
 
 
 def warm_up(runner: Runner) -> None:

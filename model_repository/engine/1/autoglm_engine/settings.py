@@ -1,25 +1,36 @@
-"""The engine's settings: one frozen object, built whole in one place and checked when it is built."""
+"""The settings: one frozen object, built whole in one place and checked when it is built. `settings_file` reads them."""
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 
 from .errors import InvalidRequest
 
+DEVICES = ("auto", "cpu", "cuda")
+CACHE_MODES = ("off", "exact")
+_DAY_MS = 86_400_000
 _RANGES: dict[str, tuple[float, float]] = {
     "max_queue": (1, 1_000_000),
+    "max_batch_size": (0, 4096),
     "token_budget": (1, 1_000_000),
     "heartbeat_ms": (1, 3_600_000),
     "max_events_per_second": (0, 1_000_000),
+    "default_deadline_ms": (0, _DAY_MS),
+    "cache_bytes": (1024, 1 << 40),
+    "cache_ttl_seconds": (0.001, 1e9),
+    "num_threads": (0, 4096),
+    "prefetch_factor": (1, 1000),
 }
-DEVICES = ("auto", "cpu", "cuda")
+_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES}
 
 
 @dataclass(frozen=True, slots=True)
 class EngineSettings:
     """`InvalidRequest` is raised for a value outside its range, naming both.
 
-    `max_queue`: requests that may wait for a slot; one more is refused with QueueFull.
+    `max_queue`: requests that may wait for a slot; one more is refused with QueueFull. As many may share another's slot.
+    `max_batch_size`: most slots used at once, at most those of the artifact; 0 uses all of them.
     `token_budget`: most tokens a step computes, decode and prefill together. More makes prefill faster and the gap
     between two tokens of a running stream longer. Running requests always get their token: the budget counts as the
     number of slots where that is more.
@@ -29,19 +40,62 @@ class EngineSettings:
     first and the last event of a stream never wait.
     `device`: where ONNX Runtime computes; auto is a GPU where this machine and the artifact allow it. Every other runtime
     has a device of its own.
+    `default_deadline_ms`: of requests that set none; 0 is none.
+    `cache_mode`: exact keeps complete answers and lets equal requests in flight share a slot; off does neither.
+    `cache_bytes`: most bytes of kept answers. `cache_ttl_seconds`: how long an answer is kept.
+    `cache_sampled`: also answers that are drawn at random without a seed, so that they repeat.
     """
 
     max_queue: int = 512
+    max_batch_size: int = 0
     token_budget: int = 256
     prefix_reuse: bool = True
     heartbeat_ms: float = 300.0
     max_events_per_second: float = 0.0
     device: str = "auto"
+    default_deadline_ms: int = 0
+    cache_mode: str = "off"
+    cache_bytes: int = 64 << 20
+    cache_ttl_seconds: float = 300.0
+    cache_sampled: bool = False
 
     def __post_init__(self) -> None:
-        for name, (low, high) in _RANGES.items():
-            value = getattr(self, name)
-            if not low <= value <= high:  # also refuses NaN
-                raise InvalidRequest(f"the setting {name} is {value}; it must be between {low:g} and {high:g}")
-        if self.device not in DEVICES:
-            raise InvalidRequest(f"the setting device is {self.device!r}; allowed are {', '.join(DEVICES)}")
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            if field.name in _RANGES:
+                low, high = _RANGES[field.name]
+                if not low <= value <= high:  # also refuses NaN
+                    raise InvalidRequest(
+                        f"the setting {field.name} is {value}; it must be between {low:g} and {high:g}"
+                    )
+            if field.name in _CHOICES and value not in _CHOICES[field.name]:
+                allowed = ", ".join(_CHOICES[field.name])
+                raise InvalidRequest(f"the setting {field.name} is {value!r}; allowed are {allowed}")
+
+    def num_slots(self, available: int) -> int:
+        """Slots to use of the artifact's `available` ones. Raises InvalidRequest where it has fewer."""
+        if self.max_batch_size > available:
+            raise InvalidRequest(
+                f"the setting max_batch_size is {self.max_batch_size}; it must be between 0 and {available}, "
+                "which is what the artifact has slots for"
+            )
+        return self.max_batch_size or available
+
+
+@dataclass(frozen=True, slots=True)
+class ServingSettings(EngineSettings):
+    """All that one file may set: the engine's settings, with the defaults that the model repository gives them, those of
+    its neighbours and those of the `autoglm` commands.
+
+    `num_threads`: of the runtime; 0 takes all cores that the process may use.
+    `exit_with_engine`: the server ends when the engine's process dies.
+    `prefetch_factor`: how far commands that ask many prompts read ahead, as a multiple of the requests in flight.
+    `use_streaming`: commands show an answer while it is made.
+    """
+
+    max_events_per_second: float = 400.0
+    cache_mode: str = "exact"
+    num_threads: int = 0
+    exit_with_engine: bool = True
+    prefetch_factor: int = 2
+    use_streaming: bool = True

@@ -14,7 +14,18 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .core import Event, FinishReason, Request, SamplingOptions, Stages, TokenIds, TokenLogprobs, Usage
+from .core import (
+    CacheHit,
+    CacheUse,
+    Event,
+    FinishReason,
+    Request,
+    SamplingOptions,
+    Stages,
+    TokenIds,
+    TokenLogprobs,
+    Usage,
+)
 from .errors import InvalidRequest
 
 Packed = npt.NDArray[np.uint8]
@@ -38,6 +49,8 @@ def pack_request(request: Request) -> Packed:
             "arrival": request.arrival,
             "deadline": request.deadline,
             "tokenize_ms": request.tokenize_ms,
+            "cache": request.cache.value,
+            "tenant": request.tenant,
         }
     )
 
@@ -56,6 +69,8 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             arrival=float(raw["arrival"]),
             deadline=None if raw["deadline"] is None else float(raw["deadline"]),
             tokenize_ms=float(raw["tokenize_ms"]),
+            cache=CacheUse(raw["cache"]),
+            tenant=str(raw["tenant"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
@@ -79,6 +94,8 @@ def pack_event(event: Event, ack: Ack | None) -> Packed:
         raw["logprobs"] = [(entry.token_id, entry.logprob, entry.top) for entry in event.logprobs]
     if event.error is not None:
         raw["error"] = (event.error_code, event.error)
+    if event.cache_hit is not CacheHit.NONE:
+        raw["cache"] = (event.cache_hit.value, event.cache_age_ms)
     if ack is not None:
         raw["ack"] = (ack.board, ack.cell, ack.number)
     return _pack(raw)
@@ -95,6 +112,7 @@ def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
 
 def _event(raw: dict[str, Any]) -> Event:
     error_code, error = raw.get("error", ("", None))
+    cache_hit, cache_age_ms = raw.get("cache", (CacheHit.NONE.value, 0.0))
     return Event(
         request_id=str(raw["id"]),
         token_ids=tuple(int(token_id) for token_id in raw["tokens"]),
@@ -109,6 +127,8 @@ def _event(raw: dict[str, Any]) -> Event:
         ),
         error=None if error is None else str(error),
         error_code=str(error_code),
+        cache_hit=CacheHit(cache_hit),
+        cache_age_ms=float(cache_age_ms),
     )
 
 

@@ -1,0 +1,38 @@
+"""What tells two requests apart whose answers may differ."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+
+import numpy as np
+
+from .core import Request, SamplingOptions
+
+FINGERPRINT_BYTES = 32
+
+
+def fingerprint(artifact_digest: str, request: Request) -> bytes:
+    """Of the artifact, the prompt's token ids, every sampling option and the tenant; of nothing else.
+
+    The text before the token ids holds no byte 0, so no two inputs run together.
+    """
+    said = json.dumps([artifact_digest, request.tenant, _options(request.sampling)])
+    ids = np.ascontiguousarray(request.prompt_ids, dtype="<i4").tobytes()
+    return hashlib.blake2b(said.encode() + b"\0" + ids, digest_size=FINGERPRINT_BYTES).digest()
+
+
+def is_deterministic(sampling: SamplingOptions) -> bool:
+    return sampling.temperature == 0 or sampling.seed is not None
+
+
+def _options(sampling: SamplingOptions) -> list[object]:
+    """In the order of the fields; equal numbers look alike, whatever their type and the sign of a zero."""
+    values = dataclasses.astuple(sampling)
+    return [value + 0.0 if type(value) in (int, float) and not _is_large(value) else value for value in values]
+
+
+def _is_large(value: float) -> bool:
+    """A seed that a float cannot hold exactly."""
+    return abs(value) > 2**53

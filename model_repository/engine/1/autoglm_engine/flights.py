@@ -1,0 +1,107 @@
+"""One computation that several requests may share, and what each of them was told of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from .core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from .token_text import TokenText
+
+
+@dataclass(slots=True, eq=False)
+class Flight:
+    """The engine runs it under an id of its own, streamed and without a deadline. Everything it said so far is kept here
+    as one answer; readers are told of it from wherever they stopped, always between events of the engine, so that what
+    they get decodes on its own to whole characters.
+    """
+
+    id: str
+    key: bytes
+    generation: int  # of the cache when it began: a flush since then keeps its answer out
+    members: list[Member] = field(default_factory=list)
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
+    latest: Event | None = None
+    num_told: int = 0  # tokens before `latest`
+    is_heartbeat: bool = False  # `latest` came in this step and said nothing
+
+    def take(self, event: Event) -> None:
+        self.num_told = len(self.token_ids)
+        self.token_ids += event.token_ids
+        self.logprobs += event.logprobs
+        self.latest = event
+        self.is_heartbeat = not event.token_ids and not event.is_last
+
+    def text_bytes(self, start: int, text: TokenText) -> int | None:
+        """As `Event.text_bytes`, of the tokens from `start` on."""
+        if self.latest is None or self.latest.text_bytes is None:
+            return None
+        before = text.decode(self.token_ids[start : self.num_told], start == 0) if start < self.num_told else ""
+        return len(before.encode()) + self.latest.text_bytes
+
+    def whole(self, text: TokenText) -> Event:
+        """The answer as one event; after the last one was taken."""
+        assert self.latest is not None and self.latest.is_last, f"flight {self.id} has not ended"
+        return replace(
+            self.latest,
+            token_ids=tuple(self.token_ids),
+            logprobs=tuple(self.logprobs),
+            text_bytes=self.text_bytes(0, text),
+            is_first=bool(self.token_ids),
+        )
+
+
+@dataclass(slots=True, eq=False)
+class Member:
+    """A request that reads a flight. `cursor`: how many of its tokens it was sent."""
+
+    request: Request
+    flight: Flight
+    hit: CacheHit
+    joined_at: float
+    cursor: int = 0
+    leaves: FinishReason | None = None  # the flight was asked to end for it, as its last reader
+    first_token_at: float | None = None
+
+    @property
+    def has_news(self) -> bool:
+        return self.cursor < len(self.flight.token_ids)
+
+    def event(self, now: float, text: TokenText, finish_reason: FinishReason | None = None) -> Event:
+        """What it was not sent yet, as one event. `finish_reason`: it leaves before the flight ends."""
+        flight, start = self.flight, self.cursor
+        self.cursor = len(flight.token_ids)
+        latest = flight.latest
+        if self.first_token_at is None and self.cursor:
+            self.first_token_at = now
+        event = Event(
+            request_id=self.request.id,
+            token_ids=tuple(flight.token_ids[start:]),
+            usage=latest.usage if latest else Usage(len(self.request.prompt_ids), 0, 0),
+            stages=self._stages(now),
+            finish_reason=finish_reason,
+            text_bytes=flight.text_bytes(start, text),
+            is_first=start == 0 and self.cursor > 0,
+            logprobs=tuple(flight.logprobs[start:]),
+            cache_hit=self.hit,
+        )
+        if latest is None or not latest.is_last or finish_reason is not None:
+            return event
+        reason = self.leaves if self.leaves and latest.finish_reason is FinishReason.CANCELLED else latest.finish_reason
+        return replace(event, finish_reason=reason, error=latest.error, error_code=latest.error_code)
+
+    def _stages(self, now: float) -> Stages:
+        """Of the request that began the flight, the flight's own. Others wait until they are told something."""
+        if self.hit is CacheHit.NONE and self.flight.latest is not None:
+            return self.flight.latest.stages
+        first = now if self.first_token_at is None else self.first_token_at
+        return Stages(
+            queue_ms=waited_ms(self.request, self.joined_at, first),
+            tokenize_ms=self.request.tokenize_ms,
+            decode_ms=(now - first) * 1e3,
+        )
+
+
+def waited_ms(request: Request, since: float, until: float) -> float:
+    """From arrival (`since`, where it is not known) to `until`, without the time to tokenize."""
+    return max(0.0, (until - (request.arrival or since)) * 1e3 - request.tokenize_ms)
