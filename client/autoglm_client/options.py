@@ -16,7 +16,8 @@ class GenerationOptions:
 
     `temperature` 0 is greedy. `stop` strings are matched on text and do not appear in the answer. `logprobs` n asks for
     the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit, counted
-    from the request's arrival: the answer then ends early, with the finish reason `deadline`.
+    from the request's arrival: the answer then ends early, with the finish reason `deadline`. `user` says whose the request
+    is: where the server admits by features, requests of one user are served together.
     """
 
     max_tokens: int | None = None
@@ -33,6 +34,7 @@ class GenerationOptions:
     ignore_eos: bool | None = None
     logprobs: int | None = None
     deadline_ms: int | None = None
+    user: str | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -59,6 +61,7 @@ class OptionChanges(TypedDict, total=False):
     ignore_eos: bool | None
     logprobs: int | None
     deadline_ms: int | None
+    user: str | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

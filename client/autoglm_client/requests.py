@@ -40,6 +40,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "user": "STRING",
 }
 
 
@@ -93,7 +94,7 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
     if datatype == "STRING":
-        if strings := _stop_strings(value):
+        if strings := _user(value) if name == "user" else _stop_strings(value):
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
     elif datatype == "BOOL":
         if not isinstance(value, bool):
@@ -108,6 +109,12 @@ def _stop_strings(value: Any) -> list[str]:
     if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
         raise InvalidRequestError(f"stop must be a string or a sequence of strings, got {value!r:.100}")
     return list(strings)
+
+
+def _user(value: Any) -> list[str]:
+    if not isinstance(value, str):
+        raise InvalidRequestError(f"user must be a string, got {value!r:.100}")
+    return [value]
 
 
 def _number_bytes(name: str, datatype: str, value: Any) -> bytes:

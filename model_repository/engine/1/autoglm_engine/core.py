@@ -45,6 +45,7 @@ class Request:
     arrival: float = 0.0
     deadline: float | None = None
     tokenize_ms: float = 0.0
+    user: str = ""  # whose it is, if the caller says; requests of one user may be served together
 
 
 class FinishReason(Enum):

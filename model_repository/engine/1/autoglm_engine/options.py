@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,6 +15,7 @@ from .manifest import Manifest
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 DAY_MS = 86_400_000
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -56,6 +57,7 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("user",               "STRING", ""),
 )}
 # fmt: on
 
@@ -67,6 +69,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    user: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,13 +94,13 @@ class OptionRules:
         return rules
 
     def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
-        """`values`: what the caller set, as Python values; `stop` as a list of bytes. Raises InvalidRequest."""
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes. Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        stream, deadline_ms = chosen.pop("stream"), chosen.pop("deadline_ms")
-        return Checked(SamplingOptions(**chosen), stream=stream, deadline_ms=deadline_ms)
+        stream, deadline_ms, user = chosen.pop("stream"), chosen.pop("deadline_ms"), chosen.pop("user")
+        return Checked(SamplingOptions(**chosen), stream=stream, deadline_ms=deadline_ms, user=user)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
@@ -112,8 +115,8 @@ class OptionRules:
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
-            value = values[option.name]
-            return _stop_strings(value) if option.name == "stop" else value
+            read = _READERS.get(option.name)
+            return read(values[option.name]) if read else values[option.name]
         if option.name == "max_tokens":
             return min(DEFAULT_MAX_TOKENS, room)
         return self.defaults.get(option.name, option.default) if option.from_model else option.default
@@ -154,9 +157,19 @@ def _check_stop_strings(strings: tuple[str, ...]) -> None:
             raise InvalidRequest(f"stop[{index}] has {len(string)} characters; 1 to {MAX_STOP_CHARACTERS} are allowed")
 
 
+def _user(raw: bytes) -> str:
+    user = text_of(raw, "user")
+    if len(user) > MAX_USER_CHARACTERS:
+        raise InvalidRequest(f"user has {len(user)} characters; at most {MAX_USER_CHARACTERS} are allowed")
+    return user
+
+
 def text_of(raw: bytes, name: str) -> str:
     """UTF-8 to text. Raises InvalidRequest that names the first bad byte."""
     try:
         return raw.decode()
     except UnicodeDecodeError as error:
         raise InvalidRequest(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None
+
+
+_READERS: Mapping[str, Callable[[Any], Any]] = {"stop": _stop_strings, "user": _user}  # bytes to an option's value

@@ -11,8 +11,19 @@ _RANGES: dict[str, tuple[float, float]] = {
     "token_budget": (1, 1_000_000),
     "heartbeat_ms": (1, 3_600_000),
     "max_events_per_second": (0, 1_000_000),
+    "admission_window": (1, 4096),
+    "admission_path_weight": (0, 1),
+    "admission_burst_weight": (0, 1),
+    "admission_user_weight": (0, 1),
+    "admission_burst_ms": (0, 60_000),
+    "admission_max_passed": (0, 1_000_000),
+    "admission_max_delay_ms": (0, 3_600_000),
+    "static_size": (0, 4096),
+    "static_window_ms": (0, 60_000),
 }
 DEVICES = ("auto", "cpu", "cuda")
+POLICIES = ("fifo", "features", "static")
+_CHOICES = {"device": DEVICES, "admission": POLICIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +40,16 @@ class EngineSettings:
     first and the last event of a stream never wait.
     `device`: where ONNX Runtime computes; auto is a GPU where this machine and the artifact allow it. Every other runtime
     has a device of its own.
+
+    `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
+    those that are served (`admission_features`); static, batches that run to their end, to compare with.
+    `admission_window`: of the oldest waiting requests so many are looked at.
+    `admission_path_weight`, `admission_burst_weight`, `admission_user_weight`: what the share of a prompt that a slot holds,
+    having come within `admission_burst_ms` of the oldest, and being of a running request's user count for.
+    `admission_max_passed`, `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long
+    ago, goes first.
+    `static_size`, `static_window_ms`: a static batch is closed when it has so many requests (0: one for each slot), or so
+    long after the first of them came.
     """
 
     max_queue: int = 512
@@ -37,11 +58,22 @@ class EngineSettings:
     heartbeat_ms: float = 300.0
     max_events_per_second: float = 0.0
     device: str = "auto"
+    admission: str = "fifo"
+    admission_window: int = 64
+    admission_path_weight: float = 0.4
+    admission_burst_weight: float = 0.3
+    admission_user_weight: float = 0.3
+    admission_burst_ms: float = 50.0
+    admission_max_passed: int = 64
+    admission_max_delay_ms: float = 1000.0
+    static_size: int = 0
+    static_window_ms: float = 50.0
 
     def __post_init__(self) -> None:
         for name, (low, high) in _RANGES.items():
             value = getattr(self, name)
             if not low <= value <= high:  # also refuses NaN
                 raise InvalidRequest(f"the setting {name} is {value}; it must be between {low:g} and {high:g}")
-        if self.device not in DEVICES:
-            raise InvalidRequest(f"the setting device is {self.device!r}; allowed are {', '.join(DEVICES)}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise InvalidRequest(f"the setting {name} is {getattr(self, name)!r}; allowed are {', '.join(allowed)}")

@@ -38,6 +38,7 @@ def pack_request(request: Request) -> Packed:
             "arrival": request.arrival,
             "deadline": request.deadline,
             "tokenize_ms": request.tokenize_ms,
+            "user": request.user,
         }
     )
 
@@ -56,6 +57,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             arrival=float(raw["arrival"]),
             deadline=None if raw["deadline"] is None else float(raw["deadline"]),
             tokenize_ms=float(raw["tokenize_ms"]),
+            user=str(raw["user"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
