@@ -38,15 +38,15 @@ class FeaturePolicy:
     `admission_max_delay_ms` ago for the first time, goes first. Since a request is only ever passed over together with
     all that came before it, that is always the oldest one.
 
-    A request whose beginning is being computed by a running sequence right now is held back until it is there: its slot
-    stays empty for a step or two, in place of the same tokens being computed twice. Of those that are held, one that is
-    due goes all the same.
+    With `admission_hold`, a request whose beginning a running sequence is computing right now is held back until it is
+    there: better a slot that is empty for a step or two than the same tokens computed twice. One that is due goes all the
+    same.
     """
 
-    def __init__(self, settings: EngineSettings, slots: SlotTable, *, hold: bool = True) -> None:
+    def __init__(self, settings: EngineSettings, slots: SlotTable) -> None:
         self._settings = settings
         self._index = PrefixIndex(slots)
-        self._hold = hold and settings.prefix_reuse
+        self._hold = settings.admission_hold and settings.prefix_reuse
         self._path_weight = settings.admission_path_weight if settings.prefix_reuse else 0.0
         self._notes: WeakKeyDictionary[Waiting, Note] = WeakKeyDictionary()
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
-from .admission import make_policy
+from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
 from .core import Event, FinishReason, Request
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
@@ -49,7 +49,8 @@ class InFlight:
 
 
 class Engine:
-    """`clock` and all request times are seconds of one monotonic clock."""
+    """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where it
+    is None."""
 
     def __init__(
         self,
@@ -60,6 +61,7 @@ class Engine:
         *,
         gate: StreamGate | None = None,
         metrics: Metrics | None = None,
+        policy: AdmissionPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -71,7 +73,7 @@ class Engine:
         self._clock = clock
         self._inbox = Inbox(self._settings.max_queue)
         slots = SlotTable(self._limits.num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
-        policy = make_policy(self._settings, slots)
+        policy = policy or make_policy(self._settings, slots)
         self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget, policy)
         self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())
