@@ -141,23 +141,6 @@ def test_only_the_window_is_looked_at() -> None:
     assert door.step() == ["a"]
 
 
-def test_a_beginning_that_is_being_computed_is_waited_for() -> None:
-    door = Door(FEATURES, num_slots=3)
-    door.queue(request("a", path(1, 1)), request("b", path(1, 1)), request("c", path(2, 2)))
-    assert door.step() == ["a", "c"]
-    assert door.step() == ["b"]
-    assert door.scheduler.running[-1].num_cached == 2 * BLOCK
-
-
-def test_a_part_that_is_computed_already_holds_nobody_back() -> None:
-    door = Door(FEATURES, num_slots=2, budget=3 * BLOCK)
-    door.queue(request("a", path(1, 1, 3, 3, 3, 3)), request("b", path(1, 1, 4)))
-    assert door.step() == ["a"]
-    assert door.scheduler.running[0].num_missing > 0
-    door.scheduler._budget = 6 * BLOCK
-    assert door.step() == ["b"]
-
-
 def test_whoever_was_passed_over_often_goes_first() -> None:
     door = Door(replace(FEATURES, admission_max_passed=3), num_slots=1)
     door.queue(request("r", path(1, 1)))
@@ -177,12 +160,6 @@ def test_whoever_was_passed_over_long_ago_goes_first() -> None:
     door.serve("n1")
     door.now += 0.001
     door.serve("old")
-
-
-def test_one_that_is_due_is_not_held_back() -> None:
-    door = Door(replace(FEATURES, admission_max_passed=0), num_slots=2)
-    door.queue(request("a", path(1, 1)), request("b", path(1, 1)))
-    assert door.step() == ["a", "b"]
 
 
 def test_static_batches_are_closed_until_they_end() -> None:

@@ -3,7 +3,7 @@
 The engine is driven directly, with scarce slots. Every round serves the same requests under every policy, in turn, and
 the ratios are those of one round; medians over the rounds are shown, with the range of the ratio.
 
-`prefixes`: several system prompts, more than slots, in random order: fifo, features (with and without holding back),
+`prefixes`: several system prompts, more than slots, in random order: fifo, features (also with a tighter bound of ageing),
 static. `lengths`: answers of 8 to 256 tokens: in flight against static, where a static batch either lets finished rows go
 or computes them until its longest answer ends, as `generate` of a batch does. `waiting`: whether it pays to wait for
 company, in a trough and in a peak.
@@ -121,18 +121,14 @@ FIFO = Variant("fifo", EngineSettings())
 STATIC = Variant("static", EngineSettings(admission="static"))
 PADDED = Variant("static, padded", EngineSettings(admission="static"), is_padded=True)
 FEATURES = Variant("features", EngineSettings(admission="features"))
-NO_HOLD = Variant("features, no hold", EngineSettings(admission="features", admission_hold=False))
-PATIENT = Variant(
-    "features, 10 s",
-    EngineSettings(admission="features", admission_max_delay_ms=10_000, admission_max_passed=1_000),
-)
+HURRIED = Variant("features, 1 s", EngineSettings(admission="features", admission_max_delay_ms=1_000))
 WAITING = (
     FIFO,
     Variant("wait for 2, 10 ms", EngineSettings(), lambda: Gathering(2, 10)),
     Variant("wait for 4, 20 ms", EngineSettings(), lambda: Gathering(4, 20)),
     Variant("wait for 4, 100 ms", EngineSettings(), lambda: Gathering(4, 100)),
 )
-POLICIES = (FIFO, FEATURES, NO_HOLD, PATIENT, STATIC)
+POLICIES = (FIFO, FEATURES, HURRIED, STATIC)
 EXPERIMENTS = {
     experiment.name: experiment
     for experiment in (

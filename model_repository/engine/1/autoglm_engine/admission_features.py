@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakKeyDictionary
 
-from .prefix_index import BLOCK, Chain, PrefixIndex, chain_of, num_common
+from .prefix_index import BLOCK, Chain, PrefixIndex, chain_of
 from .sequence import Sequence, Waiting
 from .settings import EngineSettings
 from .slots import SlotTable
@@ -37,20 +37,15 @@ class FeaturePolicy:
     Equal ones in the order of arrival. Nobody starves: whoever was passed over `admission_max_passed` times, or
     `admission_max_delay_ms` ago for the first time, goes first. Since a request is only ever passed over together with
     all that came before it, that is always the oldest one.
-
-    With `admission_hold`, a request whose beginning a running sequence is computing right now is held back until it is
-    there: better a slot that is empty for a step or two than the same tokens computed twice. One that is due goes all the
-    same.
     """
 
     def __init__(self, settings: EngineSettings, slots: SlotTable) -> None:
         self._settings = settings
         self._index = PrefixIndex(slots)
-        self._hold = settings.admission_hold and settings.prefix_reuse
         self._path_weight = settings.admission_path_weight if settings.prefix_reuse else 0.0
         self._notes: WeakKeyDictionary[Waiting, Note] = WeakKeyDictionary()
 
-    def choose(self, queue: deque[Waiting], running: Several[Sequence], now: float) -> int | None:
+    def choose(self, queue: deque[Waiting], running: Several[Sequence], now: float) -> int:
         if self._is_due(queue[0], now):
             return 0
         window = list(islice(queue, self._settings.admission_window))
@@ -60,29 +55,18 @@ class FeaturePolicy:
             self._passed_over(waiting, now)
         return chosen
 
-    def _best(self, window: list[Waiting], running: Several[Sequence]) -> int | None:
+    def _best(self, window: list[Waiting], running: Several[Sequence]) -> int:
         users = {sequence.request.user for sequence in running} - {""}
-        coming = self._coming(running)
         burst_until = window[0].arrival + self._settings.admission_burst_ms / 1e3
-        best, best_score = None, -1.0
+        best, best_score = 0, -1.0
         for place, waiting in enumerate(window):
-            chain = self._note(waiting).chain
-            num_held = self._index.num_held(chain)
-            if coming and num_common(chain, coming) > num_held:
-                continue
+            num_held = self._index.num_held(self._note(waiting).chain)
             score = self._path_weight * num_held * BLOCK / len(waiting.request.prompt_ids)
             score += self._settings.admission_burst_weight * (waiting.arrival <= burst_until)
             score += self._settings.admission_user_weight * (waiting.request.user in users)
             if score > best_score:
                 best, best_score = place, score
         return best
-
-    def _coming(self, running: Several[Sequence]) -> set[int]:
-        """Blocks of the prompts that are being computed."""
-        if not self._hold:
-            return set()
-        prompts = [s.request.prompt_ids for s in running if s.num_computed < s.num_prompt_tokens]
-        return {block for prompt in prompts for block in chain_of(prompt)}
 
     def _note(self, waiting: Waiting) -> Note:
         if (note := self._notes.get(waiting)) is None:

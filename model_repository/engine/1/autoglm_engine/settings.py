@@ -48,7 +48,6 @@ class EngineSettings:
     having come within `admission_burst_ms` of the oldest, and being of a running request's user count for.
     `admission_max_passed`, `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long
     ago, goes first.
-    `admission_hold`: with features, a request whose beginning is being computed for another waits for it.
     `static_size`, `static_window_ms`: a static batch is closed when it has so many requests (0: one for each slot), or so
     long after the first of them came.
     """
@@ -66,8 +65,7 @@ class EngineSettings:
     admission_user_weight: float = 0.3
     admission_burst_ms: float = 50.0
     admission_max_passed: int = 64
-    admission_max_delay_ms: float = 1000.0
-    admission_hold: bool = True
+    admission_max_delay_ms: float = 5000.0
     static_size: int = 0
     static_window_ms: float = 50.0
 
