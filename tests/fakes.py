@@ -198,11 +198,12 @@ def request(
     stream: bool = False,
     deadline: float | None = None,
     arrival: float = 0.0,
+    user: str = "",
     **options: object,
 ) -> Request:
     sampling = SamplingOptions(**{"max_tokens": 8, **options})  # type: ignore[arg-type]
     ids = np.array([1, 2, 3] if prompt is None else prompt, np.int32)
-    return Request(request_id, ids, sampling, stream, arrival, deadline)
+    return Request(request_id, ids, sampling, stream, arrival, deadline, user=user)
 
 
 @dataclass

@@ -70,7 +70,7 @@ def test_the_three_lists_of_options_agree() -> None:
 
 
 def test_a_request_carries_only_what_was_set() -> None:
-    tensors = build(max_tokens=5, temperature=0.5, seed=2**62, ignore_eos=False, stop=["a", "é"])
+    tensors = build(max_tokens=5, temperature=0.5, seed=2**62, ignore_eos=False, stop=["a", "é"], user="ü")
     assert tensors.pop("text_input") == string_bytes("hi")
     assert tensors == {
         "max_tokens": struct.pack("<i", 5),
@@ -78,6 +78,7 @@ def test_a_request_carries_only_what_was_set() -> None:
         "seed": struct.pack("<q", 2**62),
         "ignore_eos": b"\x00",
         "stop": string_bytes("a") + string_bytes("é"),
+        "user": string_bytes("ü"),
         "stream": b"\x01",
     }
 
@@ -101,6 +102,7 @@ def test_any_text_arrives_unchanged(text: str) -> None:
         ({"temperature": "hot"}, "temperature must be a number, got 'hot'"),
         ({"temperature": 10**400}, "temperature must be a number that fits into FP32"),
         ({"ignore_eos": 1}, "ignore_eos must be true or false, got 1"),
+        ({"user": ["u"]}, "user must be a string, got ['u']"),
         ({"stop": [1]}, "stop must be a string or a sequence of strings"),
     ],
 )

@@ -42,12 +42,12 @@ def bounds(name: str) -> tuple[float, float]:
 def test_nothing_set_gives_the_defaults() -> None:
     checked = RULES.check({}, prompt_length=10)
     assert checked.sampling == SamplingOptions(max_tokens=256)
-    assert (checked.stream, checked.deadline_ms) == (False, None)
+    assert (checked.stream, checked.deadline_ms, checked.user) == (False, None, "")
 
 
 def test_the_table_holds_every_sampling_option() -> None:
     names = {field.name for field in dataclasses.fields(SamplingOptions)}
-    assert names | {"stream", "deadline_ms", "cache", "tenant"} == set(OPTIONS)
+    assert names | {"stream", "deadline_ms", "cache", "tenant", "user"} == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)
@@ -79,6 +79,8 @@ def test_both_ends_of_a_range(name: str) -> None:
         ({"stop": [b"x", b""]}, "stop[1] has 0 characters; 1 to 256 are allowed"),
         ({"stop": [b"x" * 257]}, "stop[0] has 257 characters; 1 to 256 are allowed"),
         ({"stop": [b"\xff"]}, "stop[0] is not valid UTF-8: byte 0xff at 0"),
+        ({"user": b"x" * 257}, "user has 257 characters; at most 256 are allowed"),
+        ({"user": b"a\xff"}, "user is not valid UTF-8: byte 0xff at 1"),
     ],
 )
 def test_a_refusal_names_value_and_range(values: dict[str, Any], sentence: str) -> None:
@@ -94,6 +96,10 @@ def test_default_max_tokens_shrinks_to_the_room_in_the_slot() -> None:
 
 def test_stop_strings_are_characters_not_bytes() -> None:
     assert check(stop=["好".encode() * 256]).stop == ("好" * 256,)
+
+
+def test_a_user_is_text() -> None:
+    assert RULES.check({"user": "好".encode()}, prompt_length=10).user == "好"
 
 
 @given(st.binary(max_size=40))

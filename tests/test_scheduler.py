@@ -29,7 +29,7 @@ def make_sequence(scheduler: Scheduler, waiting: Waiting, allocation: Allocation
 
 
 def plan(scheduler: Scheduler) -> Plan:
-    made = scheduler.plan(lambda waiting, allocation: make_sequence(scheduler, waiting, allocation))
+    made = scheduler.plan(lambda waiting, allocation: make_sequence(scheduler, waiting, allocation), 0.0)
     scheduler.computed(made)
     return made
 

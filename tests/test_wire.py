@@ -36,10 +36,10 @@ EVENTS = st.builds(
 ACKS = st.none() | st.builds(Ack, st.text(), IDS, st.integers(1, 2**62))
 
 
-@given(SAMPLING, st.booleans(), st.none() | FLOATS)
-def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: float | None) -> None:
+@given(SAMPLING, st.booleans(), st.none() | FLOATS, st.text(max_size=5))
+def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: float | None, user: str) -> None:
     ids = np.array([1, 2, 3], dtype=np.int32)
-    request = Request("r", ids, sampling, stream=stream, arrival=1.25, deadline=deadline, tokenize_ms=0.5)
+    request = Request("r", ids, sampling, stream, arrival=1.25, deadline=deadline, tokenize_ms=0.5, user=user)
     packed = pack_request(request)
     assert packed.dtype == np.uint8
     assert unpack_request("r", ids, packed) == request

@@ -19,6 +19,8 @@ class GenerationOptions:
     from the request's arrival: the answer then ends early, with the finish reason `deadline`.
     `cache` says what the server's response cache may do: default, bypass, refresh, or only (then a miss raises
     `NotCachedError`). `tenant` keeps its answers apart from those of others.
+    `user` says whose the request
+    is: where the server admits by features, requests of one user are served together.
     """
 
     max_tokens: int | None = None
@@ -37,6 +39,7 @@ class GenerationOptions:
     deadline_ms: int | None = None
     cache: str | None = None
     tenant: str | None = None
+    user: str | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -65,6 +68,7 @@ class OptionChanges(TypedDict, total=False):
     deadline_ms: int | None
     cache: str | None
     tenant: str | None
+    user: str | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

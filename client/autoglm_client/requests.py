@@ -42,6 +42,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "deadline_ms": "INT32",
     "cache": "STRING",
     "tenant": "STRING",
+    "user": "STRING",
 }
 
 

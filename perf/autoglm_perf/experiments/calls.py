@@ -44,7 +44,7 @@ def _ask_each(url: str, workload: Workload) -> list[RequestTiming]:
     with Client(url) as client:
         for prompt in workload.prompts:
             started = time.monotonic()
-            client.generate(prompt, max_tokens=workload.max_tokens, temperature=0.0, ignore_eos=True)
+            client.generate(prompt, max_tokens=workload.max_tokens, temperature=0.0, ignore_eos=True, cache="bypass")
             now = time.monotonic()
             timings.append(RequestTiming(started, now, now, workload.max_tokens, ()))
     return timings

@@ -47,7 +47,7 @@ async def _fresh(url: str, count: int) -> list[RequestTiming]:
     for _ in range(count):
         started = time.monotonic()
         async with AsyncClient(url) as client:
-            await client.generate(_PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True)
+            await client.generate(_PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True, cache="bypass")
         timings.append(_timing(started))
     return timings
 
@@ -57,7 +57,7 @@ async def _pooled(url: str, count: int, *, gzip: bool) -> list[RequestTiming]:
     async with AsyncClient(url, gzip=gzip) as client:
         for _ in range(count):
             started = time.monotonic()
-            await client.generate(_PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True)
+            await client.generate(_PROMPT, max_tokens=1, temperature=0.0, ignore_eos=True, cache="bypass")
             timings.append(_timing(started))
     return timings
 

@@ -67,7 +67,7 @@ async def _chat(client: AsyncClient, system: str, questions: tuple[str, ...]) ->
     for question in questions:
         messages = [*messages, {"role": "user", "content": question}]
         started, first, text, usage = time.monotonic(), 0.0, "", None
-        async with client.stream(messages, max_tokens=16, temperature=0.0, ignore_eos=True) as stream:
+        async with client.stream(messages, max_tokens=16, temperature=0.0, ignore_eos=True, cache="bypass") as stream:
             async for piece in stream:
                 first, text, usage = first or time.monotonic(), text + piece.text, piece.usage
         assert usage is not None, "a stream ended without a piece"

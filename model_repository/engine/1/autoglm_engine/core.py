@@ -62,6 +62,7 @@ class Request:
     tokenize_ms: float = 0.0
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart
+    user: str = ""  # whose it is, if the caller says; requests of one user may be served together
 
 
 class FinishReason(Enum):

@@ -59,6 +59,7 @@ class Door:
             tokenize_ms=(self._clock() - arrival) * 1000,
             cache=checked.cache,
             tenant=checked.tenant,
+            user=checked.user,
         )
         return Admitted(token_ids, pack_request(request))
 

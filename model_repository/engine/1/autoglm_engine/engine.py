@@ -19,6 +19,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
 
+from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
 from .core import Event, FinishReason, Request
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
@@ -48,7 +49,8 @@ class InFlight:
 
 
 class Engine:
-    """`clock` and all request times are seconds of one monotonic clock."""
+    """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where it
+    is None."""
 
     def __init__(
         self,
@@ -59,6 +61,7 @@ class Engine:
         *,
         gate: StreamGate | None = None,
         metrics: Metrics | None = None,
+        policy: AdmissionPolicy | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -71,7 +74,8 @@ class Engine:
         self._inbox = Inbox(self._settings.max_queue)
         num_slots = self._settings.num_slots(self._limits.num_slots)
         slots = SlotTable(num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
-        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget)
+        policy = policy or make_policy(self._settings, slots)
+        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget, policy)
         self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())
         self._tally.report(self._scheduler)
@@ -94,6 +98,11 @@ class Engine:
         return in_flight or self._inbox.has_news or bool(self._scheduler.running or self._scheduler.waiting)
 
     @property
+    def is_gathering(self) -> bool:
+        """Requests wait for company and nothing is computed: a step has nothing to do until time has passed or news come."""
+        return self._in_flight is None and not self._scheduler.running and bool(self._scheduler.waiting)
+
+    @property
     def stats(self) -> EngineStats:
         """As of the last step."""
         return self._tally.stats
@@ -106,7 +115,7 @@ class Engine:
         now = self._clock()
         self._take_news(now)
         self._end_late(now)
-        plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now))
+        plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now), now)
         self._issue(plan)
         now = self._clock()
         self._answers.tell_all(now)

@@ -12,6 +12,7 @@ from .core import Event, Request
 from .errors import EngineError
 
 _log = logging.getLogger(__name__)
+_GATHERING_S = 0.001  # between two looks at requests that wait for company
 _LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last answers
 
 Sink = Callable[[Event], None]
@@ -26,6 +27,9 @@ class Steps(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+
+    @property
+    def is_gathering(self) -> bool: ...
 
     def step(self) -> list[Event]: ...
 
@@ -106,6 +110,8 @@ class EngineLoop:
     def _wait_for_work(self) -> bool:
         with self._wake:
             self._wake.wait_for(lambda: self._closing or self._engine.has_work)
+            if self._engine.is_gathering and not self._closing:
+                self._wake.wait(_GATHERING_S)
             return not self._closing
 
     def _publish(self) -> None:

@@ -15,6 +15,7 @@ from .manifest import Manifest
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
 MAX_STOP_CHARACTERS = 256
+MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
@@ -59,6 +60,7 @@ OPTIONS = {option.name: option for option in (
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
+    Option("user",               "STRING", ""),
 )}
 # fmt: on
 
@@ -72,6 +74,7 @@ class Checked:
     deadline_ms: int | None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
+    user: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,12 +99,12 @@ class OptionRules:
         return rules
 
     def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
-        """`values`: what the caller set, as Python values; `stop` as a list of bytes. Raises InvalidRequest."""
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes. Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant")}
+        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant", "user")}
         return Checked(SamplingOptions(**chosen), **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:
@@ -180,6 +183,13 @@ def _check_stop_strings(strings: tuple[str, ...]) -> None:
             raise InvalidRequest(f"stop[{index}] has {len(string)} characters; 1 to {MAX_STOP_CHARACTERS} are allowed")
 
 
+def _user(raw: bytes) -> str:
+    user = text_of(raw, "user")
+    if len(user) > MAX_USER_CHARACTERS:
+        raise InvalidRequest(f"user has {len(user)} characters; at most {MAX_USER_CHARACTERS} are allowed")
+    return user
+
+
 def text_of(raw: bytes, name: str) -> str:
     """UTF-8 to text. Raises InvalidRequest that names the first bad byte."""
     try:
@@ -188,4 +198,9 @@ def text_of(raw: bytes, name: str) -> str:
         raise InvalidRequest(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None
 
 
-_READERS: Mapping[str, Callable[[Any], Any]] = {"stop": _stop_strings, "cache": _cache_use, "tenant": _tenant}
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "stop": _stop_strings,
+    "cache": _cache_use,
+    "tenant": _tenant,
+    "user": _user,
+}

@@ -2,8 +2,8 @@
 
 There is no prefill phase and no decode phase: each sequence has `num_computed` and `num_tokens`, and a step lets the
 first catch up with the second, within a token budget. First come the sequences that lack one token (a decode step,
-so that running streams never stall), then prompts in the order of their arrival, in chunks, then waiting requests in
-the order of their arrival. A request is admitted when it can begin at once, so that its prefix is looked up as late as
+so that running streams never stall), then prompts in the order of their admission, in chunks, then waiting requests, whom
+an admission policy chooses. A request is admitted when it can begin at once, so that its prefix is looked up as late as
 possible, when those before it have left theirs.
 """
 
@@ -13,6 +13,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from .admission import AdmissionPolicy, Fifo
 from .core import Span, StepBatch
 from .runner import Limits
 from .sequence import Sequence, Waiting
@@ -41,17 +42,21 @@ class Plan:
 
 
 class Scheduler:
-    """Owns the queue, the running sequences (in the order of admission) and their slots. One thread uses it."""
+    """Owns the queue (in the order of arrival), the running sequences (in the order of admission) and their slots. One
+    thread uses it. `policy`: first come, first served, where it is None."""
 
-    def __init__(self, limits: Limits, slots: SlotTable, token_budget: int) -> None:
+    def __init__(
+        self, limits: Limits, slots: SlotTable, token_budget: int, policy: AdmissionPolicy | None = None
+    ) -> None:
         self.waiting: deque[Waiting] = deque()
         self.running: list[Sequence] = []
         self.slots = slots
+        self._policy = policy or Fifo()
         self._chunk = limits.prefill_chunk
         self._ranks_on_device = limits.num_candidates > 0
         self._budget = max(token_budget, limits.num_slots)  # a decode step of all slots always fits
 
-    def plan(self, admit: Admit) -> Plan:
+    def plan(self, admit: Admit, now: float) -> Plan:
         """Decide the next step, while none is in flight; it must be issued, since adjustments are told once. Admitted
         requests leave the queue and get their slot here; `admit` makes the sequence of a request and the slot it was given.
         """
@@ -64,7 +69,10 @@ class Scheduler:
             if sequence.num_missing > 1 and budget > 0:
                 budget -= self._add(plan, sequence, budget)
         while budget > 0 and self.waiting and self.slots.can_allocate:
-            budget -= self._add(plan, self._admit_next(plan, admit), budget)
+            chosen = self._policy.choose(self.waiting, self.running, now)
+            if chosen is None:
+                break
+            budget -= self._add(plan, self._admit(plan, chosen, admit), budget)
         return plan
 
     def computed(self, plan: Plan) -> None:
@@ -88,13 +96,13 @@ class Scheduler:
         self.running.clear()
         self.slots.reset()
 
-    def _admit_next(self, plan: Plan, admit: Admit) -> Sequence:
-        waiting = self.waiting[0]
+    def _admit(self, plan: Plan, place: int, admit: Admit) -> Sequence:
+        waiting = self.waiting[place]
         allocation = self.slots.allocate(waiting.request.prompt_ids)
         plan.copies += allocation.copies
         sequence = admit(waiting, allocation)
         self.running.append(sequence)
-        self.waiting.popleft()
+        del self.waiting[place]
         plan.admitted.append(sequence)
         return sequence
 

@@ -10,7 +10,7 @@ from .output import Output
 from .sampling import TokenSampler
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(slots=True, eq=False, weakref_slot=True)
 class Waiting:
     """A request without a slot."""
 

@@ -9,6 +9,7 @@ from .errors import InvalidRequest
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_MODES = ("off", "exact")
+POLICIES = ("fifo", "features", "static")
 _DAY_MS = 86_400_000
 _RANGES: dict[str, tuple[float, float]] = {
     "max_queue": (1, 1_000_000),
@@ -21,8 +22,17 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cache_ttl_seconds": (0.001, 1e9),
     "num_threads": (0, 4096),
     "prefetch_factor": (1, 1000),
+    "admission_window": (1, 4096),
+    "admission_path_weight": (0, 1),
+    "admission_burst_weight": (0, 1),
+    "admission_user_weight": (0, 1),
+    "admission_burst_ms": (0, 60_000),
+    "admission_max_passed": (0, 1_000_000),
+    "admission_max_delay_ms": (0, 3_600_000),
+    "static_size": (0, 4096),
+    "static_window_ms": (0, 60_000),
 }
-_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES}
+_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "admission": POLICIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +54,16 @@ class EngineSettings:
     `cache_mode`: exact keeps complete answers and lets equal requests in flight share a slot; off does neither.
     `cache_bytes`: most bytes of kept answers. `cache_ttl_seconds`: how long an answer is kept.
     `cache_sampled`: also answers that are drawn at random without a seed, so that they repeat.
+
+    `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
+    those that are served (`admission_features`); static, batches that run to their end, to compare with.
+    `admission_window`: of the oldest waiting requests so many are looked at.
+    `admission_path_weight`, `admission_burst_weight`, `admission_user_weight`: what the share of a prompt that a slot holds,
+    having come within `admission_burst_ms` of the oldest, and being of a running request's user count for.
+    `admission_max_passed`, `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long
+    ago, goes first.
+    `static_size`, `static_window_ms`: a static batch is closed when it has so many requests (0: one for each slot), or so
+    long after the first of them came.
     """
 
     max_queue: int = 512
@@ -58,6 +78,16 @@ class EngineSettings:
     cache_bytes: int = 64 << 20
     cache_ttl_seconds: float = 300.0
     cache_sampled: bool = False
+    admission: str = "fifo"
+    admission_window: int = 64
+    admission_path_weight: float = 0.4
+    admission_burst_weight: float = 0.3
+    admission_user_weight: float = 0.3
+    admission_burst_ms: float = 50.0
+    admission_max_passed: int = 64
+    admission_max_delay_ms: float = 5000.0
+    static_size: int = 0
+    static_window_ms: float = 50.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):

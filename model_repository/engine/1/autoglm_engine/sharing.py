@@ -119,6 +119,10 @@ class SharingEngine:
         return bool(self._cancelled) or self._engine.has_work
 
     @property
+    def is_gathering(self) -> bool:
+        return self._engine.is_gathering
+
+    @property
     def stats(self) -> EngineStats:
         return self._engine.stats
 

@@ -39,12 +39,14 @@ class Allocation:
 
 class SlotTable:
     """`tokens[slot, :length[slot]]` are the tokens whose keys and values the slot holds. A busy slot's owner writes its
-    tokens into its row and calls `advance` once they are computed. One thread uses it.
+    tokens into its row and calls `advance` once they are computed. While `generation[slot]` stays, the slot's content is
+    only added to or forgotten. One thread uses it.
     """
 
     def __init__(self, num_slots: int, max_length: int, *, prefix_reuse: bool = True) -> None:
         self.tokens: TokenIds = np.zeros((num_slots, max_length), np.int32)
         self.length: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        self.generation: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
         self._prefix_reuse = prefix_reuse
         self._free = set(range(num_slots))
         self._busy: set[int] = set()
@@ -164,6 +166,7 @@ class SlotTable:
     def _copy(self, source: int, target: int, length: int) -> Copy:
         self.tokens[target, :length] = self.tokens[source, :length]
         self.length[target] = length
+        self.generation[target] += 1
         if target in self._free:
             self._free.remove(target)
             self._retained.add(target)
@@ -181,6 +184,7 @@ class SlotTable:
         self._retained.discard(slot)
         self._busy.add(slot)
         self.length[slot] = length
+        self.generation[slot] += 1
 
     def _touch(self, slot: int) -> None:
         self._uses += 1

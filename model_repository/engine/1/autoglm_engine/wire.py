@@ -51,6 +51,7 @@ def pack_request(request: Request) -> Packed:
             "tokenize_ms": request.tokenize_ms,
             "cache": request.cache.value,
             "tenant": request.tenant,
+            "user": request.user,
         }
     )
 
@@ -71,6 +72,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             tokenize_ms=float(raw["tokenize_ms"]),
             cache=CacheUse(raw["cache"]),
             tenant=str(raw["tenant"]),
+            user=str(raw["user"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
