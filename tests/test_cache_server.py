@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from autoglm_client import AsyncClient, Client, InvalidRequestError, LocalServer, NotCachedError
 from conftest import MODEL_REPOSITORY
+from test_server import check_vanishing, open_stream
 
 pytestmark = pytest.mark.server
 PROMPT = "The response cache keeps"
@@ -86,3 +87,11 @@ def test_equal_requests_at_once_share_a_slot(client: Client, server: LocalServer
     assert len({text for text, _ in found}) == 1
     alone = client.generate(PROMPT, max_tokens=200, temperature=0.0, ignore_eos=True, cache="bypass")
     assert alone.text == found[0][0]
+
+
+def test_readers_of_one_computation_that_all_vanish_leave_no_slot_behind(server: LocalServer) -> None:
+    def ten_cut_connections() -> None:
+        for connection in [open_stream(server) for _ in range(10)]:
+            connection.close()
+
+    check_vanishing(server, ten_cut_connections)

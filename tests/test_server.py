@@ -15,6 +15,7 @@ import urllib.request
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import psutil
 import pytest
@@ -279,7 +280,8 @@ def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
     """Five times ten clients vanish, beside four healthy streams: their slots are free within a second, and the
     healthy ones never notice."""
     with Stream(server.grpc_url) as stream, Stream(server.grpc_url) as control:
-        healthy = [stream.generate(f"Story {i}:", max_tokens=900, ignore_eos=True) for i in range(4)]
+        stories = [f"Story {uuid4()}:" for _ in range(4)]  # which no cache has
+        healthy = [stream.generate(story, max_tokens=900, ignore_eos=True) for story in stories]
         times, beside = [], []
         for _ in range(5):
             vanish()
