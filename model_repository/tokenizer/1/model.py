@@ -2,8 +2,8 @@
 
 import os
 import signal
+import subprocess
 import sys
-import time
 import traceback
 from pathlib import Path
 
@@ -55,7 +55,8 @@ def end_server():
         flush=True,
     )
     server = os.getppid()
+    # What is under way in the dead engine would keep the server for long, and this process may be gone before: the signal
+    # makes the server end its models first. So somebody else makes sure.
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    subprocess.Popen(["sh", "-c", f"sleep 2; kill -9 {server}"], start_new_session=True, **quiet)
     os.kill(server, signal.SIGTERM)
-    time.sleep(2)  # what is under way in the dead engine would keep the server for ever
-    if os.getppid() == server:
-        os.kill(server, signal.SIGKILL)
