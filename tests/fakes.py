@@ -41,6 +41,7 @@ class FakeRunner:
         self.batches: list[StepBatch] = []
         self.num_copies = 0
         self.num_whole_rows = 0
+        self.model: Callable[[npt.NDArray[np.int64], int], npt.NDArray[np.float32]] = fake_logits
         self.before_issue: Callable[[StepBatch], None] = lambda batch: None
         self.before_forward: Callable[[StepBatch], None] = lambda batch: None
 
@@ -82,8 +83,9 @@ class FakeRunner:
             assert 1 <= len(span.token_ids) <= self._limits.prefill_chunk and end <= self._limits.max_length
             self.written[span.slot, span.start : end] = span.token_ids
             assert (self.written[span.slot, :end] != EMPTY).all(), "a position is read that was never written"
-            if span.wants_logits:
-                rows.append(fake_logits(self.written[span.slot, :end], self._limits.vocab_size))
+            assert 0 <= span.num_drafts < min(len(span.token_ids), self._limits.max_logits_per_span)
+            ends = range(end - span.num_logits + 1, end + 1)
+            rows += [self.model(self.written[span.slot, :last], self._limits.vocab_size) for last in ends]
         if self._clock:
             self._clock.now += self._seconds_per_step
         return np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size)

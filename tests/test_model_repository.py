@@ -99,7 +99,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     settings, num_threads = engine_settings(
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
-    assert settings == EngineSettings(max_events_per_second=400, cache_mode="exact")
+    assert settings == EngineSettings(max_events_per_second=400, cache_mode="exact", speculation="auto")
     assert num_threads >= 1
 
 

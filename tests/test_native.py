@@ -16,7 +16,7 @@ from autoglm_engine.manifest import CacheShape, Manifest
 from autoglm_engine.native_runner import MAX_ROWS, NativeRunner, cpu_features
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.native import compiler
-from autoglm_export.native_lowering import LIBRARY_NAME, write_native, write_program
+from autoglm_export.native_lowering import LIBRARY_NAME, MAX_LOGITS_PER_SPAN, write_native, write_program
 from autoglm_export.native_program import PANEL, interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
 from autoglm_export.parity import teacher_forced
 from autoglm_export.spec import ModelSpec, RopeSpec
@@ -105,6 +105,7 @@ def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
             "program": "program.bin",
             "weights": "weights.bin",
             "cpu_features": [],
+            "max_logits_per_span": MAX_LOGITS_PER_SPAN,
             **details,
         },
     )
@@ -216,6 +217,44 @@ def test_a_token_does_not_depend_on_its_company(runner: NativeRunner) -> None:
         assert sum(len(span.token_ids) for span in others) > MAX_ROWS
         logits = step(runner, *others[:2], Span(1, position, ids[position : position + 1], True), others[2])
         np.testing.assert_array_equal(logits[1], alone[position - 180])
+
+
+@pytest.mark.parametrize("num_drafts", [1, 3, 15, MAX_LOGITS_PER_SPAN - 1])
+def test_rows_of_drafts_are_those_of_one_token_steps(runner: NativeRunner, num_drafts: int) -> None:
+    """Bit for bit, also past the first step of a sequence, where drafts were rejected before, in company, and in a step
+    that is taken in parts."""
+    ids = random_ids(200)
+    alone = in_chunks(runner, ids[:180], 0, [60]) and in_chunks_from(runner, ids, 0, 180)
+    in_chunks(runner, ids[:180], 1, [60])
+    step(runner, Span(1, 180, random_ids(num_drafts + 1, seed=8), True, num_drafts=num_drafts))
+    others = tuple(Span(slot, 0, random_ids(CHUNK, seed=slot), slot == 3) for slot in (2, 3, 4))
+    drafted = Span(1, 180, ids[180 : 181 + num_drafts], True, num_drafts=num_drafts)
+    logits = step(runner, *others[:2], drafted, others[2])
+    assert len(logits) == num_drafts + 2
+    np.testing.assert_array_equal(logits[1:], alone[: num_drafts + 1])
+    first = step(runner, Span(2, 0, ids[: num_drafts + 1], True, num_drafts=num_drafts))
+    np.testing.assert_array_equal(first, in_chunks(runner, ids[: num_drafts + 1], 3, [1]))
+
+
+def in_chunks_from(runner: Any, ids: Any, slot: int, start: int) -> list[Any]:
+    """Logits of the tokens from `start` on, one at a time."""
+    return [step(runner, Span(slot, place, ids[place : place + 1], True))[0] for place in range(start, len(ids))]
+
+
+@pytest.mark.parametrize("num_drafts", [-1, 4, MAX_LOGITS_PER_SPAN])
+def test_more_drafts_than_a_span_may_have_are_refused(runner: NativeRunner, num_drafts: int) -> None:
+    length = 4 if num_drafts <= 4 else CHUNK
+    with pytest.raises(ValueError, match=f"{num_drafts} drafts of {length} tokens are not in 0"):
+        step(runner, Span(0, 0, random_ids(length), True, num_drafts=num_drafts))
+
+
+def test_an_older_library_drafts_nothing(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    build(tmp_path, BASE, libraries["best"]).close()
+    details = {k: v for k, v in manifest_of(BASE).runtime_details.items() if k != "max_logits_per_span"}
+    native = NativeRunner(tmp_path, dataclasses.replace(manifest_of(BASE), runtime_details=details), num_threads=1)
+    assert not native.limits.can_verify_drafts
+    assert step(native, Span(0, 0, random_ids(5), True)).shape == (1, VOCAB_SIZE)
+    native.close()
 
 
 def test_a_token_does_not_depend_on_the_number_of_threads(tmp_path: Path, libraries: Mapping[str, Path]) -> None:

@@ -47,6 +47,7 @@ from .weights import CountedWeights
 
 LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program.bin"
 PRECISIONS = ("int8",)
+MAX_LOGITS_PER_SPAN = 17  # of a runner's own choice; the memory of rows that are never asked for is never touched
 
 Array = npt.NDArray[np.float32]
 
@@ -265,6 +266,7 @@ def write_native(
         "target": target.name,
         "cpu_features": list(target.cpu_features),
         "cache_dtype": "bfloat16",
+        "max_logits_per_span": MAX_LOGITS_PER_SPAN,
     }
 
 

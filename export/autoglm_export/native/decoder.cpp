@@ -20,7 +20,8 @@ void autoglm_forward(Decoder* decoder, const autoglm::Span* spans, int32_t num_s
   decoder->forward(spans, num_spans, token_ids);
 }
 
-// [num_slots, vocabulary padded to 32] float32; rows are filled in the order of the spans that want logits.
+// [num_slots * max_logits_per_span, vocabulary padded to 32] float32; rows are filled in the order of the tokens whose
+// logits are wanted.
 const float* autoglm_logits(const Decoder* decoder) { return decoder->logits(); }
 
 void autoglm_copy_prefix(Decoder* decoder, int32_t source, int32_t target, int32_t length) {

@@ -13,13 +13,14 @@
 
 namespace autoglm {
 
-// Tokens of one sequence, as the caller gives them: `token_ids[first_token ...]` go to `slot` from `position` on.
+// Tokens of one sequence, as the caller gives them: `token_ids[first_token ...]` go to `slot` from `position` on. Logits are
+// wanted of the last `num_logits` of them.
 struct Span {
-  int32_t slot, position, num_tokens, wants_logits;
+  int32_t slot, position, num_tokens, num_logits;
 };
 
 struct Settings {
-  int32_t num_slots, max_length, max_rows, num_threads;
+  int32_t num_slots, max_length, max_rows, num_threads, max_logits_per_span;
 };
 
 class Decoder {
@@ -88,10 +89,13 @@ class Decoder {
       runs_.push_back({span.slot, span.position + done + first, int(rows_.size()), size});
       for (int i = 0; i < size; ++i) add_row({span.slot, span.position + done + first + i});
     }
-    if (span.wants_logits && done + count == span.num_tokens) {
-      if (rows_.back().position == 0) first_tokens_[1].push_back(int(selected_.size()));
-      selected_.push_back(int(rows_.size()) - 1);
-    }
+    const int first_wanted = std::max(done, span.num_tokens - span.num_logits);
+    for (int token = first_wanted; token < done + count; ++token) select_row(int(rows_.size()) - (done + count - token));
+  }
+
+  void select_row(int row) {
+    if (rows_[row].position == 0) first_tokens_[1].push_back(int(selected_.size()));
+    selected_.push_back(row);
   }
 
   void add_row(Row row) {
@@ -278,7 +282,8 @@ class Decoder {
 
   void allocate_rows() {
     for (int i = 0; i < kNumBuffers; ++i) {
-      const int64_t rows = Buffer(i) == Buffer::kLogits ? settings_.num_slots : settings_.max_rows;
+      const int64_t rows = Buffer(i) == Buffer::kLogits ? int64_t{settings_.num_slots} * settings_.max_logits_per_span
+                                                        : int64_t{settings_.max_rows};
       memory_.emplace_back(rows * header_.widths[i] * sizeof(float), kHugePages);
       buffers_[i] = {memory_.back().as<float>(), header_.widths[i]};
     }

@@ -12,13 +12,14 @@ from .tally import Tally
 
 class Answers:
     """`events` are those of the step being taken. A token is noted when its step is collected and told, which is to say
-    put into the answer with all that its text may entail, later; the step thread does both."""
+    put into the answer with all that its text may entail, later; the step thread does both. A step may bring a sequence
+    several tokens: those after one that ends the answer are dropped."""
 
     def __init__(self, scheduler: Scheduler, inbox: Inbox, tally: Tally) -> None:
         self._scheduler = scheduler
         self._inbox = inbox
         self._tally = tally
-        self._untold: dict[Sequence, Taken] = {}
+        self._untold: dict[Sequence, list[Taken]] = {}
         self.events: list[Event] = []
 
     def hand_over(self) -> list[Event]:
@@ -27,7 +28,7 @@ class Answers:
 
     def note(self, sequence: Sequence, taken: Taken) -> None:
         """Take the token. Where the request ends with it for certain, its slot is free from here on."""
-        self._untold[sequence] = taken
+        self._untold.setdefault(sequence, []).append(taken)
         if sequence.take(taken.token_id) or taken.is_eos:
             self._scheduler.finish(sequence)
 
@@ -42,7 +43,7 @@ class Answers:
         reason: FinishReason | None = None,
         failure: EngineError | None = None,
     ) -> None:
-        """End it, unless the token noted last does."""
+        """End it, unless a token that was noted does."""
         self._tell(sequence, now)
         if sequence.is_running:
             self._end(sequence, now, reason, failure)
@@ -63,11 +64,12 @@ class Answers:
         self._untold.clear()
 
     def _tell(self, sequence: Sequence, now: float) -> None:
-        if (taken := self._untold.get(sequence)) is None:
-            return
-        self._tally.token(sequence, taken.at)
-        reason = sequence.tell(taken)
-        del self._untold[sequence]
+        reason = None
+        for taken in self._untold.get(sequence, ()):
+            self._tally.token(sequence, taken.at)
+            if (reason := sequence.tell(taken)) is not None:
+                break
+        self._untold.pop(sequence, None)
         if reason is not None:
             self._end(sequence, now, reason)
 

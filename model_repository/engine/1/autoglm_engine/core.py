@@ -63,6 +63,7 @@ class Request:
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart
     user: str = ""  # whose it is, if the caller says; requests of one user may be served together
+    prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
 
 
 class FinishReason(Enum):
@@ -159,13 +160,22 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens of one sequence to be computed in a step: `token_ids` go to positions `start ...` of `slot`."""
+    """Tokens of one sequence to be computed in a step: `token_ids` go to positions `start ...` of `slot`.
+
+    `num_drafts`: so many of the last ones are guesses. Logits are then wanted of each of them, too, and of the token before.
+    """
 
     slot: int
     start: int
     token_ids: TokenIds  # [num_tokens >= 1]
     wants_logits: bool  # of the last token
     adjustments: Adjustments | None = None  # None: nothing changed, or the runner chooses no candidates
+    num_drafts: int = 0  # only where `wants_logits`
+
+    @property
+    def num_logits(self) -> int:
+        """Logits are wanted of so many of the last tokens."""
+        return self.num_drafts + 1 if self.wants_logits else 0
 
 
 @dataclass(frozen=True, slots=True)

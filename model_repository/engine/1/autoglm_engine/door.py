@@ -57,6 +57,7 @@ class Door:
             arrival=arrival,
             deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
             tokenize_ms=(self._clock() - arrival) * 1000,
+            prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,
             tenant=checked.tenant,
             user=checked.user,

@@ -8,7 +8,9 @@ event; one that is not streamed has no other.
 Plans are made, and so slots given away, copied and rewritten, only while no step is in flight. A collected token that
 ends its request whatever the text says (end of sequence, length) frees the slot before the plan. One that completes a
 stop string does so after the issue: the request ends, its row of the step in flight is dropped when that is collected,
-and the slot keeps what it held before that step, which writes one position past it.
+and the slot keeps what it held before that step, which writes past it.
+
+A step takes one token of each sequence that it gives logits, or several where it drafted (`drafting`, `verification`).
 """
 
 from __future__ import annotations
@@ -22,13 +24,14 @@ from itertools import islice
 from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
 from .core import Event, FinishReason, Request
+from .drafting import FIXED_ROWS, Drafter
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
 from .output import Output
 from .runner import Pending, Runner
-from .sampling import Sampled, TokenSampler, sample_batch
+from .sampling import Sampled, TokenSampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence, Taken, Waiting
 from .settings import EngineSettings
@@ -36,6 +39,7 @@ from .slots import Allocation, SlotTable
 from .streams import StreamPacer
 from .tally import EngineStats, Tally
 from .token_text import TokenText
+from .verification import Choices, choose
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +54,7 @@ class InFlight:
 
 class Engine:
     """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where it
-    is None."""
+    is None. `fixed_rows`: what a step costs beside its rows, in rows."""
 
     def __init__(
         self,
@@ -62,6 +66,7 @@ class Engine:
         gate: StreamGate | None = None,
         metrics: Metrics | None = None,
         policy: AdmissionPolicy | None = None,
+        fixed_rows: float = FIXED_ROWS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -75,7 +80,8 @@ class Engine:
         num_slots = self._settings.num_slots(self._limits.num_slots)
         slots = SlotTable(num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
         policy = policy or make_policy(self._settings, slots)
-        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget, policy)
+        self._drafter = Drafter(self._settings, self._limits, fixed_rows)
+        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget, policy, self._drafter)
         self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())
         self._tally.report(self._scheduler)
@@ -86,6 +92,7 @@ class Engine:
     def submit(self, request: Request) -> None:
         """Queue the request. Raises QueueFull, ShuttingDown, or InvalidRequest where it cannot be served at all."""
         _check(request, self._limits.max_length, self._limits.vocab_size)
+        self._drafter.check(request)
         self._inbox.submit(request, self._clock())
 
     def cancel(self, request_ids: Iterable[str]) -> int:
@@ -158,6 +165,7 @@ class Engine:
         tokens = self._scheduler.slots.tokens[allocation.slot]
         tokens[:num_prompt] = request.prompt_ids
         max_tokens = min(request.sampling.max_tokens, self._limits.max_length - num_prompt)
+        sampler = TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens)
         return Sequence(
             request=request,
             arrival=waiting.arrival,
@@ -167,10 +175,11 @@ class Engine:
             num_computed=allocation.num_reused,
             num_cached=allocation.num_reused,
             max_tokens=max_tokens,
-            sampler=TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens),
+            sampler=sampler,
             output=Output(self._token_text, request.sampling.stop),
             admitted_at=now,
             last_event_at=waiting.last_event_at,
+            speculation=self._drafter.begin(request, tokens) if sampler.is_greedy else None,
         )
 
     def _issue(self, plan: Plan) -> None:
@@ -191,17 +200,25 @@ class Engine:
         if self._in_flight is None:
             return
         step, self._in_flight = self._in_flight, None
-        sampling = step.plan.sampling
         try:
-            chosen = sample_batch(step.pending.result(), [sequence.sampler for sequence in sampling])
+            chosen = choose(step.pending.result(), step.plan)
         except Exception as error:
             self._fail(step.plan, error)
             return
         self._scheduler.computed(step.plan)
         now = self._clock()
-        for sequence, sampled in zip(sampling, chosen, strict=True):
-            if sequence.is_running:
-                self._take(sequence, sampled, now)
+        for choices in chosen:
+            if choices.sequence.is_running:
+                self._take_all(choices, now)
+
+    def _take_all(self, choices: Choices, now: float) -> None:
+        sequence = choices.sequence
+        num_accepted = choices.take(
+            lambda sampled: self._take(sequence, sampled, now), lambda: self._scheduler.accepted(sequence)
+        )
+        if sequence.speculation:
+            sequence.speculation.judge(choices.first.token_id, len(choices.drafts), num_accepted)
+        self._tally.drafted(len(choices.drafts), num_accepted)
 
     def _take(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
         if sampled.token_id < 0:

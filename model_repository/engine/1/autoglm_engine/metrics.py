@@ -35,6 +35,8 @@ REQUESTS = MetricSpec("requests", Kind.COUNTER, "Requests that ended, by finish 
 TOKENS_IN = MetricSpec("tokens_in", Kind.COUNTER, "Prompt tokens of admitted requests")
 TOKENS_OUT = MetricSpec("tokens_out", Kind.COUNTER, "Tokens generated")
 PREFIX_HIT_TOKENS = MetricSpec("prefix_hit_tokens", Kind.COUNTER, "Prompt tokens whose keys and values were reused")
+TOKENS_DRAFTED = MetricSpec("tokens_drafted", Kind.COUNTER, "Tokens that prompt lookup drafted")
+DRAFTS_ACCEPTED = MetricSpec("drafts_accepted", Kind.COUNTER, "Drafted tokens that were what the model says")
 TIME_TO_FIRST_TOKEN = MetricSpec(
     "time_to_first_token", Kind.HISTOGRAM, "Seconds from arrival to the first token", buckets=_TTFT_BUCKETS
 )
@@ -59,6 +61,8 @@ ALL_METRICS = (
     TOKENS_IN,
     TOKENS_OUT,
     PREFIX_HIT_TOKENS,
+    TOKENS_DRAFTED,
+    DRAFTS_ACCEPTED,
     TIME_TO_FIRST_TOKEN,
     INTER_TOKEN_LATENCY,
     RUNNING,

@@ -25,10 +25,13 @@ VOCABULARY_PADDING = 32
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 
 
+_SETTINGS = ("num_slots", "max_length", "max_rows", "num_threads", "max_logits_per_span")
+
+
 class _Settings(ctypes.Structure):
     """`autoglm::Settings` of native/decoder.h."""
 
-    _fields_ = [(name, ctypes.c_int32) for name in ("num_slots", "max_length", "max_rows", "num_threads")]
+    _fields_ = [(name, ctypes.c_int32) for name in _SETTINGS]
 
 
 class NativeRunner:
@@ -38,12 +41,22 @@ class NativeRunner:
         """Raises ArtifactError when this CPU lacks an instruction that the library was built with."""
         details = manifest.runtime_details
         _check_details(details)
-        self._limits = Limits(manifest.num_slots, manifest.max_length, manifest.prefill_chunk, manifest.vocab_size)
+        self._limits = Limits(
+            manifest.num_slots,
+            manifest.max_length,
+            manifest.prefill_chunk,
+            manifest.vocab_size,
+            max_logits_per_span=details.get("max_logits_per_span", 1),  # an older library computes the last one only
+        )
         self._library = _open_library(folder / details["library"])
         self._program = np.fromfile(folder / details["program"], np.int64)
         self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
         settings = _Settings(
-            manifest.num_slots, manifest.max_length, MAX_ROWS, num_threads or len(os.sched_getaffinity(0))
+            manifest.num_slots,
+            manifest.max_length,
+            MAX_ROWS,
+            num_threads or len(os.sched_getaffinity(0)),
+            self._limits.max_logits_per_span,
         )
         self._decoder: int | None = self._library.autoglm_create(
             self._program.ctypes.data, self._weights.ctypes.data, ctypes.byref(settings)
@@ -66,7 +79,7 @@ class NativeRunner:
             raise ValueError("the runner is closed")
         check_batch(batch, self._limits)
         spans = np.array(
-            [(span.slot, span.start, len(span.token_ids), span.wants_logits) for span in batch.spans], np.int32
+            [(span.slot, span.start, len(span.token_ids), span.num_logits) for span in batch.spans], np.int32
         )
         token_ids = np.concatenate([span.token_ids for span in batch.spans], dtype=np.int32)
         self._library.autoglm_forward(self._decoder, spans.ctypes.data, len(spans), token_ids.ctypes.data)
@@ -85,7 +98,9 @@ class NativeRunner:
     def _view_logits(self) -> Logits:
         width = -(-self._limits.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
         address = ctypes.cast(self._library.autoglm_logits(self._decoder), ctypes.POINTER(ctypes.c_float))
-        rows: Logits = np.ctypeslib.as_array(address, (self._limits.num_slots, width))
+        rows: Logits = np.ctypeslib.as_array(
+            address, (self._limits.num_slots * self._limits.max_logits_per_span, width)
+        )
         return rows[:, : self._limits.vocab_size]
 
 

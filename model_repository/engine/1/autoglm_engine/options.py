@@ -19,6 +19,7 @@ MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
+MAX_PROMPT_LOOKUP = 16
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
     "INT64": (int,),
@@ -58,11 +59,15 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
     Option("user",               "STRING", ""),
 )}
 # fmt: on
+
+
+OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user")
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +77,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
     user: str = ""
@@ -104,7 +110,7 @@ class OptionRules:
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant", "user")}
+        others = {name: chosen.pop(name) for name in OTHER_THAN_SAMPLING}
         return Checked(SamplingOptions(**chosen), **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:
@@ -117,6 +123,11 @@ class OptionRules:
                 raise InvalidRequest(f"{option.name} is {value!r:.40}, which is not {option.dtype}")
             self.check_range(option, value, max_tokens=sampling.max_tokens)
         _check_stop_strings(sampling.stop)
+
+    def recheck_prompt_lookup(self, value: int | None) -> None:
+        """As `recheck`."""
+        if value is not None:
+            self.check_range(OPTIONS["prompt_lookup"], value, max_tokens=0)
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:

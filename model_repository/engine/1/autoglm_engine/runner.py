@@ -18,6 +18,13 @@ class Limits:
     prefill_chunk: int  # most tokens of one span
     vocab_size: int
     num_candidates: int = 0  # 0: a step gives whole logits; k: it gives `Candidates` with k a row
+    max_logits_per_span: int = 1  # of a span's last tokens. More than 1 promises what verifying drafts needs: a token's
+    # logits do not depend, to the bit, on how its sequence was cut into spans, nor on the others of the step
+
+    @property
+    def can_verify_drafts(self) -> bool:
+        """A runner that gives candidates has adjusted one row of each slot for them."""
+        return self.max_logits_per_span > 1 and not self.num_candidates
 
 
 class Pending(Protocol):
@@ -26,8 +33,8 @@ class Pending(Protocol):
     def result(self) -> Logits | Candidates:
         """Wait for the step, once, and without the interpreter's lock: others publish meanwhile.
 
-        Logits `[num spans that want them, vocab_size]`, in the order of the spans, or `Candidates` of the same rows where
-        `limits.num_candidates` > 0. Valid until the next step is issued. Raises what the step failed with.
+        Logits `[sum of the spans' num_logits, vocab_size]`, in the order of the spans and their tokens, or `Candidates` of
+        the same rows where `limits.num_candidates` > 0. Valid until the next step is issued. Raises what the step failed with.
         """
         ...
 

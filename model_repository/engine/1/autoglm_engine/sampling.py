@@ -61,6 +61,11 @@ class TokenSampler:
         self._is_known_to_device = False
 
     @property
+    def is_greedy(self) -> bool:
+        """The next token is the most likely one, once penalties and bans were applied."""
+        return self._greedy
+
+    @property
     def wants_argmax(self) -> bool:
         """The next token is the most likely one of the unmodified logits, and nothing else is asked."""
         return self._is_simple and not self._bans

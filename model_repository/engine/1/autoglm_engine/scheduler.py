@@ -3,7 +3,7 @@
 There is no prefill phase and no decode phase: each sequence has `num_computed` and `num_tokens`, and a step lets the
 first catch up with the second, within a token budget. First come the sequences that lack one token (a decode step,
 so that running streams never stall), then prompts in the order of their admission, in chunks, then waiting requests, whom
-an admission policy chooses. A request is admitted when it can begin at once, so that its prefix is looked up as late as
+an admission policy chooses. What is left of the budget may go to drafts. A request is admitted when it can begin at once, so that its prefix is looked up as late as
 possible, when those before it have left theirs.
 """
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from .admission import AdmissionPolicy, Fifo
 from .core import Span, StepBatch
+from .drafting import Drafter
 from .runner import Limits
 from .sequence import Sequence, Waiting
 from .slots import Allocation, Copy, SlotTable
@@ -36,9 +37,9 @@ class Plan:
         return StepBatch(tuple(self.spans))
 
     @property
-    def sampling(self) -> list[Sequence]:
+    def sampling(self) -> list[tuple[Sequence, Span]]:
         """Those that get logits, in the order of their rows."""
-        return [sequence for sequence, span in zip(self.sequences, self.spans, strict=True) if span.wants_logits]
+        return [pair for pair in zip(self.sequences, self.spans, strict=True) if pair[1].wants_logits]
 
 
 class Scheduler:
@@ -46,12 +47,18 @@ class Scheduler:
     thread uses it. `policy`: first come, first served, where it is None."""
 
     def __init__(
-        self, limits: Limits, slots: SlotTable, token_budget: int, policy: AdmissionPolicy | None = None
+        self,
+        limits: Limits,
+        slots: SlotTable,
+        token_budget: int,
+        policy: AdmissionPolicy | None = None,
+        drafter: Drafter | None = None,
     ) -> None:
         self.waiting: deque[Waiting] = deque()
         self.running: list[Sequence] = []
         self.slots = slots
         self._policy = policy or Fifo()
+        self._drafter = drafter
         self._chunk = limits.prefill_chunk
         self._ranks_on_device = limits.num_candidates > 0
         self._budget = max(token_budget, limits.num_slots)  # a decode step of all slots always fits
@@ -73,15 +80,20 @@ class Scheduler:
             if chosen is None:
                 break
             budget -= self._add(plan, self._admit(plan, chosen, admit), budget)
+        if self._drafter:
+            self._drafter.extend(plan.spans, plan.sequences, budget)
         return plan
 
     def computed(self, plan: Plan) -> None:
-        """The plan's spans are in their slots. What finished since the plan does not count its last one: the slot is no
-        longer its own."""
+        """The plan's spans are in their slots; drafts do not count yet. What finished since the plan does not count its last
+        span: the slot is no longer its own."""
         for span, sequence in zip(plan.spans, plan.sequences, strict=True):
             if sequence.is_running:
-                sequence.num_computed += len(span.token_ids)
-                self.slots.advance(sequence.slot, sequence.num_computed)
+                self._advance(sequence, len(span.token_ids) - span.num_drafts)
+
+    def accepted(self, sequence: Sequence) -> None:
+        """The token taken last was drafted: its keys and values are in the slot."""
+        self._advance(sequence, 1)
 
     def finish(self, sequence: Sequence, *, retain: bool = True) -> None:
         """Take its slot. A span of it may be in flight: that writes past what the slot keeps, and before whatever is
@@ -95,6 +107,10 @@ class Scheduler:
         self.waiting.clear()
         self.running.clear()
         self.slots.reset()
+
+    def _advance(self, sequence: Sequence, count: int) -> None:
+        sequence.num_computed += count
+        self.slots.advance(sequence.slot, sequence.num_computed)
 
     def _admit(self, plan: Plan, place: int, admit: Admit) -> Sequence:
         waiting = self.waiting[place]

@@ -8,6 +8,7 @@ from .core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs,
 from .errors import EngineError
 from .output import Output
 from .sampling import TokenSampler
+from .speculation import Speculation
 
 
 @dataclass(slots=True, eq=False, weakref_slot=True)
@@ -64,6 +65,8 @@ class Sequence:
     last_token_at: float = 0.0
     is_running: bool = True  # in its slot; afterwards at most its last event is due
     sent_any: bool = False
+    num_told: int = 0  # tokens put into the answer
+    speculation: Speculation | None = None  # None: nothing is drafted
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the tokens not yet taken
 
     @property
@@ -87,10 +90,11 @@ class Sequence:
         return self.num_completion_tokens >= self.max_tokens
 
     def tell(self, taken: Taken) -> FinishReason | None:
-        """Put the token taken last into the answer; the reason, if the request ends with it."""
+        """Put the next of the tokens taken into the answer; the reason, if the request ends with it."""
         if self.first_token_at is None:
             self.first_token_at = taken.at
         self.last_token_at = taken.at
+        self.num_told += 1
         if taken.logprobs:
             self.logprobs.append(taken.logprobs)
         return self._end_at_eos(taken.token_id) if taken.is_eos else self._end_at_text(taken.token_id)
@@ -103,14 +107,14 @@ class Sequence:
     def _end_at_text(self, token_id: int) -> FinishReason | None:
         if self.output.push(token_id, check_stops=self._checks_stops):
             return FinishReason.STOP
-        if self.num_completion_tokens < self.max_tokens:
+        if self.num_told < self.max_tokens:
             return None
         return FinishReason.STOP if self.output.flush(check_stops=self._checks_stops) else FinishReason.LENGTH
 
     @property
     def _checks_stops(self) -> bool:
         """The text of the first `min_tokens` tokens takes no part in stop strings."""
-        return self.num_completion_tokens > self.request.sampling.min_tokens
+        return self.num_told > self.request.sampling.min_tokens
 
     def event(
         self, now: float, *, finish_reason: FinishReason | None = None, failure: EngineError | None = None
@@ -126,7 +130,7 @@ class Sequence:
         event = Event(
             request_id=self.request.id,
             token_ids=token_ids,
-            usage=Usage(self.num_prompt_tokens, self.num_completion_tokens, self.num_cached),
+            usage=Usage(self.num_prompt_tokens, self.num_told, self.num_cached),
             stages=self._stages(now),
             finish_reason=finish_reason,
             text_bytes=self.output.text_bytes,

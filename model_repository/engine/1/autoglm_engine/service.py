@@ -12,6 +12,7 @@ import numpy as np
 
 from .acks import AckBoard, AckGate
 from .core import Request, Span, StepBatch, TokenIds
+from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .load import load_runner
@@ -24,6 +25,7 @@ from .replies import Replies, Reply
 from .runner import Runner, run_step
 from .settings import EngineSettings
 from .sharing import FlightGate, SharingEngine
+from .step_cost import measure_fixed_rows
 from .token_text import TokenText
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
@@ -58,7 +60,16 @@ class EngineService:
         self._board = AckBoard(num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
-        engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=shared, metrics=metrics)
+        fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
+        engine = Engine(
+            self._runner,
+            text,
+            manifest.eos_token_ids,
+            settings,
+            gate=shared,
+            metrics=metrics,
+            fixed_rows=fixed_rows,
+        )
         self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._replies, died)
@@ -84,6 +95,7 @@ class EngineService:
         try:
             request = unpack_request(request_id, token_ids, packed)
             self._rules.recheck(request.sampling)
+            self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
             self._loop.submit(self._with_deadline(request))
         except EngineError as error:

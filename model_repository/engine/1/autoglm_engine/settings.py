@@ -9,6 +9,7 @@ from .errors import InvalidRequest
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_MODES = ("off", "exact")
+SPECULATION = ("off", "auto", "on")
 POLICIES = ("fifo", "features", "static")
 _DAY_MS = 86_400_000
 _RANGES: dict[str, tuple[float, float]] = {
@@ -20,6 +21,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "default_deadline_ms": (0, _DAY_MS),
     "cache_bytes": (1024, 1 << 40),
     "cache_ttl_seconds": (0.001, 1e9),
+    "speculation_tokens": (1, 16),
+    "speculation_ngram": (1, 8),
     "num_threads": (0, 4096),
     "prefetch_factor": (1, 1000),
     "admission_window": (1, 4096),
@@ -32,7 +35,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "static_size": (0, 4096),
     "static_window_ms": (0, 60_000),
 }
-_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "admission": POLICIES}
+_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "admission": POLICIES, "speculation": SPECULATION}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ class EngineSettings:
     `cache_mode`: exact keeps complete answers and lets equal requests in flight share a slot; off does neither.
     `cache_bytes`: most bytes of kept answers. `cache_ttl_seconds`: how long an answer is kept.
     `cache_sampled`: also answers that are drawn at random without a seed, so that they repeat.
+    `speculation`: of greedy requests, draft what followed their last tokens before: off; auto, where it pays; on, always.
+    `speculation_tokens`: most tokens drafted at a time. `speculation_ngram`: so many of the last tokens are looked up.
 
     `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
     those that are served (`admission_features`); static, batches that run to their end, to compare with.
@@ -78,6 +83,9 @@ class EngineSettings:
     cache_bytes: int = 64 << 20
     cache_ttl_seconds: float = 300.0
     cache_sampled: bool = False
+    speculation: str = "off"
+    speculation_tokens: int = 8
+    speculation_ngram: int = 3
     admission: str = "fifo"
     admission_window: int = 64
     admission_path_weight: float = 0.4
@@ -125,6 +133,7 @@ class ServingSettings(EngineSettings):
 
     max_events_per_second: float = 400.0
     cache_mode: str = "exact"
+    speculation: str = "auto"
     num_threads: int = 0
     exit_with_engine: bool = True
     prefetch_factor: int = 2

@@ -41,6 +41,9 @@ def _check_span(span: Span, limits: Limits) -> None:
     check_slot(span.slot, limits)
     if not 1 <= len(span.token_ids) <= limits.prefill_chunk:
         raise ValueError(f"a span of {len(span.token_ids)} tokens is not in 1 ... {limits.prefill_chunk}")
+    if not span.num_drafts < min(len(span.token_ids), limits.max_logits_per_span) or span.num_drafts < 0:
+        most = min(len(span.token_ids), limits.max_logits_per_span) - 1
+        raise ValueError(f"{span.num_drafts} drafts of {len(span.token_ids)} tokens are not in 0 ... {most}")
     if span.start < 0 or end > limits.max_length:
         raise ValueError(f"positions {span.start} ... {end - 1} are not in 0 ... {limits.max_length - 1}")
 

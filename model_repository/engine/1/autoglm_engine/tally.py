@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 from .core import Event
 from .metrics import (
+    DRAFTS_ACCEPTED,
     INTER_TOKEN_LATENCY,
     PREFIX_HIT_TOKENS,
     REQUESTS,
     RUNNING,
     SLOTS,
     TIME_TO_FIRST_TOKEN,
+    TOKENS_DRAFTED,
     TOKENS_IN,
     TOKENS_OUT,
     WAITING,
@@ -24,7 +26,7 @@ from .sequence import Sequence
 
 @dataclass(frozen=True, slots=True)
 class EngineStats:
-    """A snapshot; the last four count since the engine began."""
+    """A snapshot; those from `steps` on count since the engine began."""
 
     running: int = 0
     waiting: int = 0
@@ -35,6 +37,8 @@ class EngineStats:
     tokens_in: int = 0
     tokens_out: int = 0
     prefix_hit_tokens: int = 0
+    tokens_drafted: int = 0
+    drafts_accepted: int = 0
 
 
 class Tally:
@@ -44,6 +48,7 @@ class Tally:
         self._metrics = metrics
         self.steps = 0
         self._tokens_in = self._tokens_out = self._prefix_hit_tokens = 0
+        self._tokens_drafted = self._drafts_accepted = 0
         self._tokens_published = 0
         self.stats = EngineStats()
 
@@ -61,6 +66,14 @@ class Tally:
             self._metrics.observe(TIME_TO_FIRST_TOKEN, now - sequence.arrival)
         else:
             self._metrics.observe(INTER_TOKEN_LATENCY, now - sequence.last_token_at)
+
+    def drafted(self, num_drafts: int, num_accepted: int) -> None:
+        """A step has verified drafts of one sequence."""
+        if num_drafts:
+            self._tokens_drafted += num_drafts
+            self._drafts_accepted += num_accepted
+            self._metrics.inc(TOKENS_DRAFTED, num_drafts)
+            self._metrics.inc(DRAFTS_ACCEPTED, num_accepted)
 
     def ended(self, event: Event) -> None:
         self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
@@ -93,4 +106,6 @@ class Tally:
             tokens_in=self._tokens_in,
             tokens_out=self._tokens_out,
             prefix_hit_tokens=self._prefix_hit_tokens,
+            tokens_drafted=self._tokens_drafted,
+            drafts_accepted=self._drafts_accepted,
         )

@@ -1,0 +1,58 @@
+"""How many tokens are worth drafting: those whose chance to be right pays for their row of the step.
+
+A step takes time in proportion to `fixed + rows`, where `fixed` is what it costs beside its rows (reading the weights), as a
+number of rows. It yields `expected` tokens. One more row raises the yield a time exactly where the chance that its draft is
+accepted is more than `expected / (fixed + rows)`, what a row's time yields already. With one sequence that is little, and even
+poor drafts pay; with many at once it nears 1, and only near certain ones do: large batches turn drafting off by themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+_WEIGHT = 1 / 8  # of the newest judgement
+_FIRST_ESTIMATE = 0.5
+
+
+@dataclass(slots=True)
+class Acceptance:
+    """A sequence's chance that a drafted token, those before it being right, is right: a moving average of 0 and 1."""
+
+    estimate: float = _FIRST_ESTIMATE
+
+    def judge(self, *, was_right: bool) -> None:
+        self.estimate += _WEIGHT * (was_right - self.estimate)
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """A sequence could have `most` tokens drafted, each right with a chance of `acceptance` if those before it are."""
+
+    acceptance: float
+    most: int
+    always: bool = False  # whether it pays or not
+
+
+@dataclass(frozen=True, slots=True)
+class StepWork:
+    """What a step has without drafts."""
+
+    num_rows: int
+    num_expected: float  # tokens that it yields
+    fixed: float  # rows
+
+
+def allot(offers: Sequence[Offer], work: StepWork, spare: int) -> list[int]:
+    """How many tokens of each offer to draft, at most `spare` in all; the likeliest offers first."""
+    counts = [0] * len(offers)
+    rows, expected = work.num_rows, work.num_expected
+    for place in sorted(range(len(offers)), key=lambda place: (not offers[place].always, -offers[place].acceptance)):
+        offer, chance = offers[place], 1.0
+        for _ in range(min(offer.most, spare)):
+            chance *= offer.acceptance
+            if not offer.always and chance * (work.fixed + rows) <= expected:
+                break
+            counts[place] += 1
+            rows, expected, spare = rows + 1, expected + chance, spare - 1
+    return counts

@@ -1,0 +1,42 @@
+"""What a step costs beside its rows, measured on the machine and the model at hand."""
+
+from __future__ import annotations
+
+import time
+
+import numpy as np
+
+from .core import Span, StepBatch
+from .runner import Runner
+
+_REPEATS = 5
+_MOST_DRAFTS = 8
+_RANGE = (1.0, 1000.0)
+
+
+def measure_fixed_rows(runner: Runner) -> float:
+    """`fixed` of a step that takes time in proportion to `fixed + rows`. For a runner with `max_logits_per_span` > 1 and no
+    request: it writes into slot 0."""
+    limits = runner.limits
+    drafts = min(_MOST_DRAFTS, limits.max_logits_per_span - 1, limits.prefill_chunk - 1, limits.max_length - 1)
+    return fixed_rows(_seconds(runner, 0), _seconds(runner, drafts), drafts)
+
+
+def fixed_rows(seconds_of_one: float, seconds_of_more: float, num_more: int) -> float:
+    """From the times of steps of 1 and of `1 + num_more` rows. A row that seems to cost nothing counts as little."""
+    low, high = _RANGE
+    seconds_a_row = (seconds_of_more - seconds_of_one) / num_more
+    if seconds_a_row * high <= seconds_of_one:
+        return high
+    return max(low, seconds_of_one / seconds_a_row - 1)
+
+
+def _seconds(runner: Runner, num_drafts: int) -> float:
+    """The best of a few: others may use the machine."""
+    batch = StepBatch((Span(0, 0, np.zeros(1 + num_drafts, np.int32), wants_logits=True, num_drafts=num_drafts),))
+    times = []
+    for _ in range(_REPEATS):
+        start = time.perf_counter()
+        runner.issue(batch).result()
+        times.append(time.perf_counter() - start)
+    return min(times)
