@@ -3,75 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import shutil
-import signal
 import socket
-import subprocess
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-BINARY = shutil.which("redis-server")
-SECONDS = 20.0
-
-
-def free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])
-
-
-class RedisServer:
-    """`options` as on its command line. What it holds is in `folder` after `stop`, and lost after `kill`."""
-
-    def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
-        self._command = [
-            str(BINARY), "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
-            "--appendonly", "no", "--loglevel", "warning", *options,
-        ]  # fmt: skip
-        self._process: subprocess.Popen[bytes] | None = None
-
-    @property
-    def url(self) -> str:
-        return f"redis://127.0.0.1:{self.port}"
-
-    def start(self) -> None:
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        until = time.monotonic() + SECONDS
-        while time.monotonic() < until:
-            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port), 1) as asker:
-                asker.sendall(b"PING\r\n")
-                if asker.recv(64).startswith((b"+PONG", b"-NOAUTH")):
-                    return
-            time.sleep(0.02)
-        raise AssertionError("redis-server does not answer")
-
-    def end(self, number: signal.Signals) -> None:
-        if self._process is not None:
-            self._process.send_signal(signal.SIGCONT)
-            self._process.send_signal(number)
-            self._process.wait(SECONDS)
-            self._process = None
-
-    def stop(self) -> None:
-        self.end(signal.SIGTERM)
-
-    def kill(self) -> None:
-        self.end(signal.SIGKILL)
-
-    def freeze(self) -> None:
-        """It keeps its connections, accepts others, and says nothing."""
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGSTOP)
-
-    def thaw(self) -> None:
-        assert self._process is not None
-        os.kill(self._process.pid, signal.SIGCONT)
+from autoglm_perf import redis_server
+from autoglm_perf.redis_server import RedisServer
 
 
 class Proxy:
@@ -101,7 +41,11 @@ class Proxy:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._target))
+                try:
+                    far = socket.create_connection(("127.0.0.1", self._target))
+                except OSError:  # nobody listens there
+                    near.close()
+                    continue
                 self._sockets += [near, far]
                 threading.Thread(target=self._pass, args=(near, far, False), daemon=True).start()
                 threading.Thread(target=self._pass, args=(far, near, True), daemon=True).start()
@@ -116,20 +60,12 @@ class Proxy:
             target.shutdown(socket.SHUT_WR)
 
 
-def require_redis() -> None:
-    if BINARY is None:
-        pytest.skip("redis-server is not installed: `make system` installs it")
-
-
 @contextlib.contextmanager
 def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
-    require_redis()
-    server = RedisServer(folder, *options)
-    server.start()
-    try:
+    if not redis_server.is_installed():
+        pytest.skip("redis-server is not installed: `make test` installs it")
+    with redis_server.running_redis(folder, *options) as server:
         yield server
-    finally:
-        server.kill()
 
 
 @contextlib.contextmanager
