@@ -178,6 +178,7 @@ def test_redis_killed_frozen_and_unreachable_under_load(
     for name in ("up", "healed", "restarted", "fast again", "thawed"):
         assert hits[name] > 20, hits
     assert counted(client, "skipped") > 20 and counted(client, "errors") < 60
+    assert "is left alone: " in server.log_text() and "is used again" in server.log_text()
 
 
 def test_a_wrong_address_is_refused_at_start_by_name_and_without_its_password(artifact: Path) -> None:
