@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +21,7 @@ from autoglm_engine.redis_entry import MAX_VALUE_BYTES
 from autoglm_engine.redis_tier import RedisTier
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.tiers import Found
+from autoglm_perf.redis_server import free_port
 from fakes import request
 from real_redis import Proxy, RedisServer, proxied, running_redis
 
@@ -414,3 +418,36 @@ def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(server: Re
 @pytest.fixture(autouse=True)
 def _warnings_are_seen(caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.WARNING, "autoglm_engine")
+
+
+@pytest.fixture
+def tls_port(tmp_path: Path) -> Iterator[int]:
+    """It speaks TLS there, with a certificate of its own for localhost."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl, which makes the certificate, is not installed")
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
+        cwd=tmp_path, check=True, capture_output=True,
+    )  # fmt: skip
+    files = {name: str(tmp_path / file) for name, file in (("cert", "cert.pem"), ("key", "key.pem"), ("ca-cert", "cert.pem"))}  # fmt: skip
+    tls = free_port()
+    options = [part for name, file in files.items() for part in (f"--tls-{name}-file", file)]
+    with running_redis(tmp_path, "--tls-port", str(tls), *options, "--tls-auth-clients", "no"):
+        yield tls
+
+
+def test_tls_and_lookups_that_open_no_connection(
+    tls_port: int, tmp_path: Path, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture
+) -> None:
+    url = f"rediss://localhost:{tls_port}/0"
+    tier = make(f"{url}?ssl_ca_certs={tmp_path / 'cert.pem'}", redis_timeout_ms=2000)
+    keep(tier)
+    with redis.Redis(port=tls_port, ssl=True, ssl_cert_reqs="none") as client, ThreadPoolExecutor(8) as threads:
+        before = client.info("stats")["total_connections_received"]  # type: ignore[index]
+        found = list(threads.map(lambda _: find(tier), range(64)))
+        assert client.info("stats")["total_connections_received"] == before  # type: ignore[index]
+    assert all(one is not None for one in found) and counted(tier, "errors") == 0
+    assert find(make(f"{url}?ssl_cert_reqs=none")) is not None
+    assert find(make(url, up=False)) is None
+    wait_for(lambda: "CERTIFICATE_VERIFY_FAILED" in caplog.text)

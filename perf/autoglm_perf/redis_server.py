@@ -23,7 +23,7 @@ class RedisServer:
     """Its snapshots go to `folder`, and it makes none unasked. `options` as on the command line."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = _free_port()
+        self.port = free_port()
         self._command = [
             BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
             "--appendonly", "no", "--loglevel", "warning", *options,
@@ -77,7 +77,7 @@ def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
         server.kill()
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as holder:
         holder.bind(("127.0.0.1", 0))
         return int(holder.getsockname()[1])

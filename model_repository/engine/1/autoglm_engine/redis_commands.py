@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,6 +15,9 @@ from redis.exceptions import RedisError, ResponseError
 from .redis_entry import MAX_VALUE_BYTES
 
 FORMAT = "1"  # part of every name in Redis, so that servers with different formats do not meet
+
+
+_NUM_CONNECTIONS = 9  # for a lookup on each of the threads that make them, and for what is done in the background
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,8 +51,9 @@ class RedisCommands:
         with contextlib.suppress(RedisError, OSError):
             await self._client.connection_pool.disconnect(inuse_connections=True)
 
-    async def ping(self) -> None:
-        await self._client.echo("")
+    async def connect(self) -> None:
+        """Open all connections, so that no lookup has to: with TLS one takes long, and several at once longer."""
+        await asyncio.gather(*(self._client.echo("") for _ in range(_NUM_CONNECTIONS)))
 
     async def look_up(self, key: bytes) -> Reply:
         """The time that is left is read before the value: one that is replaced in between looks older than it is."""

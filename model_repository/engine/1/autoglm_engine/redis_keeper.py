@@ -131,7 +131,7 @@ class RedisKeeper:
 
     async def _use(self, commands: RedisCommands) -> None:
         """Until it fails, or there is an end."""
-        await asyncio.wait_for(commands.ping(), max(_BACKGROUND_SECONDS, self._limit))
+        await asyncio.wait_for(commands.connect(), max(_BACKGROUND_SECONDS, self._limit))
         self._failure, self._wants_look = "", True
         await self._agree(commands)
         await asyncio.wait_for(commands.generation(), self._limit)  # as fast as lookups have to be
