@@ -49,6 +49,7 @@ class CacheHit(Enum):
     NONE = "none"
     EXACT = "exact"  # a kept answer
     COALESCED = "coalesced"  # the answer of an equal request that was in flight
+    SEMANTIC = "semantic"  # a kept answer to a prompt of the same meaning
 
 
 @dataclass(frozen=True, slots=True)
