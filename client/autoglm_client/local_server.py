@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -30,7 +31,7 @@ Progress = Callable[[float, str], None]  # (seconds since the start, what the se
 
 STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
-_CONTROL_APIS = "model-repository,trace,logging"
+_CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
 # The server ends with the process that started it, also when that one is killed.
 _GUARD = """
@@ -68,7 +69,7 @@ class LocalServer:
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
-        self.shared_memory_key = shared_memory_key or secrets.token_hex(16)
+        self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
@@ -217,10 +218,18 @@ class LocalServer:
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"
         return (
-            f"--http-restricted-api={_CONTROL_APIS},shared-memory:{control}",
-            f"--grpc-restricted-protocol={_CONTROL_APIS}:{control}",
+            f"--http-restricted-api={_CONTROL_APIS}:{control}",
+            f"--grpc-restricted-protocol={_CONTROL_APIS.removesuffix(',shared-memory')}:{control}",
             f"--grpc-restricted-protocol=shared-memory:{KEY_HEADER}={self.shared_memory_key}",
         )
+
+
+def _checked_key(key: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
+        raise LocalServerError(
+            f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"
+        )
+    return key
 
 
 def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -45,10 +45,10 @@ def run(context: Context) -> Found:
         tally, moments = asyncio.run(_ask_all(server, count, context.say))
     arms = tuple(Arm(f"after {number:,} requests", values) for number, values in moments.items())
     settings = {
-        "requests": "new prompts of 4 to 60 words, 1 to 4 tokens out; one in ten repeats, one in twenty is left early, "
+        "requests": "new prompts of 2 to 10 words, 1 to 4 tokens out; one in ten repeats, one in twenty is left early, "
         "one in fifty is refused",
         "in flight": f"{_CONCURRENCY}",
-        "memory": "each process's own and its share of what several map (PSS), while nothing is in flight",
+        "memory": "each process's own, without what it shares with others (USS), while nothing is in flight",
     }
     remark = f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they should be."
     return Found(arms, settings, f"{count:,} requests, one run", (remark,))
@@ -85,9 +85,7 @@ async def _ask(client: AsyncClient, number: int, draw: random.Random, tally: Tal
     kind = draw.random()
     if kind < 0.02:
         await client.generate("x", top_p=7.0)
-    prompt = (
-        "The sky is" if kind > 0.9 else " ".join(f"{number * 31 % 9973} w{i}" for i in range(draw.randrange(2, 30)))
-    )
+    prompt = "The sky is" if kind > 0.9 else " ".join(f"{number * 31 % 9973} w{i}" for i in range(draw.randrange(1, 6)))
     if kind < 0.07:
         tally.left += await _leave(client, prompt)
         return
@@ -111,4 +109,4 @@ def memory(server: LocalServer) -> dict[str, float]:
 
 
 def _megabytes(process: psutil.Process) -> float:
-    return float(process.memory_full_info().pss / _MEGABYTE)
+    return float(process.memory_full_info().uss / _MEGABYTE)
