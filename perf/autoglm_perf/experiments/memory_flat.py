@@ -6,8 +6,8 @@ import asyncio
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
-import psutil
 from autoglm_client import AsyncClient, InvalidRequestError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_probe import stub_processes
@@ -15,7 +15,6 @@ from autoglm_client.server_probe import stub_processes
 from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found, Metric
 
-_MEGABYTE = 1 << 20
 _CONCURRENCY = 16
 _MOMENTS = (0.1, 0.55, 1.0)  # shares of all requests, after which the processes are looked at
 _PROCESSES = ("engine", "tokenizer", "detokenizer", "tritonserver")
@@ -48,7 +47,7 @@ def run(context: Context) -> Found:
         "requests": "new prompts of 2 to 10 words, 1 to 4 tokens out; one in ten repeats, one in twenty is left early, "
         "one in fifty is refused",
         "in flight": f"{_CONCURRENCY}",
-        "memory": "each process's own, without what it shares with others (USS), while nothing is in flight",
+        "memory": "resident memory that no file is behind (RssAnon and RssShmem), while nothing is in flight",
     }
     remark = f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they should be."
     return Found(arms, settings, f"{count:,} requests, one run", (remark,))
@@ -104,9 +103,12 @@ def memory(server: LocalServer) -> dict[str, float]:
     """Process -> megabytes."""
     assert server.pid is not None
     pids = {name: pid for pid, name in stub_processes(server.pid).items()} | {"tritonserver": server.pid}
-    sizes = {name: _megabytes(psutil.Process(pids[name])) for name in _PROCESSES}
-    return {**sizes, "this client": _megabytes(psutil.Process())}
+    sizes = {name: _megabytes(f"{pids[name]}") for name in _PROCESSES}
+    return {**sizes, "this client": _megabytes("self")}
 
 
-def _megabytes(process: psutil.Process) -> float:
-    return float(process.memory_full_info().uss / _MEGABYTE)
+def _megabytes(process: str) -> float:
+    """Memory that no file is behind: weights come and go with the page cache, and count for whoever else maps them."""
+    status = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    kilobytes = [int(line.split()[1]) for line in status if line.startswith(("RssAnon:", "RssShmem:"))]
+    return sum(kilobytes) / 1024
