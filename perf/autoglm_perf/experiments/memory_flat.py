@@ -16,6 +16,7 @@ from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found, Metric
 
 _CONCURRENCY = 16
+_SMALL_CACHE = {"AUTOGLM_CACHE_BYTES": f"{1 << 20}"}  # full before the first look, so that it does not pass for growth
 _MOMENTS = (0.1, 0.55, 1.0)  # shares of all requests, after which the processes are looked at
 _PROCESSES = ("engine", "tokenizer", "detokenizer", "tritonserver")
 _METRICS = tuple(Metric(name, "MB", higher_is_better=False) for name in (*_PROCESSES, "this client"))
@@ -40,13 +41,14 @@ class Tally:
 def run(context: Context) -> Found:
     """One run: memory is not a matter of chance, and a run is long enough to show."""
     count = context.size(20_000, 600)
-    with context.server() as server:
+    with context.server(_SMALL_CACHE) as server:
         tally, moments = asyncio.run(_ask_all(server, count, context.say))
     arms = tuple(Arm(f"after {number:,} requests", values) for number, values in moments.items())
     settings = {
         "requests": "new prompts of 2 to 10 words, 1 to 4 tokens out; one in ten repeats, one in twenty is left early, "
         "one in fifty is refused",
         "in flight": f"{_CONCURRENCY}",
+        "response cache": "1 MB, so that it is full from the first look on",
         "memory": "resident memory that no file is behind (RssAnon and RssShmem), while nothing is in flight",
     }
     remark = f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they should be."
