@@ -203,7 +203,7 @@ def test_bounds_and_the_key(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # ---- the real server
 
-LONG = "-" * 30_000  # many tokens fewer than characters
+LONG = "-" * 6_000  # far fewer tokens
 
 
 @pytest.mark.server
@@ -218,8 +218,8 @@ def test_the_real_server_reads_the_same_from_memory(server: LocalServer) -> None
         assert len(left_behind() - before) == 1, "it went through memory"
         with pytest.raises(InvalidRequestError, match="text_input has 2000000 bytes"):
             client.generate("x" * 2_000_000)
-        results = list(client.map([f"{i}" + LONG for i in range(12)], max_tokens=2, concurrency=12))
-        assert len(results) == 12
+        results = list(client.map([f"{i}" + LONG for i in range(6)], max_tokens=2, concurrency=6))
+        assert len(results) == 6
     assert left_behind() == before
 
 
@@ -227,7 +227,7 @@ def test_the_real_server_reads_the_same_from_memory(server: LocalServer) -> None
 def test_a_wrong_key_opens_nothing(server: LocalServer, caplog: pytest.LogCaptureFixture) -> None:
     for key in ("", "wrong", server.control_key):
         with Client(server.grpc_url, shared_memory=SharedMemory(key, threshold_bytes=1000)) as client:
-            assert client.generate(LONG, max_tokens=1).usage.prompt_tokens > 100
+            assert client.generate(LONG, max_tokens=1).usage.prompt_tokens > 10
     assert ["restricted" in record.getMessage() for record in caplog.records] == [True] * 3
 
 
