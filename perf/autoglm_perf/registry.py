@@ -15,6 +15,7 @@ MODULES = (
     "prefix_reuse",
     "ensemble_overhead",
     "scheduler_overhead",
+    "memory_flat",
     "peers",
 )
 
