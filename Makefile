@@ -26,6 +26,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/runtime.stamp
+	@PYTHON=$(PYTHON) sh deploy/system-packages.sh test
 	@echo "installing what the tests and the baseline need (torch, transformers, pytest) into $(VENV) ..."
 	@$(PIP) torch
 	@$(PIP) --editable '.[test]'

@@ -12,6 +12,7 @@ MODULES = (
     "connections",
     "calls",
     "analyzer_sweep",
+    "redis_outage",
     "prefix_reuse",
     "ensemble_overhead",
     "scheduler_overhead",

@@ -21,6 +21,7 @@ from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
+from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
 from .settings import EngineSettings
@@ -60,7 +61,9 @@ class EngineService:
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=shared, metrics=metrics)
-        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, metrics=metrics)
+        self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget())
+        tiers = [tier for tier in (self._redis,) if tier is not None]
+        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, tiers=tiers, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._replies, died)
         self._engine.wake = self._loop.wake
@@ -119,7 +122,7 @@ class EngineService:
                 return {"cancelled": self._loop.cancel(self._replies.find(ids))}
             case {"stats": True, **rest} if not rest:
                 counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}
-                return {"healthy": self._loop.healthy, **counted}
+                return {"healthy": self._loop.healthy, **counted, **(self._redis.stats if self._redis else {})}
             case {"flush": True, **rest} if not rest:
                 return {"flushed": self._engine.flush()}
             case _:

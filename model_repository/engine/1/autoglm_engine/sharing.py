@@ -92,7 +92,13 @@ class SharingEngine:
         return len(ours) + self._engine.cancel(ids - ours)
 
     def flush(self) -> int:
-        """Forget all kept answers; how many. What is in flight is not kept either."""
+        """Forget all kept answers; how many this process had. What is in flight is not kept either."""
+        with self._lock:
+            self._lookups.flush()
+        return self.forget()
+
+    def forget(self) -> int:
+        """As `flush`, where the tiers have forgotten already."""
         with self._lock:
             self._generation += 1
             self._by_key.clear()
