@@ -18,8 +18,11 @@ Progress = Callable[[int], None]
 
 @dataclass(frozen=True, slots=True)
 class Question:
+    """`streamed` False asks for the answer in one response."""
+
     prompt: str
     options: GenerationOptions
+    streamed: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +73,9 @@ async def _work(
 
 
 async def ask(client: AsyncClient, question: Question) -> Answered:
-    """Streams one answer. An error of the client's is in the timing, never raised."""
+    """One answer. An error of the client's is in the timing, never raised."""
+    if not question.streamed:
+        return await _ask_whole(client, question)
     started, error = time.monotonic(), None
     arrivals: list[tuple[float, int]] = []  # when, completion tokens so far
     texts: list[str] = []
@@ -87,6 +92,18 @@ async def ask(client: AsyncClient, question: Question) -> Answered:
     gaps = tuple(token_gaps(arrivals))
     timing = RequestTiming(started, arrivals[0][0], arrivals[-1][0], arrivals[-1][1], gaps, error)
     return Answered(question, "".join(texts), cache_hit, timing)
+
+
+async def _ask_whole(client: AsyncClient, question: Question) -> Answered:
+    started = time.monotonic()
+    try:
+        result = await client.generate(question.prompt, question.options)
+    except AutoGLMError as failure:
+        now = time.monotonic()
+        return Answered(question, "", "none", RequestTiming(started, now, now, 0, (), str(failure)))
+    now = time.monotonic()
+    timing = RequestTiming(started, now, now, result.usage.completion_tokens, ())
+    return Answered(question, result.text, result.cache_hit, timing)
 
 
 def token_gaps(arrivals: list[tuple[float, int]]) -> Iterator[float]:

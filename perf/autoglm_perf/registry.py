@@ -15,6 +15,8 @@ MODULES = (
     "cache_zipf",
     "cache_hits",
     "coalescing",
+    "static_batching",
+    "admission",
     "prefix_reuse",
     "ensemble_overhead",
     "scheduler_overhead",
