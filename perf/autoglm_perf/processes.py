@@ -75,31 +75,32 @@ class PeakMemory:
 
 @dataclass(slots=True)
 class CpuUse:
-    """CPU seconds by process over a stretch of time, the load generator's among them."""
+    """CPU seconds by process over a stretch of time, the load generator's among them. `others`: of all other programs, as
+    a share of what the machine could have given; None where it cannot be seen."""
 
-    seconds: float = 0.0
     used: Mapping[str, float] | None = None
+    others: float | None = None
 
     def line(self, num_requests: int) -> str:
         """`CPU a request: ...` in milliseconds, and what share of the cores the load generator took."""
         assert self.used is not None, "the stretch has ended"
         each = ", ".join(f"{name} {1e3 * used / num_requests:.2f}" for name, used in self.used.items())
-        cores = len(os.sched_getaffinity(0))
         share = self.used[LOAD_GENERATOR] / max(sum(self.used.values()), 1e-9)
-        busy = sum(self.used.values()) / (self.seconds * cores)
-        return f"CPU a request in ms: {each}; the load generator takes {share:.0%} of it. {busy:.0%} of {cores} cores busy."
+        return f"CPU a request in ms: {each}; the load generator takes {share:.0%} of it."
 
 
 @contextmanager
 def cpu_use(server: LocalServer) -> Iterator[CpuUse]:
     """Filled when it is left. Programs that this process started and that have ended count as load generator."""
     pids, proc, use = processes_of(server), ProcFs(), CpuUse()
-    before, began = {name: proc.cpu_seconds(pid) or 0.0 for name, pid in pids.items()}, time.monotonic()
-    mine = _own_seconds()
+    before, mine = {name: proc.cpu_seconds(pid) or 0.0 for name, pid in pids.items()}, _own_seconds()
+    machine, began = proc.machine_cpu_seconds(), time.monotonic()
     yield use
-    use.seconds = time.monotonic() - began
     spent = {name: (proc.cpu_seconds(pid) or 0.0) - before[name] for name, pid in pids.items()}
     use.used = {**spent, LOAD_GENERATOR: _own_seconds() - mine}
+    if machine is not None and (now := proc.machine_cpu_seconds()) is not None:
+        possible = (os.cpu_count() or 1) * (time.monotonic() - began)
+        use.others = max(0.0, now - machine - sum(use.used.values())) / possible
 
 
 def busiest_threads(pid: int, count: int, *, seconds: float = 0.3) -> list[int]:

@@ -44,7 +44,7 @@ def run(context: Context) -> Found:
     except AnalyzerUnavailable as error:
         raise CannotRun(str(error)) from None
     hits = reference_workload(context.tokenizer, num_prompts=_PROMPTS, seed=next(context.seeds))
-    with context.server() as server:
+    with context.server({"AUTOGLM_CACHE_TTL_SECONDS": "3600"}) as server:
         _keep(server, hits)
         arms = [*_alone(context, server, hits), _python(context, server, hits)]
         cpu = _cpu_line(context, server, hits)

@@ -37,7 +37,9 @@ def run(context: Context) -> Found:
     """Both servers run at once, and the sides take turns; the one that is not asked is idle."""
     runs: dict[str, list[RunFigures]] = {_OFF: [], _EMPTY: [], _FILLED: []}
     compared, hits = 0, 0
-    with context.server({"AUTOGLM_CACHE_MODE": "off"}) as off, context.server({"AUTOGLM_CACHE_MODE": "exact"}) as on:
+    caching = {"AUTOGLM_CACHE_MODE": "exact", "AUTOGLM_CACHE_TTL_SECONDS": "3600"}
+    with context.server({"AUTOGLM_CACHE_MODE": "off"}) as off, context.server(caching) as on:
+        before = len(on.log_text())
         for _ in context.repeated("Zipf"):
             questions = _questions(context)
             plain = _measure(runs[_OFF], _OFF, off, questions)
@@ -47,7 +49,8 @@ def run(context: Context) -> Found:
             right = first_answers(plain)
             compared += require_equal([*plain, *empty, *filled], right)
             hits += sum(answer.cache_hit != "none" for answer in empty)
-    return _found(context, runs, compared, hits)
+        logged = len(on.log_text()) - before
+    return _found(context, runs, compared, hits, logged)
 
 
 def _questions(context: Context) -> list[Question]:
@@ -59,7 +62,7 @@ def _questions(context: Context) -> list[Question]:
 
 
 def _num_requests(context: Context) -> int:
-    return context.size(1_000, 200)
+    return context.size(1_500, 200)
 
 
 def _measure(runs: list[RunFigures], label: str, server: LocalServer, questions: Sequence[Question]) -> list[Answered]:
@@ -73,13 +76,13 @@ def _flush(server: LocalServer) -> None:
         client.flush_cache()
 
 
-def _found(context: Context, runs: dict[str, list[RunFigures]], compared: int, hits: int) -> Found:
+def _found(context: Context, runs: dict[str, list[RunFigures]], compared: int, hits: int, logged: int) -> Found:
     arms = tuple(arm(label, runs[label], _METRICS) for label in runs)
     asked = _num_requests(context) * context.repeats
     remarks = (
         f"0 of {compared:,} answers differ from the first one to their prompt with caches off, byte for byte; the run fails where one does.",
         f"With the cache empty at the start, {hits / asked:.0%} of the requests were hits or shared another's computation.",
-        _LOGGING,
+        f"{_LOGGING} The server's log grew by {logged} bytes over {2 * asked:,} requests.",
     )
     settings = {
         "workload": f"{_PROMPTS} prompts, Zipf s = {_EXPONENT}, {_PROMPT_TOKENS} tokens in, {_MAX_TOKENS} out, greedy, streamed",

@@ -8,6 +8,7 @@ import statistics
 import time
 from collections import Counter
 from dataclasses import dataclass, replace
+from itertools import takewhile
 
 from autoglm_client import AsyncClient
 from autoglm_client.local_server import LocalServer
@@ -19,7 +20,7 @@ from autoglm_perf.experiment import Arm, Description, Found, Metric, Published
 from autoglm_perf.load import Question, ask_all
 from autoglm_perf.measures import Percentiles
 from autoglm_perf.pauses import PauseWatch
-from autoglm_perf.processes import MEBIBYTE, processes_of
+from autoglm_perf.processes import MEBIBYTE, CpuUse, cpu_use, processes_of
 from autoglm_perf.soak_traffic import SHARES, Asker, Record, draw_task, make_pool
 from autoglm_perf.soak_verdict import Soaked, is_idle, panels, unmet
 from autoglm_perf.soak_watch import Sample, Watch
@@ -60,9 +61,10 @@ def run(context: Context) -> Found:
         plan = Plan(pool, right, seconds, seed)
         capacity = asyncio.run(_capacity(server, plan, context.size(20, 6)))
         context.say(f"capacity {capacity:.1f} requests/s; {_LOAD:.0%} of it for {seconds / 60:g} minutes")
-        soaked, watch = asyncio.run(_soak(server, plan, _LOAD * capacity))
+        with cpu_use(server) as use:
+            soaked, watch = asyncio.run(_soak(server, plan, _LOAD * capacity))
     left_over = sum(region.exists() for region in watch.regions)
-    return _found(plan, replace(soaked, left_over=left_over), watch, capacity)
+    return _found(plan, replace(soaked, left_over=left_over), watch, capacity, use)
 
 
 async def _capacity(server: LocalServer, plan: Plan, seconds: float) -> float:
@@ -105,7 +107,7 @@ async def _ask_openly(asker: Asker, plan: Plan, rate: float, began: float, recor
         records.append(await asker.perform(draw_task(plan.pool, draw), due))
 
     async with asyncio.TaskGroup() as group:
-        for at in poisson_times(rate, plan.seconds, plan.seed):
+        for at in takewhile(lambda at: at < plan.seconds, poisson_times(rate, plan.seed)):
             await asyncio.sleep(max(0.0, began + at - time.monotonic()))
             group.create_task(perform(began + at))
 
@@ -120,7 +122,7 @@ async def _settled(watch: Watch, seconds: float = 5.0) -> Sample:
         await asyncio.sleep(0.25)
 
 
-def _found(plan: Plan, soaked: Soaked, watch: Watch, capacity: float) -> Found:
+def _found(plan: Plan, soaked: Soaked, watch: Watch, capacity: float, use: CpuUse) -> Found:
     latency = Percentiles.of(soaked.latencies)
     values = {
         _RIGHT.name: (100 * soaked.right_share,),
@@ -139,7 +141,14 @@ def _found(plan: Plan, soaked: Soaked, watch: Watch, capacity: float) -> Found:
     }
     samples = f"{len(soaked.valid):,} valid requests of {len(soaked.records):,}"
     arms = (Arm(f"{_LOAD:.0%} of capacity", values),)
-    return Found(arms, settings, samples, _remarks(soaked, watch), unmet=unmet(soaked), panels=panels(soaked))
+    return Found(
+        arms,
+        settings,
+        samples,
+        (*_remarks(soaked, watch), *_cpu(soaked, use)),
+        unmet=unmet(soaked),
+        panels=panels(soaked),
+    )
 
 
 def _remarks(soaked: Soaked, watch: Watch) -> tuple[str, ...]:
@@ -157,3 +166,9 @@ def _remarks(soaked: Soaked, watch: Watch) -> tuple[str, ...]:
         f"Shared memory: {settled.shared_files} regions; {soaked.left_over} outlived the server.",
         "Clients that vanish without a word are not in the mixture: Triton 2.51 counts their ensemble requests as in flight for ever.",
     )
+
+
+def _cpu(soaked: Soaked, use: CpuUse) -> tuple[str, ...]:
+    """Pauses and latencies on a machine that others use say little: the reader must see it."""
+    others = "" if use.others is None else f" Other programs took {use.others:.0%} of the machine's CPU meanwhile."
+    return (use.line(max(1, len(soaked.records))) + others,)
