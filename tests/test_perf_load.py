@@ -80,9 +80,11 @@ def test_an_answer_to_an_unknown_prompt_cannot_be_right() -> None:
 
 def test_memory_is_read_in_bytes_and_peaks_are_kept(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
-    (tmp_path / "7" / "smaps_rollup").write_text("00400000-7fff [rollup]\nRss:  20 kB\nPss:  10 kB\nPss_Dirty: 3 kB\n")
+    (tmp_path / "7" / "smaps_rollup").write_text(
+        "00400000-7fff [rollup]\nRss:  20 kB\nPss:  10 kB\nPss_Dirty: 3 kB\nPss_Anon: 5 kB\nPss_Shmem: 1 kB\n"
+    )
     found = read_memory(7, tmp_path)
-    assert (found.resident, found.proportional) == (20_480, 10_240)
+    assert (found.resident, found.proportional, found.allocated) == (20_480, 10_240, 6_144)
     assert read_memory(8, tmp_path).proportional == 0
     with PeakMemory({"me": os.getpid()}) as peak:
         held = bytearray(b"x" * (64 << 20))

@@ -125,7 +125,9 @@ def test_kinds_come_by_their_shares() -> None:
 
 
 def sample(at: float, memory: int = 100, **engine: int) -> Sample:
-    return Sample(at, {"engine": memory, "tokenizer": 10}, {"engine": memory}, 2, 4096, {**IDLE, **engine})
+    return Sample(
+        at, {"engine": memory, "tokenizer": 10}, {"engine": 999}, {"engine": 999}, 2, 4096, {**IDLE, **engine}
+    )
 
 
 def soaked(**changes: Any) -> Soaked:

@@ -27,10 +27,12 @@ def processes_of(server: LocalServer) -> dict[str, int]:
 
 @dataclass(frozen=True, slots=True)
 class Memory:
-    """Bytes. `resident` counts pages that processes share in each of them, `proportional` (PSS) once altogether."""
+    """Bytes. `resident` counts pages that processes share in each of them, `proportional` (PSS) once altogether; of it
+    `allocated` is no file's: other programs that map the same libraries do not change it."""
 
     resident: int
     proportional: int
+    allocated: int
 
 
 def read_memory(pid: int, root: Path = Path("/proc")) -> Memory:
@@ -38,9 +40,11 @@ def read_memory(pid: int, root: Path = Path("/proc")) -> Memory:
     try:
         rows = (root / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
-        return Memory(0, 0)
-    kilobytes = {row.split()[0]: int(row.split()[1]) for row in rows if row.startswith(("Rss:", "Pss:"))}
-    return Memory(1024 * kilobytes.get("Rss:", 0), 1024 * kilobytes.get("Pss:", 0))
+        return Memory(0, 0, 0)
+    fields = (row.split() for row in rows[1:])
+    sizes = {columns[0]: 1024 * int(columns[1]) for columns in fields}
+    allocated = sizes.get("Pss_Anon:", 0) + sizes.get("Pss_Shmem:", 0)
+    return Memory(sizes.get("Rss:", 0), sizes.get("Pss:", 0), allocated)
 
 
 class PeakMemory:

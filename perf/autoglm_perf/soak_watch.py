@@ -15,9 +15,10 @@ from .processes import read_memory
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`proportional`, `resident`: bytes by process. `shared_bytes`: of the regions in /dev/shm that the server maps."""
+    """`allocated`, `proportional`, `resident`: bytes by process, as `processes.Memory` has them. `shared_bytes`: of the regions in /dev/shm that the server maps."""
 
     at: float  # time.monotonic()
+    allocated: Mapping[str, int]
     proportional: Mapping[str, int]
     resident: Mapping[str, int]
     shared_files: int
@@ -26,7 +27,12 @@ class Sample:
 
     @property
     def memory(self) -> int:
-        """Of all processes, what they share counted once."""
+        """What all processes have allocated: what can leak. Pages of files are left out, because how many of them count as
+        a server's changes with every other program that maps the same ones."""
+        return sum(self.allocated.values())
+
+    @property
+    def with_files(self) -> int:
         return sum(self.proportional.values())
 
 
@@ -39,7 +45,7 @@ class Watch:
         self._period = period
         self.samples: list[Sample] = []
         self.regions: set[Path] = set()
-        self.loop_lag = 0.0  # seconds that this program's own loop was late by, at most
+        self.lag_by_second: dict[int, float] = {}  # seconds that this program's own loop was late by, at most
 
     async def run(self, done: asyncio.Event) -> None:
         async with asyncio.TaskGroup() as group:
@@ -62,7 +68,8 @@ class Watch:
         while not done.is_set():
             before = time.monotonic()
             await asyncio.sleep(tick)
-            self.loop_lag = max(self.loop_lag, time.monotonic() - before - tick)
+            now = time.monotonic()
+            self.lag_by_second[int(now)] = max(self.lag_by_second.get(int(now), 0.0), now - before - tick)
 
     async def _engine(self) -> dict[str, int]:
         try:
@@ -78,6 +85,7 @@ class Watch:
         sizes = [_size(region) for region in mapped]
         return Sample(
             time.monotonic(),
+            {name: found.allocated for name, found in memory.items()},
             {name: found.proportional for name, found in memory.items()},
             {name: found.resident for name, found in memory.items()},
             len(sizes),

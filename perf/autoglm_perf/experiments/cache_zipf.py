@@ -36,20 +36,20 @@ _LOGGING = (
 def run(context: Context) -> Found:
     """Both servers run at once, and the sides take turns; the one that is not asked is idle."""
     runs: dict[str, list[RunFigures]] = {_OFF: [], _EMPTY: [], _FILLED: []}
-    compared, hits = 0, 0
+    compared, hits, logged = 0, 0, 0
     caching = {"AUTOGLM_CACHE_MODE": "exact", "AUTOGLM_CACHE_TTL_SECONDS": "3600"}
     with context.server({"AUTOGLM_CACHE_MODE": "off"}) as off, context.server(caching) as on:
-        before = len(on.log_text())
         for _ in context.repeated("Zipf"):
             questions = _questions(context)
             plain = _measure(runs[_OFF], _OFF, off, questions)
             _flush(on)
+            before = len(on.log_text())
             empty = _measure(runs[_EMPTY], _EMPTY, on, questions)
             filled = _measure(runs[_FILLED], _FILLED, on, questions)
+            logged += len(on.log_text()) - before
             right = first_answers(plain)
             compared += require_equal([*plain, *empty, *filled], right)
             hits += sum(answer.cache_hit != "none" for answer in empty)
-        logged = len(on.log_text()) - before
     return _found(context, runs, compared, hits, logged)
 
 

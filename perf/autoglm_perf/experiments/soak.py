@@ -157,15 +157,25 @@ def _remarks(soaked: Soaked, watch: Watch) -> tuple[str, ...]:
         f"{kind} {kinds[kind, True]:,} as they should" + (f", {n:,} not" if (n := kinds[kind, False]) else "")
         for kind in dict.fromkeys(kind for kind, _ in kinds)
     )
-    settled = next(sample for sample in soaked.samples if sample.at >= soaked.settled)
-    memory = [sample.memory / MEBIBYTE for sample in soaked.samples if sample.at >= soaked.settled]
+    after = [sample for sample in soaked.samples if sample.at >= soaked.settled]
+    settled = after[0]
+    memory = [sample.memory / MEBIBYTE for sample in after]
+    with_files = [sample.with_files / MEBIBYTE for sample in after]
     return (
         f"Outcomes: {outcomes}.",
-        f"Memory (PSS of all processes): {settled.memory / MEBIBYTE:,.0f} MiB after {soaked.settled - soaked.began:.0f} s, then {min(memory):,.0f} ... {max(memory):,.0f}.",
-        f"A step took {1e3 * soaked.step_s:.1f} ms; pauses are over all streams that are computed, and include up to {1e3 * watch.loop_lag:.0f} ms by which the load generator's own loop was late.",
+        f"Memory that all processes allocated: {settled.memory / MEBIBYTE:,.0f} MiB after {soaked.settled - soaked.began:.0f} s, then {min(memory):,.0f} ... {max(memory):,.0f}. "
+        f"With pages of files (PSS), of which more count as the server's when no other program maps them: {settled.with_files / MEBIBYTE:,.0f} MiB, then {min(with_files):,.0f} ... {max(with_files):,.0f}.",
+        f"A step took {1e3 * soaked.step_s:.1f} ms; pauses are over all streams that are computed. {_longest_pause(soaked, watch)}",
         f"Shared memory: {settled.shared_files} regions; {soaked.left_over} outlived the server.",
         "Clients that vanish without a word are not in the mixture: Triton 2.51 counts their ensemble requests as in flight for ever.",
     )
+
+
+def _longest_pause(soaked: Soaked, watch: Watch) -> str:
+    """With what the load generator itself may have added to it."""
+    second = max(soaked.pauses, key=lambda at: soaked.pauses[at], default=int(soaked.began))
+    lag = max(watch.lag_by_second.get(at, 0.0) for at in (second - 1, second))
+    return f"The longest one was {second - soaked.began:.0f} s after the beginning; the load generator's own loop was late by up to {1e3 * lag:.0f} ms then."
 
 
 def _cpu(soaked: Soaked, use: CpuUse) -> tuple[str, ...]:
