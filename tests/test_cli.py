@@ -29,7 +29,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     """Puts a scripted server in the place of every address."""
 
     def put(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, gzip=False: transport)
+        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, **_: transport)
         return transport
 
     yield put

@@ -140,7 +140,7 @@ def command(*arguments: str, columns: int = 120) -> Result:
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], FakeTransport]:
     def put(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, gzip=False: transport)
+        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, **_: transport)
         return transport
 
     return put

@@ -33,7 +33,7 @@ class StageTimes:
     prefill_ms: float
     decode_ms: float
     detokenize_ms: float
-    network_ms: float = 0.0  # the rest of the time the client saw: network, Triton, this client
+    network_ms: float = 0.0  # from sending to arrival, without the rest: connecting, network, Triton, this client
 
     @property
     def server_ms(self) -> float:
@@ -70,7 +70,7 @@ class Piece:
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to arrival."""
+    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to when the piece was read."""
 
     text: str
     finish_reason: str

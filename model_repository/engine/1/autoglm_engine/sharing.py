@@ -102,6 +102,7 @@ class SharingEngine:
         with self._lock:
             self._generation += 1
             self._by_key.clear()
+            self._lookups.flush()
             return self._cache.flush()
 
     @property
