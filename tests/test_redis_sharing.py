@@ -22,6 +22,7 @@ from hypothesis import strategies as st
 from real_redis import RedisServer, running_redis
 from test_redis_tier import admin, wait_for
 from test_sharing import OPTIONS, Visit, check, counted, shared_bench, submit
+from test_tiers import FakeTier
 
 Tiers = tuple[RedisTier, RedisTier]
 
@@ -109,8 +110,8 @@ def serve(server: RedisServer, tiers: Tiers, visitors: list[Visit], moves: list[
         if move.then in ("settle", "forget", "damage"):
             settle(benches, tiers)
         if move.then in ("forget", "damage"):
-            for bench in benches:
-                bench.engine.forget()  # type: ignore[attr-defined]
+            for bench, tier in zip(benches, tiers, strict=True):
+                bench.engine.forget(tier)  # type: ignore[attr-defined]
         if move.then == "damage":
             damage_all(server)
         if move.then == "flush":
@@ -161,23 +162,30 @@ def test_what_one_server_computed_another_answers_without_a_slot(tiers: Tiers) -
     assert 0 <= first <= second + 1
 
 
-def test_a_flush_at_one_server_is_one_at_the_other(server: RedisServer) -> None:
+def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: RedisServer) -> None:
     chosen = EngineSettings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=2000)
-    benches = [shared_bench(), shared_bench()]
-    tiers = []
-    for number, bench in enumerate(benches):
-        tier = load_redis_tier(chosen, MemoryMetrics(), lambda bench=bench: bench.engine.forget())  # type: ignore[misc]
+    others, benches, tiers = [FakeTier(), FakeTier()], list[Bench](), list[RedisTier]()
+    for number in range(2):
+        tier = load_redis_tier(
+            chosen,
+            MemoryMetrics(),
+            lambda n=number: benches[n].engine.forget(tiers[n]),  # type: ignore[misc, attr-defined]
+        )
         assert tier is not None
         tiers.append(tier)
-        wait_for(lambda tier=tier: tier.is_up)  # type: ignore[misc]
-        benches[number].engine = shared_bench(tiers=(tier,)).engine
+        benches.append(shared_bench(tiers=(tier, others[number])))
+        wait_for(lambda: tiers[-1].is_up)
     try:
         for bench in benches:
             submit(bench, request("first"))
             finish(bench)
         assert counted(benches[1])["entries"] == 1
         benches[0].engine.flush()  # type: ignore[attr-defined]
-        wait_for(lambda: counted(benches[1])["entries"] == 0)
+        flushed = tiers[0]._generations.current
+        wait_for(lambda: counted(benches[1])["entries"] == 0 and not others[1].answers)
+        assert not others[0].answers, "a tier of another kind was not flushed"
+        time.sleep(1.2)  # longer than servers look for the flushes of others
+        assert [tier._generations.current for tier in tiers] == [flushed, flushed]
     finally:
         for tier in tiers:
             tier.close()

@@ -61,7 +61,7 @@ class EngineService:
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=shared, metrics=metrics)
-        self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget())
+        self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
         tiers = [tier for tier in (self._redis,) if tier is not None]
         self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, tiers=tiers, metrics=metrics)
         self._replies = Replies(gate)

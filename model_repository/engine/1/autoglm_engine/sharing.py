@@ -93,16 +93,14 @@ class SharingEngine:
 
     def flush(self) -> int:
         """Forget all kept answers; how many this process had. What is in flight is not kept either."""
-        with self._lock:
-            self._lookups.flush()
-        return self.forget()
+        return self.forget(told=None)
 
-    def forget(self) -> int:
-        """As `flush`, where the tiers have forgotten already."""
+    def forget(self, told: Tier | None) -> int:
+        """As `flush`, but for the tier that knows of it already, since another server flushed it."""
         with self._lock:
             self._generation += 1
             self._by_key.clear()
-            self._lookups.flush()
+            self._lookups.flush(told)
             return self._cache.flush()
 
     @property

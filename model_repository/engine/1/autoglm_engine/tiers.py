@@ -77,9 +77,11 @@ class Lookups:
         """(flight id, what was found for it) of the lookups that ended."""
         return [self._results.popleft() for _ in range(len(self._results))]
 
-    def flush(self) -> None:
+    def flush(self, told: Tier | None) -> None:
+        """All but `told`."""
         for tier in self._tiers:
-            tier.flush()
+            if tier is not told:
+                tier.flush()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
