@@ -53,6 +53,24 @@ CACHE_EXPIRED = MetricSpec("cache_expired", Kind.COUNTER, "Kept answers that wer
 CACHE_CORRUPTED = MetricSpec("cache_corrupted", Kind.COUNTER, "Kept answers that were found damaged, and not used")
 CACHE_BYTES = MetricSpec("cache_bytes", Kind.GAUGE, "Bytes of kept answers")
 CACHE_ENTRIES = MetricSpec("cache_entries", Kind.GAUGE, "Kept answers")
+SEMANTIC_HITS = MetricSpec("semantic_hits", Kind.COUNTER, "Requests answered as a question of the same meaning was")
+SEMANTIC_MISSES = MetricSpec("semantic_misses", Kind.COUNTER, "Requests that looked for such a question and found none")
+SEMANTIC_GUARDED = MetricSpec(
+    "semantic_guarded", Kind.COUNTER, "Misses with a near question that differs in a number or the like"
+)
+SEMANTIC_ENTRIES = MetricSpec("semantic_entries", Kind.GAUGE, "Answers kept with the meaning of their question")
+SEMANTIC_ENABLED = MetricSpec(
+    "semantic_enabled", Kind.GAUGE, "1 while the semantic cache answers, 0 where it switched itself off"
+)
+SEMANTIC_CHECKS = MetricSpec(
+    "semantic_checks",
+    Kind.COUNTER,
+    "Hits chosen to be computed again, by verdict: right, false, skipped",
+    label="verdict",
+)
+SEMANTIC_FALSE_RATE = MetricSpec(
+    "semantic_false_rate", Kind.GAUGE, "Share of false hits among the latest that were compared"
+)
 
 ALL_METRICS = (
     REQUESTS,
@@ -73,6 +91,13 @@ ALL_METRICS = (
     CACHE_CORRUPTED,
     CACHE_BYTES,
     CACHE_ENTRIES,
+    SEMANTIC_HITS,
+    SEMANTIC_MISSES,
+    SEMANTIC_GUARDED,
+    SEMANTIC_ENTRIES,
+    SEMANTIC_ENABLED,
+    SEMANTIC_CHECKS,
+    SEMANTIC_FALSE_RATE,
 )
 
 
