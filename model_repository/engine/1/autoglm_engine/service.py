@@ -14,6 +14,7 @@ from .acks import AckBoard, AckGate
 from .core import Request, Span, StepBatch, TokenIds
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
+from .flight_gate import FlightGate
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
@@ -23,7 +24,7 @@ from .published import PublishedMetrics
 from .replies import Replies, Reply
 from .runner import Runner, run_step
 from .settings import EngineSettings
-from .sharing import FlightGate, SharingEngine
+from .sharing import SharingEngine
 from .token_text import TokenText
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
@@ -62,6 +63,7 @@ class EngineService:
         self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._replies, died)
+        self._engine.wake = self._loop.wake
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
         self._metrics = metrics
 
