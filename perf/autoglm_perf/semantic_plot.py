@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 760, 360, 50, 40, 190, 40
+_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 780, 360, 50, 40, 210, 40
 _STYLE = (
     "text{font:13px sans-serif;fill:#333}.axis{stroke:#999}.grid{stroke:#ddd}.default{stroke:#c33;stroke-dasharray:4 3}"
     ".curve{fill:none;stroke-width:2}.guarded{stroke:#1a7f37}.bare{stroke:#888}.recall{stroke-dasharray:6 4}"
