@@ -16,7 +16,19 @@ from autoglm_client.cli.failures import FriendlyGroup
 from client_fakes import FakeTransport, Script, inputs_of
 from typer.testing import CliRunner, Result
 
-COMMANDS = ["demo", "export", "inspect", "serve", "generate", "chat", "batch", "health", "bench", "profile"]
+COMMANDS = [
+    "demo",
+    "export",
+    "export-embedder",
+    "inspect",
+    "serve",
+    "generate",
+    "chat",
+    "batch",
+    "health",
+    "bench",
+    "profile",
+]
 Use = Callable[[FakeTransport], FakeTransport]
 
 

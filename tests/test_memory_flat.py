@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import mmap
 import tracemalloc
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -155,7 +156,12 @@ def test_the_process_does_not_grow_with_steps_of_the_native_runner(native_runner
 
 
 def test_a_leak_shows_in_the_process(native_runner: Runner, tmp_path: Path) -> None:
-    kept = list[bytes]()
-    busy = BusyEngine(native_runner, tmp_path, each_step=lambda step: kept.append(bytes(512)))
+    kept = list[mmap.mmap]()  # pages of their own: no allocator has any left over from earlier tests
+
+    def leak(step: int) -> None:
+        kept.append(mmap.mmap(-1, mmap.PAGESIZE))
+        kept[-1][0] = 1
+
+    busy = BusyEngine(native_runner, tmp_path, each_step=leak)
     assert resident_growth(busy) > MOST_RESIDENT
     busy.close()

@@ -64,7 +64,7 @@ class Piece:
     usage: Usage  # so far
     stages: StageTimes  # so far
     logprobs: tuple[TokenLogprob, ...] = ()
-    cache_hit: str = "none"  # "exact": a kept answer; "coalesced": that of an equal request in flight
+    cache_hit: str = "none"  # "exact": a kept answer; "semantic": one to a question of the same meaning; "coalesced": that of an equal request in flight
     cache_age_ms: float = 0.0  # of a kept answer
 
 

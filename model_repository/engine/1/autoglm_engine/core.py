@@ -53,6 +53,14 @@ class CacheHit(Enum):
 
 
 @dataclass(frozen=True, slots=True)
+class Question:
+    """What of a prompt may be compared by meaning. `context`: a digest of the rest, which must be equal."""
+
+    text: str
+    context: str
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     id: str
     prompt_ids: TokenIds  # [num_prompt_tokens]
@@ -64,6 +72,8 @@ class Request:
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart
     user: str = ""  # whose it is, if the caller says; requests of one user may be served together
+    semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
+    question: Question | None = None  # None: nothing of it can be compared
 
 
 class FinishReason(Enum):

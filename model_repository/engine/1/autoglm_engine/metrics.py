@@ -62,6 +62,24 @@ REDIS_STORES = MetricSpec("cache_redis_stores", Kind.COUNTER, "Answers put into 
 REDIS_DROPPED = MetricSpec("cache_redis_dropped", Kind.COUNTER, "Answers that could not be put into Redis")
 REDIS_UP = MetricSpec("cache_redis_up", Kind.GAUGE, "1 while Redis is used, 0 while it is away or there is none")
 REDIS_LOOKUP = MetricSpec("cache_redis_lookup", Kind.HISTOGRAM, "Seconds of a lookup in Redis", buckets=_LOOKUP_BUCKETS)
+SEMANTIC_HITS = MetricSpec("semantic_hits", Kind.COUNTER, "Requests answered as a question of the same meaning was")
+SEMANTIC_MISSES = MetricSpec("semantic_misses", Kind.COUNTER, "Requests that looked for such a question and found none")
+SEMANTIC_GUARDED = MetricSpec(
+    "semantic_guarded", Kind.COUNTER, "Misses with a near question that differs in a number or the like"
+)
+SEMANTIC_ENTRIES = MetricSpec("semantic_entries", Kind.GAUGE, "Answers kept with the meaning of their question")
+SEMANTIC_ENABLED = MetricSpec(
+    "semantic_enabled", Kind.GAUGE, "1 while the semantic cache answers, 0 where it switched itself off"
+)
+SEMANTIC_CHECKS = MetricSpec(
+    "semantic_checks",
+    Kind.COUNTER,
+    "Hits chosen to be computed again, by verdict: right, false, skipped",
+    label="verdict",
+)
+SEMANTIC_FALSE_RATE = MetricSpec(
+    "semantic_false_rate", Kind.GAUGE, "Share of false hits among the latest that were compared"
+)
 
 ALL_METRICS = (
     REQUESTS,
@@ -90,6 +108,13 @@ ALL_METRICS = (
     REDIS_DROPPED,
     REDIS_UP,
     REDIS_LOOKUP,
+    SEMANTIC_HITS,
+    SEMANTIC_MISSES,
+    SEMANTIC_GUARDED,
+    SEMANTIC_ENTRIES,
+    SEMANTIC_ENABLED,
+    SEMANTIC_CHECKS,
+    SEMANTIC_FALSE_RATE,
 )
 
 

@@ -11,6 +11,7 @@ from .redis_url import check_redis_url
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_MODES = ("off", "exact")
+SEMANTIC_MODES = ("off", "asked", "on")
 POLICIES = ("fifo", "features", "static")
 _DAY_MS = 86_400_000
 _RANGES: dict[str, tuple[float, float]] = {
@@ -24,6 +25,10 @@ _RANGES: dict[str, tuple[float, float]] = {
     "cache_ttl_seconds": (0.001, 1e9),
     "redis_timeout_ms": (1, 60_000),
     "redis_retry_seconds": (0.01, 3600),
+    "semantic_threshold": (0, 1),
+    "semantic_entries": (1, 10_000_000),
+    "semantic_verify_share": (0, 1),
+    "semantic_max_false_rate": (0, 1),
     "num_threads": (0, 4096),
     "prefetch_factor": (1, 1000),
     "admission_window": (1, 4096),
@@ -37,7 +42,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "static_window_ms": (0, 60_000),
 }
 _PREFIX = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
-_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "admission": POLICIES}
+_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "semantic_cache": SEMANTIC_MODES, "admission": POLICIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +67,13 @@ class EngineSettings:
     `redis_url`: where answers are kept for other servers and the next start, too; empty: nowhere.
     `redis_timeout_ms`: most time that a lookup there may take. `redis_retry_seconds`: after a failure Redis is left alone
     for so long. `redis_prefix`: begins its keys.
+
+    `semantic_cache`: give kept answers also to questions of the same meaning: to nobody, to requests that ask for it, or to
+    all that do not refuse. It needs the embedder, and `cache_mode` exact.
+    `semantic_threshold`: least cosine of the embeddings of two questions that mean the same.
+    `semantic_entries`: most answers kept for it.
+    `semantic_verify_share`: of its hits, chosen at random, that are computed anew while nobody waits, and compared.
+    `semantic_max_false_rate`: of the compared ones; where more are wrong, the semantic cache switches itself off.
 
     `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
     those that are served (`admission_features`); static, batches that run to their end, to compare with.
@@ -90,6 +102,11 @@ class EngineSettings:
     redis_timeout_ms: float = 50.0
     redis_retry_seconds: float = 1.0
     redis_prefix: str = "autoglm"
+    semantic_cache: str = "off"
+    semantic_threshold: float = 0.9
+    semantic_entries: int = 10_000
+    semantic_verify_share: float = 0.1
+    semantic_max_false_rate: float = 0.1
     admission: str = "fifo"
     admission_window: int = 64
     admission_path_weight: float = 0.4
@@ -140,6 +157,7 @@ class ServingSettings(EngineSettings):
 
     max_events_per_second: float = 400.0
     cache_mode: str = "exact"
+    semantic_cache: str = "asked"
     num_threads: int = 0
     exit_with_engine: bool = True
     prefetch_factor: int = 2
