@@ -16,7 +16,7 @@ from autoglm_perf.experiment import Arm
 from autoglm_perf.experiments.service_targets import verdict
 from autoglm_perf.load import Answered, Question, greedy
 from autoglm_perf.measures import RequestTiming
-from autoglm_perf.processes import LOAD_GENERATOR, CpuUse, PeakMemory, busiest_threads, read_memory
+from autoglm_perf.processes import LOAD_GENERATOR, CpuUse, PeakMemory, busiest_threads, read_memory, run_queue_seconds
 from autoglm_perf.zipf import zipf_ranks, zipf_weights
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,6 +108,14 @@ def test_the_thread_that_computes_is_found() -> None:
     finally:
         stop.set()
         thread.join()
+
+
+def test_time_in_the_run_queue_is_that_of_the_threads_that_are_asked_for() -> None:
+    me = os.getpid()
+    threads = {int(folder.name) for folder in Path(f"/proc/{me}/task").iterdir()}
+    assert run_queue_seconds([me]) > 0
+    assert run_queue_seconds([me], threads) == 0
+    assert run_queue_seconds([2**22 + 1]) == 0
 
 
 def test_cpu_is_said_a_request_with_the_load_generators_share() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,10 +115,22 @@ def busiest_threads(pid: int, count: int, *, seconds: float = 0.3) -> list[int]:
     return sorted(used, key=lambda thread: -used[thread])[:count]
 
 
-def lower_priority(threads: Iterable[int], nice: int) -> None:
-    """For good: to raise it again takes rights that not every user has."""
-    for thread in threads:
-        os.setpriority(os.PRIO_PROCESS, thread, nice)
+def run_queue_seconds(pids: Iterable[int], without: Container[int] = ()) -> float:
+    """How long all threads of the processes but `without` have been ready to run and waited for a core. Threads that have
+    ended, or whose kernel counts no such time, add nothing."""
+    return sum(
+        _waited(folder)
+        for pid in pids
+        for folder in Path(f"/proc/{pid}/task").glob("*")
+        if int(folder.name) not in without
+    )
+
+
+def _waited(thread: Path) -> float:
+    try:
+        return int((thread / "schedstat").read_text().split()[1]) / 1e9
+    except (OSError, IndexError):
+        return 0.0
 
 
 def _thread_ticks(pid: int) -> dict[int, int]:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+import statistics
+from collections.abc import Mapping, Sequence
 
 from autoglm_client import Client
 from autoglm_client.local_server import LocalServer
@@ -15,7 +16,7 @@ from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found
 from autoglm_perf.load import Question, ask_all, greedy
 from autoglm_perf.measures import RequestTiming, RunFigures
-from autoglm_perf.processes import busiest_threads, cpu_use, lower_priority, processes_of
+from autoglm_perf.processes import busiest_threads, cpu_use, processes_of, run_queue_seconds
 from autoglm_perf.suite import CannotRun
 from autoglm_perf.workload import Workload, reference_workload
 
@@ -23,18 +24,13 @@ _METRICS = (REQUESTS, LATENCY, LATENCY_95, LATENCY_99)
 _CONCURRENCIES = (1, 4, 16)
 _PROMPTS = 8
 _RATE = 100.0
-_NICE = 10
 _CLOSED, _OPEN = "closed loop of 16", f"open loop of {_RATE:g}/s"
+_ALONE, _BESIDE = "alone", "beside 16 streams"
 DESCRIPTION = Description(
     "cache-hits",
     "Cache hits",
     "Kept answers through gRPC streaming and the ensemble: at least 1,000 a second with p95 of at most 20 ms, load generator included.",
     _METRICS,
-)
-_WHERE = (
-    "Where a hit's time goes beside generating streams: the two threads that compute keep all cores busy, and a hit passes "
-    "four processes (tritonserver, tokenizer, engine, detokenizer); each of them waits for the kernel to end a compute thread's "
-    f"slice. The rows with nice {_NICE} are the same server with only those threads' priority lowered: what they take off is that wait."
 )
 
 
@@ -48,7 +44,7 @@ def run(context: Context) -> Found:
         _keep(server, hits)
         arms = [*_alone(context, server, hits), _python(context, server, hits)]
         cpu = _cpu_line(context, server, hits)
-        pairs = _beside(context, server, hits)
+        pairs, waits = _beside(context, server, hits)
         _require_no_miss(server)
     alone = {loop: f"{loop}, alone" for loop in (_CLOSED, _OPEN)}
     baselines = {one.label: alone[_OPEN if one.label.startswith(_OPEN) else _CLOSED] for one in pairs}
@@ -59,22 +55,29 @@ def run(context: Context) -> Found:
         "beside": "16 streams that generate all the time",
     }
     samples = f"{_count(context):,} requests, {_open_count(context):,} of the open loop"
-    return Found(tuple(arms + pairs), settings, samples, (cpu, *_factors(pairs), _WHERE), baselines)
+    return Found(tuple(arms + pairs), settings, samples, (cpu, *_factors(pairs), _where(waits)), baselines)
 
 
 def _factors(pairs: Sequence[Arm]) -> list[str]:
     """What becomes of p99, in words."""
     found = []
     for loop in (_CLOSED, _OPEN):
-        alone, *others = [
-            spread.median for one in pairs if one.label.startswith(loop) and (spread := one.spread(LATENCY_99))
-        ]
-        beside, nice = others
+        spreads = [one.spread(LATENCY_99) for one in pairs if one.label.startswith(loop)]
+        alone, beside = (spread.median for spread in spreads if spread)
         found.append(
-            f"p99 of hits, {loop}: {beside / alone:.1f} times that of hits alone beside 16 generating streams, "
-            f"{nice / alone:.1f} times with the compute threads at nice {_NICE}."
+            f"p99 of hits, {loop}: beside 16 generating streams {beside / alone:.1f} times that of hits alone."
         )
     return found
+
+
+def _where(waits: Mapping[str, Sequence[float]]) -> str:
+    """`waits`: milliseconds a hit of the open loop."""
+    alone, beside = (statistics.median(waits[kind]) for kind in (_ALONE, _BESIDE))
+    return (
+        f"Where that goes: a hit passes four processes (tritonserver, tokenizer, engine, detokenizer). Their threads, without "
+        f"those that compute, were ready and waited for a core for {alone:.2f} ms a hit of the open loop alone, for {beside:.2f} ms "
+        "beside the streams, whose computing keeps all cores busy (the streams' own responses wait in there, too)."
+    )
 
 
 def _count(context: Context) -> int:
@@ -93,10 +96,6 @@ def _closed(context: Context, server: LocalServer, hits: Workload, concurrency: 
     """`cache = only`: what is no hit is an error."""
     sweep = Sweep((concurrency,), _count(context), cache="only")
     return run_sweep(server.grpc_url, hits, sweep)[concurrency]
-
-
-def _closed_16(context: Context, server: LocalServer, hits: Workload) -> list[RequestTiming]:
-    return _closed(context, server, hits, 16)
 
 
 def _open(context: Context, server: LocalServer, hits: Workload) -> list[RequestTiming]:
@@ -127,26 +126,28 @@ def _cpu_line(context: Context, server: LocalServer, hits: Workload) -> str:
     return f"16 in flight: {use.line(len(timings))}"
 
 
-def _beside(context: Context, server: LocalServer, hits: Workload) -> list[Arm]:
-    """Closed and open loop, each alone and beside 16 streams, alternating. Then beside them with the compute threads at a
-    lower priority: not every user may raise it again, so that comes last."""
-    runs: dict[str, list[RunFigures]] = {}
+def _beside(context: Context, server: LocalServer, hits: Workload) -> tuple[list[Arm], dict[str, list[float]]]:
+    """Closed and open loop, each alone and beside 16 streams, alternating; and what a hit of the open loop waited for cores."""
+    runs: dict[str, list[RunFigures]] = {
+        f"{loop}, {kind}": [] for kind in (_ALONE, _BESIDE) for loop in (_CLOSED, _OPEN)
+    }
+    waits: dict[str, list[float]] = {_ALONE: [], _BESIDE: []}
     for _ in context.repeated("hits beside streams"):
-        for kind, num_streams in (("alone", 0), ("beside 16 streams", 16)):
+        for kind, num_streams in ((_ALONE, 0), (_BESIDE, 16)):
             with generating(server.grpc_url, num_streams):
-                _both_loops(context, server, hits, kind, runs)
-    for _ in context.repeated(f"hits beside streams at nice {_NICE}"):
-        with generating(server.grpc_url, 16):
-            lower_priority(busiest_threads(processes_of(server)["engine"], len(os.sched_getaffinity(0))), _NICE)
-            _both_loops(context, server, hits, f"beside 16 streams, nice {_NICE}", runs)
-    return [arm(label, found, _METRICS) for label, found in runs.items()]
+                runs[f"{_CLOSED}, {kind}"].append(figures(_CLOSED, 16, _closed(context, server, hits, 16)))
+                timings, waited = _open_and_wait(context, server, hits)
+                runs[f"{_OPEN}, {kind}"].append(figures(_OPEN, 16, timings))
+                waits[kind].append(waited)
+    return [arm(label, found, _METRICS) for label, found in runs.items()], waits
 
 
-def _both_loops(
-    context: Context, server: LocalServer, hits: Workload, kind: str, runs: dict[str, list[RunFigures]]
-) -> None:
-    for loop, measure in ((_CLOSED, _closed_16), (_OPEN, _open)):
-        runs.setdefault(f"{loop}, {kind}", []).append(figures(loop, 16, measure(context, server, hits)))
+def _open_and_wait(context: Context, server: LocalServer, hits: Workload) -> tuple[list[RequestTiming], float]:
+    pids = processes_of(server)
+    computing = busiest_threads(pids["engine"], len(os.sched_getaffinity(0)))
+    before = run_queue_seconds(pids.values(), computing)
+    timings = _open(context, server, hits)
+    return timings, 1e3 * (run_queue_seconds(pids.values(), computing) - before) / len(timings)
 
 
 def _require_no_miss(server: LocalServer) -> None:
