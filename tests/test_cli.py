@@ -94,7 +94,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
         "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
         "cache_hit", "cache_age_ms", "request_id", "endpoint",
     }  # fmt: skip
-    assert set(answer["stages_ms"]) == {"queue", "tokenize", "prefill", "decode", "detokenize", "network"}
+    assert set(answer["stages_ms"]) == {"queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network"}
 
 
 @pytest.mark.parametrize(

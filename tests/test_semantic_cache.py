@@ -33,6 +33,7 @@ from autoglm_engine.semantic_entries import SemanticEntries
 from autoglm_engine.semantic_guards import may_mean_the_same, refusals
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.tally import EngineStats
+from autoglm_engine.tiers import Found, Missed
 from autoglm_engine.vector_index import Vector, VectorIndex
 from fakes import FakeClock
 from hypothesis import given, settings
@@ -79,6 +80,10 @@ class Bench:
         match = may_mean_the_same if guards else lambda one, other: True
         self.cache = SemanticCache(embed, entries, "digest", chosen, metrics=self.metrics, may_match=match)
 
+    def find(self, key: bytes, request: Request) -> Found | None:
+        found = self.cache.find(key, request)
+        return found if isinstance(found, Found) else None
+
     def keep(self, request: Request, event: Event | None = None, key: bytes = b"k") -> None:
         self.cache.keep(key, request, event or answer())
         wait_until(lambda: self.cache._to_keep.unfinished_tasks == 0)
@@ -98,7 +103,7 @@ def test_a_question_of_the_same_meaning_gets_the_answer_again() -> None:
     bench = Bench()
     bench.keep(ask("one"))
     bench.clock.now += 2
-    found = bench.cache.find(b"other", ask("another", prompt_ids=np.array([1, 2, 3, 4, 5], np.int32)))
+    found = bench.find(b"other", ask("another", prompt_ids=np.array([1, 2, 3, 4, 5], np.int32)))
     assert found is not None
     assert (found.hit, found.age, found.answer.token_ids) == (CacheHit.SEMANTIC, 2, (7,))
     assert (found.answer.usage, found.answer.request_id) == (Usage(5, 1, 0), "")
@@ -128,7 +133,7 @@ def test_another_tenant_option_or_context_never_hits(kept: list[Request], asked:
     bench = Bench()
     for number, request in enumerate(kept):
         bench.keep(request, answer(number), key=str(number).encode())
-    found = bench.cache.find(b"asked", asked)
+    found = bench.find(b"asked", asked)
     allowed = {number for number, request in enumerate(kept) if told_apart(request) == told_apart(asked)}
     assert (found is not None) == bool(allowed)
     assert found is None or found.answer.token_ids[0] in allowed
@@ -156,11 +161,12 @@ def test_only_who_asked_is_served(mode: str, semantic: bool | None, wanted: bool
 def test_below_the_threshold_and_past_its_time_there_is_nothing() -> None:
     bench = Bench(by_letter, cache_ttl_seconds=10.0)
     bench.keep(ask("a question"))
-    assert bench.cache.find(b"x", ask("b question")) is None
+    missed = bench.cache.find(b"x", ask("b question"))
+    assert isinstance(missed, Missed) and missed.embed_ms >= 0
     bench.clock.now += 9.9
-    assert bench.cache.find(b"x", ask("a question")) is not None
+    assert bench.find(b"x", ask("a question")) is not None
     bench.clock.now += 0.1
-    assert bench.cache.find(b"x", ask("a question")) is None
+    assert bench.find(b"x", ask("a question")) is None
     assert bench.cache.stats["semantic_entries"] == 0
     bench.cache.close()
 
@@ -169,14 +175,14 @@ def test_the_least_recently_used_leaves_first_and_a_flush_forgets() -> None:
     bench = Bench(by_letter, semantic_entries=2)
     for text in "ab":
         bench.keep(ask(text), key=text.encode())
-    assert bench.cache.find(b"x", ask("a")) is not None
+    assert bench.find(b"x", ask("a")) is not None
     bench.keep(ask("c"), key=b"c")
-    assert [bench.cache.find(b"x", ask(text)) is not None for text in "abc"] == [True, False, True]
+    assert [bench.find(b"x", ask(text)) is not None for text in "abc"] == [True, False, True]
     bench.cache.flush()
-    assert bench.cache.find(b"x", ask("a")) is None
+    assert bench.find(b"x", ask("a")) is None
     bench.keep(ask("a"), answer(1))
     bench.keep(ask("a"), answer(2))
-    found = bench.cache.find(b"x", ask("a"))
+    found = bench.find(b"x", ask("a"))
     assert found is not None and found.answer.token_ids == (2,)
     assert bench.cache.stats["semantic_entries"] == 1
     bench.cache.close()
@@ -188,7 +194,7 @@ def test_an_embedder_that_fails_is_a_miss() -> None:
 
     bench = Bench(fails)
     bench.keep(ask("a"))
-    assert bench.cache.find(b"x", ask("a")) is None
+    assert bench.find(b"x", ask("a")) is None
     assert bench.cache.stats["semantic_entries"] == 0
     bench.cache.close()
 
@@ -338,10 +344,10 @@ def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
     bench, _, checks = checked_bench("another answer")
     for number in range(LEAST_CHECKS):
         assert bench.cache.wants(ask("q"))
-        assert bench.cache.find(b"x", ask("q")) is not None
+        assert bench.find(b"x", ask("q")) is not None
         wait_until(lambda number=number: checks.stats["checked"] == number + 1)  # type: ignore[misc]
     wait_until(lambda: not bench.cache.wants(ask("q")))
-    assert bench.cache.find(b"x", ask("q")) is None
+    assert bench.find(b"x", ask("q")) is None
     stats = bench.cache.stats
     assert (stats["semantic_on"], stats["semantic_false_rate"], stats["semantic_entries"]) == (False, 1.0, 0)
     assert (bench.metrics.value(SEMANTIC_ENABLED), bench.metrics.value(SEMANTIC_FALSE_RATE)) == (0, 1)
@@ -354,7 +360,7 @@ def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
 def test_it_stays_on_when_its_hits_are_right(computed: str) -> None:
     bench, _, checks = checked_bench(computed)
     for number in range(LEAST_CHECKS + 5):
-        assert bench.cache.find(b"x", ask("q")) is not None
+        assert bench.find(b"x", ask("q")) is not None
         wait_until(lambda number=number: checks.stats["checked"] == number + 1)  # type: ignore[misc]
     assert bench.cache.wants(ask("q"))
     assert checks.stats == {"checked": LEAST_CHECKS + 5, "false": 0, "false_rate": 0.0}
@@ -365,11 +371,11 @@ def test_it_stays_on_when_its_hits_are_right(computed: str) -> None:
 def test_only_the_sampled_share_is_checked_and_none_while_others_wait() -> None:
     bench, engine, _ = checked_bench("another", share=0.5)  # the draw is 0.5, which is not below it
     for _ in range(5):
-        bench.cache.find(b"x", ask("q"))
+        bench.find(b"x", ask("q"))
     bench.cache.close()
     assert engine.asked == 0
     bench, engine, checks = checked_bench(None)
-    bench.cache.find(b"x", ask("q"))
+    bench.find(b"x", ask("q"))
     wait_until(lambda: bench.metrics.value(SEMANTIC_CHECKS, "skipped") == 1)
     assert checks.stats["checked"] == 0
     bench.cache.close()

@@ -33,11 +33,12 @@ class StageTimes:
     prefill_ms: float
     decode_ms: float
     detokenize_ms: float
+    embed_ms: float = 0.0  # of the question, where the semantic cache was asked
     network_ms: float = 0.0  # from sending to arrival, without the rest: connecting, network, Triton, this client
 
     @property
     def server_ms(self) -> float:
-        return self.queue_ms + self.tokenize_ms + self.prefill_ms + self.decode_ms + self.detokenize_ms
+        return self.queue_ms + self.tokenize_ms + self.embed_ms + self.prefill_ms + self.decode_ms + self.detokenize_ms
 
 
 @dataclass(frozen=True, slots=True)

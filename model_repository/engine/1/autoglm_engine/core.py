@@ -98,6 +98,7 @@ class Stages:
     tokenize_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    embed_ms: float = 0.0  # of the question, for the semantic cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ class Flight:
     tiers: tuple[Tier, ...] = ()  # that are asked for its answer first, and given it
     is_computed: bool = False  # the engine has it; until then its answer is looked up
     found: Found | None = None
+    embed_ms: float = 0.0  # of its question, for the semantic tier; a part of the time in the queue
     members: list[Member] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -102,13 +103,12 @@ class Member:
     def _stages(self, now: float) -> Stages:
         """Of the request that began the flight, the flight's own. Others wait until they are told something."""
         if self.hit is CacheHit.NONE and self.flight.is_computed and self.flight.latest is not None:
-            return self.flight.latest.stages
+            stages, embed_ms = self.flight.latest.stages, self.flight.embed_ms
+            return replace(stages, queue_ms=max(0.0, stages.queue_ms - embed_ms), embed_ms=embed_ms)
         first = now if self.first_token_at is None else self.first_token_at
-        return Stages(
-            queue_ms=waited_ms(self.request, self.joined_at, first),
-            tokenize_ms=self.request.tokenize_ms,
-            decode_ms=(now - first) * 1e3,
-        )
+        waited = waited_ms(self.request, self.joined_at, first)
+        embed_ms = min(waited, self.flight.embed_ms)
+        return Stages(waited - embed_ms, self.request.tokenize_ms, 0.0, (now - first) * 1e3, embed_ms)
 
 
 def waited_ms(request: Request, since: float, until: float) -> float:

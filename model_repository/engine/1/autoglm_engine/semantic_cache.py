@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -29,7 +30,7 @@ from .metrics import (
 from .semantic_entries import Near, SemanticEntries
 from .semantic_guards import may_mean_the_same
 from .settings import EngineSettings
-from .tiers import Found
+from .tiers import Found, Missed
 from .vector_index import Vector
 
 _log = logging.getLogger(__name__)
@@ -99,23 +100,25 @@ class SemanticCache:
         asks = self._gives_to_all if request.semantic is None else request.semantic
         return asks and self._is_on and request.question is not None
 
-    def find(self, key: bytes, request: Request) -> Found | None:
+    def find(self, key: bytes, request: Request) -> Found | Missed | None:
         assert request.question is not None, "a request without a question is not wanted"
+        begin = time.monotonic()
         try:
             vector = self._embed(request.question.text)
         except Exception as error:
             _log.warning("the embedder gave no answer: %s", error)
             return None
+        embed_ms = (time.monotonic() - begin) * 1e3
         with self._lock:
             self._remember(key, vector)
             near = self._best(request, vector) if self._is_on else None
             self._count_found(near)
         if near is None:
-            return None
+            return Missed(embed_ms)
         answer = _as_answer_to(request, near.entry.answer)
         if self.checks is not None:
             self.checks.offer(request, answer)
-        return Found(answer, near.age, CacheHit.SEMANTIC)
+        return Found(answer, near.age, CacheHit.SEMANTIC, embed_ms)
 
     def keep(self, key: bytes, request: Request, answer: Event) -> None:
         """Dropped where too many wait: an answer that is not kept is only computed again."""

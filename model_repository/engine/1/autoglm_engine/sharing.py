@@ -198,16 +198,17 @@ class SharingEngine:
     def _take_looked_up(self, now: float) -> None:
         for flight_id, found in self._lookups.take():
             flight = self._by_id.get(flight_id)  # None: its readers left meanwhile
-            if flight is not None and found is not None:
+            if flight is not None and isinstance(found, Found):
                 self._give_found(flight, found, now)
             elif flight is not None:
+                flight.embed_ms = found.embed_ms if found else 0.0
                 try:
                     self._compute(flight)
                 except EngineError as error:
                     self._fail(flight, error, now)
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
-        flight.found = found
+        flight.found, flight.embed_ms = found, found.embed_ms
         usage = replace(found.answer.usage, cached_tokens=0)
         flight.take(replace(found.answer, request_id=flight.id, usage=usage))
         if found.hit is CacheHit.EXACT and flight.generation == self._generation:

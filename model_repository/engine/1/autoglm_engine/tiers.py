@@ -28,6 +28,14 @@ class Found:
     answer: Event
     age: float
     hit: CacheHit
+    embed_ms: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Missed:
+    """There is none, and finding that out took this long to embed the question."""
+
+    embed_ms: float
 
 
 class Tier(Protocol):
@@ -35,7 +43,7 @@ class Tier(Protocol):
         """Whether this tier is to be asked for it, and to be given its answer. Called with each request: it must be quick."""
         ...
 
-    def find(self, key: bytes, request: Request) -> Found | None:
+    def find(self, key: bytes, request: Request) -> Found | Missed | None:
         """Called on a thread that may wait."""
         ...
 
@@ -57,7 +65,7 @@ class Lookups:
         self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="lookup")
         self._lock = threading.Lock()
         self.num_pending = 0
-        self._results: deque[tuple[str, Found | None]] = deque()
+        self._results: deque[tuple[str, Found | Missed | None]] = deque()
 
     def wanted(self, request: Request) -> tuple[Tier, ...]:
         return tuple(tier for tier in self._tiers if tier.wants(request))
@@ -73,7 +81,7 @@ class Lookups:
     def has_results(self) -> bool:
         return bool(self._results)
 
-    def take(self) -> list[tuple[str, Found | None]]:
+    def take(self) -> list[tuple[str, Found | Missed | None]]:
         """(flight id, what was found for it) of the lookups that ended."""
         return [self._results.popleft() for _ in range(len(self._results))]
 
@@ -95,13 +103,13 @@ class Lookups:
         return may
 
     def _look(self, flight_id: str, key: bytes, request: Request, tiers: tuple[Tier, ...]) -> None:
-        found: Found | None = None
+        found: Found | Missed | None = None
         for tier in tiers:
             try:
-                found = tier.find(key, request)
+                found = tier.find(key, request) or found
             except Exception as error:  # a cache that fails is a cache that has nothing
                 _log.error("a lookup in %s failed", type(tier).__name__, exc_info=error)
-            if found is not None:
+            if isinstance(found, Found):
                 break
         self._results.append((flight_id, found))
         with self._lock:
