@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,8 +18,9 @@ from autoglm_perf.experiment import Arm, Description, Experiment, Found, Metric,
 from autoglm_perf.experiments.analyzer_sweep import composing_line
 from autoglm_perf.in_process import drive
 from autoglm_perf.measures import RequestTiming
-from autoglm_perf.plot import Bar, bars
-from autoglm_perf.registry import MODULES, UnknownExperiment, load
+from autoglm_perf.outputs import SUITE, is_whole, outputs_of
+from autoglm_perf.plot import Bar, Line, Panel, bars, lines
+from autoglm_perf.registry import APART, MODULES, UnknownExperiment, load, load_all
 from autoglm_perf.results import append_jsonl, write_json
 from autoglm_perf.rows import cell, headings, rows
 from autoglm_perf.spread import Spread, improvement, shown
@@ -85,6 +87,10 @@ def test_figures_are_shown_with_three_digits(value: float, text: str) -> None:
     assert shown(value) == text
 
 
+def test_a_figure_may_ask_for_its_decimals() -> None:
+    assert shown(1.00234, 4) == "1.0023"
+
+
 def test_a_cell_has_median_spread_and_gain_over_its_baseline() -> None:
     before, after = FOUND.arms
     assert cell(FOUND, before, RATE) == "2.00 (1.00 ... 3.00)"
@@ -101,12 +107,14 @@ def test_a_baseline_may_be_named() -> None:
 
 
 def test_the_registry_knows_every_module_and_refuses_unknown_names() -> None:
-    names = [experiment.description.name for experiment in load()]
+    names = [experiment.description.name for experiment in load_all()]
     assert names == [module.replace("_", "-") for module in MODULES]
+    assert [experiment.description.name for experiment in load()] == [name for name in names if name not in APART]
+    assert [experiment.description.name for experiment in load(APART)] == list(APART)
     assert [e.description.name for e in load(["calls", "connections"])] == ["connections", "calls"]
     with pytest.raises(UnknownExperiment, match="'nothing'; there are whole-system"):
         load(["nothing"])
-    assert all(experiment.description.metrics and experiment.description.claim for experiment in load())
+    assert all(experiment.description.metrics and experiment.description.claim for experiment in load_all())
 
 
 def context(tmp_path: Path) -> Context:
@@ -182,6 +190,47 @@ def test_bars_are_proportional_and_show_their_spread() -> None:
     assert second == pytest.approx(2 * first)
     assert drawn.count('class="before"') == drawn.count('class="after"') == 1
     assert "b" * 60 not in drawn
+
+
+def test_lines_span_their_panel_and_are_named() -> None:
+    panel = Panel("memory <b>", "MiB", (Line("a&b", ((0.0, 5.0), (30.0, 10.0), (60.0, 0.0))), Line("c", ())))
+    drawn = lines(panel)
+    (path,) = re.findall(r'points="([^"]+)" class="l0"', drawn)
+    points = [tuple(map(float, point.split(","))) for point in path.split()]
+    (left, middle), (_, top), (right, bottom) = points
+    assert left < right and top < middle < bottom and middle == pytest.approx((top + bottom) / 2)
+    assert "a&amp;b" in drawn and "<b>" not in drawn and "1.00 min" in drawn
+
+
+def test_what_was_not_met_is_said_on_the_page_and_in_the_summary() -> None:
+    missed = replace(measured(), found=replace(FOUND, unmet=("it <grew>",), panels=(Panel("p", "ms", ()),)))
+    assert "Not met: it &lt;grew&gt;" in page.render([missed], ABOUT)
+    assert page.render([missed], ABOUT).count("<svg") == 2
+    assert "Not met: it &lt;grew>" in markdown.render([missed], ABOUT)
+    assert "Not met" not in page.render([measured()], ABOUT)
+
+
+def test_an_experiment_that_runs_apart_has_files_and_markers_of_its_own(tmp_path: Path) -> None:
+    apart = outputs_of(["soak"])
+    assert outputs_of(["calls"]) == outputs_of(["calls", "soak"]) == SUITE
+    assert {apart.page, apart.data, apart.summary}.isdisjoint({SUITE.page, SUITE.data, SUITE.summary})
+    document = tmp_path / "performance.md"
+    document.write_text(
+        "\n".join([*markdown.markers(SUITE.command), *markdown.markers(apart.command)]), encoding="utf-8"
+    )
+    markdown.write_summary(document, "of the suite", SUITE.command)
+    markdown.write_summary(document, "of the soak", apart.command)
+    markdown.write_summary(document, "of the soak, again", apart.command)
+    text = document.read_text(encoding="utf-8")
+    assert text.index("of the suite") < text.index("of the soak, again") and text.count("of the soak") == 1
+
+
+@pytest.mark.parametrize(
+    ("only", "quick", "minutes", "expected"),
+    [([], False, 20, True), ([], True, 20, False), (["calls"], False, 20, False), (["soak"], False, 20, True), (["soak"], False, 3, False), (["soak"], True, 20, False)],
+)  # fmt: skip
+def test_only_whole_runs_may_rewrite_the_document(only: list[str], quick: bool, minutes: float, expected: bool) -> None:
+    assert is_whole(only, quick=quick, soak_minutes=minutes) is expected
 
 
 def test_the_json_has_every_value(tmp_path: Path) -> None:

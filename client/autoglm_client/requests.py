@@ -44,6 +44,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "cache": "STRING",
     "tenant": "STRING",
     "user": "STRING",
+    "semantic": "BOOL",
 }
 
 

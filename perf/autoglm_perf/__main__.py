@@ -11,7 +11,8 @@ from rich.console import Console
 
 from . import markdown, page
 from .context import Context
-from .registry import UnknownExperiment, load
+from .outputs import is_whole, outputs_of
+from .registry import UnknownExperiment, load, load_all
 from .report import machine
 from .results import append_jsonl, write_json
 from .suite import Result, run_all
@@ -25,7 +26,7 @@ QUICK = "A quick run on whatever else this machine does: figures for seeing that
 
 def main(
     only: Annotated[
-        list[str] | None, typer.Option(help="An experiment by name; may be repeated. Default: all.")
+        list[str] | None, typer.Option(help="An experiment by name; may be repeated. Default: all but the soak.")
     ] = None,
     quick: Annotated[
         bool, typer.Option(help="A few seconds each, to see that it works; never touches --summary.")
@@ -34,6 +35,9 @@ def main(
     artifact: Annotated[Path, typer.Option(help="The exported model; exported from smollm2 where missing.")] = ARTIFACT,
     output: Annotated[Path, typer.Option(help="Folder of index.html and results.json.")] = Path("perf/report"),
     summary: Annotated[Path, typer.Option(help="Document with the markers.")] = Path("docs/performance.md"),
+    soak_minutes: Annotated[
+        float, typer.Option(min=0.1, help="How long the soak lasts; one of 20 or more rewrites its summary.")
+    ] = 20.0,
     show: Annotated[bool, typer.Option("--list", help="Say which experiments there are.")] = False,
 ) -> None:
     """Measure each claim of this project; the summary document is rewritten by whole runs only.
@@ -45,6 +49,8 @@ def main(
         make bench BENCH_FLAGS="--only connections --only calls"
 
         python -m autoglm_perf --only scheduler-overhead --quick
+
+        make soak BENCH_FLAGS="--soak-minutes 3"
     """
     console = Console()
     try:
@@ -52,23 +58,25 @@ def main(
     except UnknownExperiment as error:
         raise typer.BadParameter(str(error)) from None
     if show:
-        for experiment in experiments:
+        for experiment in load_all():
             console.print(f"{experiment.description.name:20} {experiment.description.claim}")
         return
     _ensure_artifact(artifact, console)
     tokenizer = load_tokenizer(artifact)
-    context = Context(REPOSITORY, artifact, tokenizer, quick, 1 if quick else repeats, console.print)
+    context = Context(REPOSITORY, artifact, tokenizer, quick, 1 if quick else repeats, console.print, soak_minutes)
     about = _about(artifact, context.repeats)
     results = run_all(experiments, context, lambda result: _tell(console, result))
     folder = output / "quick" if quick else output
+    places = outputs_of([experiment.description.name for experiment in experiments])
+    whole = is_whole(only or (), quick=quick, soak_minutes=soak_minutes)
+    document = summary if whole else folder / places.summary
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "index.html").write_text(page.render(results, about, QUICK if quick else ""), encoding="utf-8")
-    write_json(folder / "results.json", results, about)
+    (folder / places.page).write_text(page.render(results, about, QUICK if quick else ""), encoding="utf-8")
+    write_json(folder / places.data, results, about)
     if not quick:
         append_jsonl(HISTORY, results, about)
-    whole = not quick and not only
-    markdown.write_summary(summary if whole else folder / "summary.md", markdown.render(results, about))
-    console.print(f"report: {folder / 'index.html'}; summary: {summary if whole else folder / 'summary.md'}")
+    markdown.write_summary(document, markdown.render(results, about, places.title), places.command)
+    console.print(f"report: {folder / places.page}; summary: {document}")
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
 

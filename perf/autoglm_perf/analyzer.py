@@ -6,12 +6,14 @@ The binary comes with the `tritonclient` 2.51 wheel; the two libraries that it n
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import shutil
 import subprocess
-import sysconfig
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +32,7 @@ class AnalyzerUnavailable(RuntimeError):
 class Sweep:
     concurrencies: tuple[int, ...] = (1, 4, 16)
     num_requests: int = 32
+    cache: str = "bypass"
 
 
 def find_binary() -> Path:
@@ -41,45 +44,61 @@ def find_binary() -> Path:
 
 def run_sweep(url: str, workload: Workload, sweep: Sweep) -> dict[int, list[RequestTiming]]:
     """Timings by concurrency, one run of perf_analyzer each."""
+    with _workplace(workload, sweep.cache) as place:
+        return {number: _at_concurrency(place, url, number, sweep.num_requests) for number in sweep.concurrencies}
+
+
+def run_rate(url: str, workload: Workload, rate: float, num_requests: int, cache: str) -> list[RequestTiming]:
+    """Open loop: `rate` requests a second at moments of a Poisson process, whether or not earlier ones were answered."""
+    load = ["--request-rate-range", f"{rate:g}", "--request-distribution", "poisson"]
+    with _workplace(workload, cache) as place:
+        return _run(place, url, [*load, "--request-count", str(num_requests)])
+
+
+@dataclass(frozen=True, slots=True)
+class _Workplace:
+    binary: Path
+    environment: dict[str, str]
+    input_file: Path
+    max_tokens: int
+
+
+@contextmanager
+def _workplace(workload: Workload, cache: str) -> Iterator[_Workplace]:
     binary = find_binary()
     with tempfile.TemporaryDirectory(prefix="autoglm-perf-") as scratch:
         environment = {**os.environ, "LD_LIBRARY_PATH": str(_library_folder(Path(scratch)))}
         input_file = Path(scratch) / "input.json"
-        input_file.write_text(json.dumps(input_data(workload)))
-        return {
-            concurrency: _run(binary, environment, url, input_file, concurrency, sweep.num_requests)
-            for concurrency in sweep.concurrencies
-        }
+        input_file.write_text(json.dumps(input_data(workload, cache)))
+        yield _Workplace(binary, environment, input_file, workload.max_tokens)
 
 
-def input_data(workload: Workload) -> dict[str, Any]:
+def input_data(workload: Workload, cache: str) -> dict[str, Any]:
     """perf_analyzer's input file: one step a prompt; sampling options are tensors."""
     options = {
         "max_tokens": [workload.max_tokens],
         "temperature": [0.0],
         "ignore_eos": [True],
         "stream": [True],
-        "cache": ["bypass"],
+        "cache": [cache],
     }
     return {"data": [{"text_input": [prompt], **options} for prompt in workload.prompts]}
 
 
-def _run(
-    binary: Path, environment: dict[str, str], url: str, input_file: Path, concurrency: int, num_requests: int
-) -> list[RequestTiming]:
-    export_file = input_file.with_name(f"profile-{concurrency}.json")
-    command = [str(binary), "-m", "autoglm", "-u", url, "-i", "grpc", "--streaming", "--async"]
-    command += ["--input-data", str(input_file), "--concurrency-range", str(concurrency)]
-    command += ["--request-count", str(max(num_requests, 2 * concurrency)), "--profile-export-file", str(export_file)]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=900, check=False)
+def _at_concurrency(place: _Workplace, url: str, concurrency: int, num_requests: int) -> list[RequestTiming]:
+    count = max(num_requests, 2 * concurrency)
+    return _run(place, url, ["--concurrency-range", str(concurrency), "--request-count", str(count)])
+
+
+def _run(place: _Workplace, url: str, load: list[str]) -> list[RequestTiming]:
+    export_file = place.input_file.with_name("profile.json")
+    export_file.unlink(missing_ok=True)  # perf_analyzer overwrites nothing
+    command = [str(place.binary), "-m", "autoglm", "-u", url, "-i", "grpc", "--streaming", "--async"]
+    command += ["--input-data", str(place.input_file), "--profile-export-file", str(export_file), *load]
+    done = subprocess.run(command, env=place.environment, capture_output=True, text=True, timeout=900, check=False)
     if done.returncode != 0:
-        raise RuntimeError(f"perf_analyzer failed ({done.returncode}): {(done.stdout + done.stderr).strip()[-500:]}")
-    return parse_profile(json.loads(export_file.read_text()), max_tokens=_max_tokens(input_file))
-
-
-def _max_tokens(input_file: Path) -> int:
-    count: int = json.loads(input_file.read_text())["data"][0]["max_tokens"][0]
-    return count
+        raise RuntimeError(f"perf_analyzer failed ({done.returncode}): {(done.stdout + done.stderr).strip()[:500]}")
+    return parse_profile(json.loads(export_file.read_text()), max_tokens=place.max_tokens)
 
 
 def parse_profile(profile: dict[str, Any], *, max_tokens: int) -> list[RequestTiming]:
@@ -96,8 +115,18 @@ def _timing(request: dict[str, Any], max_tokens: int) -> RequestTiming:
     return RequestTiming(request["timestamp"] / 1e9, arrivals[0], arrivals[-1], max_tokens, gaps)
 
 
+def _packages_of(package: str) -> Path:
+    """The folder that a package is installed in: an environment may take it from another one."""
+    found = importlib.util.find_spec(package)
+    if found is None or found.origin is None:
+        raise AnalyzerUnavailable(
+            f"perf_analyzer needs libraries that nvidia-pytriton 0.7.0 carries; there is no {package}"
+        )
+    return Path(found.origin).parent.parent
+
+
 def _library_folder(scratch: Path) -> Path:
-    bundled = Path(sysconfig.get_path("platlib")) / "nvidia_pytriton.libs"
+    bundled = _packages_of("pytriton") / "nvidia_pytriton.libs"
     folder = scratch / "lib"
     folder.mkdir()
     for name, pattern in LIBRARIES.items():

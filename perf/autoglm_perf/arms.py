@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 
 from .experiment import Arm, Metric
 from .measures import Goal, RequestTiming, RunFigures, summarise
@@ -11,6 +12,8 @@ TOKENS = Metric("output tokens", "1/s")
 REQUESTS = Metric("requests", "1/s")
 LATENCY = Metric("latency p50", "ms", higher_is_better=False)
 LATENCY_95 = Metric("latency p95", "ms", higher_is_better=False)
+LATENCY_99 = Metric("latency p99", "ms", higher_is_better=False)
+MEMORY = Metric("peak memory", "MiB", higher_is_better=False)
 FIRST_TOKEN = Metric("first token p50", "ms", higher_is_better=False)
 
 _READ: dict[str, Callable[[RunFigures], float]] = {
@@ -18,6 +21,7 @@ _READ: dict[str, Callable[[RunFigures], float]] = {
     REQUESTS.name: lambda run: run.requests_per_second,
     LATENCY.name: lambda run: run.latency_ms.p50,
     LATENCY_95.name: lambda run: run.latency_ms.p95,
+    LATENCY_99.name: lambda run: run.latency_ms.p99,
     FIRST_TOKEN.name: lambda run: run.time_to_first_token_ms.p50,
 }
 
@@ -31,6 +35,11 @@ def arm(label: str, runs: Sequence[RunFigures], metrics: Sequence[Metric]) -> Ar
     if failed := sum(run.num_errors for run in runs):
         raise RequestsFailed(f"{failed} of {sum(run.num_requests for run in runs)} requests of {label!r} failed")
     return Arm(label, {metric.name: tuple(_READ[metric.name](run) for run in runs) for metric in metrics})
+
+
+def with_values(arm: Arm, metric: Metric, values: Sequence[float]) -> Arm:
+    """With a metric that timings do not tell."""
+    return replace(arm, values={**arm.values, metric.name: tuple(values)})
 
 
 def figures(label: str, concurrency: int, timings: Sequence[RequestTiming]) -> RunFigures:

@@ -17,14 +17,14 @@ from .workload import Workload
 
 
 @contextmanager
-def naive_server(checkpoint: Path, *, startup_timeout: float = 300.0) -> Iterator[str]:
-    """Yields its URL."""
+def naive_server(checkpoint: Path, *, startup_timeout: float = 300.0) -> Iterator[tuple[str, int]]:
+    """Yields its URL and its process id."""
     port = _free_port()
     command = [sys.executable, "-m", "autoglm_perf.naive", str(checkpoint), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             _wait_until_ready(process, startup_timeout)
-            yield f"http://127.0.0.1:{port}/"
+            yield f"http://127.0.0.1:{port}/", process.pid
         finally:
             process.terminate()
 

@@ -24,6 +24,7 @@ class Context:
     quick: bool
     repeats: int
     say: Callable[[str], None]
+    soak_minutes: float = 20.0
     seeds: Iterator[int] = field(default_factory=itertools.count)
 
     def size(self, full: int, quick: int) -> int:

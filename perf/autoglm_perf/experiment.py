@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from .context import Context
+from .plot import Panel
 from .spread import Spread
 
 
@@ -17,6 +18,7 @@ class Metric:
     name: str
     unit: str
     higher_is_better: bool = True
+    decimals: int | None = None  # shown always; None: as many as the size of a value asks for
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,13 +57,16 @@ class Found:
     """`arms`: every ratio is of an arm to the first one, or to `baselines[label]` where that is named.
 
     `settings`: what a reader needs to do it again; `samples`: how many requests or steps each repeat measured;
-    `remarks`: what was left out and why, and whatever the figures alone do not say."""
+    `remarks`: what was left out and why, and whatever the figures alone do not say; `unmet`: what should have been shown
+    and was not, a sentence each; `panels`: what happened over time."""
 
     arms: tuple[Arm, ...]
     settings: Mapping[str, str]
     samples: str
     remarks: tuple[str, ...] = ()
     baselines: Mapping[str, str] = field(default_factory=dict)
+    unmet: tuple[str, ...] = ()
+    panels: tuple[Panel, ...] = ()
 
     def baseline_of(self, arm: Arm) -> Arm | None:
         """None for a baseline itself."""

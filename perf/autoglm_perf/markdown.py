@@ -9,25 +9,34 @@ from typing import Any
 from .rows import headings, rows
 from .suite import Result
 
-BEGIN = "<!-- written by `make bench`: begin -->"
-END = "<!-- written by `make bench`: end -->"
+_BENCH = "make bench"
 
 
-def write_summary(path: Path, summary: str) -> None:
+def markers(command: str = _BENCH) -> tuple[str, str]:
+    """The lines before and after what `command` writes."""
+    return f"<!-- written by `{command}`: begin -->", f"<!-- written by `{command}`: end -->"
+
+
+BEGIN, END = markers()
+
+
+def write_summary(path: Path, summary: str, command: str = _BENCH) -> None:
     """Raises ValueError where the file has not exactly one pair of markers; a file that is missing is made."""
-    text = path.read_text(encoding="utf-8") if path.exists() else f"{BEGIN}\n{END}\n"
-    path.write_text(replaced(text, summary), encoding="utf-8")
+    begin, end = markers(command)
+    text = path.read_text(encoding="utf-8") if path.exists() else f"{begin}\n{end}\n"
+    path.write_text(replaced(text, summary, command), encoding="utf-8")
 
 
-def replaced(text: str, summary: str) -> str:
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"the document needs one line {BEGIN!r} and after it one line {END!r}")
-    before, rest = text.split(BEGIN)
-    return f"{before}{BEGIN}\n{summary.strip()}\n{END}{rest.split(END)[1]}"
+def replaced(text: str, summary: str, command: str = _BENCH) -> str:
+    begin, end = markers(command)
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise ValueError(f"the document needs one line {begin!r} and after it one line {end!r}")
+    before, rest = text.split(begin)
+    return f"{before}{begin}\n{summary.strip()}\n{end}{rest.split(end)[1]}"
 
 
-def render(results: Sequence[Result], about: Mapping[str, Any]) -> str:
-    lines = ["## The suite", "", _about(about), ""]
+def render(results: Sequence[Result], about: Mapping[str, Any], title: str = "The suite") -> str:
+    lines = [f"## {title}", "", _about(about), ""]
     for result in results:
         lines += _section(result)
     return "\n".join(lines)
@@ -51,6 +60,7 @@ def _section(result: Result) -> list[str]:
     lines += ["", *(f"Published: {escaped(p.before)} -> {escaped(p.after)}." for p in description.published)]
     settings = "; ".join(f"{name}: {value}" for name, value in result.found.settings.items())
     notes = [f"Samples: {result.found.samples}. Settings: {settings}.", *result.found.remarks]
+    notes += [f"Not met: {text}" for text in result.found.unmet]
     return [*lines, *(escaped(note) for note in notes), ""]
 
 

@@ -7,7 +7,7 @@ from html import escape
 from typing import Any
 
 from .experiment import Metric
-from .plot import Bar, bars
+from .plot import Bar, bars, lines
 from .rows import headings, rows
 from .suite import Result
 
@@ -24,7 +24,8 @@ th:first-child,td:first-child{text-align:left}svg{width:100%;max-width:820px;dis
 svg text{font:13px system-ui,sans-serif;fill:var(--ink)}svg .title{fill:var(--soft)}svg .label{text-anchor:end}
 .before{fill:var(--before)}.after{fill:var(--after)}.spread{stroke:var(--ink);stroke-width:1.3;fill:none}
 .failed{color:var(--bad)}.skipped{color:var(--skip)}.published{border-left:3px solid var(--line);padding-left:12px}
-a{color:inherit}nav{font-size:14px;color:var(--soft)}
+polyline{fill:none;stroke-width:1.6}.grid{stroke:var(--line)}.l0,.l4{stroke:var(--after)}.l1{stroke:#c77d2e}.l2{stroke:#7a68c9}.l3{stroke:#3d8bc4}.l4{stroke-dasharray:5 3}
+.n0,.n4{fill:var(--after)}.n1{fill:#c77d2e}.n2{fill:#7a68c9}.n3{fill:#3d8bc4}a{color:inherit}nav{font-size:14px;color:var(--soft)}
 """
 
 
@@ -52,7 +53,9 @@ def _section(result: Result) -> str:
     settings = "; ".join(f"{name}: {value}" for name, value in result.found.settings.items())
     notes = [f"Samples: {result.found.samples}. Took {result.seconds:.0f} s.", settings, *result.found.remarks]
     foot = "".join(f'<p class="soft">{escape(note)}</p>' for note in notes)
-    return f"{head}{_plot(result, description.metrics[0])}{_table(result)}{foot}</section>"
+    missed = "".join(f'<p class="failed">Not met: {escape(text)}</p>' for text in result.found.unmet)
+    over_time = "".join(lines(panel) for panel in result.found.panels)
+    return f"{head}{_plot(result, description.metrics[0])}{_table(result)}{missed}{over_time}{foot}</section>"
 
 
 def _published(before: str, after: str) -> str:

@@ -63,11 +63,12 @@ OPTIONS = {option.name: option for option in (
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
     Option("user",               "STRING", ""),
+    Option("semantic",           "BOOL",   None),
 )}
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user")
+OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +82,7 @@ class Checked:
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
     user: str = ""
+    semantic: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
