@@ -2,7 +2,7 @@
 
 A step takes time in proportion to `fixed + rows`, where `fixed` is what it costs beside its rows (reading the weights), as a
 number of rows. It yields `expected` tokens. One more row raises the yield a time exactly where the chance that its draft is
-accepted is more than `expected / (fixed + rows)`, what a row's time yields already. With one sequence that is little, and even
+accepted is more than `expected / (fixed + rows)`, what a row's time yields already; by a margin, for what the host does about a draft, and for the estimates. With one sequence that is little, and even
 poor drafts pay; with many at once it nears 1, and only near certain ones do: large batches turn drafting off by themselves.
 """
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 _WEIGHT = 1 / 8  # of the newest judgement
 _FIRST_ESTIMATE = 0.5
+_MARGIN = 1.25
 
 
 @dataclass(slots=True)
@@ -51,7 +52,7 @@ def allot(offers: Sequence[Offer], work: StepWork, spare: int) -> list[int]:
         offer, chance = offers[place], 1.0
         for _ in range(min(offer.most, spare)):
             chance *= offer.acceptance
-            if not offer.always and chance * (work.fixed + rows) <= expected:
+            if not offer.always and chance * (work.fixed + rows) <= expected * _MARGIN:
                 break
             counts[place] += 1
             rows, expected, spare = rows + 1, expected + chance, spare - 1
