@@ -21,6 +21,7 @@ MODULES = (
     "waiting",
     "redis_outage",
     "prefix_reuse",
+    "prompt_lookup",
     "ensemble_overhead",
     "scheduler_overhead",
     "memory_flat",
