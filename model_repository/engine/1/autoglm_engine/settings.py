@@ -106,7 +106,7 @@ class EngineSettings:
     semantic_threshold: float = 0.9
     semantic_entries: int = 10_000
     semantic_verify_share: float = 0.1
-    semantic_max_false_rate: float = 0.1
+    semantic_max_false_rate: float = 0.5
     admission: str = "fifo"
     admission_window: int = 64
     admission_path_weight: float = 0.4
