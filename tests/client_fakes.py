@@ -139,7 +139,7 @@ def response(text: str, finish_reason: str, num_tokens: int, logprobs: str = "[]
         "prompt_tokens": struct.pack("<i", 3),
         "completion_tokens": struct.pack("<i", num_tokens),
         "cached_tokens": struct.pack("<i", 1),
-        "stage_times": struct.pack("<5f", 0.1, 0.2, 0.3, 0.4, 0.5),
+        "stage_times": struct.pack("<6f", 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
         "logprobs_output": string_bytes(logprobs),
     }
     for name, raw in values.items():

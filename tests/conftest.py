@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from autoglm_client.local_server import LocalServer
+from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
 from autoglm_export.export import export
 
 ROOT = Path(__file__).parent.parent
@@ -32,6 +33,14 @@ def artifact() -> Path:
             shutil.rmtree(stale, ignore_errors=True)
         folder.mkdir(parents=True, exist_ok=True)
         export("smollm2", output)
+    return output
+
+
+@pytest.fixture(scope="session")
+def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The bundled sentence-embedding model, exported."""
+    output = tmp_path_factory.mktemp("embedder") / "artifact"
+    export_embedder(BUNDLED_EMBEDDER, output)
     return output
 
 

@@ -16,7 +16,19 @@ from autoglm_client.cli.failures import FriendlyGroup
 from client_fakes import FakeTransport, Script, inputs_of
 from typer.testing import CliRunner, Result
 
-COMMANDS = ["demo", "export", "inspect", "serve", "generate", "chat", "batch", "health", "bench", "profile"]
+COMMANDS = [
+    "demo",
+    "export",
+    "export-embedder",
+    "inspect",
+    "serve",
+    "generate",
+    "chat",
+    "batch",
+    "health",
+    "bench",
+    "profile",
+]
 Use = Callable[[FakeTransport], FakeTransport]
 
 
@@ -29,7 +41,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     """Puts a scripted server in the place of every address."""
 
     def put(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, gzip=False: transport)
+        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, **_: transport)
         return transport
 
     yield put
@@ -82,7 +94,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
         "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
         "cache_hit", "cache_age_ms", "request_id", "endpoint",
     }  # fmt: skip
-    assert set(answer["stages_ms"]) == {"queue", "tokenize", "prefill", "decode", "detokenize", "network"}
+    assert set(answer["stages_ms"]) == {"queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network"}
 
 
 @pytest.mark.parametrize(

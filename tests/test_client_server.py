@@ -9,6 +9,7 @@ import re
 import signal
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
@@ -79,6 +80,34 @@ def test_map_health_models_and_stats(client: Client) -> None:
     assert {model.name for model in client.models()} == {"autoglm", "tokenizer", "engine", "detokenizer"}
     stats = client.stats()
     assert stats.engine["running"] == 0 and stats.models["autoglm"].succeeded > 0
+
+
+def connections_to(server: LocalServer) -> int:
+    """Of this process, to the server's gRPC port."""
+    found = psutil.Process().net_connections(kind="tcp")
+    return sum(bool(one.raddr) and one.raddr.port == server.grpc_port for one in found)
+
+
+def test_callers_on_many_threads_share_one_connection_and_the_batch(server: LocalServer) -> None:
+    before = connections_to(server)
+    with Client(server.grpc_url) as client, ThreadPoolExecutor(16) as threads:
+        client.generate("warm", max_tokens=1)
+        asked = [f"Caller {n} says" for n in range(16)]
+        steps = client.stats().engine["steps"]
+        results = list(threads.map(lambda text: client.generate(text, max_tokens=40, ignore_eos=True), asked))
+        assert [result.usage.completion_tokens for result in results] == [40] * 16
+        assert connections_to(server) - before == 1
+        # One by one they would take 640 steps; together 40 and those in which only some were there.
+        assert client.stats().engine["steps"] - steps < 320
+
+
+@pytest.mark.parametrize("gzip", [False, True])
+def test_compression_changes_no_answer(server: LocalServer, client: Client, gzip: bool) -> None:
+    text = "The sky is blue. " * 100
+    expected = client.generate(text, max_tokens=8, temperature=0.0)
+    with Client(server.grpc_url, gzip=gzip) as other:
+        assert other.generate(text, max_tokens=8, temperature=0.0).text == expected.text
+        assert "".join(piece.text for piece in other.stream(text, max_tokens=8, temperature=0.0)) == expected.text
 
 
 async def leave(client: AsyncClient, draw: random.Random) -> None:

@@ -55,7 +55,28 @@ async def test_a_stream_is_the_pieces_and_then_the_result() -> None:
     result = stream.result
     assert (result.text, result.finish_reason, result.usage.completion_tokens) == ("one two three", "length", 3)
     assert result.time_to_first_token_ms is not None and result.time_to_first_token_ms <= result.total_ms
-    assert result.stages.network_ms == pytest.approx(max(result.total_ms - result.stages.server_ms, 0))
+
+
+SERVER_MS = 2.1  # what the fake server says that its stages took
+
+
+async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_time() -> None:
+    async with client_of(FakeTransport(Script(pause_s=0.02))) as client:
+        stream, seen = client.stream("hi"), []
+        async for piece in stream:
+            seen.append(piece.stages.network_ms)
+            await asyncio.sleep(0.15 * (len(seen) == 1))  # the others come meanwhile
+    assert stream.result.stages.server_ms == pytest.approx(SERVER_MS)
+    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 150 - SERVER_MS
+    assert stream.result.total_ms > 150
+
+
+async def test_a_failed_attempt_is_nobodys_network() -> None:
+    busy = QueueFullError("full")
+    retries = RetryPolicy(attempts=2, first_delay_s=0.4, longest_delay_s=0.4)
+    async with client_of(FakeTransport(Script(errors=[busy])), retries=retries) as client:
+        result = await client.generate("hi")
+    assert result.stages.network_ms < 80 < result.total_ms
 
 
 async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:

@@ -137,7 +137,7 @@ def test_a_response_is_read_whole() -> None:
     assert piece is not None
     assert (piece.text, piece.finish_reason, piece.usage.completion_tokens) == ("a", "stop", 4)
     assert piece.usage.cached_tokens == 1
-    assert piece.stages.server_ms == pytest.approx(1.5)
+    assert piece.stages.server_ms == pytest.approx(2.1)
     assert (piece.logprobs[0].token, piece.logprobs[0].top[0].token_id) == ("a", 2)
 
 

@@ -63,6 +63,12 @@ def test_a_missing_repository_is_one_sentence(tmp_path: Path) -> None:
         LocalServer(tmp_path / "none").start()
 
 
+@pytest.mark.parametrize("key", ["short", "with:colon-0123456789", "with=equals-0123456789", "x" * 129])
+def test_a_key_that_would_break_the_flag_is_refused(key: str) -> None:
+    with pytest.raises(LocalServerError, match=f"the shared-memory key has {len(key)} characters; allowed are 16"):
+        LocalServer(".", shared_memory_key=key)
+
+
 def test_a_missing_server_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(triton_install.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(LocalServerError, match=r"pip install 'autoglm-triton\[serve\]'"):

@@ -18,7 +18,8 @@ from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
-MODELS = ("autoglm", "tokenizer", "engine", "detokenizer")
+MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
+STEPS = MODELS[1:4]
 Tensor = tuple[str, tuple[int, ...]]  # type, dims
 
 
@@ -78,7 +79,7 @@ def test_the_option_table_is_the_documented_one() -> None:
 def test_each_step_passes_on_what_the_next_one_takes() -> None:
     ensemble = config("autoglm")
     steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
-    assert list(steps) == list(MODELS[1:])
+    assert list(steps) == list(STEPS)
     for name, step in steps.items():
         parsed = config(name)
         assert set(step.output_map) == set(tensors(parsed.output))
@@ -99,7 +100,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     settings, num_threads = engine_settings(
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
-    assert settings == EngineSettings(max_events_per_second=400, cache_mode="exact")
+    assert settings == EngineSettings(max_events_per_second=400, cache_mode="exact", semantic_cache="asked")
     assert num_threads >= 1
 
 
@@ -164,6 +165,9 @@ def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_the_engine_imports_nothing_but_what_it_says() -> None:
-    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "__future__"} | set(sys.stdlib_module_names)
+    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "__future__"} | set(
+        sys.stdlib_module_names
+    )
     found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")
     assert set(found) <= allowed, {name: found[name] for name in set(found) - allowed}
+    assert found["redis"] == {"redis_commands.py", "redis_tier.py"}, "without a redis_url it need not be installed"

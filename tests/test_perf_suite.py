@@ -87,6 +87,10 @@ def test_figures_are_shown_with_three_digits(value: float, text: str) -> None:
     assert shown(value) == text
 
 
+def test_a_figure_may_ask_for_its_decimals() -> None:
+    assert shown(1.00234, 4) == "1.0023"
+
+
 def test_a_cell_has_median_spread_and_gain_over_its_baseline() -> None:
     before, after = FOUND.arms
     assert cell(FOUND, before, RATE) == "2.00 (1.00 ... 3.00)"

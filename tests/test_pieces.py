@@ -41,7 +41,7 @@ def ids(text: str) -> tuple[int, ...]:
 
 
 def event(text: str = "", request_id: str = "r", **more: object) -> Event:
-    usage, stages = Usage(7, 2, 3), Stages(1.0, 2.0, 3.0, 4.0)
+    usage, stages = Usage(7, 2, 3), Stages(1.0, 2.0, 3.0, 4.0, 0.5)
     return Event(request_id, ids(text), usage, stages, **more)  # type: ignore[arg-type]
 
 
@@ -52,7 +52,7 @@ def test_every_output_has_its_type_and_shape(pieces: Pieces) -> None:
     for name, value in (("prompt_tokens", 7), ("completion_tokens", 2), ("cached_tokens", 3)):
         assert (outputs[name].dtype, outputs[name].tolist()) == (np.int32, [[value]])
     assert outputs["stage_times"].dtype == np.float32
-    assert outputs["stage_times"].tolist() == [[1.0, 2.0, 3.0, 4.0, 2.0]]
+    assert outputs["stage_times"].tolist() == [[1.0, 2.0, 3.0, 4.0, 2.0, 0.5]]
     assert outputs["logprobs_output"].tolist() == [[b"[]"]]
 
 

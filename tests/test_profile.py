@@ -59,7 +59,7 @@ def test_figures_count_what_was_served() -> None:
     assert figures.inter_token is not None and figures.inter_token.p95 == pytest.approx(100)
     shares = {stage.name: stage.share for stage in figures.stages}
     assert list(shares) == list(STAGES) and sum(shares.values()) == pytest.approx(1)
-    assert shares["decode"] == pytest.approx(900 / 990)
+    assert shares["decode"] == pytest.approx(900 / 1000)
 
 
 def test_a_run_without_answers_has_no_latencies() -> None:
@@ -140,7 +140,7 @@ def command(*arguments: str, columns: int = 120) -> Result:
 @pytest.fixture
 def use(monkeypatch: pytest.MonkeyPatch) -> Callable[[FakeTransport], FakeTransport]:
     def put(transport: FakeTransport) -> FakeTransport:
-        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, gzip=False: transport)
+        monkeypatch.setattr(async_client, "GrpcTransport", lambda address, **_: transport)
         return transport
 
     return put
@@ -244,7 +244,7 @@ def test_the_real_server_has_stages_processes_and_a_bottleneck(server: LocalServ
     assert result.exit_code == 0, result.stderr
     answer = json.loads(result.stdout)
     assert answer["served"] == 96
-    assert all(answer["stages"][name]["p50"] > 0 for name in STAGES if name != "network")
+    assert all(answer["stages"][name]["p50"] > 0 for name in STAGES if name not in ("embed", "network"))
     assert answer["stages"]["network"]["p95"] > 0  # detokenizing runs beside decoding, so little may be left
     assert sum(stage["share"] for stage in answer["stages"].values()) == pytest.approx(1)
     used = answer["measured"]["cpu_cores"]

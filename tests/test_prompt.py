@@ -93,7 +93,7 @@ def test_rendering_equals_transformers(tokenizer: Tokenizer, source: str, messag
     if source is not LLAMA:
         expected_ids = theirs.apply_chat_template(messages, add_generation_prompt=True, return_dict=False)
         prompter = Prompter(tokenizer, ChatTemplate(source, SPECIAL), max_length=4096)
-        assert prompter.from_messages(json.dumps(messages).encode()).tolist() == expected_ids
+        assert prompter.from_messages(json.dumps(messages).encode()).token_ids.tolist() == expected_ids
 
 
 def test_content_in_parts(tokenizer: Tokenizer) -> None:
@@ -103,10 +103,10 @@ def test_content_in_parts(tokenizer: Tokenizer) -> None:
 
 
 def test_text_is_encoded_as_it_is(prompter: Prompter) -> None:
-    ids = prompter.from_text(b"hi")
+    ids = prompter.from_text(b"hi").token_ids
     assert ids.dtype == np.int32
     assert len(ids) == 2
-    assert len(prompter.from_text("é".encode())) == 2
+    assert len(prompter.from_text("é".encode()).token_ids) == 2
 
 
 @pytest.mark.parametrize(
@@ -125,7 +125,7 @@ def test_text_that_is_refused(prompter: Prompter, raw: bytes, sentence: str) -> 
 
 
 def test_the_longest_prompt_leaves_room_for_one_token(prompter: Prompter) -> None:
-    assert len(prompter.from_text(b"x" * 255)) == 255
+    assert len(prompter.from_text(b"x" * 255).token_ids) == 255
 
 
 def test_fifty_megabytes_are_refused_without_encoding(prompter: Prompter) -> None:
@@ -143,7 +143,7 @@ def test_the_beginning_of_a_long_text_is_enough_to_refuse_it(tokenizer: Tokenize
     prompter = Prompter(tokenizer, None, max_length=100)
     with pytest.raises(InvalidRequest, match="text_input has more than 99 tokens"):
         prompter.from_text(b"x" * 90_000)
-    assert len(prompter.from_text(b"y" * 90_000)) == 90  # 90 tokens of 1,000 characters
+    assert len(prompter.from_text(b"y" * 90_000).token_ids) == 90  # 90 tokens of 1,000 characters
 
 
 @pytest.mark.parametrize(

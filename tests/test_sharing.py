@@ -11,11 +11,13 @@ import pytest
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, Stages, Usage
 from autoglm_engine.errors import InvalidRequest, NotCached, QueueFull, ShuttingDown
 from autoglm_engine.fingerprint import fingerprint
+from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.metrics import CACHE_BYTES, CACHE_HITS, REQUESTS, MemoryMetrics
 from autoglm_engine.response_cache import ENTRY_OVERHEAD, ResponseCache
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
-from autoglm_engine.sharing import FlightGate, SharingEngine
+from autoglm_engine.sharing import SharingEngine
+from autoglm_engine.tiers import Tier
 from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, script
 from fakes import FakeClock, answers, expected_greedy, request
 from hypothesis import given, settings
@@ -24,12 +26,19 @@ from hypothesis import strategies as st
 EOS = (END, 3, 40)
 
 
-def shared_bench(num_candidates: int = 0, *, inner: object = None, num_slots: int = 4, **options: object) -> Bench:
+def shared_bench(
+    num_candidates: int = 0,
+    *,
+    inner: object = None,
+    num_slots: int = 4,
+    tiers: tuple[Tier, ...] = (),
+    **options: object,
+) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
     chosen = EngineSettings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
     bench = Bench(num_candidates, limits=Limits(num_slots, 64, 8, VOCAB), settings=chosen, gate=gate, eos=EOS)
     bench.engine = SharingEngine(  # type: ignore[assignment]
-        bench.engine, "digest", TEXT, chosen, gate, metrics=bench.metrics, clock=bench.clock
+        bench.engine, "digest", TEXT, chosen, gate, tiers=tiers, metrics=bench.metrics, clock=bench.clock
     )
     return bench
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from pathlib import Path
 
 import psutil
 import pytest
-from autoglm_client import Client
+from autoglm_client import AsyncClient, Client
 from autoglm_client.local_server import LocalServer
 
 ROOT = Path(__file__).parent.parent
@@ -54,3 +55,58 @@ def test_readers_that_stop_reading(server: LocalServer) -> None:
         finally:
             for reader in readers:
                 reader.close()
+
+
+# ---- over gRPC, one channel for all
+
+
+NUM_OTHERS, STOPPED_TOKENS = 15, 500
+LONG = {"max_tokens": STOPPED_TOKENS, "temperature": 0.0, "ignore_eos": True}
+
+
+async def answers_of_others(client: AsyncClient) -> tuple[list[str], float]:
+    """Their texts, and the seconds that all of them took."""
+    started = time.monotonic()
+    streams = [client.stream(f"{i} is", max_tokens=40, temperature=0.0, ignore_eos=True) for i in range(NUM_OTHERS)]
+    results = await asyncio.gather(*(stream.read_all() for stream in streams))
+    return [result.text for result in results], time.monotonic() - started
+
+
+@pytest.mark.server
+async def test_a_stopped_grpc_reader_costs_the_others_on_its_channel_nothing(server: LocalServer) -> None:
+    async with AsyncClient(server.grpc_url) as client:
+        expected = (await client.generate("Once upon a time", **LONG)).text
+        alone, seconds_alone = await answers_of_others(client)
+        before = memory_of(server)
+        async with client.stream("Once upon a time", **LONG) as stopped:
+            texts = [(await anext(stopped)).text]
+            beside, seconds_beside = await answers_of_others(client)
+            assert beside == alone
+            # It computes beside them and has a sixteenth of the batch: twice the time would be another's doing.
+            assert seconds_beside < 2 * seconds_alone + 1, f"{seconds_beside:.1f} s instead of {seconds_alone:.1f}"
+            assert stopped._flight is not None and len(stopped._flight._unread) <= 64
+            await until_idle(client)
+            grown = memory_of(server) - before
+            assert grown < 24 * MEGABYTE, f"{grown / MEGABYTE:.0f} MiB more"
+            texts += [piece.text async for piece in stopped]
+        assert "".join(texts) == expected, "what was not read in time is not lost"
+
+
+@pytest.mark.server
+async def test_a_reader_at_a_piece_a_second_frees_its_slot_long_before_it_has_read_all(server: LocalServer) -> None:
+    async with AsyncClient(server.grpc_url) as client:
+        async with client.stream("Once upon a time", **LONG) as stream:
+            for _ in range(3):
+                last = await anext(stream)
+                await asyncio.sleep(1.0)
+            await until_idle(client)
+            assert last.usage.completion_tokens < STOPPED_TOKENS / 4
+            # What it reads late was gathered meanwhile, not left out.
+            assert len([piece async for piece in stream]) < STOPPED_TOKENS
+        assert stream.result.usage.completion_tokens == STOPPED_TOKENS
+
+
+async def until_idle(client: AsyncClient) -> None:
+    async with asyncio.timeout(60):
+        while (await client.stats()).engine["slots_busy"]:
+            await asyncio.sleep(0.05)

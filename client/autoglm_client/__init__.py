@@ -29,6 +29,7 @@ from .exceptions import (
 from .local_server import LocalServer
 from .options import GenerationOptions
 from .retries import NO_RETRIES, RetryPolicy
+from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
 from .types import (
@@ -76,6 +77,7 @@ __all__ = [
     "RetryPolicy",
     "ServerError",
     "ServerUnavailableError",
+    "SharedMemory",
     "StageTimes",
     "Stats",
     "Stream",

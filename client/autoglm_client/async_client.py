@@ -22,6 +22,7 @@ from .mapping import MapLimits, Progress, bounded_map
 from .options import GenerationOptions, OptionChanges
 from .requests import ENSEMBLE, generation_request
 from .retries import RetryPolicy
+from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
 from .transport import GrpcTransport, Transport
@@ -37,8 +38,9 @@ class AsyncClient:
     """Asks the ensemble on one or several servers. Use it within one event loop, best with `async with`.
 
     `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `options` and `timeouts` are the
-    defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `transport`
-    makes the transport of an address; the default is gRPC.
+    defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
+    lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
+    $AUTOGLM_SHARED_MEMORY_KEY. `transport` makes the transport of an address; the default is gRPC.
     """
 
     def __init__(
@@ -50,6 +52,7 @@ class AsyncClient:
         timeouts: Timeouts | None = None,
         retries: RetryPolicy | None = None,
         gzip: bool = False,
+        shared_memory: bool | SharedMemory = False,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
@@ -59,7 +62,9 @@ class AsyncClient:
         self._options = options or GenerationOptions()
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or RetryPolicy()
-        self._transport = transport or partial(GrpcTransport, gzip=gzip)
+        self._sharing = SharedMemory.chosen(shared_memory)
+        headers = self._sharing.headers if self._sharing else None
+        self._transport = transport or partial(GrpcTransport, gzip=gzip, headers=headers)
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flights: set[Flight] = set()
@@ -237,6 +242,8 @@ class AsyncClient:
 
     def _endpoint(self, url: str) -> Endpoint:
         transport = self._transport(url)
+        if self._sharing is not None:
+            transport = SharedInputs(transport, self._sharing)
         return Endpoint(url, transport, Canceller(transport, self._timeouts.connect))
 
     def _track(self, flight: Flight) -> None:

@@ -16,6 +16,7 @@ from .mapping import MapLimits, Progress
 from .options import GenerationOptions, OptionChanges
 from .requests import ENSEMBLE
 from .retries import RetryPolicy
+from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
 from .transport import Transport
@@ -37,6 +38,7 @@ class Client:
         timeouts: Timeouts | None = None,
         retries: RetryPolicy | None = None,
         gzip: bool = False,
+        shared_memory: bool | SharedMemory = False,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self._async = AsyncClient(
@@ -46,6 +48,7 @@ class Client:
             timeouts=timeouts,
             retries=retries,
             gzip=gzip,
+            shared_memory=shared_memory,
             transport=transport,
         )
         self._thread = EventLoopThread()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import signal
 import socket
@@ -23,6 +24,7 @@ from types import TracebackType
 from .exceptions import LocalServerError
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, http_status, stub_processes
+from .shared_inputs import KEY_HEADER
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -30,6 +32,7 @@ Progress = Callable[[float, str], None]  # (seconds since the start, what the se
 STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
+_CONTROL_HEADER = "autoglm-control-key"
 # The server ends with the process that started it, also when that one is killed.
 _GUARD = """
 import ctypes, os, signal, sys
@@ -44,7 +47,8 @@ class LocalServer:
 
     `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
     log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
-    shared memory) are closed by a random key, `control_key`.
+    shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
+    `shared_memory_key`, for clients on this host (random where it is not given).
     """
 
     def __init__(
@@ -59,11 +63,13 @@ class LocalServer:
         metrics_port: int = 0,
         log_file: str | Path | None = None,
         arguments: tuple[str, ...] = (),
+        shared_memory_key: str | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
         self.host = host
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
+        self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
@@ -205,10 +211,25 @@ class LocalServer:
             "grpc-port": self.grpc_port,
             "metrics-address": self.host,
             "metrics-port": self.metrics_port,
-            "http-restricted-api": f"{_CONTROL_APIS}:autoglm-control-key={self.control_key}",
-            "grpc-restricted-protocol": f"{_CONTROL_APIS}:autoglm-control-key={self.control_key}",
         }
-        return [str(install.binary), *(f"--{name}={value}" for name, value in options.items()), *self._arguments]
+        flags = [f"--{name}={value}" for name, value in options.items()]
+        return [str(install.binary), *flags, *self._restrictions(), *self._arguments]
+
+    def _restrictions(self) -> tuple[str, ...]:
+        control = f"{_CONTROL_HEADER}={self.control_key}"
+        return (
+            f"--http-restricted-api={_CONTROL_APIS}:{control}",
+            f"--grpc-restricted-protocol={_CONTROL_APIS.removesuffix(',shared-memory')}:{control}",
+            f"--grpc-restricted-protocol=shared-memory:{KEY_HEADER}={self.shared_memory_key}",
+        )
+
+
+def _checked_key(key: str) -> str:
+    if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
+        raise LocalServerError(
+            f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"
+        )
+    return key
 
 
 def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:

@@ -21,6 +21,7 @@ class GenerationOptions:
     `NotCachedError`). `tenant` keeps its answers apart from those of others.
     `user` says whose the request
     is: where the server admits by features, requests of one user are served together.
+    `semantic` true takes the kept answer to a question of the same meaning; false refuses it where the server gives it to all.
     """
 
     max_tokens: int | None = None
@@ -40,6 +41,7 @@ class GenerationOptions:
     cache: str | None = None
     tenant: str | None = None
     user: str | None = None
+    semantic: bool | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -69,6 +71,7 @@ class OptionChanges(TypedDict, total=False):
     cache: str | None
     tenant: str | None
     user: str | None
+    semantic: bool | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

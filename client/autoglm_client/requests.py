@@ -43,6 +43,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "cache": "STRING",
     "tenant": "STRING",
     "user": "STRING",
+    "semantic": "BOOL",
 }
 
 

@@ -23,7 +23,6 @@ from .types import Candidate, ModelCounters, ModelInfo, Piece, StageTimes, Tenso
 _OUTPUTS = ("text_output", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "stage_times")
 _INT32 = struct.Struct("<i")
 _FP32 = struct.Struct("<f")
-_STAGES = struct.Struct("<5f")
 _NO_HIT, _NO_AGE = struct.pack("<I4s", 4, b"none"), struct.pack("<f", 0.0)  # of a server without a cache
 _TRITON_PREFIX = re.compile(r"^(in ensemble '[^']*', )?(Failed to process the request\(s\)[^,]*, message: )?")
 _CODE_MARK = re.compile(r"(?P<code>[A-Z_]{5,}): ")
@@ -117,11 +116,17 @@ def _piece(tensors: dict[str, bytes]) -> Piece:
             _INT32.unpack(tensors["completion_tokens"])[0],
             _INT32.unpack(tensors["cached_tokens"])[0],
         ),
-        stages=StageTimes(*_STAGES.unpack(tensors["stage_times"])),
+        stages=_stages(tensors["stage_times"]),
         logprobs=_logprobs(tensors.get("logprobs_output", b"")),
         cache_hit=_string(tensors.get("cache_hit", _NO_HIT)),
         cache_age_ms=_FP32.unpack(tensors.get("cache_age_ms", _NO_AGE))[0],
     )
+
+
+def _stages(raw: bytes) -> StageTimes:
+    """Of 5 numbers where the server knows no semantic cache, else of 6."""
+    times = struct.unpack(f"<{5 if len(raw) == 20 else 6}f", raw)
+    return StageTimes(*times)
 
 
 def _string(raw: bytes) -> str:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from types import TracebackType
 from typing import Protocol
 
@@ -122,14 +121,12 @@ class Stream:
 
     def _whole(self, last: Piece, finish_reason: str, now: float) -> Result:
         assert self._flight is not None and self._first_at is not None, "a piece came from a flight"
-        total_ms = (now - self._started) * 1000
-        network_ms = max(total_ms - last.stages.server_ms, 0.0)
         return Result(
             text="".join(self._texts),
             finish_reason=finish_reason,
             usage=last.usage,
-            stages=dataclasses.replace(last.stages, network_ms=network_ms),
-            total_ms=total_ms,
+            stages=last.stages,
+            total_ms=(now - self._started) * 1000,
             time_to_first_token_ms=(self._first_at - self._started) * 1000 if self._streamed else None,
             request_id=self._flight.request_id,
             endpoint=self._flight.endpoint,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -32,10 +32,12 @@ class Transport(Protocol):
 
 
 class GrpcTransport:
-    """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop."""
+    """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop. `headers` go
+    with unary calls."""
 
-    def __init__(self, address: str, *, gzip: bool = False) -> None:
+    def __init__(self, address: str, *, gzip: bool = False, headers: Mapping[str, str] | None = None) -> None:
         self.address = address
+        self._headers = tuple((headers or {}).items())
         compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, compression=compression)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -84,7 +86,7 @@ class GrpcTransport:
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
         await self.connect(timeout)
         try:
-            return await getattr(self._stub, method)(request, timeout=timeout)
+            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._headers)
         except grpc.aio.AioRpcError as error:
             raise _error_of_status(error.code(), error.details() or "", self.address) from None
 

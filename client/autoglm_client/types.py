@@ -33,11 +33,12 @@ class StageTimes:
     prefill_ms: float
     decode_ms: float
     detokenize_ms: float
-    network_ms: float = 0.0  # the rest of the time the client saw: network, Triton, this client
+    embed_ms: float = 0.0  # of the question, where the semantic cache was asked
+    network_ms: float = 0.0  # from sending to arrival, without the rest: connecting, network, Triton, this client
 
     @property
     def server_ms(self) -> float:
-        return self.queue_ms + self.tokenize_ms + self.prefill_ms + self.decode_ms + self.detokenize_ms
+        return self.queue_ms + self.tokenize_ms + self.embed_ms + self.prefill_ms + self.decode_ms + self.detokenize_ms
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +65,13 @@ class Piece:
     usage: Usage  # so far
     stages: StageTimes  # so far
     logprobs: tuple[TokenLogprob, ...] = ()
-    cache_hit: str = "none"  # "exact": a kept answer; "coalesced": that of an equal request in flight
+    cache_hit: str = "none"  # "exact": a kept answer; "semantic": one to a question of the same meaning; "coalesced": that of an equal request in flight
     cache_age_ms: float = 0.0  # of a kept answer
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to arrival."""
+    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to when the piece was read."""
 
     text: str
     finish_reason: str

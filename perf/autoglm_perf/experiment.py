@@ -18,6 +18,7 @@ class Metric:
     name: str
     unit: str
     higher_is_better: bool = True
+    decimals: int | None = None  # shown always; None: as many as the size of a value asks for
 
 
 @dataclass(frozen=True, slots=True)

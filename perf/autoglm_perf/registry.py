@@ -19,9 +19,11 @@ MODULES = (
     "static_batching",
     "admission",
     "waiting",
+    "redis_outage",
     "prefix_reuse",
     "ensemble_overhead",
     "scheduler_overhead",
+    "memory_flat",
     "peers",
     "soak",
 )

@@ -25,9 +25,10 @@ def cell(found: Found, arm: Arm, metric: Metric) -> str:
     spread = arm.spread(metric)
     if spread is None:
         return "-"
-    runs = "" if spread.low == spread.high else f" ({shown(spread.low)} ... {shown(spread.high)})"
+    middle, low, high = (shown(value, metric.decimals) for value in (spread.median, spread.low, spread.high))
+    runs = "" if spread.low == spread.high else f" ({low} ... {high})"
     ratio = gain(found, arm, metric)
-    return f"{shown(spread.median)}{runs}" + ("" if ratio is None else f", {shown(ratio)}x")
+    return f"{middle}{runs}" + ("" if ratio is None else f", {shown(ratio)}x")
 
 
 def gain(found: Found, arm: Arm, metric: Metric) -> float | None:

@@ -30,8 +30,10 @@ def improvement(before: float, after: float, *, higher_is_better: bool) -> float
     return above / below if below > 0 else None
 
 
-def shown(value: float) -> str:
-    """Three significant digits, thousands with commas, no exponent."""
+def shown(value: float, decimals: int | None = None) -> str:
+    """Three significant digits, or so many decimals; thousands with commas, no exponent."""
+    if decimals is not None:
+        return f"{value:,.{decimals}f}"
     magnitude = abs(value)
     digits = 0 if magnitude >= 100 else 1 if magnitude >= 10 else 2 if magnitude >= 1 or value == 0 else 3
     return f"{value:,.{digits}f}"

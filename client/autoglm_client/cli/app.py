@@ -12,6 +12,7 @@ from .bench import bench
 from .chat import chat
 from .demo import demo
 from .export import export
+from .export_embedder import export_embedder
 from .failures import FriendlyGroup
 from .generate import generate
 from .health import health
@@ -27,7 +28,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, export, inspect, serve, generate, chat, batch, health, bench, profile):
+for command in (demo, export, export_embedder, inspect, serve, generate, chat, batch, health, bench, profile):
     app.command()(command)
 
 

@@ -32,6 +32,10 @@ Cache = Annotated[
     str | None,
     typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
 ]
+Semantic = Annotated[
+    bool | None,
+    typer.Option("--semantic/--no-semantic", help="Take a kept answer to a question of the same meaning, or never."),
+]
 System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
 Repository = Annotated[
@@ -80,6 +84,7 @@ class Sampling:
     seed: int | None = None
     stop: list[str] | None = None
     cache: str | None = None
+    semantic: bool | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -90,4 +95,5 @@ class Sampling:
             seed=self.seed,
             stop=self.stop or None,
             cache=self.cache,
+            semantic=self.semantic,
         )

@@ -30,6 +30,7 @@ def generate(
     seed: args.Seed = None,
     stop: args.Stop = None,
     cache: args.Cache = None,
+    semantic: args.Semantic = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
     json: args.Json = False,
@@ -43,7 +44,7 @@ def generate(
       git diff | autoglm generate - --system "Summarise this change." --stats
       autoglm generate "Name a colour." --json | jq -r .text
     """
-    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache)
+    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic)
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
     with Client(args.urls_of(url), timeouts=timeouts) as client:

@@ -12,7 +12,7 @@ from rich.table import Table
 
 from autoglm_client.types import Piece, Result
 
-STAGE_NAMES = ("queue", "tokenize", "prefill", "decode", "detokenize", "network")
+STAGE_NAMES = ("queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network")
 
 
 def notes() -> Console:

@@ -22,5 +22,9 @@ def artifact_folder(chosen: Path | None, repository: Path) -> Path:
     return chosen if chosen is not None else repository / "engine" / "1" / "artifact"
 
 
+def embedder_folder(chosen: Path | None, repository: Path) -> Path:
+    return chosen if chosen is not None else repository / "embedder" / "1" / "artifact"
+
+
 def is_exported(artifact: Path) -> bool:
     return (artifact / "manifest.json").is_file()

@@ -18,7 +18,7 @@ from autoglm_client.profiling.summary import headline, latencies
 from autoglm_client.profiling.timelines import Panel, panels_of
 
 _COLOURS = {
-    "queue": "yellow", "tokenize": "magenta", "prefill": "blue", "decode": "green", "detokenize": "red",
+    "queue": "yellow", "tokenize": "magenta", "embed": "cyan", "prefill": "blue", "decode": "green", "detokenize": "red",
     "network": "bright_black",
 }  # fmt: skip
 _BLOCKS = " ▁▂▃▄▅▆▇█"

@@ -12,6 +12,7 @@ from typing import Annotated
 import typer
 
 from autoglm_client.local_server import LocalServer
+from autoglm_client.shared_inputs import KEY_VARIABLE
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
@@ -32,6 +33,13 @@ def serve(
     http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
+    shared_memory_key: Annotated[
+        str | None,
+        typer.Option(
+            envvar=KEY_VARIABLE,
+            help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
+        ),
+    ] = None,
     log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
     export_if_missing: Annotated[
         bool,
@@ -74,6 +82,7 @@ def serve(
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         log_file=log_file,
+        shared_memory_key=shared_memory_key,
     )
     with _terminated_like_interrupted(), running(server):
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")

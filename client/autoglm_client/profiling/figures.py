@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from .records import RequestRecord, Run, Sample
 
-STAGES = ("queue", "tokenize", "prefill", "decode", "detokenize", "network")
+STAGES = ("queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network")
 Series = list[tuple[float, float]]  # (seconds since the run began, value)
 _SHORTEST_INTERVAL = 0.1
 

@@ -15,7 +15,9 @@ WIDTH = 960
 _LEFT, _RIGHT = 24, 24
 _PLOT_LEFT = 76
 _PANEL_HEIGHT, _PANEL_GAP = 92, 58
-_STAGE_COLOURS = dict(zip(STAGES, ("#b45309", "#6d28d9", "#0369a1", "#15803d", "#be185d", "#64748b"), strict=True))
+_STAGE_COLOURS = dict(
+    zip(STAGES, ("#b45309", "#6d28d9", "#0f766e", "#0369a1", "#15803d", "#be185d", "#64748b"), strict=True)
+)
 _LINE_COLOURS = ("#0369a1", "#15803d", "#b45309", "#6d28d9", "#be185d", "#0f766e", "#94a3b8")
 _INK, _FAINT, _RED = "#0f172a", "#64748b", "#dc2626"
 

@@ -16,6 +16,7 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.append(str(Path(args["model_repository"]) / "1"))
         from autoglm_engine.adapter import artifact_folder, engine_settings
+        from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics
         from autoglm_engine.service import EngineService
 
@@ -26,6 +27,8 @@ class TritonPythonModel:
             num_threads=num_threads,
             metrics=PublishedMetrics(Families().series),
             ask=ask_detokenizer,
+            embed=ask_embedder,
+            embedder=embedder_folder(args["model_repository"]),
             died=end_process,
         )
         self.service.start()
@@ -90,6 +93,15 @@ def ask_detokenizer(packed):
     response = call.exec()
     if response.has_error():
         raise RuntimeError(response.error().message())
+
+
+def ask_embedder(text):
+    tensor = pb_utils.Tensor("text", np.array([[text.encode()]], dtype=np.object_))
+    call = pb_utils.InferenceRequest(model_name="embedder", requested_output_names=["embedding"], inputs=[tensor])
+    response = call.exec()
+    if response.has_error():
+        raise RuntimeError(response.error().message())
+    return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy().reshape(-1)
 
 
 def end_process():

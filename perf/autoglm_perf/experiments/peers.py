@@ -1,80 +1,154 @@
-"""What a user would pick instead, each in its own process and environment, on the same prompts."""
+"""What a user would pick instead, each in its own process and environment, on the same prompts, in turn with ours."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
+from autoglm_client.local_server import LocalServer
+from autoglm_client.profiling.host import server_processes
+from autoglm_client.profiling.procfs import ProcFs
 from autoglm_export.bundled import find_bundled
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.arms import FIRST_TOKEN, LATENCY, TOKENS, arm, figures
 from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
+from autoglm_perf.experiment import Arm, Description, Found, Metric
+from autoglm_perf.fidelity import Fidelity, FixedTexts, artifact_logits
 from autoglm_perf.load import measure_load
-from autoglm_perf.peers.environment import Peer, measure
+from autoglm_perf.measures import RunFigures
+from autoglm_perf.memory import peak_of
+from autoglm_perf.peers.environment import ROOT, Peer, logits, measure, prepare
+from autoglm_perf.peers.float_checkpoint import write_float16
 from autoglm_perf.suite import CannotRun
 
-_METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
+PERPLEXITY = Metric("perplexity over float32", "", higher_is_better=False, decimals=4)
+ERROR = Metric("its standard error", "", higher_is_better=False, decimals=4)
+DIVERGENCE = Metric("KL from float32", "nats a token", higher_is_better=False, decimals=4)
+MEMORY = Metric("peak memory", "MB", higher_is_better=False)
+_TIMED = (TOKENS, LATENCY, FIRST_TOKEN)
+_LLAMA = ("llama-cpp-python==0.3.36",)
+_OPENVINO = ("openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "nncf==3.4.0")
 PEERS = (
-    Peer("llama_cpp_python", "llama-cpp-python, Q4_0", ("llama-cpp-python==0.3.36",)),
-    Peer("openvino_genai", "openvino-genai, GGUF Q4_1", ("openvino-genai==2026.4.1.0",)),
-)
-_LEFT_OUT = (
-    "onnxruntime-genai: left out, its model builder needs a conversion that this command does not do.",
-    "transformers' continuous batching: left out, it has no module yet; transformers generate is in the experiment whole-system.",
+    Peer("openvino_genai", "int8_sym", "openvino-genai, NNCF int8", _OPENVINO),
+    Peer("openvino_genai", "gguf", "openvino-genai, GGUF Q4_1", _OPENVINO),
+    Peer("llama_cpp_python", "q4_0", "llama-cpp-python, Q4_0", _LLAMA, num_requests=32),
+    Peer("llama_cpp_python", "q8_0", "llama-cpp-python, Q8_0", _LLAMA, num_requests=32),
 )
 DESCRIPTION = Description(
     "peers",
     "Peers",
-    "Through Triton and streaming, ours makes more output tokens a second than the peers make in process.",
-    _METRICS,
+    "Through Triton and streaming, ours makes more output tokens a second than the peers make in process, at no worse perplexity.",
+    (*_TIMED, PERPLEXITY, ERROR, DIVERGENCE, MEMORY),
 )
+_FLIGHTS = (16, 1)
+
+
+@dataclass(slots=True)
+class Side:
+    """One system: its runs at each number in flight."""
+
+    title: str
+    fidelity: Fidelity | None = None
+    runs: dict[int, list[RunFigures]] = field(default_factory=lambda: {flight: [] for flight in _FLIGHTS})
+    peak_mb: dict[int, list[float]] = field(default_factory=lambda: {flight: [] for flight in _FLIGHTS})
+    notes: set[str] = field(default_factory=set)
+
+    def label(self, flight: int) -> str:
+        return f"{self.title}, {flight} in flight"
+
+    def arm(self, flight: int) -> Arm:
+        timed = arm(self.label(flight), self.runs[flight], _TIMED)
+        values = {**timed.values, MEMORY.name: tuple(self.peak_mb[flight])}
+        if self.fidelity is not None:
+            values[PERPLEXITY.name] = (self.fidelity.perplexity_ratio,)
+            values[ERROR.name] = (self.fidelity.error,)
+            values[DIVERGENCE.name] = (self.fidelity.divergence,)
+        return Arm(timed.label, values)
 
 
 def run(context: Context) -> Found:
-    arms, remarks = [], list(_LEFT_OUT)
-    for peer in PEERS:
-        try:
-            arms += [_peer(context, peer, concurrency) for concurrency in (16, 1)]
-        except CannotRun as error:
-            remarks.append(f"{peer.title}: left out, {error}.")
+    texts = FixedTexts.load(context.tokenizer, find_bundled("smollm2"))
+    threads = len(os.sched_getaffinity(0))
+    ours = Side("ours", texts.compare(artifact_logits(context.artifact, texts.texts, threads)))
+    job = _job(texts, threads)
+    sides, remarks = _prepared(context, texts, job)
     with context.server() as server:
         measure_load(server.grpc_url, context.fresh_workload(16), 16)
-        ours = [_ours(context, server.grpc_url, concurrency) for concurrency in (16, 1)]
-    alike = {other.label: ours[other.label.endswith(" 1 in flight")].label for other in arms}
+        for _ in context.repeated("all sides in turn"):
+            for flight in _FLIGHTS:
+                _measure_ours(context, server, ours, flight)
+                for peer in [peer for peer in PEERS if peer in sides]:
+                    if reason := _measure_peer(context, peer, sides[peer], job, flight):
+                        remarks.append(reason)
+                        del sides[peer]
+    remarks += [f"{side.title}: {', '.join(sorted(side.notes))}." for side in sides.values()]
+    return _found(context, ours, sides.values(), remarks)
+
+
+def _job(texts: FixedTexts, threads: int) -> dict[str, Any]:
+    checkpoint = find_bundled("smollm2")
+    return {
+        "checkpoint": str(checkpoint),
+        "float16": str(write_float16(checkpoint, ROOT.resolve() / "models" / "smollm2-float16.gguf")),
+        "texts": [ids.tolist() for ids in texts.texts],
+        "prompts": [],
+        "max_tokens": 0,
+        "concurrency": 1,
+        "threads": threads,
+    }
+
+
+def _prepared(context: Context, texts: FixedTexts, job: Mapping[str, Any]) -> tuple[dict[Peer, Side], list[str]]:
+    """The peers that can run, with their fidelity, and why the others cannot."""
+    sides, reasons = dict[Peer, Side](), list[str]()
+    for peer in PEERS:
+        context.say(f"preparing {peer.title}")
+        try:
+            prepare(peer, job)
+            sides[peer] = Side(peer.title, texts.compare(logits(peer, job)))
+        except CannotRun as error:
+            reasons.append(f"{peer.title}: left out, {error}.")
+    return sides, reasons
+
+
+def _measure_ours(context: Context, server: LocalServer, side: Side, flight: int) -> None:
+    workload = context.fresh_workload(_count(context, flight, 64))
+    side.runs[flight].append(figures(side.label(flight), flight, measure_load(server.grpc_url, workload, flight)))
+    assert server.pid is not None, "the server runs"
+    side.peak_mb[flight].append(peak_of(server_processes(ProcFs(), server.pid).values()))
+
+
+def _measure_peer(context: Context, peer: Peer, side: Side, job: Mapping[str, Any], flight: int) -> str:
+    """Why it cannot go on; empty where it can."""
+    workload = context.fresh_workload(_count(context, flight, peer.num_requests))
+    encoded = context.tokenizer.encode_batch(list(workload.prompts), add_special_tokens=False)
+    asked = {"prompts": [one.ids for one in encoded], "max_tokens": workload.max_tokens, "concurrency": flight}
+    try:
+        measured = measure(peer, {**job, **asked})
+    except CannotRun as error:
+        return f"{peer.title}: left out, {error}."
+    side.runs[flight].append(figures(side.label(flight), flight, measured.timings))
+    side.peak_mb[flight].append(measured.peak_mb)
+    side.notes.add(measured.note)
+    return ""
+
+
+def _count(context: Context, flight: int, full: int) -> int:
+    return context.size(full, 16) if flight > 1 else context.size(8, 2)
+
+
+def _found(context: Context, ours: Side, peers: Iterable[Side], remarks: list[str]) -> Found:
+    sides = [ours, *peers]
+    arms = tuple(side.arm(flight) for flight in _FLIGHTS for side in sides)
     settings = {
         "W": "128 tokens in, 64 out, greedy",
-        "peers": "in process, without a server; llama.cpp with the number of threads that a trial finds fastest",
+        "peers": "in process, without a server; one run of each side after the other, again and again",
+        "perplexity": "of three fixed texts, each in one window, token by token where the peer decodes so",
+        "peak memory": "of the peer's process; ours: of all the server's processes since its start, pages that they share counted in each",
         "a peer's ratio": "peer over ours",
     }
-    samples = f"{context.size(64, 16)} requests at 16 in flight, {context.size(8, 2)} at one"
-    baselines = {ours[1].label: ours[1].label, **alike}
-    return Found((*ours, *arms), settings, samples, tuple(remarks), baselines)
-
-
-def _count(context: Context, concurrency: int) -> int:
-    return context.size(64, 16) if concurrency > 1 else context.size(8, 2)
-
-
-def _ours(context: Context, url: str, concurrency: int) -> Arm:
-    label, count = f"ours, {concurrency} in flight", _count(context, concurrency)
-    runs = [
-        figures(label, concurrency, measure_load(url, context.fresh_workload(count), concurrency))
-        for _ in context.repeated(label)
-    ]
-    return arm(label, runs, _METRICS)
-
-
-def _peer(context: Context, peer: Peer, concurrency: int) -> Arm:
-    label, runs = f"{peer.title}, {concurrency} in flight", []
-    for _ in context.repeated(label):
-        workload = context.fresh_workload(_count(context, concurrency))
-        encoded = context.tokenizer.encode_batch(list(workload.prompts), add_special_tokens=False)
-        job = {
-            "checkpoint": str(find_bundled("smollm2")),
-            "prompts": [one.ids for one in encoded],
-            "max_tokens": workload.max_tokens,
-            "concurrency": concurrency,
-            "threads": len(os.sched_getaffinity(0)),
-        }
-        runs.append(figures(label, concurrency, measure(peer, job)))
-    return arm(label, runs, _METRICS)
+    samples = f"{context.size(64, 16)} requests at 16 in flight (32 of the slow peers), {context.size(8, 2)} at one"
+    baselines = {side.label(flight): ours.label(flight) for flight in _FLIGHTS for side in sides}
+    return Found(arms, settings, samples, tuple(remarks), baselines)

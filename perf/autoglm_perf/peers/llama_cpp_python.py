@@ -1,4 +1,4 @@
-"""llama.cpp through its Python binding: Q4_0 (its repacked kernels), sequences batched in flight over its own C interface."""
+"""llama.cpp through its Python binding, built here for this processor; sequences batched over its own C interface."""
 
 from __future__ import annotations
 
@@ -9,33 +9,20 @@ from typing import Any
 
 from autoglm_perf.peers.protocol import Job, Timing, serve
 
-_Q4_0 = 2
+_FILE_TYPES = {"f16": 1, "q4_0": 2, "q4_1": 3, "q8_0": 7}  # llama.cpp's numbers of them
 _CHUNK = 512
-
-
-def prepare(job: Job) -> Path:
-    import llama_cpp
-
-    target = job.folder / "q4_0.gguf"
-    if not target.exists():
-        params = llama_cpp.llama_model_quantize_default_params()
-        params.ftype, params.allow_requantize, params.nthread = _Q4_0, True, job.threads
-        code = llama_cpp.llama_model_quantize(str(job.checkpoint).encode(), str(target).encode(), ctypes.byref(params))
-        if code:
-            raise RuntimeError(f"llama.cpp cannot quantise {job.checkpoint.name}: code {code}")
-    return target
 
 
 class Batcher:
     """Sequences join a decode as soon as one of the others ended."""
 
-    def __init__(self, path: Path, job: Job) -> None:
+    def __init__(self, path: Path, job: Job, slot_length: int = 256) -> None:
         import llama_cpp
 
         self.lib: Any = llama_cpp
         self.model = llama_cpp.llama_model_load_from_file(str(path).encode(), llama_cpp.llama_model_default_params())
         params = llama_cpp.llama_context_default_params()
-        params.n_ctx, params.n_seq_max = 256 * job.concurrency, job.concurrency
+        params.n_ctx, params.n_seq_max = slot_length * job.concurrency, job.concurrency
         params.n_batch = params.n_ubatch = _CHUNK
         params.n_threads = params.n_threads_batch = job.threads
         self.context = llama_cpp.llama_init_from_model(self.model, params)
@@ -57,11 +44,15 @@ class Batcher:
         batch.n_tokens = index
         if code := self.lib.llama_decode(self.context, batch):
             raise RuntimeError(f"llama_decode ended with {code}")
-        shape = (self.vocab_size,)
-        read = self.lib.llama_get_logits_ith
-        return {s: int(np.argmax(np.ctypeslib.as_array(read(self.context, i), shape))) for s, i in last.items()}
+        return {sequence: int(np.argmax(self.row(at))) for sequence, at in last.items()}
 
-    def take_best_threads(self, prompt: list[int], most: int) -> None:
+    def row(self, index: int) -> Any:
+        """The logits `[vocab_size]` of one token of the last decode."""
+        import numpy as np
+
+        return np.ctypeslib.as_array(self.lib.llama_get_logits_ith(self.context, index), (self.vocab_size,))
+
+    def take_best_threads(self, prompt: list[int], most: int) -> int:
         """Its threads wait by spinning, so on a machine with other work fewer may be faster."""
 
         def seconds(threads: int) -> float:
@@ -75,14 +66,47 @@ class Batcher:
 
         best = min(range(most, 0, -1), key=seconds)
         self.lib.llama_set_n_threads(self.context, best, best)
+        return best
 
     def forget(self, sequence: int) -> None:
         self.lib.llama_memory_seq_rm(self.lib.llama_get_memory(self.context), sequence, -1, -1)
 
 
-def measure(path: Path, job: Job) -> list[Timing]:
-    batcher = Batcher(path, job)
-    batcher.take_best_threads(job.prompts[0], job.threads)
+class LlamaCpp:
+    def prepare(self, job: Job) -> Path:
+        import llama_cpp
+
+        target = job.folder / f"{job.variant}.gguf"
+        if not target.exists():
+            params = llama_cpp.llama_model_quantize_default_params()
+            params.ftype, params.nthread = _FILE_TYPES[job.variant], job.threads
+            params.allow_requantize = True
+            code = llama_cpp.llama_model_quantize(str(job.float16).encode(), str(target).encode(), ctypes.byref(params))
+            if code:
+                raise RuntimeError(f"llama.cpp cannot quantise {job.float16.name}: code {code}")
+        return target
+
+    def measure(self, path: Path, job: Job) -> tuple[list[Timing], str]:
+        batcher = Batcher(path, job)
+        threads = batcher.take_best_threads(job.prompts[0], job.threads)
+        return run(batcher, job), f"{threads} threads"
+
+    def logits(self, path: Path, job: Job) -> list[Any]:
+        import numpy as np
+
+        batcher = Batcher(path, job, slot_length=1024)
+        rows = []
+        for ids in job.texts:
+            rows.append(np.array([self._after(batcher, token, at) for at, token in enumerate(ids)], np.float32))
+            batcher.forget(0)
+        return rows
+
+    def _after(self, batcher: Batcher, token: int, position: int) -> Any:
+        batcher.decode([(0, position, [token])])
+        return batcher.row(0).copy()
+
+
+def run(batcher: Batcher, job: Job) -> list[Timing]:
     started, waiting, timings = time.monotonic(), job.prompts[::-1], list[Timing]()
     free = list(range(job.concurrency))
     active: dict[int, list[Any]] = {}  # position, next token, tokens so far, started, first token
@@ -107,4 +131,4 @@ def measure(path: Path, job: Job) -> list[Timing]:
 
 
 if __name__ == "__main__":
-    serve(prepare, measure)
+    serve(LlamaCpp())

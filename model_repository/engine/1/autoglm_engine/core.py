@@ -49,6 +49,15 @@ class CacheHit(Enum):
     NONE = "none"
     EXACT = "exact"  # a kept answer
     COALESCED = "coalesced"  # the answer of an equal request that was in flight
+    SEMANTIC = "semantic"  # a kept answer to a prompt of the same meaning
+
+
+@dataclass(frozen=True, slots=True)
+class Question:
+    """What of a prompt may be compared by meaning. `context`: a digest of the rest, which must be equal."""
+
+    text: str
+    context: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +72,8 @@ class Request:
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart
     user: str = ""  # whose it is, if the caller says; requests of one user may be served together
+    semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
+    question: Question | None = None  # None: nothing of it can be compared
 
 
 class FinishReason(Enum):
@@ -87,6 +98,7 @@ class Stages:
     tokenize_ms: float = 0.0
     prefill_ms: float = 0.0
     decode_ms: float = 0.0
+    embed_ms: float = 0.0  # of the question, for the semantic cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from .core import Request, TokenIds
 from .errors import InvalidRequest
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
-from .prompt import Prompter
+from .prompt import Prompt, Prompter
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -47,7 +47,8 @@ class Door:
         arrival = self._clock()
         check_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        token_ids = self._prompt(tensors)
+        prompt = self._prompt(tensors)
+        token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
         request = Request(
             id="",
@@ -60,10 +61,12 @@ class Door:
             cache=checked.cache,
             tenant=checked.tenant,
             user=checked.user,
+            semantic=checked.semantic,
+            question=None if checked.semantic is False else prompt.question,
         )
         return Admitted(token_ids, pack_request(request))
 
-    def _prompt(self, tensors: Tensors) -> TokenIds:
+    def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
         if len(given) != 1:
             said = "both are set" if given else "neither is set"

@@ -23,6 +23,13 @@ def fingerprint(artifact_digest: str, request: Request) -> bytes:
     return hashlib.blake2b(said.encode() + b"\0" + ids, digest_size=FINGERPRINT_BYTES).digest()
 
 
+def context_fingerprint(artifact_digest: str, request: Request) -> bytes:
+    """Of everything but the question: what two requests must share to be answered alike by questions that mean the same."""
+    assert request.question is not None, "a request without a question has no context"
+    said = json.dumps([artifact_digest, request.tenant, _options(request.sampling), request.question.context])
+    return hashlib.blake2b(said.encode(), digest_size=FINGERPRINT_BYTES).digest()
+
+
 def is_deterministic(sampling: SamplingOptions) -> bool:
     return sampling.temperature == 0 or sampling.seed is not None
 

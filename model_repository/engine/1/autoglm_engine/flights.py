@@ -5,19 +5,27 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from .tiers import Found, Tier
 from .token_text import TokenText
 
 
 @dataclass(slots=True, eq=False)
 class Flight:
-    """The engine runs it under an id of its own, streamed and without a deadline. Everything it said so far is kept here
+    """Its answer is looked up in tiers of the cache, or else computed: the engine runs it under an id of its own, streamed
+    and without a deadline. Everything it said so far is kept here
     as one answer; readers are told of it from wherever they stopped, always between events of the engine, so that what
     they get decodes on its own to whole characters.
     """
 
     id: str
     key: bytes
+    join_key: bytes
+    request: Request  # the one that began it
     generation: int  # of the cache when it began: a flush since then keeps its answer out
+    tiers: tuple[Tier, ...] = ()  # that are asked for its answer first, and given it
+    is_computed: bool = False  # the engine has it; until then its answer is looked up
+    found: Found | None = None
+    embed_ms: float = 0.0  # of its question, for the semantic tier; a part of the time in the queue
     members: list[Member] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
@@ -74,6 +82,7 @@ class Member:
         latest = flight.latest
         if self.first_token_at is None and self.cursor:
             self.first_token_at = now
+        found = flight.found
         event = Event(
             request_id=self.request.id,
             token_ids=tuple(flight.token_ids[start:]),
@@ -83,7 +92,8 @@ class Member:
             text_bytes=flight.text_bytes(start, text),
             is_first=start == 0 and self.cursor > 0,
             logprobs=tuple(flight.logprobs[start:]),
-            cache_hit=self.hit,
+            cache_hit=found.hit if found else self.hit,
+            cache_age_ms=found.age * 1e3 if found else 0.0,
         )
         if latest is None or not latest.is_last or finish_reason is not None:
             return event
@@ -92,14 +102,13 @@ class Member:
 
     def _stages(self, now: float) -> Stages:
         """Of the request that began the flight, the flight's own. Others wait until they are told something."""
-        if self.hit is CacheHit.NONE and self.flight.latest is not None:
-            return self.flight.latest.stages
+        if self.hit is CacheHit.NONE and self.flight.is_computed and self.flight.latest is not None:
+            stages, embed_ms = self.flight.latest.stages, self.flight.embed_ms
+            return replace(stages, queue_ms=max(0.0, stages.queue_ms - embed_ms), embed_ms=embed_ms)
         first = now if self.first_token_at is None else self.first_token_at
-        return Stages(
-            queue_ms=waited_ms(self.request, self.joined_at, first),
-            tokenize_ms=self.request.tokenize_ms,
-            decode_ms=(now - first) * 1e3,
-        )
+        waited = waited_ms(self.request, self.joined_at, first)
+        embed_ms = min(waited, self.flight.embed_ms)
+        return Stages(waited - embed_ms, self.request.tokenize_ms, 0.0, (now - first) * 1e3, embed_ms)
 
 
 def waited_ms(request: Request, since: float, until: float) -> float:

@@ -78,15 +78,16 @@ class EngineLoop:
             if answer := self._engine.submit(request):
                 self._published.put(answer)
                 return
-        self._notify()
+        self.wake()
 
     def cancel(self, request_ids: Iterable[str]) -> int:
         """As `Engine.cancel`, and wakes the loop."""
         count = self._engine.cancel(request_ids)
-        self._notify()
+        self.wake()
         return count
 
-    def _notify(self) -> None:
+    def wake(self) -> None:
+        """Look whether there is work. Any thread."""
         with self._wake:
             self._wake.notify()
 

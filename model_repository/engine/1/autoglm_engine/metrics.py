@@ -29,6 +29,7 @@ class MetricSpec:
 
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
+_LOOKUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
 
 REQUESTS = MetricSpec("requests", Kind.COUNTER, "Requests that ended, by finish reason", label="finish_reason")
@@ -53,6 +54,32 @@ CACHE_EXPIRED = MetricSpec("cache_expired", Kind.COUNTER, "Kept answers that wer
 CACHE_CORRUPTED = MetricSpec("cache_corrupted", Kind.COUNTER, "Kept answers that were found damaged, and not used")
 CACHE_BYTES = MetricSpec("cache_bytes", Kind.GAUGE, "Bytes of kept answers")
 CACHE_ENTRIES = MetricSpec("cache_entries", Kind.GAUGE, "Kept answers")
+REDIS_HITS = MetricSpec("cache_redis_hits", Kind.COUNTER, "Lookups in Redis that found the answer")
+REDIS_MISSES = MetricSpec("cache_redis_misses", Kind.COUNTER, "Lookups in Redis that found none")
+REDIS_ERRORS = MetricSpec("cache_redis_errors", Kind.COUNTER, "Lookups in Redis that failed or took too long")
+REDIS_SKIPPED = MetricSpec("cache_redis_skipped", Kind.COUNTER, "Lookups that were not made because Redis was away")
+REDIS_STORES = MetricSpec("cache_redis_stores", Kind.COUNTER, "Answers put into Redis")
+REDIS_DROPPED = MetricSpec("cache_redis_dropped", Kind.COUNTER, "Answers that could not be put into Redis")
+REDIS_UP = MetricSpec("cache_redis_up", Kind.GAUGE, "1 while Redis is used, 0 while it is away or there is none")
+REDIS_LOOKUP = MetricSpec("cache_redis_lookup", Kind.HISTOGRAM, "Seconds of a lookup in Redis", buckets=_LOOKUP_BUCKETS)
+SEMANTIC_HITS = MetricSpec("semantic_hits", Kind.COUNTER, "Requests answered as a question of the same meaning was")
+SEMANTIC_MISSES = MetricSpec("semantic_misses", Kind.COUNTER, "Requests that looked for such a question and found none")
+SEMANTIC_GUARDED = MetricSpec(
+    "semantic_guarded", Kind.COUNTER, "Misses with a near question that differs in a number or the like"
+)
+SEMANTIC_ENTRIES = MetricSpec("semantic_entries", Kind.GAUGE, "Answers kept with the meaning of their question")
+SEMANTIC_ENABLED = MetricSpec(
+    "semantic_enabled", Kind.GAUGE, "1 while the semantic cache answers, 0 where it switched itself off"
+)
+SEMANTIC_CHECKS = MetricSpec(
+    "semantic_checks",
+    Kind.COUNTER,
+    "Hits chosen to be computed again, by verdict: right, false, skipped",
+    label="verdict",
+)
+SEMANTIC_FALSE_RATE = MetricSpec(
+    "semantic_false_rate", Kind.GAUGE, "Share of false hits among the latest that were compared"
+)
 
 ALL_METRICS = (
     REQUESTS,
@@ -73,6 +100,21 @@ ALL_METRICS = (
     CACHE_CORRUPTED,
     CACHE_BYTES,
     CACHE_ENTRIES,
+    REDIS_HITS,
+    REDIS_MISSES,
+    REDIS_ERRORS,
+    REDIS_SKIPPED,
+    REDIS_STORES,
+    REDIS_DROPPED,
+    REDIS_UP,
+    REDIS_LOOKUP,
+    SEMANTIC_HITS,
+    SEMANTIC_MISSES,
+    SEMANTIC_GUARDED,
+    SEMANTIC_ENTRIES,
+    SEMANTIC_ENABLED,
+    SEMANTIC_CHECKS,
+    SEMANTIC_FALSE_RATE,
 )
 
 

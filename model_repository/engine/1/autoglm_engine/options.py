@@ -61,6 +61,7 @@ OPTIONS = {option.name: option for option in (
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
     Option("user",               "STRING", ""),
+    Option("semantic",           "BOOL",   None),
 )}
 # fmt: on
 
@@ -75,6 +76,7 @@ class Checked:
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
     user: str = ""
+    semantic: bool | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class OptionRules:
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant", "user")}
+        others = {name: chosen.pop(name) for name in ("stream", "deadline_ms", "cache", "tenant", "user", "semantic")}
         return Checked(SamplingOptions(**chosen), **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:

@@ -42,7 +42,7 @@ class Pieces:
         return cls(TokenText(load_tokenizer(folder)), acknowledge)
 
     def outputs(self, packed: Packed) -> Outputs:
-        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 5].
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6].
 
         Raises InvalidRequest for what is no event, RequestFailed for an event that says so.
         """
@@ -81,7 +81,7 @@ def piece_text(text: TokenText, event: Event) -> str:
 
 def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Outputs:
     stages = event.stages
-    times = [stages.queue_ms, stages.tokenize_ms, stages.prefill_ms, stages.decode_ms, detokenize_ms]
+    times = [stages.queue_ms, stages.tokenize_ms, stages.prefill_ms, stages.decode_ms, detokenize_ms, stages.embed_ms]
     return {
         "text_output": _string(text),
         "finish_reason": _string(event.finish_reason.value if event.finish_reason else ""),

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import datetime
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .core import TokenIds
+from .core import Question, TokenIds
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
 from .options import text_of
+from .question import question_of_messages, question_of_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -22,6 +24,12 @@ TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
 _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    token_ids: TokenIds  # int32 [num_tokens]
+    question: Question | None
 
 
 class Prompter:
@@ -41,15 +49,16 @@ class Prompter:
         tokenizer = load_tokenizer(folder)
         return cls(tokenizer, ChatTemplate.load(folder, tokenizer, manifest), manifest.max_length)
 
-    def from_text(self, raw: bytes) -> TokenIds:
-        """int32 [num_tokens], with the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
+    def from_text(self, raw: bytes) -> Prompt:
+        """With the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
         if not raw:
             raise InvalidRequest("text_input is empty; it must have at least one character")
         self._check_size(raw, "text_input")
-        return self._encode(text_of(raw, "text_input"), "text_input", special_tokens=True)
+        text = text_of(raw, "text_input")
+        return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
-    def from_messages(self, raw: bytes) -> TokenIds:
-        """int32 [num_tokens] of the rendered conversation. Raises InvalidRequest."""
+    def from_messages(self, raw: bytes) -> Prompt:
+        """Of the rendered conversation. Raises InvalidRequest."""
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self._check_size(raw, "messages")
@@ -57,7 +66,8 @@ class Prompter:
         rendered = self._template.render(messages)
         if any("\ud800" <= character <= "\udfff" for character in rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
-        return self._encode(rendered, "messages", special_tokens=False)
+        ids = self._encode(rendered, "messages", special_tokens=False)
+        return Prompt(ids, question_of_messages(messages, rendered))
 
     def _check_size(self, raw: bytes, name: str) -> None:
         """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the

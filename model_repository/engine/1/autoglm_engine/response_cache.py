@@ -77,10 +77,10 @@ class ResponseCache:
         self._entries.move_to_end(key)
         return found
 
-    def keep(self, key: bytes, answer: Event) -> None:
-        """`answer`: one event with all of it. What is larger than the whole cache is not kept."""
+    def keep(self, key: bytes, answer: Event, age: float = 0.0) -> None:
+        """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept."""
         content = pack_event(replace(answer, request_id="", stages=Stages()), None).tobytes()
-        entry = Entry(content, _check(key, content), self._clock())
+        entry = Entry(content, _check(key, content), self._clock() - age)
         if entry.num_bytes > self._max_bytes:
             return
         self._drop(key)

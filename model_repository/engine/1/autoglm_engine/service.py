@@ -11,19 +11,27 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
-from .core import Request, Span, StepBatch, TokenIds
+from .background import BackgroundRuns
+from .core import Event, Request, Span, StepBatch, TokenIds
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
+from .flight_gate import FlightGate
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
+from .pieces import piece_text
 from .prompt import load_tokenizer
 from .published import PublishedMetrics
+from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
+from .semantic import open_semantic
+from .semantic_cache import Embed
+from .semantic_checks import SemanticChecks
 from .settings import EngineSettings
-from .sharing import FlightGate, SharingEngine
+from .sharing import SharingEngine
+from .tiers import Tier
 from .token_text import TokenText
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
@@ -34,7 +42,8 @@ _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before i
 
 
 class EngineService:
-    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `died` is
+    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
+    the model whose artifact is in `embedder`, and blocks; `died` is
     called when no step can be computed any more, after every request was answered."""
 
     def __init__(
@@ -45,6 +54,8 @@ class EngineService:
         num_threads: int,
         metrics: PublishedMetrics,
         ask: Callable[[Packed], object],
+        embed: Embed,
+        embedder: Path,
         died: Callable[[], object],
     ) -> None:
         manifest = Manifest.load(folder)
@@ -59,9 +70,23 @@ class EngineService:
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         engine = Engine(self._runner, text, manifest.eos_token_ids, settings, gate=shared, metrics=metrics)
-        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, metrics=metrics)
+        self._semantic, self._no_semantic = open_semantic(settings, manifest.digest, embedder, embed, metrics)
+        self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
+        tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
+        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, tiers=tiers, metrics=metrics)
         self._replies = Replies(gate)
-        self._loop = EngineLoop(self._engine, self._replies, died)
+        self._loop = EngineLoop(self._engine, self._deliver, died)
+        self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
+        if self._semantic:
+            self._semantic.checks = SemanticChecks(
+                self._background.compute,
+                lambda event: piece_text(text, event),
+                embed,
+                self._semantic.switch_off,
+                settings,
+                metrics,
+            )
+        self._engine.wake = self._loop.wake
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
         self._metrics = metrics
 
@@ -78,6 +103,10 @@ class EngineService:
         self._board.close()
         self._runner.close()
 
+    def _deliver(self, event: Event) -> None:
+        if not self._background.take(event):
+            self._replies(event)
+
     def submit(self, caller_id: str, token_ids: TokenIds, packed: Packed, reply: Reply) -> None:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
@@ -85,6 +114,8 @@ class EngineService:
             request = unpack_request(request_id, token_ids, packed)
             self._rules.recheck(request.sampling)
             check_tenant(request.tenant)
+            if request.semantic and self._semantic is None:
+                raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
@@ -117,7 +148,9 @@ class EngineService:
                 return {"cancelled": self._loop.cancel(self._replies.find(ids))}
             case {"stats": True, **rest} if not rest:
                 counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}
-                return {"healthy": self._loop.healthy, **counted}
+                redis = self._redis.stats if self._redis else {}
+                semantic = self._semantic.stats if self._semantic else {}
+                return {"healthy": self._loop.healthy, **counted, **redis, **semantic}
             case {"flush": True, **rest} if not rest:
                 return {"flushed": self._engine.flush()}
             case _:

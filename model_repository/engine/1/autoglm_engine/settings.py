@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, field
 
 from .errors import InvalidRequest
+from .redis_url import check_redis_url
 
 DEVICES = ("auto", "cpu", "cuda")
 CACHE_MODES = ("off", "exact")
+SEMANTIC_MODES = ("off", "asked", "on")
 POLICIES = ("fifo", "features", "static")
 _DAY_MS = 86_400_000
 _RANGES: dict[str, tuple[float, float]] = {
@@ -20,6 +23,12 @@ _RANGES: dict[str, tuple[float, float]] = {
     "default_deadline_ms": (0, _DAY_MS),
     "cache_bytes": (1024, 1 << 40),
     "cache_ttl_seconds": (0.001, 1e9),
+    "redis_timeout_ms": (1, 60_000),
+    "redis_retry_seconds": (0.01, 3600),
+    "semantic_threshold": (0, 1),
+    "semantic_entries": (1, 10_000_000),
+    "semantic_verify_share": (0, 1),
+    "semantic_max_false_rate": (0, 1),
     "num_threads": (0, 4096),
     "prefetch_factor": (1, 1000),
     "admission_window": (1, 4096),
@@ -32,7 +41,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "static_size": (0, 4096),
     "static_window_ms": (0, 60_000),
 }
-_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "admission": POLICIES}
+_PREFIX = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
+_CHOICES = {"device": DEVICES, "cache_mode": CACHE_MODES, "semantic_cache": SEMANTIC_MODES, "admission": POLICIES}
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +64,16 @@ class EngineSettings:
     `cache_mode`: exact keeps complete answers and lets equal requests in flight share a slot; off does neither.
     `cache_bytes`: most bytes of kept answers. `cache_ttl_seconds`: how long an answer is kept.
     `cache_sampled`: also answers that are drawn at random without a seed, so that they repeat.
+    `redis_url`: where answers are kept for other servers and the next start, too; empty: nowhere.
+    `redis_timeout_ms`: most time that a lookup there may take. `redis_retry_seconds`: after a failure Redis is left alone
+    for so long. `redis_prefix`: begins its keys.
+
+    `semantic_cache`: give kept answers also to questions of the same meaning: to nobody, to requests that ask for it, or to
+    all that do not refuse. It needs the embedder, and `cache_mode` exact.
+    `semantic_threshold`: least cosine of the embeddings of two questions that mean the same.
+    `semantic_entries`: most answers kept for it.
+    `semantic_verify_share`: of its hits, chosen at random, that are computed anew while nobody waits, and compared.
+    `semantic_max_false_rate`: of the compared ones; where more are wrong, the semantic cache switches itself off.
 
     `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
     those that are served (`admission_features`); static, batches that run to their end, to compare with.
@@ -78,6 +98,15 @@ class EngineSettings:
     cache_bytes: int = 64 << 20
     cache_ttl_seconds: float = 300.0
     cache_sampled: bool = False
+    redis_url: str = field(default="", repr=False)  # there may be a password in it
+    redis_timeout_ms: float = 50.0
+    redis_retry_seconds: float = 1.0
+    redis_prefix: str = "autoglm"
+    semantic_cache: str = "off"
+    semantic_threshold: float = 0.9
+    semantic_entries: int = 10_000
+    semantic_verify_share: float = 0.1
+    semantic_max_false_rate: float = 0.1
     admission: str = "fifo"
     admission_window: int = 64
     admission_path_weight: float = 0.4
@@ -90,17 +119,20 @@ class EngineSettings:
     static_window_ms: float = 50.0
 
     def __post_init__(self) -> None:
-        for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in _RANGES:
-                low, high = _RANGES[field.name]
+        for setting in dataclasses.fields(self):
+            name, value = setting.name, getattr(self, setting.name)
+            if name in _RANGES:
+                low, high = _RANGES[name]
                 if not low <= value <= high:  # also refuses NaN
-                    raise InvalidRequest(
-                        f"the setting {field.name} is {value}; it must be between {low:g} and {high:g}"
-                    )
-            if field.name in _CHOICES and value not in _CHOICES[field.name]:
-                allowed = ", ".join(_CHOICES[field.name])
-                raise InvalidRequest(f"the setting {field.name} is {value!r}; allowed are {allowed}")
+                    raise InvalidRequest(f"the setting {name} is {value}; it must be between {low:g} and {high:g}")
+            if name in _CHOICES and value not in _CHOICES[name]:
+                allowed = ", ".join(_CHOICES[name])
+                raise InvalidRequest(f"the setting {name} is {value!r}; allowed are {allowed}")
+        check_redis_url(self.redis_url)
+        if not _PREFIX.fullmatch(self.redis_prefix):
+            raise InvalidRequest(
+                f"the setting redis_prefix is {self.redis_prefix!r:.80}; it must be 1 to 64 letters, digits and any of . : _ -"
+            )
 
     def num_slots(self, available: int) -> int:
         """Slots to use of the artifact's `available` ones. Raises InvalidRequest where it has fewer."""
@@ -125,6 +157,7 @@ class ServingSettings(EngineSettings):
 
     max_events_per_second: float = 400.0
     cache_mode: str = "exact"
+    semantic_cache: str = "asked"
     num_threads: int = 0
     exit_with_engine: bool = True
     prefetch_factor: int = 2

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import InvalidRequest
+from .redis_url import shown_redis_url
 from .settings import ServingSettings
 
 Value = str | int | float | bool
@@ -57,8 +58,9 @@ def as_text(value: Value) -> str:
 
 
 def as_toml(settings: ServingSettings) -> str:
-    """A file that `read_settings` reads back to the same settings."""
-    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in dataclasses.asdict(settings).items())
+    """A file that `read_settings` reads back to the same settings, or refuses where a password in them is hidden."""
+    shown = dataclasses.asdict(settings) | {"redis_url": shown_redis_url(settings.redis_url)}
+    return "".join(f"{name} = {json.dumps(value)}\n" for name, value in shown.items())
 
 
 def _parse(path: Path) -> dict[str, Any]:
@@ -84,4 +86,5 @@ def _check_type(name: str, value: object) -> None:
     kind = type(_default(name))
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
-        raise InvalidRequest(f"the setting {name} is {value!r}; it must be of type {kind.__name__}")
+        shown = "of another type" if name == "redis_url" else repr(value)
+        raise InvalidRequest(f"the setting {name} is {shown}; it must be of type {kind.__name__}")

@@ -1,7 +1,8 @@
 """The engine behind a cache of whole answers: equal requests are computed once.
 
 A kept answer is given at once, from whatever thread submits: it takes no slot and does not wait for a step. Else equal
-requests in flight read one `Flight`, which lives as long as anybody reads it. Everything else goes to the engine as it is.
+requests in flight read one `Flight`, which lives as long as anybody reads it: it looks its answer up in the slower tiers
+of the cache, and goes to the engine where they have none. Everything else goes to the engine as it is.
 """
 
 from __future__ import annotations
@@ -9,48 +10,28 @@ from __future__ import annotations
 import itertools
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
-from .core import CacheHit, CacheUse, Event, FinishReason, Request
+from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from .engine import Engine
 from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
 from .fingerprint import fingerprint, is_deterministic
+from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
-from .gate import AlwaysOpen, StreamGate
 from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
 from .response_cache import ResponseCache
 from .settings import EngineSettings
 from .tally import EngineStats
+from .tiers import Found, Lookups, Tier
 from .token_text import TokenText
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-class FlightGate:
-    """The engine's gate: a flight may speak when one of its readers can listen. With one reader that wants its answer
-    whole, it keeps silent until the end."""
-
-    def __init__(self, inner: StreamGate | None = None) -> None:
-        self._inner = inner or AlwaysOpen()
-        self.flights: dict[str, Flight] = {}
-
-    def may_send(self, request_id: str, now: float) -> bool:
-        flight = self.flights.get(request_id)
-        return self.may_read(request_id, now) if flight is None else self._may_speak(flight, now)
-
-    def may_read(self, request_id: str, now: float) -> bool:
-        return self._inner.may_send(request_id, now)
-
-    def _may_speak(self, flight: Flight, now: float) -> bool:
-        readers = list(flight.members)
-        if len(readers) > 1 and not all(member.request.stream for member in readers):
-            return True
-        return any(member.request.stream and self.may_read(member.request.id, now) for member in readers)
-
-
 class SharingEngine:
-    """To be used like the engine, whose `gate` must be `gate`. `clock` is the engine's."""
+    """To be used like the engine, whose `gate` must be `gate`. `clock` is the engine's. `tiers` are asked in their order for
+    what this process does not keep."""
 
     def __init__(
         self,
@@ -60,9 +41,11 @@ class SharingEngine:
         settings: EngineSettings,
         gate: FlightGate,
         *,
+        tiers: Sequence[Tier] = (),
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        self.wake: Callable[[], object] = lambda: None  # called, on any thread, when a step has something to do
         self._engine = engine
         self._digest = artifact_digest
         self._text = token_text
@@ -72,6 +55,7 @@ class SharingEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
+        self._lookups = Lookups(tiers, lambda: self.wake())
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
@@ -108,15 +92,20 @@ class SharingEngine:
         return len(ours) + self._engine.cancel(ids - ours)
 
     def flush(self) -> int:
-        """Forget all kept answers; how many. What is in flight is not kept either."""
+        """Forget all kept answers; how many this process had. What is in flight is not kept either."""
+        return self.forget(told=None)
+
+    def forget(self, told: Tier | None) -> int:
+        """As `flush`, but for the tier that knows of it already, since another server flushed it."""
         with self._lock:
             self._generation += 1
             self._by_key.clear()
+            self._lookups.flush(told)
             return self._cache.flush()
 
     @property
     def has_work(self) -> bool:
-        return bool(self._cancelled) or self._engine.has_work
+        return bool(self._cancelled) or self._lookups.has_results or self._engine.has_work
 
     @property
     def is_gathering(self) -> bool:
@@ -136,14 +125,19 @@ class SharingEngine:
     def step(self) -> list[Event]:
         with self._lock:
             self._end_early(self._clock())
+            self._take_looked_up(self._clock())
         events = self._engine.step()
         with self._lock:
             return self._hand_on(events)
 
     def shut_down(self, failure: EngineError | None = None) -> list[Event]:
         """As `Engine.shut_down`; kept answers are given no more."""
+        failure = failure or ShuttingDown("the server is shutting down")
         with self._lock:
-            self._closed = str(failure or "the server is shutting down")
+            self._closed = str(failure)
+            for flight in [flight for flight in self._by_id.values() if not flight.is_computed]:
+                self._fail(flight, failure, self._clock())
+            self._lookups.close()
             return self._hand_on(self._engine.shut_down(failure))
 
     # ---- under the lock
@@ -166,31 +160,66 @@ class SharingEngine:
         return [replace(hit, cache_age_ms=age * 1e3)]
 
     def _read(self, key: bytes, request: Request) -> list[Event]:
-        """Join the flight that computes it, or begin one."""
-        flight = None if request.cache is CacheUse.REFRESH else self._by_key.get(key)
-        if flight is not None:
-            if self._num_followers >= self._settings.max_queue:
-                raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")
-            self._num_followers += 1
-            self._cache.stats.coalesced += 1
-            self._metrics.inc(CACHE_COALESCED)
-            self._add(flight, request, CacheHit.COALESCED)
+        """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
+        with who would not."""
+        tiers = self._lookups.wanted(request)
+        join_key = key + repr([id(tier) for tier in tiers]).encode()
+        flight = None if request.cache is CacheUse.REFRESH else self._by_key.get(join_key)
+        if flight is None:
+            self._begin(Flight(f"flight {next(self._numbers)}", key, join_key, request, self._generation, tiers))
             return []
-        if request.cache is CacheUse.ONLY:
-            raise NotCached("the answer is not cached, and the request takes only one that is")
-        self._begin(key, request)
+        if self._num_followers >= self._settings.max_queue:
+            raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")
+        self._num_followers += 1
+        self._cache.stats.coalesced += 1
+        self._metrics.inc(CACHE_COALESCED)
+        self._add(flight, request, CacheHit.COALESCED)
         return []
 
-    def _begin(self, key: bytes, request: Request) -> None:
-        flight = Flight(f"flight {next(self._numbers)}", key, self._generation)
+    def _begin(self, flight: Flight) -> None:
+        request = flight.request
         self._by_id[flight.id] = flight
         self._add(flight, request, CacheHit.NONE)
         try:
-            self._engine.submit(replace(request, id=flight.id, stream=True, deadline=None))
+            may_look = request.cache is not CacheUse.REFRESH
+            if not (may_look and self._lookups.start(flight.id, flight.key, request, flight.tiers)):
+                self._compute(flight)
         except BaseException:
             del self._by_id[flight.id], self._members[request.id]
             raise
-        self._by_key[key] = flight
+        self._by_key[flight.join_key] = flight
+
+    def _compute(self, flight: Flight) -> None:
+        if all(member.request.cache is CacheUse.ONLY for member in flight.members):
+            raise NotCached("the answer is not cached, and the request takes only one that is")
+        self._engine.submit(replace(flight.request, id=flight.id, stream=True, deadline=None))
+        flight.is_computed = True
+
+    def _take_looked_up(self, now: float) -> None:
+        for flight_id, found in self._lookups.take():
+            flight = self._by_id.get(flight_id)  # None: its readers left meanwhile
+            if flight is not None and isinstance(found, Found):
+                self._give_found(flight, found, now)
+            elif flight is not None:
+                flight.embed_ms = found.embed_ms if found else 0.0
+                try:
+                    self._compute(flight)
+                except EngineError as error:
+                    self._fail(flight, error, now)
+
+    def _give_found(self, flight: Flight, found: Found, now: float) -> None:
+        flight.found, flight.embed_ms = found, found.embed_ms
+        usage = replace(found.answer.usage, cached_tokens=0)
+        flight.take(replace(found.answer, request_id=flight.id, usage=usage))
+        if found.hit is CacheHit.EXACT and flight.generation == self._generation:
+            self._cache.keep(flight.key, found.answer, found.age)
+        self._end(flight, now)
+
+    def _fail(self, flight: Flight, error: EngineError, now: float) -> None:
+        """A flight that the engine does not have."""
+        usage = Usage(len(flight.request.prompt_ids), 0, 0)
+        flight.take(Event(flight.id, (), usage, Stages(), error=str(error), error_code=error.code))
+        self._end(flight, now)
 
     def _add(self, flight: Flight, request: Request, hit: CacheHit) -> None:
         member = Member(request, flight, hit, self._clock())
@@ -219,7 +248,12 @@ class SharingEngine:
             return
         member.leaves = reason
         self._close(flight)
-        self._engine.cancel([flight.id])
+        if flight.is_computed:
+            self._engine.cancel([flight.id])
+            return
+        usage = Usage(len(member.request.prompt_ids), 0, 0)
+        flight.take(Event(flight.id, (), usage, Stages(), FinishReason.CANCELLED))
+        self._end(flight, now)
 
     def _hand_on(self, events: list[Event]) -> list[Event]:
         """The engine's events, those of flights as each of their readers gets them."""
@@ -250,16 +284,21 @@ class SharingEngine:
             event = member.event(now, self._text)
             self._out.append(event)
             self._forget(member)
-            if number:  # the engine counted one
+            if number or not flight.is_computed:  # the engine counted one
                 self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
-        answer = flight.whole(self._text)
-        if answer.error is None and answer.finish_reason in _COMPLETE and flight.generation == self._generation:
+        if flight.is_computed and flight.generation == self._generation:
+            self._keep(flight, flight.whole(self._text))
+
+    def _keep(self, flight: Flight, answer: Event) -> None:
+        if answer.error is None and answer.finish_reason in _COMPLETE:
             self._cache.keep(flight.key, answer)
+            for tier in flight.tiers:
+                tier.keep(flight.key, flight.request, answer)
 
     def _close(self, flight: Flight) -> None:
         """Nobody joins it from now on."""
-        if self._by_key.get(flight.key) is flight:
-            del self._by_key[flight.key]
+        if self._by_key.get(flight.join_key) is flight:
+            del self._by_key[flight.join_key]
 
     def _forget(self, member: Member) -> None:
         del self._members[member.request.id]

@@ -19,6 +19,7 @@ from .core import (
     CacheUse,
     Event,
     FinishReason,
+    Question,
     Request,
     SamplingOptions,
     Stages,
@@ -52,6 +53,8 @@ def pack_request(request: Request) -> Packed:
             "cache": request.cache.value,
             "tenant": request.tenant,
             "user": request.user,
+            "semantic": request.semantic,
+            "question": None if request.question is None else dataclasses.astuple(request.question),
         }
     )
 
@@ -73,9 +76,15 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             cache=CacheUse(raw["cache"]),
             tenant=str(raw["tenant"]),
             user=str(raw["user"]),
+            semantic=None if raw["semantic"] is None else bool(raw["semantic"]),
+            question=None if raw["question"] is None else _question(*raw["question"]),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
+
+
+def _question(text: str, context: str) -> Question:
+    return Question(str(text), str(context))
 
 
 def pack_event(event: Event, ack: Ack | None) -> Packed:

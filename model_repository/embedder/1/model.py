@@ -1,0 +1,52 @@
+"""The embedder model: texts to unit vectors. What it does is in `autoglm_engine.embedder`."""
+
+import sys
+import traceback
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        from autoglm_engine.embedder import Embedder, embedder_folder, is_exported
+        from autoglm_engine.options import text_of
+
+        self.text_of = text_of
+        folder = embedder_folder(args["model_repository"])
+        self.embedder = Embedder(folder) if is_exported(folder) else None
+
+    def execute(self, requests):
+        """One run for the whole batch; a request whose text cannot be read fails alone."""
+        answers = [self.read(request) for request in requests]
+        texts = [answer for answer in answers if isinstance(answer, str)]
+        try:
+            rows = iter(self.embedder.embed(texts) if texts else ())
+        except Exception as error:
+            pb_utils.Logger.log_error(traceback.format_exc())
+            return [refusal("INTERNAL", f"the embedder failed: {type(error).__name__}") for _ in requests]
+        return [answer if not isinstance(answer, str) else embedding(next(rows)) for answer in answers]
+
+    def read(self, request):
+        from autoglm_engine.errors import InvalidRequest
+
+        if self.embedder is None:
+            return refusal("UNAVAILABLE", "no embedder is exported; make one with `autoglm export-embedder`")
+        raw = pb_utils.get_input_tensor_by_name(request, "text").as_numpy()
+        if raw.shape != (1, 1):
+            return refusal("INVALID_ARG", f"text has shape {list(raw.shape)}; it must be [1, 1]")
+        try:
+            return self.text_of(raw[0, 0], "text")
+        except InvalidRequest as error:
+            return refusal(error.code, str(error))
+
+
+def embedding(row):
+    return pb_utils.InferenceResponse([pb_utils.Tensor("embedding", row[np.newaxis])])
+
+
+def refusal(code, sentence):
+    error = pb_utils.TritonError(f"{code}: {sentence}", getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(error=error)

@@ -1,0 +1,188 @@
+"""The Redis tier through the whole path: real tritonservers, real clients, a real Redis that is killed and frozen."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from autoglm_client import AsyncClient, Client, LocalServer, LocalServerError, Result
+from conftest import MODEL_REPOSITORY
+from real_redis import Proxy, RedisServer, proxied, running_redis
+from test_redis_tier import admin, wait_for
+
+pytestmark = pytest.mark.server
+PROMPTS = [f"Shared answers, number {number}:" for number in range(24)]
+OPTIONS = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
+FORGETFUL = {"AUTOGLM_CACHE_BYTES": "1024"}  # room for two answers at most: most requests are looked up in Redis
+
+
+@pytest.fixture(scope="module")
+def redis_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
+    with running_redis(tmp_path_factory.mktemp("redis")) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
+    with proxied(redis_server.port) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def server(artifact: Path, proxy: Proxy) -> Iterator[LocalServer]:
+    env = {**FORGETFUL, "AUTOGLM_REDIS_URL": proxy.url, "AUTOGLM_REDIS_RETRY_SECONDS": "0.3"}
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as running:
+        yield running
+
+
+@pytest.fixture
+def client(server: LocalServer) -> Iterator[Client]:
+    with Client(server.grpc_url) as made:
+        wait_for(lambda: counted(made, "up") == 1)
+        yield made
+
+
+def counted(client: Client, name: str) -> int:
+    return client.stats().engine[f"cache_redis_{name}"]
+
+
+def ask(client: Client, prompt: str, **options: object) -> Result:
+    return client.generate(prompt, **{**OPTIONS, **options})  # type: ignore[arg-type]
+
+
+def kept(client: Client, prompt: str) -> Result:
+    """And wait until it is in Redis."""
+    before = counted(client, "stores")
+    result = ask(client, prompt, cache="refresh")
+    wait_for(lambda: counted(client, "stores") > before)
+    return result
+
+
+def push_out_of_memory(client: Client) -> None:
+    """What was asked before these."""
+    for prompt in PROMPTS[-3:]:
+        kept(client, prompt)
+
+
+def test_replicas_share_and_answers_outlive_the_server(
+    artifact: Path, redis_server: RedisServer, server: LocalServer, client: Client
+) -> None:
+    first = kept(client, PROMPTS[0])
+    secret = kept(client, PROMPTS[1])
+    env = {"AUTOGLM_REDIS_URL": redis_server.url, "AUTOGLM_REDIS_TIMEOUT_MS": "500"}
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as another, Client(another.grpc_url) as asker:
+        wait_for(lambda: counted(asker, "up") == 1)
+        result = ask(asker, PROMPTS[0])
+        assert (result.cache_hit, result.text) == ("exact", first.text) and result.cache_age_ms > 0
+        assert asker.stats().engine["tokens_out"] == 0 and counted(asker, "hits") == 1
+        assert ask(asker, PROMPTS[1], tenant="another").cache_hit == "none"
+        assert ask(asker, PROMPTS[1]).text == secret.text
+        assert asker.stats().engine["cache_entries"] == 3
+        client.flush_cache()
+        wait_for(lambda: asker.stats().engine["cache_entries"] == 0)
+        assert ask(asker, PROMPTS[0]).cache_hit == "none"
+
+
+def test_a_damaged_entry_is_computed_again(redis_server: RedisServer, client: Client) -> None:
+    expected = kept(client, PROMPTS[2])
+    push_out_of_memory(client)
+    before = counted(client, "corrupted")
+    with admin(redis_server) as redis:
+        for name in redis.keys("autoglm:1:answer:*"):  # type: ignore[union-attr]
+            value = redis.get(name)
+            assert isinstance(value, bytes)
+            redis.set(name, value.replace(b'"tokens":[', b'"tokens":[1'), px=60_000)
+    result = ask(client, PROMPTS[2])
+    assert (result.text, result.cache_hit) == (expected.text, "none")
+    assert counted(client, "corrupted") == before + 1
+    kept(client, PROMPTS[2])
+    push_out_of_memory(client)
+    assert ask(client, PROMPTS[2]).cache_hit == "exact"
+
+
+@dataclass
+class Load:
+    """What clients saw. A failed request ends the test."""
+
+    texts: dict[str, str]
+    latencies: list[tuple[float, float]] = field(default_factory=list)  # (when it began, seconds)
+    hits: list[float] = field(default_factory=list)  # when
+    is_over: bool = False
+
+    async def ask(self, client: AsyncClient, seed: int) -> None:
+        draw = random.Random(seed)
+        while not self.is_over:
+            prompt, began = draw.choice(PROMPTS), time.monotonic()
+            result = await client.generate(prompt, **OPTIONS)  # type: ignore[arg-type]
+            self.latencies.append((began, time.monotonic() - began))
+            assert result.text == self.texts[prompt], "a wrong answer"
+            if result.cache_hit == "exact":
+                self.hits.append(began)
+
+    def slowest(self, since: float, until: float) -> float:
+        return max(seconds for began, seconds in self.latencies if since <= began <= until)
+
+    def num_hits(self, since: float, until: float) -> int:
+        return sum(since <= when <= until for when in self.hits)
+
+
+def test_redis_killed_frozen_and_unreachable_under_load(
+    redis_server: RedisServer, proxy: Proxy, server: LocalServer, client: Client
+) -> None:
+    load = Load({prompt: ask(client, prompt, cache="bypass").text for prompt in PROMPTS})
+    windows: dict[str, tuple[float, float]] = {}
+
+    def phase(name: str, begin: Callable[[], object], seconds: float = 1.5) -> None:
+        begin()
+        since = time.monotonic()
+        time.sleep(seconds)
+        windows[name] = since, time.monotonic()
+
+    def restart() -> None:
+        redis_server.start()
+        wait_for(lambda: counted(client, "up") == 1)
+
+    def heal() -> None:
+        proxy.is_silent, proxy.delay = False, 0.0
+        wait_for(lambda: counted(client, "up") == 1)
+
+    def play() -> None:
+        phase("up", lambda: None)
+        phase("silent", lambda: setattr(proxy, "is_silent", True))
+        phase("healed", heal)
+        phase("killed", redis_server.kill)
+        phase("restarted", restart)
+        phase("slow", lambda: setattr(proxy, "delay", 0.3))
+        phase("fast again", heal)
+        phase("frozen", redis_server.freeze)
+        phase("thawed", lambda: (redis_server.thaw(), wait_for(lambda: counted(client, "up") == 1)))
+
+    async def drive() -> None:
+        async with AsyncClient(server.grpc_url) as asker, asyncio.TaskGroup() as group:
+            for seed in range(6):
+                group.create_task(load.ask(asker, seed))
+            try:
+                await asyncio.to_thread(play)
+            finally:
+                load.is_over = True
+
+    asyncio.run(drive())
+    slowest = {name: load.slowest(*window) for name, window in windows.items()}
+    hits = {name: load.num_hits(*window) for name, window in windows.items()}
+    assert max(slowest.values()) < 3, slowest
+    for name in ("up", "healed", "restarted", "fast again", "thawed"):
+        assert hits[name] > 20, hits
+    assert counted(client, "skipped") > 20 and counted(client, "errors") < 60
+    assert "is left alone: " in server.log_text() and "is used again" in server.log_text()
+
+
+def test_a_wrong_address_is_refused_at_start_by_name_and_without_its_password(artifact: Path) -> None:
+    env = {"AUTOGLM_REDIS_URL": "http://:s3cret@cache"}
+    with pytest.raises(LocalServerError, match=r"the setting redis_url is '\*\*\*'") as raised, LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env):  # fmt: skip
+        pass
+    assert "s3cret" not in str(raised.value)
