@@ -86,10 +86,14 @@ def test_memory_is_read_in_bytes_and_peaks_are_kept(tmp_path: Path) -> None:
     found = read_memory(7, tmp_path)
     assert (found.resident, found.proportional, found.allocated) == (20_480, 10_240, 6_144)
     assert read_memory(8, tmp_path).proportional == 0
+    before = read_memory(os.getpid()).proportional
     with PeakMemory({"me": os.getpid()}) as peak:
         held = bytearray(b"x" * (64 << 20))
-        time.sleep(0.6)
+        until = time.monotonic() + 20
+        while peak.proportional < before + (32 << 20) and time.monotonic() < until:
+            time.sleep(0.05)
         del held
+        time.sleep(0.3)
     assert peak.proportional > read_memory(os.getpid()).proportional + (32 << 20)
 
 

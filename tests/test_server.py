@@ -75,7 +75,7 @@ def test_generate_answers_right(server: LocalServer) -> None:
     assert answer["text_output"] == "The capital of Japan is Tokyo."
     assert answer["finish_reason"] == "stop"
     assert (answer["prompt_tokens"], answer["completion_tokens"]) == (37, 8)
-    assert len(answer["stage_times"]) == 5
+    assert len(answer["stage_times"]) == 6
 
 
 def test_the_capital_of_france(server: LocalServer) -> None:

@@ -20,6 +20,7 @@ MODULES = (
     "admission",
     "waiting",
     "redis_outage",
+    "semantic_cache",
     "prefix_reuse",
     "prompt_lookup",
     "ensemble_overhead",

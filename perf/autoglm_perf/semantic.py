@@ -23,6 +23,7 @@ from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
 from .semantic_plot import Curve, curves_svg
 
 _ROOT = Path(__file__).resolve().parents[2]
+PAIRS_FILE = _ROOT / "tests" / "data" / "semantic_pairs.jsonl"
 THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 GROUPS = {
     "English": ("en", False),
@@ -160,7 +161,7 @@ def curves(scored: Sequence[Scored]) -> list[Curve]:
 
 def main(
     embedder: Annotated[Path | None, typer.Argument(help="An exported embedder; without it the bundled one.")] = None,
-    pairs: Annotated[Path, typer.Option(help="JSON lines.")] = _ROOT / "tests" / "data" / "semantic_pairs.jsonl",
+    pairs: Annotated[Path, typer.Option(help="JSON lines.")] = PAIRS_FILE,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of semantic.md and semantic.svg.")] = _ROOT
     / "docs",
 ) -> None:

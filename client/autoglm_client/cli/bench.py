@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
+from rich.table import Table
 
 from . import arguments as args
 from .failures import CommandError, needs
@@ -37,9 +38,7 @@ def bench(
     """
     try:
         load = needs("autoglm_perf.load", "test")
-        workloads, measures, report = (
-            needs(f"autoglm_perf.{name}", "test") for name in ("workload", "measures", "report")
-        )
+        workloads, measures = (needs(f"autoglm_perf.{name}", "test") for name in ("workload", "measures"))
     except CommandError:
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
@@ -59,6 +58,19 @@ def bench(
     if json:
         print_json({"workload": workload.name, "runs": [run.as_json() for run in runs]})
     else:
-        report.show(notes(), f"workload {workload.name}", runs)
+        notes().print(_table(f"workload {workload.name}", [run.as_json() for run in runs]))
     if any(run.num_errors for run in runs):
         raise CommandError(f"{sum(run.num_errors for run in runs)} requests failed")
+
+
+def _table(title: str, runs: list[dict[str, Any]]) -> Table:
+    table = Table(title=title)
+    for column in ("in flight", "requests/s", "output tokens/s", "latency p50 / p95, ms", "first token p50 / p95, ms"):
+        table.add_column(column, justify="right")
+    for run in runs:
+        rates = [f"{run[name]:,.1f}" for name in ("requests_per_second", "output_tokens_per_second")]
+        times = [
+            f"{run[name]['p50']:,.0f} / {run[name]['p95']:,.0f}" for name in ("latency_ms", "time_to_first_token_ms")
+        ]
+        table.add_row(str(run["concurrency"]), *rates, *times)
+    return table

@@ -27,7 +27,7 @@ _SIDES = {_UNIFORM: (_PADDED, _CLOSED, _IN_FLIGHT, _STREAMED), _SKEWED: (_PADDED
 DESCRIPTION = Description(
     "static-batching",
     "Static batching against in flight",
-    "With answers of 8 to 256 tokens, a batch that is joined and left at every step makes more requests a second than a padded static one, at a lower p50: twice as many where most answers are short.",
+    "With answers of 8 to 256 tokens, a batch that is joined and left at every step makes more requests a second than a padded static one, at a lower p50; the more so the more answers are short.",
     _METRICS,
     (Published("static: medium throughput, higher latency", "dynamic (in flight): high, low"),),
 )
@@ -105,7 +105,7 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 def _bound(kind: str, count: int) -> str:
     asked = lengths(count, is_skewed=kind == _SKEWED)
     ratio = sum(longest_of_batches(asked, _SLOTS)) / sum(asked)
-    return f"{kind.capitalize()}: a padded batch computes {ratio:.2f} output tokens for each one that is asked for, which bounds what batching in flight can gain."
+    return f"{kind.capitalize()}: a padded batch computes {ratio:.2f} output tokens for each one that is asked for, which is about what batching in flight can gain."
 
 
 def _measure(servers: Servers, side: str, questions: Sequence[Question]) -> list[RequestTiming]:

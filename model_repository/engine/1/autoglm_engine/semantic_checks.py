@@ -23,9 +23,9 @@ from .settings import EngineSettings
 from .vector_index import Vector
 
 _log = logging.getLogger(__name__)
-SAME_ANSWER = 0.8
+SAME_ANSWER = 0.7
 WINDOW = 100
-LEAST_CHECKS = 20
+LEAST_CHECKS = 40
 _SHORT_CHARACTERS = 80
 _FACTS = {"numbers", "negations", "names", "opposites"}
 

@@ -117,7 +117,7 @@ class EngineSettings:
     semantic_threshold: float = 0.9
     semantic_entries: int = 10_000
     semantic_verify_share: float = 0.1
-    semantic_max_false_rate: float = 0.1
+    semantic_max_false_rate: float = 0.5
     speculation: str = "off"
     speculation_tokens: int = 8
     speculation_ngram: int = 3
