@@ -18,7 +18,7 @@ class PromptLookup:
     """`tokens` is the row that holds the sequence; its tokens, once indexed, do not change. `longest`: so many of the last
     tokens are looked up, fewer where they are new, down to 2.
 
-    The index grows by a constant time a token, and by about 200 bytes for each token and length.
+    The index grows by a constant time a token, and by about 150 bytes for each token and length.
     """
 
     def __init__(self, tokens: TokenIds, longest: int) -> None:
