@@ -241,5 +241,6 @@ def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots
     refused |= {event.request_id for event in bench.events if event.error_code == "NOT_FOUND"}
     assert refused <= {v.request.id for v in visitors if v.request.cache is CacheUse.ONLY}
     kept = [event for event in bench.events if event.request_id not in refused]
-    check(kept, [visitor for visitor in visitors if visitor.request.id not in refused])
+    given, turned_away = ([v for v in visitors if (v.request.id in refused) is away] for away in (False, True))
+    check(kept, given, turned_away)
     bench.engine.close()  # type: ignore[attr-defined]
