@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import threading
 import time
@@ -88,11 +89,12 @@ def test_memory_is_read_in_bytes_and_peaks_are_kept(tmp_path: Path) -> None:
     assert read_memory(8, tmp_path).proportional == 0
     before = read_memory(os.getpid()).proportional
     with PeakMemory({"me": os.getpid()}) as peak:
-        held = bytearray(b"x" * (64 << 20))
+        held = mmap.mmap(-1, 64 << 20)  # not from the heap, which may have it already
+        held.write(b"x" * (64 << 20))
         until = time.monotonic() + 20
         while peak.proportional < before + (32 << 20) and time.monotonic() < until:
             time.sleep(0.05)
-        del held
+        held.close()
         time.sleep(0.3)
     assert peak.proportional > read_memory(os.getpid()).proportional + (32 << 20)
 

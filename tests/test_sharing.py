@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -439,7 +439,8 @@ def test_no_answer_differs_from_the_one_computed_alone(
         assert counted(bench)["bytes"] <= cache_bytes
 
 
-def check(events: list[Event], callers: list[Visit]) -> None:
+def check(events: list[Event], callers: list[Visit], also_shared: Sequence[Visit] = ()) -> None:
+    """`also_shared`: others whose flights the callers may have read."""
     found = answers(events)
     assert set(found) == {caller.request.id for caller in callers}
     by_tenant: dict[bytes, set[str]] = {}
@@ -453,7 +454,7 @@ def check(events: list[Event], callers: list[Visit]) -> None:
             assert one.cache in (CacheUse.DEFAULT, CacheUse.ONLY)
             assert one.tenant in by_tenant.get(key, set()) or any(
                 c.request.tenant == one.tenant and fingerprint("", replace(c.request, tenant="")) == key
-                for c in callers if c is not caller and c.request.cache is not CacheUse.BYPASS
+                for c in [*callers, *also_shared] if c is not caller and c.request.cache is not CacheUse.BYPASS
             ), "answered from another tenant's"  # fmt: skip
         if one.sampling.temperature and one.sampling.seed is None:
             assert got.last.cache_hit is CacheHit.NONE

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from test_sharing import check, counted, shared_bench, submit, visits
 
 
-@dataclass
+@dataclass(eq=False)
 class FakeTier:
     """Keeps everything. While it is held, lookups wait."""
 
@@ -193,6 +193,23 @@ def test_what_is_looked_up_at_a_flush_is_not_kept() -> None:
     assert (counted(bench)["entries"], len(tier.answers)) == (0, 0)
 
 
+def test_a_tier_that_ends_may_still_tell_of_anothers_flush() -> None:
+    class Watching(FakeTier):
+        is_stuck = True
+
+        def close(self) -> None:
+            teller = threading.Thread(target=lambda: bench.engine.forget(self), daemon=True)  # type: ignore[attr-defined]
+            teller.start()
+            teller.join(5)
+            self.is_stuck = teller.is_alive()
+
+    tier = Watching()
+    bench = shared_bench(tiers=(tier,))
+    bench.engine.shut_down()
+    bench.engine.close()  # type: ignore[attr-defined]
+    assert not tier.is_stuck
+
+
 @settings(max_examples=60, deadline=None)
 @given(visits(), st.integers(1, 3), st.lists(st.sampled_from(["hold", "free", "flush", "settle", "forget", "step"]), min_size=31, max_size=31))  # fmt: skip
 def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots: int, tricks: list[str]) -> None:  # type: ignore[type-arg]
@@ -224,5 +241,6 @@ def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots
     refused |= {event.request_id for event in bench.events if event.error_code == "NOT_FOUND"}
     assert refused <= {v.request.id for v in visitors if v.request.cache is CacheUse.ONLY}
     kept = [event for event in bench.events if event.request_id not in refused]
-    check(kept, [visitor for visitor in visitors if visitor.request.id not in refused])
-    bench.engine.shut_down()
+    given, turned_away = ([v for v in visitors if (v.request.id in refused) is away] for away in (False, True))
+    check(kept, given, turned_away)
+    bench.engine.close()  # type: ignore[attr-defined]

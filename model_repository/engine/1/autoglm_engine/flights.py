@@ -19,7 +19,6 @@ class Flight:
 
     id: str
     key: bytes
-    join_key: bytes
     request: Request  # the one that began it
     generation: int  # of the cache when it began: a flush since then keeps its answer out
     tiers: tuple[Tier, ...] = ()  # that are asked for its answer first, and given it
@@ -32,6 +31,10 @@ class Flight:
     latest: Event | None = None
     num_told: int = 0  # tokens before `latest`
     is_heartbeat: bool = False  # `latest` came in this step and said nothing
+
+    @property
+    def join_key(self) -> tuple[bytes, tuple[Tier, ...]]:
+        return self.key, self.tiers
 
     def take(self, event: Event) -> None:
         self.num_told = len(self.token_ids)

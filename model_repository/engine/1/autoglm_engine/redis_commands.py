@@ -13,11 +13,10 @@ from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
 from .redis_entry import MAX_VALUE_BYTES
+from .tiers import NUM_LOOKUP_THREADS
 
 FORMAT = "1"  # part of every name in Redis, so that servers with different formats do not meet
-
-
-_NUM_CONNECTIONS = 9  # for a lookup on each of the threads that make them, and for what is done in the background
+_NUM_CONNECTIONS = NUM_LOOKUP_THREADS + 1  # one for what is done in the background
 
 
 @dataclass(frozen=True, slots=True)

@@ -110,6 +110,7 @@ class EngineService:
         """Answer every request, then let go of everything."""
         self._watch.close(_CLOSE_SECONDS)
         self._loop.close(_CLOSE_SECONDS)
+        self._engine.close()
         self._metrics.close(_CLOSE_SECONDS)
         self._board.close()
         self._runner.close()

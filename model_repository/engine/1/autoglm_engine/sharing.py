@@ -59,7 +59,7 @@ class SharingEngine:
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
-        self._by_key: dict[bytes, Flight] = {}  # those that others may join
+        self._by_key: dict[tuple[bytes, tuple[Tier, ...]], Flight] = {}  # those that others may join
         self._members: dict[str, Member] = {}
         self._num_followers = 0
         self._cancelled: list[str] = []
@@ -137,8 +137,11 @@ class SharingEngine:
             self._closed = str(failure)
             for flight in [flight for flight in self._by_id.values() if not flight.is_computed]:
                 self._fail(flight, failure, self._clock())
-            self._lookups.close()
             return self._hand_on(self._engine.shut_down(failure))
+
+    def close(self) -> None:
+        """Let go of the tiers. After `shut_down`, whose answers do not wait for what a tier still has to do."""
+        self._lookups.close()
 
     # ---- under the lock
 
@@ -163,10 +166,9 @@ class SharingEngine:
         """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
         with who would not."""
         tiers = self._lookups.wanted(request)
-        join_key = key + repr([id(tier) for tier in tiers]).encode()
-        flight = None if request.cache is CacheUse.REFRESH else self._by_key.get(join_key)
+        flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None:
-            self._begin(Flight(f"flight {next(self._numbers)}", key, join_key, request, self._generation, tiers))
+            self._begin(Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers))
             return []
         if self._num_followers >= self._settings.max_queue:
             raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")

@@ -17,7 +17,7 @@ from typing import Protocol
 from .core import CacheHit, Event, Request
 
 _log = logging.getLogger(__name__)
-_NUM_THREADS = 8
+NUM_LOOKUP_THREADS = 8
 _MAX_PENDING = 256
 
 
@@ -62,7 +62,7 @@ class Lookups:
     def __init__(self, tiers: Sequence[Tier], wake: Callable[[], object]) -> None:
         self._tiers = tuple(tiers)
         self._wake = wake
-        self._threads = ThreadPoolExecutor(_NUM_THREADS, thread_name_prefix="lookup")
+        self._threads = ThreadPoolExecutor(NUM_LOOKUP_THREADS, thread_name_prefix="lookup")
         self._lock = threading.Lock()
         self.num_pending = 0
         self._results: deque[tuple[str, Found | Missed | None]] = deque()
