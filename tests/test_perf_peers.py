@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_export.bundled import find_bundled
 from autoglm_export.gguf_checkpoint import GgufFile
 from autoglm_perf.experiments.peers import PEERS
 from autoglm_perf.fidelity import Fidelity, FixedTexts
@@ -19,6 +20,7 @@ from autoglm_perf.peers import environment
 from autoglm_perf.peers.environment import Peer, interpreter, measure, parse
 from autoglm_perf.peers.float_checkpoint import write_float16
 from autoglm_perf.peers.protocol import Job, Timing, serve
+from autoglm_perf.peers.transformers_batching import Transformers
 from autoglm_perf.suite import CannotRun
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import quantize
@@ -126,3 +128,16 @@ def test_the_peak_of_a_process() -> None:
     with pytest.raises(ValueError, match="VmHWM"):
         peak_mb("Name:\tkthreadd\n")
     assert peak_of(["self", os.getpid()]) > 2
+
+
+@pytest.mark.parity
+def test_transformers_batches_requests_that_come_while_others_run(tmp_path: Path) -> None:
+    """The manager is transformers' own; three prompts of unequal length on two places, each to its last token."""
+    checkpoint, prompts = find_bundled("smollm2"), [[11] * 90, [12] * 5, [13] * 40]
+    job = Job("measure", "float32", checkpoint, checkpoint, tmp_path, prompts, [[504, 3575]], 6, 2, 2)
+    timings, note = Transformers().measure(checkpoint, job)
+    assert [timing[3] for timing in timings] == [6, 6, 6] and "sdpa" in note
+    assert all(started < first < finished for started, first, finished, _ in timings)
+    starts = sorted(timing[0] for timing in timings)
+    assert starts[2] >= min(timing[2] for timing in timings), "the third waited for a place"
+    assert Transformers().logits(checkpoint, job)[0].shape == (2, 49152)

@@ -30,11 +30,22 @@ MEMORY = Metric("peak memory", "MB", higher_is_better=False)
 _TIMED = (TOKENS, LATENCY, FIRST_TOKEN)
 _LLAMA = ("llama-cpp-python==0.3.36",)
 _OPENVINO = ("openvino-genai==2026.4.1.0", "openvino-tokenizers==2026.4.1.0", "nncf==3.4.0")
+_ONNX = (
+    "onnxruntime-genai==0.18.0",
+    "onnx-ir==1.1.0",
+    "onnx==1.23.2",
+    "torch==2.13.0",
+    "transformers==5.23.0",
+    "gguf==0.19.0",
+    "accelerate==1.15.0",
+)
 PEERS = (
     Peer("openvino_genai", "int8_sym", "openvino-genai, NNCF int8", _OPENVINO),
     Peer("openvino_genai", "gguf", "openvino-genai, GGUF Q4_1", _OPENVINO),
     Peer("llama_cpp_python", "q4_0", "llama-cpp-python, Q4_0", _LLAMA, num_requests=32),
     Peer("llama_cpp_python", "q8_0", "llama-cpp-python, Q8_0", _LLAMA, num_requests=32),
+    Peer("onnxruntime_genai", "int4", "onnxruntime-genai, int4", _ONNX, num_requests=32),
+    Peer("transformers_batching", "float32", "transformers continuous batching", num_requests=16),
 )
 DESCRIPTION = Description(
     "peers",
@@ -149,6 +160,8 @@ def _found(context: Context, ours: Side, peers: Iterable[Side], remarks: list[st
         "peak memory": "of the peer's process; ours: of all the server's processes since its start, pages that they share counted in each",
         "a peer's ratio": "peer over ours",
     }
-    samples = f"{context.size(64, 16)} requests at 16 in flight (32 of the slow peers), {context.size(8, 2)} at one"
+    samples = (
+        f"{context.size(64, 16)} requests at 16 in flight (32 or 16 of the slow peers), {context.size(8, 2)} at one"
+    )
     baselines = {side.label(flight): ours.label(flight) for flight in _FLIGHTS for side in sides}
     return Found(arms, settings, samples, tuple(remarks), baselines)
