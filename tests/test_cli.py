@@ -193,6 +193,15 @@ def test_chat_remembers_and_obeys_commands(use: Use, tmp_path: Path) -> None:
     assert "/nope is no command" in result.stderr and "tokens/s" in result.stderr
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """A shell that runs the tests in the background has them ignore SIGINT."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_chat_survives_errors_and_ctrl_c_cancels_only_the_answer(use: Use) -> None:
     def script(request: object) -> Script:
         asked = json.loads(inputs_of(request)["messages"][4:])[-1]["content"]  # type: ignore[arg-type]
