@@ -14,6 +14,7 @@ from .demo import demo
 from .export import export
 from .export_embedder import export_embedder
 from .failures import FriendlyGroup
+from .gateway import gateway
 from .generate import generate
 from .health import health
 from .inspecting import inspect
@@ -28,7 +29,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, export, export_embedder, inspect, serve, generate, chat, batch, health, bench, profile):
+for command in (demo, export, export_embedder, inspect, serve, gateway, generate, chat, batch, health, bench, profile):
     app.command()(command)
 
 

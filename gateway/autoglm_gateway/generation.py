@@ -1,0 +1,117 @@
+"""One answer of `n` choices: whole, or as server-sent events while they are generated."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
+from typing import Any
+
+from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Prompt, Usage
+
+from .answers import FINISH_REASONS, Head, Shape, about, usage_of
+from .errors import ApiError, api_error, deadline_passed
+
+DONE = b"data: [DONE]\n\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """`options`: one for each choice, with the prompt it answers."""
+
+    prompts: Sequence[Prompt]
+    options: Sequence[GenerationOptions]
+    head: Head
+    shape: Shape
+    includes_usage: bool = False
+
+
+async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
+    """Raises ApiError. The first failure ends the other choices."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            pairs = zip(asked.prompts, asked.options, strict=True)
+            tasks = [group.create_task(client.generate(prompt, options)) for prompt, options in pairs]
+    except* AutoGLMError as errors:
+        raise api_error(_first(errors)) from None
+    results = [task.result() for task in tasks]
+    choices = [
+        asked.shape.choice(number, result, _reason(result.finish_reason, asked.options[number]))
+        for number, result in enumerate(results)
+    ]
+    usage = usage_of([result.usage for result in results])
+    return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
+
+
+async def events(client: AsyncClient, asked: Asked) -> AsyncIterator[bytes]:
+    """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
+    an event. Closing the iterator cancels what is under way."""
+    usages = dict[int, Usage]()
+    pieces = _merged(client, asked)
+    try:
+        async for number, piece in pieces:
+            if number not in usages and (opening := asked.shape.opening(number)):
+                yield _event(asked, [opening])
+            usages[number] = piece.usage
+            if piece.text or piece.logprobs:
+                yield _event(asked, [asked.shape.part(number, piece)])
+            if piece.finish_reason is not None:
+                closing = asked.shape.closing(number, _reason(piece.finish_reason, asked.options[number]))
+                yield _event(asked, [closing] if closing else [], autoglm=about(piece))
+        if asked.includes_usage:
+            yield _event(asked, [], usage=usage_of([usages[number] for number in sorted(usages)]))
+    except (AutoGLMError, ApiError) as error:
+        failure = api_error(error) if isinstance(error, AutoGLMError) else error
+        if not usages:
+            raise failure from None
+        yield _data(failure.body)
+    finally:
+        await pieces.aclose()
+    yield DONE
+
+
+async def _merged(client: AsyncClient, asked: Asked) -> AsyncIterator[tuple[int, Piece]]:
+    """(choice, piece) as they come."""
+    async with AsyncExitStack() as stack:
+        streams = []
+        for prompt, options in zip(asked.prompts, asked.options, strict=True):
+            streams.append(await stack.enter_async_context(client.stream(prompt, options)))
+        if len(streams) == 1:
+            async for piece in streams[0]:
+                yield 0, piece
+            return
+        waiting = {asyncio.ensure_future(anext(stream, None)): number for number, stream in enumerate(streams)}
+        try:
+            while waiting:
+                done, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in done:
+                    number = waiting.pop(task)
+                    if (piece := task.result()) is not None:
+                        waiting[asyncio.ensure_future(anext(streams[number], None))] = number
+                        yield number, piece
+        finally:
+            for task in waiting:
+                task.cancel()
+            with suppress(asyncio.CancelledError):
+                await asyncio.gather(*waiting, return_exceptions=True)
+
+
+def _reason(reason: str, options: GenerationOptions) -> str:
+    if reason == "deadline":
+        raise deadline_passed(options.deadline_ms)
+    return FINISH_REASONS[reason]
+
+
+def _event(asked: Asked, choices: list[dict[str, Any]], **more: Any) -> bytes:
+    return _data(asked.head.object(asked.shape.chunk, choices, **more))
+
+
+def _data(body: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode() + b"\n\n"
+
+
+def _first(errors: BaseExceptionGroup[AutoGLMError]) -> AutoGLMError:
+    first = errors.exceptions[0]
+    return _first(first) if isinstance(first, BaseExceptionGroup) else first
