@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -42,7 +41,11 @@ async def test_a_chat_is_answered_whole_and_as_a_stream_with_the_same_text() -> 
         )
         chunks = [chunk async for chunk in stream]
     (choice,) = answer.choices
-    assert (choice.message.role, choice.message.content, choice.finish_reason) == ("assistant", "one two three", "length")
+    assert (choice.message.role, choice.message.content, choice.finish_reason) == (
+        "assistant",
+        "one two three",
+        "length",
+    )
     parts = [chunk.choices[0] for chunk in chunks if chunk.choices]
     assert "".join(part.delta.content or "" for part in parts) == "one two three"
     assert parts[0].delta.role == "assistant" and [part.finish_reason for part in parts] == [None] * 4 + ["length"]
@@ -110,14 +113,3 @@ async def test_choices_draw_with_seeds_of_their_own_and_share_the_prompt() -> No
                 texts[choice.index] += choice.text
     assert [choice.text for choice in answer.choices] == ["one two three"] * 3 and texts == ["one two three"] * 2
     assert answer.usage is not None and answer.usage.completion_tokens == 9
-
-
-async def test_a_reader_who_leaves_cancels_the_answer() -> None:
-    transport = FakeTransport(Script(words=["w "] * 1000, pause_s=0.002))
-    async with opened(transport) as client:
-        app_client = client._client
-        async with app_client.stream(
-            "POST", "/v1/chat/completions", content=json.dumps({"model": "autoglm", "messages": HELLO, "stream": True})
-        ) as response:
-            assert response.status_code == 200
-    assert not transport.running

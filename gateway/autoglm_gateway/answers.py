@@ -109,9 +109,7 @@ class CompletionShape:
     def choice(self, number: int, result: Result, reason: str) -> dict[str, Any]:
         return self._choice(number, result.text, result.logprobs, reason)
 
-    def _choice(
-        self, number: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None
-    ) -> dict[str, Any]:
+    def _choice(self, number: int, text: str, logprobs: Sequence[TokenLogprob], reason: str | None) -> dict[str, Any]:
         return {"index": number, "text": text, "logprobs": self._logprobs(number, logprobs), "finish_reason": reason}
 
     def _logprobs(self, number: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any] | None:

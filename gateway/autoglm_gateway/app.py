@@ -99,7 +99,9 @@ async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Respo
         return JSONResponse(await generation.whole(client, asked))
     events = generation.events(client, asked)
     first = await anext(events)
-    return StreamingResponse(_resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+    return StreamingResponse(
+        _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
+    )
 
 
 async def _resumed(first: bytes, rest: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
@@ -147,7 +149,9 @@ def _refusal(error: RequestValidationError) -> ApiError:
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body is no JSON: {first['ctx']['error']}", code="invalid_json")
     value = "" if first["type"] == "missing" else f", not {first['input']!r:.80}"
-    return ApiError(400, f"{where or 'the body'}: {first['msg'].lower()}{value}", param=where or None, code="invalid_value")
+    return ApiError(
+        400, f"{where or 'the body'}: {first['msg'].lower()}{value}", param=where or None, code="invalid_value"
+    )
 
 
 def _failure(error: ApiError) -> JSONResponse:

@@ -1,6 +1,6 @@
 """Errors in the shape and with the statuses of OpenAI's API.
 
-    {"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
+{"error": {"message": ..., "type": ..., "param": ..., "code": ...}}
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Prompt, Usage
+from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Usage
+from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
 from .errors import ApiError, api_error, deadline_passed
