@@ -64,10 +64,10 @@ def main(
     _ensure_artifact(artifact, console)
     tokenizer = load_tokenizer(artifact)
     context = Context(REPOSITORY, artifact, tokenizer, quick, 1 if quick else repeats, console.print, soak_minutes)
-    about = _about(artifact, context.repeats)
+    places = outputs_of([experiment.description.name for experiment in experiments])
+    about = _about(artifact, places.repeats or context.repeats)
     results = run_all(experiments, context, lambda result: _tell(console, result))
     folder = output / "quick" if quick else output
-    places = outputs_of([experiment.description.name for experiment in experiments])
     whole = is_whole(only or (), quick=quick, soak_minutes=soak_minutes)
     document = summary if whole else folder / places.summary
     folder.mkdir(parents=True, exist_ok=True)

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from .rows import headings, rows
+from .rows import headings, how_to_read, rows
 from .suite import Result
 
 _BENCH = "make bench"
@@ -46,7 +46,7 @@ def _about(about: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     return (
         f"{about['time']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}; {about['artifact']}; {packages}. "
-        f"{about['repeats']} repeats: median (least ... greatest), and how many times better than the baseline of the same run."
+        f"{how_to_read(about['repeats'])}"
     )
 
 

@@ -19,6 +19,7 @@ class Outputs:
     summary: str
     command: str
     title: str
+    repeats: int | None = None  # None: as many as were asked for
 
 
 SUITE = Outputs("index.html", "results.json", "summary.md", "make bench", "The suite")
@@ -28,7 +29,7 @@ def outputs_of(names: Sequence[str]) -> Outputs:
     """An experiment that runs apart, alone, has files of its own: it must not replace those of the others."""
     if len(names) == 1 and names[0] in APART:
         (name,) = names
-        return Outputs(f"{name}.html", f"{name}.json", f"{name}.md", f"make {name}", f"The {name}")
+        return Outputs(f"{name}.html", f"{name}.json", f"{name}.md", f"make {name}", f"The {name}", repeats=1)
     return SUITE
 
 

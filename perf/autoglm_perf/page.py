@@ -8,7 +8,7 @@ from typing import Any
 
 from .experiment import Metric
 from .plot import Bar, bars, lines
-from .rows import headings, rows
+from .rows import headings, how_to_read, rows
 from .suite import Result
 
 _STYLE = """
@@ -40,7 +40,7 @@ def render(results: Sequence[Result], about: Mapping[str, Any], notice: str = ""
 def _about(about: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     where = f"{about['time']} · {about['cpu']}, {about['cores']} cores · Python {about['python']} · {about['artifact']}"
-    how = f"{about['repeats']} repeats of each: median (least ... greatest), then how many times better than the grey baseline of the same run."
+    how = how_to_read(about["repeats"])
     return "".join(f'<p class="soft">{escape(text)}</p>' for text in (where, packages, how))
 
 

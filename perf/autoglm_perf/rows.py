@@ -7,6 +7,15 @@ from .spread import improvement, shown
 from .suite import Result
 
 
+def how_to_read(repeats: int) -> str:
+    """What a cell says where each side ran so many times."""
+    if repeats == 1:
+        return "One run."
+    return (
+        f"{repeats} repeats: median (least ... greatest), and how many times better than the baseline of the same run."
+    )
+
+
 def headings(result: Result) -> list[str]:
     return [
         "",

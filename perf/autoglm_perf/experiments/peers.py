@@ -82,20 +82,24 @@ class Side:
 def run(context: Context) -> Found:
     texts = FixedTexts.load(context.tokenizer, find_bundled("smollm2"))
     threads = len(os.sched_getaffinity(0))
-    ours = Side("ours", texts.compare(artifact_logits(context.artifact, texts.texts, threads)))
+    fidelity = texts.compare(artifact_logits(context.artifact, texts.texts, threads))
+    ours, plain = Side("ours", fidelity), Side("ours without drafts", fidelity)
     job = _job(texts, threads)
     sides, remarks = _prepared(context, texts, job)
-    with context.server() as server:
-        measure_load(server.grpc_url, context.fresh_workload(16), 16)
+    with context.server() as server, context.server({"AUTOGLM_SPECULATION": "off"}) as without_drafts:
+        servers = ((ours, server), (plain, without_drafts))
+        for _, one in servers:
+            measure_load(one.grpc_url, context.fresh_workload(16), 16)
         for _ in context.repeated("all sides in turn"):
             for flight in _FLIGHTS:
-                _measure_ours(context, server, ours, flight)
+                for side, one in servers:
+                    _measure_ours(context, one, side, flight)
                 for peer in [peer for peer in PEERS if peer in sides]:
                     if reason := _measure_peer(context, peer, sides[peer], job, flight):
                         remarks.append(reason)
                         del sides[peer]
     remarks += [f"{side.title}: {', '.join(sorted(side.notes))}." for side in sides.values()]
-    return _found(context, ours, sides.values(), remarks)
+    return _found(context, ours, [plain, *sides.values()], remarks)
 
 
 def _job(texts: FixedTexts, threads: int) -> dict[str, Any]:
@@ -150,15 +154,16 @@ def _count(context: Context, flight: int, full: int) -> int:
     return context.size(full, 16) if flight > 1 else context.size(8, 2)
 
 
-def _found(context: Context, ours: Side, peers: Iterable[Side], remarks: list[str]) -> Found:
-    sides = [ours, *peers]
+def _found(context: Context, ours: Side, others: Iterable[Side], remarks: list[str]) -> Found:
+    sides = [ours, *others]
     arms = tuple(side.arm(flight) for flight in _FLIGHTS for side in sides)
     settings = {
         "W": "128 tokens in, 64 out, greedy",
+        "drafts": "ours by prompt lookup where it pays, which is the default; the peers make none",
         "peers": "in process, without a server; one run of each side after the other, again and again",
         "perplexity": "of three fixed texts, each in one window, token by token where the peer decodes so",
         "peak memory": "of the peer's process; ours: of all the server's processes since its start, pages that they share counted in each",
-        "a peer's ratio": "peer over ours",
+        "a ratio": "over ours",
     }
     samples = (
         f"{context.size(64, 16)} requests at 16 in flight (32 or 16 of the slow peers), {context.size(8, 2)} at one"
