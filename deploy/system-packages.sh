@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs the Debian/Ubuntu packages that the server needs and this machine lacks; does nothing where all is there.
-# With the argument `test` also what only the tests need: redis-server, for the Redis tier of the response cache.
+# With the argument `test` also what only the tests need: redis-server, for the Redis tier of the response cache; curl and
+# chromium, which ask the gateway and open its page.
 # libpython: tritonserver's Python backend links it. venv: makes .venv. g++: compiles the native CPU kernels.
 set -eu
 python=${PYTHON:-python3}
@@ -16,6 +17,8 @@ library_found || missing="$missing libpython$version"
 "$python" -c 'import ensurepip, venv' 2>/dev/null || missing="$missing python$version-venv"
 command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || missing="$missing g++"
 [ "${1:-}" != test ] || command -v redis-server >/dev/null || missing="$missing redis-server"
+[ "${1:-}" != test ] || command -v curl >/dev/null || missing="$missing curl"
+[ "${1:-}" != test ] || command -v chromium >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
 echo "installing missing system packages:$missing"

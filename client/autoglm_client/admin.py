@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 from collections.abc import Awaitable, Callable
 
 from tritonclient.grpc import service_pb2 as pb
@@ -12,7 +13,7 @@ from .exceptions import AutoGLMError, ServerUnavailableError
 from .requests import ENSEMBLE, STEPS
 from .responses import parse_counters, parse_model_info
 from .transport import Transport
-from .types import Health, ModelInfo, Stats
+from .types import Health, ModelInfo, ModelLimits, Stats
 
 _MODELS = (ENSEMBLE, *STEPS)
 _POLL_S = 0.2
@@ -45,6 +46,11 @@ async def read_stats(transport: Transport, timeout: float | None) -> Stats:
     engine = await send_control(transport, {"stats": True}, timeout)
     statistics = await transport.unary("ModelStatistics", pb.ModelStatisticsRequest(), timeout)
     return Stats(engine=engine, models={entry.name: parse_counters(entry) for entry in statistics.model_stats})
+
+
+async def read_limits(transport: Transport, timeout: float | None) -> ModelLimits:
+    answer = await send_control(transport, {"limits": True}, timeout)
+    return ModelLimits(**{field.name: int(answer[field.name]) for field in dataclasses.fields(ModelLimits)})
 
 
 async def flush_cache(transport: Transport, timeout: float | None) -> int:

@@ -12,7 +12,7 @@ from typing import Literal, Unpack, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .admin import flush_cache, read_health, read_models, read_stats, wait_until_ready
+from .admin import flush_cache, read_health, read_limits, read_models, read_stats, wait_until_ready
 from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
 from .failover import Endpoint, EndpointPool
@@ -26,7 +26,7 @@ from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
 from .transport import GrpcTransport, Transport
-from .types import Conversation, Health, ModelInfo, Prompt, Result, Stats
+from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
@@ -178,6 +178,9 @@ class AsyncClient:
     async def stats(self) -> Stats:
         """The engine's own counters, and Triton's of each model."""
         return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
+
+    async def limits(self) -> ModelLimits:
+        return await read_limits(self._endpoints().pick().transport, self._timeouts.connect)
 
     async def flush_cache(self) -> int:
         """Have the server forget the answers it keeps; how many those were."""

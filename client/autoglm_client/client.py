@@ -20,7 +20,7 @@ from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
 from .transport import Transport
-from .types import Conversation, Health, ModelInfo, Prompt, Result, Stats
+from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 
 class Client:
@@ -158,6 +158,9 @@ class Client:
 
     def stats(self) -> Stats:
         return self._thread.run(self._async.stats())
+
+    def limits(self) -> ModelLimits:
+        return self._thread.run(self._async.limits())
 
     def flush_cache(self) -> int:
         return self._thread.run(self._async.flush_cache())

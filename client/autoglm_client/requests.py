@@ -70,8 +70,8 @@ def generation_request(
 
 
 def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
-    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}`, `{"stats": true}` or
-    `{"flush": true}`."""
+    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}`, `{"stats": true}`,
+    `{"limits": true}` or `{"flush": true}`."""
     request = _empty_request(ENGINE, new_request_id())
     _add(request, "control", "BYTES", [_string_bytes("control", json.dumps(command))])
     return request

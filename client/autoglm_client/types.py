@@ -103,6 +103,16 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class ModelLimits:
+    """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
+    computed at once."""
+
+    max_length: int
+    vocab_size: int
+    num_slots: int
+
+
+@dataclass(frozen=True, slots=True)
 class TensorInfo:
     name: str
     datatype: str

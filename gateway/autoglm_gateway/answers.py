@@ -27,9 +27,11 @@ class Head:
         return {**head, "choices": choices, **more}
 
 
-def usage_of(usages: Sequence[Usage]) -> dict[str, Any]:
-    """Of all choices; the prompt is the same, and counts once."""
-    prompt, cached = usages[0].prompt_tokens, max(usage.cached_tokens for usage in usages)
+def usage_of(usages: Sequence[Usage], choices_per_prompt: int) -> dict[str, Any]:
+    """Of all choices, prompt by prompt; a prompt counts once."""
+    prompts = [usages[at : at + choices_per_prompt] for at in range(0, len(usages), choices_per_prompt)]
+    prompt = sum(choices[0].prompt_tokens for choices in prompts)
+    cached = sum(max(usage.cached_tokens for usage in choices) for choices in prompts)
     completion = sum(usage.completion_tokens for usage in usages)
     return {
         "prompt_tokens": prompt,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from typing import Any
@@ -20,12 +20,13 @@ DONE = b"data: [DONE]\n\n"
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """`options`: one for each choice, with the prompt it answers."""
+    """`prompts`, `options`: one for each choice, those of one prompt next to each other."""
 
     prompts: Sequence[Prompt]
     options: Sequence[GenerationOptions]
     head: Head
     shape: Shape
+    choices_per_prompt: int = 1
     includes_usage: bool = False
 
 
@@ -42,11 +43,11 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
         asked.shape.choice(number, result, _reason(result.finish_reason, asked.options[number]))
         for number, result in enumerate(results)
     ]
-    usage = usage_of([result.usage for result in results])
+    usage = usage_of([result.usage for result in results], asked.choices_per_prompt)
     return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
 
 
-async def events(client: AsyncClient, asked: Asked) -> AsyncIterator[bytes]:
+async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
     usages = dict[int, Usage]()
@@ -62,7 +63,9 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncIterator[bytes]:
                 closing = asked.shape.closing(number, _reason(piece.finish_reason, asked.options[number]))
                 yield _event(asked, [closing] if closing else [], autoglm=about(piece))
         if asked.includes_usage:
-            yield _event(asked, [], usage=usage_of([usages[number] for number in sorted(usages)]))
+            yield _event(
+                asked, [], usage=usage_of([usages[number] for number in sorted(usages)], asked.choices_per_prompt)
+            )
     except (AutoGLMError, ApiError) as error:
         failure = api_error(error) if isinstance(error, AutoGLMError) else error
         if not usages:
@@ -73,15 +76,15 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncIterator[bytes]:
     yield DONE
 
 
-async def _merged(client: AsyncClient, asked: Asked) -> AsyncIterator[tuple[int, Piece]]:
+async def _merged(client: AsyncClient, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
     """(choice, piece) as they come."""
     async with AsyncExitStack() as stack:
         streams = []
         for prompt, options in zip(asked.prompts, asked.options, strict=True):
             streams.append(await stack.enter_async_context(client.stream(prompt, options)))
         if len(streams) == 1:
-            async for piece in streams[0]:
-                yield 0, piece
+            async for only in streams[0]:
+                yield 0, only
             return
         waiting = {asyncio.ensure_future(anext(stream, None)): number for number, stream in enumerate(streams)}
         try:

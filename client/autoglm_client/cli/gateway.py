@@ -34,8 +34,7 @@ def gateway(
            -d '{"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}]}'
     """
     try:
-        import uvicorn
-        from autoglm_gateway.app import create_app
+        from autoglm_gateway.serving import listen, make_server
         from autoglm_gateway.settings import GatewaySettings
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
@@ -45,5 +44,11 @@ def gateway(
         aliases=dict.fromkeys(alias or ["autoglm-phone-9b"], model),
         deadline_ms=deadline_ms,
     )
-    notes().print(f"OpenAI's API at http://{host}:{port}/v1, in front of {', '.join(chosen.servers)}; Ctrl-C stops it")
-    uvicorn.run(create_app(chosen), host=host, port=port, log_level="warning")
+    try:
+        bound = listen(host, port)
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+    with bound:
+        url = f"http://{host}:{bound.getsockname()[1]}"
+        notes().print(f"OpenAI   {url}/v1, in front of {', '.join(chosen.servers)}; Ctrl-C stops it")
+        make_server(chosen).run(sockets=[bound])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
@@ -18,6 +18,7 @@ from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
 from .export import run_export
 from .failures import CommandError
+from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
 
@@ -45,6 +46,10 @@ def serve(
         bool,
         typer.Option("--export-if-missing", help=f"Export the bundled model ({BUNDLED_MODEL}) where there is none."),
     ] = False,
+    gateway: Annotated[
+        bool, typer.Option("--gateway", help="Speak OpenAI's HTTP API, too, as `autoglm gateway` does.")
+    ] = False,
+    gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -58,6 +63,7 @@ def serve(
     \b
     Examples:
       autoglm serve
+      autoglm serve --gateway
       autoglm serve --artifact build/model --grpc-port 9001
       autoglm serve --export-if-missing --log-file server.log
       autoglm serve --config serving.toml --print-config
@@ -86,9 +92,10 @@ def serve(
     )
     with _terminated_like_interrupted(), running(server):
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
-        notes().print("ready; Ctrl-C stops it")
         try:
-            server.wait()
+            with gateway_beside(server, gateway_port) if gateway else nullcontext():
+                notes().print("ready; Ctrl-C stops it")
+                server.wait()
         except KeyboardInterrupt:
             notes().print("\nstopping")
 

@@ -62,7 +62,11 @@ class EngineService:
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
-        settings.num_slots(manifest.num_slots)  # refused before the weights are read
+        self._limits: dict[str, object] = {
+            "max_length": manifest.max_length,
+            "vocab_size": manifest.vocab_size,
+            "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
+        }
         self._default_deadline_ms = settings.default_deadline_ms
         text = TokenText(load_tokenizer(folder))
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
@@ -143,7 +147,7 @@ class EngineService:
 
     def control(self, text: bytes, reply: Reply) -> None:
         """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters,
-        `{"flush": true}` with how many kept answers that forgets."""
+        `{"limits": true}` with the model's, `{"flush": true}` with how many kept answers that forgets."""
         try:
             answer = self._control(text)
         except EngineError as error:
@@ -164,11 +168,13 @@ class EngineService:
                 redis = self._redis.stats if self._redis else {}
                 semantic = self._semantic.stats if self._semantic else {}
                 return {"healthy": self._loop.healthy, **counted, **redis, **semantic}
+            case {"limits": True, **rest} if not rest:
+                return self._limits
             case {"flush": True, **rest} if not rest:
                 return {"flushed": self._engine.flush()}
             case _:
                 raise InvalidRequest(
-                    'control must be {"cancel": [request id, ...]}, {"stats": true} or {"flush": true}'
+                    'control must be {"cancel": [request id, ...]}, {"stats": true}, {"limits": true} or {"flush": true}'
                 )
 
 

@@ -1,0 +1,5 @@
+"""`python -m autoglm_client.cli`"""
+
+from .app import main
+
+main()

@@ -1,0 +1,47 @@
+"""Endpoints that generate nothing: the models' names, and whether the gateway and its servers are well."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse, Response
+
+from .errors import unknown_model
+from .settings import GatewaySettings
+from .upstream import Upstream
+
+router = APIRouter()
+
+
+@router.get("/v1/models")
+async def models(request: Request) -> dict[str, Any]:
+    """The names that requests may use."""
+    settings: GatewaySettings = request.app.state.settings
+    return {"object": "list", "data": [_model(name) for name in settings.names]}
+
+
+@router.get("/v1/models/{name}")
+async def model(name: str, request: Request) -> dict[str, Any]:
+    settings: GatewaySettings = request.app.state.settings
+    if settings.served_as(name) is None:
+        raise unknown_model(name, settings.names)
+    return _model(name)
+
+
+@router.get("/health/live")
+async def live() -> dict[str, bool]:
+    """The gateway's process answers."""
+    return {"live": True}
+
+
+@router.get("/health/ready")
+async def ready(request: Request) -> Response:
+    """A server behind it answers, too."""
+    upstream: Upstream = request.app.state.upstream
+    state = await upstream.client.health()
+    return JSONResponse({"ready": state.ready, "detail": state.detail}, 200 if state.ready else 503)
+
+
+def _model(name: str) -> dict[str, Any]:
+    return {"id": name, "object": "model", "created": 0, "owned_by": "autoglm-triton"}

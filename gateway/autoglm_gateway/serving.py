@@ -1,0 +1,27 @@
+"""The gateway as a process: uvicorn on a socket."""
+
+from __future__ import annotations
+
+import socket
+
+import uvicorn
+
+from .app import create_app
+from .settings import GatewaySettings
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """On `port`; 0 takes a free one. Raises OSError where that cannot be."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    bound = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind((host, port))
+    except OSError:
+        bound.close()
+        raise
+    return bound
+
+
+def make_server(settings: GatewaySettings) -> uvicorn.Server:
+    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False))

@@ -1,0 +1,79 @@
+"""The gateway in front of the real server, as OpenAI's package, LangChain and curl see it."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import openai
+import pytest
+from autoglm_client import Client
+from autoglm_client.local_server import LocalServer
+from autoglm_gateway.settings import GatewaySettings
+from gateway_server import GatewayThread
+from openai.types.chat import ChatCompletionMessageParam
+
+pytestmark = pytest.mark.server
+
+ASKED: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Name three colours."}]
+GREEDY = {"temperature": 0.0, "max_tokens": 24}
+
+
+@pytest.fixture(scope="module")
+def gateway(server: LocalServer) -> Iterator[GatewayThread]:
+    with GatewayThread(GatewaySettings(servers=(server.grpc_url,))) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def expected(server: LocalServer) -> str:
+    """What the client is told without a gateway."""
+    with Client(server.grpc_url) as client:
+        return client.chat(ASKED, temperature=0.0, max_tokens=24).text  # type: ignore[arg-type]
+
+
+def test_the_openai_package_reads_the_same_answer_whole_and_streamed(gateway: GatewayThread, expected: str) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        whole = client.chat.completions.create(model="autoglm", messages=ASKED, temperature=0.0, max_tokens=24)
+        stream = client.chat.completions.create(
+            model="autoglm", messages=ASKED, temperature=0.0, max_tokens=24, stream=True
+        )
+        streamed = "".join(chunk.choices[0].delta.content or "" for chunk in stream if chunk.choices)
+        models = [model.id for model in client.models.list()]
+    assert whole.choices[0].message.content == streamed == expected
+    assert whole.usage is not None and whole.usage.completion_tokens <= 24
+    assert models == ["autoglm", "autoglm-phone-9b"]
+
+
+async def test_many_asynchronous_streams_at_once_are_each_whole(gateway: GatewayThread, expected: str) -> None:
+    import asyncio
+
+    async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+
+        async def ask() -> str:
+            stream = await client.chat.completions.create(
+                model="autoglm", messages=ASKED, temperature=0.0, max_tokens=24, stream=True
+            )
+            return "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+
+        answers = await asyncio.gather(*(ask() for _ in range(16)))
+    assert answers == [expected] * 16
+
+
+def test_curl_reads_the_same_answer(gateway: GatewayThread, expected: str) -> None:
+    body = json.dumps({"model": "autoglm", "messages": ASKED, **GREEDY, "stream": True})
+    command = ["curl", "-sN", f"{gateway.url}/v1/chat/completions", "-H", "Content-Type: application/json", "-d", body]
+    lines = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout.splitlines()
+    events = [line.removeprefix("data: ") for line in lines if line]
+    assert events[-1] == "[DONE]"
+    parts = [choice["delta"].get("content", "") for event in events[:-1] for choice in json.loads(event)["choices"]]
+    assert "".join(parts) == expected
+
+
+def test_a_longer_answer_than_the_model_can_give_ends_where_it_ends(gateway: GatewayThread) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(
+            model="autoglm", messages=ASKED, max_tokens=1_000_000, extra_body={"cache": "bypass"}, stop=["."]
+        )
+    assert answer.choices[0].finish_reason == "stop"
