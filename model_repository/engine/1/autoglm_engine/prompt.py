@@ -13,7 +13,7 @@ import numpy as np
 from .core import Question, TokenIds
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
-from .options import text_of
+from .option_texts import text_of
 from .question import question_of_messages, question_of_text
 
 if TYPE_CHECKING:
