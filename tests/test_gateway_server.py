@@ -81,6 +81,43 @@ def test_a_longer_answer_than_the_model_can_give_ends_where_it_ends(gateway: Gat
     assert answer.choices[0].finish_reason == "stop"
 
 
+def test_langchain_reads_the_same_answer_whole_and_streamed(gateway: GatewayThread, expected: str) -> None:
+    from langchain_openai import ChatOpenAI
+    from pydantic import SecretStr
+
+    model = ChatOpenAI(
+        base_url=f"{gateway.url}/v1",
+        api_key=SecretStr("none"),
+        model="autoglm",
+        temperature=0.0,
+        max_completion_tokens=24,
+        stream_usage=True,
+    )
+    whole = model.invoke("Name three colours.")
+    pieces = list(model.stream("Name three colours."))
+    assert whole.content == "".join(str(piece.content) for piece in pieces) == expected
+    (usage,) = (piece.usage_metadata for piece in pieces if piece.usage_metadata is not None)  # type: ignore[attr-defined]
+    assert whole.usage_metadata is not None
+    assert whole.usage_metadata["output_tokens"] == usage["output_tokens"] <= 24
+
+
+def test_the_history_of_a_conversation_is_not_computed_again(gateway: GatewayThread) -> None:
+    turns: list[ChatCompletionMessageParam] = [{"role": "user", "content": "Tell me about the sea in two sentences."}]
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        for question in ("And the sky?", "And mountains?", "Which is the largest?"):
+            answer = client.chat.completions.create(model="autoglm", messages=turns, temperature=0.0, max_tokens=40)
+            known = answer.usage.prompt_tokens + answer.usage.completion_tokens  # type: ignore[union-attr]
+            turns += [
+                {"role": "assistant", "content": answer.choices[0].message.content},
+                {"role": "user", "content": question},
+            ]
+            following = client.chat.completions.create(model="autoglm", messages=turns, temperature=0.0, max_tokens=1)
+            assert following.usage is not None and following.usage.prompt_tokens_details is not None
+            cached = following.usage.prompt_tokens_details.cached_tokens
+            # The last token of an answer is chosen, not computed; one that ends it, and what follows, is the template's.
+            assert cached is not None and cached >= known - 2
+
+
 SCHEMA = {
     "type": "object",
     "properties": {"colour": {"type": "string", "maxLength": 12}, "warm": {"type": "boolean"}},
