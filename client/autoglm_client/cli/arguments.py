@@ -11,6 +11,8 @@ import typer
 from autoglm_client.async_client import DEFAULT_URL
 from autoglm_client.options import GenerationOptions
 
+from .failures import CommandError
+
 Url = Annotated[
     str,
     typer.Option(
@@ -35,6 +37,15 @@ Cache = Annotated[
 Semantic = Annotated[
     bool | None,
     typer.Option("--semantic/--no-semantic", help="Take a kept answer to a question of the same meaning, or never."),
+]
+GuidedJson = Annotated[
+    str | None,
+    typer.Option("--guided-json", help="Only an answer that keeps to this JSON schema: the schema, or @FILE."),
+]
+GuidedRegex = Annotated[str | None, typer.Option("--guided-regex", help="Only an answer that matches this expression.")]
+GuidedGrammar = Annotated[
+    str | None,
+    typer.Option("--guided-grammar", help="Only an answer of this Lark grammar: its text, @FILE, or open-autoglm."),
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
@@ -85,6 +96,9 @@ class Sampling:
     stop: list[str] | None = None
     cache: str | None = None
     semantic: bool | None = None
+    guided_json: str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -96,4 +110,17 @@ class Sampling:
             stop=self.stop or None,
             cache=self.cache,
             semantic=self.semantic,
+            guided_json=_text_of("--guided-json", self.guided_json),
+            guided_regex=self.guided_regex,
+            guided_grammar=_text_of("--guided-grammar", self.guided_grammar),
         )
+
+
+def _text_of(option: str, value: str | None) -> str | None:
+    """Of a file, where `value` is @ and its name."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{option} names {value[1:]}, which cannot be read: {error}") from None
