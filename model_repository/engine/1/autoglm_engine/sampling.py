@@ -32,10 +32,11 @@ from .candidates import (
     total_weight,
 )
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
-from .guides import Guide, GuideFailed
+from .guides import Guide, GuideFailed, GuideState
 from .penalties import Penalties
 from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
 
+_NUM_TRIED = 32  # most likely tokens, before a guide says of every token whether it is allowed
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
 
 
@@ -106,7 +107,7 @@ class TokenSampler:
         """Choose from `logits`, which stay as they are."""
         row = self._adjusted(logits)
         best = int(row.argmax())
-        if self.guide and not (self._greedy and self.guide.allows(best)):
+        if self.guide and (best := self._first_allowed(self.guide, row, best)) < 0:
             try:
                 row = np.where(self.guide.allowed(), row, np.float32(-np.inf))
             except GuideFailed as error:
@@ -124,6 +125,15 @@ class TokenSampler:
         if self.guide or (kept := self._kept_candidates(candidates, row)) is None:
             return self.sample(candidates.full_row(row))
         return Sampled(_pick(*kept, self._random.random()))
+
+    def _first_allowed(self, guide: GuideState, row: Row, best: int) -> int:
+        """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
+        guide allows must be known. Asking for a few tokens costs less than that."""
+        if not self._greedy:
+            return -1
+        if guide.allows(best):
+            return best
+        return next((token_id for token_id in most_likely(row, _NUM_TRIED).tolist() if guide.allows(token_id)), -1)
 
     def _guided_candidate(self, candidates: Candidates, row: int) -> int:
         """The most likely token that the guide allows, the lowest id of equals; -1 where the candidates cannot tell."""
