@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import Annotated
 
 import typer
@@ -51,4 +52,5 @@ def gateway(
     with bound:
         url = f"http://{host}:{bound.getsockname()[1]}"
         notes().print(f"OpenAI   {url}/v1, in front of {', '.join(chosen.servers)}; Ctrl-C stops it")
-        make_server(chosen).run(sockets=[bound])
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped
+            make_server(chosen).run(sockets=[bound])
