@@ -45,6 +45,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "tenant": "STRING",
     "user": "STRING",
     "semantic": "BOOL",
+    "tools": "STRING",
 }
 
 
@@ -79,10 +80,14 @@ def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
 
 def messages_json(conversation: Conversation) -> str:
     turns = [dataclasses.asdict(turn) if isinstance(turn, Message) else dict(turn) for turn in conversation]
+    return _json("messages", turns)
+
+
+def _json(name: str, value: Any) -> str:
     try:
-        return json.dumps(turns, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from None
+        return json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}") from None
 
 
 def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:
@@ -99,7 +104,7 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
     if datatype == "STRING":
-        if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
+        if strings := _strings(name, value):
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
     elif datatype == "BOOL":
         if not isinstance(value, bool):
@@ -109,10 +114,21 @@ def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: 
         _add(request, name, datatype, [_number_bytes(name, datatype, value)])
 
 
-def _text(name: str, value: Any) -> str:
+def _strings(name: str, value: Any) -> list[str]:
+    if name == "stop":
+        return _stop_strings(value)
+    if name == "tools":
+        return _tools_json(value)
     if not isinstance(value, str):
         raise InvalidRequestError(f"{name} must be a string, got {value!r:.100}")
-    return value
+    return [value]
+
+
+def _tools_json(value: Any) -> list[str]:
+    """None for no tools at all."""
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise InvalidRequestError(f"tools must be a sequence of functions, got {value!r:.100}")
+    return [_json("tools", list(value))] if value else []
 
 
 def _stop_strings(value: Any) -> list[str]:

@@ -22,7 +22,7 @@ from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .pieces import piece_text
-from .prompt import load_tokenizer
+from .prompt import ChatTemplate, load_tokenizer
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -35,6 +35,7 @@ from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .tiers import Tier
 from .token_text import TokenText
+from .tool_format import UNKNOWN
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
@@ -68,7 +69,10 @@ class EngineService:
             "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
         }
         self._default_deadline_ms = settings.default_deadline_ms
-        text = TokenText(load_tokenizer(folder))
+        tokenizer = load_tokenizer(folder)
+        template = ChatTemplate.load(folder, tokenizer, manifest)
+        self._limits["tool_format"] = template.tool_format if template else UNKNOWN
+        text = TokenText(tokenizer)
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.

@@ -1,0 +1,31 @@
+"""In which form a model writes its calls, told by its chat template; and the tokens that such a form is made of."""
+
+from __future__ import annotations
+
+PLAIN_TEXT = "hermes"  # of `tool_prompt`
+UNKNOWN = "unknown"
+
+# The first one whose mark is in the template. A form's own mark goes before those that several forms have.
+_MARKS = (
+    ("mistral", "[TOOL_CALLS]"),
+    ("glm-xml", "<arg_key>"),
+    ("hermes", "<tool_call>"),
+    ("llama", "<|python_tag|>"),
+    ("llama", "<|start_header_id|>"),
+    ("glm", "<|observation|>"),
+)
+
+# Some checkpoints call these special, which would keep them out of the text; but they are what tells a call.
+CALL_TOKENS = frozenset({
+    "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<tool_call>", "</tool_call>",
+    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
+})  # fmt: skip
+
+
+def tool_format(template: str | None, *, uses_tools: bool) -> str:
+    """`template`: its source; None where the model has none, and takes no messages."""
+    if template is None:
+        return UNKNOWN
+    if not uses_tools:
+        return PLAIN_TEXT
+    return next((name for name, mark in _MARKS if mark in template), UNKNOWN)
