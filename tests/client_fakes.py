@@ -112,7 +112,9 @@ class FakeTransport:
                 self.cancelled |= set(command["cancel"])
             return control_response({"cancelled": len(command["cancel"])})
         if "limits" in command:
-            return control_response({"max_length": 2048, "vocab_size": 50_000, "num_slots": 16})
+            return control_response(
+                {"max_length": 2048, "vocab_size": 50_000, "num_slots": 16, "tool_format": "hermes"}
+            )
         return control_response({"running": len(self.running)})
 
 
