@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import openai
 import pytest
@@ -77,3 +79,52 @@ def test_a_longer_answer_than_the_model_can_give_ends_where_it_ends(gateway: Gat
             model="autoglm", messages=ASKED, max_tokens=1_000_000, extra_body={"cache": "bypass"}, stop=["."]
         )
     assert answer.choices[0].finish_reason == "stop"
+
+
+SCHEMA = {
+    "type": "object",
+    "properties": {"colour": {"type": "string", "maxLength": 12}, "warm": {"type": "boolean"}},
+    "required": ["colour", "warm"],
+    "additionalProperties": False,
+}
+
+
+@pytest.mark.parametrize(
+    ("asked", "pattern"),
+    [
+        ({"response_format": {"type": "json_schema", "json_schema": {"name": "colour", "schema": SCHEMA}}}, None),
+        ({"extra_body": {"guided_json": SCHEMA}}, None),
+        ({"extra_body": {"guided_regex": "(red|green|blue), [a-z]{3,8}"}}, "(red|green|blue), [a-z]{3,8}"),
+        ({"extra_body": {"guided_grammar": 'start: "a" /[0-9]{2}/'}}, "a[0-9]{2}"),
+        ({"extra_body": {"guided_grammar": "open-autoglm"}, "max_tokens": 600}, r"(?s).*(do|finish)\(.*\).*"),
+    ],
+)
+def test_an_answer_keeps_to_the_form_that_was_asked(
+    gateway: GatewayThread, asked: dict[str, Any], pattern: str | None
+) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        answer = client.chat.completions.create(**{"model": "autoglm", "messages": ASKED, "max_tokens": 60, **asked})
+    text = answer.choices[0].message.content
+    assert answer.choices[0].finish_reason == "stop" and text is not None
+    if pattern is None:
+        assert set(json.loads(text)) == {"colour", "warm"}
+    else:
+        assert re.fullmatch(pattern, text), text
+
+
+def test_a_schema_that_cannot_be_kept_is_refused_by_name(gateway: GatewayThread) -> None:
+    broken = {"type": "json_schema", "json_schema": {"name": "x", "schema": {"type": "colour"}}}
+    with (
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client,
+        pytest.raises(openai.BadRequestError, match="guided_json cannot be compiled"),
+    ):
+        client.chat.completions.create(model="autoglm", messages=ASKED, response_format=broken)  # type: ignore[call-overload]
+
+
+def test_a_biased_token_is_said_or_never_said(gateway: GatewayThread, expected: str) -> None:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
+        asked = {"model": "autoglm", "messages": ASKED, "max_tokens": 4, "temperature": 0.0}
+        first = client.chat.completions.create(**asked, logprobs=True)  # type: ignore[call-overload]
+        said = client.chat.completions.create(**asked, logit_bias={"330": 100})  # type: ignore[call-overload]
+    assert len(first.choices[0].logprobs.content) == 4
+    assert len(set(said.choices[0].message.content.split())) == 1

@@ -45,7 +45,11 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "tenant": "STRING",
     "user": "STRING",
     "semantic": "BOOL",
-    "tools": "STRING",
+    "logit_bias": "JSON",
+    "guided_json": "JSON",
+    "guided_regex": "STRING",
+    "guided_grammar": "STRING",
+    "tools": "JSON",
 }
 
 
@@ -83,13 +87,6 @@ def messages_json(conversation: Conversation) -> str:
     return _json("messages", turns)
 
 
-def _json(name: str, value: Any) -> str:
-    try:
-        return json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}") from None
-
-
 def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:
     request = pb.ModelInferRequest(model_name=model, id=request_id)
     # Without it, a decoupled model that ends with no further response leaves the client waiting.
@@ -104,8 +101,10 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
     if datatype == "STRING":
-        if strings := _strings(name, value):
+        if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
+    elif datatype == "JSON":
+        _add(request, name, "BYTES", [_string_bytes(name, _json(name, value))])
     elif datatype == "BOOL":
         if not isinstance(value, bool):
             raise InvalidRequestError(f"{name} must be true or false, got {value!r}")
@@ -114,21 +113,20 @@ def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: 
         _add(request, name, datatype, [_number_bytes(name, datatype, value)])
 
 
-def _strings(name: str, value: Any) -> list[str]:
-    if name == "stop":
-        return _stop_strings(value)
-    if name == "tools":
-        return _tools_json(value)
+def _json(name: str, value: Any) -> str:
+    """A text is taken for JSON already."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}") from None
+
+
+def _text(name: str, value: Any) -> str:
     if not isinstance(value, str):
         raise InvalidRequestError(f"{name} must be a string, got {value!r:.100}")
-    return [value]
-
-
-def _tools_json(value: Any) -> list[str]:
-    """None for no tools at all."""
-    if isinstance(value, str) or not isinstance(value, Sequence):
-        raise InvalidRequestError(f"tools must be a sequence of functions, got {value!r:.100}")
-    return [_json("tools", list(value))] if value else []
+    return value
 
 
 def _stop_strings(value: Any) -> list[str]:

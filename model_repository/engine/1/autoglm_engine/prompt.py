@@ -14,7 +14,7 @@ from .core import Question, TokenIds
 from .errors import ArtifactError, InvalidRequest
 from .json_names import json_type
 from .manifest import Manifest
-from .options import text_of
+from .option_texts import text_of
 from .question import question_of_messages, question_of_text
 from .tool_definitions import Tool, parse_tools
 from .tool_format import CALL_TOKENS, tool_format

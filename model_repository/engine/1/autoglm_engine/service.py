@@ -17,6 +17,7 @@ from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .flight_gate import FlightGate
+from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
@@ -73,6 +74,7 @@ class EngineService:
         template = ChatTemplate.load(folder, tokenizer, manifest)
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
         text = TokenText(tokenizer)
+        self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
@@ -135,6 +137,7 @@ class EngineService:
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
+            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling))
             if request.semantic and self._semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))
