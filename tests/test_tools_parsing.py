@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from autoglm_gateway.tools.events import Arguments, Called, Event, Said
+from autoglm_gateway.tools.events import Arguments, Called, Event, Functions, Said
 from autoglm_gateway.tools.json_scanner import JsonScanner
 from autoglm_gateway.tools.parsing import PARSERS, CallParser
 from hypothesis import given, settings
@@ -21,9 +21,11 @@ FUNCTIONS: dict[str, dict[str, Any]] = {
 Call = tuple[str, str]  # name, arguments
 
 
-def parsed(form: str, pieces: Sequence[str], most_calls: int | None = None) -> tuple[str, list[Call]]:
+def parsed(
+    form: str, pieces: Sequence[str], most_calls: int | None = None, functions: Functions = FUNCTIONS
+) -> tuple[str, list[Call]]:
     """Text, and calls."""
-    parser = CallParser(form, FUNCTIONS, most_calls)
+    parser = CallParser(form, functions, most_calls)
     events = [event for piece in pieces for event in parser.push(piece)]
     return joined([*events, *parser.close()])
 

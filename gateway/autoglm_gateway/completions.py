@@ -32,7 +32,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     options = chat_options(body, await _bounds(request))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := await _tool_use(body, request):
-        options, shape = options.with_changes({"tools": use.told}), ToolShape(chat, use)
+        options, shape = use.applied(options), ToolShape(chat, use)
     count = body.n or 1
     asked = Asked(
         [conversation(body.messages)] * count,
@@ -74,7 +74,7 @@ async def _bounds(request: Request) -> Bounds:
 
 async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
     upstream: Upstream = request.app.state.upstream
-    return tool_use(body, request.app.state.settings.tool_format, (await upstream.limits()).tool_format)
+    return tool_use(body, request.app.state.settings.tool_format, await upstream.limits())
 
 
 async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:

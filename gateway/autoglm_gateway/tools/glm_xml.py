@@ -16,8 +16,8 @@ from .events import Arguments, Called, Functions, Said, Steps
 from .hermes import BEGIN, END
 from .reader import Broken, Reader, open_end
 
-_KEY, _KEY_END = "<arg_key>", "</arg_key>"
-_VALUE, _VALUE_END = "<arg_value>", "</arg_value>"
+KEY, KEY_END = "<arg_key>", "</arg_key>"
+VALUE, VALUE_END = "<arg_value>", "</arg_value>"
 
 
 def glm_xml(reader: Reader, functions: Functions) -> Steps[None]:
@@ -43,7 +43,7 @@ def _head(reader: Reader, functions: Functions) -> Steps[tuple[str, int]]:
             at += 1
         name = reader.text[begin:at].strip()
         at = yield from reader.after_space(at)
-        follows = (yield from reader.has(_KEY, at)) or (yield from reader.has(END, at))
+        follows = (yield from reader.has(KEY, at)) or (yield from reader.has(END, at))
     except Broken:
         return "", 0
     return (name, at) if follows and name in functions else ("", 0)
@@ -67,27 +67,27 @@ def _arguments(reader: Reader, schema: Mapping[str, Any]) -> Steps[None]:
 
 def _key(reader: Reader, at: int) -> Steps[tuple[str, int]]:
     """And where its value begins."""
-    if not (yield from reader.has(_KEY, at)):
+    if not (yield from reader.has(KEY, at)):
         raise Broken
-    begin = at + len(_KEY)
-    end = yield from reader.find(_KEY_END, begin)
-    at = yield from reader.after_space(end + len(_KEY_END))
-    if not (yield from reader.has(_VALUE, at)):
+    begin = at + len(KEY)
+    end = yield from reader.find(KEY_END, begin)
+    at = yield from reader.after_space(end + len(KEY_END))
+    if not (yield from reader.has(VALUE, at)):
         raise Broken
-    return reader.text[begin:end].strip(), at + len(_VALUE)
+    return reader.text[begin:end].strip(), at + len(VALUE)
 
 
 def _string(reader: Reader) -> Steps[None]:
     """Tells the value as it comes. Raises Broken."""
     yield Arguments('"')
     while True:
-        end = reader.text.find(_VALUE_END)
-        open_ = 0 if reader.ended else open_end(reader.text, _VALUE_END)
+        end = reader.text.find(VALUE_END)
+        open_ = 0 if reader.ended else open_end(reader.text, VALUE_END)
         count = end if end >= 0 else len(reader.text) - open_
         if count:
             yield Arguments(json.dumps(reader.use(count), ensure_ascii=False)[1:-1])
         if end >= 0:
-            reader.use(len(_VALUE_END))
+            reader.use(len(VALUE_END))
             yield Arguments('"')
             return
         yield from reader.more()
@@ -95,9 +95,9 @@ def _string(reader: Reader) -> Steps[None]:
 
 def _json(reader: Reader) -> Steps[None]:
     """Tells the value when it is complete: what is no JSON is a string. Raises Broken."""
-    end = yield from reader.find(_VALUE_END, 0)
+    end = yield from reader.find(VALUE_END, 0)
     value = reader.use(end)
-    reader.use(len(_VALUE_END))
+    reader.use(len(VALUE_END))
     yield Arguments(value.strip() if _is_json(value) else json.dumps(value, ensure_ascii=False))
 
 

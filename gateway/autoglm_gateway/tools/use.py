@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from autoglm_client import GenerationOptions, ModelLimits
 
 from autoglm_gateway.errors import ApiError, unsupported
 
 from .events import Functions
+from .grammar import forced_call_grammar
 from .parsing import PARSERS, CallParser
 from .schema import Choice, Tool, ToolOptions
 
@@ -17,41 +20,58 @@ AUTO = "auto"
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`told`: what the model is told of; `form`: how it writes its calls; `most_calls`: in one answer, None for any."""
+    """`told`: what the model is told of; `form`: how it writes its calls; `most_calls`: in one answer, None for any;
+    `grammar`: what the answer must keep to, None for nothing."""
 
     told: Sequence[dict[str, Any]]
     functions: Functions
     form: str
     most_calls: int | None = None
+    grammar: str | None = None
 
     def parser(self) -> CallParser:
         return CallParser(self.form, self.functions, self.most_calls)
 
+    def applied(self, options: GenerationOptions) -> GenerationOptions:
+        """Raises ApiError where the answer has a form already."""
+        for guide in ("guided_json", "guided_regex", "guided_grammar"):
+            if getattr(options, guide) is not None:
+                sentence = f"tools and {guide} (or response_format) exclude each other, unless tool_choice is none"
+                raise ApiError(400, sentence, param="tools", code="invalid_value")
+        return options.with_changes({"tools": self.told, "guided_grammar": self.grammar})
 
-def tool_use(request: ToolOptions, setting: str, model_form: str) -> ToolUse | None:
+
+def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse | None:
     """None where no function can be called. `setting`: a form, or "auto" for the one of the model. Raises ApiError."""
     if request.tools is None:
         _refuse_without_tools(request)
         return None
-    told = [tool.model_dump(exclude_none=True) for tool in request.tools]
     functions = {tool.function.name: tool.function.parameters or {} for tool in request.tools}
-    _check_names(request.tools, functions)
+    _check_names(request, functions)
     if request.tool_choice == "none":
         return None
-    if request.tool_choice not in (None, "auto"):
-        _check_forced(request.tool_choice, functions)
-    _check_strict(request.tools)
-    form = _form(setting, model_form)
-    return ToolUse(told, functions, form, 1 if request.parallel_tool_calls is False else None)
+    form = _form(setting, limits.tool_format)
+    return ToolUse(
+        told=[tool.model_dump(exclude_none=True) for tool in request.tools],
+        functions=functions,
+        form=form,
+        most_calls=1 if request.parallel_tool_calls is False else None,
+        grammar=_grammar(request.tools, request, form, limits.call_tokens),
+    )
+
+
+def _grammar(tools: Sequence[Tool], request: ToolOptions, form: str, tokens: Mapping[str, int]) -> str | None:
+    choice = request.tool_choice or "auto"
+    if choice == "none" or (choice == "auto" and not any(tool.function.strict for tool in tools)):
+        return None
+    return forced_call_grammar(tools, choice, form, parallel=request.parallel_tool_calls is not False, tokens=tokens)
 
 
 def _form(setting: str, model_form: str) -> str:
     form = model_form if setting == AUTO else setting
     if form not in PARSERS:
-        raise unsupported(
-            "tools",
-            f"how this model calls functions is not known; the setting tool_format says it: {', '.join(PARSERS)}",
-        )
+        why = f"how this model calls functions is not known; the setting tool_format says it: {', '.join(PARSERS)}"
+        raise unsupported("tools", why)
     return form
 
 
@@ -61,21 +81,10 @@ def _refuse_without_tools(request: ToolOptions) -> None:
             raise ApiError(400, f"{name} needs tools", param=name, code="invalid_value")
 
 
-def _check_names(tools: Sequence[Tool], functions: Functions) -> None:
-    if len(functions) < len(tools):
+def _check_names(request: ToolOptions, functions: Functions) -> None:
+    if len(functions) < len(request.tools or ()):
         raise ApiError(400, "two of the tools have one name: each needs its own", param="tools", code="invalid_value")
-
-
-def _check_forced(choice: str | Choice | None, functions: Functions) -> None:
-    """A call that must come needs a grammar of the answer (`grammar.forced_call_grammar`)."""
+    choice = request.tool_choice
     if isinstance(choice, Choice) and choice.function.name not in functions:
         sentence = f"tool_choice names {choice.function.name!r}, which is not among the tools"
         raise ApiError(400, sentence, param="tool_choice", code="invalid_value")
-    raise unsupported("tool_choice", "this server cannot force a call yet; it takes auto and none")
-
-
-def _check_strict(tools: Sequence[Tool]) -> None:
-    for index, tool in enumerate(tools):
-        if tool.function.strict:
-            name = f"tools[{index}].function.strict"
-            raise unsupported(name, "this server cannot hold arguments to their schema yet")

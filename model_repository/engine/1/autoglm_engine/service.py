@@ -36,7 +36,7 @@ from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .tiers import Tier
 from .token_text import TokenText
-from .tool_format import UNKNOWN
+from .tool_format import UNKNOWN, call_tokens
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
@@ -73,6 +73,7 @@ class EngineService:
         tokenizer = load_tokenizer(folder)
         template = ChatTemplate.load(folder, tokenizer, manifest)
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
+        self._limits["call_tokens"] = call_tokens(tokenizer)
         text = TokenText(tokenizer)
         self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)

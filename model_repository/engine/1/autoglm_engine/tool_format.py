@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
+
 PLAIN_TEXT = "hermes"  # of `tool_prompt`
 UNKNOWN = "unknown"
 
@@ -29,3 +34,9 @@ def tool_format(template: str | None, *, uses_tools: bool) -> str:
     if not uses_tools:
         return PLAIN_TEXT
     return next((name for name, mark in _MARKS if mark in template), UNKNOWN)
+
+
+def call_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """Those that it has, and their ids."""
+    added = tokenizer.get_added_tokens_decoder()
+    return {token.content: token_id for token_id, token in added.items() if token.content in CALL_TOKENS}
