@@ -178,6 +178,20 @@ async def test_mistrals_ids_are_those_that_its_templates_take() -> None:
 CALL = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
 
 
+def nested(depth: int) -> list[dict[str, Any]]:
+    schema: dict[str, Any] = {}
+    for _ in range(depth - 1):
+        schema = {"items": schema}
+    return [{"type": "function", "function": {"name": "f", "parameters": schema}}]
+
+
+async def test_schemas_may_be_deep_but_not_without_end() -> None:
+    async with opened(script("x")) as client:
+        await client.chat.completions.create(**{**ASKED, "tools": nested(99), "tool_choice": "required"})
+        with pytest.raises(openai.BadRequestError, match="nests deeper than 100 levels"):
+            await client.chat.completions.create(**{**ASKED, "tools": nested(102), "tool_choice": "required"})
+
+
 @pytest.mark.parametrize(
     ("changes", "field"),
     [

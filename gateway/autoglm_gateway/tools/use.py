@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from .parsing import PARSERS, CallParser
 from .schema import Choice, Tool, ToolOptions
 
 AUTO = "auto"
+MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,6 +49,7 @@ def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse
         return None
     functions = {tool.function.name: tool.function.parameters or {} for tool in request.tools}
     _check_names(request, functions)
+    _check_depth(functions)
     if request.tool_choice == "none":
         return None
     form = _form(setting, limits.tool_format)
@@ -88,3 +90,20 @@ def _check_names(request: ToolOptions, functions: Functions) -> None:
     if isinstance(choice, Choice) and choice.function.name not in functions:
         sentence = f"tool_choice names {choice.function.name!r}, which is not among the tools"
         raise ApiError(400, sentence, param="tool_choice", code="invalid_value")
+
+
+def _check_depth(functions: Functions) -> None:
+    """Deeper ones end Python's recursion somewhere on their way."""
+    for number, schema in enumerate(functions.values()):
+        level: list[Any] = [schema]
+        for _ in range(MAX_DEPTH):
+            level = [inner for value in level for inner in _inside(value)]
+        if level:
+            name = f"tools[{number}].function.parameters"
+            raise ApiError(400, f"{name} nests deeper than {MAX_DEPTH} levels", param=name, code="invalid_value")
+
+
+def _inside(value: Any) -> Iterable[Any]:
+    if isinstance(value, Mapping):
+        return value.values()
+    return value if isinstance(value, list) else ()
