@@ -109,7 +109,15 @@ def test_answers_to_calls_made_at_once_are_one_turn() -> None:
     assert f"<|im_start|>user\n{blocks}<|im_end|>\n<|im_start|>assistant\n" in rendered
 
 
-@pytest.mark.parametrize(("form", "source"), [*TEMPLATES.items(), ("hermes", SMOLLM2), ("unknown", "{{ tools }}")])
+@pytest.mark.parametrize(
+    ("form", "source"),
+    [
+        *TEMPLATES.items(),
+        ("hermes", SMOLLM2),
+        ("unknown", "{{ tools }}"),
+        ("unknown", "{{ tools }}<tool_call><function="),
+    ],
+)
 def test_the_form_of_calls_is_told_by_the_template(form: str, source: str) -> None:
     assert ChatTemplate(source, {}).tool_format == form
 

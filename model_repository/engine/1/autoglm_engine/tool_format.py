@@ -14,6 +14,7 @@ UNKNOWN = "unknown"
 _MARKS = (
     ("mistral", "[TOOL_CALLS]"),
     ("glm-xml", "<arg_key>"),
+    (UNKNOWN, "<function="),  # Qwen's coders: tags in <tool_call>
     ("hermes", "<tool_call>"),
     ("llama", "<|python_tag|>"),
     ("llama", "<|start_header_id|>"),
