@@ -99,6 +99,12 @@ def test_a_template_without_tools_is_told_of_them_in_the_system_message() -> Non
     )
 
 
+def test_fields_that_are_null_are_left_out_as_transformers_leaves_them_out() -> None:
+    source = "{% for m in messages %}{{ m | tojson }}{% endfor %}{{ tools | tojson }}"
+    rendered = ChatTemplate(source, {}).render([{"role": "user", "content": "x", "name": None, "tool_calls": None}])
+    assert rendered == '{"role": "user", "content": "x"}null'
+
+
 def test_answers_to_calls_made_at_once_are_one_turn() -> None:
     answers = [{"role": "tool", "tool_call_id": f"call0000{n}", "content": f"{n}"} for n in range(2)]
     said = {"role": "assistant", "content": "Well:", "tool_calls": [called("now"), called("now", 1)]}

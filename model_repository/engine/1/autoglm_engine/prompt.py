@@ -111,7 +111,7 @@ class Prompter:
 
 class ChatTemplate:
     """A checkpoint's Jinja template, rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
-    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens. Tools are given
+    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens, and without fields that are null. Tools are given
     to a template that asks for them; for another one they are put into the messages.
 
     `tool_format`: the form in which the model that it belongs to calls them."""
@@ -134,6 +134,7 @@ class ChatTemplate:
         """Raises InvalidRequest with the template's own words when it refuses the messages."""
         from jinja2 import TemplateError
 
+        messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
         if not self._uses_tools and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
         try:
