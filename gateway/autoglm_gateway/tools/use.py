@@ -54,7 +54,7 @@ def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse
         return None
     form = _form(setting, limits.tool_format)
     return ToolUse(
-        told=[tool.model_dump(exclude_none=True) for tool in request.tools],
+        told=[_told(tool) for tool in request.tools],
         functions=functions,
         form=form,
         most_calls=1 if request.parallel_tool_calls is False else None,
@@ -67,6 +67,12 @@ def _grammar(tools: Sequence[Tool], request: ToolOptions, form: str, tokens: Map
     if choice == "none" or (choice == "auto" and not any(tool.function.strict for tool in tools)):
         return None
     return forced_call_grammar(tools, choice, form, parallel=request.parallel_tool_calls is not False, tokens=tokens)
+
+
+def _told(tool: Tool) -> dict[str, Any]:
+    """Not `strict`: it is no matter of the model."""
+    function = {name: getattr(tool.function, name) for name in ("name", "description", "parameters")}
+    return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 
 def _form(setting: str, model_form: str) -> str:
