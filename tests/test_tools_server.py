@@ -40,11 +40,15 @@ def client(server: LocalServer) -> Iterator[openai.OpenAI]:
 
 
 def streamed(client: openai.OpenAI, **changes: Any) -> tuple[str, list[tuple[str, str]], str | None]:
-    """Content, calls, and the finish reason, by the package's own accumulator."""
-    with client.chat.completions.stream(**{**ASKED, **changes}) as stream:
-        for _ in stream:
-            pass
-        return told(stream.get_final_completion())
+    """Content, calls, and the finish reason, of all chunks."""
+    content, calls, reason = "", list[tuple[str, str]](), None
+    for chunk in client.chat.completions.create(**{**ASKED, **changes, "stream": True}):
+        (choice,) = chunk.choices
+        content, reason = content + (choice.delta.content or ""), choice.finish_reason or reason
+        for part in choice.delta.tool_calls or ():
+            calls += [(part.function.name, "")] if part.id else []
+            calls[part.index] = (calls[part.index][0], calls[part.index][1] + (part.function.arguments or ""))
+    return content, calls, reason
 
 
 def told(answer: Any) -> tuple[str, list[tuple[str, str]], str | None]:
