@@ -26,6 +26,8 @@ class GenerationOptions:
     `logit_bias`: what is added to the logit of a token id. `guided_json` (a JSON schema, as an object or as text),
     `guided_regex` and `guided_grammar` (Lark, or the name of a ready one such as `open-autoglm`) leave only answers of that
     form; a request has one of them.
+    `tools`: functions that the model may call, in the form of OpenAI's API; with messages only. The calls are part of the
+    answer's text, in the model's own form.
     """
 
     max_tokens: int | None = None
@@ -51,6 +53,7 @@ class GenerationOptions:
     guided_json: Mapping[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -86,6 +89,7 @@ class OptionChanges(TypedDict, total=False):
     guided_json: Mapping[str, Any] | str | None
     guided_regex: str | None
     guided_grammar: str | None
+    tools: Sequence[Mapping[str, Any]] | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

@@ -49,6 +49,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "guided_json": "JSON",
     "guided_regex": "STRING",
     "guided_grammar": "STRING",
+    "tools": "JSON",
 }
 
 
@@ -83,10 +84,7 @@ def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
 
 def messages_json(conversation: Conversation) -> str:
     turns = [dataclasses.asdict(turn) if isinstance(turn, Message) else dict(turn) for turn in conversation]
-    try:
-        return json.dumps(turns, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from None
+    return _json("messages", turns)
 
 
 def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:
@@ -121,7 +119,7 @@ def _json(name: str, value: Any) -> str:
         return value
     try:
         return json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise InvalidRequestError(f"{name} cannot be written as JSON: {error}") from None
 
 

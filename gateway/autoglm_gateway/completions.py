@@ -10,12 +10,14 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import generation
-from .answers import ChatShape, CompletionShape, Head
+from .answers import ChatShape, CompletionShape, Head, Shape
 from .caller import caller_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
+from .tools.shape import ToolShape
+from .tools.use import ToolUse, tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
 from .upstream import Upstream
 
@@ -28,12 +30,14 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
     options = chat_options(body, await _bounds(request))
-    shape = ChatShape((body.top_logprobs or 0) if body.logprobs else None)
+    shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
+    if use := await _tool_use(body, request):
+        options, shape = use.applied(options), ToolShape(chat, use)
     count = body.n or 1
     asked = Asked(
         [conversation(body.messages)] * count,
         [of_choice(options, number) for number in range(count)],
-        Head(model, shape.prefix),
+        Head(model, chat.prefix),
         shape,
         count,
         body.includes_usage,
@@ -66,6 +70,11 @@ async def _bounds(request: Request) -> Bounds:
     upstream: Upstream = request.app.state.upstream
     limits = await upstream.limits()
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
+
+
+async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
+    upstream: Upstream = request.app.state.upstream
+    return tool_use(body, request.app.state.settings.tool_format, await upstream.limits())
 
 
 async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:

@@ -57,8 +57,8 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
             if number not in usages and (opening := asked.shape.opening(number)):
                 yield _event(asked, [opening])
             usages[number] = piece.usage
-            if piece.text or piece.logprobs:
-                yield _event(asked, [asked.shape.part(number, piece)])
+            if part := asked.shape.part(number, piece):
+                yield _event(asked, [part])
             if piece.finish_reason is not None:
                 closing = asked.shape.closing(number, _reason(piece.finish_reason, asked.options[number]))
                 yield _event(asked, [closing] if closing else [], autoglm=about(piece))

@@ -9,6 +9,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from .tools.schema import ToolOptions, ToolTurn
+
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
 Stop = str | Annotated[list[str], Field(max_length=16)]
@@ -36,10 +38,11 @@ class ImagePart(_Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
+class ChatMessage(ToolTurn):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[Part] | None = None
     name: str | None = None
+    refusal: None = None  # which answers have that are sent back
 
 
 class StreamOptions(_Strict):
@@ -109,7 +112,7 @@ class Generation(Extensions):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Generation):
+class ChatRequest(Generation, ToolOptions):
     messages: Annotated[list[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None

@@ -19,6 +19,7 @@ from .schema import (
     JsonObjectFormat,
     JsonSchemaFormat,
 )
+from .tools.turns import tool_fields
 
 _SMALLEST_TOP_P = 1e-6  # OpenAI allows 0, which keeps the likeliest token alone; so does this
 _EXTENSIONS = tuple(Extensions.model_fields)
@@ -35,7 +36,7 @@ class Bounds:
 
 
 def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    return [{"role": _role(message), "content": _text(message, place)} for place, message in enumerate(messages)]
+    return [_turn(message, place) for place, message in enumerate(messages)]
 
 
 def chat_options(request: ChatRequest, bounds: Bounds) -> GenerationOptions:
@@ -79,6 +80,13 @@ def _options(request: Generation, max_tokens: int | None, logprobs: int | None, 
         user=request.user,
         **extensions,
     )
+
+
+def _turn(message: ChatMessage, place: int) -> dict[str, Any]:
+    fields = tool_fields(message.role, message, f"messages[{place}]")
+    said = None if message.content is None and "tool_calls" in fields else _text(message, place)
+    turn = {"role": _role(message), "content": said, **fields}
+    return turn if message.name is None else {**turn, "name": message.name}
 
 
 def _schema(request: ChatRequest) -> dict[str, Any] | None:

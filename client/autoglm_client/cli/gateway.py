@@ -24,6 +24,9 @@ def gateway(
         list[str] | None, typer.Option(help="Another name for the model; may be repeated. [default: autoglm-phone-9b]")
     ] = None,
     deadline_ms: Annotated[int | None, typer.Option(min=1, help="The most time that an answer may take.")] = None,
+    tool_format: Annotated[
+        str, typer.Option(help="How the model writes calls of tools: auto, hermes, llama, glm, glm-xml or mistral.")
+    ] = "auto",
 ) -> None:
     """Speak OpenAI's HTTP API in front of one or several servers.
 
@@ -39,12 +42,16 @@ def gateway(
         from autoglm_gateway.settings import GatewaySettings
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
-    chosen = GatewaySettings(
-        servers=tuple(server or ("127.0.0.1:8001",)),
-        model=model,
-        aliases=dict.fromkeys(alias or ["autoglm-phone-9b"], model),
-        deadline_ms=deadline_ms,
-    )
+    try:
+        chosen = GatewaySettings(
+            servers=tuple(server or ("127.0.0.1:8001",)),
+            model=model,
+            aliases=dict.fromkeys(alias or ["autoglm-phone-9b"], model),
+            deadline_ms=deadline_ms,
+            tool_format=tool_format,
+        )
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     try:
         bound = listen(host, port)
     except OSError as error:

@@ -23,7 +23,7 @@ from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .pieces import piece_text
-from .prompt import load_tokenizer
+from .prompt import ChatTemplate, load_tokenizer
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -36,6 +36,7 @@ from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .tiers import Tier
 from .token_text import TokenText
+from .tool_format import UNKNOWN, call_tokens
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
@@ -69,7 +70,11 @@ class EngineService:
             "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
         }
         self._default_deadline_ms = settings.default_deadline_ms
-        text = TokenText(load_tokenizer(folder))
+        tokenizer = load_tokenizer(folder)
+        template = ChatTemplate.load(folder, tokenizer, manifest)
+        self._limits["tool_format"] = template.tool_format if template else UNKNOWN
+        self._limits["call_tokens"] = call_tokens(tokenizer)
+        text = TokenText(tokenizer)
         self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
