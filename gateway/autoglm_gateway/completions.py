@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import generation
 from .answers import ChatShape, CompletionShape, Head
 from .caller import caller_of
+from .entry import entry_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .schema import ChatRequest, CompletionRequest, Generation
@@ -37,6 +38,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
     return await _answer(upstream.client, asked, streamed=bool(body.stream))
 
@@ -57,6 +59,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
     return await _answer(upstream.client, asked, streamed=bool(body.stream))
 

@@ -7,6 +7,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
+from .entry import entry_of
 from .errors import ApiError
 
 _MOST_SHOWN = 80  # characters of a value
@@ -14,7 +15,8 @@ _MOST_SHOWN = 80  # characters of a value
 
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def of_ours(_: Request, error: ApiError) -> Response:
+    async def of_ours(request: Request, error: ApiError) -> Response:
+        entry_of(request).error = error.code
         return failure(error)
 
     @app.exception_handler(RequestValidationError)

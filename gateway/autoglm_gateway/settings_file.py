@@ -1,0 +1,100 @@
+"""The gateway's settings from a file, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from .keys import KEYS_VARIABLE, Key, read_keys
+from .settings import GatewaySettings
+from .settings_error import SettingsError
+
+_NOT_IN_FILES = ("keys",)
+
+
+def read_settings(path: Path) -> dict[str, Any]:
+    """What the file sets. Raises SettingsError for what is no TOML, an unknown name and a value of another type."""
+    try:
+        found = tomllib.loads(_text_of(path))
+    except tomllib.TOMLDecodeError as error:
+        raise SettingsError(f"{path} is no TOML: {error}") from None
+    return {name: _typed(name, value) for name, value in found.items()}
+
+
+def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> GatewaySettings:
+    """With the keys of the file that `values` name, and of the environment. Raises SettingsError."""
+    return GatewaySettings(**values, keys=_keys(values.get("keys_file", ""), environ))
+
+
+def as_toml(settings: GatewaySettings) -> str:
+    """A file that `read_settings` reads back to the same settings. What is None is left out: TOML has no word for it."""
+    shown = {name: getattr(settings, name) for name in _names()}
+    return "".join(f"{name} = {_toml(value)}\n" for name, value in shown.items() if value is not None)
+
+
+def _keys(file: str, environ: Mapping[str, str]) -> tuple[Key, ...]:
+    said = environ.get(KEYS_VARIABLE, "")
+    if file and said:
+        raise SettingsError(f"keys come from keys_file or from ${KEYS_VARIABLE}, not from both")
+    if file:
+        return read_keys(_text_of(Path(file)), file)
+    return read_keys(said, f"${KEYS_VARIABLE}") if said else ()
+
+
+def _text_of(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise SettingsError(f"{path} is not UTF-8") from None
+
+
+def _names() -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(GatewaySettings) if field.name not in _NOT_IN_FILES)
+
+
+def _typed(name: str, value: Any) -> Any:
+    if name not in _names():
+        raise SettingsError(f"there is no setting {name!r:.80}; known are {', '.join(_names())}")
+    kind = get_type_hints(GatewaySettings)[name]
+    match value:
+        case bool() if kind is bool:
+            return value
+        case bool():
+            pass
+        case int() if kind in (int, int | None):
+            return value
+        case int() | float() if kind in (float, float | None):
+            return float(value)
+        case str() if kind in (str, str | None):
+            return value
+        case list() if kind == tuple[str, ...] and all(isinstance(item, str) for item in value):
+            return tuple(value)
+        case dict() if kind == Mapping[str, str] and all(isinstance(item, str) for item in value.values()):
+            return value
+    raise SettingsError(f"the setting {name} is {value!r:.80}; it must be {_SHOWN[kind]}")
+
+
+_SHOWN: Mapping[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    int | None: "a whole number",
+    float: "a number",
+    float | None: "a number",
+    str: "a string",
+    str | None: "a string",
+    tuple[str, ...]: "a list of strings",
+    Mapping[str, str]: "a table of strings",
+}
+
+
+def _toml(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(item)}" for name, item in value.items()) + "}"
+    return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
