@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import time
 import uuid
@@ -55,7 +56,7 @@ class AccessLog:
             "method": scope["method"],
             "path": scope["path"][:_MOST_OF_A_PATH],
             "status": CLIENT_LEFT if exchange.left else exchange.status,
-            "error": "client_left" if exchange.left else entry.error,
+            "error": "client_left" if exchange.left else entry.error or exchange.refusal,
             "model": entry.model,
             **entry.tokens(),
             "first_byte_ms": exchange.first_byte_ms,
@@ -67,7 +68,8 @@ class AccessLog:
 @dataclass(slots=True)
 class _Exchange:
     """What is received and sent, watched. `left`: the client did, before the answer was complete; servers report a disconnect
-    after that, too. An answer that never began counts as left: nobody was there to be told."""
+    after that, too. An answer that never began counts as left: nobody was there to be told. `refusal`: the code of an error, as
+    the client reads it, whichever layer refused."""
 
     inner_receive: Receive
     inner_send: Send
@@ -76,6 +78,7 @@ class _Exchange:
     started: bool = False
     complete: bool = False
     left: bool = False
+    refusal: str | None = None
     first_byte_ms: float | None = None
     began: datetime = field(default_factory=lambda: datetime.now(UTC))
     began_at: float = field(default_factory=time.monotonic)
@@ -93,6 +96,7 @@ class _Exchange:
         elif message["type"] == "http.response.body":
             if self.first_byte_ms is None:
                 self.first_byte_ms = _since(self.began_at)
+                self.refusal = None if self.status < 400 else _code_of(message.get("body", b""))
             self.complete = not message.get("more_body", False)
         await self.inner_send(message)
 
@@ -103,6 +107,14 @@ def _request_id(scope: Scope) -> str:
     if len(said) == 1 and _ID.fullmatch(said[0]):
         return said[0].decode("ascii")
     return f"req-{uuid.uuid4().hex}"
+
+
+def _code_of(body: bytes) -> str | None:
+    try:
+        code = json.loads(body)["error"]["code"]
+    except (ValueError, LookupError, TypeError):
+        return None
+    return code if isinstance(code, str) else None
 
 
 def _since(then: float) -> float:

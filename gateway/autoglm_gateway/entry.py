@@ -13,7 +13,8 @@ from starlette.requests import HTTPConnection
 @dataclass(slots=True)
 class Entry:
     """Of the access log. `usages`: of each choice so far; `choices_per_prompt`: those of one prompt stand next to each other.
-    `error`: the code of what went wrong."""
+    `error`: the code of
+    what went wrong after the answer had begun."""
 
     request_id: str = ""
     tenant: str | None = None

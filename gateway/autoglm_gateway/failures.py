@@ -7,7 +7,6 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
-from .entry import entry_of
 from .errors import ApiError
 
 _MOST_SHOWN = 80  # characters of a value
@@ -15,8 +14,7 @@ _MOST_SHOWN = 80  # characters of a value
 
 def add_error_handlers(app: FastAPI) -> None:
     @app.exception_handler(ApiError)
-    async def of_ours(request: Request, error: ApiError) -> Response:
-        entry_of(request).error = error.code
+    async def of_ours(_: Request, error: ApiError) -> Response:
         return failure(error)
 
     @app.exception_handler(RequestValidationError)

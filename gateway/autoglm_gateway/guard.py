@@ -6,6 +6,7 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from .addresses import is_loopback
 from .caller import ANYBODY, Caller
 from .errors import ApiError
 from .failures import failure
@@ -18,7 +19,6 @@ OPEN_PATHS = frozenset(
 )
 OPEN_FOLDER = "/page/"  # what the page at / loads
 METRICS_PATH = "/metrics"
-_LOOPBACK = ("localhost", "127.0.0.1", "::1")
 _CHALLENGE = 'Bearer realm="autoglm"'
 
 
@@ -84,7 +84,7 @@ class Guard:
             return
         for said in _headers(scope, b"origin"):
             origin = said.decode("latin-1")
-            if not _is_loopback(origin) and not {origin, "*"} & set(self._settings.allow_origins):
+            if not _is_local(origin) and not {origin, "*"} & set(self._settings.allow_origins):
                 sentence = f"pages of {origin!r:.100} may not use this gateway; --allow-origin admits them"
                 raise ApiError(403, sentence, code="forbidden_origin")
 
@@ -94,8 +94,6 @@ def _is_open(path: str) -> bool:
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    if entry := scope.setdefault("state", {}).get("entry"):
-        entry.error = error.code
     response = failure(error)
     if error.status == 401:
         response.headers["WWW-Authenticate"] = _CHALLENGE
@@ -111,8 +109,8 @@ def _headers(scope: Scope, name: bytes) -> list[bytes]:
     return [value for known, value in scope["headers"] if known == name]
 
 
-def _is_loopback(origin: str) -> bool:
+def _is_local(origin: str) -> bool:
     try:
-        return urlsplit(origin).hostname in _LOOPBACK
+        return is_loopback(urlsplit(origin).hostname or "")
     except ValueError:
         return False

@@ -1,13 +1,15 @@
-"""The gateway as a process: uvicorn on a socket."""
+"""The gateway as a process: uvicorn on a socket, with TLS where it has a certificate."""
 
 from __future__ import annotations
 
 import socket
+import ssl
 
 import uvicorn
 
 from .app import create_app
 from .settings import GatewaySettings
+from .settings_error import SettingsError
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -24,4 +26,18 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(settings: GatewaySettings) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False))
+    """Raises OSError for an access log that cannot be opened."""
+    tls = {"ssl_certfile": settings.tls_cert, "ssl_keyfile": settings.tls_key} if settings.tls_cert else {}
+    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False, **tls))  # type: ignore[arg-type]
+
+
+def check_tls(settings: GatewaySettings) -> None:
+    """Raises SettingsError where certificate and key cannot be used. A key must not need a password: nobody is there to type."""
+    if not settings.tls_cert:
+        return
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(settings.tls_cert, settings.tls_key, password=lambda: b"")
+    except OSError as error:  # ssl.SSLError is one
+        files = f"tls_cert {settings.tls_cert} and tls_key {settings.tls_key}"
+        raise SettingsError(f"{files} cannot be used: {error.strerror or error}") from None

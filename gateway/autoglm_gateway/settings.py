@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .addresses import is_loopback
 from .keys import Key
 from .ranges import check_ranges
 from .settings_error import SettingsError
@@ -62,8 +63,18 @@ class GatewaySettings:
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
+        for alias, meant in self.aliases.items():
+            if meant != self.model:
+                raise SettingsError(
+                    f"the alias {alias!r:.80} means {meant!r:.80}; it must mean the model, {self.model!r:.80}"
+                )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("tls_cert and tls_key belong together: one of them is missing")
+        if not (self.keys or self.open or is_loopback(self.host)):
+            raise SettingsError(
+                f"the host {self.host!r:.80} can be reached from elsewhere and there are no keys: "
+                "make some with `autoglm gateway-key NAME`, or say --open, which lets everybody in"
+            )
         for origin in self.allow_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(f"allow_origins has {origin!r:.80}; it must be * or like https://example.org:8443")

@@ -27,8 +27,12 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> GatewaySettings:
-    """With the keys of the file that `values` name, and of the environment. Raises SettingsError."""
-    return GatewaySettings(**values, keys=_keys(values.get("keys_file", ""), environ))
+    """With the keys of the file that `values` name, or of the environment. `aliases` may be names alone. Raises SettingsError."""
+    default = GatewaySettings()
+    aliases, model = values.get("aliases", tuple(default.aliases)), values.get("model", default.model)
+    if not isinstance(aliases, Mapping):
+        aliases = dict.fromkeys(aliases, model)
+    return GatewaySettings(**{**values, "aliases": aliases, "keys": _keys(values.get("keys_file", ""), environ)})
 
 
 def as_toml(settings: GatewaySettings) -> str:
