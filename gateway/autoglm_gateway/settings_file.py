@@ -99,6 +99,7 @@ _SHOWN: Mapping[Any, str] = {
 
 
 def _toml(value: Any) -> str:
+    """Strings of JSON are strings of TOML, but for control characters that nobody has in a setting."""
     if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{json.dumps(name)} = {json.dumps(item)}" for name, item in value.items()) + "}"
+        return "{" + ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items()) + "}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
