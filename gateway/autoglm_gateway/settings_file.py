@@ -23,7 +23,7 @@ def read_settings(path: Path) -> dict[str, Any]:
         found = tomllib.loads(_text_of(path))
     except tomllib.TOMLDecodeError as error:
         raise SettingsError(f"{path} is no TOML: {error}") from None
-    return {name: _typed(name, value) for name, value in found.items()}
+    return _typed(GatewaySettings, found)
 
 
 def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> GatewaySettings:
@@ -59,30 +59,42 @@ def _text_of(path: Path) -> str:
         raise SettingsError(f"{path} is not UTF-8") from None
 
 
-def _names() -> tuple[str, ...]:
-    return tuple(field.name for field in dataclasses.fields(GatewaySettings) if field.name not in _NOT_IN_FILES)
+def _names(kind: type = GatewaySettings) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind) if field.name not in _NOT_IN_FILES)
 
 
-def _typed(name: str, value: Any) -> Any:
-    if name not in _names():
-        raise SettingsError(f"there is no setting {name!r:.80}; known are {', '.join(_names())}")
-    kind = get_type_hints(GatewaySettings)[name]
+def _typed(kind: type, found: Mapping[str, Any], group: str = "") -> dict[str, Any]:
+    """`found` for the fields of `kind`; where one of them is a group of settings, it is built."""
+    kinds = get_type_hints(kind)
+    values = dict[str, Any]()
+    for name, value in found.items():
+        if name not in _names(kind):
+            raise SettingsError(f"there is no setting {group + name!r:.80}; known are {', '.join(_names(kind))}")
+        if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
+            values[name] = kinds[name](**_typed(kinds[name], value, f"{group}{name}."))
+        elif not _is_of(kinds[name], value):
+            shown = _SHOWN.get(kinds[name], "a table")
+            raise SettingsError(f"the setting {group}{name} is {value!r:.80}; it must be {shown}")
+        else:
+            values[name] = tuple(value) if isinstance(value, list) else value
+    return values
+
+
+def _is_of(kind: Any, value: Any) -> bool:
     match value:
-        case bool() if kind is bool:
-            return value
         case bool():
-            pass
-        case int() if kind in (int, int | None):
-            return value
-        case int() | float() if kind in (float, float | None):
-            return float(value)
-        case str() if kind in (str, str | None):
-            return value
-        case list() if kind == tuple[str, ...] and all(isinstance(item, str) for item in value):
-            return tuple(value)
-        case dict() if kind == Mapping[str, str] and all(isinstance(item, str) for item in value.values()):
-            return value
-    raise SettingsError(f"the setting {name} is {value!r:.80}; it must be {_SHOWN[kind]}")
+            return kind is bool
+        case int():
+            return kind in (int, int | None, float, float | None)
+        case float():
+            return kind in (float, float | None)
+        case str():
+            return kind in (str, str | None)
+        case list():
+            return kind == tuple[str, ...] and all(isinstance(item, str) for item in value)
+        case Mapping():
+            return bool(kind == Mapping[str, str]) and all(isinstance(item, str) for item in value.values())
+    return False
 
 
 _SHOWN: Mapping[Any, str] = {
@@ -100,6 +112,8 @@ _SHOWN: Mapping[Any, str] = {
 
 def _toml(value: Any) -> str:
     """Strings of JSON are strings of TOML, but for control characters that nobody has in a setting."""
+    if dataclasses.is_dataclass(value):
+        value = {name: part for name in _names(type(value)) if (part := getattr(value, name)) is not None}
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{_toml(name)} = {_toml(item)}" for name, item in value.items()) + "}"
     return json.dumps(list(value) if isinstance(value, tuple) else value, ensure_ascii=False)
