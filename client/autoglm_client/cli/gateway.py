@@ -142,7 +142,8 @@ def _settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
 
 def _serve(settings: GatewaySettings) -> None:
     try:
-        from autoglm_gateway.serving import check_tls, listen, make_server
+        from autoglm_gateway.serving import listen, make_server
+        from autoglm_gateway.tls import check_tls
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
     from autoglm_gateway.settings_error import SettingsError
