@@ -26,6 +26,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
+DOCUMENTATION = Path(__file__).parent.parent / "docs" / "gateway.md"
 DIGEST = "0123456789abcdef" * 4
 NO_ENVIRONMENT = {"AUTOGLM_GATEWAY_KEYS": "", "AUTOGLM_GATEWAY_CONFIG": "", "COLUMNS": "200", "TERM": "dumb"}
 
@@ -232,3 +233,9 @@ def test_a_certificate_that_cannot_be_used_is_one_sentence(certificate: tuple[st
 def test_an_access_log_that_cannot_be_opened_is_one_sentence(tmp_path: Path) -> None:
     result = run("gateway", "--port", "0", "--access-log", str(tmp_path / "missing" / "log"))
     assert result.exit_code == 1 and result.stderr.endswith("log: No such file or directory\n")
+
+
+def test_every_setting_has_a_row_in_the_documentation() -> None:
+    rows = re.findall(r"^\| ([a-z_, ]+) \|", DOCUMENTATION.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    documented = {name for row in rows for name in row.split(", ")}
+    assert {field.name for field in dataclasses.fields(GatewaySettings)} - {"keys"} <= documented
