@@ -8,6 +8,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.guard import Guard
 from autoglm_gateway.keys import KeyRing, new_key
 from autoglm_gateway.limits import Limits, Meter, TokenBucket
@@ -115,6 +116,18 @@ async def plain_status(app: Any, path: str) -> int:
     scope = {"type": "http", "method": "GET", "path": path, "query_string": b"", "headers": [], "server": ("x", 80)}
     await app({**scope, "scheme": "http", "root_path": "", "http_version": "1.1"}, receive, send)
     return statuses[0]
+
+
+async def test_strangers_learn_no_address_from_the_health() -> None:
+    keys, _ = made_keys("alice")
+    said = {}
+    for settings in (GatewaySettings(keys=keys), GatewaySettings()):
+        transport = FakeTransport(Script(connect_errors=[CannotConnectError("cannot reach 10.0.0.7:8001")] * 9))
+        async with opened(settings, transport) as gateway:
+            answer = await gateway.http.get("/health/ready")
+        assert answer.status_code == 503
+        said[bool(settings.keys)] = answer.json()
+    assert said[True] == {"ready": False} and "10.0.0.7:8001" in said[False]["detail"]
 
 
 async def test_one_request_too_many_at_once_is_refused_and_a_slot_is_free_again_after_each_end() -> None:
