@@ -263,6 +263,20 @@ async def test_a_page_that_is_allowed_may_send_its_key_and_reads_refusals() -> N
     assert shut.status_code == 401 and "access-control-allow-origin" not in shut.headers
 
 
+async def test_the_deadline_of_the_gateway_holds_for_every_request() -> None:
+    transport = FakeTransport(Script(finish_reason="deadline"))
+    async with opened(GatewaySettings(deadline_ms=70), transport) as gateway:
+        client = gateway.openai("none")
+        with pytest.raises(openai.APIStatusError, match="within its time limit of 70 ms") as caught:
+            await chat(client)
+        assert (caught.value.status_code, caught.value.code) == (408, "deadline")
+        stream = await client.chat.completions.create(model="autoglm", messages=HELLO, stream=True)  # type: ignore[call-overload]
+        with pytest.raises(openai.APIError, match="70 ms"):
+            async for _ in stream:
+                pass
+    assert [int.from_bytes(inputs_of(request)["deadline_ms"], "little") for request in transport.requests] == [70, 70]
+
+
 def test_a_key_ring_finds_each_key_of_a_tenant_and_no_other() -> None:
     keys, known = made_keys("alice", "bob", "carol")
     ring = KeyRing(keys)
