@@ -96,6 +96,18 @@ async def test_what_needs_a_key(path: str, without: int, with_key: int, with_met
         assert found == with_metrics or (with_metrics is None and found not in (401, 403))
 
 
+async def test_the_openapi_document_says_where_a_key_is_needed() -> None:
+    keys, _ = made_keys("alice")
+    documents = []
+    for settings in (GatewaySettings(keys=keys), GatewaySettings()):
+        async with opened(settings) as gateway:
+            documents.append((await gateway.http.get("/openapi.json")).json())
+    kept, plain = documents
+    assert kept["components"]["securitySchemes"] == {"key": {"type": "http", "scheme": "bearer"}}
+    assert kept["security"] == [{"key": []}] and kept["paths"]["/health/live"]["get"]["security"] == []
+    assert "security" not in kept["paths"][CHAT]["post"] and "security" not in plain
+
+
 async def test_the_pages_own_paths_are_open() -> None:
     keys, _ = made_keys("alice")
     async with opened(GatewaySettings(keys=keys)) as gateway:
@@ -132,15 +144,18 @@ async def test_strangers_learn_no_address_from_the_health() -> None:
 
 async def test_one_request_too_many_at_once_is_refused_and_a_slot_is_free_again_after_each_end() -> None:
     keys, (key,) = made_keys("alice", more=", concurrency = 2")
-    transport = FakeTransport(Script(pause_s=0.05))
+    transport = FakeTransport(Script(pause_s=60))
     async with opened(GatewaySettings(keys=keys), transport) as gateway:
         client = gateway.openai(key)
         under_way = [asyncio.create_task(chat(client)) for _ in range(2)]
-        await asyncio.sleep(0.03)
+        async with asyncio.timeout(10):
+            while len(transport.running) < 2:
+                await asyncio.sleep(0.001)
         with pytest.raises(openai.RateLimitError) as caught:
             await chat(client)
         assert caught.value.code == "concurrency_limit_exceeded" and caught.value.response.headers["retry-after"] == "1"
-        under_way[0].cancel()
+        for task in under_way:
+            task.cancel()
         await asyncio.gather(*under_way, return_exceptions=True)
         transport.script = Script()
         for _ in range(3):

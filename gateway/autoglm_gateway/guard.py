@@ -24,7 +24,7 @@ _CHALLENGE = 'Bearer realm="autoglm"'
 
 class Guard:
     """Pure ASGI. Without keys everybody is let in, under one common limit, but no web page of elsewhere where the gateway
-    is this machine's own. With keys, all but what `_is_open` needs one."""
+    is this machine's own. With keys, all but what `is_open` needs one."""
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app, self._ring, self._settings = app, KeyRing(settings.keys), settings
@@ -33,7 +33,7 @@ class Guard:
         self._meters = {key.tenant: Meter(_limits(key, default)) for key in settings.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or _is_open(scope["path"]):
+        if scope["type"] != "http" or is_open(scope["path"]):
             return await self._app(scope, receive, send)
         try:
             meter = self._admit(scope)
@@ -89,7 +89,7 @@ class Guard:
                 raise ApiError(403, sentence, code="forbidden_origin")
 
 
-def _is_open(path: str) -> bool:
+def is_open(path: str) -> bool:
     return path in OPEN_PATHS or path.startswith(OPEN_FOLDER)
 
 

@@ -7,6 +7,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .access_log import REQUEST_ID, AccessLog
 from .guard import Guard
+from .key_scheme import describe_keys
 from .log_writer import LogWriter
 from .settings import GatewaySettings
 
@@ -14,6 +15,8 @@ from .settings import GatewaySettings
 def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None) -> None:
     """Each is around what was added before: refusals of the guard can be read by web pages, and stand in the log."""
     app.add_middleware(Guard, settings=settings)
+    if settings.keys:
+        describe_keys(app)
     if settings.allow_origins:
         app.add_middleware(
             CORSMiddleware,
