@@ -19,6 +19,7 @@ OPEN_PATHS = frozenset(
 )
 OPEN_FOLDER = "/page/"  # what the page at / loads
 METRICS_PATH = "/metrics"
+_POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1
 _CHALLENGE = 'Bearer realm="autoglm"'
 
 
@@ -33,6 +34,8 @@ class Guard:
         self._meters = {key.tenant: Meter(_limits(key, default)) for key in settings.keys}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "websocket":  # there are none
+            return await send({"type": "websocket.close", "code": _POLICY_VIOLATION})
         if scope["type"] != "http" or is_open(scope["path"]):
             return await self._app(scope, receive, send)
         try:
