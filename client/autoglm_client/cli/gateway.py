@@ -165,5 +165,5 @@ def _serve(settings: GatewaySettings) -> None:
 def _greeting(settings: GatewaySettings, port: int) -> str:
     scheme = "https" if settings.tls_cert else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    who = f"{len(settings.keys)} tenants have keys" if settings.keys else "no keys: open to everybody who reaches it"
+    who = f"tenants with keys: {len(settings.keys)}" if settings.keys else "no keys: open to everybody who reaches it"
     return f"OpenAI   {scheme}://{host}:{port}/v1, in front of {', '.join(settings.servers)}; {who}; Ctrl-C stops it"
