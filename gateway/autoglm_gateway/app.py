@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
 from . import completions, information
 from .failures import add_error_handlers
+from .layers import access_log, add_layers
 from .settings import GatewaySettings
 from .upstream import Upstream
 
@@ -17,17 +18,21 @@ MakeClient = Callable[[Sequence[str]], AsyncClient]
 
 
 def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> FastAPI:
-    """`make_client`: of the servers' addresses; called when the application starts."""
+    """`make_client`: of the servers' addresses; called when the application starts. Raises OSError where the access log
+    cannot be opened."""
+    log = access_log(settings)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with make_client(settings.servers) as client:
-            app.state.upstream = Upstream(client)
-            yield
+        with log or nullcontext():
+            async with make_client(settings.servers) as client:
+                app.state.upstream = Upstream(client)
+                yield
 
     app = FastAPI(title="AutoGLM-Triton", lifespan=lifespan)
     app.state.settings = settings
     add_error_handlers(app)
     app.include_router(completions.router)
     app.include_router(information.router)
+    add_layers(app, settings, log)
     return app

@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import generation
 from .answers import ChatShape, CompletionShape, Head, Shape
 from .caller import caller_of
+from .entry import entry_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .schema import ChatRequest, CompletionRequest, Generation
@@ -41,6 +42,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
     return await _answer(upstream.client, asked, streamed=bool(body.stream))
 
@@ -61,6 +63,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
     return await _answer(upstream.client, asked, streamed=bool(body.stream))
 

@@ -6,13 +6,14 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Usage
+from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
+from .entry import Entry
 from .errors import ApiError, api_error, deadline_passed
 
 DONE = b"data: [DONE]\n\n"
@@ -28,6 +29,11 @@ class Asked:
     shape: Shape
     choices_per_prompt: int = 1
     includes_usage: bool = False
+    entry: Entry = field(default_factory=Entry)
+
+    def __post_init__(self) -> None:
+        self.entry.model, self.entry.prompts = self.head.model, self.prompts
+        self.entry.choices_per_prompt = self.choices_per_prompt
 
 
 async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
@@ -39,6 +45,7 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
     except* AutoGLMError as errors:
         raise api_error(_first(errors)) from None
     results = [task.result() for task in tasks]
+    asked.entry.usages = dict(enumerate(result.usage for result in results))
     choices = [
         asked.shape.choice(number, result, _reason(result.finish_reason, asked.options[number]))
         for number, result in enumerate(results)
@@ -50,7 +57,7 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
 async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
-    usages = dict[int, Usage]()
+    usages = asked.entry.usages
     pieces = _merged(client, asked)
     try:
         async for number, piece in pieces:
@@ -70,6 +77,7 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
         failure = api_error(error) if isinstance(error, AutoGLMError) else error
         if not usages:
             raise failure from None
+        asked.entry.error = failure.code
         yield _data(failure.body)
     finally:
         await pieces.aclose()

@@ -5,9 +5,11 @@ from __future__ import annotations
 import socket
 
 import uvicorn
+from autoglm_client import AsyncClient
 
-from .app import create_app
+from .app import MakeClient, create_app
 from .settings import GatewaySettings
+from .tls import tls_options
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,5 +25,6 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_server(settings: GatewaySettings) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False))
+def make_server(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> uvicorn.Server:
+    app = create_app(settings, make_client)
+    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, **tls_options(settings)))
