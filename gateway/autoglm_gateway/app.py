@@ -9,6 +9,7 @@ from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
 from . import completions, information
+from .body_limit import BodyBounds, BodyLimit
 from .failures import add_error_handlers
 from .settings import GatewaySettings
 from .upstream import Upstream
@@ -27,6 +28,7 @@ def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient)
 
     app = FastAPI(title="AutoGLM-Triton", lifespan=lifespan)
     app.state.settings = settings
+    app.add_middleware(BodyLimit, bounds=BodyBounds.of(settings))
     add_error_handlers(app)
     app.include_router(completions.router)
     app.include_router(information.router)

@@ -12,14 +12,16 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import generation
 from .answers import ChatShape, CompletionShape, Head
 from .caller import caller_of
+from .departures import unless_gone
 from .errors import ApiError, unknown_model
 from .generation import Asked
+from .json_body import JsonRoute
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
 from .upstream import Upstream
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
 @router.post("/v1/chat/completions", response_model=None)
@@ -38,7 +40,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 @router.post("/v1/completions", response_model=None)
@@ -58,7 +60,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 async def _bounds(request: Request) -> Bounds:
@@ -68,11 +70,11 @@ async def _bounds(request: Request) -> Bounds:
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:
+async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
     if not streamed:
-        return JSONResponse(await generation.whole(client, asked))
+        return JSONResponse(await unless_gone(request.receive, generation.whole(client, asked)))
     events = generation.events(client, asked)
-    first = await anext(events)
+    first = await unless_gone(request.receive, anext(events))
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )

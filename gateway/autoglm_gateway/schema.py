@@ -1,21 +1,36 @@
 """The requests that are understood. A field that is not named here is refused by its name.
 
+Lists end at the first wrong item and objects of very many fields are not looked into: each complaint takes memory.
 Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are what its package passes in `extra_body`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic_core import PydanticCustomError
+
+_MOST_UNKNOWN = 16  # fields of one object
+_MOST_ITEMS = 2048
+
+T = TypeVar("T")
+Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+Stop = str | Annotated[Items[str], Field(max_length=16)]
 
 
 class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bound_fields(cls, value: Any) -> Any:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MOST_UNKNOWN:
+            raise PydanticCustomError("too_many_fields", "too many fields that are not known")
+        return value
 
 
 class TextPart(_Strict):
@@ -38,7 +53,7 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class ChatMessage(_Strict):
     role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+    content: str | Items[Part] | None = None
     name: str | None = None
 
 
@@ -81,13 +96,13 @@ class Generation(Extensions):
 
 
 class ChatRequest(Generation):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Literal[False] | None = None

@@ -5,8 +5,10 @@ from __future__ import annotations
 import socket
 
 import uvicorn
+from autoglm_client import AsyncClient
 
-from .app import create_app
+from .app import MakeClient, create_app
+from .connections import protocol_of
 from .settings import GatewaySettings
 
 
@@ -23,5 +25,6 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_server(settings: GatewaySettings) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False))
+def make_server(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> uvicorn.Server:
+    app, http = create_app(settings, make_client), protocol_of(settings.connections)
+    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="warning", access_log=False))
