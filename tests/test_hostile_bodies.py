@@ -10,12 +10,10 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
-from autoglm_client import AsyncClient
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.settings import MIB, ConnectionLimits, GatewaySettings
-from client_fakes import FakeTransport
-from gateway_server import GatewayThread
+from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st
 from raw_http import ask, chunked, connect, head, is_closed, post, read_answer
@@ -30,12 +28,9 @@ MANY = 200_000
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayThread]:
     settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=1.0))
-    with GatewayThread(settings, fake_client) as running:
+    with logged_errors() as errors, GatewayThread(settings, fake_client) as running:
         yield running
-
-
-def fake_client(urls: object) -> AsyncClient:
-    return AsyncClient("fake", transport=lambda _: FakeTransport())
+    assert not errors
 
 
 def body(**changes: object) -> bytes:

@@ -27,4 +27,4 @@ def listen(host: str, port: int) -> socket.socket:
 
 def make_server(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> uvicorn.Server:
     app, http = create_app(settings, make_client), protocol_of(settings.connections)
-    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="warning", access_log=False))
+    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False))
