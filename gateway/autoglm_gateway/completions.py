@@ -9,7 +9,8 @@ from autoglm_client import AsyncClient
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from . import generation
+from . import document, generation
+from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head
 from .caller import caller_of
 from .departures import unless_gone
@@ -24,7 +25,9 @@ from .upstream import Upstream
 router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post(
+    "/v1/chat/completions", response_model=None, responses=document.generation(ChatCompletion, ChatCompletionChunk)
+)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream: Upstream = request.app.state.upstream
@@ -43,7 +46,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     upstream: Upstream = request.app.state.upstream

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
 from pydantic_core import PydanticCustomError
 
 _MOST_UNKNOWN = 16  # fields of one object
@@ -20,6 +20,15 @@ Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
 Stop = str | Annotated[Items[str], Field(max_length=16)]
+
+
+def _only_off(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_off", "Input should be false")
+    return value
+
+
+Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 class _Strict(BaseModel):
@@ -105,4 +114,4 @@ class ChatRequest(Generation):
 class CompletionRequest(Generation):
     prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: Off | None = None
