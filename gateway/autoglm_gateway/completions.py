@@ -32,11 +32,12 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
+    turns = conversation(body.messages)
     options = chat_options(body, await _bounds(request))
     shape = ChatShape((body.top_logprobs or 0) if body.logprobs else None)
     count = body.n or 1
     asked = Asked(
-        [conversation(body.messages)] * count,
+        [turns] * count,
         [of_choice(options, number) for number in range(count)],
         Head(model, shape.prefix),
         shape,

@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 
 _MOST_UNKNOWN = 16  # fields of one object
 _MOST_ITEMS = 2048
+_OF_IMAGES = ("http://", "https://", "data:image/")
 
 T = TypeVar("T")
 Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
@@ -28,6 +29,15 @@ def _only_off(value: bool) -> bool:
     return value
 
 
+def _only_images(value: str) -> str:
+    if not value.startswith(_OF_IMAGES):
+        raise PydanticCustomError("no_image", "Input should be an http, https or data:image URL")
+    return value
+
+
+ImageAddress = Annotated[
+    str, AfterValidator(_only_images), Field(json_schema_extra={"pattern": f"^({'|'.join(_OF_IMAGES)})"})
+]
 Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
 
 
@@ -48,7 +58,7 @@ class TextPart(_Strict):
 
 
 class ImageUrl(_Strict):
-    url: str
+    url: ImageAddress
     detail: Literal["auto", "low", "high"] = "auto"
 
 

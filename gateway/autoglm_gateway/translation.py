@@ -8,7 +8,7 @@ from typing import Any
 from autoglm_client import GenerationOptions
 
 from .errors import ApiError, unsupported
-from .schema import ChatMessage, ChatRequest, CompletionRequest, Extensions, Generation, ImagePart
+from .schema import ChatMessage, ChatRequest, CompletionRequest, Extensions, Generation, ImagePart, TextPart
 
 _SMALLEST_TOP_P = 1e-6  # OpenAI allows 0, which keeps the likeliest token alone; so does this
 _EXTENSIONS = tuple(Extensions.model_fields)
@@ -76,6 +76,10 @@ def _text(message: ChatMessage, place: int) -> str:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):
         return content
-    if any(isinstance(part, ImagePart) for part in content):
-        raise unsupported(f"messages[{place}].content", "this model has no vision encoder, so it takes no image_url")
-    return "".join(part.text for part in content if not isinstance(part, ImagePart))
+    return "".join(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(content))
+
+
+def _part(part: TextPart | ImagePart, name: str) -> str:
+    if isinstance(part, ImagePart):
+        raise unsupported(name, "this model has no vision encoder, so it takes no image_url")
+    return part.text
