@@ -14,6 +14,9 @@ from functools import partial
 from html.parser import HTMLParser
 
 import pytest
+from autoglm_client import Piece, TokenLogprob, Usage
+from autoglm_client.types import Candidate, StageTimes
+from autoglm_gateway.answers import ChatShape, CompletionShape
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport
@@ -110,3 +113,11 @@ def test_the_page_at_docs_is_whole_by_itself() -> None:
     assert not seen.found and set(seen.links) - seen.targets == {"/openapi.json"}
     for told in ("POST /v1/chat/completions", "max_completion_tokens", "text/event-stream", "at most 2", "Retry-After"):
         assert told in page
+
+
+@pytest.mark.parametrize("shape", [ChatShape(1), CompletionShape(1)])
+def test_what_cannot_come_has_a_number_that_json_has(shape: ChatShape | CompletionShape) -> None:
+    impossible = TokenLogprob(1, "no", float("-inf"), (Candidate(1, "no", float("-inf")),))
+    piece = Piece("no", None, Usage(1, 1, 0), StageTimes(0, 0, 0, 0, 0), (impossible,))
+    written = json.dumps(shape.part(0, piece), allow_nan=False)
+    assert written.count("-9999.0") == 2
