@@ -10,6 +10,7 @@ from statistics import median
 
 import pytest
 from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
+from autoglm_gateway.settings_error import SettingsError
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
 from raw_http import Answer, ask, connect, head, is_closed, post, read_answer
@@ -214,3 +215,9 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
             except ConnectionError:
                 pass
         assert received < 8192 * 1000 and not transport.running and not errors
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_connections", 0), ("head_s", -1.0), ("idle_s", float("nan"))])
+def test_a_limit_out_of_its_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=name):
+        ConnectionLimits(**{name: value})  # type: ignore[arg-type]

@@ -15,6 +15,7 @@ _REFS = "#/components/schemas/{model}"
 _REASONS = {
     400: "the request is broken, or asks for what is not there: `param` names the field",
     401: "no API key, or not one of this gateway's",
+    403: "this API key may not, or this web page may not",
     404: "no such model; or, with `cache` set to `only`, no kept answer",
     405: "not with this method",
     408: "the request or the answer took too long",
@@ -28,7 +29,7 @@ _REASONS = {
     503: "the server cannot be reached, or the gateway is overloaded: `Retry-After` says when to try again",
 }
 _RETRIED = {429, 503}
-_OF_ANY = (400, 401, 405, 408, 429, 431, 500, 503)
+_OF_ANY = (400, 401, 403, 405, 408, 429, 431, 500, 503)
 _OF_GENERATION = (404, 413, 415, 499, 502)
 
 Responses = dict[int | str, dict[str, Any]]

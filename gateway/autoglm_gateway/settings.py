@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .ranges import check_ranges
+
 MIB = 1 << 20
+_LONGEST_S = 3600
+_CONNECTION_RANGES: dict[str, tuple[float, float]] = {
+    "max_connections": (1, 1_000_000),
+    "max_head_bytes": (1024, 1 << 20),
+    "head_s": (0.001, _LONGEST_S),
+    "body_s": (0.001, _LONGEST_S),
+    "idle_s": (0.001, _LONGEST_S),
+    "unread_s": (0.001, _LONGEST_S),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,6 +31,9 @@ class ConnectionLimits:
     body_s: float = 30
     idle_s: float = 30
     unread_s: float = 60
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _CONNECTION_RANGES)
 
 
 @dataclass(frozen=True, slots=True)
