@@ -13,6 +13,8 @@ from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from autoglm_gateway.settings_error import SettingsError
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from raw_http import Answer, ask, connect, head, is_closed, post, read_answer
 
 LIMITS = ConnectionLimits(max_connections=600, head_s=0.6, body_s=0.9, idle_s=1.2, unread_s=0.5)
@@ -200,9 +202,9 @@ def _times(port: int) -> list[float]:
 def test_a_reader_that_stops_reading_is_given_up() -> None:
     """8 MB of events are more than sockets buffer."""
     transport = FakeTransport(Script(words=["x" * 8192] * 1000))
-    settings = GatewaySettings(connections=LIMITS)
+    limited = GatewaySettings(connections=LIMITS)
     make_client = partial(fake_client, transport=transport)
-    with logged_errors() as errors, GatewayThread(settings, make_client) as gateway:
+    with logged_errors() as errors, GatewayThread(limited, make_client) as gateway:
         with connect(gateway.port) as connection:
             connection.sendall(post(BODY[:-1] + b',"stream":true}'))
             time.sleep(0.2)
@@ -221,3 +223,28 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
 def test_a_limit_out_of_its_range_is_refused_by_name(name: str, value: float) -> None:
     with pytest.raises(SettingsError, match=name):
         ConnectionLimits(**{name: value})  # type: ignore[arg-type]
+
+
+GOOD = post(BODY, "Accept: */*", "X-Request-Id: 1")
+mutations = st.lists(
+    st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from(["insert", "delete", "replace"]), st.binary(max_size=4)),
+    max_size=6,
+)
+
+
+@given(mutations)
+@settings(max_examples=150, deadline=None)
+def test_requests_with_random_damage_leave_the_gateway_well(
+    gateway: GatewayThread, damage: list[tuple[int, str, bytes]]
+) -> None:
+    """The fixture checks that none of them is logged as an error."""
+    damaged = bytearray(GOOD)
+    for place, kind, inserted in damage:
+        damaged[place : place + (kind != "insert")] = b"" if kind == "delete" else inserted
+    with connect(gateway.port, 0.02) as connection, suppress(OSError, EOFError, KeyError, ValueError):
+        connection.sendall(damaged)
+        answer = read_answer(connection)
+        assert answer.status < 500
+        if answer.status != 200:
+            assert answer.error
+    assert ask(gateway.port, LIVE).status == 200
