@@ -67,6 +67,7 @@ BROKEN = {
     "long unknown key": (UNKNOWN % (b'"%s":1' % (b"k" * 100_000)), "is not supported"),
     "many unknown keys": (UNKNOWN % COUNTED, "too many fields"),
     "more keys than are read": (b'{"a":{' + b",".join([b'"":1'] * MANY) + b"}}", "more than 100,000 keys"),
+    "more lists than are read": (body(stop=[[]] * MANY), "more than 100,000 keys or lists"),
     "many unknown keys inside": (b'{"model":"autoglm","messages":[{"role":"user",%s}]}' % COUNTED, "too many fields"),
     "many wrong messages": (body(messages=[1] * MANY), "messages[0]"),
     "many messages": (body(messages=GOOD["messages"] * 4000), "at most 2048 items"),  # type: ignore[operator]
