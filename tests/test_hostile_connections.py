@@ -15,7 +15,7 @@ from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_http import Answer, ask, connect, head, is_closed, post, read_answer
+from raw_http import Answer, ask, chunked, connect, head, is_closed, post, read_answer
 
 LIMITS = ConnectionLimits(max_connections=600, head_s=0.6, body_s=0.9, idle_s=1.2, unread_s=0.5)
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
@@ -95,6 +95,30 @@ def test_a_head_without_end_is_refused_at_once(gateway: GatewayThread) -> None:
         connection.sendall(b"GET /" + b"a" * 80_000)
         answer = read_answer(connection)
     assert answer.status == 431 and answer.error["code"] == "headers_too_large"
+
+
+CHUNKED = head("Content-Type: application/json", "Transfer-Encoding: chunked") + chunked(BODY)
+
+
+def test_what_follows_a_body_is_ignored(gateway: GatewayThread) -> None:
+    answer = ask(gateway.port, CHUNKED + b"0\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n")
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("trailer", [b"X: " + b"x" * 600_000, b"X: y\r\n" * 100_000])
+def test_what_follows_a_body_without_end_is_refused(gateway: GatewayThread, trailer: bytes) -> None:
+    with connect(gateway.port) as connection:
+        with suppress(ConnectionError):  # it is closed before all is sent
+            connection.sendall(CHUNKED + b"0\r\n" + trailer)
+        assert read_answer(connection).status == 431 and is_closed(connection)
+
+
+@pytest.mark.parametrize("extension", [b";" + b"x" * 600_000, b"0" * 100_000])
+def test_so_is_what_stands_before_a_chunk(gateway: GatewayThread, extension: bytes) -> None:
+    with connect(gateway.port) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"5" + extension)
+        assert read_answer(connection).status in (400, 431) and is_closed(connection)
 
 
 NOT_HTTP = {

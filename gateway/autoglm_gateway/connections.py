@@ -32,7 +32,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = self.limits.idle_s  # type: ignore[assignment]
         self._answered: RequestResponseCycle | None = None  # whose answer is under way
         self._in_body = False
-        self._num_head_bytes = 0  # of a head that is not complete
+        self._num_head_bytes = 0  # received that are of no complete head and of no body
         self._arrival_timer: TimerHandle | None = None
         self._unread_timer: TimerHandle | None = None
 
@@ -55,16 +55,17 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if self._in_body:
-            super().data_received(data)
-            return
-        if self._arrival_timer is None:
+        if not self._in_body and self._arrival_timer is None:
             self._arrival_timer = self.loop.call_later(self.limits.head_s, self._head_is_late)
         self._num_head_bytes += len(data)
         super().data_received(data)
-        if self._arrival_timer is not None and self._num_head_bytes > self.limits.max_head_bytes:
+        if self._num_head_bytes > self.limits.max_head_bytes and not self.transport.is_closing():
             sentence = f"the request line and headers are larger than {self.limits.max_head_bytes:,} bytes"
             self._end(ApiError(431, sentence, code="headers_too_large"))
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        if not self._in_body:  # what follows the body has no meaning here, and must not get one
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         self._stop_arrival_timer()
@@ -74,8 +75,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if len(self.pipeline) > _MOST_PIPELINED:
             self.transport.abort()
 
+    def on_body(self, body: bytes) -> None:
+        self._num_head_bytes = 0
+        super().on_body(body)
+
     def on_message_complete(self) -> None:
         self._stop_arrival_timer()
+        self._num_head_bytes = 0
         self._in_body = False
         super().on_message_complete()
 
