@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
 
+import uvicorn
 from autoglm_client import AsyncClient
 from autoglm_gateway.app import MakeClient
 from autoglm_gateway.serving import listen, make_server
@@ -38,9 +39,16 @@ def logged_errors() -> Iterator[list[str]]:
 
 
 class GatewayThread:
-    def __init__(self, settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        make_client: MakeClient = AsyncClient,
+        *,
+        server: uvicorn.Server | None = None,
+    ) -> None:
+        """`server`: of another application than that of `settings`."""
         self._socket = listen("127.0.0.1", 0)
-        self._server = make_server(settings, make_client)
+        self._server = server or make_server(settings, make_client)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     @property

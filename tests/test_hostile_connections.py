@@ -9,6 +9,8 @@ from functools import partial
 from statistics import median
 
 import pytest
+import uvicorn
+from autoglm_gateway.connections import protocol_of
 from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from autoglm_gateway.settings_error import SettingsError
 from client_fakes import FakeTransport, Script
@@ -16,6 +18,8 @@ from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_http import Answer, ask, chunked, connect, head, is_closed, post, read_answer
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
 
 LIMITS = ConnectionLimits(max_connections=600, head_s=0.6, body_s=0.9, idle_s=1.2, unread_s=0.5)
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
@@ -119,6 +123,31 @@ def test_so_is_what_stands_before_a_chunk(gateway: GatewayThread, extension: byt
         with suppress(ConnectionError):
             connection.sendall(head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"5" + extension)
         assert read_answer(connection).status in (400, 431) and is_closed(connection)
+
+
+async def refuses_unread(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a layer does that needs the headers alone."""
+    await PlainTextResponse("no", 401)(scope, receive, send)
+
+
+def test_a_body_that_nobody_wants_may_end_in_time_and_not_later() -> None:
+    """Else a connection whose request was refused unread could be kept for ever."""
+    config = uvicorn.Config(refuses_unread, http=protocol_of(LIMITS), lifespan="off", log_level="error")
+    with (
+        GatewayThread(GatewaySettings(), server=uvicorn.Server(config)) as gateway,
+        connect(gateway.port) as connection,
+    ):
+        for _ in range(2):
+            connection.sendall(head("Content-Length: 200000"))
+            assert read_answer(connection).status == 401
+            connection.sendall(b"x" * 200_000)
+        connection.sendall(head("Content-Length: 200000"))
+        assert read_answer(connection).status == 401
+        connection.settimeout(0.1)
+        started = time.monotonic()
+        while (waited := time.monotonic() - started) < 5 and not is_closed(connection):
+            connection.sendall(b"x")
+        assert 0.5 < waited < 3
 
 
 NOT_HTTP = {
