@@ -8,8 +8,10 @@ from contextlib import asynccontextmanager
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, information
+from . import completions, exposition, information
 from .failures import add_error_handlers
+from .measuring import Measured
+from .metrics import GatewayMetrics
 from .settings import GatewaySettings
 from .upstream import Upstream
 
@@ -27,7 +29,10 @@ def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient)
 
     app = FastAPI(title="AutoGLM-Triton", lifespan=lifespan)
     app.state.settings = settings
+    app.state.metrics = GatewayMetrics(by_tenant=settings.metrics_by_tenant)
     add_error_handlers(app)
     app.include_router(completions.router)
     app.include_router(information.router)
+    app.include_router(exposition.router)
+    app.add_middleware(Measured, metrics=app.state.metrics)  # the last one added is the first that a request meets
     return app

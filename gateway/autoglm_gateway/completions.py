@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from autoglm_client import AsyncClient
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import generation
 from .answers import ChatShape, CompletionShape, Head
+from .asking import Asks, asking
 from .caller import caller_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
@@ -38,7 +38,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(asking(upstream.client, request, model), asked, streamed=bool(body.stream))
 
 
 @router.post("/v1/completions", response_model=None)
@@ -58,7 +58,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(asking(upstream.client, request, model), asked, streamed=bool(body.stream))
 
 
 async def _bounds(request: Request) -> Bounds:
@@ -68,7 +68,7 @@ async def _bounds(request: Request) -> Bounds:
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:
+async def _answer(client: Asks, asked: Asked, *, streamed: bool) -> Response:
     if not streamed:
         return JSONResponse(await generation.whole(client, asked))
     events = generation.events(client, asked)

@@ -12,13 +12,14 @@ MIB = 1 << 20
 class GatewaySettings:
     """`servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
     carry, and `aliases`: other names for it. `max_body_bytes`: of a request. `deadline_ms`: the most time that an answer
-    may take; None leaves it to the server."""
+    may take; None leaves it to the server. `metrics_by_tenant`: requests and tokens are counted by tenant, too."""
 
     servers: tuple[str, ...] = ("127.0.0.1:8001",)
     model: str = "autoglm"
     aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": "autoglm"})
     max_body_bytes: int = 4 * MIB
     deadline_ms: int | None = None
+    metrics_by_tenant: bool = False
 
     def served_as(self, name: str) -> str | None:
         """The model that `name` means; None where it means none."""
