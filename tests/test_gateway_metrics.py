@@ -142,7 +142,7 @@ def ended(tenant: str | None = None, cache_hit: str = "none") -> Observed:
     usage, stages = Usage(8, 5, 2), StageTimes(1, 1, 1, 1, 1)
     piece = Piece("", "stop", usage, stages, cache_hit=cache_hit)
     seen = Observed(CHAT, 10.0, 11.0, streamed=True, first_at=10.25, response=200, complete=True, caller=Caller(tenant))
-    seen.answers.append(Answered(piece, 10.25, 10.75))
+    seen.answers.append(Answered(piece, 10.75, 10.25))
     return seen
 
 
@@ -192,5 +192,5 @@ def test_counting_a_request_is_cheap() -> None:
 
 def test_an_answer_that_came_whole_has_no_time_to_first_token() -> None:
     usage, stages = Usage(8, 5, 2), StageTimes(1, 1, 1, 1, 1)
-    answer = Answered(Result("", "stop", usage, stages, 1.0, None, "id", "endpoint"))
+    answer = Answered(Result("", "stop", usage, stages, 1.0, None, "id", "endpoint"), 10.5)
     assert answer.seconds_per_token is None and Observed(CHAT).time_to_first_token is None

@@ -41,15 +41,17 @@ class Asking:
         self._observed = observed
 
     async def generate(self, prompt: Prompt, options: GenerationOptions) -> Result:
+        self._observed.options = self._observed.options or options
         try:
             result = await self._client.generate(prompt, options)
         except AutoGLMError as error:
             self._observed.failures.append(kind_of(error))
             raise
-        _note(self._observed, Answered(result))
+        _note(self._observed, Answered(result, perf_counter()))
         return result
 
     def stream(self, prompt: Prompt, options: GenerationOptions) -> Pieces:
+        self._observed.options = self._observed.options or options
         self._observed.streamed = True
         return _NotedPieces(self._client.stream(prompt, options), self._observed)
 
@@ -89,7 +91,7 @@ class _NotedPieces:
             self._first_at = now
             self._observed.first_at = self._observed.first_at or now
         if piece.finish_reason is not None:
-            _note(self._observed, Answered(piece, self._first_at, now))
+            _note(self._observed, Answered(piece, now, self._first_at))
 
 
 def asking(client: AsyncClient, request: Request, model: str) -> Asking:

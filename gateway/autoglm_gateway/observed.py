@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from time import perf_counter
 
-from autoglm_client import Piece, Result
+from autoglm_client import GenerationOptions, Piece, Result
 from starlette.types import Scope
 
 from .caller import Caller
@@ -15,31 +15,32 @@ CLIENT_LEFT = 499
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One choice that came to its end. `last`: with the figures of the whole. `first_at`, `last_at`: when its first and its last
-    piece arrived, by `perf_counter`; None where it came whole."""
+    """One choice that came to its end. `last`: with the figures of the whole. `at`: when it was complete, by `perf_counter`;
+    `first_at`: when its first piece arrived, None where it came whole."""
 
     last: Piece | Result
+    at: float
     first_at: float | None = None
-    last_at: float | None = None
 
     @property
     def seconds_per_token(self) -> float | None:
         """Of the tokens after the first one; None where nothing was generated piece by piece."""
         rest = self.last.usage.completion_tokens - 1
-        if self.first_at is None or self.last_at is None or rest < 1 or self.last.cache_hit in ("exact", "semantic"):
+        if self.first_at is None or rest < 1 or self.last.cache_hit in ("exact", "semantic"):
             return None
-        return (self.last_at - self.first_at) / rest
+        return (self.at - self.first_at) / rest
 
 
 @dataclass(slots=True)
 class Observed:
-    """`model`: as it was asked for, where the gateway knows it. `failures`: of the servers, by kind. `first_at`: when the first
+    """`model`: as it was asked for, where the gateway knows it. `options`: of the first choice. `failures`: of the servers, by kind. `first_at`: when the first
     piece of a stream arrived. `response`: the status that was sent; `complete`: whether all of the answer was."""
 
     endpoint: str
     started: float = field(default_factory=perf_counter)
     ended: float = 0.0
     model: str = ""
+    options: GenerationOptions | None = None
     streamed: bool = False
     answers: list[Answered] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)

@@ -12,7 +12,8 @@ MIB = 1 << 20
 class GatewaySettings:
     """`servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
     carry, and `aliases`: other names for it. `max_body_bytes`: of a request. `deadline_ms`: the most time that an answer
-    may take; None leaves it to the server. `metrics_by_tenant`: requests and tokens are counted by tenant, too."""
+    may take; None leaves it to the server. `metrics_by_tenant`: requests and tokens are counted by tenant, too.
+    `otlp`: of a collector that takes traces, such as http://127.0.0.1:4318; None: there are none."""
 
     servers: tuple[str, ...] = ("127.0.0.1:8001",)
     model: str = "autoglm"
@@ -20,6 +21,7 @@ class GatewaySettings:
     max_body_bytes: int = 4 * MIB
     deadline_ms: int | None = None
     metrics_by_tenant: bool = False
+    otlp: str | None = None
 
     def served_as(self, name: str) -> str | None:
         """The model that `name` means; None where it means none."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from . import arguments as args
 from .failures import CommandError
 from .output import notes
 
@@ -23,6 +24,10 @@ def gateway(
         list[str] | None, typer.Option(help="Another name for the model; may be repeated. [default: autoglm-phone-9b]")
     ] = None,
     deadline_ms: Annotated[int | None, typer.Option(min=1, help="The most time that an answer may take.")] = None,
+    otlp: args.Otlp = None,
+    metrics_by_tenant: Annotated[
+        bool, typer.Option("--metrics-by-tenant", help="Count requests and tokens by tenant, too.")
+    ] = False,
 ) -> None:
     """Speak OpenAI's HTTP API in front of one or several servers.
 
@@ -43,6 +48,8 @@ def gateway(
         model=model,
         aliases=dict.fromkeys(alias or ["autoglm-phone-9b"], model),
         deadline_ms=deadline_ms,
+        otlp=otlp,
+        metrics_by_tenant=metrics_by_tenant,
     )
     try:
         bound = listen(host, port)

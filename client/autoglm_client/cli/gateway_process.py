@@ -18,11 +18,13 @@ _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def gateway_beside(server: LocalServer, port: int) -> Iterator[None]:
+def gateway_beside(server: LocalServer, port: int, otlp: str | None = None) -> Iterator[None]:
     """In front of `server`, on its host, once it answers; it says itself where it listens. Raises CommandError where it ends
     at once."""
     port = port or free_port(server.host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", server.host, "--port", str(port)]
+    if otlp:
+        arguments += ["--otlp", otlp]
     process = subprocess.Popen([sys.executable, "-m", "autoglm_client.cli", *arguments])
     try:
         _wait(process, server.host, port)

@@ -13,6 +13,7 @@ import typer
 
 from autoglm_client.local_server import LocalServer
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
@@ -50,6 +51,7 @@ def serve(
         bool, typer.Option("--gateway", help="Speak OpenAI's HTTP API, too, as `autoglm gateway` does.")
     ] = False,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    otlp: args.Otlp = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -89,11 +91,12 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
         try:
-            with gateway_beside(server, gateway_port) if gateway else nullcontext():
+            with gateway_beside(server, gateway_port, otlp) if gateway else nullcontext():
                 notes().print("ready; Ctrl-C stops it")
                 server.wait()
         except KeyboardInterrupt:
