@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import subprocess
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -11,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from autoglm_client import AsyncClient
+from autoglm_client.cli import app
 from autoglm_client.exceptions import QueueFullError, ServerError
 from autoglm_client.triton_traces import trace_arguments, traces_url
 from autoglm_gateway.app import create_app
@@ -26,6 +29,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
+from typer.testing import CliRunner
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "a secret"}], "max_tokens": 24, "temperature": 0}
@@ -239,3 +243,14 @@ def test_a_collectors_address_is_completed_or_refused() -> None:
     for wrong in ("127.0.0.1:4318", "grpc://host:4317", "http://", "http://host?x=1", ""):
         with pytest.raises(ValueError, match="it must be a URL such as"):
             traces_url(wrong)
+
+
+@pytest.mark.parametrize("command", ["gateway", "serve"])
+def test_the_command_line_refuses_what_is_no_address(command: str) -> None:
+    result = CliRunner().invoke(app, [command, "--otlp", "127.0.0.1:4318"], env={"COLUMNS": "200", "TERM": "dumb"})
+    assert result.exit_code == 2 and "it must be a URL such as http://127.0.0.1:4318" in result.output
+
+
+def test_the_sdk_is_loaded_only_where_there_are_traces() -> None:
+    code = "import sys; from autoglm_gateway.app import *; create_app(GatewaySettings()); print('opentelemetry.sdk' in sys.modules)"
+    assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"
