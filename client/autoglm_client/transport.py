@@ -12,6 +12,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
+from .requests import ENGINE
 from .responses import error_of
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
@@ -35,7 +36,7 @@ class Transport(Protocol):
 
 class GrpcTransport:
     """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop. `headers` go
-    with unary calls, what `request_headers` returns with each stream: it is called in the context of whoever asks."""
+    with unary calls, what `request_headers` returns with each generation: it is called in the context of whoever asks."""
 
     def __init__(
         self,
@@ -83,7 +84,7 @@ class GrpcTransport:
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
         try:
-            call = self._stub.ModelStreamInfer(metadata=tuple(self._request_headers().items()))
+            call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
             await call.write(request)
             await call.done_writing()
             async for response in call:
@@ -92,6 +93,10 @@ class GrpcTransport:
                 yield response.infer_response
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise await _typed(error, call, self.address) from None
+
+    def _metadata(self, request: pb.ModelInferRequest) -> tuple[tuple[str, str], ...]:
+        """Control requests are no part of what the caller does."""
+        return () if request.model_name == ENGINE else tuple(self._request_headers().items())
 
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
         await self.connect(timeout)
