@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
+from autoglm_client import AsyncClient
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from . import generation
 from .answers import ChatShape, CompletionShape, Head
-from .asking import Asks, asking
+from .asking import asking
 from .caller import caller_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
@@ -38,7 +39,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(asking(upstream.client, request, model), asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 @router.post("/v1/completions", response_model=None)
@@ -58,7 +59,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         count,
         body.includes_usage,
     )
-    return await _answer(asking(upstream.client, request, model), asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 async def _bounds(request: Request) -> Bounds:
@@ -68,10 +69,11 @@ async def _bounds(request: Request) -> Bounds:
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _answer(client: Asks, asked: Asked, *, streamed: bool) -> Response:
+async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
+    observing = asking(client, request, asked.head.model)
     if not streamed:
-        return JSONResponse(await generation.whole(client, asked))
-    events = generation.events(client, asked)
+        return JSONResponse(await generation.whole(observing, asked))
+    events = generation.events(observing, asked)
     first = await anext(events)
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
