@@ -12,6 +12,7 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import document, generation
 from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head, Shape
+from .asking import asking
 from .caller import caller_of
 from .departures import unless_gone
 from .entry import entry_of
@@ -87,9 +88,10 @@ async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
 
 
 async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
+    observing = asking(client, request, asked.head.model)
     if not streamed:
-        return JSONResponse(await unless_gone(request.receive, generation.whole(client, asked)))
-    events = generation.events(client, asked)
+        return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
+    events = generation.events(observing, asked)
     first = await unless_gone(request.receive, anext(events))
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}

@@ -9,10 +9,11 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece
+from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
+from .asking import Asks
 from .entry import Entry
 from .errors import ApiError, api_error, deadline_passed
 
@@ -36,7 +37,7 @@ class Asked:
         self.entry.choices_per_prompt = self.choices_per_prompt
 
 
-async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
+async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
     """Raises ApiError. The first failure ends the other choices."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -54,7 +55,7 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
     return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
 
 
-async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
+async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
     usages = asked.entry.usages
@@ -84,7 +85,7 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
     yield DONE
 
 
-async def _merged(client: AsyncClient, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
+async def _merged(client: Asks, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
     """(choice, piece) as they come."""
     async with AsyncExitStack() as stack:
         streams = []

@@ -68,6 +68,9 @@ class GatewaySettings:
     dropped and counted. `log_prompts`: prompts are in it.
     `tls_cert`, `tls_key`: files in PEM; empty: no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
 
+    `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
+    http://127.0.0.1:4318; None: there are none.
+
     `keys`: what `keys_file` and the environment held.
     """
 
@@ -91,6 +94,8 @@ class GatewaySettings:
     tls_cert: str = ""
     tls_key: str = ""
     allow_origins: tuple[str, ...] = ()
+    metrics_by_tenant: bool = False
+    otlp: str | None = None
     keys: tuple[Key, ...] = field(default=(), repr=False)
 
     def __post_init__(self) -> None:

@@ -10,6 +10,7 @@ import typer
 
 from autoglm_client.async_client import DEFAULT_URL
 from autoglm_client.options import GenerationOptions
+from autoglm_client.triton_traces import traces_url
 
 from .failures import CommandError
 
@@ -74,6 +75,26 @@ Precision = Annotated[
         "--precision",
         help="native: int8; onnx: int8 or fp32 on a CPU, fp16 on a GPU; TensorRT: bf16, fp16, fp8 or int4. "
         "[default: int8; TensorRT: bf16]",
+    ),
+]
+
+
+def _collector(endpoint: str | None) -> str | None:
+    try:
+        if endpoint is not None:
+            traces_url(endpoint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return endpoint
+
+
+Otlp = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp",
+        envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+        callback=_collector,
+        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. [default: none]",
     ),
 ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import arguments as args
 from .failures import CommandError
 from .output import notes
 
@@ -72,6 +73,10 @@ def gateway(
             help="A web page's origin that may use the gateway (CORS), or *; may be repeated.", show_default="none"
         ),
     ] = None,
+    otlp: args.Otlp = None,
+    metrics_by_tenant: Annotated[
+        bool | None, typer.Option("--metrics-by-tenant", help="Count requests and tokens by tenant, too.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=GATEWAY_CONFIG_VARIABLE, help="Settings of the gateway, a .toml file."),
@@ -107,6 +112,8 @@ def gateway(
         "log_prompts": log_prompts,
         "tls_cert": tls_cert,
         "tls_key": tls_key,
+        "otlp": otlp,
+        "metrics_by_tenant": metrics_by_tenant,
         "allow_origins": tuple(allow_origin) if allow_origin else None,
     }
     settings = _settings(config, {name: value for name, value in said.items() if value is not None})
@@ -155,13 +162,11 @@ def _serve(settings: GatewaySettings) -> None:
         from autoglm_gateway.tls import check_tls
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
-    from autoglm_gateway.settings_error import SettingsError
-
     try:
         check_tls(settings)
         running = make_server(settings)
         bound = listen(settings.host, settings.port)
-    except SettingsError as error:
+    except ValueError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
         what = error.filename or f"cannot listen on {settings.host}:{settings.port}"

@@ -19,12 +19,13 @@ _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def gateway_beside(server: LocalServer, host: str, port: int, config: Path | None) -> Iterator[None]:
+def gateway_beside(server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None) -> Iterator[None]:
     """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Raises CommandError
     where it ends at once."""
     port = port or free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += [] if config is None else ["--config", str(config)]
+    arguments += [] if otlp is None else ["--otlp", otlp]
     process = subprocess.Popen([sys.executable, "-m", "autoglm_client.cli", *arguments])
     try:
         _wait(process, host, port)

@@ -13,6 +13,7 @@ import typer
 
 from autoglm_client.local_server import LocalServer
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
@@ -57,6 +58,7 @@ def serve(
     gateway_config: Annotated[
         Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
     ] = None,
+    otlp: args.Otlp = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -96,11 +98,12 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
         try:
-            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config)
+            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
             with beside if gateway else nullcontext():
                 notes().print("ready; Ctrl-C stops it")
                 server.wait()
