@@ -6,14 +6,16 @@ import threading
 import time
 from types import TracebackType
 
+import uvicorn
 from autoglm_gateway.serving import listen, make_server
 from autoglm_gateway.settings import GatewaySettings
 
 
 class GatewayThread:
-    def __init__(self, settings: GatewaySettings) -> None:
+    def __init__(self, settings: GatewaySettings, server: uvicorn.Server | None = None) -> None:
+        """`server`: of another application than that of `settings`."""
         self._socket = listen("127.0.0.1", 0)
-        self._server = make_server(settings)
+        self._server = server or make_server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     @property

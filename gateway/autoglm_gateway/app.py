@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, information
+from . import completions, information, playground
 from .failures import add_error_handlers
 from .settings import GatewaySettings
 from .upstream import Upstream
@@ -30,4 +30,5 @@ def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient)
     add_error_handlers(app)
     app.include_router(completions.router)
     app.include_router(information.router)
+    app.include_router(playground.make_router())
     return app
