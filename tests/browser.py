@@ -80,7 +80,7 @@ def visit(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
         page = made.new_page()
         page.set_default_timeout(20_000)
         seen = Visit(page, url)
-        page.on("request", seen.asked.append)
+        page.on("request", lambda request: seen.asked.append(request))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("console", lambda message: seen.errors.extend(_complaint(message)))
         page.goto(url)

@@ -64,8 +64,9 @@ def test_it_asks_its_own_gateway_alone_and_complains_of_nothing(seen: Visit) -> 
 
 
 def test_the_policy_is_in_force(seen: Visit) -> None:
-    for attack in ("document.body.innerHTML = '<b>x</b>'", "eval('1')", "setTimeout('1')"):
-        with pytest.raises(Error, match=r"Trusted|Content Security Policy"):
+    attacks = ("document.body.innerHTML = '<b>x</b>'", "document.createElement('script').text = 'window.hurt = 1'")
+    for attack in attacks:
+        with pytest.raises(Error, match="Trusted"):
             seen.page.evaluate(f"() => {{ {attack} }}")
     outside = "() => fetch('http://127.0.0.1:9/').then(() => 'asked', () => 'refused')"
     assert seen.page.evaluate(outside) == "refused" and any("connect-src" in error for error in seen.errors)
@@ -95,9 +96,9 @@ def test_text_is_shown_as_it_is(seen: Visit) -> None:
 def test_the_figures_are_those_of_the_answer(seen: Visit) -> None:
     seen.ask("hello")
     figures = seen.figures()
-    assert list(figures) == ["First token", "Speed", "Prompt", "Answer", "Total", "End", "Kept answer"]
+    assert list(figures) == ["First token", "Speed", "Prompt", "Answer", "Total", "End", "Cache"]
     assert (figures["Prompt"], figures["Answer"], figures["End"]) == ("3 tokens, 1 cached", "3 tokens", "length")
-    assert re.fullmatch(r"\d+\.\d tokens/s", figures["Speed"]) and figures["Kept answer"] == "no"
+    assert re.fullmatch(r"\d+\.\d tokens/s", figures["Speed"]) and figures["Cache"] == "no hit"
     given = {"queue": "0.1", "tokenize": "0.2", "embed": "0.6", "prefill": "0.3", "decode": "0.4", "detokenize": "0.5"}
     stages = seen.stages()
     assert {name: stages[name] for name in given} == {name: f"{ms} ms" for name, ms in given.items()}

@@ -56,7 +56,7 @@ export class Figures {
     this.show("Total", duration(watch.total));
     if (reason) this.show("End", reason);
     if (about) {
-      this.show("Kept answer", about.cache_hit === "none" ? "no" : kept(about));
+      this.show("Cache", about.cache_hit === "none" ? "no hit" : kept(about));
       this.element.append(...stages(about.stages));
     }
   }

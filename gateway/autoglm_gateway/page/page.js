@@ -2,15 +2,16 @@
 
 import { chat, models } from "./api.js";
 import { element } from "./elements.js";
+import { Follower } from "./following.js";
 import { checkStops, requestOf } from "./request.js";
 import { Turn } from "./turn.js";
 
 const KEY = "autoglm-api-key"; // in sessionStorage
-const NEAR = 48; // pixels from its end at which the conversation follows what comes
 
 const at = (id) => document.getElementById(id);
 const [conversation, welcome, message, send, settings] = ["conversation", "welcome", "message", "send", "settings"].map(at);
 
+const follower = new Follower(conversation);
 let turns = [];
 let running = null; // the AbortController of the answer that streams
 
@@ -64,7 +65,7 @@ async function stream(turn, chunks, signal) {
   try {
     for await (const chunk of chunks) {
       turn.take(chunk);
-      follow();
+      follower.grown();
     }
     turn.complete();
   } catch (error) {
@@ -77,7 +78,7 @@ function begin(turn) {
   welcome.hidden = true;
   turns.push(turn);
   conversation.append(turn.element);
-  conversation.scrollTop = conversation.scrollHeight;
+  follower.toEnd();
   if (message.value === turn.question) message.value = "";
   fit();
   message.focus();
@@ -89,11 +90,11 @@ function finish() {
   running = null;
   send.textContent = "Send";
   send.setAttribute("aria-keyshortcuts", "Enter");
-  follow();
+  follower.grown();
 }
 
 function again(turn) {
-  if (running) return;
+  if (running || !settingsAreRight()) return;
   forget([turn]);
   ask(turn.question);
 }
@@ -108,15 +109,6 @@ function restart() {
 function forget(gone) {
   for (const turn of gone) turn.element.remove();
   turns = turns.filter((turn) => !gone.includes(turn));
-}
-
-let isFollowing = true;
-conversation.addEventListener("scroll", () => {
-  isFollowing = conversation.scrollHeight - conversation.scrollTop - conversation.clientHeight < NEAR;
-});
-
-function follow() {
-  if (isFollowing) requestAnimationFrame(() => (conversation.scrollTop = conversation.scrollHeight));
 }
 
 function fit() {

@@ -8,6 +8,7 @@ export class Turn {
   #text = document.createTextNode("");
   #answer = element("div", { className: "answer" }, this.#text);
   #figures = new Figures();
+  #copy = copyButton("Copy answer", () => this.answer);
   #actions = element("div", { className: "actions", hidden: true });
   #watch = new Stopwatch();
   #last = {}; // what the last chunks said: usage, autoglm, reason
@@ -18,7 +19,7 @@ export class Turn {
     this.question = question;
     this.element = element("article", { className: "turn streaming", "aria-busy": "true" });
     this.#actions.append(
-      copyButton("Copy answer", () => this.answer),
+      this.#copy,
       copyButton("Copy as curl", () => curlCommand(request, hasKey)),
       button("Ask again", () => again(this), "quiet again"),
     );
@@ -74,6 +75,7 @@ export class Turn {
   #end() {
     this.element.classList.remove("streaming");
     this.element.setAttribute("aria-busy", "false");
+    this.#copy.hidden = !this.answer;
     this.#actions.hidden = false;
   }
 }
