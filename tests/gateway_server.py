@@ -12,7 +12,7 @@ from autoglm_gateway.settings import GatewaySettings
 
 
 class GatewayThread:
-    def __init__(self, settings: GatewaySettings, server: uvicorn.Server | None = None) -> None:
+    def __init__(self, settings: GatewaySettings, *, server: uvicorn.Server | None = None) -> None:
         """`server`: of another application than that of `settings`."""
         self._socket = listen("127.0.0.1", 0)
         self._server = server or make_server(settings)

@@ -41,5 +41,5 @@ def script(request: pb.ModelInferRequest) -> Script:
 def gateway_before(transport: FakeTransport) -> Iterator[GatewayThread]:
     settings = GatewaySettings()
     app = create_app(settings, lambda urls: AsyncClient(urls, transport=lambda _: transport))
-    with GatewayThread(settings, uvicorn.Server(uvicorn.Config(app, log_level="warning"))) as running:
+    with GatewayThread(settings, server=uvicorn.Server(uvicorn.Config(app, log_level="warning"))) as running:
         yield running

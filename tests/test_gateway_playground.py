@@ -17,7 +17,7 @@ from client_fakes import FakeTransport
 
 FILES = sorted(page_files())
 PATHS = ["/" if name == INDEX else f"/page/{name}" for name in FILES]
-LOADED = re.compile(r"""(?:src|href)="([^"]+)"|from "([^"]+)"|url\(([^)]+)\)""")
+LOADED = re.compile(r"""(?:src|<link [^>]*href)="([^"]+)"|from "([^"]+)"|url\(([^)]+)\)""")
 
 
 @pytest_asyncio.fixture

@@ -24,9 +24,10 @@ export class Stopwatch {
     return performance.now() - this.#sent;
   }
 
-  /** Of the tokens after the first piece's; null where all came at once. */
-  speed(tokens) {
-    const seconds = (this.#last - this.#first) / 1000;
+  /** Of the tokens after the first. Pieces that were held up on the way arrive together, so they count as no faster than
+   * they were decoded, which took `decodeMs`. Null where all came at once and nothing was decoded. */
+  speed(tokens, decodeMs) {
+    const seconds = Math.max(this.#last - this.#first, decodeMs) / 1000;
     return tokens > 1 && seconds > 0 ? (tokens - 1) / seconds : null;
   }
 }
@@ -48,7 +49,7 @@ export class Figures {
   /** `usage` and `about` are those of the last chunks; either may be missing. */
   complete(watch, usage, about, reason) {
     if (usage) {
-      const speed = watch.speed(usage.completion_tokens);
+      const speed = watch.speed(usage.completion_tokens, about?.stages.decode_ms ?? 0);
       this.show("Speed", speed === null ? "in one piece" : `${speed.toFixed(1)} tokens/s`);
       this.show("Prompt", promptTokens(usage));
       this.show("Answer", counted(usage.completion_tokens, "token"));
@@ -67,6 +68,12 @@ export function duration(ms) {
   return `${ms.toFixed(ms < 9.95 ? 1 : 0)} ms`;
 }
 
+function age(ms) {
+  const minutes = ms / 60_000;
+  if (minutes < 1) return `${(ms / 1000).toFixed(1)} s`;
+  return minutes < 60 ? `${minutes.toFixed(0)} min` : `${(minutes / 60).toFixed(1)} h`;
+}
+
 function counted(number, thing) {
   return `${number} ${thing}${number === 1 ? "" : "s"}`;
 }
@@ -77,7 +84,7 @@ function promptTokens(usage) {
 }
 
 function kept(about) {
-  const age = about.cache_age_ms > 0 ? `, ${duration(about.cache_age_ms)} old` : "";
+  const age = about.cache_age_ms > 0 ? `, ${age(about.cache_age_ms)} old` : "";
   return `${about.cache_hit}${age}`;
 }
 
