@@ -10,7 +10,7 @@ from functools import partial
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, docs_page, exposition, information
+from . import completions, docs_page, exposition, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
@@ -43,5 +43,6 @@ def create_app(settings: GatewaySettings, make_client: MakeClient | None = None)
     add_error_handlers(app)
     for part in (completions, information, exposition, docs_page):
         app.include_router(part.router)
+    app.include_router(playground.make_router())
     add_layers(app, settings, log, tracing)
     return app
