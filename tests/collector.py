@@ -1,8 +1,7 @@
-"""A collector of traces: takes OTLP over HTTP, as JSON from the gateway and as protobuf from Triton, and keeps the spans."""
+"""A collector of traces: takes OTLP as JSON over HTTP, from the gateway and from Triton, and keeps the spans."""
 
 from __future__ import annotations
 
-import gzip
 import json
 import threading
 import time
@@ -11,8 +10,6 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
-
-_EIGHT_BYTES, _FOUR_BYTES = 1, 5  # wire types of protobuf
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,17 +71,20 @@ class Collector:
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
         self.paths.append(path)
         self.headers.append(headers)
-        if headers.get("Content-Encoding") == "gzip":
-            body = gzip.decompress(body)
-        as_json = headers["Content-Type"].startswith("application/json")
-        self.spans.extend(spans_of_json(json.loads(body)) if as_json else spans_of_protobuf(body))
+        assert headers["Content-Type"].startswith("application/json"), headers
+        self.spans.extend(spans_of_json(json.loads(body)))
 
-    def wait_for(self, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 15.0) -> list[CollectedSpan]:
+    def wait_for(
+        self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 15.0
+    ) -> list[CollectedSpan]:
+        """The spans of the trace, once they are enough. Raises TimeoutError."""
         give_up_at = time.monotonic() + timeout
-        while not enough(self.spans):
-            assert time.monotonic() < give_up_at, f"these spans came: {[(s.service, s.name) for s in self.spans]}"
+        while not enough(spans := [span for span in self.spans if span.trace_id == trace_id]):
+            if time.monotonic() > give_up_at:
+                came = [(span.service, span.name) for span in spans]
+                raise TimeoutError(f"of {len(self.spans)} spans that came these are the trace's: {came}")
             time.sleep(0.02)
-        return list(self.spans)
+        return spans
 
 
 def spans_of_json(request: dict[str, Any]) -> Iterator[CollectedSpan]:
@@ -100,9 +100,9 @@ def spans_of_json(request: dict[str, Any]) -> Iterator[CollectedSpan]:
                 span["kind"],
                 int(span["startTimeUnixNano"]),
                 int(span["endTimeUnixNano"]),
-                span["traceState"],
-                _plain(span["attributes"]),
-                span["status"]["code"],
+                span.get("traceState", ""),
+                _plain(span.get("attributes", [])),
+                span.get("status", {}).get("code", 0),
             )
 
 
@@ -115,62 +115,3 @@ def _value(value: dict[str, Any]) -> Any:
     if kind == "arrayValue":
         return [_value(one) for one in content["values"]]
     return int(content) if kind == "intValue" else content
-
-
-def spans_of_protobuf(request: bytes) -> Iterator[CollectedSpan]:
-    """Field numbers are those of opentelemetry/proto/trace/v1/trace.proto; attributes that are no strings are left out."""
-    for _, resource in fields(request):  # ExportTraceServiceRequest.resource_spans
-        parts = list(fields(resource))
-        attributes = [one for number, part in parts if number == 1 for _, one in fields(part)]
-        service = dict(_pair(one) for one in attributes)["service.name"]
-        for span in (s for number, scope in parts if number == 2 for n, s in fields(scope) if n == 2):
-            yield _span(service, list(fields(span)))
-
-
-def _span(service: str, parts: list[tuple[int, Any]]) -> CollectedSpan:
-    found = dict(parts)
-    return CollectedSpan(
-        service,
-        found[5].decode(),
-        found[1].hex(),
-        found[2].hex(),
-        found.get(4, b"").hex(),
-        found.get(6, 0),
-        found[7],
-        found[8],
-        found.get(3, b"").decode(),
-        dict(_pair(part) for number, part in parts if number == 9),
-    )
-
-
-def _pair(key_value: bytes) -> tuple[str, Any]:
-    found = dict(fields(key_value))
-    value = dict(fields(found[2]))
-    return found[1].decode(), value[1].decode() if 1 in value else next(iter(value.values()), None)
-
-
-def fields(message: bytes) -> Iterator[tuple[int, Any]]:
-    """(number, value) of a protobuf message: whole numbers, or bytes of strings, messages and the like."""
-    at = 0
-    while at < len(message):
-        tag, at = _varint(message, at)
-        match tag & 7:
-            case 0:
-                value, at = _varint(message, at)
-            case 2:
-                length, at = _varint(message, at)
-                value, at = message[at : at + length], at + length
-            case kind:
-                size = {_EIGHT_BYTES: 8, _FOUR_BYTES: 4}[kind]
-                value, at = int.from_bytes(message[at : at + size], "little"), at + size
-        yield tag >> 3, value
-
-
-def _varint(message: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = message[at]
-        value |= (byte & 0x7F) << shift
-        at, shift = at + 1, shift + 7
-        if byte < 0x80:
-            return value, at
