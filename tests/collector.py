@@ -74,12 +74,17 @@ class Collector:
         assert headers["Content-Type"].startswith("application/json"), headers
         self.spans.extend(spans_of_json(json.loads(body)))
 
-    def wait_for(self, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 15.0) -> list[CollectedSpan]:
+    def wait_for(
+        self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 15.0
+    ) -> list[CollectedSpan]:
+        """The spans of the trace, once they are enough. Raises TimeoutError."""
         give_up_at = time.monotonic() + timeout
-        while not enough(self.spans):
-            assert time.monotonic() < give_up_at, f"these spans came: {[(s.service, s.name) for s in self.spans]}"
+        while not enough(spans := [span for span in self.spans if span.trace_id == trace_id]):
+            if time.monotonic() > give_up_at:
+                came = [(span.service, span.name) for span in spans]
+                raise TimeoutError(f"of {len(self.spans)} spans that came these are the trace's: {came}")
             time.sleep(0.02)
-        return list(self.spans)
+        return spans
 
 
 def spans_of_json(request: dict[str, Any]) -> Iterator[CollectedSpan]:

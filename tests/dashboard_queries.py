@@ -33,10 +33,16 @@ class Exposed:
         for page in pages:
             for family in text_string_to_metric_families(page):
                 for sample in family.samples:
-                    series = exposed.series.setdefault(sample.name, Series(family.type, {}))
+                    name = _written(sample.name, page)
+                    series = exposed.series.setdefault(name, Series(family.type, {}))
                     for label, value in sample.labels.items():
                         series.labels.setdefault(label, set()).add(value)
         return exposed
+
+
+def _written(name: str, page: str) -> str:
+    """The parser gives the ending _total to counters that lack it, as Triton's do."""
+    return name if re.search(rf"^{name}[{{ ]", page, re.MULTILINE) else name.removesuffix("_total")
 
 
 def complaints(query: str, exposed: Exposed, legend: str = "") -> list[str]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import secrets
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -21,7 +23,8 @@ from gateway_server import GatewayThread
 pytestmark = pytest.mark.server
 
 TRITON, GATEWAY = "autoglm-triton", "autoglm-gateway"
-STEPS = {"tokenizer", "engine", "detokenizer"}
+STEPS = ("tokenizer", "engine", "detokenizer")
+SERVER = 2  # the kind of a span
 BODY = {"model": "autoglm", "messages": [{"role": "user", "content": "Name three colours."}], "temperature": 0}
 
 
@@ -52,92 +55,132 @@ def context(*, sampled: bool = True) -> tuple[str, str, dict[str, str]]:
     return trace_id, span_id, {"traceparent": f"00-{trace_id}-{span_id}-0{int(sampled)}"}
 
 
-def of(spans: Sequence[CollectedSpan], trace_id: str, service: str) -> list[CollectedSpan]:
-    return [span for span in spans if span.trace_id == trace_id and span.service == service]
+def of(spans: Sequence[CollectedSpan], service: str) -> list[CollectedSpan]:
+    return [span for span in spans if span.service == service]
 
 
-def whole_trace(collector: Collector, trace_id: str) -> tuple[CollectedSpan, list[CollectedSpan]]:
-    """The gateway's span, and Triton's, once all are there."""
+def named(spans: Sequence[CollectedSpan], name: str) -> list[CollectedSpan]:
+    return [span for span in spans if span.name == name]
 
-    def is_whole(spans: list[CollectedSpan]) -> bool:
-        models = {span.attributes.get("triton.model_name") for span in of(spans, trace_id, TRITON)}
-        return models >= STEPS and any(span.kind == 2 for span in of(spans, trace_id, GATEWAY))
 
-    spans = collector.wait_for(is_whole)
-    (ours,) = (span for span in of(spans, trace_id, GATEWAY) if span.kind == 2)
-    return ours, of(spans, trace_id, TRITON)
+def is_whole(spans: Sequence[CollectedSpan]) -> bool:
+    """Whether the gateway's span, the one by which Triton begins, and those of all models are there."""
+    named = {(span.service, span.name) for span in spans}
+    expected = {(TRITON, name) for name in ("InferRequest", "autoglm", *STEPS)}
+    return named >= expected and any(span.kind == SERVER for span in of(spans, GATEWAY))
+
+
+def traced_whole(collector: Collector, ask: Callable[[dict[str, str]], object]) -> tuple[str, list[CollectedSpan]]:
+    """(the caller's span, all spans of its trace). Asks again where Triton lost the context, as it does now and then:
+    docs/decisions.md has how often."""
+    for attempt in range(4):
+        trace_id, caller, headers = context()
+        ask(headers)
+        with contextlib.nullcontext() if attempt == 3 else contextlib.suppress(TimeoutError):
+            return caller, collector.wait_for(trace_id, is_whole, timeout=5)
+    raise AssertionError("unreachable")
+
+
+def by_service(spans: Sequence[CollectedSpan]) -> tuple[CollectedSpan, list[CollectedSpan]]:
+    """The gateway's span of the request, and Triton's spans."""
+    (ours,) = (span for span in of(spans, GATEWAY) if span.kind == SERVER)
+    return ours, of(spans, TRITON)
+
+
+def assert_joined(ours: CollectedSpan, tritons: Sequence[CollectedSpan]) -> None:
+    (entry,) = (span for span in tritons if span.name == "InferRequest")
+    assert entry.parent_id == ours.span_id
+    known = {span.span_id for span in tritons}
+    assert all(span.parent_id in known for span in tritons if span is not entry)
+    assert all(ours.start <= span.start <= span.end for span in tritons)
 
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_caller_gateway_and_models_share_one_trace(gateway: GatewayThread, collector: Collector, stream: bool) -> None:
-    trace_id, caller, headers = context()
-    body = {**BODY, "stream": stream, "max_tokens": 12}
-    httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
-    ours, tritons = whole_trace(collector, trace_id)
+    def ask(headers: dict[str, str]) -> None:
+        body = {**BODY, "stream": stream, "max_tokens": 12}
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
+
+    caller, spans = traced_whole(collector, ask)
+    ours, tritons = by_service(spans)
     assert (ours.parent_id, ours.name) == (caller, "chat autoglm")
-    (entry,) = (span for span in tritons if span.name == "InferRequest")
-    assert entry.parent_id == ours.span_id
-    known = {span.span_id: span for span in tritons}
-    assert all(span.parent_id in known for span in tritons if span is not entry)
-    assert all(ours.start <= span.start <= span.end for span in tritons)
-    stages = [span for span in of(collector.spans, trace_id, GATEWAY) if span.parent_id == ours.span_id]
-    assert {"tokenize", "prefill", "decode"} <= {span.name for span in stages}
+    assert_joined(ours, tritons)
+    stages = [span.name for span in spans if span.service == GATEWAY and span.parent_id == ours.span_id]
+    assert {"tokenize", "prefill", "decode"} <= set(stages)
     assert ours.attributes["gen_ai.usage.output_tokens"] == 12
 
 
-def test_only_sampled_requests_with_a_context_are_traced(
-    gateway: GatewayThread, traced: LocalServer, collector: Collector
-) -> None:
+def test_only_sampled_requests_with_a_context_are_traced(gateway: GatewayThread, collector: Collector) -> None:
+    def ask(headers: dict[str, str]) -> None:
+        body = {**BODY, "max_tokens": 3}
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
+
     unsampled, _, headers = context(sampled=False)
-    before = {span.trace_id for span in collector.spans}
-    httpx.post(f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 3}, headers=headers, timeout=60)
-    sampled, _, headers = context()
-    httpx.post(f"{gateway.url}/v1/chat/completions", json={**BODY, "max_tokens": 3}, headers=headers, timeout=60)
-    whole_trace(collector, sampled)
-    new = {span.trace_id for span in collector.spans if span.service == GATEWAY} - before
-    assert new == {sampled} and unsampled not in {span.trace_id for span in collector.spans}
+    ask(headers)
+    traced_whole(collector, ask)
+    assert unsampled not in {span.trace_id for span in collector.spans}
 
 
-async def test_the_client_alone_hands_a_trace_to_the_server(traced: LocalServer, collector: Collector) -> None:
-    trace_id, caller, headers = context()
-    async with AsyncClient(traced.grpc_url, headers=lambda: headers) as client:
-        await client.generate("Once", max_tokens=3)
-    spans = collector.wait_for(lambda spans: len(of(spans, trace_id, TRITON)) >= 4)
-    (entry,) = (span for span in of(spans, trace_id, TRITON) if span.name == "InferRequest")
-    assert entry.parent_id == caller
+async def test_the_client_alone_hands_a_trace_to_the_server_and_nothing_else_is_traced(
+    traced: LocalServer, collector: Collector
+) -> None:
+    contexts = [context() for _ in range(4)]
+    told = iter([{}, *(headers for _, _, headers in contexts)])
+    async with AsyncClient(traced.grpc_url, headers=lambda: next(told)) as client:
+        for _ in range(5):
+            await client.generate("Once", max_tokens=3)
+        await client.limits()  # a control request: not asked for headers
+    callers = {trace_id: caller for trace_id, caller, _ in contexts}
+    give_up_at = time.monotonic() + 5
+    while not (joined := [span for span in named(collector.spans, "InferRequest") if span.trace_id in callers]):
+        assert time.monotonic() < give_up_at
+        await asyncio.sleep(0.05)
+    assert all(span.parent_id == callers[span.trace_id] for span in joined)
+    assert all(span.parent_id for span in named(collector.spans, "InferRequest"))
 
 
 async def test_many_at_once_are_each_in_their_own_trace(gateway: GatewayThread, collector: Collector) -> None:
-    import asyncio
-
     contexts = [context() for _ in range(12)]
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
 
         async def ask(headers: dict[str, str]) -> None:
             stream = await client.chat.completions.create(
-                **{**BODY, "stream": True},
+                **{**BODY, "stream": True},  # type: ignore[call-overload]
                 max_tokens=8,
-                extra_headers=headers,  # type: ignore[call-overload]
+                extra_headers=headers,
             )
             async for _ in stream:
                 pass
 
         await asyncio.gather(*(ask(headers) for _, _, headers in contexts))
+    joined = 0
     for trace_id, caller, _ in contexts:
-        ours, tritons = whole_trace(collector, trace_id)
+        try:
+            spans = await asyncio.to_thread(collector.wait_for, trace_id, is_whole, 3)
+        except TimeoutError:  # Triton lost the context
+            continue
+        ours, tritons = by_service(spans)
         assert ours.parent_id == caller
-        assert [span.parent_id for span in tritons if span.name == "InferRequest"] == [ours.span_id]
+        assert_joined(ours, tritons)
+        joined += 1
+    assert joined >= 8
 
 
 def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
     gateway: GatewayThread, traced: LocalServer, collector: Collector
 ) -> None:
-    trace_id, _, headers = context()
     body = {**BODY, "stream": True, "max_tokens": 400, "ignore_eos": True}
-    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60) as answer:
-        next(answer.iter_lines())
-    ours, _ = whole_trace(collector, trace_id)
+
+    def leave(headers: dict[str, str]) -> None:
+        with httpx.stream(
+            "POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60
+        ) as answer:
+            next(answer.iter_lines())
+
+    _, spans = traced_whole(collector, leave)
+    ours, tritons = by_service(spans)
     assert ours.attributes["http.response.status_code"] == 499
+    assert_joined(ours, tritons)
     give_up_at = time.monotonic() + 10
     while "autoglm_running 0" not in httpx.get(traced.metrics_url).text:
         assert time.monotonic() < give_up_at
