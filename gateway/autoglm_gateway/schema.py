@@ -20,7 +20,9 @@ Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
-Stop = str | Annotated[Items[str], Field(max_length=16)]
+PromptText = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
 def _only_off(value: bool) -> bool:
@@ -86,7 +88,7 @@ class Extensions(_Strict):
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] | None = None
     ignore_eos: bool | None = None
     cache: Literal["default", "bypass", "refresh", "only"] | None = None
     semantic: bool | None = None
@@ -122,6 +124,6 @@ class ChatRequest(Generation):
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
+    prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Off | None = None
