@@ -111,7 +111,7 @@ def test_no_content_type_is_refused(gateway: GatewayThread) -> None:
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unread(gateway: GatewayThread) -> None:
-    with connect(gateway.port) as connection:
+    with connect(gateway.port, 1.0) as connection:
         connection.sendall(head("Content-Type: application/json", f"Content-Length: {10**15}", "Expect: 100-continue"))
         answer = read_answer(connection)
         assert answer.status == 413 and f"{LIMIT:,} bytes" in answer.error["message"]
