@@ -10,10 +10,9 @@ from contextlib import ExitStack
 
 import psutil
 import pytest
-from autoglm_gateway.connection_limits import ConnectionLimits
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
-from autoglm_gateway.settings import MIB, GatewaySettings
+from autoglm_gateway.settings import MIB, ConnectionLimits, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,9 +10,8 @@ from statistics import median
 
 import pytest
 import uvicorn
-from autoglm_gateway.connection_limits import ConnectionLimits
 from autoglm_gateway.connections import protocol_of
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from autoglm_gateway.settings_error import SettingsError
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors

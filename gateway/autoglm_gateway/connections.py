@@ -12,9 +12,9 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .connection_limits import ConnectionLimits
 from .errors import ApiError
 from .failures import failure
+from .settings import ConnectionLimits
 
 _MOST_PIPELINED = 16  # requests behind the one that is being answered
 
