@@ -42,7 +42,7 @@ class GatewayThread:
     def __init__(
         self,
         settings: GatewaySettings,
-        make_client: MakeClient = AsyncClient,
+        make_client: MakeClient | None = None,
         *,
         server: uvicorn.Server | None = None,
     ) -> None:

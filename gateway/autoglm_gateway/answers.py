@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from autoglm_client import Piece, Result, TokenLogprob, Usage
 
@@ -60,8 +60,14 @@ class ChatShape:
     def opening(self, number: int) -> dict[str, Any] | None:
         return self._part(number, {"role": "assistant", "content": ""}, (), None)
 
-    def part(self, number: int, piece: Piece) -> dict[str, Any]:
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        if not piece.text and not piece.logprobs:
+            return None
         return self._part(number, {"content": piece.text}, piece.logprobs, None)
+
+    def bare(self, number: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """A chunk that says nothing yet."""
+        return self._part(number, {}, logprobs, None)
 
     def closing(self, number: int, reason: str) -> dict[str, Any] | None:
         return self._part(number, {}, (), reason)
@@ -103,7 +109,9 @@ class CompletionShape:
     def opening(self, number: int) -> dict[str, Any] | None:
         return None
 
-    def part(self, number: int, piece: Piece) -> dict[str, Any]:
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        if not piece.text and not piece.logprobs:
+            return None
         return self._choice(number, piece.text, piece.logprobs, None)
 
     def closing(self, number: int, reason: str) -> dict[str, Any] | None:
@@ -131,7 +139,24 @@ class CompletionShape:
         }
 
 
-Shape = ChatShape | CompletionShape
+class Shape(Protocol):
+    """How the choices of one answer look; None where there is nothing to send."""
+
+    @property
+    def whole(self) -> str:
+        """The kind of object that a whole answer is."""
+        ...
+
+    @property
+    def chunk(self) -> str: ...
+
+    def opening(self, number: int) -> dict[str, Any] | None: ...
+
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None: ...
+
+    def closing(self, number: int, reason: str) -> dict[str, Any] | None: ...
+
+    def choice(self, number: int, result: Result, reason: str) -> dict[str, Any]: ...
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:

@@ -60,6 +60,12 @@ def readiness() -> Responses:
     return {**information(Readiness), 503: {"model": Readiness | ErrorAnswer, "description": "not ready"}}
 
 
+def plain(description: str) -> Responses:
+    """Of an endpoint that answers with text."""
+    text = {"description": description, "content": {"text/plain": {"schema": {"type": "string"}}}}
+    return {200: text, **_errors(*_OF_ANY)}
+
+
 def _errors(*statuses: int) -> Responses:
     return {status: _error(status) for status in sorted(statuses)}
 

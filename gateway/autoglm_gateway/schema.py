@@ -1,22 +1,19 @@
 """The requests that are understood. A field that is not named here is refused by its name.
 
-Lists end at the first wrong item and objects of very many fields are not looked into: each complaint takes memory.
 Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are what its package passes in `extra_body`.
 """
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, WithJsonSchema, model_validator
+from pydantic import AfterValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-_MOST_UNKNOWN = 16  # fields of one object
-_MOST_ITEMS = 2048
-_OF_IMAGES = ("http://", "https://", "data:image/")
+from .strict import Items, Strict
+from .tools.schema import ToolOptions, ToolTurn
 
-T = TypeVar("T")
-Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
+_OF_IMAGES = ("http://", "https://", "data:image/")
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
@@ -43,28 +40,17 @@ ImageAddress = Annotated[
 Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-
-    @model_validator(mode="before")
-    @classmethod
-    def _bound_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MOST_UNKNOWN:
-            raise PydanticCustomError("too_many_fields", "too many fields that are not known")
-        return value
-
-
-class TextPart(_Strict):
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
+class ImageUrl(Strict):
     url: ImageAddress
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -72,17 +58,43 @@ class ImagePart(_Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
+class ChatMessage(ToolTurn):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Items[Part] | None = None
     name: str | None = None
+    refusal: None = None  # which answers have that are sent back
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Extensions(_Strict):
+class JsonSchema(Strict):
+    """`strict` is always meant: an answer keeps to its schema."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class Extensions(Strict):
     """What this server can do beside: `docs/serving.md` has the ranges."""
 
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -93,6 +105,9 @@ class Extensions(_Strict):
     cache: Literal["default", "bypass", "refresh", "only"] | None = None
     semantic: bool | None = None
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
 
 
 class Generation(Extensions):
@@ -107,6 +122,7 @@ class Generation(Extensions):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -116,11 +132,12 @@ class Generation(Extensions):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Generation):
+class ChatRequest(Generation, ToolOptions):
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
 
 
 class CompletionRequest(Generation):

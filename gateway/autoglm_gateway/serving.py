@@ -5,11 +5,11 @@ from __future__ import annotations
 import socket
 
 import uvicorn
-from autoglm_client import AsyncClient
 
 from .app import MakeClient, create_app
 from .connections import protocol_of
 from .settings import GatewaySettings
+from .tls import tls_options
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -25,6 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_server(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> uvicorn.Server:
+def make_server(settings: GatewaySettings, make_client: MakeClient | None = None) -> uvicorn.Server:
     app, http = create_app(settings, make_client), protocol_of(settings.connections)
-    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False))
+    secure = tls_options(settings)
+    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False, **secure))

@@ -1,0 +1,45 @@
+"""A gateway for the page's tests, in front of a server that answers by what the last message says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import uvicorn
+from autoglm_client import AsyncClient
+from autoglm_client.exceptions import InvalidRequestError, QueueFullError, ServerError
+from autoglm_gateway.app import create_app
+from autoglm_gateway.settings import GatewaySettings
+from client_fakes import FakeTransport, Script, inputs_of
+from gateway_server import GatewayThread
+from tritonclient.grpc import service_pb2 as pb
+
+MARKUP = '<img src="/x" onerror="window.hurt=1"><script>window.hurt=1</script><b>bold</b> &amp; "quoted"'
+TEXT = "Grüße, 你好 🙂\n  indented"
+
+
+def script(request: pb.ModelInferRequest) -> Script:
+    """By the last message of the conversation."""
+    match json.loads(inputs_of(request)["messages"][4:])[-1]["content"]:
+        case "slowly":
+            return Script([f"{number} " for number in range(2000)], pause_s=0.01)
+        case "markup":
+            return Script([MARKUP[:20], MARKUP[20:]])
+        case "text":
+            return Script(list(TEXT), pause_s=0.002)
+        case "refused":
+            return Script(errors=[InvalidRequestError("top_k is 9: it must be 0 ... 5")])
+        case "full":
+            return Script(errors=[QueueFullError("the queue is full")] * 99)
+        case "breaks":
+            return Script(["one ", "two"], fail_after=(1, ServerError("the engine broke")))
+    return Script(pause_s=0.002)
+
+
+@contextmanager
+def gateway_before(transport: FakeTransport) -> Iterator[GatewayThread]:
+    settings = GatewaySettings()
+    app = create_app(settings, lambda urls: AsyncClient(urls, transport=lambda _: transport))
+    with GatewayThread(settings, server=uvicorn.Server(uvicorn.Config(app, log_level="warning"))) as running:
+        yield running
