@@ -14,7 +14,7 @@ GPU    ?= tensorrt
 
 .PHONY: help system demo test test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
 	@PYTHON=$(PYTHON) sh deploy/system-packages.sh

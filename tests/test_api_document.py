@@ -12,6 +12,7 @@ import subprocess
 import sys
 from functools import partial
 from html.parser import HTMLParser
+from pathlib import Path
 
 import pytest
 from autoglm_client import Piece, TokenLogprob, Usage
@@ -24,7 +25,8 @@ from gateway_server import GatewayThread, fake_client, logged_errors
 from raw_http import ask, head, post
 
 CASES = int(os.environ.get("AUTOGLM_CONFORMANCE_CASES", "700"))
-# "positive-data": what fields ask of each other (max_tokens or max_completion_tokens) no schema says.
+HOOKS = Path(__file__).parent / "schemathesis_hooks.py"
+# Not every body that fits the schema can be served: images cannot.
 EXCLUDED = ("positive_data_acceptance",)
 
 
@@ -41,7 +43,7 @@ def test_schemathesis_finds_no_contradiction(capsys: pytest.CaptureFixture[str])
             print(report)
     counted = re.search(r"(\d+) generated, (\d+) passed", report.replace(",", ", ").replace(",  ", ", "))
     assert counted and counted[1] == counted[2] and int(counted[1]) >= CASES, report
-    assert len(transport.requests) > CASES / 20, "hardly any case reached the server"
+    assert len(transport.requests) > CASES / 10, "hardly any case reached the server"
     assert not errors, errors[:3]
 
 
@@ -49,7 +51,8 @@ def run_schemathesis(url: str, examples: int) -> str:
     """With every check of its own but those that are excluded."""
     command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{url}/openapi.json"]
     options = [f"--max-examples={examples}", f"--exclude-checks={','.join(EXCLUDED)}", "--continue-on-failure"]
-    ended = subprocess.run(command + options, capture_output=True, text=True, timeout=800, check=False)
+    environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "COLUMNS": "120"}
+    ended = subprocess.run(command + options, env=environment, capture_output=True, text=True, timeout=800, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 

@@ -73,6 +73,7 @@ BROKEN = {
     "many messages": (body(messages=GOOD["messages"] * 4000), "at most 2048 items"),  # type: ignore[operator]
     "many wrong parts": (body(messages=[{"role": "user", "content": [1] * MANY}]), "messages[0].content[0]"),
     "many wrong stops": (body(stop=[1] * MANY), "stop[0]"),
+    "many wrong biases": (body(logit_bias={str(number): "x" for number in range(90_000)}), "logit_bias.0: input should"),
     "unknown part": (body(messages=[{"role": "user", "content": [{"type": "video"}]}]), "messages[0].content[0]"),
     "missing text": (body(messages=[{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text: field required"),
     "long value": (body(user="u" * MIB), "user: string should have at most 256 characters"),
@@ -111,7 +112,7 @@ def test_no_content_type_is_refused(gateway: GatewayThread) -> None:
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unread(gateway: GatewayThread) -> None:
-    with connect(gateway.port) as connection:
+    with connect(gateway.port, 1.0) as connection:
         connection.sendall(head("Content-Type: application/json", f"Content-Length: {10**15}", "Expect: 100-continue"))
         answer = read_answer(connection)
         assert answer.status == 413 and f"{LIMIT:,} bytes" in answer.error["message"]

@@ -132,7 +132,7 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
     headers = [*response.raw_headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})
     await send({"type": "http.response.body", "body": bytes(response.body), "more_body": True})
-    if error.status != 408:
+    if error.status != 408 and "expect" not in Headers(scope=scope):  # else it is late, or nothing was sent yet
         await _discard(receive)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 

@@ -85,7 +85,7 @@ class DocumentedApp(FastAPI):
             settings: GatewaySettings = self.state.settings
             document = _without_422(super().openapi())
             document["components"]["schemas"] |= _chunks()
-            _name_models(document["components"]["schemas"], settings.names)
+            _name_models(document, list(settings.names))
             self.openapi_schema = document
         return self.openapi_schema
 
@@ -99,10 +99,13 @@ def _chunks() -> dict[str, Any]:
     return definitions
 
 
-def _name_models(schemas: dict[str, Any], names: tuple[str, ...]) -> None:
-    for schema in schemas.values():
+def _name_models(document: dict[str, Any], names: list[str]) -> None:
+    for schema in document["components"]["schemas"].values():
         if "model" in schema.get("properties", {}):
-            schema["properties"]["model"]["enum"] = list(names)
+            schema["properties"]["model"]["enum"] = names
+    for parameter in document["paths"]["/v1/models/{name}"]["get"]["parameters"]:
+        if parameter["name"] == "name":
+            parameter["schema"]["enum"] = names
 
 
 def _without_422(document: dict[str, Any]) -> dict[str, Any]:

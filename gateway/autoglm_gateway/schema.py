@@ -17,7 +17,9 @@ _OF_IMAGES = ("http://", "https://", "data:image/")
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
-Stop = str | Annotated[Items[str], Field(max_length=16)]
+PromptText = Annotated[str, Field(min_length=1)]
+StopString = Annotated[str, Field(min_length=1, max_length=256)]
+Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
 def _only_off(value: bool) -> bool:
@@ -98,7 +100,7 @@ class Extensions(Strict):
     top_k: Annotated[int, Field(ge=0)] | None = None
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(gt=0, le=10)] | None = None
+    repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] | None = None
     ignore_eos: bool | None = None
     cache: Literal["default", "bypass", "refresh", "only"] | None = None
     semantic: bool | None = None
@@ -120,7 +122,7 @@ class Generation(Extensions):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
-    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
+    logit_bias: Annotated[dict[str, Annotated[float, Field(ge=-100, le=100)]], Field(fail_fast=True)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -139,6 +141,6 @@ class ChatRequest(Generation, ToolOptions):
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
+    prompt: PromptText | Annotated[Items[PromptText], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
     echo: Off | None = None
