@@ -154,6 +154,8 @@ async def test_no_tools_where_none_may_be_called() -> None:
         ({"tool_choice": "required", "parallel_tool_calls": False}, ("call_0", "call_1")),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ('"now', "call_0")),
         ({"tools": [{"type": "function", "function": {"name": "now", "strict": True}}]}, ("FREE", "call_0")),
+        ({"response_format": {"type": "json_object"}}, ("start: said | ", 'said: %json {"type": "object"')),
+        ({"response_format": {"type": "json_object"}, "tool_choice": "required"}, ("start: ", "call_1")),
     ],
 )
 async def test_calls_that_must_come_or_be_strict_have_a_grammar(
@@ -203,7 +205,9 @@ async def test_schemas_may_be_deep_but_not_without_end() -> None:
         ({"tools": openai.NOT_GIVEN, "tool_choice": "auto"}, "tool_choice"),
         ({"tools": openai.NOT_GIVEN, "parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tool_choice": {"type": "function", "function": {"name": "later"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "tools"),
+        ({"extra_body": {"guided_regex": "a+"}}, "tools"),
+        ({"extra_body": {"guided_json": "{"}}, "guided_json"),
+        ({"extra_body": {"guided_json": "[" * 300 + "]" * 300}}, "guided_json"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
