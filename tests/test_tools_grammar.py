@@ -182,6 +182,16 @@ def random_answer(tokens: Tokens, matcher: LLMatcher, seed: int, most: int = 500
     return None
 
 
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_newer_mistral_models_write_names_before_a_token(choice: How) -> None:
+    newer = Tokens.make(*MARKS, "[ARGS]")
+    calls = [("now", "{}"), WEATHER]
+    text = "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in calls)
+    assert newer.fit(newer.matcher("mistral", choice), text)
+    assert not newer.fit(newer.matcher("mistral", choice), written("mistral", calls))
+    assert parsed_of("mistral", [text]) == ("", calls)
+
+
 def test_a_schema_that_cannot_be_kept_is_refused_where_it_is_strict(tokens: Tokens) -> None:
     schema = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     for strict in (False, True):

@@ -32,6 +32,7 @@ _FORMS = {
     "hermes": _Form(hermes.BEGIN),
     "glm-xml": _Form(hermes.BEGIN),
     "mistral": _Form(mistral.MARK, each=False, separator=", ", around=("[", "]")),
+    "mistral-named": _Form(mistral.MARK, separator=""),  # of tokenizers with a token between name and arguments
     "llama": _Form(separator="; "),
     "glm": _Form(),
 }
@@ -55,6 +56,7 @@ def forced_call_grammar(
     chosen = [tool for tool in tools if not isinstance(choice, Choice) or tool.function.name == choice.function.name]
     assert chosen, "the chosen function is one of the tools"
     marks = tokens or {}
+    form = "mistral-named" if form == "mistral" and mistral.ARGUMENTS_MARK in marks else form
     bodies = [
         _body(tool, form, marks, is_held=choice != "auto" or bool(tool.function.strict), is_cut=said is not None)
         for tool in chosen
@@ -94,7 +96,8 @@ def _marked(form: str, marks: Mapping[str, int], calls: str) -> str:
 def _calls(form: _Form, marks: Mapping[str, int], *, repeated: bool) -> str:
     before, after = (literal(text) if text else "" for text in form.around)
     again = mark_rule(form.mark, marks) if form.mark and form.each else ""
-    more = f"({joined(literal(form.separator), again, 'call')})*" if repeated else ""
+    between = literal(form.separator) if form.separator else ""
+    more = f"({joined(between, again, 'call')})*" if repeated else ""
     return joined(before, "call", more, after)
 
 
@@ -125,6 +128,8 @@ def _body(tool: Tool, form: str, marks: Mapping[str, int], *, is_held: bool, is_
             return joined(literal(f'\n{{"name": "{name}", "arguments": '), arguments, literal("}\n"), end)
         case "glm":
             return joined(literal(f"{name}\n"), arguments)
+        case "mistral-named":
+            return joined(literal(name), mark_rule(mistral.ARGUMENTS_MARK, marks), arguments)
     field = "parameters" if form == "llama" else "arguments"
     head = ["{", '"name"', ": ", f'"{name}"', ", ", f'"{field}"', ": "]
     return joined(*map(literal, head if is_cut else ["".join(head)]), arguments, literal("}"))
