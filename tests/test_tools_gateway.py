@@ -7,7 +7,12 @@ from typing import Any
 
 import openai
 import pytest
+from autoglm_client import Piece, StageTimes, TokenLogprob, Usage
+from autoglm_gateway.answers import ChatShape
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.tools.schema import Tool
+from autoglm_gateway.tools.shape import ToolShape
+from autoglm_gateway.tools.use import ToolUse
 from client_fakes import FakeTransport, Script, inputs_of
 from openai.types.chat import ChatCompletionChunk
 from test_gateway import opened
@@ -179,6 +184,20 @@ async def test_mistrals_ids_are_those_that_its_templates_take() -> None:
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+
+
+def test_log_probabilities_stay_with_the_tokens_also_where_nothing_is_said_yet() -> None:
+    use = ToolUse([Tool.model_validate(TOOLS[1])], "auto", "hermes", {})
+    shape = ToolShape(ChatShape(top=0), use)
+    shape.opening(0)
+    entry = TokenLogprob(5, "<tool", -0.5, ())
+    usage, stages = Usage(1, 1, 0), StageTimes(0, 0, 0, 0, 0)
+    part = shape.part(0, Piece("<tool", None, usage, stages, (entry,)))
+    assert part is not None and part["delta"] == {} and part["finish_reason"] is None
+    assert part["logprobs"]["content"][0]["token"] == "<tool"
+    assert shape.part(0, Piece("_call>", None, usage, stages)) is None
+    last = shape.part(0, Piece(" no", "stop", usage, stages))
+    assert last is not None and last["delta"] == {"content": "<tool_call> no"}
 
 
 def nested(depth: int) -> list[dict[str, Any]]:
