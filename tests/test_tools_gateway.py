@@ -219,8 +219,8 @@ async def test_schemas_may_be_deep_but_not_without_end() -> None:
     [
         ({"tools": []}, "tools"),
         ({"tools": [TOOLS[0], TOOLS[0]]}, "tools"),
-        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools.0.function.name"),
-        ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools.0.type"),
+        ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name"),
+        ({"tools": [{"type": "custom", "custom": {"name": "a"}}]}, "tools[0].type"),
         ({"tools": openai.NOT_GIVEN, "tool_choice": "auto"}, "tool_choice"),
         ({"tools": openai.NOT_GIVEN, "parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tool_choice": {"type": "function", "function": {"name": "later"}}}, "tool_choice"),
@@ -231,7 +231,7 @@ async def test_schemas_may_be_deep_but_not_without_end() -> None:
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "assistant", "content": None}]}, "messages[0].content"),
-        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages.0.tool_calls"),
+        ({"messages": [{"role": "assistant", "tool_calls": []}]}, "messages[0].tool_calls"),
     ],
 )
 async def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], field: str) -> None:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from autoglm_client import Piece, Result, TokenLogprob, Usage
 
+_LEAST_LOGPROB = -9999.0
 FINISH_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
@@ -132,8 +133,8 @@ class CompletionShape:
         self._offsets[number] = at
         return {
             "tokens": [entry.token for entry in logprobs],
-            "token_logprobs": [entry.logprob for entry in logprobs],
-            "top_logprobs": [{one.token: one.logprob for one in entry.top[: self._top]} for entry in logprobs],
+            "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+            "top_logprobs": [{one.token: _finite(one.logprob) for one in entry.top[: self._top]} for entry in logprobs],
             "text_offset": offsets,
         }
 
@@ -159,4 +160,9 @@ class Shape(Protocol):
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode())}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI's API has this instead for what cannot come."""
+    return max(logprob, _LEAST_LOGPROB)

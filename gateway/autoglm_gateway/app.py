@@ -8,7 +8,9 @@ from contextlib import asynccontextmanager, nullcontext
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, information
+from . import completions, docs_page, information
+from .body_limit import BodyBounds, BodyLimit
+from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
 from .settings import GatewaySettings
@@ -29,10 +31,12 @@ def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient)
                 app.state.upstream = Upstream(client)
                 yield
 
-    app = FastAPI(title="AutoGLM-Triton", lifespan=lifespan)
+    app = DocumentedApp(title="AutoGLM-Triton", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
+    app.add_middleware(BodyLimit, bounds=BodyBounds.of(settings))
     add_error_handlers(app)
     app.include_router(completions.router)
     app.include_router(information.router)
+    app.include_router(docs_page.router)
     add_layers(app, settings, log)
     return app

@@ -9,12 +9,15 @@ from autoglm_client import AsyncClient
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from . import generation
+from . import document, generation
+from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head, Shape
 from .caller import caller_of
+from .departures import unless_gone
 from .entry import entry_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
+from .json_body import JsonRoute
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
 from .tools.shape import ToolShape
@@ -22,21 +25,24 @@ from .tools.use import ToolUse, tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
 from .upstream import Upstream
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post(
+    "/v1/chat/completions", response_model=None, responses=document.generation(ChatCompletion, ChatCompletionChunk)
+)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
+    turns = conversation(body.messages)
     options = chat_options(body, await _bounds(request))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := await _tool_use(body, request):
         options, shape = use.applied(options), ToolShape(chat, use)
     count = body.n or 1
     asked = Asked(
-        [conversation(body.messages)] * count,
+        [turns] * count,
         [of_choice(options, number) for number in range(count)],
         Head(model, chat.prefix),
         shape,
@@ -44,10 +50,10 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         body.includes_usage,
         entry_of(request),
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     upstream: Upstream = request.app.state.upstream
@@ -65,7 +71,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         body.includes_usage,
         entry_of(request),
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 async def _bounds(request: Request) -> Bounds:
@@ -80,11 +86,11 @@ async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
     return tool_use(body, request.app.state.settings.tool_format, await upstream.limits())
 
 
-async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:
+async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
     if not streamed:
-        return JSONResponse(await generation.whole(client, asked))
+        return JSONResponse(await unless_gone(request.receive, generation.whole(client, asked)))
     events = generation.events(client, asked)
-    first = await anext(events)
+    first = await unless_gone(request.receive, anext(events))
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )

@@ -7,30 +7,48 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
 
+from .strict import Items, Strict
 from .tools.schema import ToolOptions, ToolTurn
+
+_OF_IMAGES = ("http://", "https://", "data:image/")
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+Stop = str | Annotated[Items[str], Field(max_length=16)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _only_off(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_off", "Input should be false")
+    return value
 
 
-class TextPart(_Strict):
+def _only_images(value: str) -> str:
+    if not value.startswith(_OF_IMAGES):
+        raise PydanticCustomError("no_image", "Input should be an http, https or data:image URL")
+    return value
+
+
+ImageAddress = Annotated[
+    str, AfterValidator(_only_images), Field(json_schema_extra={"pattern": f"^({'|'.join(_OF_IMAGES)})"})
+]
+Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
+
+
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
-    url: str
+class ImageUrl(Strict):
+    url: ImageAddress
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -40,16 +58,16 @@ Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 class ChatMessage(ToolTurn):
     role: Literal["system", "developer", "user", "assistant", "tool"]
-    content: str | list[Part] | None = None
+    content: str | Items[Part] | None = None
     name: str | None = None
     refusal: None = None  # which answers have that are sent back
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class JsonSchema(_Strict):
+class JsonSchema(Strict):
     """`strict` is always meant: an answer keeps to its schema."""
 
     name: Annotated[str, Field(min_length=1, max_length=64)]
@@ -58,15 +76,15 @@ class JsonSchema(_Strict):
     strict: bool | None = None
 
 
-class TextFormat(_Strict):
+class TextFormat(Strict):
     type: Literal["text"]
 
 
-class JsonObjectFormat(_Strict):
+class JsonObjectFormat(Strict):
     type: Literal["json_object"]
 
 
-class JsonSchemaFormat(_Strict):
+class JsonSchemaFormat(Strict):
     type: Literal["json_schema"]
     json_schema: JsonSchema
 
@@ -74,7 +92,7 @@ class JsonSchemaFormat(_Strict):
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
 
 
-class Extensions(_Strict):
+class Extensions(Strict):
     """What this server can do beside: `docs/serving.md` has the ranges."""
 
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -113,7 +131,7 @@ class Generation(Extensions):
 
 
 class ChatRequest(Generation, ToolOptions):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
@@ -121,6 +139,6 @@ class ChatRequest(Generation, ToolOptions):
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: Off | None = None

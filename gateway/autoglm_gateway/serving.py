@@ -8,6 +8,7 @@ import uvicorn
 from autoglm_client import AsyncClient
 
 from .app import MakeClient, create_app
+from .connections import protocol_of
 from .settings import GatewaySettings
 from .tls import tls_options
 
@@ -26,5 +27,6 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> uvicorn.Server:
-    app = create_app(settings, make_client)
-    return uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, **tls_options(settings)))
+    app, http = create_app(settings, make_client), protocol_of(settings.connections)
+    secure = tls_options(settings)
+    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False, **secure))

@@ -16,12 +16,39 @@ TOOL_FORMATS = ("auto", "hermes", "llama", "glm", "glm-xml", "mistral")
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "max_body_bytes": (1, 1 << 30),
+    "max_held_bytes": (1, 1 << 40),
     "deadline_ms": (1, 86_400_000),
     "requests_per_minute": (0, 1_000_000),
     "concurrency": (0, 1_000_000),
     "access_log_queue": (1, 10_000_000),
 }
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
+_LONGEST_S = 3600
+_CONNECTION_RANGES: dict[str, tuple[float, float]] = {
+    "max_connections": (1, 1_000_000),
+    "max_head_bytes": (1024, 1 << 20),
+    "head_s": (0.001, _LONGEST_S),
+    "body_s": (0.001, _LONGEST_S),
+    "idle_s": (0.001, _LONGEST_S),
+    "unread_s": (0.001, _LONGEST_S),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """`max_connections`: open at one time; `max_head_bytes`: of a request's line and headers. Seconds: `head_s` for a
+    request's line and headers to arrive, `body_s` for its body, `idle_s` from one request to the next, `unread_s` until
+    a client that reads nothing of its answer is given up."""
+
+    max_connections: int = 1024
+    max_head_bytes: int = 64 << 10
+    head_s: float = 10
+    body_s: float = 30
+    idle_s: float = 30
+    unread_s: float = 60
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _CONNECTION_RANGES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,9 +57,9 @@ class GatewaySettings:
 
     `host`, `port`: where it listens; port 0 takes a free one.
     `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
-    carry, and `aliases`: other names for it. `max_body_bytes`: of a request. `deadline_ms`: the most time that an answer
-    may take; None leaves it to the server. `tool_format`: the form in which the model calls functions (`tools.parsing`), or
-    "auto" for what its chat template tells.
+    carry, and `aliases`: other names for it. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers
+    are under way. `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form
+    in which the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
 
     `keys_file`: who may ask (`keys`); empty: everybody. `open`: everybody may also ask from elsewhere.
     `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where there are
@@ -50,8 +77,10 @@ class GatewaySettings:
     model: str = "autoglm"
     aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": "autoglm"})
     max_body_bytes: int = 4 * MIB
+    max_held_bytes: int = 256 * MIB
     deadline_ms: int | None = None
     tool_format: str = "auto"
+    connections: ConnectionLimits = ConnectionLimits()
     keys_file: str = ""
     open: bool = False
     requests_per_minute: int = 0

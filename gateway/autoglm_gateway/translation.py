@@ -18,6 +18,7 @@ from .schema import (
     ImagePart,
     JsonObjectFormat,
     JsonSchemaFormat,
+    TextPart,
 )
 from .tools.turns import tool_fields
 
@@ -114,6 +115,10 @@ def _text(message: ChatMessage, place: int) -> str:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):
         return content
-    if any(isinstance(part, ImagePart) for part in content):
-        raise unsupported(f"messages[{place}].content", "this model has no vision encoder, so it takes no image_url")
-    return "".join(part.text for part in content if not isinstance(part, ImagePart))
+    return "".join(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(content))
+
+
+def _part(part: TextPart | ImagePart, name: str) -> str:
+    if isinstance(part, ImagePart):
+        raise unsupported(name, "this model has no vision encoder, so it takes no image_url")
+    return part.text
