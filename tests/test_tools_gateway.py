@@ -10,6 +10,7 @@ import pytest
 from autoglm_client import Piece, StageTimes, TokenLogprob, Usage
 from autoglm_gateway.answers import ChatShape
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
 from autoglm_gateway.tools.schema import Tool
 from autoglm_gateway.tools.shape import ToolShape
 from autoglm_gateway.tools.use import ToolUse
@@ -68,6 +69,19 @@ async def test_calls_are_streamed_as_openai_streams_them() -> None:
     pieces = [part.function.arguments for part in parts if part.index == 0 and part.function]
     assert pieces == ['{"city"', ': "Par', 'is"}'] and parts[0] is heads[0]
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["tool_calls"]
+
+
+async def test_calls_are_what_the_document_says() -> None:
+    async with opened(script(*CALLS)) as client:
+        whole = json.loads((await client.chat.completions.with_raw_response.create(**ASKED)).text)
+        raw = (await client.chat.completions.with_raw_response.create(**ASKED, stream=True)).http_response
+        lines = [line.removeprefix("data: ") async for line in raw.aiter_lines() if line.startswith("data: {")]
+    for call in whole["choices"][0]["message"]["tool_calls"]:
+        assert CallAnswer.model_validate(call).model_dump() == call
+    deltas = [part for line in lines for part in json.loads(line)["choices"][0]["delta"].get("tool_calls", ())]
+    assert len(deltas) > 3
+    for part in deltas:
+        assert CallDelta.model_validate(part).model_dump(exclude_unset=True) == part
 
 
 async def test_the_packages_own_accumulator_reads_the_stream() -> None:
