@@ -7,7 +7,13 @@ from typing import Any
 
 import openai
 import pytest
+from autoglm_client import Piece, StageTimes, TokenLogprob, Usage
+from autoglm_gateway.answers import ChatShape
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
+from autoglm_gateway.tools.schema import Tool
+from autoglm_gateway.tools.shape import ToolShape
+from autoglm_gateway.tools.use import ToolUse
 from client_fakes import FakeTransport, Script, inputs_of
 from openai.types.chat import ChatCompletionChunk
 from test_gateway import opened
@@ -63,6 +69,19 @@ async def test_calls_are_streamed_as_openai_streams_them() -> None:
     pieces = [part.function.arguments for part in parts if part.index == 0 and part.function]
     assert pieces == ['{"city"', ': "Par', 'is"}'] and parts[0] is heads[0]
     assert [chunk.choices[0].finish_reason for chunk in chunks] == [None] * (len(chunks) - 1) + ["tool_calls"]
+
+
+async def test_calls_are_what_the_document_says() -> None:
+    async with opened(script(*CALLS)) as client:
+        whole = json.loads((await client.chat.completions.with_raw_response.create(**ASKED)).text)
+        raw = (await client.chat.completions.with_raw_response.create(**ASKED, stream=True)).http_response
+        lines = [line.removeprefix("data: ") async for line in raw.aiter_lines() if line.startswith("data: {")]
+    for call in whole["choices"][0]["message"]["tool_calls"]:
+        assert CallAnswer.model_validate(call).model_dump() == call
+    deltas = [part for line in lines for part in json.loads(line)["choices"][0]["delta"].get("tool_calls", ())]
+    assert len(deltas) > 3
+    for part in deltas:
+        assert CallDelta.model_validate(part).model_dump(exclude_unset=True) == part
 
 
 async def test_the_packages_own_accumulator_reads_the_stream() -> None:
@@ -154,6 +173,8 @@ async def test_no_tools_where_none_may_be_called() -> None:
         ({"tool_choice": "required", "parallel_tool_calls": False}, ("call_0", "call_1")),
         ({"tool_choice": {"type": "function", "function": {"name": "now"}}}, ('"now', "call_0")),
         ({"tools": [{"type": "function", "function": {"name": "now", "strict": True}}]}, ("FREE", "call_0")),
+        ({"response_format": {"type": "json_object"}}, ("start: said | ", 'said: %json {"type": "object"')),
+        ({"response_format": {"type": "json_object"}, "tool_choice": "required"}, ("start: ", "call_1")),
     ],
 )
 async def test_calls_that_must_come_or_be_strict_have_a_grammar(
@@ -177,6 +198,20 @@ async def test_mistrals_ids_are_those_that_its_templates_take() -> None:
 
 
 CALL = {"id": "c", "type": "function", "function": {"name": "now", "arguments": "{}"}}
+
+
+def test_log_probabilities_stay_with_the_tokens_also_where_nothing_is_said_yet() -> None:
+    use = ToolUse([Tool.model_validate(TOOLS[1])], "auto", "hermes", {})
+    shape = ToolShape(ChatShape(top=0), use)
+    shape.opening(0)
+    entry = TokenLogprob(5, "<tool", -0.5, ())
+    usage, stages = Usage(1, 1, 0), StageTimes(0, 0, 0, 0, 0)
+    part = shape.part(0, Piece("<tool", None, usage, stages, (entry,)))
+    assert part is not None and part["delta"] == {} and part["finish_reason"] is None
+    assert part["logprobs"]["content"][0]["token"] == "<tool"
+    assert shape.part(0, Piece("_call>", None, usage, stages)) is None
+    last = shape.part(0, Piece(" no", "stop", usage, stages))
+    assert last is not None and last["delta"] == {"content": "<tool_call> no"}
 
 
 def nested(depth: int) -> list[dict[str, Any]]:
@@ -203,7 +238,9 @@ async def test_schemas_may_be_deep_but_not_without_end() -> None:
         ({"tools": openai.NOT_GIVEN, "tool_choice": "auto"}, "tool_choice"),
         ({"tools": openai.NOT_GIVEN, "parallel_tool_calls": True}, "parallel_tool_calls"),
         ({"tool_choice": {"type": "function", "function": {"name": "later"}}}, "tool_choice"),
-        ({"response_format": {"type": "json_object"}}, "tools"),
+        ({"extra_body": {"guided_regex": "a+"}}, "tools"),
+        ({"extra_body": {"guided_json": "{"}}, "guided_json"),
+        ({"extra_body": {"guided_json": "[" * 300 + "]" * 300}}, "guided_json"),
         ({"messages": [{"role": "tool", "content": "x"}]}, "messages[0].tool_call_id"),
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0].tool_calls"),
         ({"messages": [{"role": "user", "content": "x", "tool_call_id": "c"}]}, "messages[0].tool_call_id"),

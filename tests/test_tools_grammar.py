@@ -126,6 +126,23 @@ def test_where_nothing_must_be_called_text_is_free_and_strict_calls_are_held(tok
 
 
 @pytest.mark.parametrize("form", PARSERS)
+def test_what_is_said_may_have_a_schema_of_its_own(tokens: Tokens, form: str) -> None:
+    answer = {"name": {"type": "string"}, "answer": {"type": "integer"}}
+    said = {"type": "object", "properties": answer, "required": ["answer"]}
+    grammar = forced_call_grammar(TOOLS, "auto", form, tokens=tokens.marks, said=said)
+    for text, fits in (
+        ('{"answer": 42}', True),
+        ('{"name": "now", "answer": 42}', True),
+        ('{"name": "now"}', False),
+        (written(form, [("now", "{}"), WEATHER]), True),
+        ('{"answer": "none"}', False),
+        ("Hello", False),
+        ("", False),
+    ):
+        assert tokens.fit(LLMatcher(tokens.guided, grammar), text) == fits, text
+
+
+@pytest.mark.parametrize("form", PARSERS)
 @pytest.mark.parametrize("choice", ["required", "auto"])
 def test_random_answers_are_read_back(tokens: Tokens, form: str, choice: How) -> None:
     schemas = {tool.function.name: tool.function.parameters or {} for tool in TOOLS}
@@ -163,6 +180,16 @@ def random_answer(tokens: Tokens, matcher: LLMatcher, seed: int, most: int = 500
         ids.append(draw.choice(likely if likely and draw.random() < 0.3 else allowed))
         assert matcher.consume_token(ids[-1])
     return None
+
+
+@pytest.mark.parametrize("choice", ["required", "auto"])
+def test_newer_mistral_models_write_names_before_a_token(choice: How) -> None:
+    newer = Tokens.make(*MARKS, "[ARGS]")
+    calls = [("now", "{}"), WEATHER]
+    text = "".join(f"[TOOL_CALLS]{name}[ARGS]{arguments}" for name, arguments in calls)
+    assert newer.fit(newer.matcher("mistral", choice), text)
+    assert not newer.fit(newer.matcher("mistral", choice), written("mistral", calls))
+    assert parsed_of("mistral", [text]) == ("", calls)
 
 
 def test_a_schema_that_cannot_be_kept_is_refused_where_it_is_strict(tokens: Tokens) -> None:

@@ -92,6 +92,13 @@ def test_a_strict_tool_may_be_called_or_not(client: openai.OpenAI) -> None:
         assert json.loads(arguments)["city"] in ("Paris", "Rome", "Oslo")
 
 
+def test_an_answer_in_json_or_calls(client: openai.OpenAI) -> None:
+    answer = {"type": "object", "properties": {"mood": {"enum": ["good", "bad"]}}, "required": ["mood"]}
+    form = {"type": "json_schema", "json_schema": {"name": "mood", "schema": {**answer, "additionalProperties": False}}}
+    content, calls, _ = streamed(client, response_format=form)
+    assert calls or json.loads(content)["mood"] in ("good", "bad")
+
+
 def test_a_schema_that_cannot_be_kept_is_refused(client: openai.OpenAI) -> None:
     odd = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
     tool = {"type": "function", "function": {"name": "f", "parameters": odd, "strict": True}}

@@ -5,9 +5,11 @@ Every field is there in every answer, null where it has no value, unless it has 
 
 from __future__ import annotations
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
+
+from .tools.answer_schema import CallAnswer, CallDelta
 
 Count = Annotated[int, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
@@ -63,7 +65,7 @@ class ChatAnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
-    tool_calls: list[dict[str, Any]] = Field(default=[])
+    tool_calls: list[CallAnswer] = Field(default=[])
 
 
 class ChatChoice(BaseModel):
@@ -89,7 +91,7 @@ class ChatCompletion(_Whole):
 class ChatDelta(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None = ""
-    tool_calls: list[dict[str, Any]] = Field(default=[])
+    tool_calls: list[CallDelta] = Field(default=[])
 
 
 class ChatChunkChoice(BaseModel):

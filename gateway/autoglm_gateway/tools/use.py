@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from autoglm_client import GenerationOptions, ModelLimits
 
@@ -21,25 +22,40 @@ MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`told`: what the model is told of; `form`: how it writes its calls; `most_calls`: in one answer, None for any;
-    `grammar`: what the answer must keep to, None for nothing."""
+    """`tools`: what may be called; `form`: how the model writes calls; `tokens`: those that they are made of, and their ids;
+    `parallel`: more than one call may be in one answer."""
 
-    told: Sequence[dict[str, Any]]
-    functions: Functions
+    tools: Sequence[Tool]
+    choice: Literal["auto", "required"] | Choice
     form: str
-    most_calls: int | None = None
-    grammar: str | None = None
+    tokens: Mapping[str, int]
+    parallel: bool = True
+
+    @property
+    def functions(self) -> Functions:
+        return _functions(self.tools)
 
     def parser(self) -> CallParser:
-        return CallParser(self.form, self.functions, self.most_calls)
+        return CallParser(self.form, self.functions, None if self.parallel else 1)
 
     def applied(self, options: GenerationOptions) -> GenerationOptions:
-        """Raises ApiError where the answer has a form already."""
-        for guide in ("guided_json", "guided_regex", "guided_grammar"):
+        """Raises ApiError where the answer has a form that leaves no place for calls."""
+        for guide in ("guided_regex", "guided_grammar"):
             if getattr(options, guide) is not None:
-                sentence = f"tools and {guide} (or response_format) exclude each other, unless tool_choice is none"
+                sentence = f"tools and {guide} exclude each other, unless tool_choice is none"
                 raise ApiError(400, sentence, param="tools", code="invalid_value")
-        return options.with_changes({"tools": self.told, "guided_grammar": self.grammar})
+        said = None if options.guided_json is None else _schema(options.guided_json)
+        _check_depth(said, "guided_json")
+        told = [_told(tool) for tool in self.tools]
+        return options.with_changes({"tools": told, "guided_grammar": self._grammar(said), "guided_json": None})
+
+    def _grammar(self, said: Mapping[str, Any] | None) -> str | None:
+        """None where nothing is held to."""
+        if self.choice == "auto" and said is None and not any(tool.function.strict for tool in self.tools):
+            return None
+        return forced_call_grammar(
+            self.tools, self.choice, self.form, parallel=self.parallel, tokens=self.tokens, said=said
+        )
 
 
 def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse | None:
@@ -47,26 +63,31 @@ def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse
     if request.tools is None:
         _refuse_without_tools(request)
         return None
-    functions = {tool.function.name: tool.function.parameters or {} for tool in request.tools}
+    functions = _functions(request.tools)
     _check_names(request, functions)
-    _check_depth(functions)
-    if request.tool_choice == "none":
+    for number, tool in enumerate(request.tools):
+        _check_depth(tool.function.parameters, f"tools[{number}].function.parameters")
+    choice = request.tool_choice or "auto"
+    if choice == "none":
         return None
     form = _form(setting, limits.tool_format)
-    return ToolUse(
-        told=[_told(tool) for tool in request.tools],
-        functions=functions,
-        form=form,
-        most_calls=1 if request.parallel_tool_calls is False else None,
-        grammar=_grammar(request.tools, request, form, limits.call_tokens),
-    )
+    return ToolUse(request.tools, choice, form, limits.call_tokens, request.parallel_tool_calls is not False)
 
 
-def _grammar(tools: Sequence[Tool], request: ToolOptions, form: str, tokens: Mapping[str, int]) -> str | None:
-    choice = request.tool_choice or "auto"
-    if choice == "none" or (choice == "auto" and not any(tool.function.strict for tool in tools)):
-        return None
-    return forced_call_grammar(tools, choice, form, parallel=request.parallel_tool_calls is not False, tokens=tokens)
+def _functions(tools: Sequence[Tool]) -> Functions:
+    return {tool.function.name: tool.function.parameters or {} for tool in tools}
+
+
+def _schema(said: Mapping[str, Any] | str) -> Mapping[str, Any]:
+    if not isinstance(said, str):
+        return said
+    try:
+        read = json.loads(said)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(400, f"guided_json is not JSON: {error}", param="guided_json", code="invalid_value") from None
+    if not isinstance(read, dict):
+        raise ApiError(400, "guided_json must be an object beside tools", param="guided_json", code="invalid_value")
+    return read
 
 
 def _told(tool: Tool) -> dict[str, Any]:
@@ -98,15 +119,14 @@ def _check_names(request: ToolOptions, functions: Functions) -> None:
         raise ApiError(400, sentence, param="tool_choice", code="invalid_value")
 
 
-def _check_depth(functions: Functions) -> None:
+def _check_depth(value: Any, name: str) -> None:
     """Deeper ones end Python's recursion somewhere on their way."""
-    for number, schema in enumerate(functions.values()):
-        level: list[Any] = [schema]
-        for _ in range(MAX_DEPTH):
-            level = [inner for value in level for inner in _inside(value)]
-        if level:
-            name = f"tools[{number}].function.parameters"
-            raise ApiError(400, f"{name} nests deeper than {MAX_DEPTH} levels", param=name, code="invalid_value")
+    level = [value]
+    for _ in range(MAX_DEPTH):
+        level = [inner for outer in level for inner in _inside(outer)]
+    if level:
+        sentence = f"{name} nests deeper than {MAX_DEPTH} levels"
+        raise ApiError(400, sentence, param=name, code="invalid_value")
 
 
 def _inside(value: Any) -> Iterable[Any]:

@@ -28,17 +28,26 @@ def needs_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) 
 
 
 def in_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[Message]:
-    """The same conversation with no fields but role and content, and no roles but system, user and assistant."""
-    told = [_instructions(tools)] if tools else []
+    """The same conversation without calls, and without turns of tools: their answers are the user's."""
     turns: list[Message] = []
+    before = ""
     for message in messages:
-        if message["role"] == "system" and told and not turns:
-            turns.append({"role": "system", "content": "\n\n".join([_text(message), told.pop()])})
-        elif message["role"] == "tool":
-            _add_answer(turns, _block("tool_response", _text(message)))
+        role = message["role"]
+        block = _block("tool_response", _text(message))
+        if role == before == "tool":  # answers to calls that were made at once are one turn
+            turns[-1]["content"] += "\n" + block
+        elif role == "tool":
+            turns.append({"role": "user", "content": block})
         else:
-            turns.append({"role": message["role"], "content": _said(message)})
-    return [{"role": "system", "content": told[0]}, *turns] if told else turns
+            turns.append(_without_calls(message))
+        before = role
+    return _with_instructions(turns, _instructions(tools)) if tools else turns
+
+
+def _with_instructions(turns: list[Message], text: str) -> list[Message]:
+    if turns[0]["role"] != "system":
+        return [{"role": "system", "content": text}, *turns]
+    return [{**turns[0], "content": "\n\n".join([_text(turns[0]), text])}, *turns[1:]]
 
 
 def _instructions(tools: Sequence[Tool]) -> str:
@@ -46,22 +55,17 @@ def _instructions(tools: Sequence[Tool]) -> str:
     return "\n".join([_INTRODUCTION, _block("tools", lines), "", _RULES, _block("tool_call", _EXAMPLE)])
 
 
-def _said(message: Message) -> str:
-    blocks = [_block("tool_call", _json(_called(call["function"]))) for call in message.get("tool_calls") or ()]
+def _without_calls(message: Message) -> Message:
+    if not has_calls(message):
+        return dict(message)
+    blocks = [_block("tool_call", _json(_called(call["function"]))) for call in message["tool_calls"]]
     text = _text(message)
-    return "\n".join([text, *blocks] if text else blocks)
+    rest = {key: value for key, value in message.items() if key != "tool_calls"}
+    return {**rest, "content": "\n".join([text, *blocks] if text else blocks)}
 
 
 def _called(function: dict[str, Any]) -> dict[str, Any]:
     return {"name": function["name"], "arguments": function["arguments"]}
-
-
-def _add_answer(turns: list[Message], block: str) -> None:
-    """Answers to calls that were made at once are one turn of the user."""
-    if turns and turns[-1].get("answers"):
-        turns[-1]["content"] += "\n" + block
-    else:
-        turns.append({"role": "user", "content": block, "answers": True})
 
 
 def _text(message: Message) -> str:
