@@ -192,6 +192,7 @@ def test_the_end_of_an_answer_stays_in_view_unless_its_reader_looks_elsewhere(se
     expect(seen.turns.last.locator(".answer")).to_contain_text(" 120 ")
     left = "() => { const c = document.getElementById('conversation'); return c.scrollHeight - c.scrollTop - c.clientHeight; }"
     assert page.evaluate(left) < 48
+    assert page.evaluate("() => document.documentElement.scrollHeight <= innerHeight"), "the page itself scrolls, too"
     page.evaluate("() => { document.getElementById('conversation').scrollTop = 0; }")
     expect(seen.turns.last.locator(".answer")).to_contain_text(" 200 ")
     assert page.evaluate("() => document.getElementById('conversation').scrollTop") == 0
