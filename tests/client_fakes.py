@@ -38,6 +38,12 @@ class FakeTransport:
         self.aborted: list[str] = []  # streams that were not read to their end: the call would have been cancelled
         self.closed = False
         self.ignored_cancels = 0
+        self.limits: dict[str, Any] = {
+            "max_length": 2048,
+            "vocab_size": 50_000,
+            "num_slots": 16,
+            "tool_format": "hermes",
+        }
 
     async def connect(self, timeout: float | None) -> None:
         script = self.script if isinstance(self.script, Script) else Script()
@@ -112,7 +118,7 @@ class FakeTransport:
                 self.cancelled |= set(command["cancel"])
             return control_response({"cancelled": len(command["cancel"])})
         if "limits" in command:
-            return control_response({"max_length": 2048, "vocab_size": 50_000, "num_slots": 16})
+            return control_response(self.limits)
         return control_response({"running": len(self.running)})
 
 

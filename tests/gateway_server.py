@@ -2,20 +2,53 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 
 import uvicorn
+from autoglm_client import AsyncClient
+from autoglm_gateway.app import MakeClient
 from autoglm_gateway.serving import listen, make_server
 from autoglm_gateway.settings import GatewaySettings
+from client_fakes import FakeTransport
+
+
+def fake_client(urls: object, transport: FakeTransport | None = None) -> AsyncClient:
+    """In front of a server that lives in the test."""
+    return AsyncClient("fake", transport=lambda _: transport or FakeTransport())
+
+
+@contextmanager
+def logged_errors() -> Iterator[list[str]]:
+    """What uvicorn and asyncio log as errors meanwhile."""
+    errors: list[str] = []
+    handler = logging.Handler(logging.ERROR)
+    handler.emit = lambda record: errors.append(handler.format(record))  # type: ignore[method-assign]
+    loggers = [logging.getLogger(name) for name in ("uvicorn.error", "asyncio")]
+    for logger in loggers:
+        logger.addHandler(handler)
+    try:
+        yield errors
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
 
 
 class GatewayThread:
-    def __init__(self, settings: GatewaySettings, *, server: uvicorn.Server | None = None) -> None:
+    def __init__(
+        self,
+        settings: GatewaySettings,
+        make_client: MakeClient | None = None,
+        *,
+        server: uvicorn.Server | None = None,
+    ) -> None:
         """`server`: of another application than that of `settings`."""
         self._socket = listen("127.0.0.1", 0)
-        self._server = server or make_server(settings)
+        self._server = server or make_server(settings, make_client)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 
     @property

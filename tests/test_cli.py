@@ -22,6 +22,8 @@ COMMANDS = [
     "export-embedder",
     "inspect",
     "serve",
+    "gateway",
+    "gateway-key",
     "generate",
     "chat",
     "batch",

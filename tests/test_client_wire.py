@@ -83,6 +83,15 @@ def test_a_request_carries_only_what_was_set() -> None:
     }
 
 
+def test_tools_travel_as_json() -> None:
+    tool = {"type": "function", "function": {"name": "f", "description": "é"}}
+    assert build([{"role": "user", "content": "x"}], tools=[tool])["tools"] == string_bytes(
+        json.dumps([tool], ensure_ascii=False)
+    )
+    with pytest.raises(InvalidRequestError, match="tools cannot be written as JSON"):
+        build("x", tools=[{"type": object()}])
+
+
 def test_messages_travel_as_json() -> None:
     raw = build([Message("system", "s"), {"role": "user", "content": "你好"}])["messages"]
     assert json.loads(raw[4:]) == [{"role": "system", "content": "s"}, {"role": "user", "content": "你好"}]

@@ -70,7 +70,7 @@ def test_the_public_tensors_are_the_documented_ones() -> None:
 
 def test_the_option_table_is_the_documented_one() -> None:
     shown = documented("input")
-    assert list(shown) == ["text_input", "messages", *OPTIONS]
+    assert list(shown) == ["text_input", "messages", "tools", *OPTIONS]
     assert {name: dtype for name, (dtype, _) in shown.items() if name in OPTIONS} == {
         name: option.dtype for name, option in OPTIONS.items()
     }
@@ -167,7 +167,7 @@ def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_the_engine_imports_nothing_but_what_it_says() -> None:
-    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "__future__"} | set(
+    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "llguidance", "__future__"} | set(
         sys.stdlib_module_names
     )
     found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")

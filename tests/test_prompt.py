@@ -178,8 +178,8 @@ def test_a_lone_surrogate_is_refused(prompter: Prompter) -> None:
 
 
 def test_what_the_template_refuses_is_the_callers_fault() -> None:
-    with pytest.raises(InvalidRequest, match="do not suit the model's chat template: Unknown role: tool"):
-        ChatTemplate(LLAMA, SPECIAL).render([{"role": "tool", "content": "x"}])
+    with pytest.raises(InvalidRequest, match="do not suit the model's chat template: Unknown role: narrator"):
+        ChatTemplate(LLAMA, SPECIAL).render([{"role": "narrator", "content": "x"}])
     with pytest.raises(InvalidRequest, match="do not suit"):  # this template wants a string
         ChatTemplate(SMOLLM2, {}).render([{"role": "user", "content": [{"type": "text", "text": "x"}]}])
 

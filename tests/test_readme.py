@@ -6,16 +6,20 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from autoglm_client.local_server import LocalServer
+from autoglm_gateway.settings import GatewaySettings
+from gateway_server import GatewayThread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 EXCUSED = {
     "make test": "this very run",
+    "make gateway": "fixed ports; test_gateway_process.py runs `autoglm serve --gateway`",
     "make serve": "fixed ports; test_client_server.py runs `autoglm serve`",
     ". .venv/bin/activate": "the tests run inside it",
     "autoglm export ./glm-4-9b-chat --max-length 4096": "needs a checkpoint of 19 GB; test_parity.py exports tiny ones",
@@ -29,7 +33,8 @@ EXPECTED_OUTPUT = {
     "autoglm profile": "bottleneck",
     "autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx": "exported smollm2 (tensorrt-rtx, bf16)",
     "autoglm inspect": "smollm2",
-    "curl": "text_output",
+    "curl -s localhost:8000": "text_output",
+    "curl -s localhost:8080": "chat.completion",
 }
 
 
@@ -53,19 +58,35 @@ def run(command: str, server: LocalServer, artifact: Path) -> subprocess.Complet
     )
 
 
+@pytest.fixture(scope="module")
+def gateway(server: LocalServer) -> Iterator[GatewayThread]:
+    with GatewayThread(GatewaySettings(servers=(server.grpc_url,))) as running:
+        yield running
+
+
 @pytest.mark.server
 @pytest.mark.parametrize("command", commands())
-def test_a_command_of_the_readme_works(command: str, server: LocalServer, artifact: Path) -> None:
+def test_a_command_of_the_readme_works(
+    command: str, server: LocalServer, gateway: GatewayThread, artifact: Path
+) -> None:
     expected = next(text for start, text in EXPECTED_OUTPUT.items() if command.startswith(start))
-    done = run(command, server, artifact)
+    done = run(command.replace("localhost:8080", f"127.0.0.1:{gateway.port}"), server, artifact)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert expected in output
 
 
 @pytest.mark.server
+def test_the_openai_client_of_the_readme_works(gateway: GatewayThread, capsys: pytest.CaptureFixture[str]) -> None:
+    _, block = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    assert "http://127.0.0.1:8080" in block
+    exec(compile(block.replace("http://127.0.0.1:8080", gateway.url), "README.md", "exec"), {})
+    assert re.fullmatch(r'\{"name":"[^"]*"\} \d+\n', capsys.readouterr().out)
+
+
+@pytest.mark.server
 def test_the_python_of_the_readme_works(server: LocalServer, capsys: pytest.CaptureFixture[str]) -> None:
-    (block,) = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
+    block, _ = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     assert "127.0.0.1:8001" in block
     exec(compile(block.replace("127.0.0.1:8001", server.grpc_url), "README.md", "exec"), {})
     printed = capsys.readouterr().out

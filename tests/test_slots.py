@@ -104,6 +104,21 @@ def test_long_prefixes_match_across_comparison_blocks() -> None:
     assert table.allocate(changed).num_reused == 1100
 
 
+def test_what_another_tenant_asked_is_never_reused_wherever_it_was_copied() -> None:
+    table = SlotTable(3, 64)
+    first = table.allocate(PROMPT, "alice")
+    table.tokens[first.slot, : len(PROMPT)] = PROMPT
+    table.advance(first.slot, len(PROMPT))
+    table.release(first.slot)
+    stranger = table.allocate(PROMPT, "bob")
+    assert stranger == Allocation(
+        slot=0, num_reused=0, copies=(Copy(0, 2, 60),)
+    )  # alice's is sheltered, and still hers
+    table.release(stranger.slot)
+    assert table.allocate(PROMPT).num_reused == 0  # of nobody's
+    assert table.allocate(PROMPT, "alice").num_reused == len(PROMPT) - 1
+
+
 def test_a_damaged_table_is_noticed() -> None:
     table = SlotTable(2, 64)
     table.check()
@@ -123,26 +138,32 @@ def test_a_slot_is_released_once() -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(1, 5), st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90), st.booleans()), max_size=30))
-def test_what_the_table_says_is_what_the_copies_leave(num_slots: int, script: list[tuple[int, int, bool]]) -> None:
-    """A shadow memory that only follows the copies holds, in every slot, the tokens the table claims."""
+@given(
+    st.integers(1, 5),
+    st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90), st.booleans(), st.sampled_from(["", "a"])), max_size=30),
+)
+def test_what_the_table_says_is_what_the_copies_leave(num_slots: int, script: list[tuple[int, int, bool, str]]) -> None:
+    """A shadow memory that only follows the copies holds, in every slot, the tokens the table claims. Each tenant's tokens
+    are marked by their sign, so nothing of another's is ever reused."""
     table = SlotTable(num_slots, 100)
     shadow = np.full((num_slots, 100), -1)
     busy: list[int] = []
-    for family, length, retain in script:
+    for family, length, retain, tenant in script:
         prompt = np.arange(length, dtype=np.int32) // 30 * family + np.arange(length, dtype=np.int32)
         if not table.can_allocate:
             table.release(busy.pop(0), retain=retain)
-        allocation = table.allocate(prompt)
+        allocation = table.allocate(prompt, tenant)
+        marked = prompt - 1000 if tenant else prompt
         assert 0 <= allocation.num_reused < length
         for copy in allocation.copies:
             shadow[copy.target, : copy.length] = shadow[copy.source, : copy.length]
         slot = allocation.slot
-        assert (shadow[slot, : allocation.num_reused] == prompt[: allocation.num_reused]).all()
-        shadow[slot, allocation.num_reused : length] = prompt[allocation.num_reused :]
+        assert (shadow[slot, : allocation.num_reused] == marked[: allocation.num_reused]).all()
+        shadow[slot, allocation.num_reused : length] = marked[allocation.num_reused :]
         table.tokens[slot, :length] = prompt
         table.advance(slot, length)
         busy.append(slot)
         table.check()
         for row in range(num_slots):
-            assert (shadow[row, : table.length[row]] == table.tokens[row, : table.length[row]]).all()
+            held = shadow[row, : table.length[row]]
+            assert (np.where(held < 0, held + 1000, held) == table.tokens[row, : table.length[row]]).all()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections.abc import Awaitable, Callable
 
 from tritonclient.grpc import service_pb2 as pb
@@ -50,7 +49,9 @@ async def read_stats(transport: Transport, timeout: float | None) -> Stats:
 
 async def read_limits(transport: Transport, timeout: float | None) -> ModelLimits:
     answer = await send_control(transport, {"limits": True}, timeout)
-    return ModelLimits(**{field.name: int(answer[field.name]) for field in dataclasses.fields(ModelLimits)})
+    numbers = {name: int(answer[name]) for name in ("max_length", "vocab_size", "num_slots")}
+    call_tokens = {str(mark): int(token_id) for mark, token_id in answer.get("call_tokens", {}).items()}
+    return ModelLimits(**numbers, tool_format=str(answer.get("tool_format", "unknown")), call_tokens=call_tokens)
 
 
 async def flush_cache(transport: Transport, timeout: float | None) -> int:

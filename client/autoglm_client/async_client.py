@@ -25,7 +25,7 @@ from .retries import RetryPolicy
 from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
-from .transport import GrpcTransport, Transport
+from .transport import GrpcTransport, RequestHeaders, Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 DEFAULT_URL = "127.0.0.1:8001"
@@ -40,7 +40,8 @@ class AsyncClient:
     `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `options` and `timeouts` are the
     defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
     lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
-    $AUTOGLM_SHARED_MEMORY_KEY. `transport` makes the transport of an address; the default is gRPC.
+    $AUTOGLM_SHARED_MEMORY_KEY. `headers` is called for each request, in the context of its caller, and goes with it as gRPC
+    metadata: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class AsyncClient:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
+        headers: RequestHeaders | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
@@ -63,8 +65,12 @@ class AsyncClient:
         self._timeouts = timeouts or Timeouts()
         self._retries = retries or RetryPolicy()
         self._sharing = SharedMemory.chosen(shared_memory)
-        headers = self._sharing.headers if self._sharing else None
-        self._transport = transport or partial(GrpcTransport, gzip=gzip, headers=headers)
+        self._transport = transport or partial(
+            GrpcTransport,
+            gzip=gzip,
+            headers=self._sharing.headers if self._sharing else None,
+            request_headers=headers,
+        )
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._flights: set[Flight] = set()

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypedDict
+from typing import Any, TypedDict
 
 from .exceptions import InvalidRequestError
 
@@ -23,6 +23,11 @@ class GenerationOptions:
     `user` says whose the request
     is: where the server admits by features, requests of one user are served together.
     `semantic` true takes the kept answer to a question of the same meaning; false refuses it where the server gives it to all.
+    `logit_bias`: what is added to the logit of a token id. `guided_json` (a JSON schema, as an object or as text),
+    `guided_regex` and `guided_grammar` (Lark, or the name of a ready one such as `open-autoglm`) leave only answers of that
+    form; a request has one of them.
+    `tools`: functions that the model may call, in the form of OpenAI's API; with messages only. The calls are part of the
+    answer's text, in the model's own form.
     """
 
     max_tokens: int | None = None
@@ -44,6 +49,11 @@ class GenerationOptions:
     tenant: str | None = None
     user: str | None = None
     semantic: bool | None = None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None = None
+    guided_json: Mapping[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
+    tools: Sequence[Mapping[str, Any]] | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
         if unknown := sorted(changes.keys() - OPTION_NAMES):
@@ -75,6 +85,11 @@ class OptionChanges(TypedDict, total=False):
     tenant: str | None
     user: str | None
     semantic: bool | None
+    logit_bias: Mapping[int, float] | Mapping[str, float] | None
+    guided_json: Mapping[str, Any] | str | None
+    guided_regex: str | None
+    guided_grammar: str | None
+    tools: Sequence[Mapping[str, Any]] | None
 
 
 OPTION_NAMES = frozenset(field.name for field in dataclasses.fields(GenerationOptions))

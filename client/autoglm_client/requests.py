@@ -45,6 +45,11 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "tenant": "STRING",
     "user": "STRING",
     "semantic": "BOOL",
+    "logit_bias": "JSON",
+    "guided_json": "JSON",
+    "guided_regex": "STRING",
+    "guided_grammar": "STRING",
+    "tools": "JSON",
 }
 
 
@@ -79,10 +84,7 @@ def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
 
 def messages_json(conversation: Conversation) -> str:
     turns = [dataclasses.asdict(turn) if isinstance(turn, Message) else dict(turn) for turn in conversation]
-    try:
-        return json.dumps(turns, ensure_ascii=False)
-    except (TypeError, ValueError) as error:
-        raise InvalidRequestError(f"messages cannot be written as JSON: {error}") from None
+    return _json("messages", turns)
 
 
 def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:
@@ -101,12 +103,24 @@ def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: 
     if datatype == "STRING":
         if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
+    elif datatype == "JSON":
+        _add(request, name, "BYTES", [_string_bytes(name, _json(name, value))])
     elif datatype == "BOOL":
         if not isinstance(value, bool):
             raise InvalidRequestError(f"{name} must be true or false, got {value!r}")
         _add(request, name, datatype, [struct.pack("<?", value)])
     else:
         _add(request, name, datatype, [_number_bytes(name, datatype, value)])
+
+
+def _json(name: str, value: Any) -> str:
+    """A text is taken for JSON already."""
+    if isinstance(value, str):
+        return value
+    try:
+        return json.dumps(dict(value) if isinstance(value, Mapping) else value, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidRequestError(f"{name} cannot be written as JSON: {error}") from None
 
 
 def _text(name: str, value: Any) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -12,11 +12,14 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
+from .requests import ENGINE
 from .responses import error_of
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
+
+RequestHeaders = Callable[[], Mapping[str, str]]  # of the request that begins
 
 
 class Transport(Protocol):
@@ -33,11 +36,19 @@ class Transport(Protocol):
 
 class GrpcTransport:
     """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop. `headers` go
-    with unary calls."""
+    with unary calls, what `request_headers` returns with each generation: it is called in the context of whoever asks."""
 
-    def __init__(self, address: str, *, gzip: bool = False, headers: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        address: str,
+        *,
+        gzip: bool = False,
+        headers: Mapping[str, str] | None = None,
+        request_headers: RequestHeaders | None = None,
+    ) -> None:
         self.address = address
         self._headers = tuple((headers or {}).items())
+        self._request_headers = request_headers or dict
         compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
         self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, compression=compression)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
@@ -73,7 +84,7 @@ class GrpcTransport:
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
         try:
-            call = self._stub.ModelStreamInfer()
+            call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
             await call.write(request)
             await call.done_writing()
             async for response in call:
@@ -82,6 +93,10 @@ class GrpcTransport:
                 yield response.infer_response
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
             raise await _typed(error, call, self.address) from None
+
+    def _metadata(self, request: pb.ModelInferRequest) -> tuple[tuple[str, str], ...]:
+        """Control requests are no part of what the caller does."""
+        return () if request.model_name == ENGINE else tuple(self._request_headers().items())
 
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
         await self.connect(timeout)

@@ -105,11 +105,14 @@ class Health:
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
-    computed at once."""
+    computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that calls
+    are made of, and their ids."""
 
     max_length: int
     vocab_size: int
     num_slots: int
+    tool_format: str = "unknown"
+    call_tokens: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,11 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 from autoglm_client import Piece, Result, TokenLogprob, Usage
 
+_LEAST_LOGPROB = -9999.0
 FINISH_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
@@ -59,8 +60,14 @@ class ChatShape:
     def opening(self, number: int) -> dict[str, Any] | None:
         return self._part(number, {"role": "assistant", "content": ""}, (), None)
 
-    def part(self, number: int, piece: Piece) -> dict[str, Any]:
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        if not piece.text and not piece.logprobs:
+            return None
         return self._part(number, {"content": piece.text}, piece.logprobs, None)
+
+    def bare(self, number: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        """A chunk that says nothing yet."""
+        return self._part(number, {}, logprobs, None)
 
     def closing(self, number: int, reason: str) -> dict[str, Any] | None:
         return self._part(number, {}, (), reason)
@@ -102,7 +109,9 @@ class CompletionShape:
     def opening(self, number: int) -> dict[str, Any] | None:
         return None
 
-    def part(self, number: int, piece: Piece) -> dict[str, Any]:
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None:
+        if not piece.text and not piece.logprobs:
+            return None
         return self._choice(number, piece.text, piece.logprobs, None)
 
     def closing(self, number: int, reason: str) -> dict[str, Any] | None:
@@ -124,14 +133,36 @@ class CompletionShape:
         self._offsets[number] = at
         return {
             "tokens": [entry.token for entry in logprobs],
-            "token_logprobs": [entry.logprob for entry in logprobs],
-            "top_logprobs": [{one.token: one.logprob for one in entry.top[: self._top]} for entry in logprobs],
+            "token_logprobs": [_finite(entry.logprob) for entry in logprobs],
+            "top_logprobs": [{one.token: _finite(one.logprob) for one in entry.top[: self._top]} for entry in logprobs],
             "text_offset": offsets,
         }
 
 
-Shape = ChatShape | CompletionShape
+class Shape(Protocol):
+    """How the choices of one answer look; None where there is nothing to send."""
+
+    @property
+    def whole(self) -> str:
+        """The kind of object that a whole answer is."""
+        ...
+
+    @property
+    def chunk(self) -> str: ...
+
+    def opening(self, number: int) -> dict[str, Any] | None: ...
+
+    def part(self, number: int, piece: Piece) -> dict[str, Any] | None: ...
+
+    def closing(self, number: int, reason: str) -> dict[str, Any] | None: ...
+
+    def choice(self, number: int, result: Result, reason: str) -> dict[str, Any]: ...
 
 
 def _token(token: str, logprob: float) -> dict[str, Any]:
-    return {"token": token, "logprob": logprob, "bytes": list(token.encode())}
+    return {"token": token, "logprob": _finite(logprob), "bytes": list(token.encode())}
+
+
+def _finite(logprob: float) -> float:
+    """JSON has no infinity; OpenAI's API has this instead for what cannot come."""
+    return max(logprob, _LEAST_LOGPROB)

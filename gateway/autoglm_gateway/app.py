@@ -2,33 +2,47 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
+from functools import partial
 
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, information, playground
+from . import completions, docs_page, exposition, information, playground
+from .document import DocumentedApp
 from .failures import add_error_handlers
+from .layers import access_log, add_layers
+from .metrics import GatewayMetrics
 from .settings import GatewaySettings
+from .traced import tracing_for
 from .upstream import Upstream
 
 MakeClient = Callable[[Sequence[str]], AsyncClient]
 
 
-def create_app(settings: GatewaySettings, make_client: MakeClient = AsyncClient) -> FastAPI:
-    """`make_client`: of the servers' addresses; called when the application starts."""
+def create_app(settings: GatewaySettings, make_client: MakeClient | None = None) -> FastAPI:
+    """`make_client`: of the servers' addresses; called when the application starts. Raises OSError where the access log
+    cannot be opened, and ValueError where `settings.otlp` is no URL."""
+    log, tracing = access_log(settings), tracing_for(settings)
+    make_client = make_client or partial(AsyncClient, headers=tracing.headers if tracing else None)
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        async with make_client(settings.servers) as client:
-            app.state.upstream = Upstream(client)
-            yield
+        with log or nullcontext():
+            async with make_client(settings.servers) as client:
+                app.state.upstream = Upstream(client)
+                yield
+        if tracing:
+            await asyncio.to_thread(tracing.close)
 
-    app = FastAPI(title="AutoGLM-Triton", lifespan=lifespan)
+    app = DocumentedApp(title="AutoGLM-Triton", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
     app.state.settings = settings
+    app.state.metrics = GatewayMetrics(by_tenant=settings.metrics_by_tenant)
     add_error_handlers(app)
-    app.include_router(completions.router)
-    app.include_router(information.router)
+    for part in (completions, information, exposition, docs_page):
+        app.include_router(part.router)
     app.include_router(playground.make_router())
+    add_layers(app, settings, log, tracing)
     return app

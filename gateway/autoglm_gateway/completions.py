@@ -9,39 +9,52 @@ from autoglm_client import AsyncClient
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
-from . import generation
-from .answers import ChatShape, CompletionShape, Head
+from . import document, generation
+from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
+from .answers import ChatShape, CompletionShape, Head, Shape
+from .asking import asking
 from .caller import caller_of
+from .departures import unless_gone
+from .entry import entry_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
+from .json_body import JsonRoute
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
+from .tools.shape import ToolShape
+from .tools.use import ToolUse, tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
 from .upstream import Upstream
 
-router = APIRouter()
+router = APIRouter(route_class=JsonRoute)
 
 
-@router.post("/v1/chat/completions", response_model=None)
+@router.post(
+    "/v1/chat/completions", response_model=None, responses=document.generation(ChatCompletion, ChatCompletionChunk)
+)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
+    turns = conversation(body.messages)
     options = chat_options(body, await _bounds(request))
-    shape = ChatShape((body.top_logprobs or 0) if body.logprobs else None)
+    shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
+    if use := await _tool_use(body, request):
+        options, shape = use.applied(options), ToolShape(chat, use)
     count = body.n or 1
     asked = Asked(
-        [conversation(body.messages)] * count,
+        [turns] * count,
         [of_choice(options, number) for number in range(count)],
-        Head(model, shape.prefix),
+        Head(model, chat.prefix),
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
-@router.post("/v1/completions", response_model=None)
+@router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     upstream: Upstream = request.app.state.upstream
@@ -57,8 +70,9 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
+        entry_of(request),
     )
-    return await _answer(upstream.client, asked, streamed=bool(body.stream))
+    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
 async def _bounds(request: Request) -> Bounds:
@@ -68,11 +82,17 @@ async def _bounds(request: Request) -> Bounds:
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _answer(client: AsyncClient, asked: Asked, *, streamed: bool) -> Response:
+async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
+    upstream: Upstream = request.app.state.upstream
+    return tool_use(body, request.app.state.settings.tool_format, await upstream.limits())
+
+
+async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
+    observing = asking(client, request, asked.head.model)
     if not streamed:
-        return JSONResponse(await generation.whole(client, asked))
-    events = generation.events(client, asked)
-    first = await anext(events)
+        return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
+    events = generation.events(observing, asked)
+    first = await unless_gone(request.receive, anext(events))
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse, Response
 from starlette.exceptions import HTTPException
 
 from .errors import ApiError
+from .refusals import refusal
 
-_MOST_SHOWN = 80  # characters of a value
+_MOST_SHOWN = 80  # characters of a path
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -19,26 +22,18 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(RequestValidationError)
     async def of_validation(_: Request, error: RequestValidationError) -> Response:
-        return failure(_refusal(error))
+        return failure(refusal(error))
 
     @app.exception_handler(HTTPException)
     async def of_routing(request: Request, error: HTTPException) -> Response:
-        return failure(ApiError(error.status_code, f"{request.method} {request.url.path}: {error.detail}"))
+        sentence = f"{request.method} {request.url.path[:_MOST_SHOWN]}: {error.detail}"
+        return failure(ApiError(error.status_code, sentence), error.headers)
+
+    @app.exception_handler(Exception)
+    async def of_bugs(_: Request, error: Exception) -> Response:
+        """The error itself goes to the log, which uvicorn writes."""
+        return failure(ApiError(500, "the gateway failed on this request", "server_error", code="internal_error"))
 
 
-def failure(error: ApiError) -> JSONResponse:
-    return JSONResponse(error.body, error.status, error.headers)
-
-
-def _refusal(error: RequestValidationError) -> ApiError:
-    """Of the first of its complaints, which names the field."""
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"][1:])
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{where} is not supported by this server", param=where, code="unsupported_parameter")
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is no JSON: {first['ctx']['error']}", code="invalid_json")
-    value = "" if first["type"] == "missing" else f", not {first['input']!r:.{_MOST_SHOWN}}"
-    return ApiError(
-        400, f"{where or 'the body'}: {first['msg'].lower()}{value}", param=where or None, code="invalid_value"
-    )
+def failure(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse(error.body, error.status, {**error.headers, **(headers or {})})

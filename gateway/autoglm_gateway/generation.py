@@ -6,13 +6,15 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
-from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Usage
+from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
+from .asking import Asks
+from .entry import Entry
 from .errors import ApiError, api_error, deadline_passed
 
 DONE = b"data: [DONE]\n\n"
@@ -28,9 +30,14 @@ class Asked:
     shape: Shape
     choices_per_prompt: int = 1
     includes_usage: bool = False
+    entry: Entry = field(default_factory=Entry)
+
+    def __post_init__(self) -> None:
+        self.entry.model, self.entry.prompts = self.head.model, self.prompts
+        self.entry.choices_per_prompt = self.choices_per_prompt
 
 
-async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
+async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
     """Raises ApiError. The first failure ends the other choices."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -39,6 +46,7 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
     except* AutoGLMError as errors:
         raise api_error(_first(errors)) from None
     results = [task.result() for task in tasks]
+    asked.entry.usages = dict(enumerate(result.usage for result in results))
     choices = [
         asked.shape.choice(number, result, _reason(result.finish_reason, asked.options[number]))
         for number, result in enumerate(results)
@@ -47,18 +55,18 @@ async def whole(client: AsyncClient, asked: Asked) -> dict[str, Any]:
     return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
 
 
-async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
+async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
-    usages = dict[int, Usage]()
+    usages = asked.entry.usages
     pieces = _merged(client, asked)
     try:
         async for number, piece in pieces:
             if number not in usages and (opening := asked.shape.opening(number)):
                 yield _event(asked, [opening])
             usages[number] = piece.usage
-            if piece.text or piece.logprobs:
-                yield _event(asked, [asked.shape.part(number, piece)])
+            if part := asked.shape.part(number, piece):
+                yield _event(asked, [part])
             if piece.finish_reason is not None:
                 closing = asked.shape.closing(number, _reason(piece.finish_reason, asked.options[number]))
                 yield _event(asked, [closing] if closing else [], autoglm=about(piece))
@@ -70,13 +78,14 @@ async def events(client: AsyncClient, asked: Asked) -> AsyncGenerator[bytes]:
         failure = api_error(error) if isinstance(error, AutoGLMError) else error
         if not usages:
             raise failure from None
+        asked.entry.error = failure.code
         yield _data(failure.body)
     finally:
         await pieces.aclose()
     yield DONE
 
 
-async def _merged(client: AsyncClient, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
+async def _merged(client: Asks, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
     """(choice, piece) as they come."""
     async with AsyncExitStack() as stack:
         streams = []

@@ -7,6 +7,8 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from . import document
+from .answer_schema import Liveness, ModelAnswer, ModelList
 from .errors import unknown_model
 from .settings import GatewaySettings
 from .upstream import Upstream
@@ -14,14 +16,14 @@ from .upstream import Upstream
 router = APIRouter()
 
 
-@router.get("/v1/models")
+@router.get("/v1/models", response_model=None, responses=document.information(ModelList))
 async def models(request: Request) -> dict[str, Any]:
     """The names that requests may use."""
     settings: GatewaySettings = request.app.state.settings
     return {"object": "list", "data": [_model(name) for name in settings.names]}
 
 
-@router.get("/v1/models/{name}")
+@router.get("/v1/models/{name}", response_model=None, responses=document.information(ModelAnswer, 404))
 async def model(name: str, request: Request) -> dict[str, Any]:
     settings: GatewaySettings = request.app.state.settings
     if settings.served_as(name) is None:
@@ -29,18 +31,20 @@ async def model(name: str, request: Request) -> dict[str, Any]:
     return _model(name)
 
 
-@router.get("/health/live")
+@router.get("/health/live", response_model=None, responses=document.information(Liveness))
 async def live() -> dict[str, bool]:
     """The gateway's process answers."""
     return {"live": True}
 
 
-@router.get("/health/ready")
+@router.get("/health/ready", response_model=None, responses=document.readiness())
 async def ready(request: Request) -> Response:
-    """A server behind it answers, too."""
+    """A server behind it answers, too. What is wrong (it may name addresses) is said where nobody needs a key."""
     upstream: Upstream = request.app.state.upstream
+    settings: GatewaySettings = request.app.state.settings
     state = await upstream.client.health()
-    return JSONResponse({"ready": state.ready, "detail": state.detail}, 200 if state.ready else 503)
+    said = {"ready": state.ready} if settings.keys else {"ready": state.ready, "detail": state.detail}
+    return JSONResponse(said, 200 if state.ready else 503)
 
 
 def _model(name: str) -> dict[str, Any]:

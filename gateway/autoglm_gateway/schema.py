@@ -5,30 +5,50 @@ Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from .strict import Items, Strict
+from .tools.schema import ToolOptions, ToolTurn
+
+_OF_IMAGES = ("http://", "https://", "data:image/")
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
-Stop = str | Annotated[list[str], Field(max_length=16)]
+Stop = str | Annotated[Items[str], Field(max_length=16)]
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
+def _only_off(value: bool) -> bool:
+    if value:
+        raise PydanticCustomError("not_off", "Input should be false")
+    return value
 
 
-class TextPart(_Strict):
+def _only_images(value: str) -> str:
+    if not value.startswith(_OF_IMAGES):
+        raise PydanticCustomError("no_image", "Input should be an http, https or data:image URL")
+    return value
+
+
+ImageAddress = Annotated[
+    str, AfterValidator(_only_images), Field(json_schema_extra={"pattern": f"^({'|'.join(_OF_IMAGES)})"})
+]
+Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
+
+
+class TextPart(Strict):
     type: Literal["text"]
     text: str
 
 
-class ImageUrl(_Strict):
-    url: str
+class ImageUrl(Strict):
+    url: ImageAddress
     detail: Literal["auto", "low", "high"] = "auto"
 
 
-class ImagePart(_Strict):
+class ImagePart(Strict):
     type: Literal["image_url"]
     image_url: ImageUrl
 
@@ -36,17 +56,43 @@ class ImagePart(_Strict):
 Part = Annotated[TextPart | ImagePart, Field(discriminator="type")]
 
 
-class ChatMessage(_Strict):
-    role: Literal["system", "developer", "user", "assistant"]
-    content: str | list[Part] | None = None
+class ChatMessage(ToolTurn):
+    role: Literal["system", "developer", "user", "assistant", "tool"]
+    content: str | Items[Part] | None = None
     name: str | None = None
+    refusal: None = None  # which answers have that are sent back
 
 
-class StreamOptions(_Strict):
+class StreamOptions(Strict):
     include_usage: bool = False
 
 
-class Extensions(_Strict):
+class JsonSchema(Strict):
+    """`strict` is always meant: an answer keeps to its schema."""
+
+    name: Annotated[str, Field(min_length=1, max_length=64)]
+    description: str | None = None
+    schema_: Annotated[dict[str, Any] | None, Field(alias="schema")] = None
+    strict: bool | None = None
+
+
+class TextFormat(Strict):
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    type: Literal["json_object"]
+
+
+class JsonSchemaFormat(Strict):
+    type: Literal["json_schema"]
+    json_schema: JsonSchema
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class Extensions(Strict):
     """What this server can do beside: `docs/serving.md` has the ranges."""
 
     top_k: Annotated[int, Field(ge=0)] | None = None
@@ -57,6 +103,9 @@ class Extensions(_Strict):
     cache: Literal["default", "bypass", "refresh", "only"] | None = None
     semantic: bool | None = None
     prompt_lookup: Annotated[int, Field(ge=0, le=16)] | None = None
+    guided_json: dict[str, Any] | str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
 
 
 class Generation(Extensions):
@@ -71,6 +120,7 @@ class Generation(Extensions):
     seed: Annotated[int, Field(ge=0, lt=2**63)] | None = None
     presence_penalty: Penalty | None = None
     frequency_penalty: Penalty | None = None
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
@@ -80,14 +130,15 @@ class Generation(Extensions):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
-class ChatRequest(Generation):
-    messages: Annotated[list[ChatMessage], Field(min_length=1)]
+class ChatRequest(Generation, ToolOptions):
+    messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
+    response_format: ResponseFormat | None = None
 
 
 class CompletionRequest(Generation):
-    prompt: str | Annotated[list[str], Field(min_length=1, max_length=64)]
+    prompt: str | Annotated[Items[str], Field(min_length=1, max_length=64)]
     logprobs: Annotated[int, Field(ge=0, le=20)] | None = None
-    echo: Literal[False] | None = None
+    echo: Off | None = None

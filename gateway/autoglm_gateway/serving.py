@@ -6,8 +6,10 @@ import socket
 
 import uvicorn
 
-from .app import create_app
+from .app import MakeClient, create_app
+from .connections import protocol_of
 from .settings import GatewaySettings
+from .tls import tls_options
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -23,5 +25,7 @@ def listen(host: str, port: int) -> socket.socket:
     return bound
 
 
-def make_server(settings: GatewaySettings) -> uvicorn.Server:
-    return uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning", access_log=False))
+def make_server(settings: GatewaySettings, make_client: MakeClient | None = None) -> uvicorn.Server:
+    app, http = create_app(settings, make_client), protocol_of(settings.connections)
+    secure = tls_options(settings)
+    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False, **secure))

@@ -1,24 +1,122 @@
-"""What the gateway is told when it starts."""
+"""What the gateway is told when it starts: one frozen object, checked when it is built. `settings_file` reads it."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .addresses import is_loopback
+from .keys import Key
+from .ranges import check_ranges
+from .settings_error import SettingsError
+
 MIB = 1 << 20
+TOOL_FORMATS = ("auto", "hermes", "llama", "glm", "glm-xml", "mistral")
+_RANGES: dict[str, tuple[float, float]] = {
+    "port": (0, 65535),
+    "max_body_bytes": (1, 1 << 30),
+    "max_held_bytes": (1, 1 << 40),
+    "deadline_ms": (1, 86_400_000),
+    "requests_per_minute": (0, 1_000_000),
+    "concurrency": (0, 1_000_000),
+    "access_log_queue": (1, 10_000_000),
+}
+_ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
+_LONGEST_S = 3600
+_CONNECTION_RANGES: dict[str, tuple[float, float]] = {
+    "max_connections": (1, 1_000_000),
+    "max_head_bytes": (1024, 1 << 20),
+    "head_s": (0.001, _LONGEST_S),
+    "body_s": (0.001, _LONGEST_S),
+    "idle_s": (0.001, _LONGEST_S),
+    "unread_s": (0.001, _LONGEST_S),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionLimits:
+    """`max_connections`: open at one time; `max_head_bytes`: of a request's line and headers. Seconds: `head_s` for a
+    request's line and headers to arrive, `body_s` for its body, `idle_s` from one request to the next, `unread_s` until
+    a client that reads nothing of its answer is given up."""
+
+    max_connections: int = 1024
+    max_head_bytes: int = 64 << 10
+    head_s: float = 10
+    body_s: float = 30
+    idle_s: float = 30
+    unread_s: float = 60
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _CONNECTION_RANGES)
 
 
 @dataclass(frozen=True, slots=True)
 class GatewaySettings:
-    """`servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
-    carry, and `aliases`: other names for it. `max_body_bytes`: of a request. `deadline_ms`: the most time that an answer
-    may take; None leaves it to the server."""
+    """`SettingsError` is raised for a value outside its range, naming both.
 
+    `host`, `port`: where it listens; port 0 takes a free one.
+    `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
+    carry, and `aliases`: other names for it. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers
+    are under way. `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form
+    in which the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
+
+    `keys_file`: who may ask (`keys`); empty: everybody. `open`: everybody may also ask from elsewhere.
+    `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where there are
+    no keys; 0 is no limit.
+    `access_log`: a file, or - for stderr; empty: none. `access_log_queue`: most lines that wait to be written; more are
+    dropped and counted. `log_prompts`: prompts are in it.
+    `tls_cert`, `tls_key`: files in PEM; empty: no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
+
+    `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
+    http://127.0.0.1:4318; None: there are none.
+
+    `keys`: what `keys_file` and the environment held.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8080
     servers: tuple[str, ...] = ("127.0.0.1:8001",)
     model: str = "autoglm"
     aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": "autoglm"})
     max_body_bytes: int = 4 * MIB
+    max_held_bytes: int = 256 * MIB
     deadline_ms: int | None = None
+    tool_format: str = "auto"
+    connections: ConnectionLimits = ConnectionLimits()
+    keys_file: str = ""
+    open: bool = False
+    requests_per_minute: int = 0
+    concurrency: int = 0
+    access_log: str = ""
+    access_log_queue: int = 10_000
+    log_prompts: bool = False
+    tls_cert: str = ""
+    tls_key: str = ""
+    allow_origins: tuple[str, ...] = ()
+    metrics_by_tenant: bool = False
+    otlp: str | None = None
+    keys: tuple[Key, ...] = field(default=(), repr=False)
+
+    def __post_init__(self) -> None:
+        check_ranges(self, _RANGES)
+        if self.tool_format not in TOOL_FORMATS:
+            raise SettingsError(f"tool_format is {self.tool_format!r:.80}; it must be one of {', '.join(TOOL_FORMATS)}")
+        for alias, meant in self.aliases.items():
+            if meant != self.model:
+                raise SettingsError(
+                    f"the alias {alias!r:.80} means {meant!r:.80}; it must mean the model, {self.model!r:.80}"
+                )
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise SettingsError("tls_cert and tls_key belong together: one of them is missing")
+        if not (self.keys or self.open or is_loopback(self.host)):
+            raise SettingsError(
+                f"the host {self.host!r:.80} can be reached from elsewhere and there are no keys: "
+                "make some with `autoglm gateway-key NAME`, or say --open, which lets everybody in"
+            )
+        for origin in self.allow_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise SettingsError(f"allow_origins has {origin!r:.80}; it must be * or like https://example.org:8443")
 
     def served_as(self, name: str) -> str | None:
         """The model that `name` means; None where it means none."""

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
 from autoglm_client import GenerationOptions
 
 from .errors import ApiError, unsupported
-from .schema import ChatMessage, ChatRequest, CompletionRequest, Extensions, Generation, ImagePart
+from .schema import (
+    ChatMessage,
+    ChatRequest,
+    CompletionRequest,
+    Extensions,
+    Generation,
+    ImagePart,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    TextPart,
+)
+from .tools.turns import tool_fields
 
 _SMALLEST_TOP_P = 1e-6  # OpenAI allows 0, which keeps the likeliest token alone; so does this
 _EXTENSIONS = tuple(Extensions.model_fields)
+GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +37,7 @@ class Bounds:
 
 
 def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    return [{"role": _role(message), "content": _text(message, place)} for place, message in enumerate(messages)]
+    return [_turn(message, place) for place, message in enumerate(messages)]
 
 
 def chat_options(request: ChatRequest, bounds: Bounds) -> GenerationOptions:
@@ -33,7 +46,10 @@ def chat_options(request: ChatRequest, bounds: Bounds) -> GenerationOptions:
     if request.top_logprobs and not request.logprobs:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     count = max(1, request.top_logprobs or 0) if request.logprobs else None
-    return _options(request, request.max_completion_tokens or request.max_tokens, count, bounds)
+    options = _options(request, request.max_completion_tokens or request.max_tokens, count, bounds)
+    if (schema := _schema(request)) is None:
+        return options
+    return dataclasses.replace(options, guided_json=schema)
 
 
 def completion_options(request: CompletionRequest, bounds: Bounds) -> GenerationOptions:
@@ -58,12 +74,35 @@ def _options(request: Generation, max_tokens: int | None, logprobs: int | None, 
         seed=request.seed,
         presence_penalty=request.presence_penalty,
         frequency_penalty=request.frequency_penalty,
+        logit_bias=request.logit_bias,
         logprobs=logprobs,
         deadline_ms=bounds.deadline_ms,
         tenant=bounds.tenant,
         user=request.user,
         **extensions,
     )
+
+
+def _turn(message: ChatMessage, place: int) -> dict[str, Any]:
+    fields = tool_fields(message.role, message, f"messages[{place}]")
+    said = None if message.content is None and "tool_calls" in fields else _text(message, place)
+    turn = {"role": _role(message), "content": said, **fields}
+    return turn if message.name is None else {**turn, "name": message.name}
+
+
+def _schema(request: ChatRequest) -> dict[str, Any] | None:
+    """That `response_format` asks an answer to keep to."""
+    match request.response_format:
+        case JsonSchemaFormat() as asked:
+            schema: dict[str, Any] | None = asked.json_schema.schema_ or {}
+        case JsonObjectFormat():
+            schema = {"type": "object"}
+        case _:
+            return None
+    guides = [name for name in GUIDES if getattr(request, name) is not None]
+    if guides:
+        raise ApiError(400, f"{guides[0]} is set beside response_format: a request has one of them", param=guides[0])
+    return schema
 
 
 def _role(message: ChatMessage) -> str:
@@ -76,6 +115,10 @@ def _text(message: ChatMessage, place: int) -> str:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):
         return content
-    if any(isinstance(part, ImagePart) for part in content):
-        raise unsupported(f"messages[{place}].content", "this model has no vision encoder, so it takes no image_url")
-    return "".join(part.text for part in content if not isinstance(part, ImagePart))
+    return "".join(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(content))
+
+
+def _part(part: TextPart | ImagePart, name: str) -> str:
+    if isinstance(part, ImagePart):
+        raise unsupported(name, "this model has no vision encoder, so it takes no image_url")
+    return part.text

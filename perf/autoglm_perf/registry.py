@@ -24,6 +24,8 @@ MODULES = (
     "prefix_reuse",
     "prompt_lookup",
     "ensemble_overhead",
+    "gateway_overhead",
+    "structured_output",
     "scheduler_overhead",
     "memory_flat",
     "peers",

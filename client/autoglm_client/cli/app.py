@@ -14,7 +14,7 @@ from .demo import demo
 from .export import export
 from .export_embedder import export_embedder
 from .failures import FriendlyGroup
-from .gateway import gateway
+from .gateway import gateway, gateway_key
 from .generate import generate
 from .health import health
 from .inspecting import inspect
@@ -29,7 +29,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, export, export_embedder, inspect, serve, gateway, generate, chat, batch, health, bench, profile):
+_COMMANDS = (
+    *(
+        demo,
+        export,
+        export_embedder,
+        inspect,
+        serve,
+        gateway,
+        gateway_key,
+        generate,
+        chat,
+        batch,
+        health,
+        bench,
+        profile,
+    ),
+)
+for command in _COMMANDS:
     app.command()(command)
 
 

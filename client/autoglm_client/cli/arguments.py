@@ -10,6 +10,9 @@ import typer
 
 from autoglm_client.async_client import DEFAULT_URL
 from autoglm_client.options import GenerationOptions
+from autoglm_client.triton_traces import traces_url
+
+from .failures import CommandError
 
 Url = Annotated[
     str,
@@ -35,6 +38,15 @@ Cache = Annotated[
 Semantic = Annotated[
     bool | None,
     typer.Option("--semantic/--no-semantic", help="Take a kept answer to a question of the same meaning, or never."),
+]
+GuidedJson = Annotated[
+    str | None,
+    typer.Option("--guided-json", help="Only an answer that keeps to this JSON schema: the schema, or @FILE."),
+]
+GuidedRegex = Annotated[str | None, typer.Option("--guided-regex", help="Only an answer that matches this expression.")]
+GuidedGrammar = Annotated[
+    str | None,
+    typer.Option("--guided-grammar", help="Only an answer of this Lark grammar: its text, @FILE, or open-autoglm."),
 ]
 System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
@@ -66,6 +78,26 @@ Precision = Annotated[
     ),
 ]
 
+
+def _collector(endpoint: str | None) -> str | None:
+    try:
+        if endpoint is not None:
+            traces_url(endpoint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return endpoint
+
+
+Otlp = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp",
+        envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+        callback=_collector,
+        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. [default: none]",
+    ),
+]
+
 DEFAULT_URLS = DEFAULT_URL
 
 
@@ -85,6 +117,9 @@ class Sampling:
     stop: list[str] | None = None
     cache: str | None = None
     semantic: bool | None = None
+    guided_json: str | None = None
+    guided_regex: str | None = None
+    guided_grammar: str | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -96,4 +131,17 @@ class Sampling:
             stop=self.stop or None,
             cache=self.cache,
             semantic=self.semantic,
+            guided_json=_text_of("--guided-json", self.guided_json),
+            guided_regex=self.guided_regex,
+            guided_grammar=_text_of("--guided-grammar", self.guided_grammar),
         )
+
+
+def _text_of(option: str, value: str | None) -> str | None:
+    """Of a file, where `value` is @ and its name."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{option} names {value[1:]}, which cannot be read: {error}") from None

@@ -1,54 +1,184 @@
-"""`autoglm gateway`"""
+"""`autoglm gateway` and `autoglm gateway-key`"""
 
 from __future__ import annotations
 
-from typing import Annotated
+import sys
+from contextlib import suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from . import arguments as args
 from .failures import CommandError
 from .output import notes
+
+if TYPE_CHECKING:
+    from autoglm_gateway.settings import GatewaySettings
+
+GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
 
 
 def gateway(
     server: Annotated[
-        list[str] | None, typer.Option("--server", help="host:port of a server's gRPC endpoint; may be repeated.")
+        list[str] | None,
+        typer.Option(
+            "--server", help="host:port of a server's gRPC endpoint; may be repeated.", show_default="127.0.0.1:8001"
+        ),
     ] = None,
     host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
-    ] = "127.0.0.1",
-    port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    model: Annotated[str, typer.Option(help="The model's name in answers.")] = "autoglm",
-    alias: Annotated[
-        list[str] | None, typer.Option(help="Another name for the model; may be repeated. [default: autoglm-phone-9b]")
+        str | None,
+        typer.Option(help="Address to listen on; any but loopback needs keys, or --open.", show_default="127.0.0.1"),
     ] = None,
-    deadline_ms: Annotated[int | None, typer.Option(min=1, help="The most time that an answer may take.")] = None,
+    port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8080")] = None,
+    model: Annotated[str | None, typer.Option(help="The model's name in answers.", show_default="autoglm")] = None,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="Another name for the model; may be repeated.", show_default="autoglm-phone-9b"),
+    ] = None,
+    deadline_ms: Annotated[int | None, typer.Option(help="The most time that an answer may take.")] = None,
+    tool_format: Annotated[
+        str | None,
+        typer.Option(
+            help="How the model writes calls of tools: auto, hermes, llama, glm, glm-xml or mistral.",
+            show_default="auto",
+        ),
+    ] = None,
+    keys: Annotated[
+        str | None,
+        typer.Option(
+            help="File of API keys, as `autoglm gateway-key` prints them; or $AUTOGLM_GATEWAY_KEYS holds them."
+        ),
+    ] = None,
+    open_to_all: Annotated[
+        bool | None, typer.Option("--open", help="Let everybody in without a key, from elsewhere, too.")
+    ] = None,
+    requests_per_minute: Annotated[
+        int | None, typer.Option(help="Of a key that has no limit of its own; 0 is no limit.", show_default="0")
+    ] = None,
+    concurrency: Annotated[
+        int | None, typer.Option(help="Requests that such a key may have under way; 0 is no limit.", show_default="0")
+    ] = None,
+    access_log: Annotated[
+        str | None, typer.Option(help="Keep a line of JSON for each request in this file; - is stderr.")
+    ] = None,
+    log_prompts: Annotated[
+        bool | None, typer.Option("--log-prompts", help="What was asked is in the access log, too.")
+    ] = None,
+    tls_cert: Annotated[str | None, typer.Option(help="Certificate in PEM, with its chain.")] = None,
+    tls_key: Annotated[str | None, typer.Option(help="Its private key in PEM.")] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A web page's origin that may use the gateway (CORS), or *; may be repeated.", show_default="none"
+        ),
+    ] = None,
+    otlp: args.Otlp = None,
+    metrics_by_tenant: Annotated[
+        bool | None, typer.Option("--metrics-by-tenant", help="Count requests and tokens by tenant, too.")
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", envvar=GATEWAY_CONFIG_VARIABLE, help="Settings of the gateway, a .toml file."),
+    ] = None,
+    print_config: Annotated[
+        bool, typer.Option("--print-config", help="Print the settings in effect, as a file for --config, and leave.")
+    ] = False,
 ) -> None:
-    """Speak OpenAI's HTTP API in front of one or several servers.
+    """Speak OpenAI's HTTP API in front of one or several servers. An option goes before the file's setting.
 
     \b
     Examples:
       autoglm gateway
       autoglm gateway --port 8080 --server gpu-a:8001 --server gpu-b:8001
+      autoglm gateway --host 0.0.0.0 --keys keys.toml --concurrency 8 --access-log access.jsonl
+      autoglm gateway --config gateway.toml --print-config
       curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
            -d '{"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}]}'
     """
+    said = {
+        "servers": tuple(server) if server else None,
+        "host": host,
+        "port": port,
+        "model": model,
+        "aliases": tuple(alias) if alias else None,
+        "deadline_ms": deadline_ms,
+        "tool_format": tool_format,
+        "keys_file": keys,
+        "open": open_to_all,
+        "requests_per_minute": requests_per_minute,
+        "concurrency": concurrency,
+        "access_log": access_log,
+        "log_prompts": log_prompts,
+        "tls_cert": tls_cert,
+        "tls_key": tls_key,
+        "otlp": otlp,
+        "metrics_by_tenant": metrics_by_tenant,
+        "allow_origins": tuple(allow_origin) if allow_origin else None,
+    }
+    settings = _settings(config, {name: value for name, value in said.items() if value is not None})
+    if print_config:
+        from autoglm_gateway.settings_file import as_toml
+
+        sys.stdout.write(as_toml(settings))
+        return
+    _serve(settings)
+
+
+def gateway_key(
+    name: Annotated[str, typer.Argument(help="Of the tenant: 1 to 64 letters, digits, _ and -.")],
+) -> None:
+    """Make an API key of the gateway. It is shown once, to stderr; the line for the file of keys, to stdout, holds its SHA-256.
+
+    \b
+    Examples:
+      autoglm gateway-key alice >> keys.toml
+    """
+    from autoglm_gateway.keys import line_of, new_key
+    from autoglm_gateway.settings_error import SettingsError
+
+    key = new_key()
+    try:
+        line = line_of(name, key)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+    notes().print(f"the key of {name}, shown this once:\n\n  {key}\n", soft_wrap=True)
+    sys.stdout.write(f"{line}\n")
+
+
+def _settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
+    from autoglm_gateway.settings_error import SettingsError
+    from autoglm_gateway.settings_file import read_settings, settings_of
+
+    try:
+        return settings_of({**(read_settings(config) if config else {}), **said})
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+
+
+def _serve(settings: GatewaySettings) -> None:
     try:
         from autoglm_gateway.serving import listen, make_server
-        from autoglm_gateway.settings import GatewaySettings
+        from autoglm_gateway.tls import check_tls
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
-    chosen = GatewaySettings(
-        servers=tuple(server or ("127.0.0.1:8001",)),
-        model=model,
-        aliases=dict.fromkeys(alias or ["autoglm-phone-9b"], model),
-        deadline_ms=deadline_ms,
-    )
     try:
-        bound = listen(host, port)
+        check_tls(settings)
+        running = make_server(settings)
+        bound = listen(settings.host, settings.port)
+    except ValueError as error:
+        raise CommandError(str(error)) from None
     except OSError as error:
-        raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from None
+        what = error.filename or f"cannot listen on {settings.host}:{settings.port}"
+        raise CommandError(f"{what}: {error.strerror}") from None
     with bound:
-        url = f"http://{host}:{bound.getsockname()[1]}"
-        notes().print(f"OpenAI   {url}/v1, in front of {', '.join(chosen.servers)}; Ctrl-C stops it")
-        make_server(chosen).run(sockets=[bound])
+        notes().print(_greeting(settings, bound.getsockname()[1]), soft_wrap=True)
+        with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped
+            running.run(sockets=[bound])
+
+
+def _greeting(settings: GatewaySettings, port: int) -> str:
+    scheme = "https" if settings.tls_cert else "http"
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    who = f"tenants with keys: {len(settings.keys)}" if settings.keys else "no keys: open to everybody who reaches it"
+    return f"OpenAI   {scheme}://{host}:{port}/v1, in front of {', '.join(settings.servers)}; {who}; Ctrl-C stops it"

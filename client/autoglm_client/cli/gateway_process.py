@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 from autoglm_client.local_server import LocalServer
 
@@ -18,14 +19,16 @@ _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def gateway_beside(server: LocalServer, port: int) -> Iterator[None]:
-    """In front of `server`, on its host, once it answers; it says itself where it listens. Raises CommandError where it ends
-    at once."""
-    port = port or free_port(server.host)
-    arguments = ["gateway", "--server", server.grpc_url, "--host", server.host, "--port", str(port)]
+def gateway_beside(server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None) -> Iterator[None]:
+    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Raises CommandError
+    where it ends at once."""
+    port = port or free_port(host)
+    arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
+    arguments += [] if config is None else ["--config", str(config)]
+    arguments += [] if otlp is None else ["--otlp", otlp]
     process = subprocess.Popen([sys.executable, "-m", "autoglm_client.cli", *arguments])
     try:
-        _wait(process, server.host, port)
+        _wait(process, host, port)
         yield
     finally:
         process.terminate()

@@ -31,6 +31,9 @@ def generate(
     stop: args.Stop = None,
     cache: args.Cache = None,
     semantic: args.Semantic = None,
+    guided_json: args.GuidedJson = None,
+    guided_regex: args.GuidedRegex = None,
+    guided_grammar: args.GuidedGrammar = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
     json: args.Json = False,
@@ -42,9 +45,12 @@ def generate(
       autoglm generate "What is the capital of France?"
       autoglm generate --raw "Once upon a time" -n 100 -t 0.8 --seed 7
       git diff | autoglm generate - --system "Summarise this change." --stats
+      autoglm generate "Name a colour and a fruit." --guided-regex "[a-z]+ [a-z]+"
       autoglm generate "Name a colour." --json | jq -r .text
     """
-    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic)
+    sampling = args.Sampling(
+        max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic, guided_json, guided_regex, guided_grammar
+    )
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
     with Client(args.urls_of(url), timeouts=timeouts) as client:

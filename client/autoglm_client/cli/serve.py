@@ -13,11 +13,13 @@ import typer
 
 from autoglm_client.local_server import LocalServer
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
 from .export import run_export
 from .failures import CommandError
+from .gateway import GATEWAY_CONFIG_VARIABLE
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -49,7 +51,14 @@ def serve(
     gateway: Annotated[
         bool, typer.Option("--gateway", help="Speak OpenAI's HTTP API, too, as `autoglm gateway` does.")
     ] = False,
+    gateway_host: Annotated[
+        str | None, typer.Option(help="Where the gateway listens; any but loopback needs keys.", show_default="--host")
+    ] = None,
     gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
+    gateway_config: Annotated[
+        Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
+    ] = None,
+    otlp: args.Otlp = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -89,11 +98,13 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
         try:
-            with gateway_beside(server, gateway_port) if gateway else nullcontext():
+            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
+            with beside if gateway else nullcontext():
                 notes().print("ready; Ctrl-C stops it")
                 server.wait()
         except KeyboardInterrupt:

@@ -12,7 +12,7 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.embedder import Embedder, embedder_folder, is_exported
-        from autoglm_engine.options import text_of
+        from autoglm_engine.option_texts import text_of
 
         self.text_of = text_of
         folder = embedder_folder(args["model_repository"])

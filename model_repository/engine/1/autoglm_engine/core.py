@@ -9,9 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
+if TYPE_CHECKING:
+    from .guides import Guide
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -34,6 +38,14 @@ class SamplingOptions:
     stop: tuple[str, ...] = ()
     ignore_eos: bool = False
     logprobs: int = 0  # 0: none; n: the chosen token's and the n most likely ones'
+    logit_bias: tuple[tuple[int, float], ...] = ()  # (token id, what is added to its logit)
+    guided_json: str = ""  # a JSON schema; of the guides at most one is set
+    guided_regex: str = ""
+    guided_grammar: str = ""  # Lark, in llguidance's dialect
+
+    @property
+    def is_guided(self) -> bool:
+        return bool(self.guided_json or self.guided_regex or self.guided_grammar)
 
 
 class CacheUse(Enum):
@@ -75,6 +87,7 @@ class Request:
     semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
     question: Question | None = None  # None: nothing of it can be compared
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
+    guide: Guide | None = None  # of its `sampling`, compiled where the request came in
 
 
 class FinishReason(Enum):

@@ -21,6 +21,7 @@ from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
+TOOLS_INPUT = "tools"
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +74,12 @@ class Door:
             said = "both are set" if given else "neither is set"
             raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
         raw = read_single(given[0], tensors[given[0]])
-        return self._prompter.from_text(raw) if given[0] == "text_input" else self._prompter.from_messages(raw)
+        tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
+        if given[0] == "messages":
+            return self._prompter.from_messages(raw, tools)
+        if tools is not None:
+            raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
+        return self._prompter.from_text(raw)
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:
@@ -106,7 +112,7 @@ def check_parameters(parameters: str) -> None:
         return
     unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
     if unknown:
-        known = ", ".join((*PROMPT_INPUTS, *OPTIONS))
+        known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
         raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
 
 

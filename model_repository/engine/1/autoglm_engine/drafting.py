@@ -1,4 +1,5 @@
-"""Speculative decoding by prompt lookup: which sequences draft, what, and what came of it.
+"""Speculative decoding by prompt lookup: which sequences draft, what, and what came of it. Where a guide leaves one way to go
+on, that is the draft.
 
 Drafts change how many tokens a step yields, never which: a draft is taken only where it is what the sampler chooses from the
 logits at its place, and these do not depend on how many rows are computed together (`Limits.max_logits_per_span`).
@@ -9,6 +10,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence as Many
 from dataclasses import replace
+
+import numpy as np
 
 from .core import Request, Span, TokenIds
 from .draft_policy import Offer, StepWork, allot
@@ -78,6 +81,10 @@ class Drafter:
 def _draft(sequence: Sequence, speculation: Speculation) -> TokenIds:
     """The tokens that may follow, and need not be the last one that the request may take."""
     most = min(speculation.most, sequence.max_tokens - sequence.num_completion_tokens - 1)
+    forced = sequence.sampler.guide.forced() if sequence.sampler.guide and most > 0 else []
+    speculation.is_forced = bool(forced)
+    if forced:
+        return np.array(forced[:most], np.int32)
     draft = speculation.lookup.draft(sequence.num_tokens, max(0, most))
     speculation.expected = int(draft[0]) if len(draft) else -1
     return draft
@@ -85,7 +92,7 @@ def _draft(sequence: Sequence, speculation: Speculation) -> TokenIds:
 
 def _offer(sequence: Sequence, most: int) -> Offer:
     assert sequence.speculation is not None, "an offer for a sequence that does not speculate"
-    return Offer(sequence.speculation.acceptance.estimate, most, sequence.speculation.always)
+    return Offer(sequence.speculation.estimate, most, sequence.speculation.always)
 
 
 def _extended(span: Span, sequence: Sequence, draft: TokenIds) -> Span:

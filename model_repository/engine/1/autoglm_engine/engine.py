@@ -165,7 +165,7 @@ class Engine:
         tokens = self._scheduler.slots.tokens[allocation.slot]
         tokens[:num_prompt] = request.prompt_ids
         max_tokens = min(request.sampling.max_tokens, self._limits.max_length - num_prompt)
-        sampler = TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens)
+        sampler = TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens, request.guide)
         return Sequence(
             request=request,
             arrival=waiting.arrival,
@@ -222,7 +222,7 @@ class Engine:
 
     def _take(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
         if sampled.token_id < 0:
-            failure = EngineError("the model computed logits that are not finite for this request")
+            failure = EngineError(sampled.failure or "the model computed logits that are not finite for this request")
             self._answers.cut_off(sequence, now, failure=failure)
             return
         is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
@@ -260,5 +260,6 @@ def _check(request: Request, max_length: int, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise InvalidRequest(f"the prompt holds token {wrong}; tokens are between 0 and {vocab_size - 1}")
+    assert bool(request.guide) == request.sampling.is_guided, "a guide that was not compiled"
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")

@@ -11,6 +11,7 @@ from typing import Any, Literal
 from .core import CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
+from .option_texts import check_bias, check_guides, read_bias, read_guided_grammar, read_guided_json, text_of
 
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
@@ -25,7 +26,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "INT64": (int,),
     "FP32": (int, float),
     "BOOL": (bool,),
-    "STRING": (tuple,),
+    "STRING": (tuple, str),
 }
 
 
@@ -64,6 +65,10 @@ OPTIONS = {option.name: option for option in (
     Option("tenant",             "STRING", ""),
     Option("user",               "STRING", ""),
     Option("semantic",           "BOOL",   None),
+    Option("logit_bias",         "STRING", ()),
+    Option("guided_json",        "STRING", ""),
+    Option("guided_regex",       "STRING", ""),
+    Option("guided_grammar",     "STRING", ""),
 )}
 # fmt: on
 
@@ -113,7 +118,9 @@ class OptionRules:
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
         others = {name: chosen.pop(name) for name in OTHER_THAN_SAMPLING}
-        return Checked(SamplingOptions(**chosen), **others)
+        sampling = SamplingOptions(**chosen)
+        self._check_texts(sampling)
+        return Checked(sampling, **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
@@ -125,11 +132,16 @@ class OptionRules:
                 raise InvalidRequest(f"{option.name} is {value!r:.40}, which is not {option.dtype}")
             self.check_range(option, value, max_tokens=sampling.max_tokens)
         _check_stop_strings(sampling.stop)
+        self._check_texts(sampling)
 
     def recheck_prompt_lookup(self, value: int | None) -> None:
         """As `recheck`."""
         if value is not None:
             self.check_range(OPTIONS["prompt_lookup"], value, max_tokens=0)
+
+    def _check_texts(self, sampling: SamplingOptions) -> None:
+        check_guides(sampling)
+        check_bias(sampling.logit_bias, self.vocab_size)
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
@@ -203,17 +215,13 @@ def _user(raw: bytes) -> str:
     return user
 
 
-def text_of(raw: bytes, name: str) -> str:
-    """UTF-8 to text. Raises InvalidRequest that names the first bad byte."""
-    try:
-        return raw.decode()
-    except UnicodeDecodeError as error:
-        raise InvalidRequest(f"{name} is not valid UTF-8: byte 0x{raw[error.start]:02x} at {error.start}") from None
-
-
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "stop": _stop_strings,
     "cache": _cache_use,
     "tenant": _tenant,
     "user": _user,
+    "logit_bias": read_bias,
+    "guided_json": read_guided_json,
+    "guided_regex": lambda raw: text_of(raw, "guided_regex"),
+    "guided_grammar": read_guided_grammar,
 }

@@ -20,7 +20,8 @@ Changes = tuple[TokenIds, npt.NDArray[np.float32], npt.NDArray[np.float32]]  # i
 
 class Penalties:
     """Repetition penalty over prompt and completion (Keskar et al. 2019, as in Hugging Face); presence and frequency
-    penalties over the completion, of at most `max_tokens` (OpenAI's definition); `banned_ids` until `lift_bans`."""
+    penalties over the completion, of at most `max_tokens` (OpenAI's definition); `banned_ids` until `lift_bans`; biases
+    of some tokens (OpenAI's `logit_bias`) throughout."""
 
     def __init__(
         self, options: SamplingOptions, prompt_ids: TokenIds, banned_ids: Iterable[int], max_tokens: int
@@ -29,18 +30,20 @@ class Penalties:
         self._presence = np.float32(options.presence_penalty)
         self._frequency = np.float32(options.frequency_penalty)
         self._banned = frozenset(banned_ids)
+        self._bias = {token_id: np.float32(bias) for token_id, bias in options.logit_bias}
         self._counts: Counter[int] = Counter()
         seen = np.unique(prompt_ids) if self._repetition != 1.0 else np.empty(0, np.int32)
         # whether it changes a token for having been said; it may ban some all the same
         self.penalises = bool(self._repetition != 1.0 or self._presence or self._frequency)
-        capacity = len(seen) + len(self._banned) + (max_tokens if self.penalises else 0)
+        self.is_needed = bool(self.penalises or self._bias)
+        capacity = len(seen) + len(self._banned) + len(self._bias) + (max_tokens if self.penalises else 0)
         self._ids = np.empty(capacity, np.int32)
         self._factors = np.ones(capacity, np.float32)
         self._offsets = np.zeros(capacity, np.float32)
         self._ids[: len(seen)], self._factors[: len(seen)] = seen, self._repetition
         self._places = {token_id: place for place, token_id in enumerate(seen.tolist())}
         self._changed = set(self._places.values())
-        for token_id in self._banned:
+        for token_id in self._banned | self._bias.keys():
             self._update(token_id)
 
     @property
@@ -79,9 +82,10 @@ class Penalties:
         self._ids[place] = token_id
         if count := self._counts[token_id]:
             self._factors[place] = self._repetition
-        self._offsets[place] = -np.inf if token_id in self._banned else self._offset(count)
+        self._offsets[place] = -np.inf if token_id in self._banned else self._offset(token_id, count)
         if before != (self._factors[place], self._offsets[place]):
             self._changed.add(place)
 
-    def _offset(self, count: int) -> np.float32:
-        return -(self._frequency * np.float32(count) + self._presence) if count else np.float32(0)
+    def _offset(self, token_id: int, count: int) -> np.float32:
+        bias = self._bias.get(token_id, np.float32(0))
+        return bias - (self._frequency * np.float32(count) + self._presence) if count else bias

@@ -12,9 +12,14 @@ import numpy as np
 
 from .core import Question, TokenIds
 from .errors import ArtifactError, InvalidRequest
+from .json_names import json_type
 from .manifest import Manifest
-from .options import text_of
+from .option_texts import text_of
 from .question import question_of_messages, question_of_text
+from .tool_definitions import Tool, parse_tools
+from .tool_format import CALL_TOKENS, tool_format
+from .tool_messages import check_tool_fields, has_calls
+from .tool_prompt import in_plain_text, needs_plain_text
 
 if TYPE_CHECKING:
     from jinja2 import Template
@@ -57,17 +62,24 @@ class Prompter:
         text = text_of(raw, "text_input")
         return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
-    def from_messages(self, raw: bytes) -> Prompt:
-        """Of the rendered conversation. Raises InvalidRequest."""
+    def from_messages(self, raw: bytes, tools: bytes | None = None) -> Prompt:
+        """Of the rendered conversation; `tools`: what the model may call, as JSON. Raises InvalidRequest."""
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self._check_size(raw, "messages")
         messages = parse_messages(text_of(raw, "messages"))
-        rendered = self._template.render(messages)
+        rendered = self._template.render(messages, self._tools(tools))
         if any("\ud800" <= character <= "\udfff" for character in rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
-        return Prompt(ids, question_of_messages(messages, rendered))
+        # Answers that act are not shared by what a question means: its details are the arguments.
+        return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
+
+    def _tools(self, raw: bytes | None) -> list[Tool] | None:
+        if raw is None:
+            return None
+        self._check_size(raw, "tools")
+        return parse_tools(text_of(raw, "tools"))
 
     def _check_size(self, raw: bytes, name: str) -> None:
         """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the
@@ -99,11 +111,15 @@ class Prompter:
 
 class ChatTemplate:
     """A checkpoint's Jinja template, rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
-    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens."""
+    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens, and without fields that are null. Tools are given
+    to a template that asks for them; for another one they are put into the messages.
+
+    `tool_format`: the form in which the model that it belongs to calls them."""
 
     def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
         self._special_tokens = special_tokens
-        self._template = _compile(source)
+        self._template, self._uses_tools = _compile(source)
+        self.tool_format = tool_format(source, uses_tools=self._uses_tools)
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> ChatTemplate | None:
@@ -114,15 +130,18 @@ class ChatTemplate:
         special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
         return cls(path.read_text(encoding="utf-8"), special)
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[Tool] | None = None) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages."""
         from jinja2 import TemplateError
 
+        messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
+        if not self._uses_tools and needs_plain_text(messages, tools):
+            messages, tools = in_plain_text(messages, tools), None
         try:
             return self._template.render(
-                messages=messages, tools=None, documents=None, add_generation_prompt=True, **self._special_tokens
+                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
             )
-        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError) as error:
+        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
             raise InvalidRequest(f"messages do not suit the model's chat template: {error}") from None
 
 
@@ -131,13 +150,27 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     path = folder / TOKENIZER_NAME
     try:
-        return Tokenizer.from_file(str(path))
+        return with_visible_calls(Tokenizer.from_file(str(path)))
     except Exception as error:  # the library raises plain Exception
         raise ArtifactError(f"{path} cannot be read: {error}") from None
 
 
+def with_visible_calls(tokenizer: Tokenizer) -> Tokenizer:
+    """The same ids of the same texts; but tokens that calls are made of are special no more, so that decoding keeps them."""
+    from tokenizers import Tokenizer
+
+    added = tokenizer.get_added_tokens_decoder().values()
+    if not any(token.special and token.content in CALL_TOKENS for token in added):
+        return tokenizer
+    state = json.loads(tokenizer.to_str())
+    for token in state["added_tokens"]:
+        token["special"] = token["special"] and token["content"] not in CALL_TOKENS
+    return Tokenizer.from_str(json.dumps(state))
+
+
 def parse_messages(text: str) -> list[dict[str, Any]]:
-    """Checks what every template relies on: a list of objects with a role and a content. Raises InvalidRequest."""
+    """Checks what every template relies on: a list of objects with a role and a content, which may be null where an
+    assistant calls functions. Raises InvalidRequest."""
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -151,16 +184,19 @@ def parse_messages(text: str) -> list[dict[str, Any]]:
 
 def _check_message(message: Any, name: str) -> None:
     if not isinstance(message, dict):
-        raise InvalidRequest(f"{name} is {_json_type(message)}; it must be an object with role and content")
+        raise InvalidRequest(f"{name} is {json_type(message)}; it must be an object with role and content")
     role = message.get("role")
     if not isinstance(role, str) or not 1 <= len(role) <= MAX_ROLE_CHARACTERS:
         raise InvalidRequest(f"{name}.role must be a string of 1 to {MAX_ROLE_CHARACTERS} characters, such as user")
+    check_tool_fields(message, name)
     content = message.get("content")
+    if content is None and has_calls(message):
+        return
     if isinstance(content, list):
         for index, part in enumerate(content):
             _check_part(part, f"{name}.content[{index}]")
     elif not isinstance(content, str):
-        raise InvalidRequest(f"{name}.content is {_json_type(content)}; it must be a string or a list of parts")
+        raise InvalidRequest(f"{name}.content is {json_type(content)}; it must be a string or a list of parts")
 
 
 def _check_part(part: Any, name: str) -> None:
@@ -168,17 +204,13 @@ def _check_part(part: Any, name: str) -> None:
         raise InvalidRequest(f'{name} must be {{"type": "text", "text": string}}: this model reads text only')
 
 
-def _json_type(value: Any) -> str:
-    names = {type(None): "null", bool: "a boolean", int: "a number", float: "a number", str: "a string", list: "a list"}
-    return names.get(type(value), "an object")
-
-
 def _longest_token(tokenizer: Tokenizer) -> int:
     """In bytes. A byte-level token spells a byte with up to two, so this is an upper bound."""
     return max((len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)), default=1)
 
 
-def _compile(source: str) -> Template:
+def _compile(source: str) -> tuple[Template, bool]:
+    """And whether it asks for tools."""
     from jinja2 import TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
@@ -203,7 +235,9 @@ def _compile(source: str) -> Template:
     environment.globals["raise_exception"] = raise_exception
     environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
     try:
-        return environment.from_string(source)
+        parsed = environment.parse(source)
+        uses_tools = any(name.name == "tools" and name.ctx == "load" for name in parsed.find_all(nodes.Name))
+        return environment.from_string(parsed), uses_tools
     except TemplateError as error:
         raise ArtifactError(f"the chat template cannot be read: {error}") from None
 

@@ -20,7 +20,7 @@ def question_of_messages(messages: Sequence[Mapping[str, Any]], rendered: str) -
     """The last message, where it is the user's and stands as it is in the `rendered` prompt; the rest of that is the
     context, so that whatever else the model sees is equal in all prompts of one context."""
     last = messages[-1]
-    content = last["content"]
+    content = last.get("content") or ""
     text = content if isinstance(content, str) else "".join(part["text"] for part in content)
     text = text.strip()
     before, found, after = rendered.rpartition(text) if text else ("", "", "")

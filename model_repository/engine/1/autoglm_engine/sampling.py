@@ -4,7 +4,7 @@ Every row is computed by itself, so that a request's answer cannot depend on its
 to 150,000 logits stays in a core's cache while the whole batch does not. Only the steps a request asked for run; rows
 that only need the most likely token share one argmax.
 
-The order is Hugging Face's: penalties, banned tokens, temperature, top-k, top-p, min-p.
+The order is Hugging Face's: penalties, banned tokens, what a guide forbids, temperature, top-k, top-p, min-p.
 
 From a device's candidates a seed draws the very token that the whole row would give, provided that the device adjusts
 logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The whole
@@ -32,32 +32,42 @@ from .candidates import (
     total_weight,
 )
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
+from .guides import Guide, GuideFailed, GuideState
 from .penalties import Penalties
 from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
 
+_NUM_TRIED = 32  # most likely tokens, before a guide says of every token whether it is allowed
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
 
 
 @dataclass(frozen=True, slots=True)
 class Sampled:
-    token_id: int  # -1: the logits held no finite maximum
+    token_id: int  # -1: the logits held no finite maximum, or `failure` says what is wrong
     logprobs: TokenLogprobs | None = None
+    failure: str | None = None
 
 
 class TokenSampler:
     """How one request's tokens, at most `max_tokens`, are chosen, with its own random generator."""
 
     def __init__(
-        self, options: SamplingOptions, prompt_ids: TokenIds, eos_token_ids: Sequence[int], max_tokens: int
+        self,
+        options: SamplingOptions,
+        prompt_ids: TokenIds,
+        eos_token_ids: Sequence[int],
+        max_tokens: int,
+        guide: Guide | None = None,
     ) -> None:
         self._options = options
+        self.guide = guide.begin() if guide else None
         self._num_generated = 0
         banned = [] if options.ignore_eos or not options.min_tokens else eos_token_ids
         self._bans = bool(banned)  # the end of the sequence is off until there are `min_tokens`
         self._greedy = options.temperature < _GREEDY_BELOW
         self._random = np.random.default_rng(options.seed)
         self._penalties = Penalties(options, prompt_ids, banned, max_tokens)
-        self._is_simple = self._greedy and not self._penalties.penalises and not options.logprobs
+        is_as_it_is = not self._penalties.is_needed and self.guide is None
+        self._is_simple = self._greedy and is_as_it_is and not options.logprobs
         self._is_known_to_device = False
 
     @property
@@ -73,12 +83,14 @@ class TokenSampler:
     @property
     def wants_best_candidate(self) -> bool:
         """The next token is the most likely one of the adjusted logits, and nothing else is asked."""
-        return self._greedy and not self._options.logprobs
+        return self._greedy and not self._options.logprobs and self.guide is None
 
     def count(self, token_id: int) -> None:
         """`token_id` was taken as the next token."""
         self._num_generated += 1
         self._penalties.count(token_id)
+        if self.guide:
+            self.guide.count(token_id)
         if self._bans and self._num_generated >= self._options.min_tokens:
             self._bans = False
             self._penalties.lift_bans()
@@ -95,6 +107,12 @@ class TokenSampler:
         """Choose from `logits`, which stay as they are."""
         row = self._adjusted(logits)
         best = int(row.argmax())
+        if self.guide and (best := self._first_allowed(self.guide, row, best)) < 0:
+            try:
+                row = np.where(self.guide.allowed(), row, np.float32(-np.inf))
+            except GuideFailed as error:
+                return Sampled(-1, failure=str(error))
+            best = int(row.argmax())
         if not np.isfinite(row[best]):
             return Sampled(-1)
         token_id = best if self._greedy else self._draw(row, row[best])
@@ -102,12 +120,34 @@ class TokenSampler:
 
     def sample_candidates(self, candidates: Candidates, row: int) -> Sampled:
         """Choose what `sample` would from the whole row, which is fetched only where it is needed."""
-        if (kept := self._kept_candidates(candidates, row)) is None:
+        if self.guide and (token_id := self._guided_candidate(candidates, row)) >= 0:
+            return Sampled(token_id)
+        if self.guide or (kept := self._kept_candidates(candidates, row)) is None:
             return self.sample(candidates.full_row(row))
         return Sampled(_pick(*kept, self._random.random()))
 
+    def _first_allowed(self, guide: GuideState, row: Row, best: int) -> int:
+        """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
+        guide allows must be known. Asking for a few tokens costs less than that."""
+        if not self._greedy:
+            return -1
+        if guide.allows(best):
+            return best
+        return next((token_id for token_id in most_likely(row, _NUM_TRIED).tolist() if guide.allows(token_id)), -1)
+
+    def _guided_candidate(self, candidates: Candidates, row: int) -> int:
+        """The most likely token that the guide allows, the lowest id of equals; -1 where the candidates cannot tell."""
+        assert self.guide is not None, "a request without a guide"
+        ids, values = candidates.token_ids[row], candidates.logits[row]
+        is_finite = np.isfinite(values[0]) and np.isfinite(candidates.log_sum_exp[row])
+        if not self._greedy or self._options.logprobs or not is_finite:
+            return -1
+        certain = np.flatnonzero(values > values[-1])
+        in_order = certain[np.lexsort((ids[certain], -values[certain]))]
+        return next((int(ids[place]) for place in in_order if self.guide.allows(int(ids[place]))), -1)
+
     def _adjusted(self, logits: Row) -> Row:
-        if not self._penalties.penalises and not self._bans:
+        if not self._penalties.is_needed and not self._bans:
             return logits
         row = logits.copy()
         self._penalties.apply(row)

@@ -114,7 +114,7 @@ class Scheduler:
 
     def _admit(self, plan: Plan, place: int, admit: Admit) -> Sequence:
         waiting = self.waiting[place]
-        allocation = self.slots.allocate(waiting.request.prompt_ids)
+        allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
         plan.copies += allocation.copies
         sequence = admit(waiting, allocation)
         self.running.append(sequence)

@@ -17,12 +17,13 @@ from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .flight_gate import FlightGate
+from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .pieces import piece_text
-from .prompt import load_tokenizer
+from .prompt import ChatTemplate, load_tokenizer
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -35,6 +36,7 @@ from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .tiers import Tier
 from .token_text import TokenText
+from .tool_format import UNKNOWN, call_tokens
 from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
@@ -68,7 +70,12 @@ class EngineService:
             "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
         }
         self._default_deadline_ms = settings.default_deadline_ms
-        text = TokenText(load_tokenizer(folder))
+        tokenizer = load_tokenizer(folder)
+        template = ChatTemplate.load(folder, tokenizer, manifest)
+        self._limits["tool_format"] = template.tool_format if template else UNKNOWN
+        self._limits["call_tokens"] = call_tokens(tokenizer)
+        text = TokenText(tokenizer)
+        self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
@@ -131,6 +138,7 @@ class EngineService:
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
+            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling))
             if request.semantic and self._semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))

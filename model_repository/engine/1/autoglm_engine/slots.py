@@ -1,6 +1,7 @@
 """Which slot holds which tokens: the key/value memory as a table of free, busy and retained slots.
 
-A finished slot is retained: its keys and values stay, so a later request with the same beginning starts from them.
+A finished slot is retained: its keys and values stay, so a later request of the same tenant with the same beginning starts
+from them. What other tenants asked is out of its reach: how much was reused would tell it what they said.
 Busy slots stay at low numbers, because a runner may compute every slot up to the highest busy one. What is worth
 keeping is therefore moved out of the way, not overwritten: a copy costs far less than computing it again.
 """
@@ -47,6 +48,7 @@ class SlotTable:
         self.tokens: TokenIds = np.zeros((num_slots, max_length), np.int32)
         self.length: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
         self.generation: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
+        self._tenant: npt.NDArray[np.object_] = np.full(num_slots, "", np.object_)  # whose tokens a slot holds
         self._prefix_reuse = prefix_reuse
         self._free = set(range(num_slots))
         self._busy: set[int] = set()
@@ -74,12 +76,12 @@ class SlotTable:
     def can_allocate(self) -> bool:
         return bool(self._free or self._retained)
 
-    def allocate(self, prompt: TokenIds) -> Allocation:
-        """Make the lowest slot that is not busy busy for `prompt`. Its last token is never counted as reused, because
+    def allocate(self, prompt: TokenIds, tenant: str = "") -> Allocation:
+        """Make the lowest slot that is not busy busy for `prompt` of `tenant`. Its last token is never counted as reused, because
         its logits are needed."""
         assert self.can_allocate, "allocate() without a slot to give"
         target = min(self._free | self._retained)
-        matched = self._match_lengths(prompt[:-1])
+        matched = self._match_lengths(prompt[:-1], tenant)
         source, num_reused = self._best_source(matched, target)
         copies: list[Copy] = []
         if (shelter := self._shelter(target, int(matched[target]), source)) is not None:
@@ -90,6 +92,7 @@ class SlotTable:
             self._touch(source)
             self._forget_if_contained(source, num_reused)
         self._take(target, num_reused)
+        self._tenant[target] = tenant
         return Allocation(target, num_reused, tuple(copies))
 
     def advance(self, slot: int, length: int) -> None:
@@ -138,9 +141,10 @@ class SlotTable:
         source = best if matched[best] >= max(_MIN_COPY, matched[target] + 1) else target
         return source, int(matched[source])
 
-    def _match_lengths(self, prefix: TokenIds) -> npt.NDArray[np.int64]:
-        """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`."""
-        limits = np.minimum(self.length, len(prefix) if self._prefix_reuse else 0)
+    def _match_lengths(self, prefix: TokenIds, tenant: str) -> npt.NDArray[np.int64]:
+        """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`; none where it is another tenant's."""
+        usable = np.where(self._tenant == tenant, len(prefix) if self._prefix_reuse else 0, 0)
+        limits = np.minimum(self.length, usable)
         matched = np.zeros_like(limits)
         alive = np.flatnonzero(limits)
         for begin in range(0, len(prefix), _BLOCK):
@@ -167,6 +171,7 @@ class SlotTable:
         self.tokens[target, :length] = self.tokens[source, :length]
         self.length[target] = length
         self.generation[target] += 1
+        self._tenant[target] = self._tenant[source]
         if target in self._free:
             self._free.remove(target)
             self._retained.add(target)

@@ -66,6 +66,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
     try:
         sampling = raw.pop("sampling")
         sampling["stop"] = tuple(map(str, sampling["stop"]))
+        sampling["logit_bias"] = tuple((int(i), float(bias)) for i, bias in sampling["logit_bias"])
         return Request(
             id=request_id,
             prompt_ids=token_ids,

@@ -1,0 +1,71 @@
+"""How much one caller may ask: requests a minute, and requests at once."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from .errors import ApiError
+
+_BURST_S = 10.0  # so many seconds' worth of requests may come at once
+_RETRY_S = 1  # nobody can tell when another request ends
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """0: no limit."""
+
+    requests_per_minute: int = 0
+    concurrency: int = 0
+
+
+class TokenBucket:
+    """`rate` tokens a second, of which at most `capacity` are kept."""
+
+    def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._rate, self._capacity, self._clock = rate, capacity, clock
+        self._tokens, self._filled_at = capacity, clock()
+
+    def take(self) -> float:
+        """0 where a token was taken; otherwise none is, and so many seconds pass until there will be one."""
+        now = self._clock()
+        self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
+        self._filled_at = now
+        if self._tokens < 1:
+            return (1 - self._tokens) / self._rate
+        self._tokens -= 1
+        return 0.0
+
+
+class Meter:
+    """Of one caller. What is refused counts for nothing."""
+
+    def __init__(self, limits: Limits, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limits = limits
+        self.running = 0
+        rate = limits.requests_per_minute / 60
+        self._bucket = TokenBucket(rate, max(1.0, rate * _BURST_S), clock) if rate else None
+
+    def enter(self) -> None:
+        """To be followed by `leave`, unless it raises ApiError."""
+        if self._limits.concurrency and self.running >= self._limits.concurrency:
+            raise _too_many_at_once(self._limits.concurrency)
+        wait_s = self._bucket.take() if self._bucket else 0.0
+        if wait_s:
+            raise _too_many_a_minute(self._limits.requests_per_minute, wait_s)
+        self.running += 1
+
+    def leave(self) -> None:
+        self.running -= 1
+
+
+def _too_many_at_once(limit: int) -> ApiError:
+    sentence = f"{limit} requests of this key are under way, and it may have {limit} at once"
+    return ApiError(429, sentence, "rate_limit_error", code="concurrency_limit_exceeded", retry_after=_RETRY_S)
+
+
+def _too_many_a_minute(limit: int, wait_s: float) -> ApiError:
+    sentence = f"this key may send {limit} requests a minute; the next one may come in {wait_s:.1f} s"
+    return ApiError(429, sentence, "rate_limit_error", code="rate_limit_exceeded", retry_after=math.ceil(wait_s))

@@ -1,0 +1,76 @@
+"""What is seen of one request while it passes through the gateway, for the layers that report it when it has ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from time import perf_counter
+
+from autoglm_client import GenerationOptions, Piece, Result
+from starlette.types import Scope
+
+from .caller import Caller
+
+CLIENT_LEFT = 499
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One choice that came to its end. `last`: with the figures of the whole. `at`: when it was complete, by `perf_counter`;
+    `first_at`: when its first piece arrived, None where it came whole."""
+
+    last: Piece | Result
+    at: float
+    first_at: float | None = None
+
+    @property
+    def seconds_per_token(self) -> float | None:
+        """Of the tokens after the first one; None where nothing was generated piece by piece."""
+        rest = self.last.usage.completion_tokens - 1
+        if self.first_at is None or rest < 1 or self.last.cache_hit in ("exact", "semantic"):
+            return None
+        return (self.at - self.first_at) / rest
+
+
+@dataclass(slots=True)
+class Observed:
+    """`model`: as it was asked for, where the gateway knows it. `options`: of the first choice. `failures`: of the servers, by kind. `first_at`: when the first
+    piece of a stream arrived. `response`: the status that was sent; `complete`: whether all of the answer was."""
+
+    endpoint: str
+    started: float = field(default_factory=perf_counter)
+    ended: float = 0.0
+    model: str = ""
+    options: GenerationOptions | None = None
+    streamed: bool = False
+    answers: list[Answered] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+    first_at: float | None = None
+    response: int | None = None
+    complete: bool = False
+    left: bool = False  # the client did, before the answer was complete
+    broken: bool = False  # by an error that nobody expected
+    caller: Caller | None = None
+
+    @property
+    def status(self) -> int:
+        if self.complete and not self.left and self.response is not None:
+            return self.response
+        return 500 if self.broken else CLIENT_LEFT
+
+    @property
+    def seconds(self) -> float:
+        return self.ended - self.started
+
+    @property
+    def time_to_first_token(self) -> float | None:
+        """Seconds; None where nothing was streamed."""
+        return None if self.first_at is None else self.first_at - self.started
+
+    def keep_in(self, scope: Scope) -> None:
+        scope.setdefault("state", {})["observed"] = self
+
+
+def observed_in(scope: Scope) -> Observed:
+    """Of a request that passed the layer that observes; else one that nobody reports."""
+    found = scope.get("state", {}).get("observed")
+    return found if isinstance(found, Observed) else Observed("")

@@ -1,0 +1,77 @@
+"""Tools for a model whose chat template has no place for them: told in the system message, called and answered in text.
+
+The form of calls and answers is the one that Hermes and Qwen models use: JSON between <tool_call> and </tool_call>, and
+what came of it between <tool_response> and </tool_response> in the user's next turn.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from typing import Any
+
+from .tool_definitions import Tool
+from .tool_messages import has_calls
+
+_INTRODUCTION = "You can call functions. Each line between <tools> and </tools> describes one:"
+_RULES = (
+    "To call a function, write its name and its arguments as one JSON object between <tool_call> and </tool_call>, "
+    "a block of its own for each call:"
+)
+_EXAMPLE = '{"name": <the function\'s name>, "arguments": <an object of its arguments>}'
+
+Message = dict[str, Any]
+
+
+def needs_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) -> bool:
+    return bool(tools) or any(has_calls(message) or message["role"] == "tool" for message in messages)
+
+
+def in_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[Message]:
+    """The same conversation with no fields but role and content, and no roles but system, user and assistant."""
+    told = [_instructions(tools)] if tools else []
+    turns: list[Message] = []
+    for message in messages:
+        if message["role"] == "system" and told and not turns:
+            turns.append({"role": "system", "content": "\n\n".join([_text(message), told.pop()])})
+        elif message["role"] == "tool":
+            _add_answer(turns, _block("tool_response", _text(message)))
+        else:
+            turns.append({"role": message["role"], "content": _said(message)})
+    return [{"role": "system", "content": told[0]}, *turns] if told else turns
+
+
+def _instructions(tools: Sequence[Tool]) -> str:
+    lines = "\n".join(_json(tool) for tool in tools)
+    return "\n".join([_INTRODUCTION, _block("tools", lines), "", _RULES, _block("tool_call", _EXAMPLE)])
+
+
+def _said(message: Message) -> str:
+    blocks = [_block("tool_call", _json(_called(call["function"]))) for call in message.get("tool_calls") or ()]
+    text = _text(message)
+    return "\n".join([text, *blocks] if text else blocks)
+
+
+def _called(function: dict[str, Any]) -> dict[str, Any]:
+    return {"name": function["name"], "arguments": function["arguments"]}
+
+
+def _add_answer(turns: list[Message], block: str) -> None:
+    """Answers to calls that were made at once are one turn of the user."""
+    if turns and turns[-1].get("answers"):
+        turns[-1]["content"] += "\n" + block
+    else:
+        turns.append({"role": "user", "content": block, "answers": True})
+
+
+def _text(message: Message) -> str:
+    content = message.get("content") or ""
+    return content if isinstance(content, str) else "".join(part["text"] for part in content)
+
+
+def _block(tag: str, body: str) -> str:
+    return f"<{tag}>\n{body}\n</{tag}>"
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False)

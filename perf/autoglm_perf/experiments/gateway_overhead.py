@@ -1,0 +1,76 @@
+"""What the OpenAI-compatible gateway costs: W through it and through the direct client, in turns, on the same server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.context import Context
+from autoglm_perf.experiment import Arm, Description, Found
+from autoglm_perf.gateway_load import gateway_process, idle_connections, measure_gateway
+from autoglm_perf.load import measure_load
+from autoglm_perf.measures import RequestTiming, RunFigures
+from autoglm_perf.workload import Workload
+
+_METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
+_MOST_ADDED_MS, _LEAST_SHARE, _NUM_IDLE = 5.0, 0.9, 500
+DESCRIPTION = Description(
+    "gateway-overhead",
+    "Gateway overhead",
+    "OpenAI's HTTP API costs at most a tenth of the direct client's tokens a second, and 5 ms of the time to the first token.",
+    _METRICS,
+)
+Ask = Callable[[Workload, int], list[RequestTiming]]
+
+
+def run(context: Context) -> Found:
+    count, alone = context.size(64, 16), context.size(24, 4)
+    with context.server() as server, gateway_process(server.grpc_url) as url:
+
+        def direct(workload: Workload, concurrency: int) -> list[RequestTiming]:
+            return measure_load(server.grpc_url, workload, concurrency)
+
+        def through(workload: Workload, concurrency: int) -> list[RequestTiming]:
+            return measure_gateway(url, workload, concurrency)
+
+        def crowded(workload: Workload, concurrency: int) -> list[RequestTiming]:
+            with idle_connections(url, _NUM_IDLE):
+                return measure_gateway(url, workload, concurrency)
+
+        sides: dict[str, Ask] = {
+            "direct client": direct,
+            "gateway": through,
+            f"gateway, {_NUM_IDLE} idle connections": crowded,
+        }
+        for ask in sides.values():
+            ask(context.fresh_workload(16), 16)
+        arms = _in_turns(context, sides, 16, count)
+        arms += _in_turns(context, {f"{label}, one in flight": ask for label, ask in sides.items()}, 1, alone)
+    half = len(sides)
+    baselines = {found.label: arms[at - at % half].label for at, found in enumerate(arms)}
+    settings = {"W": "128 tokens in, 64 out", "in flight": "16, then 1", "load": "aiohttp, its events hardly parsed"}
+    return Found(tuple(arms), settings, f"{count} and {alone} requests", baselines=baselines, unmet=_unmet(arms, half))
+
+
+def _in_turns(context: Context, sides: dict[str, Ask], concurrency: int, count: int) -> list[Arm]:
+    runs: dict[str, list[RunFigures]] = {label: [] for label in sides}
+    for _ in context.repeated(", ".join(sides)):
+        for label, ask in sides.items():
+            runs[label].append(figures(label, concurrency, ask(context.fresh_workload(count), concurrency)))
+    return [arm(label, found, _METRICS) for label, found in runs.items()]
+
+
+def _unmet(arms: list[Arm], half: int) -> tuple[str, ...]:
+    found = []
+    share = _median(arms[1], TOKENS.name) / _median(arms[0], TOKENS.name)
+    if share < _LEAST_SHARE:
+        found.append(f"16 streams: {share:.0%} of the direct client's tokens a second, not {_LEAST_SHARE:.0%}.")
+    added = _median(arms[half + 1], FIRST_TOKEN.name) - _median(arms[half], FIRST_TOKEN.name)
+    if added > _MOST_ADDED_MS:
+        found.append(f"The first token comes {added:.1f} ms later, not {_MOST_ADDED_MS:g}.")
+    return tuple(found)
+
+
+def _median(found: Arm, name: str) -> float:
+    values = sorted(found.values[name])
+    return values[len(values) // 2]

@@ -1,0 +1,84 @@
+"""Random schemas and expressions through the whole path: the real model, sampled, in company, keeps to each of them.
+
+AUTOGLM_RANDOM_GUIDES=500 asks for as many; the suite asks for 64.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from autoglm_client import AsyncClient, GenerationOptions, InvalidRequestError, Result
+from autoglm_client.local_server import LocalServer
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from random_guides import REGEXES, SCHEMAS, check_json, check_regex
+
+pytestmark = pytest.mark.server
+
+IN_FLIGHT = 16
+ROUNDS = int(os.environ.get("AUTOGLM_RANDOM_GUIDES", "64")) // IN_FLIGHT
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request: a schema, an expression, or (the company) neither."""
+
+    schema: dict[str, Any] | None = None
+    pattern: str | None = None
+
+    @property
+    def options(self) -> GenerationOptions:
+        schema = None if self.schema is None else json.dumps(self.schema)
+        return GenerationOptions(
+            max_tokens=160, temperature=0.8, seed=1, guided_json=schema, guided_regex=self.pattern, cache="bypass"
+        )
+
+    def check(self, text: str) -> None:
+        if self.schema is not None:
+            check_json(self.schema, text)
+        if self.pattern is not None:
+            check_regex(self.pattern, text)
+
+
+ASKED = st.one_of(SCHEMAS.map(lambda schema: Asked(schema=schema)), REGEXES.map(lambda pattern: Asked(pattern=pattern)))
+
+
+@pytest.fixture(scope="module")
+def ends() -> Iterator[Counter[str]]:
+    counted: Counter[str] = Counter()
+    yield counted
+    print(f"random guides: {dict(counted)}")
+
+
+@settings(max_examples=ROUNDS, deadline=None, suppress_health_check=list(HealthCheck))
+@given(asked=st.lists(ASKED, min_size=IN_FLIGHT, max_size=IN_FLIGHT))
+def test_every_completed_answer_keeps_to_its_form(server: LocalServer, ends: Counter[str], asked: list[Asked]) -> None:
+    free = Asked()
+    for one, answer in zip([*asked, free], asyncio.run(_answers(server.grpc_url, [*asked, free])), strict=True):
+        if isinstance(answer, InvalidRequestError):
+            assert "nsatisfiable" in str(answer), (one, answer)
+            ends["unsatisfiable"] += 1
+            continue
+        assert isinstance(answer, Result), answer
+        if one != free:
+            ends[answer.finish_reason] += 1
+        if answer.finish_reason == "stop":
+            one.check(answer.text)
+
+
+def test_most_answers_were_completed(ends: Counter[str]) -> None:
+    """Or the property above would say little."""
+    assert ends["stop"] > 0.7 * ends.total()
+
+
+async def _answers(url: str, asked: list[Asked]) -> list[Result | BaseException]:
+    async with AsyncClient(url) as client:
+        jobs = (client.chat([{"role": "user", "content": "Give me an example."}], one.options) for one in asked)
+        return await asyncio.gather(*jobs, return_exceptions=True)

@@ -1,0 +1,303 @@
+"""Connections that are slow, silent, many or not HTTP: the others do not notice, and none stays for ever."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
+from functools import partial
+from statistics import median
+
+import pytest
+import uvicorn
+from autoglm_gateway.connections import protocol_of
+from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
+from autoglm_gateway.settings_error import SettingsError
+from client_fakes import FakeTransport, Script
+from gateway_server import GatewayThread, fake_client, logged_errors
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from raw_http import Answer, ask, chunked, connect, head, is_closed, post, read_answer
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+LIMITS = ConnectionLimits(max_connections=600, head_s=0.6, body_s=0.9, idle_s=1.2, unread_s=0.5)
+BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
+LIVE = head(method="GET", path="/health/live")
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayThread]:
+    """Nothing of what this file does to it is logged as an error."""
+    with logged_errors() as errors, GatewayThread(GatewaySettings(connections=LIMITS), fake_client) as running:
+        yield running
+    assert not errors
+
+
+def trickle(port: int, sent: bytes, pause_s: float = 0.05) -> tuple[Answer | None, float]:
+    """Byte by byte until the gateway says something: what it says, and after how many seconds."""
+    with connect(port) as connection:
+        connection.settimeout(pause_s)
+        started = time.monotonic()
+        for byte in sent:
+            connection.sendall(bytes([byte]))
+            try:
+                answer = read_answer(connection)
+            except TimeoutError:
+                continue
+            waited = time.monotonic() - started
+            connection.settimeout(5)
+            assert is_closed(connection)
+            return answer, waited
+    return None, time.monotonic() - started
+
+
+def test_a_head_that_takes_too_long_is_given_up(gateway: GatewayThread) -> None:
+    answer, waited = trickle(gateway.port, head(*(f"X-{number}: 1" for number in range(50))))
+    assert answer is not None and answer.status == 408 and "within 0.6 s" in answer.error["message"]
+    assert 0.5 < waited < 3
+
+
+def test_so_is_the_head_of_a_second_request(gateway: GatewayThread) -> None:
+    with connect(gateway.port) as connection:
+        connection.sendall(LIVE)
+        assert read_answer(connection).status == 200
+        connection.sendall(LIVE[:10])
+        assert read_answer(connection).status == 408 and is_closed(connection)
+
+
+@pytest.mark.parametrize("first", [b"", LIVE])
+def test_an_idle_connection_is_closed_without_a_word(gateway: GatewayThread, first: bytes) -> None:
+    with connect(gateway.port) as connection:
+        if first:
+            connection.sendall(first)
+            assert read_answer(connection).status == 200
+        started = time.monotonic()
+        assert is_closed(connection)
+        assert 1.0 < time.monotonic() - started < 4
+
+
+def test_a_connection_that_is_used_stays(gateway: GatewayThread) -> None:
+    with connect(gateway.port) as connection:
+        for _ in range(6):  # longer than any of the limits
+            connection.sendall(LIVE)
+            assert read_answer(connection).status == 200
+            connection.sendall(post(BODY))
+            assert read_answer(connection).status == 200
+            time.sleep(0.4)
+
+
+@pytest.mark.parametrize("headers", [["X: " + "x" * 100_000], ["X: y"] * 20_000])
+def test_a_large_head_is_refused(gateway: GatewayThread, headers: list[str]) -> None:
+    with connect(gateway.port) as connection:
+        connection.sendall(head(*headers)[:-4])
+        assert read_answer(connection).status == 431 and is_closed(connection)
+
+
+def test_a_head_without_end_is_refused_at_once(gateway: GatewayThread) -> None:
+    with connect(gateway.port) as connection:
+        connection.sendall(b"GET /" + b"a" * 80_000)
+        answer = read_answer(connection)
+    assert answer.status == 431 and answer.error["code"] == "headers_too_large"
+
+
+CHUNKED = head("Content-Type: application/json", "Transfer-Encoding: chunked") + chunked(BODY)
+
+
+def test_what_follows_a_body_is_ignored(gateway: GatewayThread) -> None:
+    answer = ask(gateway.port, CHUNKED + b"0\r\nContent-Type: text/plain\r\nContent-Encoding: gzip\r\n\r\n")
+    assert answer.status == 200
+
+
+@pytest.mark.parametrize("trailer", [b"X: " + b"x" * 600_000, b"X: y\r\n" * 100_000])
+def test_what_follows_a_body_without_end_is_refused(gateway: GatewayThread, trailer: bytes) -> None:
+    with connect(gateway.port) as connection:
+        with suppress(ConnectionError):  # it is closed before all is sent
+            connection.sendall(CHUNKED + b"0\r\n" + trailer)
+        assert read_answer(connection).status == 431 and is_closed(connection)
+
+
+@pytest.mark.parametrize("extension", [b";" + b"x" * 600_000, b"0" * 100_000])
+def test_so_is_what_stands_before_a_chunk(gateway: GatewayThread, extension: bytes) -> None:
+    with connect(gateway.port) as connection:
+        with suppress(ConnectionError):
+            connection.sendall(head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"5" + extension)
+        assert read_answer(connection).status in (400, 431) and is_closed(connection)
+
+
+async def refuses_unread(scope: Scope, receive: Receive, send: Send) -> None:
+    """As a layer does that needs the headers alone."""
+    await PlainTextResponse("no", 401)(scope, receive, send)
+
+
+def test_a_body_that_nobody_wants_may_end_in_time_and_not_later() -> None:
+    """Else a connection whose request was refused unread could be kept for ever."""
+    config = uvicorn.Config(refuses_unread, http=protocol_of(LIMITS), lifespan="off", log_level="error")
+    with (
+        GatewayThread(GatewaySettings(), server=uvicorn.Server(config)) as gateway,
+        connect(gateway.port) as connection,
+    ):
+        for _ in range(2):
+            connection.sendall(head("Content-Length: 200000"))
+            assert read_answer(connection).status == 401
+            connection.sendall(b"x" * 200_000)
+        connection.sendall(head("Content-Length: 200000"))
+        assert read_answer(connection).status == 401
+        connection.settimeout(0.1)
+        started = time.monotonic()
+        while (waited := time.monotonic() - started) < 5 and not is_closed(connection):
+            connection.sendall(b"x")
+        assert 0.5 < waited < 3
+
+
+NOT_HTTP = {
+    "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
+    "noise": bytes(range(1, 256)) + b"\r\n\r\n",
+    "HTTP/2": b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+    "no method": b" / HTTP/1.1\r\n\r\n",
+    "no path": b"GET HTTP/1.1\r\n\r\n",
+    "proxy": b"CONNECT example.org:443 HTTP/1.1\r\nHost: x\r\n\r\n",
+    "path not ASCII": b"GET /\xff\xfe HTTP/1.1\r\nHost: x\r\n\r\n",
+    "two lengths": head("Content-Length: 5", "Content-Length: 6") + b"123456",
+    "length and chunks": head("Content-Length: 5", "Transfer-Encoding: chunked") + b"0\r\n\r\n",
+    "bad length": head("Content-Length: -1"),
+    "length too long": head(f"Content-Length: {'9' * 60}"),
+    "bad chunk": head("Content-Type: application/json", "Transfer-Encoding: chunked") + b"zz\r\n",
+    "space before colon": head("Content-Type : application/json"),
+    "zero in a header": b"GET / HTTP/1.1\r\nX: \x00\r\n\r\n",
+}
+
+
+@pytest.mark.parametrize("name", NOT_HTTP)
+def test_what_is_no_http_is_refused_and_the_connection_closed(gateway: GatewayThread, name: str) -> None:
+    with connect(gateway.port) as connection:
+        connection.sendall(NOT_HTTP[name])
+        answer = read_answer(connection)
+        assert answer.status == 400 and answer.error["code"] == "invalid_http"
+        assert is_closed(connection)
+
+
+@pytest.mark.parametrize("protocol", ["websocket", "h2c"])
+def test_an_upgrade_is_not_taken_up(gateway: GatewayThread, protocol: str) -> None:
+    asked = ("Connection: Upgrade", f"Upgrade: {protocol}", "Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: eA==")
+    answer = ask(gateway.port, head(*asked, method="GET", path="/health/live"))
+    assert answer.status == 200
+
+
+def test_requests_in_a_row_are_answered_in_order_and_a_flood_of_them_is_cut(gateway: GatewayThread) -> None:
+    with connect(gateway.port) as connection:
+        connection.sendall(LIVE * 5 + head("Connection: close", method="GET", path="/v1/models"))
+        received = b""
+        while more := connection.recv(1 << 16):
+            received += more
+    assert received.count(b'{"live":true}') == 5 and received.index(b'"list"') > received.rindex(b'"live"')
+    with connect(gateway.port) as connection:
+        connection.sendall(LIVE * 5_000)
+        with suppress(ConnectionError):
+            while more := connection.recv(1 << 16):
+                received += more
+    assert received.count(b"true") < 1_000
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status"),
+    [("GET", "/nothing", 404), ("GET", "/%ff%00\ud800".encode("ascii", "ignore").decode(), 404),
+     ("DELETE", "/v1/models", 405), ("GET", "/v1/chat/completions", 405), ("TRACE", "/", 404),
+     ("GET", "/v1/models/" + "m" * 20_000, 404), ("GET", "/v1/models/%F0%9F%92%A9", 404)],
+)  # fmt: skip
+def test_what_is_not_there_is_told_in_the_same_shape(
+    gateway: GatewayThread, method: str, path: str, status: int
+) -> None:
+    answer = ask(gateway.port, head(method=method, path=path))
+    assert answer.status == status and answer.error["type"] == "invalid_request_error"
+    assert (status == 405) == ("allow" in answer.headers)
+
+
+def test_more_connections_than_allowed_are_turned_away() -> None:
+    few = ConnectionLimits(max_connections=20)
+    with GatewayThread(GatewaySettings(connections=few), fake_client) as gateway:
+        with ExitStack() as stack:
+            for _ in range(20):
+                stack.enter_context(connect(gateway.port))
+            time.sleep(0.2)
+            with connect(gateway.port) as one_more:
+                answer = read_answer(one_more)
+                assert answer.status == 503 and answer.error["code"] == "overloaded" and is_closed(one_more)
+        time.sleep(0.2)
+        assert ask(gateway.port, LIVE).status == 200
+
+
+def test_500_idle_connections_cost_the_others_nothing(gateway: GatewayThread) -> None:
+    """Paired and alternating, so that what else the machine does falls on both."""
+    alone, beside = [], []
+    for _ in range(3):
+        alone += _times(gateway.port)
+        with ExitStack() as stack:
+            for number in range(500):
+                connection = stack.enter_context(connect(gateway.port))
+                if number % 2:
+                    connection.sendall(LIVE[:-2])
+            beside += _times(gateway.port)
+    assert median(beside) < 1.5 * median(alone) + 0.001, (median(alone), median(beside))
+
+
+def _times(port: int) -> list[float]:
+    times = []
+    with connect(port) as connection:
+        for _ in range(60):
+            started = time.perf_counter()
+            connection.sendall(post(BODY))
+            assert read_answer(connection).status == 200
+            times.append(time.perf_counter() - started)
+    return times
+
+
+def test_a_reader_that_stops_reading_is_given_up() -> None:
+    """8 MB of events are more than sockets buffer."""
+    transport = FakeTransport(Script(words=["x" * 8192] * 1000))
+    limited = GatewaySettings(connections=LIMITS)
+    make_client = partial(fake_client, transport=transport)
+    with logged_errors() as errors, GatewayThread(limited, make_client) as gateway:
+        with connect(gateway.port) as connection:
+            connection.sendall(post(BODY[:-1] + b',"stream":true}'))
+            time.sleep(0.2)
+            assert transport.running
+            time.sleep(1.5)
+            received = 0
+            try:
+                while more := connection.recv(1 << 16):
+                    received += len(more)
+            except ConnectionError:
+                pass
+        assert received < 8192 * 1000 and not transport.running and not errors
+
+
+@pytest.mark.parametrize(("name", "value"), [("max_connections", 0), ("head_s", -1.0), ("idle_s", float("nan"))])
+def test_a_limit_out_of_its_range_is_refused_by_name(name: str, value: float) -> None:
+    with pytest.raises(SettingsError, match=name):
+        ConnectionLimits(**{name: value})  # type: ignore[arg-type]
+
+
+GOOD = post(BODY, "Accept: */*", "X-Request-Id: 1")
+mutations = st.lists(
+    st.tuples(st.integers(0, len(GOOD) - 1), st.sampled_from(["insert", "delete", "replace"]), st.binary(max_size=4)),
+    max_size=6,
+)
+
+
+@given(mutations)
+@settings(max_examples=150, deadline=None)
+def test_requests_with_random_damage_leave_the_gateway_well(
+    gateway: GatewayThread, damage: list[tuple[int, str, bytes]]
+) -> None:
+    """The fixture checks that none of them is logged as an error."""
+    damaged = bytearray(GOOD)
+    for place, kind, inserted in damage:
+        damaged[place : place + (kind != "insert")] = b"" if kind == "delete" else inserted
+    with connect(gateway.port, 0.02) as connection, suppress(OSError, EOFError, KeyError, ValueError):
+        connection.sendall(damaged)
+        answer = read_answer(connection)
+        assert answer.status < 500
+        if answer.status != 200:
+            assert answer.error
+    assert ask(gateway.port, LIVE).status == 200

@@ -1,0 +1,115 @@
+"""Images are understood and refused with one sentence, in bounded memory, however large they are."""
+
+from __future__ import annotations
+
+import base64
+import gc
+import json
+import os
+import socket
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+import pytest
+from autoglm_gateway.settings import MIB, GatewaySettings
+from gateway_server import GatewayThread, fake_client, logged_errors
+from raw_http import Answer, ask, connect, post, read_answer
+
+AT_ONCE = 16
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[GatewayThread]:
+    with logged_errors() as errors, GatewayThread(GatewaySettings(), fake_client) as running:
+        yield running
+    assert not errors
+
+
+def picture(num_bytes: int) -> str:
+    return "data:image/png;base64," + base64.b64encode(bytes(3 * num_bytes // 4)).decode()
+
+
+def asked(url: object, **more: object) -> bytes:
+    parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url, **more}}]
+    return post(json.dumps({"model": "autoglm", "messages": [{"role": "user", "content": parts}]}).encode())
+
+
+@pytest.mark.parametrize("url", ["https://example.org/a.png", "http://example.org/a.png", picture(1000)])
+@pytest.mark.parametrize("more", [{}, {"detail": "auto"}, {"detail": "low"}, {"detail": "high"}])
+def test_an_image_is_refused_for_what_the_model_is(gateway: GatewayThread, url: str, more: dict[str, str]) -> None:
+    answer = ask(gateway.port, asked(url, **more))
+    assert answer.status == 400 and answer.error["param"] == "messages[0].content[1]"
+    assert "no vision encoder" in answer.error["message"]
+
+
+@pytest.mark.parametrize(
+    ("url", "more", "param"),
+    [
+        ("file:///etc/passwd", {}, "messages[0].content[1].image_url.url"),
+        ("", {}, "messages[0].content[1].image_url.url"),
+        ("data:text/html,<b>", {}, "messages[0].content[1].image_url.url"),
+        (7, {}, "messages[0].content[1].image_url.url"),
+        ("https://example.org/a.png", {"detail": "best"}, "messages[0].content[1].image_url.detail"),
+        ("https://example.org/a.png", {"size": 1}, "messages[0].content[1].image_url.size"),
+    ],
+)
+def test_what_is_no_image_is_refused_by_name(
+    gateway: GatewayThread, url: object, more: dict[str, object], param: str
+) -> None:
+    answer = ask(gateway.port, asked(url, **more))
+    assert answer.status == 400 and answer.error["param"] == param
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "limit", "status", "most"),
+    [
+        pytest.param(3 * MIB // 2, 4 * MIB, 400, 64 * MIB, id="1.5 MB"),  # what is sent is 24
+        pytest.param(20 * MIB, 4 * MIB, 413, 16 * MIB, id="20 MB, more than is taken"),
+        pytest.param(20 * MIB, 32 * MIB, 400, 400 * MIB, id="20 MB, allowed"),  # what is sent is 320
+    ],
+)
+def test_many_large_images_at_once_take_little_memory(num_bytes: int, limit: int, status: int, most: int) -> None:
+    request = asked(picture(num_bytes))
+    settings = GatewaySettings(max_body_bytes=limit, max_held_bytes=AT_ONCE * limit)
+    with GatewayThread(settings, fake_client) as gateway:
+        ask(gateway.port, request)
+        gc.collect()
+        before = start_peak()
+        answers = ask_at_once(gateway.port, request) + ask_at_once(gateway.port, request)
+        peak = resident("VmHWM") - before
+    assert {answer.status for answer in answers} == {status}
+    assert all(len(answer.body) < 500 for answer in answers)
+    print(f"{peak / MIB:.0f} MiB at the peak")
+    assert peak < most, f"{peak / MIB:.0f} MiB"
+
+
+def ask_at_once(port: int, request: bytes) -> list[Answer]:
+    """All are there but for their last byte before the first is complete."""
+    with ExitStack() as stack, ThreadPoolExecutor(AT_ONCE) as pool:
+        connections = [stack.enter_context(connect(port)) for _ in range(AT_ONCE)]
+
+        def begin(connection: socket.socket) -> None:
+            with suppress(ConnectionError):  # where it is refused before its end
+                connection.sendall(memoryview(request)[:-1])
+
+        def end(connection: socket.socket) -> Answer:
+            with suppress(ConnectionError):
+                connection.sendall(request[-1:])
+            return read_answer(connection)
+
+        list(pool.map(begin, connections))
+        return list(pool.map(end, connections))
+
+
+def start_peak() -> int:
+    """What is resident now, in bytes, from where the kernel counts the peak again."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def resident(which: str) -> int:
+    lines = Path(f"/proc/{os.getpid()}/status").read_text().splitlines()
+    (line,) = (line for line in lines if line.startswith(which))
+    return int(line.split()[1]) * 1024

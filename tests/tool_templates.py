@@ -1,0 +1,127 @@
+"""Small chat templates that speak of tools as those of the served families do; written for the tests."""
+
+from __future__ import annotations
+
+QWEN = """{%- if tools %}
+{{- '<|im_start|>system\n' }}{% if messages[0].role == 'system' %}{{- messages[0].content + '\n\n' }}{% endif %}
+{{- '# Functions\n<tools>' }}
+{%- for tool in tools %}{{- '\n' }}{{- tool | tojson }}{%- endfor %}
+{{- '\n</tools>\nCall as\n<tool_call>\n{"name": <name>, "arguments": <object>}\n</tool_call><|im_end|>\n' }}
+{%- elif messages[0].role == 'system' %}
+{{- '<|im_start|>system\n' + messages[0].content + '<|im_end|>\n' }}
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'user' or (message.role == 'system' and not loop.first) %}
+{{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' }}
+{%- elif message.role == 'assistant' %}
+{{- '<|im_start|>assistant' }}{%- if message.content %}{{- '\n' + message.content }}{%- endif %}
+{%- for call in message.tool_calls or [] %}
+{{- '\n<tool_call>\n{"name": "' + call.function.name + '", "arguments": ' }}{{- call.function.arguments | tojson }}
+{{- '}\n</tool_call>' }}
+{%- endfor %}
+{{- '<|im_end|>\n' }}
+{%- elif message.role == 'tool' %}
+{%- if loop.first or messages[loop.index0 - 1].role != 'tool' %}{{- '<|im_start|>user' }}{%- endif %}
+{{- '\n<tool_response>\n' + message.content + '\n</tool_response>' }}
+{%- if loop.last or messages[loop.index0 + 1].role != 'tool' %}{{- '<|im_end|>\n' }}{%- endif %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}{%- endif %}
+"""
+
+LLAMA = """{{- bos_token }}
+{%- if not tools is defined %}{%- set tools = none %}{%- endif %}
+{{- '<|start_header_id|>system<|end_header_id|>\n\nToday is the day.\n' }}
+{%- if messages[0]['role'] == 'system' %}{{- messages[0]['content'] | trim }}{%- endif %}{{- '<|eot_id|>' }}
+{%- for message in messages %}
+{%- if message.role == 'user' and tools is not none and loop.index0 <= 1 %}
+{{- '<|start_header_id|>user<|end_header_id|>\n\nAnswer as {"name": function, "parameters": object}.\n\n' }}
+{%- for tool in tools %}{{- tool | tojson(indent=4) }}{{- '\n\n' }}{%- endfor %}
+{{- message.content | trim + '<|eot_id|>' }}
+{%- elif 'tool_calls' in message and message.tool_calls %}
+{%- if message.tool_calls | length != 1 %}{{- raise_exception('one call a message') }}{%- endif %}
+{%- set called = message.tool_calls[0].function %}
+{{- '<|start_header_id|>assistant<|end_header_id|>\n\n{"name": "' + called.name + '", "parameters": ' }}
+{{- called.arguments | tojson }}{{- '}<|eot_id|>' }}
+{%- elif message.role == 'tool' %}
+{{- '<|start_header_id|>ipython<|end_header_id|>\n\n' }}{{- message.content | tojson }}{{- '<|eot_id|>' }}
+{%- elif message.role != 'system' %}
+{{- '<|start_header_id|>' + message.role + '<|end_header_id|>\n\n' + message.content | trim + '<|eot_id|>' }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|start_header_id|>assistant<|end_header_id|>\n\n' }}{%- endif %}
+"""
+
+GLM = """[gMASK]<sop>
+{%- if tools %}<|system|>
+# Functions
+{%- for tool in tools %}
+
+## {{ tool.function.name }}
+
+{{ tool.function | tojson(indent=4, ensure_ascii=False) }}
+{%- endfor %}{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}<|observation|>
+{{ message.content }}
+{%- elif message.role == 'assistant' and message.tool_calls %}
+{%- for call in message.tool_calls %}<|assistant|>{{ call.function.name }}
+{{ call.function.arguments | tojson(ensure_ascii=False) }}
+{%- endfor %}
+{%- else %}<|{{ message.role }}|>
+{{ message.content }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+GLM_XML = """[gMASK]<sop>
+{%- if tools %}<|system|>
+<tools>
+{%- for tool in tools %}
+{{ tool | tojson(ensure_ascii=False) }}
+{%- endfor %}
+</tools>
+Call as <tool_call>{name}
+<arg_key>{key}</arg_key>
+<arg_value>{value}</arg_value>
+</tool_call>
+{%- endif %}
+{%- for message in messages %}
+{%- if message.role == 'tool' %}<|observation|>
+<tool_response>
+{{ message.content }}
+</tool_response>
+{%- else %}<|{{ message.role }}|>
+{{ message.content or '' }}
+{%- for call in message.tool_calls or [] %}
+<tool_call>{{ call.function.name }}
+{%- for key, value in call.function.arguments.items() %}
+<arg_key>{{ key }}</arg_key>
+<arg_value>{{ value if value is string else value | tojson(ensure_ascii=False) }}</arg_value>
+{%- endfor %}
+</tool_call>
+{%- endfor %}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+MISTRAL = """{{- bos_token }}
+{%- for message in messages %}
+{%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}
+{%- elif message.role == 'user' %}
+{%- if tools is not none and loop.index0 <= 1 %}{{- '[AVAILABLE_TOOLS]' }}{{- tools | tojson }}{{- '[/AVAILABLE_TOOLS]' }}{%- endif %}
+{{- '[INST]' + message.content + '[/INST]' }}
+{%- elif message.tool_calls is defined and message.tool_calls is not none %}
+{{- '[TOOL_CALLS][' }}
+{%- for call in message.tool_calls %}
+{%- if call.id is not defined or call.id | length != 9 %}{{- raise_exception('ids have 9 characters') }}{%- endif %}
+{{- '{"name": "' + call.function.name + '", "arguments": ' }}
+{{- call.function.arguments | tojson }}{{- ', "id": "' + call.id + '"}' }}{%- if not loop.last %}{{- ', ' }}{%- endif %}
+{%- endfor %}
+{{- ']' + eos_token }}
+{%- elif message.role == 'tool' %}
+{{- '[TOOL_RESULTS]{"content": ' }}{{- message.content | tojson }}{{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{%- else %}{{- message.content + eos_token }}{%- endif %}
+{%- endfor %}
+"""
+TEMPLATES = {"hermes": QWEN, "llama": LLAMA, "glm": GLM, "glm-xml": GLM_XML, "mistral": MISTRAL}
