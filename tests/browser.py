@@ -74,8 +74,8 @@ class Visit:
 
 
 @contextmanager
-def visit(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
-    """Playwright's options of a context: `color_scheme`, `viewport`, ..."""
+def visit(browser: Browser, url: str, *, is_open: bool = True, **context: Any) -> Iterator[Visit]:
+    """`is_open`: it names its models without a key. Playwright's options of a context: `color_scheme`, `viewport`, ..."""
     with browser.new_context(**context) as made:
         page = made.new_page()
         page.set_default_timeout(20_000)
@@ -84,7 +84,7 @@ def visit(browser: Browser, url: str, **context: Any) -> Iterator[Visit]:
         page.on("pageerror", lambda error: seen.errors.append(str(error)))
         page.on("console", lambda message: seen.errors.extend(_complaint(message)))
         page.goto(url)
-        page.wait_for_selector("#model option", state="attached")
+        page.wait_for_selector("#model option" if is_open else "#model-note:not(:empty)", state="attached")
         yield seen
 
 

@@ -5,14 +5,12 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
-import uvicorn
-from autoglm_client import AsyncClient
 from autoglm_client.exceptions import InvalidRequestError, QueueFullError, ServerError
-from autoglm_gateway.app import create_app
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
-from gateway_server import GatewayThread
+from gateway_server import GatewayThread, fake_client
 from tritonclient.grpc import service_pb2 as pb
 
 MARKUP = '<img src="/x" onerror="window.hurt=1"><script>window.hurt=1</script><b>bold</b> &amp; "quoted"'
@@ -38,8 +36,6 @@ def script(request: pb.ModelInferRequest) -> Script:
 
 
 @contextmanager
-def gateway_before(transport: FakeTransport) -> Iterator[GatewayThread]:
-    settings = GatewaySettings()
-    app = create_app(settings, lambda urls: AsyncClient(urls, transport=lambda _: transport))
-    with GatewayThread(settings, server=uvicorn.Server(uvicorn.Config(app, log_level="warning"))) as running:
+def gateway_before(transport: FakeTransport, settings: GatewaySettings | None = None) -> Iterator[GatewayThread]:
+    with GatewayThread(settings or GatewaySettings(), partial(fake_client, transport=transport)) as running:
         yield running

@@ -13,19 +13,21 @@ from page_gateway import MARKUP, TEXT, gateway_before, script
 from playwright.sync_api import Browser, Error, Locator, Page, expect
 
 CUTS = """
-async ({ text, ends }) => {
-  const { EventParser } = await import("/page/events.js");
-  const read = (parts) => {
-    const [parser, decoder] = [new EventParser(), new TextDecoder()];
-    return JSON.stringify(parts.flatMap((part) => parser.push(decoder.decode(part, { stream: true }))));
+async ({ text, ends, widest }) => {
+  const { eventData } = await import("/page/events.js");
+  const read = async (parts) => {
+    const found = [];
+    const start = (stream) => { parts.forEach((part) => stream.enqueue(part)); stream.close(); };
+    for await (const data of eventData(new ReadableStream({ start }))) found.push(data);
+    return JSON.stringify(found);
   };
   const found = new Set();
   for (const end of ends) {
     const bytes = new TextEncoder().encode(text.replaceAll("\\n", end));
     for (let cut = 0; cut <= bytes.length; cut++)
-      for (let other = cut; other <= bytes.length; other++)
-        found.add(read([bytes.slice(0, cut), bytes.slice(cut, other), bytes.slice(other)]));
-    found.add(read([...bytes].map((byte) => Uint8Array.of(byte))));
+      for (let other = cut; other <= Math.min(bytes.length, cut + widest); other++)
+        found.add(await read([bytes.slice(0, cut), bytes.slice(cut, other), bytes.slice(other)]));
+    found.add(await read([...bytes].map((byte) => Uint8Array.of(byte))));
   }
   return [...found].map((one) => JSON.parse(one));
 }
@@ -77,7 +79,7 @@ def test_events_are_read_the_same_wherever_they_are_cut(seen: Visit) -> None:
         'data: {"a": "é🙂"}\n\n: silence\nevent: x\nid\ndata:b\ndata: c\n\ndata\n\n\ndata: [DONE]\n\ndata: unfinished'
     )
     expected = ['{"a": "é🙂"}', "b\nc", "", "[DONE]"]
-    assert seen.page.evaluate(CUTS, {"text": text, "ends": ["\n", "\r\n", "\r"]}) == [expected]
+    assert seen.page.evaluate(CUTS, {"text": text, "ends": ["\n", "\r\n", "\r"], "widest": 8}) == [expected]
 
 
 def test_text_is_shown_as_it_is(seen: Visit) -> None:

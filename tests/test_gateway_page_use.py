@@ -8,6 +8,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
+from autoglm_gateway.keys import line_of, new_key, read_keys
+from autoglm_gateway.settings import GatewaySettings
 from browser import Visit, running_browser, visit
 from client_fakes import FakeTransport
 from gateway_server import GatewayThread
@@ -54,32 +56,44 @@ def seen(browser: Browser, gateway: GatewayThread) -> Iterator[Visit]:
         yield opened
 
 
-def test_the_key_is_sent_and_stays_in_this_tab(seen: Visit) -> None:
-    page, refusal = seen.page, '{"error": {"message": "no key was given"}}'
-    page.route("**/v1/models", lambda route: route.fulfill(status=401, body=refusal))
-    page.reload()
-    expect(page.locator("#model-note")).to_have_text("no key was given")
-    page.unroute("**/v1/models")
-    page.fill("#key", " sk-secret ")
-    page.press("#key", "Tab")
-    page.wait_for_selector("#model option", state="attached")
+def test_a_key_is_asked_for_sent_and_stays_in_this_tab(browser: Browser) -> None:
+    key = new_key()
+    settings = GatewaySettings(keys=read_keys(line_of("alice", key), "the test"))
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with (
+        gateway_before(FakeTransport(script), settings) as gateway,
+        visit(browser, gateway.url, is_open=False, permissions=clipboard) as seen,
+    ):
+        page = seen.page
+        expect(page.locator("#model-note")).to_contain_text("an API key is missing")
+        assert "an API key is missing" in seen.ask("hello").get_by_role("alert").inner_text()
+        page.fill("#key", f" {key} ")
+        page.press("#key", "Tab")
+        page.wait_for_selector("#model option", state="attached")
+        turn = seen.ask("hello")
+        assert seen.answer() == "one two three" and seen.asked[-1].all_headers()["authorization"] == f"Bearer {key}"
+        kept = "() => [Object.values(sessionStorage), localStorage.length, document.cookie]"
+        assert page.evaluate(kept) == [[key], 0, ""]
+        turn.get_by_role("button", name="Copy as curl").click()
+        copied = _clipboard(page)
+        assert key not in copied and "Bearer $AUTOGLM_API_KEY" in copied
+        page.reload()
+        assert page.input_value("#key") == key
+        page.fill("#key", "")
+        page.press("#key", "Tab")
+        expect(page.locator("#model-note")).to_contain_text("an API key is missing")
+        assert page.evaluate("() => sessionStorage.length") == 0
+
+
+def test_copying_works_where_the_browser_gives_no_clipboard(seen: Visit) -> None:
+    """As it gives none to a page that came over plain HTTP from another host."""
+    seen.page.evaluate("() => Object.defineProperty(navigator, 'clipboard', { value: undefined })")
     turn = seen.ask("hello")
-    assert seen.asked[-1].all_headers()["authorization"] == "Bearer sk-secret"
-    assert page.evaluate("() => [Object.values(sessionStorage), localStorage.length, document.cookie]") == [
-        ["sk-secret"],
-        0,
-        "",
-    ]
-    turn.get_by_role("button", name="Copy as curl").click()
-    copied = _clipboard(page)
-    assert "sk-secret" not in copied and "Bearer $AUTOGLM_API_KEY" in copied
-    page.reload()
-    assert page.input_value("#key") == "sk-secret"
-    page.fill("#key", "")
-    page.press("#key", "Tab")
-    seen.ask("hello")
-    assert "authorization" not in seen.asked[-1].all_headers()
-    assert page.evaluate("() => sessionStorage.length") == 0
+    turn.get_by_role("button", name="Copy answer").click()
+    expect(turn.get_by_role("button", name="Copied")).to_be_focused()
+    seen.page.focus("#message")
+    seen.page.keyboard.press("Control+V")
+    assert seen.page.input_value("#message") == "one two three"
 
 
 def test_a_copied_command_runs_in_a_shell_and_gives_the_same_answer(seen: Visit) -> None:
@@ -192,6 +206,7 @@ def test_the_end_of_an_answer_stays_in_view_unless_its_reader_looks_elsewhere(se
     expect(seen.turns.last.locator(".answer")).to_contain_text(" 120 ")
     left = "() => { const c = document.getElementById('conversation'); return c.scrollHeight - c.scrollTop - c.clientHeight; }"
     assert page.evaluate(left) < 48
+    assert page.evaluate("() => document.documentElement.scrollHeight <= innerHeight"), "the page itself scrolls, too"
     page.evaluate("() => { document.getElementById('conversation').scrollTop = 0; }")
     expect(seen.turns.last.locator(".answer")).to_contain_text(" 200 ")
     assert page.evaluate("() => document.getElementById('conversation').scrollTop") == 0
