@@ -28,11 +28,12 @@ Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 _MOST_KEPT = 64  # guides that were compiled
 _MOST_SHOWN = 300  # characters of the library's complaint
+_INTERNALS = "<state>"  # the library's complaint goes on with what it was doing
 _COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small model may write blanks for ever
 
 
 class GuideFailed(EngineError):
-    """The guide of one request cannot go on."""
+    """The guide of one request cannot go on: it has nothing that may come next, or has become too large."""
 
 
 class GuideState:
@@ -150,5 +151,5 @@ def _read_tokenizer(path: Path, vocab_size: int, eos_token_ids: list[int]) -> LL
 
 def _shown(complaint: str) -> str:
     """On one line, and not all of a long one."""
-    line = " ".join(complaint.split())
+    line = " ".join(complaint.partition(_INTERNALS)[0].split())
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]} ..."
