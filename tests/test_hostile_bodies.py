@@ -14,10 +14,12 @@ import psutil
 import pytest
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
+from autoglm_gateway.schema import ChatRequest, CompletionRequest
 from autoglm_gateway.settings import MIB, ConnectionLimits, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic import BaseModel
 from raw_http import ask, chunked, connect, head, is_closed, post, read_answer
 
 LIMIT = 2 * MIB
@@ -189,6 +191,25 @@ def test_whatever_bytes_are_sent_are_read_or_refused(sent: bytes) -> None:
         assert isinstance(parse_object(sent), dict)
     except ApiError as error:
         assert error.status == 400
+
+
+def collections_of(schema: Any) -> Iterator[dict[str, Any]]:
+    """Lists and tables of the pydantic schema whose items can be wrong."""
+    if isinstance(schema, dict):
+        items = schema.get("items_schema") or schema.get("values_schema")
+        if schema.get("type") in ("list", "dict") and items and items["type"] != "any":
+            yield schema
+        for inner in schema.values():
+            yield from collections_of(inner)
+    elif isinstance(schema, list | tuple):
+        for inner in schema:
+            yield from collections_of(inner)
+
+
+@pytest.mark.parametrize("request_type", [ChatRequest, CompletionRequest])
+def test_every_list_ends_at_its_first_wrong_item(request_type: type[BaseModel]) -> None:
+    found = list(collections_of(request_type.__pydantic_core_schema__))
+    assert found and all(schema.get("fail_fast") for schema in found), found
 
 
 def test_memory_is_flat_over_thousands_of_broken_requests(gateway: GatewayThread) -> None:
