@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import timeit
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
@@ -14,9 +13,9 @@ from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidR
 from autoglm_gateway.app import create_app
 from autoglm_gateway.asking import kind_of
 from autoglm_gateway.caller import Caller
-from autoglm_gateway.measuring import ENDPOINTS, endpoint_of
 from autoglm_gateway.metrics import FAILURE_KINDS, GatewayMetrics
 from autoglm_gateway.observed import Answered, Observed
+from autoglm_gateway.observing import ENDPOINTS, endpoint_of
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, Script
 from fastapi import FastAPI
@@ -148,7 +147,7 @@ def ended(tenant: str | None = None, cache_hit: str = "none") -> Observed:
 
 def recorded(metrics: GatewayMetrics, observed: Observed) -> None:
     metrics.began(observed)
-    metrics.ended(observed)
+    metrics.ended(observed, {})
 
 
 def test_tenants_are_told_apart_only_where_the_settings_say_so() -> None:
@@ -181,13 +180,6 @@ def test_every_error_of_the_client_has_a_known_kind() -> None:
         return {kind}.union(*(below(child) for child in kind.__subclasses__()))
 
     assert {kind_of(error("said")) for error in below(AutoGLMError)} == set(FAILURE_KINDS)
-
-
-def test_counting_a_request_is_cheap() -> None:
-    """About 10 microseconds on an idle machine; the bound leaves room for a busy one."""
-    metrics, observed = GatewayMetrics(), ended()
-    seconds = min(timeit.repeat(lambda: recorded(metrics, observed), number=200, repeat=5)) / 200
-    assert seconds < 100e-6
 
 
 def test_an_answer_that_came_whole_has_no_time_to_first_token() -> None:
