@@ -19,6 +19,7 @@ from autoglm_gateway.observing import ENDPOINTS, endpoint_of
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, Script
 from fastapi import FastAPI
+from gateway_fakes import bearer, made_keys, opened
 from prometheus_client.parser import text_string_to_metric_families
 
 CHAT = "/v1/chat/completions"
@@ -109,6 +110,37 @@ async def test_a_client_that_leaves_its_stream_is_status_499_and_a_cancelled_str
         value = await counted(http)
     assert value("requests_total", endpoint=CHAT, status="499") == 1 == value("streams_cancelled_total", endpoint=CHAT)
     assert value("in_flight", endpoint=CHAT) == 0 and transport.cancelled
+
+
+async def test_a_client_that_does_not_wait_for_its_whole_answer_is_status_499() -> None:
+    transport = FakeTransport(Script(words=["one "] * 50, pause_s=0.01))
+    async with running(transport) as (app, http):
+        await leave_after(app, CHAT, HELLO, bodies=0)
+        value = await counted(http)
+    assert (
+        value("requests_total", endpoint=CHAT, status="499") == 1
+        and value("requests_total", endpoint=CHAT, status="200") == 0
+    )
+    assert value("streams_cancelled_total", endpoint=CHAT) == 0 == value("in_flight", endpoint=CHAT)
+
+
+async def test_with_keys_tenants_and_refusals_are_counted_and_keys_are_not_shown() -> None:
+    keys, (alice, prometheus) = made_keys("alice", "prometheus", more=", metrics = true")
+    async with opened(GatewaySettings(keys=keys, metrics_by_tenant=True), FakeTransport()) as gateway:
+        assert (await gateway.http.post(CHAT, json=HELLO, headers=bearer(alice))).status_code == 200
+        assert (await gateway.http.post(CHAT, json=HELLO, headers=bearer("ak-wrong"))).status_code == 401
+        assert (await gateway.http.get("/metrics")).status_code == 401
+        page = (await gateway.http.get("/metrics", headers=bearer(prometheus))).text
+    found = samples(page)
+
+    def requests(**labels: str) -> float:
+        return found["autoglm_gateway_requests_total", frozenset(labels.items())]
+
+    assert requests(endpoint=CHAT, status="200", tenant="alice") == 1
+    assert (
+        requests(endpoint=CHAT, status="401", tenant="") == 1 == requests(endpoint="/metrics", status="401", tenant="")
+    )
+    assert not any(secret in page for secret in (alice, prometheus, "ak-", *(key.digests[0].hex() for key in keys)))
 
 
 async def test_refusals_and_unknown_paths_are_counted_under_few_names() -> None:
