@@ -234,8 +234,25 @@ def test_a_guide_that_fails_ends_its_own_request_only(monkeypatch: pytest.Monkey
     crowded = bench(0)
     crowded.run(asked("bad", guided_regex="b{3}"), asked("good", guided_regex="a{3}"), asked("free"))
     found = answers(crowded.events)
-    assert "too many states" in (found["bad"].last.error or "")
+    assert "too many states" in (found["bad"].last.error or "") and found["bad"].last.error_code == "INVALID_ARG"
     assert (
         found["good"].text(TokenText(tokenizer())) == "aaa" and found["free"].last.finish_reason is FinishReason.LENGTH
     )
     crowded.assert_idle()
+
+
+@pytest.mark.parametrize(
+    "guide",
+    [
+        {"guided_grammar": "start: start"},
+        {"guided_json": '{"$ref": "#"}'},
+        {"guided_json": '{"$ref": "#/$defs/a", "$defs": {"a": {"anyOf": [{"$ref": "#/$defs/a"}]}}}'},
+    ],
+)
+def test_a_guide_that_leaves_nothing_is_the_callers_fault(guide: dict[str, str]) -> None:
+    alone = bench(0)
+    alone.run(asked("empty", **guide))
+    last = answers(alone.events)["empty"].last
+    assert last.error_code == "INVALID_ARG"
+    assert last.error == "the guide of this request cannot go on: nothing may come next"
+    alone.assert_idle()

@@ -7,7 +7,9 @@ import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack
+from typing import Any
 
+import openai
 import psutil
 import pytest
 from autoglm_gateway.errors import ApiError
@@ -215,3 +217,23 @@ def resident() -> int:
 
 def is_well(gateway: GatewayThread) -> bool:
     return ask(gateway.port, post(body())).status == 200
+
+
+@pytest.mark.parametrize(
+    ("changes", "status", "raised"),
+    [
+        ({"max_tokens": -1}, 400, openai.BadRequestError),
+        ({"model": "other"}, 404, openai.NotFoundError),
+        ({"user": "u" * (LIMIT + 1)}, 413, openai.APIStatusError),
+        ({"extra_headers": {"Content-Type": "text/plain"}}, 415, openai.APIStatusError),
+    ],
+)
+def test_refusals_are_typed_errors_of_openais_package(
+    gateway: GatewayThread, changes: dict[str, Any], status: int, raised: type[openai.APIStatusError]
+) -> None:
+    with (
+        openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as client,
+        pytest.raises(raised) as caught,
+    ):
+        client.chat.completions.create(**{**GOOD, **changes})
+    assert caught.value.status_code == status and caught.value.type == "invalid_request_error"

@@ -222,8 +222,7 @@ class Engine:
 
     def _take(self, sequence: Sequence, sampled: Sampled, now: float) -> None:
         if sampled.token_id < 0:
-            failure = EngineError(sampled.failure or "the model computed logits that are not finite for this request")
-            self._answers.cut_off(sequence, now, failure=failure)
+            self._answers.cut_off(sequence, now, failure=_failure(sampled))
             return
         is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
         self._answers.note(sequence, Taken(sampled.token_id, sampled.logprobs, is_eos, now))
@@ -263,3 +262,10 @@ def _check(request: Request, max_length: int, vocab_size: int) -> None:
     assert bool(request.guide) == request.sampling.is_guided, "a guide that was not compiled"
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
+
+
+def _failure(sampled: Sampled) -> EngineError:
+    """A guide is the caller's own; logits are not."""
+    if sampled.failure is not None:
+        return InvalidRequest(sampled.failure)
+    return EngineError("the model computed logits that are not finite for this request")

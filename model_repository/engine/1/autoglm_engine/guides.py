@@ -28,11 +28,13 @@ Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 _MOST_KEPT = 64  # guides that were compiled
 _MOST_SHOWN = 300  # characters of the library's complaint
+_INTERNALS = "<state>"  # the library's complaint goes on with what it was doing
+_DEAD_END = "NoExtension"
 _COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small model may write blanks for ever
 
 
 class GuideFailed(EngineError):
-    """The guide of one request cannot go on."""
+    """The guide of one request cannot go on: it has nothing that may come next, or has become too large."""
 
 
 class GuideState:
@@ -53,7 +55,7 @@ class GuideState:
         """The tokens that may come next; the end of the sequence where the answer may end. Raises GuideFailed."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise GuideFailed(f"the guide of this request cannot go on: {_shown(self._matcher.get_error())}")
+            raise GuideFailed(f"the guide of this request cannot go on: {_reason(self._matcher.get_error())}")
         return np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def count(self, token_id: int) -> None:
@@ -148,7 +150,11 @@ def _read_tokenizer(path: Path, vocab_size: int, eos_token_ids: list[int]) -> LL
     return LLTokenizer(path.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=eos_token_ids)
 
 
+def _reason(complaint: str) -> str:
+    return "nothing may come next" if complaint.startswith(_DEAD_END) else _shown(complaint)
+
+
 def _shown(complaint: str) -> str:
     """On one line, and not all of a long one."""
-    line = " ".join(complaint.split())
+    line = " ".join(complaint.partition(_INTERNALS)[0].split())
     return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]} ..."
