@@ -29,12 +29,14 @@ def post(path: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 async def leave_after(app: ASGIApp, path: str, body: object, *, bodies: int) -> list[MutableMapping[str, Any]]:
-    """Ask, and be gone after so many messages with a body; what was sent until then."""
+    """Ask, and be gone after so many messages with a body, of 0 as soon as the request is read; what was sent until then."""
     asked, gone = [json.dumps(body).encode()], asyncio.Event()
     sent: list[MutableMapping[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
         if asked:
+            if not bodies:
+                asyncio.get_running_loop().call_later(0.02, gone.set)
             return {"type": "http.request", "body": asked.pop(), "more_body": False}
         await gone.wait()
         return {"type": "http.disconnect"}
@@ -42,7 +44,7 @@ async def leave_after(app: ASGIApp, path: str, body: object, *, bodies: int) -> 
     async def send(message: MutableMapping[str, Any]) -> None:
         if not gone.is_set():
             sent.append(message)
-        if sum(bool(one.get("body")) for one in sent) >= bodies:
+        if 0 < bodies <= sum(bool(one.get("body")) for one in sent):
             gone.set()
         await asyncio.sleep(0)
 

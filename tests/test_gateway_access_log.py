@@ -15,6 +15,7 @@ import pytest
 from autoglm_client.exceptions import ServerError
 from autoglm_gateway.access_log import AccessLog
 from autoglm_gateway.log_writer import LogWriter
+from autoglm_gateway.observing import Observing
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
@@ -120,7 +121,7 @@ async def serve(app: Any, messages: list[dict[str, Any]], writer: LogWriter) -> 
         sent.append(message)
 
     scope = {"type": "http", "method": "POST", "path": "/x", "headers": []}
-    await AccessLog(app, writer, log_prompts=False)(scope, receive, send)  # type: ignore[arg-type]
+    await Observing(app, [AccessLog(writer, log_prompts=False)])(scope, receive, send)  # type: ignore[arg-type]
     return sent
 
 

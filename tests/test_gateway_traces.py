@@ -152,6 +152,21 @@ async def test_without_a_context_a_trace_begins_here(context: dict[str, str], mo
     assert (version, trace_id, span_id) == ("00", span.trace_id, span.span_id) and int(flags, 16) & 1
 
 
+@pytest.mark.parametrize("state", ["nonsense", "a=b,a=c", ",".join(f"k{n}=v" for n in range(40)), "x" * 600, "a=\xff"])
+async def test_a_wrong_tracestate_is_left_out_and_fills_no_log(
+    state: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Collector() as collector:
+        async with running(collector, monkeypatch) as (http, metadata):
+            headers = [
+                (name.encode(), value.encode("latin-1")) for name, value in {**SAMPLED, "tracestate": state}.items()
+            ]
+            await http.post(CHAT, json=HELLO, headers=headers)
+        span = of_request(collector)
+    assert (span.trace_id, span.parent_id) == (TRACE, CALLER) and "tracestate" not in metadata[0]
+    assert not [record for record in caplog.records if record.name.startswith("opentelemetry")]
+
+
 async def test_choices_and_concurrent_requests_hand_on_their_own_spans(monkeypatch: pytest.MonkeyPatch) -> None:
     import asyncio
 

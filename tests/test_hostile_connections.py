@@ -6,7 +6,6 @@ import time
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
-from statistics import median
 
 import pytest
 import uvicorn
@@ -227,29 +226,17 @@ def test_more_connections_than_allowed_are_turned_away() -> None:
         assert ask(gateway.port, LIVE).status == 200
 
 
-def test_500_idle_connections_cost_the_others_nothing(gateway: GatewayThread) -> None:
-    """Paired and alternating, so that what else the machine does falls on both."""
-    alone, beside = [], []
-    for _ in range(3):
-        alone += _times(gateway.port)
-        with ExitStack() as stack:
-            for number in range(500):
-                connection = stack.enter_context(connect(gateway.port))
-                if number % 2:
-                    connection.sendall(LIVE[:-2])
-            beside += _times(gateway.port)
-    assert median(beside) < 1.5 * median(alone) + 0.001, (median(alone), median(beside))
-
-
-def _times(port: int) -> list[float]:
-    times = []
-    with connect(port) as connection:
-        for _ in range(60):
-            started = time.perf_counter()
-            connection.sendall(post(BODY))
-            assert read_answer(connection).status == 200
-            times.append(time.perf_counter() - started)
-    return times
+def test_others_are_answered_beside_500_idle_connections(gateway: GatewayThread) -> None:
+    """What they cost is measured by the experiment gateway-overhead."""
+    with ExitStack() as stack:
+        for number in range(500):
+            connection = stack.enter_context(connect(gateway.port))
+            if number % 2:
+                connection.sendall(LIVE[:-2])
+        with connect(gateway.port) as connection:
+            for _ in range(60):
+                connection.sendall(post(BODY))
+                assert read_answer(connection).status == 200
 
 
 def test_a_reader_that_stops_reading_is_given_up() -> None:

@@ -9,10 +9,9 @@ from typing import Protocol, Self
 from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, Result
 from autoglm_client.stream import Stream
 from autoglm_client.types import Prompt
-from starlette.requests import Request
 
 from .errors import api_error
-from .observed import Answered, Observed, observed_in
+from .observed import Answered, Observed
 
 
 class Pieces(Protocol):
@@ -92,13 +91,6 @@ class _NotedPieces:
             self._observed.first_at = self._observed.first_at or now
         if piece.finish_reason is not None:
             _note(self._observed, Answered(piece, now, self._first_at))
-
-
-def asking(client: AsyncClient, request: Request, model: str) -> Asking:
-    """`client` for `request`, which wants an answer of `model`."""
-    observed = observed_in(request.scope)
-    observed.model = model
-    return Asking(client, observed)
 
 
 def kind_of(error: AutoGLMError) -> str:

@@ -12,13 +12,13 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import document, generation
 from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head, Shape
-from .asking import asking
+from .asking import Asking
 from .caller import caller_of
 from .departures import unless_gone
-from .entry import entry_of
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .json_body import JsonRoute
+from .observed import observed_in
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
 from .tools.shape import ToolShape
@@ -49,7 +49,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
-        entry_of(request),
+        observed_in(request.scope),
     )
     return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
@@ -70,7 +70,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
         shape,
         count,
         body.includes_usage,
-        entry_of(request),
+        observed_in(request.scope),
     )
     return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
@@ -88,7 +88,7 @@ async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
 
 
 async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
-    observing = asking(client, request, asked.head.model)
+    observing = Asking(client, asked.observed)
     if not streamed:
         return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
     events = generation.events(observing, asked)

@@ -14,8 +14,8 @@ from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
 from .asking import Asks
-from .entry import Entry
 from .errors import ApiError, api_error, deadline_passed
+from .observed import Observed
 
 DONE = b"data: [DONE]\n\n"
 
@@ -30,11 +30,11 @@ class Asked:
     shape: Shape
     choices_per_prompt: int = 1
     includes_usage: bool = False
-    entry: Entry = field(default_factory=Entry)
+    observed: Observed = field(default_factory=lambda: Observed(""))
 
     def __post_init__(self) -> None:
-        self.entry.model, self.entry.prompts = self.head.model, self.prompts
-        self.entry.choices_per_prompt = self.choices_per_prompt
+        self.observed.model, self.observed.prompts = self.head.model, self.prompts
+        self.observed.choices_per_prompt = self.choices_per_prompt
 
 
 async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
@@ -46,7 +46,7 @@ async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
     except* AutoGLMError as errors:
         raise api_error(_first(errors)) from None
     results = [task.result() for task in tasks]
-    asked.entry.usages = dict(enumerate(result.usage for result in results))
+    asked.observed.usages = dict(enumerate(result.usage for result in results))
     choices = [
         asked.shape.choice(number, result, _reason(result.finish_reason, asked.options[number]))
         for number, result in enumerate(results)
@@ -58,7 +58,7 @@ async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
 async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
-    usages = asked.entry.usages
+    usages = asked.observed.usages
     pieces = _merged(client, asked)
     try:
         async for number, piece in pieces:
@@ -78,7 +78,7 @@ async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
         failure = api_error(error) if isinstance(error, AutoGLMError) else error
         if not usages:
             raise failure from None
-        asked.entry.error = failure.code
+        asked.observed.error = failure.code
         yield _data(failure.body)
     finally:
         await pieces.aclose()

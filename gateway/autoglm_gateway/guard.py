@@ -57,8 +57,6 @@ class Guard:
             return self._unlimited if scope["path"] == METRICS_PATH else self._anybody
         key = self._key(scope)
         state["caller"] = Caller(key.tenant)
-        if entry := state.get("entry"):
-            entry.tenant = key.tenant
         if scope["path"] != METRICS_PATH:
             return self._meters[key.tenant]
         if not key.metrics:

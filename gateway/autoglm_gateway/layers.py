@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .access_log import REQUEST_ID, AccessLog
+from .access_log import AccessLog
 from .body_limit import BodyBounds, BodyLimit
 from .guard import Guard
 from .key_scheme import describe_keys
 from .log_writer import LogWriter
-from .measuring import Measured
+from .observing import REQUEST_ID, Observing, Report
 from .settings import GatewaySettings
 from .traced import Traced
 
@@ -37,8 +37,10 @@ def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, t
             allow_headers=["*"],  # OpenAI's package for browsers adds a dozen of its own
             expose_headers=[REQUEST_ID, "Retry-After"],
         )
-    app.add_middleware(AccessLog, writer=log, log_prompts=settings.log_prompts)
-    app.add_middleware(Measured, metrics=app.state.metrics)
+    reports: list[Report] = [app.state.metrics]
+    if log:
+        reports.append(AccessLog(log, log_prompts=settings.log_prompts))
+    app.add_middleware(Observing, reports=reports)
 
 
 def access_log(settings: GatewaySettings) -> LogWriter | None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from starlette.types import Scope
 
 from .observed import CLIENT_LEFT, Observed
 
@@ -59,7 +60,7 @@ class GatewayMetrics:
     def began(self, observed: Observed) -> None:
         self._in_flight.labels(observed.endpoint).inc()
 
-    def ended(self, observed: Observed) -> None:
+    def ended(self, observed: Observed, scope: Scope) -> None:
         endpoint = observed.endpoint
         self._in_flight.labels(endpoint).dec()
         self._requests.labels(endpoint, str(observed.status), *self._tenant(observed)).inc()

@@ -1,11 +1,14 @@
-"""What is seen of one request while it passes through the gateway, for the layers that report it when it has ended."""
+"""What is seen of one request while it passes through the gateway, for whatever reports it: log, metrics, traces."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from time import perf_counter
+from typing import Any
 
-from autoglm_client import GenerationOptions, Piece, Result
+from autoglm_client import GenerationOptions, Piece, Result, Usage
 from starlette.types import Scope
 
 from .caller import Caller
@@ -33,23 +36,33 @@ class Answered:
 
 @dataclass(slots=True)
 class Observed:
-    """`model`: as it was asked for, where the gateway knows it. `options`: of the first choice. `failures`: of the servers, by kind. `first_at`: when the first
-    piece of a stream arrived. `response`: the status that was sent; `complete`: whether all of the answer was."""
+    """`model`: as it was asked for, where the gateway knows it. `options`: of the first choice. `usages`: of each choice so far;
+    `choices_per_prompt`: those of one prompt stand next to each other. `failures`: of the servers, by kind; `error`: the code of
+    what went wrong after the answer had begun, `refusal`: before. `first_at`: when the first piece of a stream arrived.
+    `response`: the status that was sent; `complete`: whether all of the answer was. Times are `perf_counter`'s."""
 
     endpoint: str
+    request_id: str = ""
+    began: datetime = field(default_factory=lambda: datetime.now(UTC))
     started: float = field(default_factory=perf_counter)
     ended: float = 0.0
-    model: str = ""
+    caller: Caller | None = None
+    model: str | None = None
+    prompts: Sequence[Any] = ()
     options: GenerationOptions | None = None
     streamed: bool = False
+    choices_per_prompt: int = 1
+    usages: dict[int, Usage] = field(default_factory=dict)
     answers: list[Answered] = field(default_factory=list)
     failures: list[str] = field(default_factory=list)
+    error: str | None = None
+    refusal: str | None = None
     first_at: float | None = None
+    first_byte_at: float | None = None
     response: int | None = None
     complete: bool = False
     left: bool = False  # the client did, before the answer was complete
     broken: bool = False  # by an error that nobody expected
-    caller: Caller | None = None
 
     @property
     def status(self) -> int:
@@ -65,6 +78,19 @@ class Observed:
     def time_to_first_token(self) -> float | None:
         """Seconds; None where nothing was streamed."""
         return None if self.first_at is None else self.first_at - self.started
+
+    def tokens(self) -> dict[str, int]:
+        """In, out, and those in that were cached; a prompt counts once."""
+        firsts = dict[int, Usage]()
+        for number, usage in self.usages.items():
+            first = firsts.setdefault(number // self.choices_per_prompt, usage)
+            if usage.cached_tokens > first.cached_tokens:
+                firsts[number // self.choices_per_prompt] = usage
+        return {
+            "prompt_tokens": sum(usage.prompt_tokens for usage in firsts.values()),
+            "completion_tokens": sum(usage.completion_tokens for usage in self.usages.values()),
+            "cached_tokens": sum(usage.cached_tokens for usage in firsts.values()),
+        }
 
     def keep_in(self, scope: Scope) -> None:
         scope.setdefault("state", {})["observed"] = self

@@ -33,7 +33,7 @@ class OtlpJsonExporter(SpanExporter):
             return SpanExportResult.FAILURE
         try:
             self._post(json.dumps(request_of(spans)).encode())
-        except (OSError, http.client.HTTPException) as error:
+        except (OSError, ValueError, http.client.HTTPException) as error:
             if not self._broken:
                 _log.warning("traces cannot be sent to %s, and are dropped: %s", self._url.netloc, error)
             self._broken = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from contextlib import AbstractContextManager
 
@@ -19,6 +20,7 @@ from .otlp import OtlpJsonExporter, headers_from
 from .spans import describe
 
 _CONTEXT = (b"traceparent", b"tracestate")
+_TALKATIVE = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.tracecontext")
 
 
 class Tracing:
@@ -26,6 +28,8 @@ class Tracing:
     OTEL_TRACES_SAMPLER's where it makes none. Has a thread until `close`. Raises ValueError where `endpoint` is no URL."""
 
     def __init__(self, endpoint: str) -> None:
+        for name in _TALKATIVE:  # they warn of every header that is wrong: callers could fill the log
+            logging.getLogger(name).setLevel(logging.ERROR)
         self._exporter = OtlpJsonExporter(
             traces_url(endpoint), headers_from(os.environ.get("OTEL_EXPORTER_OTLP_HEADERS", ""))
         )

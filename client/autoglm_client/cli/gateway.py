@@ -181,4 +181,8 @@ def _greeting(settings: GatewaySettings, port: int) -> str:
     scheme = "https" if settings.tls_cert else "http"
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     who = f"tenants with keys: {len(settings.keys)}" if settings.keys else "no keys: open to everybody who reaches it"
-    return f"OpenAI   {scheme}://{host}:{port}/v1, in front of {', '.join(settings.servers)}; {who}; Ctrl-C stops it"
+    base = f"{scheme}://{host}:{port}"
+    return (
+        f"OpenAI   {base}/v1, in front of {', '.join(settings.servers)}; {who}; Ctrl-C stops it\n"
+        f"Page     {base}/, to try it from a browser"
+    )
