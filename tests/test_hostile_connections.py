@@ -149,6 +149,20 @@ def test_a_body_that_nobody_wants_may_end_in_time_and_not_later() -> None:
         assert 0.5 < waited < 3
 
 
+def test_requests_that_are_not_whole_do_not_keep_the_process() -> None:
+    transport = FakeTransport(Script(words=["word "] * 5, pause_s=0.2))
+    with ExitStack() as stack:
+        with GatewayThread(GatewaySettings(), partial(fake_client, transport=transport)) as gateway:
+            for sent in (b"", LIVE[:9], head("Content-Length: 9"), CHUNKED):
+                stack.enter_context(connect(gateway.port)).sendall(sent)
+            whole = stack.enter_context(connect(gateway.port))
+            whole.sendall(post(BODY))
+            time.sleep(0.3)
+            started = time.monotonic()
+        assert time.monotonic() - started < 4
+        assert read_answer(whole).status == 200
+
+
 NOT_HTTP = {
     "TLS": b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + bytes(64),
     "noise": bytes(range(1, 256)) + b"\r\n\r\n",

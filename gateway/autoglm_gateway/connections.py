@@ -92,6 +92,13 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._in_body and self._arrival_timer is None:  # of a request that was refused unread
             self._arrival_timer = self.loop.call_later(self.limits.body_s, self.transport.close)
 
+    def shutdown(self) -> None:
+        """Requests that are whole are answered; the others would keep the process as long as they like."""
+        if self._in_body:
+            self.transport.close()
+        else:
+            super().shutdown()
+
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread_timer = self.loop.call_later(self.limits.unread_s, self.transport.abort)
