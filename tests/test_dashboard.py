@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,7 @@ from dashboard_queries import Exposed, complaints
 from gateway_server import GatewayThread
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
+KEYWORDS = {"rate", "increase", "histogram_quantile"}  # misspelt, they are no PromQL
 ROWS = ["Traffic", "Latency", "Tokens", "Engine", "Caches", "Errors"]
 PAGE = """
 # TYPE requests_total counter
@@ -135,6 +137,20 @@ def _settled(http: httpx.Client, server: LocalServer) -> list[str]:
 def test_every_query_asks_for_what_is_exposed(exposed: Exposed) -> None:
     found = {f"{title}: {one}" for title, query, legend in targets() for one in complaints(query, exposed, legend)}
     assert not found, "\n".join(sorted(found))
+
+
+@pytest.mark.server
+def test_no_query_would_pass_with_a_name_or_a_label_misspelt(exposed: Exposed) -> None:
+    unseen = []
+    for title, query, legend in targets():
+        words = {
+            word for word in re.findall(r"[a-z_]{4,}", query.replace("$__rate_interval", "")) if word not in KEYWORDS
+        }
+        for word in words:
+            wrong = re.sub(rf"\b{word}\b", f"{word}s", query)
+            if not complaints(wrong, exposed, legend):
+                unseen.append(f"{title}: {wrong}")
+    assert not unseen
 
 
 @pytest.mark.server

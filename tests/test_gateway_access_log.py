@@ -13,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 from autoglm_client.exceptions import ServerError
-from autoglm_gateway.access_log import AccessLog
-from autoglm_gateway.log_writer import LogWriter
-from autoglm_gateway.observing import Observing
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.telemetry.access_log import AccessLog
+from autoglm_gateway.telemetry.log_writer import LogWriter
+from autoglm_gateway.telemetry.observing import Observing
 from client_fakes import FakeTransport, Script
 from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
 

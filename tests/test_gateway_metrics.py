@@ -11,12 +11,12 @@ from asgi import leave_after
 from autoglm_client import AsyncClient, Piece, Result, StageTimes, Usage
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.app import create_app
-from autoglm_gateway.asking import kind_of
 from autoglm_gateway.caller import Caller
-from autoglm_gateway.metrics import FAILURE_KINDS, GatewayMetrics
-from autoglm_gateway.observed import Answered, Observed
-from autoglm_gateway.observing import ENDPOINTS, endpoint_of
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.telemetry.asking import kind_of
+from autoglm_gateway.telemetry.metrics import FAILURE_KINDS, GatewayMetrics
+from autoglm_gateway.telemetry.observed import Answered, Observed
+from autoglm_gateway.telemetry.observing import ENDPOINTS, endpoint_of
 from client_fakes import FakeTransport, Script
 from fastapi import FastAPI
 from gateway_fakes import bearer, made_keys, opened

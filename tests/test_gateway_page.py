@@ -10,7 +10,7 @@ from browser import Visit, running_browser, visit
 from client_fakes import FakeTransport
 from gateway_server import GatewayThread
 from page_gateway import MARKUP, TEXT, gateway_before, script
-from playwright.sync_api import Browser, Error, Locator, Page, expect
+from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 
 CUTS = """
 async ({ text, ends, widest }) => {
@@ -63,6 +63,21 @@ def test_it_asks_its_own_gateway_alone_and_complains_of_nothing(seen: Visit) -> 
     assert seen.answer() == "one two three" and len(seen.asked) > 8
     assert all(request.url.startswith(f"{seen.url}/") for request in seen.asked)
     assert not seen.errors
+
+
+def test_it_works_under_a_path_of_a_proxy(seen: Visit) -> None:
+    prefix, passed = f"{seen.url}/models/here/", []
+
+    def proxy(route: Route) -> None:
+        passed.append(route.request)
+        route.continue_(url=route.request.url.replace("/models/here/", "/"))
+
+    seen.page.route(f"{prefix}**", proxy)
+    seen.asked.clear()
+    seen.page.goto(prefix)
+    seen.page.wait_for_selector("#model option", state="attached")
+    seen.ask("hello")
+    assert seen.answer() == "one two three" and passed == seen.asked
 
 
 def test_the_policy_is_in_force(seen: Visit) -> None:

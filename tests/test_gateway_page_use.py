@@ -134,6 +134,15 @@ def test_all_of_it_can_be_done_with_the_keyboard_and_the_focus_is_seen(seen: Vis
     body = seen.chats[0]
     assert (body["messages"][-1]["content"], body["temperature"], body["cache"]) == ("hello\nyou", 0.7, "bypass")
     assert _focused(page) == "message" and page.input_value("#message") == ""
+    before = []
+    for _ in range(6):
+        press("Shift+Tab")
+        before.append(page.evaluate("() => document.activeElement.textContent"))
+        if before[-1] == "Copy as curl":
+            press("Enter")
+            expect(page.locator("#said")).to_have_text("Copied")
+    assert before[:3] == ["Ask again", "Copy as curl", "Copy answer"]
+    assert before[4] == "New conversation" and before[5] == "API"
 
 
 def test_what_is_out_of_range_is_not_sent(seen: Visit) -> None:

@@ -10,13 +10,14 @@ from functools import partial
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
-from . import completions, docs_page, exposition, information, playground
+from . import completions, docs_page, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
-from .metrics import GatewayMetrics
 from .settings import GatewaySettings
-from .traced import tracing_for
+from .telemetry import exposition
+from .telemetry.metrics import GatewayMetrics
+from .telemetry.traced import tracing_for
 from .upstream import Upstream
 
 MakeClient = Callable[[Sequence[str]], AsyncClient]

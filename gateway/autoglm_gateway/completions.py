@@ -12,15 +12,15 @@ from fastapi.responses import JSONResponse, Response, StreamingResponse
 from . import document, generation
 from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head, Shape
-from .asking import Asking
 from .caller import caller_of
 from .departures import unless_gone
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .json_body import JsonRoute
-from .observed import observed_in
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
+from .telemetry.asking import Asking
+from .telemetry.observed import observed_in
 from .tools.shape import ToolShape
 from .tools.use import ToolUse, tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice

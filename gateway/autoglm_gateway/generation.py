@@ -13,9 +13,9 @@ from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
 from .answers import FINISH_REASONS, Head, Shape, about, usage_of
-from .asking import Asks
 from .errors import ApiError, api_error, deadline_passed
-from .observed import Observed
+from .telemetry.asking import Asks
+from .telemetry.observed import Observed
 
 DONE = b"data: [DONE]\n\n"
 

@@ -7,17 +7,17 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
-from .access_log import AccessLog
 from .body_limit import BodyBounds, BodyLimit
 from .guard import Guard
 from .key_scheme import describe_keys
-from .log_writer import LogWriter
-from .observing import REQUEST_ID, Observing, Report
 from .settings import GatewaySettings
-from .traced import Traced
+from .telemetry.access_log import AccessLog
+from .telemetry.log_writer import LogWriter
+from .telemetry.observing import REQUEST_ID, Observing, Report
+from .telemetry.traced import Traced
 
 if TYPE_CHECKING:
-    from .tracing import Tracing
+    from .telemetry.tracing import Tracing
 
 
 def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, tracing: Tracing | None) -> None:

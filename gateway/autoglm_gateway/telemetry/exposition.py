@@ -8,7 +8,8 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client.exposition import choose_encoder
 
-from . import document
+from autoglm_gateway import document
+
 from .metrics import GatewayMetrics
 
 router = APIRouter()

@@ -10,7 +10,8 @@ from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions, Piece, 
 from autoglm_client.stream import Stream
 from autoglm_client.types import Prompt
 
-from .errors import api_error
+from autoglm_gateway.errors import api_error
+
 from .observed import Answered, Observed
 
 

@@ -11,7 +11,7 @@ from typing import Any
 from autoglm_client import GenerationOptions, Piece, Result, Usage
 from starlette.types import Scope
 
-from .caller import Caller
+from autoglm_gateway.caller import Caller
 
 CLIENT_LEFT = 499
 

@@ -13,9 +13,10 @@ from typing import Protocol
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from .caller import Caller
-from .errors import ApiError
-from .failures import failure
+from autoglm_gateway.caller import Caller
+from autoglm_gateway.errors import ApiError
+from autoglm_gateway.failures import failure
+
 from .observed import Observed
 
 ENDPOINTS = frozenset(

@@ -6,9 +6,10 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from autoglm_gateway.settings import GatewaySettings
+
 from .metrics import GENERATING
 from .observed import observed_in
-from .settings import GatewaySettings
 
 if TYPE_CHECKING:
     from .tracing import Tracing

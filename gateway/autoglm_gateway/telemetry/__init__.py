@@ -1,0 +1,1 @@
+"""What is seen of requests, and who is told: the access log, metrics for Prometheus, traces."""
