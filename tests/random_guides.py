@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import re
 from typing import Any
@@ -83,9 +84,23 @@ def _expressions(inner: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 REGEXES = st.recursive(_ATOMS, _expressions, max_leaves=6)
 
 
+def _formats() -> jsonschema.FormatChecker:
+    """jsonschema's, but for the year 0000: RFC 3339 has it, Python's dates do not. It is a leap year like 2000."""
+    formats = jsonschema.FormatChecker(jsonschema.Draft202012Validator.FORMAT_CHECKER.checkers)
+
+    @formats.checks("date", ValueError)
+    def is_date(value: object) -> bool:
+        if isinstance(value, str):
+            year, rest = value[:4], value[4:]
+            datetime.date.fromisoformat(f"{'2000' if year == '0000' else year}{rest}")
+        return True
+
+    return formats
+
+
 def check_json(schema: Schema, text: str) -> None:
     """Raises jsonschema.ValidationError or ValueError where `text` is no instance, its formats included."""
-    validator = jsonschema.Draft202012Validator(schema, format_checker=jsonschema.Draft202012Validator.FORMAT_CHECKER)
+    validator = jsonschema.Draft202012Validator(schema, format_checker=_formats())
     validator.validate(json.loads(text))
 
 
