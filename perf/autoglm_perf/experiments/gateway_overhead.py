@@ -14,6 +14,7 @@ from autoglm_perf.workload import Workload
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 _MOST_ADDED_MS, _LEAST_SHARE, _NUM_IDLE = 5.0, 0.9, 500
+_TURNS = 3  # a repeat: what is compared differs by less than two runs of one side do
 DESCRIPTION = Description(
     "gateway-overhead",
     "Gateway overhead",
@@ -55,8 +56,9 @@ def run(context: Context) -> Found:
 def _in_turns(context: Context, sides: dict[str, Ask], concurrency: int, count: int) -> list[Arm]:
     runs: dict[str, list[RunFigures]] = {label: [] for label in sides}
     for _ in context.repeated(", ".join(sides)):
-        for label, ask in sides.items():
-            runs[label].append(figures(label, concurrency, ask(context.fresh_workload(count), concurrency)))
+        for _ in range(context.size(_TURNS, 1)):
+            for label, ask in sides.items():
+                runs[label].append(figures(label, concurrency, ask(context.fresh_workload(count), concurrency)))
     return [arm(label, found, _METRICS) for label, found in runs.items()]
 
 
