@@ -7,7 +7,6 @@ ever. So the reader task is nobody's child; who loses interest calls `abandon`, 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
 from collections import deque
 from collections.abc import AsyncIterator
 
@@ -80,7 +79,7 @@ class Flight:
     async def _read_all(self, responses: AsyncIterator[pb.ModelInferResponse]) -> None:
         async for response in responses:
             if not self._ended:
-                await self._take(parse_generation(response))
+                await self._take(parse_generation(response, self._elapsed_ms()))
         if not self._ended:
             raise ConnectionLost("the server ended the answer before its last piece")
 
@@ -88,19 +87,16 @@ class Flight:
         if piece is None:
             return
         if not self.abandoned:
-            self._unread.append(self._with_network(piece))
+            self._unread.append(piece)
         self._ended = piece.finish_reason is not None
         self._changed.set()
         while len(self._unread) >= _MOST_UNREAD and not self._ended and not self.abandoned:
             self._room.clear()
             await self._room.wait()
 
-    def _with_network(self, piece: Piece) -> Piece:
-        """What this attempt has taken so far beside the server's stages, until now that the piece is here: not what its
-        reader takes, nor attempts that failed."""
-        seen_ms = (asyncio.get_running_loop().time() - self._launched) * 1000
-        network_ms = max(seen_ms - piece.stages.server_ms, 0.0)
-        return dataclasses.replace(piece, stages=dataclasses.replace(piece.stages, network_ms=network_ms))
+    def _elapsed_ms(self) -> float:
+        """Of this attempt, until now that a response is here: not what its reader takes, nor attempts that failed."""
+        return (asyncio.get_running_loop().time() - self._launched) * 1000
 
     def _fail(self, error: Exception) -> None:
         """After the last piece nothing is left to go wrong for the caller."""

@@ -33,9 +33,10 @@ _TRITON_REFUSAL = re.compile(
 )
 
 
-def parse_generation(response: pb.ModelInferResponse) -> Piece | None:
-    """One response of the ensemble; None for a heartbeat and for Triton's bare end mark. Raises `ProtocolError` where
-    it is not what the contract says.
+def parse_generation(response: pb.ModelInferResponse, elapsed_ms: float = 0.0) -> Piece | None:
+    """One response of the ensemble; None for a heartbeat and for Triton's bare end mark. `elapsed_ms`: since the request was
+    sent; what the server's stages do not explain of it is the network's. Raises `ProtocolError` where the response is not
+    what the contract says.
     """
     tensors = _tensors(response)
     if not tensors:
@@ -43,7 +44,7 @@ def parse_generation(response: pb.ModelInferResponse) -> Piece | None:
     if missing := [name for name in _OUTPUTS if name not in tensors]:
         raise ProtocolError(f"the server's response lacks the tensor {missing[0]!r}", request_id=response.id)
     try:
-        piece = _piece(tensors)
+        piece = _piece(tensors, elapsed_ms)
     except (struct.error, ValueError, KeyError, TypeError) as error:
         raise ProtocolError(f"the server's response cannot be read: {error}", request_id=response.id) from None
     is_heartbeat = not piece.text and piece.finish_reason is None and not piece.logprobs
@@ -107,7 +108,7 @@ def _tensors(response: pb.ModelInferResponse) -> dict[str, bytes]:
     return {output.name: raw for output, raw in zip(response.outputs, response.raw_output_contents, strict=False)}
 
 
-def _piece(tensors: dict[str, bytes]) -> Piece:
+def _piece(tensors: dict[str, bytes], elapsed_ms: float) -> Piece:
     return Piece(
         text=_string(tensors["text_output"]),
         finish_reason=_string(tensors["finish_reason"]) or None,
@@ -116,17 +117,19 @@ def _piece(tensors: dict[str, bytes]) -> Piece:
             _INT32.unpack(tensors["completion_tokens"])[0],
             _INT32.unpack(tensors["cached_tokens"])[0],
         ),
-        stages=_stages(tensors["stage_times"]),
+        stages=_stages(tensors["stage_times"], elapsed_ms),
         logprobs=_logprobs(tensors.get("logprobs_output", b"")),
         cache_hit=_string(tensors.get("cache_hit", _NO_HIT)),
         cache_age_ms=_FP32.unpack(tensors.get("cache_age_ms", _NO_AGE))[0],
     )
 
 
-def _stages(raw: bytes) -> StageTimes:
+def _stages(raw: bytes, elapsed_ms: float) -> StageTimes:
     """Of 5 numbers where the server knows no semantic cache, else of 6."""
-    times = struct.unpack(f"<{5 if len(raw) == 20 else 6}f", raw)
-    return StageTimes(*times)
+    queue, tokenize, prefill, decode, detokenize, *rest = struct.unpack(f"<{5 if len(raw) == 20 else 6}f", raw)
+    embed = rest[0] if rest else 0.0
+    network = max(elapsed_ms - (queue + tokenize + prefill + decode + detokenize + embed), 0.0)
+    return StageTimes(queue, tokenize, prefill, decode, detokenize, embed, network)
 
 
 def _string(raw: bytes) -> str:
