@@ -8,13 +8,13 @@ import random
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 import pytest
 from autoglm_engine.core import FinishReason, Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guides import GuideFailed, Guides, GuideState
-from autoglm_engine.ready_grammars import OPEN_AUTOGLM
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.token_text import TokenText
@@ -103,15 +103,32 @@ def test_random_tokens_that_an_expression_allows_match_it(pattern: str, draw: ra
         check_regex(pattern, text)
 
 
+def parsed(call: str) -> tuple[str, dict[str, Any]]:
+    """(function, arguments), as the agent reads an action: what is typed, and the message, as they stand, the rest as Python."""
+    function = call.partition("(")[0]
+    for beginning, name in (('do(action="Type"', "text"), ('do(action="Type_Name"', "text"), ("finish(", "message")):
+        if call.startswith(beginning):
+            typed = {name: call.split(f"{name}=", 1)[1][1:-2]}
+            return function, typed if function == "finish" else {"action": "Type", **typed}
+    tree = ast.parse(call, mode="eval").body
+    assert isinstance(tree, ast.Call) and not tree.args
+    return function, {word.arg or "": ast.literal_eval(word.value) for word in tree.keywords}
+
+
+def actions(content: str) -> set[str]:
+    """Of releases of the agent, which look for the action in different orders."""
+    older = [mark + content.split(mark, 1)[1] for mark in ("finish(message=", "do(action=") if mark in content][:1]
+    newer = content.split("<answer>", 1)[1].replace("</answer>", "").strip() if "<answer>" in content else older[0]
+    return {older[0], newer}
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_the_ready_grammar_leaves_only_what_open_autoglm_reads(seed: int) -> None:
-    text = walked(begun(guided_grammar=OPEN_AUTOGLM), random.Random(seed))
+    text = walked(begun(guided_grammar="open-autoglm"), random.Random(seed))
     assert text is not None
-    call = text.split("</think>")[-1].strip().removeprefix("<answer>").removesuffix("</answer>")
-    parsed = ast.parse(call, mode="eval").body
-    assert isinstance(parsed, ast.Call) and isinstance(parsed.func, ast.Name) and not parsed.args
-    values = {word.arg: ast.literal_eval(word.value) for word in parsed.keywords}
-    assert (parsed.func.id, next(iter(values))) in {("finish", "message"), ("do", "action")}
+    (call,) = actions(text)
+    function, values = parsed(call)
+    assert text.endswith(call) and (function, next(iter(values))) in {("finish", "message"), ("do", "action")}
     points = [values[name] for name in ("element", "start", "end") if name in values]
     assert all(len(point) == 2 and 0 <= min(point) <= max(point) <= 999 for point in points)
 
@@ -121,10 +138,15 @@ def test_the_ready_grammar_leaves_only_what_open_autoglm_reads(seed: int) -> Non
     [
         ('do(action="Tap", element=[499,12])', True),
         ('do(action="Tap", element=[1,2], message="支付")', True),
-        ('<think>要先打开微信</think>\n<answer>do(action="Launch", app="微信")</answer>', True),
-        ('<think>done</think><answer>finish(message="完成 \\"ok\\"")</answer>', True),
+        ('<think>要先打开微信</think>\ndo(action="Launch", app="微信")', True),
+        ('<think>done</think>finish(message="完成 (ok)")', True),
+        ('do(action="Note", message="say \\"hi\\"")', True),
         ('do(action="Swipe", start=[1,2], end=[3,4])', True),
         ('do(action="Wait", duration="3 seconds")', True),
+        ('do(action="Type", text="say \\"hi\\"")', False),
+        ('do(action="Call_API", instruction="then finish(message=ok")', False),
+        ('<think>I can do(action="Tap") now</think>do(action="Home")', False),
+        ('<think>x</think>\n<answer>do(action="Home")</answer>', False),
         ('do(action="Tap", element=[1000,12])', False),
         ('do(action="Jump")', False),
         ('do(action="Back"', False),
@@ -132,7 +154,7 @@ def test_the_ready_grammar_leaves_only_what_open_autoglm_reads(seed: int) -> Non
     ],
 )
 def test_the_ready_grammar_knows_the_actions(call: str, is_action: bool) -> None:
-    guide = begun(guided_grammar=OPEN_AUTOGLM)
+    guide = begun(guided_grammar="open-autoglm")
     for token_id in tokenizer().encode(call, add_special_tokens=False).ids:
         if not guide.allows(token_id):
             assert not is_action, f"{tokenizer().decode([token_id])!r} of {call!r}"

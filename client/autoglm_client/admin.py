@@ -7,7 +7,7 @@ from collections.abc import Awaitable, Callable
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .control import send_control
+from .control import ask_engine, send_control
 from .exceptions import AutoGLMError, ServerUnavailableError
 from .requests import ENSEMBLE, STEPS
 from .responses import parse_counters, parse_model_info
@@ -48,7 +48,7 @@ async def read_stats(transport: Transport, timeout: float | None) -> Stats:
 
 
 async def read_limits(transport: Transport, timeout: float | None) -> ModelLimits:
-    answer = await send_control(transport, {"limits": True}, timeout)
+    answer = await ask_engine(transport, {"limits": True}, timeout)
     numbers = {name: int(answer[name]) for name in ("max_length", "vocab_size", "num_slots")}
     call_tokens = {str(mark): int(token_id) for mark, token_id in answer.get("call_tokens", {}).items()}
     return ModelLimits(**numbers, tool_format=str(answer.get("tool_format", "unknown")), call_tokens=call_tokens)
@@ -73,13 +73,10 @@ async def _is_ready(transport: Transport, name: str, timeout: float | None) -> b
 
 
 async def _engine_trouble(transport: Transport, timeout: float) -> str:
-    # A task of its own, shielded: a stream must be read to its end, also when the answer comes too late.
-    asking = asyncio.create_task(send_control(transport, {"stats": True}, timeout))
-    asking.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
-        answer = await asyncio.wait_for(asyncio.shield(asking), timeout)
-    except TimeoutError:
-        return f"the engine did not answer within {timeout:g} s"
+        answer = await ask_engine(transport, {"stats": True}, timeout)
+    except ServerUnavailableError as error:
+        return str(error)
     except AutoGLMError as error:
         return f"the engine does not answer: {error}"
     return "" if answer.get("healthy", True) else "the engine has stopped"

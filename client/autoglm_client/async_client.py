@@ -17,7 +17,7 @@ from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
 from .failover import Endpoint, EndpointPool
 from .flight import Flight
-from .launching import RequestLauncher
+from .launching import ENDPOINT_FAILURES, RequestLauncher
 from .mapping import MapLimits, Progress, bounded_map
 from .options import GenerationOptions, OptionChanges
 from .requests import ENSEMBLE, generation_request
@@ -175,8 +175,13 @@ class AsyncClient:
                 yield outcome
 
     async def health(self, *, timeout: float = 5.0) -> Health:
-        """Of the first endpoint. Never raises: `detail` says what is wrong."""
-        return await read_health(self._endpoints().endpoints[0].transport, timeout)
+        """Of the first endpoint that is ready; of the first one where none is. Never raises: `detail` says what is wrong."""
+        found = list[Health]()
+        for endpoint in self._endpoints().endpoints:
+            found.append(await read_health(endpoint.transport, timeout))
+            if found[-1].ready:
+                return found[-1]
+        return found[0]
 
     async def models(self) -> list[ModelInfo]:
         return await read_models(self._endpoints().pick().transport, self._timeouts.connect)
@@ -186,7 +191,15 @@ class AsyncClient:
         return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
 
     async def limits(self) -> ModelLimits:
-        return await read_limits(self._endpoints().pick().transport, self._timeouts.connect)
+        """Of the first endpoint that answers."""
+        pool = self._endpoints()
+        for _ in pool.endpoints[1:]:
+            endpoint = pool.pick()
+            try:
+                return await read_limits(endpoint.transport, self._timeouts.connect)
+            except ENDPOINT_FAILURES:
+                pool.failed(endpoint)
+        return await read_limits(pool.pick().transport, self._timeouts.connect)
 
     async def flush_cache(self) -> int:
         """Have the server forget the answers it keeps; how many those were."""

@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from .exceptions import ProtocolError
+from .exceptions import ProtocolError, ServerUnavailableError
 from .requests import control_request
 from .responses import parse_control
 from .transport import Transport
+
+
+async def ask_engine(transport: Transport, command: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+    """As `send_control`, for at most `timeout` seconds. Raises ServerUnavailableError after them."""
+    # A task of its own, shielded: a stream must be read to its end, also when the answer comes too late.
+    asking = asyncio.create_task(send_control(transport, command, timeout))
+    asking.add_done_callback(lambda task: task.cancelled() or task.exception())
+    try:
+        return await asyncio.wait_for(asyncio.shield(asking), timeout)
+    except TimeoutError:
+        raise ServerUnavailableError(f"the engine did not answer within {timeout:g} s") from None
 
 
 async def send_control(

@@ -14,7 +14,7 @@ from .requests import new_request_id
 from .retries import RetryPolicy
 from .timeouts import Limit
 
-_ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)
+ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)
 
 
 class RequestLauncher:
@@ -49,7 +49,7 @@ class RequestLauncher:
 
     async def retry(self, error: AutoGLMError, limit: Limit | None) -> bool:
         assert self._endpoint is not None, "a retry follows a launch"
-        if isinstance(error, _ENDPOINT_FAILURES):
+        if isinstance(error, ENDPOINT_FAILURES):
             self._pool.failed(self._endpoint)
         self._failed_attempts += 1
         num_endpoints = len(self._pool.endpoints)

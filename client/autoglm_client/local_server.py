@@ -152,10 +152,13 @@ class LocalServer:
         """Whether every model's process lives and the engine answers within `timeout` seconds."""
         return self.is_ready() and not self._dead_models() and engine_answers(self.host, self.http_port, timeout)
 
-    def wait(self, poll_seconds: float = 1.0) -> None:
-        """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more."""
+    def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
+        """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
+        raises, which is called again and again."""
         failures = 0
         while self.is_alive():
+            if check:
+                check()
             if dead := self._dead_models():
                 raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
             failures = 0 if self.is_healthy() else failures + 1

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 from autoglm_client import Piece, Result, TokenLogprob, Usage
 
 _LEAST_LOGPROB = -9999.0
-FINISH_REASONS = {"stop": "stop", "length": "length", "cancelled": "stop"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,7 +18,7 @@ from .settings import GatewaySettings
 from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics
 from .telemetry.traced import tracing_for
-from .upstream import Upstream
+from .upstream import Upstream, timeouts_of
 
 MakeClient = Callable[[Sequence[str]], AsyncClient]
 
@@ -27,7 +27,8 @@ def create_app(settings: GatewaySettings, make_client: MakeClient | None = None)
     """`make_client`: of the servers' addresses; called when the application starts. Raises OSError where the access log
     cannot be opened, and ValueError where `settings.otlp` is no URL."""
     log, tracing = access_log(settings), tracing_for(settings)
-    make_client = make_client or partial(AsyncClient, headers=tracing.headers if tracing else None)
+    headers = tracing.headers if tracing else None
+    make_client = make_client or partial(AsyncClient, headers=headers, timeouts=timeouts_of(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
@@ -38,7 +39,9 @@ def create_app(settings: GatewaySettings, make_client: MakeClient | None = None)
         if tracing:
             await asyncio.to_thread(tracing.close)
 
-    app = DocumentedApp(title="AutoGLM-Triton", version="1", lifespan=lifespan, docs_url=None, redoc_url=None)
+    app = DocumentedApp(
+        title="AutoGLM-Triton", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
+    )
     app.state.settings = settings
     app.state.metrics = GatewayMetrics(by_tenant=settings.metrics_by_tenant)
     add_error_handlers(app)

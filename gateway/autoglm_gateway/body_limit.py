@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from .errors import ApiError
 from .failures import failure
+from .paths import GENERATING
 from .settings import GatewaySettings
 
 _LINGER_S = 2.0  # what is still being sent is read that long, so that the client gets to read the answer
@@ -40,7 +41,7 @@ class BodyLimit:
         self.num_held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or not _has_body(scope):
+        if scope["type"] != "http" or scope["path"] not in GENERATING or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         held = _Held(self)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from autoglm_client import AsyncClient
+from autoglm_client import AsyncClient, ModelLimits
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -17,14 +17,17 @@ from .departures import unless_gone
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .json_body import JsonRoute
+from .limits import Places
 from .schema import ChatRequest, CompletionRequest, Generation
 from .settings import GatewaySettings
 from .telemetry.asking import Asking
 from .telemetry.observed import observed_in
 from .tools.shape import ToolShape
-from .tools.use import ToolUse, tool_use
+from .tools.use import tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
 from .upstream import Upstream
+
+MOST_CHOICES = 64  # of one request, over all its prompts
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -37,9 +40,10 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
     turns = conversation(body.messages)
-    options = chat_options(body, await _bounds(request))
+    limits = await _limits(request)
+    options = chat_options(body, _bounds(request, limits))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
-    if use := await _tool_use(body, request):
+    if use := tool_use(body, request.app.state.settings.tool_format, limits):
         options, shape = use.applied(options), ToolShape(chat, use)
     count = body.n or 1
     asked = Asked(
@@ -59,7 +63,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
-    options = completion_options(body, await _bounds(request))
+    options = completion_options(body, _bounds(request, await _limits(request)))
     shape, count = CompletionShape(body.logprobs), body.n or 1
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     prompts = [text for text in texts for _ in range(count)]
@@ -75,19 +79,18 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
 
 
-async def _bounds(request: Request) -> Bounds:
-    settings: GatewaySettings = request.app.state.settings
+async def _limits(request: Request) -> ModelLimits:
     upstream: Upstream = request.app.state.upstream
-    limits = await upstream.limits()
+    return await unless_gone(request.receive, upstream.limits())
+
+
+def _bounds(request: Request, limits: ModelLimits) -> Bounds:
+    settings: GatewaySettings = request.app.state.settings
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _tool_use(body: ChatRequest, request: Request) -> ToolUse | None:
-    upstream: Upstream = request.app.state.upstream
-    return tool_use(body, request.app.state.settings.tool_format, await upstream.limits())
-
-
 async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
+    _take_places(request, len(asked.prompts))
     observing = Asking(client, asked.observed)
     if not streamed:
         return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
@@ -103,6 +106,15 @@ async def _resumed(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
         yield first
         async for event in rest:
             yield event
+
+
+def _take_places(request: Request, num_choices: int) -> None:
+    """Each choice is a request to the server. Raises ApiError where they are too many, or more than the caller may have."""
+    if num_choices > MOST_CHOICES:
+        raise ApiError(400, f"{num_choices} choices are asked at once; at most {MOST_CHOICES} are made", param="n")
+    places: Places | None = getattr(request.state, "places", None)
+    if places and num_choices > 1:
+        places.take(num_choices - 1)
 
 
 def _served(body: Generation, settings: GatewaySettings) -> str:

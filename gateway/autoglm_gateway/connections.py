@@ -86,9 +86,8 @@ class LimitedProtocol(HttpToolsProtocol):
         super().on_message_complete()
 
     def on_response_complete(self) -> None:
+        self._answered = None  # before the next one of the pipeline begins
         super().on_response_complete()
-        if not self.pipeline:
-            self._answered = None
         if self._in_body and self._arrival_timer is None:  # of a request that was refused unread
             self._arrival_timer = self.loop.call_later(self.limits.body_s, self.transport.close)
 

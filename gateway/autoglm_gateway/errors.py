@@ -54,7 +54,7 @@ def api_error(error: client.AutoGLMError) -> ApiError:
             return ApiError(400, str(error), code="invalid_value")
         case client.QueueFullError():
             return ApiError(429, str(error), "rate_limit_error", code="queue_full", retry_after=_RETRY_S)
-        case client.ServerUnavailableError():
+        case client.ServerUnavailableError() | client.ConnectTimeout():
             return ApiError(503, str(error), "server_error", code="unavailable", retry_after=_RETRY_S)
         case client.TimeLimitError():
             return ApiError(408, str(error), "timeout_error", code="deadline")

@@ -29,11 +29,6 @@ def add_error_handlers(app: FastAPI) -> None:
         sentence = f"{request.method} {request.url.path[:_MOST_SHOWN]}: {error.detail}"
         return failure(ApiError(error.status_code, sentence), error.headers)
 
-    @app.exception_handler(Exception)
-    async def of_bugs(_: Request, error: Exception) -> Response:
-        """The error itself goes to the log, which uvicorn writes."""
-        return failure(ApiError(500, "the gateway failed on this request", "server_error", code="internal_error"))
-
 
 def failure(error: ApiError, headers: Mapping[str, str] | None = None) -> JSONResponse:
     return JSONResponse(error.body, error.status, {**error.headers, **(headers or {})})

@@ -12,7 +12,7 @@ from typing import Any
 from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
-from .answers import FINISH_REASONS, Head, Shape, about, usage_of
+from .answers import Head, Shape, about, usage_of
 from .errors import ApiError, api_error, deadline_passed
 from .telemetry.asking import Asks
 from .telemetry.observed import Observed
@@ -62,8 +62,10 @@ async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
     pieces = _merged(client, asked)
     try:
         async for number, piece in pieces:
-            if number not in usages and (opening := asked.shape.opening(number)):
-                yield _event(asked, [opening])
+            if number not in usages:
+                _check_begun(piece, asked.options[number])
+                if opening := asked.shape.opening(number):
+                    yield _event(asked, [opening])
             usages[number] = piece.usage
             if part := asked.shape.part(number, piece):
                 yield _event(asked, [part])
@@ -111,10 +113,18 @@ async def _merged(client: Asks, asked: Asked) -> AsyncGenerator[tuple[int, Piece
                 await asyncio.gather(*waiting, return_exceptions=True)
 
 
+def _check_begun(first: Piece, options: GenerationOptions) -> None:
+    """An answer that is cut off before it has begun is an error with a status of its own."""
+    if first.finish_reason is not None and not first.text:
+        _reason(first.finish_reason, options)
+
+
 def _reason(reason: str, options: GenerationOptions) -> str:
     if reason == "deadline":
         raise deadline_passed(options.deadline_ms)
-    return FINISH_REASONS[reason]
+    if reason == "cancelled":
+        raise ApiError(503, "the server cancelled the answer", "server_error", code="cancelled")
+    return reason
 
 
 def _event(asked: Asked, choices: list[dict[str, Any]], **more: Any) -> bytes:

@@ -39,14 +39,14 @@ class Guard:
         if scope["type"] != "http" or is_open(scope["path"]):
             return await self._app(scope, receive, send)
         try:
-            meter = self._admit(scope)
-            meter.enter()
+            places = self._admit(scope).enter()
         except ApiError as error:
             return await _refuse(error, scope, receive, send)
+        scope["state"]["places"] = places
         try:
             await self._app(scope, receive, send)
         finally:
-            meter.leave()
+            places.leave()
 
     def _admit(self, scope: Scope) -> Meter:
         """What the request counts for. Raises ApiError."""

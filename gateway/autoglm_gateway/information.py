@@ -23,7 +23,7 @@ async def models(request: Request) -> dict[str, Any]:
     return {"object": "list", "data": [_model(name) for name in settings.names]}
 
 
-@router.get("/v1/models/{name}", response_model=None, responses=document.information(ModelAnswer, 404))
+@router.get("/v1/models/{name:path}", response_model=None, responses=document.information(ModelAnswer, 404))
 async def model(name: str, request: Request) -> dict[str, Any]:
     settings: GatewaySettings = request.app.state.settings
     if settings.served_as(name) is None:
@@ -42,7 +42,7 @@ async def ready(request: Request) -> Response:
     """A server behind it answers, too. What is wrong (it may name addresses) is said where nobody needs a key."""
     upstream: Upstream = request.app.state.upstream
     settings: GatewaySettings = request.app.state.settings
-    state = await upstream.client.health()
+    state = await upstream.health()
     said = {"ready": state.ready} if settings.keys else {"ready": state.ready, "detail": state.detail}
     return JSONResponse(said, 200 if state.ready else 503)
 

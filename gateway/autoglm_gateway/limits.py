@@ -48,21 +48,44 @@ class Meter:
         rate = limits.requests_per_minute / 60
         self._bucket = TokenBucket(rate, max(1.0, rate * _BURST_S), clock) if rate else None
 
-    def enter(self) -> None:
-        """To be followed by `leave`, unless it raises ApiError."""
-        if self._limits.concurrency and self.running >= self._limits.concurrency:
-            raise _too_many_at_once(self._limits.concurrency)
+    def enter(self) -> Places:
+        """To be left in the end. Raises ApiError."""
+        self.check(1)
         wait_s = self._bucket.take() if self._bucket else 0.0
         if wait_s:
             raise _too_many_a_minute(self._limits.requests_per_minute, wait_s)
         self.running += 1
+        return Places(self)
+
+    def check(self, more: int) -> None:
+        """Raises ApiError where there is no room for so many."""
+        if self._limits.concurrency and self.running + more > self._limits.concurrency:
+            raise _too_many_at_once(self.running, more, self._limits.concurrency)
+
+
+class Places:
+    """What one request takes of what its caller may have under way: one, and one more for each further choice."""
+
+    def __init__(self, meter: Meter) -> None:
+        self._meter = meter
+        self._num = 1
+
+    def take(self, more: int) -> None:
+        """Raises ApiError."""
+        self._meter.check(more)
+        self._meter.running += more
+        self._num += more
 
     def leave(self) -> None:
-        self.running -= 1
+        self._meter.running -= self._num
+        self._num = 0
 
 
-def _too_many_at_once(limit: int) -> ApiError:
-    sentence = f"{limit} requests of this key are under way, and it may have {limit} at once"
+def _too_many_at_once(running: int, more: int, limit: int) -> ApiError:
+    asked = "this one" if more == 1 else f"{more} choices"
+    sentence = (
+        f"{running} requests of this key are under way, and with {asked} there were more than the {limit} it may have"
+    )
     return ApiError(429, sentence, "rate_limit_error", code="concurrency_limit_exceeded", retry_after=_RETRY_S)
 
 

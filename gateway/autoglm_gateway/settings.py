@@ -102,6 +102,12 @@ class GatewaySettings:
         check_ranges(self, _RANGES)
         if self.tool_format not in TOOL_FORMATS:
             raise SettingsError(f"tool_format is {self.tool_format!r:.80}; it must be one of {', '.join(TOOL_FORMATS)}")
+        if not self.servers:
+            raise SettingsError("servers is empty; it must have one host:port at least")
+        if self.max_held_bytes < self.max_body_bytes:
+            raise SettingsError(
+                f"max_held_bytes is {self.max_held_bytes}; it must be {self.max_body_bytes} (max_body_bytes) at least"
+            )
         for alias, meant in self.aliases.items():
             if meant != self.model:
                 raise SettingsError(

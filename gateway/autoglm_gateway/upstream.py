@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 from time import monotonic
 
-from autoglm_client import AsyncClient, AutoGLMError, ModelLimits
+from autoglm_client import AsyncClient, AutoGLMError, Health, ModelLimits, Timeouts
 
 from .errors import api_error
+from .settings import GatewaySettings
 
 _RENEW_S = 60.0  # a server may come back with another model
+_GRACE_S = 5.0
+_STILL_S = 60.0
+_HEALTH_S = 1.0  # for so long whoever asks is told the same
+
+
+def timeouts_of(settings: GatewaySettings) -> Timeouts:
+    """The server's own limits hold, and `deadline_ms`, which the server is told of, with some grace here. A stream that has
+    begun and stands still is given up."""
+    total = None if settings.deadline_ms is None else settings.deadline_ms / 1000 + _GRACE_S
+    return Timeouts(first_token=None, between_tokens=_STILL_S, total=total)
 
 
 class Upstream:
@@ -20,6 +32,9 @@ class Upstream:
         self._clock = clock
         self._limits: ModelLimits | None = None
         self._renew_at = 0.0
+        self._health: Health | None = None
+        self._health_until = 0.0
+        self._asking = asyncio.Lock()
 
     async def limits(self) -> ModelLimits:
         """Asked once a minute. Raises ApiError where they were never known."""
@@ -31,3 +46,11 @@ class Upstream:
                     raise api_error(error) from None
             self._renew_at = self._clock() + _RENEW_S
         return self._limits
+
+    async def health(self) -> Health:
+        """However many ask, servers are asked once a second."""
+        async with self._asking:
+            if self._health is None or self._clock() >= self._health_until:
+                self._health = await self.client.health()
+                self._health_until = self._clock() + _HEALTH_S
+            return self._health

@@ -6,7 +6,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -19,17 +19,19 @@ _STOP_SECONDS = 10.0
 
 
 @contextmanager
-def gateway_beside(server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None) -> Iterator[None]:
-    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Raises CommandError
-    where it ends at once."""
-    port = port or free_port(host)
+def gateway_beside(
+    server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None
+) -> Iterator[Callable[[], None]]:
+    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Gives a check that
+    raises CommandError once it has ended, which is raised here, too, where it does not begin."""
+    port = _checked_port(host, port)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += [] if config is None else ["--config", str(config)]
     arguments += [] if otlp is None else ["--otlp", otlp]
     process = subprocess.Popen([sys.executable, "-m", "autoglm_client.cli", *arguments])
     try:
         _wait(process, host, port)
-        yield
+        yield lambda: _check_alive(process)
     finally:
         process.terminate()
         try:
@@ -40,9 +42,23 @@ def gateway_beside(server: LocalServer, host: str, port: int, config: Path | Non
 
 
 def free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
+    return _checked_port(host, 0)
+
+
+def _checked_port(host: str, port: int) -> int:
+    """`port`, or a free one for 0. Raises CommandError where somebody else listens there."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from None
         return int(probe.getsockname()[1])
+
+
+def _check_alive(process: subprocess.Popen[bytes]) -> None:
+    if (code := process.poll()) is not None:
+        raise CommandError(f"the gateway ended with exit code {code}")
 
 
 def _wait(process: subprocess.Popen[bytes], host: str, port: int) -> None:

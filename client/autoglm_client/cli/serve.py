@@ -104,9 +104,9 @@ def serve(
         notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
         try:
             beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
-            with beside if gateway else nullcontext():
+            with beside if gateway else nullcontext() as check:
                 notes().print("ready; Ctrl-C stops it")
-                server.wait()
+                server.wait(check=check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
 

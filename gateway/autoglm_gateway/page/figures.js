@@ -84,8 +84,8 @@ function promptTokens(usage) {
 }
 
 function kept(about) {
-  const age = about.cache_age_ms > 0 ? `, ${age(about.cache_age_ms)} old` : "";
-  return `${about.cache_hit}${age}`;
+  const since = about.cache_age_ms > 0 ? `, ${age(about.cache_age_ms)} old` : "";
+  return `${about.cache_hit}${since}`;
 }
 
 /** A bar, and a legend that has all of its figures as text. */

@@ -9,6 +9,8 @@ from importlib.metadata import PackageNotFoundError, version
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from starlette.types import Scope
 
+from autoglm_gateway.paths import GENERATING
+
 from .observed import CLIENT_LEFT, Observed
 
 PREFIX = "autoglm_gateway"
@@ -22,7 +24,6 @@ FAILURE_KINDS = (
     "invalid_value",
     "not_cached",
 )
-GENERATING = ("/v1/chat/completions", "/v1/completions")
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _TOKEN_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from autoglm_gateway.paths import GENERATING
 from autoglm_gateway.settings import GatewaySettings
 
-from .metrics import GENERATING
 from .observed import observed_in
 
 if TYPE_CHECKING:

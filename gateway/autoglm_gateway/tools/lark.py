@@ -6,6 +6,9 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+_WORDS = ("title", "description")
+_BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_VALUES = ("enum", "const", "default", "examples")
 _LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
 
 
@@ -20,8 +23,26 @@ def mark_rule(mark: str, tokens: Mapping[str, int]) -> str:
 
 def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
     """Not `strict`: keywords that the library does not know are passed over; else it refuses them."""
-    asked = {**schema, "x-guidance": {**_LAYOUT, "lenient": not strict}}
+    asked = {**_without_words(schema), "x-guidance": {**_LAYOUT, "lenient": not strict}}
     return f"%json {json.dumps(asked, ensure_ascii=False)}"
+
+
+def _without_words(schema: Any) -> Any:
+    """What describes a schema to people holds nobody to anything, and a grammar has a bounded size. Properties may have such
+    names; an enum's or a const's values stay as they are."""
+    if isinstance(schema, list):
+        return [_without_words(part) for part in schema]
+    if not isinstance(schema, Mapping):
+        return schema
+    kept: dict[str, Any] = {}
+    for name, part in schema.items():
+        if name in _WORDS and isinstance(part, str):
+            continue
+        if name in _BY_NAME and isinstance(part, Mapping):
+            kept[name] = {inner: _without_words(value) for inner, value in part.items()}
+        else:
+            kept[name] = part if name in _VALUES else _without_words(part)
+    return kept
 
 
 def joined(*parts: str) -> str:

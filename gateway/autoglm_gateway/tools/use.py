@@ -17,6 +17,7 @@ from .parsing import PARSERS, CallParser
 from .schema import Choice, Tool, ToolOptions
 
 AUTO = "auto"
+MOST_GRAMMAR_BYTES = 65_536  # as the engine has it
 MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 
@@ -53,9 +54,15 @@ class ToolUse:
         """None where nothing is held to."""
         if self.choice == "auto" and said is None and not any(tool.function.strict for tool in self.tools):
             return None
-        return forced_call_grammar(
+        grammar = forced_call_grammar(
             self.tools, self.choice, self.form, parallel=self.parallel, tokens=self.tokens, said=said
         )
+        if (size := len(grammar.encode())) > MOST_GRAMMAR_BYTES:
+            sentence = (
+                f"what the tools hold an answer to takes {size:,} bytes; at most {MOST_GRAMMAR_BYTES:,} are allowed"
+            )
+            raise ApiError(400, sentence, param="tools", code="invalid_value")
+        return grammar
 
 
 def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse | None:

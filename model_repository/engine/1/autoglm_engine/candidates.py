@@ -31,7 +31,9 @@ def most_likely(row: Row, count: int) -> Ids:
 
 def at_least(row: Row, threshold: float | np.float32) -> Ids:
     """The ids of the values that reach `threshold`, largest first, then lowest id."""
-    ids: Ids = np.flatnonzero(row >= np.float32(threshold))
+    # What a guide forbids is -inf: it reaches a threshold of -inf, and is no candidate.
+    reaching = row > threshold if threshold == -np.inf else row >= np.float32(threshold)
+    ids: Ids = np.flatnonzero(reaching)
     return ids[_descending(row[ids])]
 
 

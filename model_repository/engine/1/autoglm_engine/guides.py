@@ -17,7 +17,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .core import SamplingOptions
-from .errors import EngineError, InvalidRequest
+from .errors import EngineError
+from .guide_library import compile_guide, read_tokenizer, reason
 from .prompt import TOKENIZER_NAME
 
 if TYPE_CHECKING:
@@ -26,11 +27,8 @@ if TYPE_CHECKING:
 Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
-_MOST_KEPT = 64  # guides that were compiled
-_MOST_SHOWN = 300  # characters of the library's complaint
-_INTERNALS = "<state>"  # the library's complaint goes on with what it was doing
-_DEAD_END = "NoExtension"
-_COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small model may write blanks for ever
+_MOST_KEPT = 64  # guides that were compiled,
+_MOST_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
 
 
 class GuideFailed(EngineError):
@@ -55,7 +53,7 @@ class GuideState:
         """The tokens that may come next; the end of the sequence where the answer may end. Raises GuideFailed."""
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         if self._matcher.is_error():
-            raise GuideFailed(f"the guide of this request cannot go on: {_reason(self._matcher.get_error())}")
+            raise GuideFailed(f"the guide of this request cannot go on: {reason(self._matcher.get_error())}")
         return np.unpackbits(self._bits.view(np.uint8), count=self._vocab_size, bitorder="little").view(np.bool_)
 
     def count(self, token_id: int) -> None:
@@ -63,8 +61,9 @@ class GuideState:
         self._matcher.consume_token(token_id)
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer would write them; none where there is a choice."""
-        return list(self._matcher.compute_ff_tokens())
+        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a copy,
+        since looking ahead uses up what the library allows one answer."""
+        return list(self._matcher.deep_copy().compute_ff_tokens())
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -94,7 +93,7 @@ class Guides:
     def of(cls, folder: Path, vocab_size: int, eos_token_ids: Iterable[int]) -> Guides:
         """Of an artifact's tokenizer, which is read when the first guide is compiled."""
         eos = list(eos_token_ids)
-        return cls(lambda: _read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)
+        return cls(lambda: read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)
 
     def compile(self, sampling: SamplingOptions) -> Guide | None:
         """None where the request has no guide. Raises InvalidRequest where it cannot be compiled."""
@@ -107,54 +106,12 @@ class Guides:
                 self._kept.move_to_end(key)
                 return kept
             self._tokenizer = self._tokenizer or self._load()
-        made = self._compile(self._tokenizer, *key)
+        made = Guide(compile_guide(self._tokenizer, *key), self._vocab_size, self._eos)
         with self._lock:
-            self._kept[key] = made
-            if len(self._kept) > _MOST_KEPT:
-                self._kept.popitem(last=False)
+            self._keep(key, made)
         return made
 
-    def _compile(self, tokenizer: LLTokenizer, kind: str, text: str) -> Guide:
-        from llguidance import LLMatcher
-
-        matcher = LLMatcher(tokenizer, _as_grammar(kind, text), log_level=0)
-        if matcher.is_error():
-            raise InvalidRequest(f"{kind} cannot be compiled: {_shown(matcher.get_error())}")
-        return Guide(matcher, self._vocab_size, self._eos)
-
-
-def _as_grammar(kind: str, text: str) -> str:
-    """In llguidance's own form."""
-    from llguidance import LLMatcher
-
-    match kind:
-        case "guided_json":
-            try:
-                return LLMatcher.grammar_from_json_schema(text, _COMPACT)  # type: ignore[arg-type]
-            except ValueError as error:
-                raise InvalidRequest(f"guided_json is no JSON schema: {_shown(str(error))}") from None
-        case "guided_regex":
-            return LLMatcher.grammar_from_regex(text)
-        case _:
-            return LLMatcher.grammar_from_lark(text)
-
-
-def _read_tokenizer(path: Path, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
-    try:
-        from llguidance import LLTokenizer
-    except ImportError:
-        raise InvalidRequest(
-            "structured output needs the package llguidance on the server: pip install llguidance"
-        ) from None
-
-    return LLTokenizer(path.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=eos_token_ids)
-
-
-def _reason(complaint: str) -> str:
-    return "nothing may come next" if complaint.startswith(_DEAD_END) else _shown(complaint)
-
-
-def _shown(complaint: str) -> str:
-    """On one line, and not all of a long one."""
-    line = " ".join(complaint.partition(_INTERNALS)[0].split())
-    return line if len(line) <= _MOST_SHOWN else f"{line[:_MOST_SHOWN]} ..."
+    def _keep(self, key: tuple[str, str], made: Guide) -> None:
+        self._kept[key] = made
+        while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_CHARACTERS:
+            self._kept.popitem(last=False)

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from .core import SamplingOptions
 from .errors import InvalidRequest
-from .ready_grammars import READY
 
 MOST_BIASES = 1024  # tokens
 MOST_BIAS = 100.0  # either way
 MOST_GUIDE_BYTES = 65_536
+_MOST_DIGITS = 12  # of a token id
 
 Biases = tuple[tuple[int, float], ...]
 
@@ -57,15 +56,14 @@ def read_guided_json(raw: bytes) -> str:
         schema = json.loads(text_of(raw, "guided_json"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"guided_json is not JSON: {error}") from None
-    if not isinstance(schema, dict | bool):
+    if schema is True:
+        schema = {}
+    if not isinstance(schema, dict):
         raise InvalidRequest("guided_json must be a JSON schema: an object, or true")
-    return json.dumps(schema, separators=(",", ":"))
-
-
-def read_guided_grammar(raw: bytes) -> str:
-    """The grammar itself, or the name of one that is ready. Raises InvalidRequest."""
-    text = text_of(raw, "guided_grammar")
-    return READY.get(text, text)
+    text = json.dumps(schema, ensure_ascii=False, separators=(",", ":"))
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        raise InvalidRequest("guided_json holds half of a UTF-16 surrogate pair, which is no character")
+    return text
 
 
 def check_guides(sampling: SamplingOptions) -> None:
@@ -86,13 +84,13 @@ def check_guides(sampling: SamplingOptions) -> None:
 
 
 def _bias(token: str, bias: Any) -> tuple[int, float]:
-    if not token.isascii() or not token.isdigit():
+    if not token.isascii() or not token.isdigit() or len(token) > _MOST_DIGITS:
         raise InvalidRequest(f"logit_bias names {token!r:.40}; it must be a token id, such as 42")
-    if isinstance(bias, bool) or not isinstance(bias, int | float) or not math.isfinite(bias):
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MOST_BIAS <= bias <= MOST_BIAS:
         raise InvalidRequest(
             f"logit_bias of token {token:.20} is {bias!r:.40}; it must be a number between -100 and 100"
         )
-    return int(token[:20]), float(bias)
+    return int(token), float(bias)
 
 
 def _check_size(name: str, num_bytes: int) -> None:

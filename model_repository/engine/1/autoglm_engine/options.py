@@ -11,7 +11,7 @@ from typing import Any, Literal
 from .core import CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
-from .option_texts import check_bias, check_guides, read_bias, read_guided_grammar, read_guided_json, text_of
+from .option_texts import check_bias, check_guides, read_bias, read_guided_json, text_of
 
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
@@ -223,5 +223,5 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "logit_bias": read_bias,
     "guided_json": read_guided_json,
     "guided_regex": lambda raw: text_of(raw, "guided_regex"),
-    "guided_grammar": read_guided_grammar,
+    "guided_grammar": lambda raw: text_of(raw, "guided_grammar"),
 }

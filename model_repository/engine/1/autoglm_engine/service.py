@@ -145,6 +145,10 @@ class EngineService:
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return
+        except Exception as error:
+            _log.exception("a request could not be taken")
+            self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
+            return
         if self._replies.was_cancelled(caller_id):
             self._loop.cancel([request_id])
 

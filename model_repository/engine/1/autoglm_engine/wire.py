@@ -82,7 +82,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             semantic=None if raw["semantic"] is None else bool(raw["semantic"]),
             question=None if raw["question"] is None else _question(*raw["question"]),
         )
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
 
 

@@ -1,0 +1,3 @@
+"""Paths that more than one layer knows."""
+
+GENERATING = ("/v1/chat/completions", "/v1/completions")  # the endpoints that take bodies

@@ -1,0 +1,110 @@
+"""llguidance as the engine uses it: what it compiles, within which bounds, and what it complains of."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+from .errors import InvalidRequest
+from .ready_grammars import READY, with_marks
+
+if TYPE_CHECKING:
+    from llguidance import LLMatcher, LLTokenizer
+
+T = TypeVar("T")
+
+MOST_ROW_ITEMS = 300  # of the parser's state: an ambiguous grammar ends itself instead of stalling everybody's steps
+_STACK_BYTES = 64 << 20  # the compiler recurses along chains of references, and a stack that overflows ends the process
+_MOST_SHOWN = 300  # characters of a complaint
+_INTERNALS = "<state>"  # a complaint goes on with what the library was doing
+_DEAD_END = "NoExtension"
+_COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small model may write blanks for ever
+_STACKS = threading.Lock()  # the size of stacks is the process's
+
+
+def compile_guide(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
+    """May take a second for a large one, without the interpreter's lock. Raises InvalidRequest."""
+    return _with_roomy_stack(lambda: _compile(tokenizer, kind, text))
+
+
+def read_tokenizer(path: Path, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
+    """Takes some tenths of a second. Raises InvalidRequest."""
+    try:
+        from llguidance import LLTokenizer
+    except ImportError:
+        missing = "structured output needs the package llguidance on the server: pip install llguidance"
+        raise InvalidRequest(missing) from None
+    try:
+        return LLTokenizer(path.read_text(encoding="utf-8"), n_vocab=vocab_size, eos_token=eos_token_ids)
+    except ValueError as error:
+        raise InvalidRequest(
+            f"there is no structured output with this model's tokenizer: {shown(str(error))}"
+        ) from None
+
+
+def reason(complaint: str) -> str:
+    """Why a guide cannot go on."""
+    return "nothing may come next" if complaint.startswith(_DEAD_END) else shown(complaint)
+
+
+def shown(complaint: str) -> str:
+    """On one line; of a long one, which repeats what was sent, the beginning and the end."""
+    line = " ".join(complaint.partition(_INTERNALS)[0].split())
+    if len(line) <= _MOST_SHOWN:
+        return line
+    return f"{line[: _MOST_SHOWN // 2]} ... {line[-_MOST_SHOWN // 2 :]}"
+
+
+def _compile(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
+    from llguidance import LLMatcher, LLParserLimits
+
+    limits = LLParserLimits(max_items_in_row=MOST_ROW_ITEMS)
+    matcher = LLMatcher(tokenizer, _as_grammar(tokenizer, kind, text), log_level=0, limits=limits)
+    if matcher.is_error():
+        raise InvalidRequest(f"{kind} cannot be compiled: {shown(matcher.get_error())}")
+    return matcher
+
+
+def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
+    """In llguidance's own form."""
+    from llguidance import LLMatcher
+
+    match kind:
+        case "guided_json":
+            try:
+                return LLMatcher.grammar_from_json_schema(text, _COMPACT)  # type: ignore[arg-type]
+            except ValueError as error:
+                raise InvalidRequest(f"guided_json is no JSON schema: {shown(str(error))}") from None
+        case "guided_regex":
+            return LLMatcher.grammar_from_regex(text)
+        case _ if text in READY:
+            encode = lambda mark: tokenizer.tokenize_str(mark, parse_special=True)  # noqa: E731
+            return LLMatcher.grammar_from_lark(with_marks(READY[text], encode))
+        case _:
+            return LLMatcher.grammar_from_lark(text)
+
+
+def _with_roomy_stack(work: Callable[[], T]) -> T:
+    """What `work` gives or raises, on a thread of its own."""
+    done: list[T] = []
+    failed: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            done.append(work())
+        except BaseException as error:
+            failed.append(error)
+
+    with _STACKS:
+        before = threading.stack_size(_STACK_BYTES)
+        try:
+            thread = threading.Thread(target=run, name="compile-guide", daemon=True)
+            thread.start()
+        finally:
+            threading.stack_size(before)
+    thread.join()
+    if failed:
+        raise failed[0]
+    return done[0]
