@@ -24,6 +24,7 @@ class Script:
     errors: list[AutoGLMError] = field(default_factory=list)  # raised by the stream before its first response
     fail_after: tuple[int, AutoGLMError] | None = None  # (number of words, error)
     heartbeats: int = 0
+    kept: tuple[str, float] = ("none", 0.0)  # (cache hit, its age in ms)
     connect_s: float = 0.0
 
 
@@ -106,7 +107,7 @@ class FakeTransport:
                 yield response("", "cancelled", number)
                 return
             if streamed or is_last:
-                yield response(said, script.finish_reason if is_last else "", number)
+                yield response(said, script.finish_reason if is_last else "", number, kept=script.kept)
         yield end_mark()
 
     def _control(self, command: dict[str, Any]) -> pb.ModelInferResponse:
@@ -139,7 +140,9 @@ def string_bytes(text: str) -> bytes:
     return struct.pack("<I", len(raw)) + raw
 
 
-def response(text: str, finish_reason: str, num_tokens: int, logprobs: str = "[]") -> pb.ModelInferResponse:
+def response(
+    text: str, finish_reason: str, num_tokens: int, logprobs: str = "[]", *, kept: tuple[str, float] = ("none", 0.0)
+) -> pb.ModelInferResponse:
     made = pb.ModelInferResponse(model_name="autoglm")
     values: dict[str, bytes] = {
         "text_output": string_bytes(text),
@@ -149,6 +152,8 @@ def response(text: str, finish_reason: str, num_tokens: int, logprobs: str = "[]
         "cached_tokens": struct.pack("<i", 1),
         "stage_times": struct.pack("<6f", 0.1, 0.2, 0.3, 0.4, 0.5, 0.6),
         "logprobs_output": string_bytes(logprobs),
+        "cache_hit": string_bytes(kept[0]),
+        "cache_age_ms": struct.pack("<f", kept[1]),
     }
     for name, raw in values.items():
         made.outputs.add(name=name)

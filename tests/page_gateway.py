@@ -24,6 +24,8 @@ def script(request: pb.ModelInferRequest) -> Script:
             return Script([f"{number} " for number in range(2000)], pause_s=0.01)
         case "markup":
             return Script([MARKUP[:20], MARKUP[20:]])
+        case "kept":
+            return Script(kept=("exact", 12_000.0))
         case "text":
             return Script(list(TEXT), pause_s=0.002)
         case "refused":

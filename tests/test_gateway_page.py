@@ -110,6 +110,11 @@ def test_text_is_shown_as_it_is(seen: Visit) -> None:
     )
 
 
+def test_a_kept_answer_says_so_and_how_old_it_is(seen: Visit) -> None:
+    seen.ask("kept")
+    assert seen.answer() == "one two three" and seen.figures()["Cache"] == "exact, 12.0 s old"
+
+
 def test_the_figures_are_those_of_the_answer(seen: Visit) -> None:
     seen.ask("hello")
     figures = seen.figures()
