@@ -136,6 +136,39 @@ class Wire(asyncio.Transport):
     resume_reading = pause_reading
 
 
+async def test_empty_lines_after_a_body_do_not_end_the_answer_under_way() -> None:
+    may_end = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await may_end.wait()
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = Config(app, http=protocol_of(ConnectionLimits(head_s=0.05)), log_level="error", lifespan="off")
+    config.load()
+    protocol = config.http_protocol_class(config, ServerState(), {})  # type: ignore[call-arg]
+    wire = Wire()
+    protocol.connection_made(wire)
+    protocol.data_received(b"GET /A HTTP/1.1\r\nHost: x\r\n\r\n")  # type: ignore[attr-defined]
+    protocol.data_received(b"\r\n")  # type: ignore[attr-defined]
+    await asyncio.sleep(0.2)
+    may_end.set()
+    await asyncio.sleep(0.02)
+    assert wire.sent.endswith(b"ok") and not wire.closed
+
+
+async def test_empty_lines_alone_do_not_keep_a_connection() -> None:
+    config = Config(create_app(GatewaySettings()), http=protocol_of(ConnectionLimits(head_s=0.05)), lifespan="off")
+    config.load()
+    protocol = config.http_protocol_class(config, ServerState(), {})  # type: ignore[call-arg]
+    wire = Wire()
+    protocol.connection_made(wire)
+    protocol.data_received(b"\r\n")  # type: ignore[attr-defined]
+    await asyncio.sleep(0.2)
+    assert wire.closed and b" 408 " in wire.sent
+
+
 async def test_a_request_that_was_pipelined_is_told_that_its_client_left() -> None:
     """A is answered, B under way, C waits when the connection breaks."""
     told: list[str] = []

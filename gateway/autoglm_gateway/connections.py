@@ -55,7 +55,9 @@ class LimitedProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         if self.transport.is_closing():
             return
-        if not self._in_body and self._arrival_timer is None:
+        # Empty lines before a request mean nothing (RFC 9112, section 2.2), but they may not keep a connection.
+        begins = self._answered is None or data.strip(b"\r\n") != b""
+        if begins and not self._in_body and self._arrival_timer is None:
             self._arrival_timer = self.loop.call_later(self.limits.head_s, self._head_is_late)
         self._num_head_bytes += len(data)
         super().data_received(data)
