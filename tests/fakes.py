@@ -189,6 +189,16 @@ def letters_tokenizer() -> Tokenizer:
     return tokenizer
 
 
+def byte_tokenizer() -> Tokenizer:
+    """Byte level, a token a byte, with `<s>` and `</s>`."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    made.decoder = decoders.ByteLevel()
+    made.add_special_tokens(["<s>", "</s>"])
+    return made
+
+
 def letters_text() -> TokenText:
     return TokenText(letters_tokenizer())
 

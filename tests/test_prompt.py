@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.prompt import ChatTemplate, Prompter, parse_messages
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from fakes import byte_tokenizer
+from tokenizers import Tokenizer
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"
@@ -68,13 +69,7 @@ CHATS: list[list[dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    """A byte a token, and one long token."""
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>"])
-    return made
+    return byte_tokenizer()
 
 
 @pytest.fixture(scope="module")

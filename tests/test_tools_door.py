@@ -16,8 +16,9 @@ from autoglm_engine.options import OptionRules
 from autoglm_engine.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tool_definitions import parse_tools
 from autoglm_engine.tool_format import tool_format
+from fakes import byte_tokenizer
 from test_prompt import SMOLLM2, SPECIAL
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer
 from tool_templates import QWEN, TEMPLATES
 
 WEATHER: dict[str, Any] = {
@@ -50,12 +51,7 @@ CHATS: list[list[dict[str, Any]]] = [
 
 @pytest.fixture(scope="module")
 def tokenizer() -> Tokenizer:
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    made = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
-    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["<s>", "</s>"])
-    return made
+    return byte_tokenizer()
 
 
 @pytest.mark.parametrize("form", TEMPLATES)

@@ -6,6 +6,7 @@ What passes has its body complete; what does not is answered here, and nothing o
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from dataclasses import dataclass
 
 from starlette.datastructures import Headers
@@ -139,9 +140,7 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
 
 
 async def _discard(receive: Receive) -> None:
-    try:
+    with suppress(TimeoutError):
         async with asyncio.timeout(_LINGER_S):
             while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
                 pass
-    except TimeoutError:
-        pass

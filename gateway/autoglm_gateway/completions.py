@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 
-from autoglm_client import AsyncClient, ModelLimits
+from autoglm_client import GenerationOptions, ModelLimits
+from autoglm_client.types import Prompt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
@@ -37,7 +38,6 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
-    upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
     turns = conversation(body.messages)
     limits = await _limits(request)
@@ -45,38 +45,17 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := tool_use(body, request.app.state.settings.tool_format, limits):
         options, shape = use.applied(options), ToolShape(chat, use)
-    count = body.n or 1
-    asked = Asked(
-        [turns] * count,
-        [of_choice(options, number) for number in range(count)],
-        Head(model, chat.prefix),
-        shape,
-        count,
-        body.includes_usage,
-        observed_in(request.scope),
-    )
-    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
+    return await _answer(body, request, [turns], options, Head(model, chat.prefix), shape)
 
 
 @router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
-    upstream: Upstream = request.app.state.upstream
     model = _served(body, request.app.state.settings)
     options = completion_options(body, _bounds(request, await _limits(request)))
-    shape, count = CompletionShape(body.logprobs), body.n or 1
+    shape = CompletionShape(body.logprobs)
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    prompts = [text for text in texts for _ in range(count)]
-    asked = Asked(
-        prompts,
-        [of_choice(options, number % count) for number in range(len(prompts))],
-        Head(model, shape.prefix),
-        shape,
-        count,
-        body.includes_usage,
-        observed_in(request.scope),
-    )
-    return await _answer(upstream.client, asked, request, streamed=bool(body.stream))
+    return await _answer(body, request, texts, options, Head(model, shape.prefix), shape)
 
 
 async def _limits(request: Request) -> ModelLimits:
@@ -89,10 +68,24 @@ def _bounds(request: Request, limits: ModelLimits) -> Bounds:
     return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
 
 
-async def _answer(client: AsyncClient, asked: Asked, request: Request, *, streamed: bool) -> Response:
-    _take_places(request, len(asked.prompts))
-    observing = Asking(client, asked.observed)
-    if not streamed:
+async def _answer(
+    body: Generation, request: Request, prompts: Sequence[Prompt], options: GenerationOptions, head: Head, shape: Shape
+) -> Response:
+    """`n` choices of each prompt, whole or as they are generated."""
+    count = body.n or 1
+    _take_places(request, count * len(prompts))
+    asked = Asked(
+        [prompt for prompt in prompts for _ in range(count)],
+        [of_choice(options, number) for _ in prompts for number in range(count)],
+        head,
+        shape,
+        count,
+        body.includes_usage,
+        observed_in(request.scope),
+    )
+    upstream: Upstream = request.app.state.upstream
+    observing = Asking(upstream.client, asked.observed)
+    if not body.stream:
         return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
     events = generation.events(observing, asked)
     first = await unless_gone(request.receive, anext(events))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from .call_object import arguments_object
 from .events import Called, Functions, Said, Steps
 from .reader import Broken, Reader
@@ -24,7 +26,7 @@ def glm(reader: Reader, functions: Functions) -> Steps[None]:
 
 def _head(reader: Reader, functions: Functions) -> Steps[tuple[str, int]]:
     """The name on this line, and where its arguments begin; no name where there is no call."""
-    try:
+    with suppress(Broken):  # the text ends, or goes on otherwise
         while (end := reader.text.find("\n")) < 0:
             begun = reader.text.strip(_BLANK)
             if not any(name.startswith(begun) for name in functions):
@@ -35,6 +37,4 @@ def _head(reader: Reader, functions: Functions) -> Steps[tuple[str, int]]:
             at = yield from reader.after_space(end)
             if reader.text[at] == "{":
                 return name, at
-    except Broken:
-        pass
     return "", 0
