@@ -16,7 +16,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
+
+from autoglm_client.profiling.procfs import ProcFs
 
 from .measures import RequestTiming
 from .workload import Workload
@@ -25,16 +28,25 @@ _START_S = 60.0
 _DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
+@dataclass(frozen=True, slots=True)
+class GatewayProcess:
+    url: str
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        return ProcFs().cpu_seconds(self.pid) or 0.0
+
+
 @contextmanager
-def gateway_process(grpc_url: str, *flags: str) -> Iterator[str]:
-    """`autoglm gateway` in front of a server; its address."""
+def gateway_process(grpc_url: str, *flags: str) -> Iterator[GatewayProcess]:
+    """`autoglm gateway` in front of a server."""
     port = _free_port()
     command = [sys.executable, "-m", "autoglm_client.cli", "gateway", "--server", grpc_url, "--port", str(port), *flags]
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(url, process)
-        yield url
+        yield GatewayProcess(url, process.pid)
     finally:
         process.terminate()
         process.wait(10)

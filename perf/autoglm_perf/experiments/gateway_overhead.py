@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
 from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.gateway_load import gateway_process, idle_connections, measure_gateway
+from autoglm_perf.gateway_load import GatewayProcess, gateway_process, idle_connections, measure_gateway
 from autoglm_perf.load import measure_load
 from autoglm_perf.measures import RequestTiming, RunFigures
+from autoglm_perf.processes import run_queue_seconds
 from autoglm_perf.workload import Workload
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
@@ -26,7 +28,8 @@ Ask = Callable[[Workload, int], list[RequestTiming]]
 
 def run(context: Context) -> Found:
     count, alone = context.size(64, 16), context.size(24, 4)
-    with context.server() as server, gateway_process(server.grpc_url) as url:
+    with context.server() as server, gateway_process(server.grpc_url) as gateway:
+        url = gateway.url
 
         def direct(workload: Workload, concurrency: int) -> list[RequestTiming]:
             return measure_load(server.grpc_url, workload, concurrency)
@@ -45,12 +48,37 @@ def run(context: Context) -> Found:
         }
         for ask in sides.values():
             ask(context.fresh_workload(16), 16)
+        cost = _cpu(context, gateway, direct, through, count)
         arms = _in_turns(context, sides, 16, count)
         arms += _in_turns(context, {f"{label}, one in flight": ask for label, ask in sides.items()}, 1, alone)
     half = len(sides)
     baselines = {found.label: arms[at - at % half].label for at, found in enumerate(arms)}
     settings = {"W": "128 tokens in, 64 out", "in flight": "16, then 1", "load": "aiohttp, its events hardly parsed"}
-    return Found(tuple(arms), settings, f"{count} and {alone} requests", baselines=baselines, unmet=_unmet(arms, half))
+    samples = f"{count} and {alone} requests"
+    return Found(tuple(arms), settings, samples, (cost,), baselines=baselines, unmet=_unmet(arms, half))
+
+
+def _cpu(context: Context, gateway: GatewayProcess, direct: Ask, through: Ask, count: int) -> str:
+    """What a request costs beside the server, 16 in flight."""
+
+    def spent(ask: Ask) -> tuple[float, float, float]:
+        """ms a request: (this process, the gateway, how long the gateway's threads waited for a core)"""
+        workload = context.fresh_workload(count)
+        before = _clocks(gateway)
+        ask(workload, 16)
+        mine, its, waited = (1e3 * (now - then) / count for now, then in zip(_clocks(gateway), before, strict=True))
+        return mine, its, waited
+
+    client, _, _ = spent(direct)
+    load, its, waited = spent(through)
+    return (
+        f"CPU a request in ms: the direct client {client:.1f}; the gateway {its:.1f}, and who asks it {load:.1f}. "
+        f"The gateway waits {waited:.1f} ms a request for a core that the engine has."
+    )
+
+
+def _clocks(gateway: GatewayProcess) -> tuple[float, float, float]:
+    return time.process_time(), gateway.cpu_seconds(), run_queue_seconds([gateway.pid])
 
 
 def _in_turns(context: Context, sides: dict[str, Ask], concurrency: int, count: int) -> list[Arm]:
@@ -67,9 +95,10 @@ def _unmet(arms: list[Arm], half: int) -> tuple[str, ...]:
     share = _median(arms[1], TOKENS.name) / _median(arms[0], TOKENS.name)
     if share < _LEAST_SHARE:
         found.append(f"16 streams: {share:.0%} of the direct client's tokens a second, not {_LEAST_SHARE:.0%}.")
-    added = _median(arms[half + 1], FIRST_TOKEN.name) - _median(arms[half], FIRST_TOKEN.name)
-    if added > _MOST_ADDED_MS:
-        found.append(f"The first token comes {added:.1f} ms later, not {_MOST_ADDED_MS:g}.")
+    for at, load in ((0, "16 streams"), (half, "one in flight")):
+        added = _median(arms[at + 1], FIRST_TOKEN.name) - _median(arms[at], FIRST_TOKEN.name)
+        if added > _MOST_ADDED_MS:
+            found.append(f"{load}: the first token comes {added:.1f} ms later, not {_MOST_ADDED_MS:g}.")
     return tuple(found)
 
 
