@@ -17,7 +17,8 @@ from autoglm_export.errors import ExportError
 
 SOURCE = Path(__file__).with_name("decoder.cpp")
 # -ffp-contract=off: rounding must not depend on what the compiler inlines where, or answers would depend on the batch
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-Wno-psabi")
+FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-Wno-psabi",
+         "-fvisibility=hidden")
 
 _V3_FEATURES = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm")
 _V4_FEATURES = (*_V3_FEATURES, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")

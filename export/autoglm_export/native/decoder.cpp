@@ -3,6 +3,7 @@
 
 using autoglm::Decoder;
 
+#pragma GCC visibility push(default)
 extern "C" {
 
 // Null when memory is short. `program` and `weights` outlive the decoder; `weights` is aligned to 64 bytes.
@@ -30,3 +31,4 @@ void autoglm_copy_prefix(Decoder* decoder, int32_t source, int32_t target, int32
 
 int64_t autoglm_program_format() { return autoglm::kProgramFormat; }
 }
+#pragma GCC visibility pop

@@ -294,8 +294,8 @@ class Decoder {
   }
 
   QuantisedRows allocate_quantised(int first, int count) {
-    memory_.emplace_back(count * header_.quantised_width, kHugePages);
-    return {memory_.back().as<int8_t>(), row_scales_.data() + first, row_offsets_.data() + first,
+    memory_.emplace_back(count * header_.quantised_width * sizeof(RowValue), kHugePages);
+    return {memory_.back().as<RowValue>(), row_scales_.data() + first, row_offsets_.data() + first,
             int(header_.quantised_width)};
   }
 

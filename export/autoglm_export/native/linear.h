@@ -17,7 +17,7 @@ struct PackedMatrix {
 };
 
 struct QuantisedRows {
-  int8_t* values;  // [rows][stride]
+  RowValue* values;  // [rows][stride]
   float* scales;
   int32_t* offsets;
   int stride;
@@ -70,7 +70,7 @@ __attribute__((noinline)) void sum_block(const QuantisedRows& rows, int first_ro
                                          BlockSums& out) {
   auto& sums = reinterpret_cast<Ints(&)[kRows][kPanelVectors]>(out.values);
   for (int r = 0; r < kRows; ++r) sums[r][0] = sums[r][1] = Ints{} + rows.offsets[first_row + r];
-  add_products<DotBytes, kFetchAhead>(sums, {rows.row(first_row).values, rows.stride},
+  add_products<DotBytes, kFetchAhead>(sums, {rows.row(first_row).values, ptrdiff_t(rows.stride * sizeof(RowValue))},
                                       {matrix.panel(panel), kPanelGroupBytes, matrix.panel_bytes()},
                                       matrix.inputs / kGroupBytes);
 }

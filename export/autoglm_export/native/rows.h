@@ -11,7 +11,7 @@ namespace autoglm {
 // A row of int8 values that stand for value * scale. Weights are stored with 128 added (the instruction wants one side
 // unsigned), so every sum of products is too large by 128 times the sum of the row: `offset` takes it back.
 struct QuantisedRow {
-  int8_t* values;
+  RowValue* values;
   float* scale;
   int32_t* offset;
 };
@@ -32,7 +32,7 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
   Words sum{};  // unsigned, because the integers of a row that is not finite may overflow
   for (int i = 0; i < width; i += kLanes) {
     const Ints value = __builtin_convertvector(round_to_integer(load<Floats>(row + i) * inverse), Ints);
-    store(out.values + i, __builtin_convertvector(value, Bytes));
+    store_row_values(out.values + i, __builtin_convertvector(value, Bytes));
     sum += (Words)value;
   }
   *out.scale = largest / kLargestByte;
@@ -42,7 +42,7 @@ inline void quantise(const float* row, int width, QuantisedRow out) {
 // `row` becomes what `quantised` leaves over of it, and that is quantised too.
 inline void quantise_remainder(float* row, int width, QuantisedRow quantised, QuantisedRow out) {
   for (int i = 0; i < width; i += kLanes) {
-    const Ints value = __builtin_convertvector(load<Bytes>(quantised.values + i), Ints);
+    const Ints value = load_row_values(quantised.values + i);
     store(row + i, load<Floats>(row + i) - __builtin_convertvector(value, Floats) * *quantised.scale);
   }
   quantise(row, width, out);

@@ -1,17 +1,16 @@
 // Vectors of 16 lanes, written with the compilers' vector extensions so that one source serves every x86-64 CPU.
 // Only the two dot products, which have instructions of their own, differ between CPUs.
 //
-// Nothing here may depend on how many rows are computed together: a token's numbers must not change with its company.
-// The sources are compiled with -ffp-contract=off, so that a multiplication and an addition always round twice.
+// Nothing here may depend on how many rows are computed together: a token's numbers must not change with its company. Nor on
+// the CPU: the sources are compiled with -ffp-contract=off, so that a multiplication and an addition always round twice, and
+// are fused by hand only where the product is exact.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
 
-#if defined(__AVX2__) || defined(__AVX512F__)
 #include <immintrin.h>
-#endif
 
 namespace autoglm {
 
@@ -38,13 +37,6 @@ AUTOGLM_INLINE void store(void* target, Vector value) {
 }
 
 AUTOGLM_INLINE Floats floats(float value) { return Floats{} + value; }
-
-// The same four bytes in every lane: one group of a row, against the groups of 16 columns.
-AUTOGLM_INLINE Ints broadcast_group(const void* source) {
-  int32_t group;
-  std::memcpy(&group, source, sizeof group);
-  return Ints{} + group;
-}
 
 AUTOGLM_INLINE Floats maximum(Floats a, Floats b) { return a > b ? a : b; }
 AUTOGLM_INLINE Floats minimum(Floats a, Floats b) { return a < b ? a : b; }
@@ -120,47 +112,137 @@ AUTOGLM_INLINE Floats from_bfloat16(Halves value) {
 }
 
 // ---- dot products of groups of four bytes ----
-// Each lane of `columns` holds a group of its own column, each lane of `row` the same group of one row.
+// Columns come as the panels hold them: each lane has a group of its own column. Rows give the same group of one row to every
+// lane. What can be prepared once for all rows, or all columns, is; so a `Dot` says what it makes of either.
+
+#if defined(__AVX512F__)
+constexpr int kNativeBytes = 64;
+#elif defined(__AVX2__)
+constexpr int kNativeBytes = 32;
+#else
+constexpr int kNativeBytes = 16;
+#endif
+
+// What one instruction takes.
+using NativeFloats = float __attribute__((vector_size(kNativeBytes)));
+using NativeInts = int32_t __attribute__((vector_size(kNativeBytes)));
+using NativeWords = uint32_t __attribute__((vector_size(kNativeBytes)));
+using NativeHalves = uint16_t __attribute__((vector_size(kNativeBytes)));
+
+template <class Vector>
+AUTOGLM_INLINE Vector broadcast_word(const void* source) {
+  uint32_t word;
+  std::memcpy(&word, source, sizeof word);
+  return (Vector)(NativeWords{} + word);
+}
+
+// a * b + sum where a * b is exact: rounded once, so that a CPU which fuses the two gives the same bits as one that does not.
+AUTOGLM_INLINE NativeFloats add_exact_product(NativeFloats sum, NativeFloats a, NativeFloats b) {
+#if defined(__AVX512F__)
+  return (NativeFloats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__FMA__)
+  return (NativeFloats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+  return sum + a * b;
+#endif
+}
 
 // Four products of unsigned (column) and signed (row) bytes, added exactly.
-struct DotBytes {
-  using Sum = Ints;
-  static AUTOGLM_INLINE Ints add(Ints sum, Ints columns, Ints row) {
 #if defined(__AVX512VNNI__)
-    return (Ints)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)columns, (__m512i)row);
-#elif defined(__AVX2__)
-    // maddubs would saturate at 16 bits, so even and odd bytes are widened and multiplied apart.
-    __m256i c[2], r[2], s[2];
-    store(c, columns), store(r, row), store(s, sum);
-    for (int i = 0; i < 2; ++i) {
-      const __m256i even = _mm256_madd_epi16(_mm256_and_si256(c[i], _mm256_set1_epi16(0xff)),
-                                             _mm256_srai_epi16(_mm256_slli_epi16(r[i], 8), 8));
-      const __m256i odd = _mm256_madd_epi16(_mm256_srli_epi16(c[i], 8), _mm256_srai_epi16(r[i], 8));
-      s[i] = _mm256_add_epi32(s[i], _mm256_add_epi32(even, odd));
-    }
-    return load<Ints>(s);
+using RowValue = int8_t;
+
+AUTOGLM_INLINE void store_row_values(RowValue* target, Bytes values) { store(target, values); }
+AUTOGLM_INLINE Ints load_row_values(const RowValue* source) { return __builtin_convertvector(load<Bytes>(source), Ints); }
+
+struct DotBytes {
+  using Sum = NativeInts;
+  using Columns = NativeInts;
+  using Row = NativeInts;
+  static constexpr int kRowGroupBytes = 4;
+  static AUTOGLM_INLINE Columns columns(const void* group) { return load<NativeInts>(group); }
+  static AUTOGLM_INLINE Row row(const void* group) { return broadcast_word<NativeInts>(group); }
+  static AUTOGLM_INLINE Sum add(Sum sum, Columns columns, Row row) {
+    return (Sum)_mm512_dpbusd_epi32((__m512i)sum, (__m512i)columns, (__m512i)row);
+  }
+};
 #else
-    for (int byte = 0; byte < 4; ++byte) {
-      const Ints column = (Ints)(((Words)columns >> (8 * byte)) & 0xffu);
-      sum += column * (Ints)((Ints)((Words)row << (24 - 8 * byte)) >> 24);
-    }
-    return sum;
+// Products of bytes would saturate at 16 bits, so even and odd bytes are widened and multiplied apart. Rows are stored wide
+// already, the even bytes of each group before the odd ones.
+using RowValue = int16_t;
+
+AUTOGLM_INLINE void store_row_values(RowValue* target, Bytes values) {
+  const __m128i even = _mm_srai_epi16(_mm_slli_epi16((__m128i)values, 8), 8), odd = _mm_srai_epi16((__m128i)values, 8);
+  store(target, _mm_unpacklo_epi32(even, odd));
+  store(target + kLanes / 2, _mm_unpackhi_epi32(even, odd));
+}
+
+AUTOGLM_INLINE Ints load_row_values(const RowValue* source) {
+  Ints values;
+  for (int group = 0; group < kLanes; group += 4)
+    for (int i = 0; i < 4; ++i) values[group + i] = source[group + i / 2 + i % 2 * 2];
+  return values;
+}
+
+struct DotBytes {
+  struct Pairs {
+    NativeInts even, odd;  // two 16-bit values a lane
+  };
+  using Sum = NativeInts;
+  using Columns = Pairs;
+  using Row = Pairs;
+  static constexpr int kRowGroupBytes = 8;
+  static AUTOGLM_INLINE Columns columns(const void* group) {
+    const NativeHalves bytes = load<NativeHalves>(group);
+    return {(NativeInts)(bytes & 0xff), (NativeInts)(bytes >> 8)};
+  }
+  static AUTOGLM_INLINE Row row(const void* group) {
+    const char* pairs = static_cast<const char*>(group);
+    return {broadcast_word<NativeInts>(pairs), broadcast_word<NativeInts>(pairs + 4)};
+  }
+  static AUTOGLM_INLINE Sum add(Sum sum, const Columns& columns, const Row& row) {
+    return sum + multiply_pairs(columns.even, row.even) + multiply_pairs(columns.odd, row.odd);
+  }
+
+ private:
+  static AUTOGLM_INLINE NativeInts multiply_pairs(NativeInts a, NativeInts b) {
+#if defined(__AVX2__)
+    return (NativeInts)_mm256_madd_epi16((__m256i)a, (__m256i)b);
+#else
+    return (NativeInts)_mm_madd_epi16((__m128i)a, (__m128i)b);
 #endif
   }
 };
-
-// Two products of bfloat16, added in float32.
-struct DotBfloat16 {
-  using Sum = Floats;
-  static AUTOGLM_INLINE Floats add(Floats sum, Ints columns, Ints row) {
-#if defined(__AVX512BF16__)
-    return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)columns, (__m512bh)row);
-#else
-    const Words upper = Words{} + 0xffff0000u;
-    sum = sum + (Floats)((Words)columns & upper) * (Floats)((Words)row & upper);
-    return sum + (Floats)((Words)columns << 16) * (Floats)((Words)row << 16);
 #endif
+
+// Two products of bfloat16, the second of each pair first, added in float32: products of 8-bit mantissas are exact.
+struct DotBfloat16 {
+  using Sum = NativeFloats;
+  static constexpr int kRowGroupBytes = 4;
+#if defined(__AVX512BF16__)
+  using Columns = NativeInts;
+  using Row = NativeInts;
+  static AUTOGLM_INLINE Columns columns(const void* group) { return load<NativeInts>(group); }
+  static AUTOGLM_INLINE Row row(const void* group) { return broadcast_word<NativeInts>(group); }
+  static AUTOGLM_INLINE Sum add(Sum sum, Columns columns, Row row) {
+    return (Sum)_mm512_dpbf16_ps((__m512)sum, (__m512bh)columns, (__m512bh)row);
   }
+#else
+  struct Pair {
+    NativeFloats first, second;
+  };
+  using Columns = Pair;
+  using Row = Pair;
+  static AUTOGLM_INLINE Columns columns(const void* group) { return widened(load<NativeWords>(group)); }
+  static AUTOGLM_INLINE Row row(const void* group) { return widened(broadcast_word<NativeWords>(group)); }
+  static AUTOGLM_INLINE Sum add(Sum sum, const Columns& columns, const Row& row) {
+    return add_exact_product(add_exact_product(sum, columns.second, row.second), columns.first, row.first);
+  }
+
+ private:
+  static AUTOGLM_INLINE Pair widened(NativeWords pair) {
+    return {(NativeFloats)(pair << 16), (NativeFloats)(pair & 0xffff0000u)};
+  }
+#endif
 };
 
 }  // namespace autoglm
