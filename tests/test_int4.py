@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.int4 import best_scales, block_of, fitted, nearest, pack_int4, title_of
-from autoglm_export.rounding import feedback_of, round_rows
+from autoglm_export.reproducible import kernels
+from autoglm_export.rounding import feedback_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -93,10 +94,9 @@ def test_compensation_is_that_of_the_inverse() -> None:
         error = (rest[:, left[0]] - expected[:, left[0]]) / inverse[0, 0]
         rest[:, left] -= error[:, None] * inverse[0]
         left.pop(0)
-    made = round_rows(
-        weight.T, feedback_of(gram, 0.01), lambda row, index: (np.rint(row / 0.3) * 0.3).astype(np.float32)
-    )
-    np.testing.assert_allclose(made.T, expected, atol=1e-4)
+    scales, scale_rows = np.full((1, 5), 0.3, np.float32), np.zeros(150, np.int32)
+    made = kernels().round_columns(weight, scales, scale_rows, 127, feedback_of(inputs, 0.01))
+    np.testing.assert_allclose(made * np.float32(0.3), expected, atol=1e-4)
 
 
 def test_inputs_that_are_never_seen() -> None:

@@ -15,12 +15,13 @@ import numpy as np
 import psutil
 import pytest
 from autoglm_engine.core import Logits, StepBatch
-from autoglm_engine.native_runner import NativeRunner, cpu_features
+from autoglm_engine.native_library import TARGET_VARIABLE
+from autoglm_engine.native_runner import NativeRunner
 from autoglm_engine.runner import Deferred, Limits, Runner
 from autoglm_export.native import compiler
-from autoglm_export.native_lowering import LIBRARY_NAME, write_program
+from autoglm_export.native_lowering import write_program
 from busy_engine import BusyEngine
-from test_native import BASE, manifest_of, random_weights
+from test_native import BASE, LIBRARY_NAME, manifest_of, random_weights
 
 SPEC = dataclasses.replace(BASE, vocab_size=63)  # as many tokens as the text has
 NUM_STEPS = 1_000  # enough that caches, tables and pools are as full as they get
@@ -129,10 +130,12 @@ def test_a_leak_shows_and_is_found_in_its_file(make_leak: Callable[[], Leak], tm
 def native_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     """The compiled decoder over a tiny model, with two threads."""
     folder = tmp_path_factory.mktemp("flat")
-    target = compiler.best_target(cpu_features())
-    compiler.build_decoder(folder / LIBRARY_NAME, target, extra_options=("-O1",))
+    library = compiler.build(compiler.DECODER_SOURCE, compiler.chosen_target())
+    (folder / LIBRARY_NAME).write_bytes(library.read_bytes())
     write_program(SPEC, random_weights(SPEC), folder, ())
-    runner = NativeRunner(folder, manifest_of(SPEC), num_threads=2)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv(TARGET_VARIABLE, raising=False)
+        runner = NativeRunner(folder, manifest_of(SPEC), num_threads=2)
     yield runner
     runner.close()
 

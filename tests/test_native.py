@@ -13,10 +13,12 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import CacheShape, Manifest
-from autoglm_engine.native_runner import MAX_ROWS, NativeRunner, cpu_features
+from autoglm_engine.native_library import TARGET_VARIABLE, choose_library
+from autoglm_engine.native_runner import MAX_ROWS, NativeRunner
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.native import compiler
-from autoglm_export.native_lowering import LIBRARY_NAME, MAX_LOGITS_PER_SPAN, write_native, write_program
+from autoglm_export.native.libraries import Libraries
+from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
 from autoglm_export.native_program import PANEL, interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
 from autoglm_export.parity import teacher_forced
 from autoglm_export.spec import ModelSpec, RopeSpec
@@ -30,7 +32,8 @@ pytestmark = pytest.mark.parity
 VOCAB_SIZE = 101  # not a multiple of anything
 NUM_SLOTS, MAX_LENGTH, CHUNK = 5, 300, 96
 HEADER_FIELDS, SCALES_FIELD = 15, 7  # of program.bin, and of each operation in it
-QUICK = ("-O1",)  # optimising takes longer than all the tests together
+LIBRARY_NAME = "decoder.so"
+TARGETS = [target.name for target in compiler.runnable_targets()]  # the best first
 BASE = ModelSpec(
     family="llama",
     vocab_size=VOCAB_SIZE,
@@ -72,15 +75,21 @@ def random_weights(spec: ModelSpec, seed: int = 0) -> dict[str, Any]:
     return {name: draw(name, shape).astype(np.float32) for name, shape in weight_shapes(spec).items()}
 
 
+@pytest.fixture(autouse=True)
+def no_target_is_forced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """These tests name their libraries themselves."""
+    monkeypatch.delenv(TARGET_VARIABLE, raising=False)
+
+
 @pytest.fixture(scope="session")
-def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
-    """The decoder, compiled for the best target of this machine and for any x86-64."""
-    folder = tmp_path_factory.mktemp("native")
-    paths = {}
-    for target in {compiler.best_target(cpu_features()), compiler.TARGETS[-1]}:
-        paths[target.name] = folder / f"{target.name}.so"
-        compiler.build_decoder(paths[target.name], target, extra_options=QUICK)
-    return {"best": paths[compiler.best_target(cpu_features()).name], "portable": paths["x86-64"]}
+def libraries() -> Mapping[str, Path]:
+    """The decoder, compiled for each class of CPUs that this machine belongs to."""
+    return {target.name: compiler.build(compiler.DECODER_SOURCE, target) for target in compiler.runnable_targets()}
+
+
+@pytest.fixture(scope="session")
+def best(libraries: Mapping[str, Path]) -> Path:
+    return libraries[TARGETS[0]]
 
 
 def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
@@ -100,11 +109,10 @@ def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
         generation_defaults={},
         spec=dataclasses.asdict(spec),
         runtime_details={
-            "program_format": 1,
-            "library": LIBRARY_NAME,
+            "program_format": 2,
+            "libraries": {"any": {"file": LIBRARY_NAME, "cpu_features": []}},
             "program": "program.bin",
             "weights": "weights.bin",
-            "cpu_features": [],
             "max_logits_per_span": MAX_LOGITS_PER_SPAN,
             **details,
         },
@@ -126,8 +134,8 @@ def build(
 
 
 @pytest.fixture
-def runner(tmp_path: Path, libraries: Mapping[str, Path]) -> Iterator[NativeRunner]:
-    native = build(tmp_path, BASE, libraries["best"])
+def runner(tmp_path: Path, best: Path) -> Iterator[NativeRunner]:
+    native = build(tmp_path, BASE, best)
     yield native
     native.close()
 
@@ -155,7 +163,7 @@ def relative(actual: Any, expected: Any) -> float:
 
 
 @pytest.mark.parametrize("name", SPECS)
-@pytest.mark.parametrize("library", ["best", "portable"])
+@pytest.mark.parametrize("library", TARGETS)
 def test_logits_are_those_of_numpy(name: str, library: str, tmp_path: Path, libraries: Mapping[str, Path]) -> None:
     """Ragged steps of prefill chunks and single tokens, with a prefix of another slot, within int8's error."""
     spec = SPECS[name]
@@ -174,29 +182,32 @@ def test_logits_are_those_of_numpy(name: str, library: str, tmp_path: Path, libr
 
 
 @pytest.mark.parametrize("name", SPECS)
-def test_fitted_weights_are_closer(name: str, tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+def test_fitted_weights_are_closer(name: str, tmp_path: Path, best: Path) -> None:
     """Rows that share a mean, as a trained model's do; also where biases, ropes and tied tables meet that mean."""
     spec, ids, errors = SPECS[name], random_ids(60), []
     weights = random_weights(spec)
     weights["embed"] += 2 * np.abs(weights["embed"][0])
     (expected,) = teacher_forced(NumpyRunner(spec, weights, max_length=MAX_LENGTH), [ids])
     for folder, sample in ((tmp_path / "plain", []), (tmp_path / "fitted", [random_ids(200, 5), random_ids(200, 6)])):
-        native = build(folder, spec, libraries["best"], weights=weights, texts=sample)
+        native = build(folder, spec, best, weights=weights, texts=sample)
         (actual,) = teacher_forced(native, [ids])
         native.close()
         errors.append(relative(actual, expected))
     assert errors[1] < 0.5 * errors[0]
 
 
-def test_the_portable_path_gives_the_same_answers(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
-    """Only the attention's bfloat16 products may round otherwise."""
-    ids = random_ids(200)
-    rows = []
-    for name, library in libraries.items():
-        native = build(tmp_path / name, BASE, library)
-        rows.append(in_chunks(native, ids, 0, [90]))
-        native.close()
-    assert relative(np.array(rows[0]), np.array(rows[1])) < 0.02
+@pytest.mark.parametrize("name", SPECS)
+def test_every_class_of_cpus_gives_the_same_answers(name: str, tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+    """Bit for bit, with any number of threads, in prefill and in steps of one token."""
+    ids, rows = random_ids(200), {}
+    for target, library in libraries.items():
+        for num_threads in (1, 2):
+            native = build(tmp_path / f"{target}-{num_threads}", SPECS[name], library, num_threads)
+            rows[target, num_threads] = np.array(in_chunks(native, ids, 0, [90, 90, 1]))
+            native.close()
+    expected = rows["portable", 1]
+    for made in rows.values():
+        np.testing.assert_array_equal(made, expected)
 
 
 @pytest.mark.parametrize("sizes", [[90], [1], [127 - 90, 90, 1], [7, 64, 33]])
@@ -248,20 +259,11 @@ def test_more_drafts_than_a_span_may_have_are_refused(runner: NativeRunner, num_
         step(runner, Span(0, 0, random_ids(length), True, num_drafts=num_drafts))
 
 
-def test_an_older_library_drafts_nothing(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
-    build(tmp_path, BASE, libraries["best"]).close()
-    details = {k: v for k, v in manifest_of(BASE).runtime_details.items() if k != "max_logits_per_span"}
-    native = NativeRunner(tmp_path, dataclasses.replace(manifest_of(BASE), runtime_details=details), num_threads=1)
-    assert not native.limits.can_verify_drafts
-    assert step(native, Span(0, 0, random_ids(5), True)).shape == (1, VOCAB_SIZE)
-    native.close()
-
-
-def test_a_token_does_not_depend_on_the_number_of_threads(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+def test_a_token_does_not_depend_on_the_number_of_threads(tmp_path: Path, best: Path) -> None:
     ids = random_ids(150)
     rows = []
     for num_threads in (1, 2, 3):
-        native = build(tmp_path / str(num_threads), BASE, libraries["best"], num_threads)
+        native = build(tmp_path / str(num_threads), BASE, best, num_threads)
         rows.append(in_chunks(native, ids, 0, [CHUNK, 40, 1]))
         native.close()
     np.testing.assert_array_equal(rows[0], rows[1])
@@ -287,14 +289,14 @@ def test_a_slot_forgets_its_former_sequence(runner: NativeRunner) -> None:
     np.testing.assert_array_equal(step(runner, Span(1, 0, ids, True)), expected)
 
 
-def test_values_that_are_not_finite_stay_with_their_request(tmp_path: Path, libraries: Mapping[str, Path]) -> None:
+def test_values_that_are_not_finite_stay_with_their_request(tmp_path: Path, best: Path) -> None:
     """A broken row must not poison its slot for the next sequence, nor its batch."""
     write_program(BASE, random_weights(BASE), tmp_path)
     scales = int(np.fromfile(tmp_path / "program.bin", np.int64)[HEADER_FIELDS + SCALES_FIELD])  # of the embedding
     table = np.memmap(tmp_path / "weights.bin", np.float32, "r+", scales, (VOCAB_SIZE,))
     table[13] = np.nan
     table.flush()
-    (tmp_path / LIBRARY_NAME).write_bytes(libraries["best"].read_bytes())
+    (tmp_path / LIBRARY_NAME).write_bytes(best.read_bytes())
     native = NativeRunner(tmp_path, manifest_of(BASE), num_threads=2)
     good, bad = np.full(30, 5, np.int32), np.full(30, 13, np.int32)
     expected = step(native, Span(0, 0, good, True))
@@ -348,14 +350,50 @@ def test_a_closed_runner_says_so(runner: NativeRunner) -> None:
         step(runner, Span(0, 0, random_ids(1), True))
 
 
-def test_a_cpu_without_the_instructions_is_refused(tmp_path: Path) -> None:
+def test_a_cpu_that_runs_no_library_is_refused(tmp_path: Path) -> None:
     """Before anything is loaded: the folder is empty."""
-    with pytest.raises(ArtifactError, match=r"^this CPU lacks amx_quantum, which the artifact was built for; export"):
-        NativeRunner(tmp_path, manifest_of(BASE, cpu_features=["sse2", "amx_quantum"]))
+    libraries = {"quantum": {"file": LIBRARY_NAME, "cpu_features": ["sse2", "amx_quantum"]}}
+    with pytest.raises(
+        ArtifactError, match=r"^this CPU runs none .* \(quantum needs amx_quantum\); export it again on"
+    ):
+        NativeRunner(tmp_path, manifest_of(BASE, libraries=libraries))
+
+
+LIBRARIES = {target.name: {"cpu_features": target.cpu_features} for target in compiler.TARGETS}
+
+
+@pytest.mark.parametrize("target", compiler.TARGETS, ids=lambda target: target.name)
+def test_the_best_library_that_a_cpu_runs_is_loaded(target: compiler.Target) -> None:
+    assert choose_library(LIBRARIES, target.cpu_features, "") == target.name
+
+
+@pytest.mark.parametrize(
+    ("wanted", "message"),
+    [
+        ("avx512-bf16", r"is 'avx512-bf16', but this CPU lacks avx512_bf16, avx512_vnni, .*; it runs avx2, portable"),
+        ("avx9", "is 'avx9'; the artifact has avx512-bf16, avx512-vnni, avx2, portable"),
+    ],
+)
+def test_a_library_that_cannot_be_had_is_refused(wanted: str, message: str) -> None:
+    with pytest.raises(ArtifactError, match=f"{TARGET_VARIABLE} {message}"):
+        choose_library(LIBRARIES, compiler.TARGETS[2].cpu_features, wanted)
+
+
+def test_a_named_library_is_loaded() -> None:
+    assert choose_library(LIBRARIES, compiler.TARGETS[0].cpu_features, "avx2") == "avx2"
+
+
+def test_an_artifact_holds_every_class_of_cpus(tmp_path: Path) -> None:
+    with Libraries.building() as building:
+        written = building.write(tmp_path)
+    assert list(written) == [target.name for target in compiler.TARGETS]
+    for target in compiler.TARGETS:
+        assert written[target.name]["cpu_features"] == list(target.cpu_features)
+        assert (tmp_path / written[target.name]["file"]).read_bytes().startswith(b"\x7fELF")
 
 
 def test_another_program_format_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(ArtifactError, match="has format 99, this engine runs 1; export it again"):
+    with pytest.raises(ArtifactError, match="has format 99, this engine runs 2; export it again"):
         NativeRunner(tmp_path, manifest_of(BASE, program_format=99))
 
 
@@ -373,10 +411,18 @@ def test_only_int8_is_offered(tmp_path: Path) -> None:
 
 def test_the_best_target_is_one_that_runs() -> None:
     newest = compiler.TARGETS[0]
-    assert compiler.best_target(newest.cpu_features) is newest
-    assert compiler.best_target(set(newest.cpu_features) - {"avx512_bf16"}).name == "avx512-vnni"
-    assert compiler.best_target(set(newest.cpu_features) - {"avx512_vnni"}).name == "avx2"
-    assert compiler.best_target([]).name == "x86-64"
+    assert compiler.runnable_targets(newest.cpu_features)[0] is newest
+    assert compiler.runnable_targets(set(newest.cpu_features) - {"avx512_bf16"})[0].name == "avx512-vnni"
+    assert compiler.runnable_targets(set(newest.cpu_features) - {"avx512_vnni"})[0].name == "avx2"
+    assert [target.name for target in compiler.runnable_targets([])] == ["portable"]
+
+
+def test_a_target_can_be_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(TARGET_VARIABLE, "portable")
+    assert compiler.chosen_target().name == "portable"
+    monkeypatch.setenv(TARGET_VARIABLE, "avx9")
+    with pytest.raises(InvalidOption, match=rf"^{TARGET_VARIABLE} is 'avx9'; this CPU runs .*portable"):
+        compiler.chosen_target()
 
 
 def test_without_a_compiler_the_error_says_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -395,7 +441,7 @@ def test_zig_gets_its_own_names_of_cpus(monkeypatch: pytest.MonkeyPatch, tmp_pat
     script.chmod(0o755)
     monkeypatch.setenv("CXX", f"{script} ziglang c++")
     with pytest.raises(ExportError, match="-march=x86_64_v4 -mavx512vnni -mavx512bf16"):
-        compiler.build_decoder(tmp_path / "decoder.so", compiler.TARGETS[0])
+        compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[0])
 
 
 def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -403,8 +449,26 @@ def test_a_failing_compiler_is_quoted(monkeypatch: pytest.MonkeyPatch, tmp_path:
     script.write_text("#!/bin/sh\necho 'error: no space left' >&2\nexit 1\n")
     script.chmod(0o755)
     monkeypatch.setenv("CXX", str(script))
-    with pytest.raises(ExportError, match="could not build the native decoder: error: no space left"):
-        compiler.build_decoder(tmp_path / "decoder.so", compiler.TARGETS[-1])
+    with pytest.raises(ExportError, match=r"could not build decoder\.cpp: error: no space left"):
+        compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[-1])
+
+
+def test_what_was_built_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """For the same sources, options and compiler; in the user's own folder."""
+    script = tmp_path / "cxx"
+    script.write_text(
+        '#!/bin/sh\n[ "$1" = --version ] && exit\necho run >>'
+        + str(tmp_path / "runs")
+        + '\nwhile [ "$1" != -o ]; do shift; done\n: >"$2"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    first = compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[-1])
+    assert compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[-1]) == first
+    assert compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[-1], extra_options=["-g"]) != first
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+    assert first.parent.stat().st_mode & 0o077 == 0
 
 
 @settings(deadline=None, max_examples=30)

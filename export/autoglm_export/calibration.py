@@ -1,4 +1,4 @@
-"""What goes into each linear layer on a text, computed in float32: weights are rounded to suit it.
+"""What goes into each linear layer on a text, computed by `reproducible.Kernels`: weights are rounded to suit it.
 
 The decoder runs layer by layer, over all texts at once, as far as is asked for; only one layer's rows are kept at a time.
 """
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
 from .decoder import build_layer
+from .reproducible import kernels
 from .spec import ModelSpec
 from .weights import Array
 
@@ -60,7 +61,7 @@ class Centered:
         """`bias` of a layer whose rows are shifted."""
         if self.shift is None:
             return bias
-        product: Array = weight @ self.shift
+        product = kernels().dot(weight, self.shift)
         return product if bias is None else product + bias
 
 
@@ -99,6 +100,8 @@ class CalibrationOps:
         self._spec, self._weights, self._texts = spec, weights, texts
         self._ends = np.cumsum([len(text) for text in texts])[:-1]
         self._is_first = np.concatenate([np.arange(len(text)) == 0 for text in texts])
+        tables = spec.rope.sines_and_cosines(max(len(text) for text in texts))
+        self._rope_tables = [table.astype(np.float32) for table in tables]
         self._writer: tuple[str, Array] | None = None  # the last layer that may write to the residual stream
 
     def embed(self, weight: str) -> Array:
@@ -118,7 +121,7 @@ class CalibrationOps:
     def linear(self, x: Array, *layers: str) -> Array:
         self._record(layers[0], x, np.ones((len(x), 1), np.float32))
         self._writer = layers[0], x
-        parts = [x @ self._weights[f"{name}.weight"].T + self._weights.get(f"{name}.bias", 0) for name in layers]
+        parts = [self._product(x, name) for name in layers]
         return np.concatenate(parts, axis=1)
 
     def attention(self, qkv: Array, layer: int, query_norm: str | None, key_norm: str | None) -> Array:
@@ -131,7 +134,7 @@ class CalibrationOps:
         return np.concatenate([self._attend(*parts) for parts in texts])
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        hidden: Array = gate / (1 + np.exp(-gate)) * up
+        hidden: Array = gate / (1 + kernels().exp(-gate)) * up
         return hidden
 
     def select_rows(self, x: Array) -> Array:
@@ -139,6 +142,10 @@ class CalibrationOps:
 
     def logits(self, x: Array, weight: str) -> None:
         self._record(weight, x, np.ones((len(x), 1), np.float32))
+
+    def _product(self, x: Array, name: str) -> Array:
+        product = kernels().products(x, self._weights[f"{name}.weight"])
+        return product + self._weights[f"{name}.bias"] if f"{name}.bias" in self._weights else product
 
     def _record(self, name: str, rows: Array, importance: Array) -> None:
         self.inputs[name] = Inputs(rows, importance, self._is_first)
@@ -152,17 +159,15 @@ class CalibrationOps:
         group = self._spec.num_heads // self._spec.num_kv_heads
         query, key = self._rotate(query) / np.sqrt(np.float32(self._spec.head_size)), self._rotate(key)
         future = np.triu(np.full((len(query), len(query)), -np.inf, np.float32), 1)
-        heads = []
-        for head in range(self._spec.num_heads):
-            scores = query[:, head] @ key[:, head // group].T + future
-            shares = np.exp(scores - scores.max(axis=1, keepdims=True))
-            heads.append(shares @ value[:, head // group] / shares.sum(axis=1, keepdims=True))
-        return np.concatenate(heads, axis=1)
+        heads = range(self._spec.num_heads)
+        scores = np.stack([kernels().products(query[:, head], key[:, head // group]) for head in heads]) + future
+        shares = kernels().exp(scores - scores.max(axis=2, keepdims=True))
+        sums = [kernels().products(shares[head], value[:, head // group].T) for head in heads]
+        return np.concatenate(sums / shares.sum(axis=2, keepdims=True), axis=1)
 
     def _rotate(self, x: Array) -> Array:
         rope = self._spec.rope
-        angles = (np.arange(len(x))[:, None] * rope.inverse_frequencies())[:, None, :]
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        sin, cos = (table[: len(x), None] for table in self._rope_tables)
         half, step = (1, 2) if rope.interleaved else (rope.dims // 2, 1)
         first = slice(0, rope.dims if rope.interleaved else half, step)
         second = slice(half, rope.dims, step)

@@ -11,7 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedModel
-from .rounding import DAMPING, feedback_of, round_rows
+from .reproducible import kernels
+from .rounding import DAMPING, feedback_of
 from .weights import Array
 
 BLOCK = 128  # inputs that share a scale; fewer where they do not divide
@@ -51,20 +52,13 @@ def nearest(weight: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight
 def fitted(weight: Array, inputs: Array, scale_dtype: npt.DTypeLike, layer: str) -> Int4Weight:
     """`weight` `[outputs, inputs]`, rounded so that its products with `inputs` `[tokens, inputs]` stay near: the inputs
     with the most energy first, and the others make up for them."""
-    block, gram = block_of(weight.shape[1], layer), inputs.T @ inputs
-    scales = best_scales(weight, gram.diagonal(), block, scale_dtype)
-    steps = np.repeat(scales.astype(np.float32), block, axis=0)
-    order = np.argsort(gram.diagonal(), kind="stable")
-    ordered_steps = steps[order]
-
-    def round_row(row: Array, index: int) -> Array:
-        step = ordered_steps[index]
-        rounded: Array = _steps(row, step) * step
-        return rounded
-
-    feedback = feedback_of(gram[np.ix_(order, order)], DAMPING)
-    values = np.empty(steps.shape, np.int8)
-    values[order] = np.rint(round_rows(np.ascontiguousarray(weight.T[order]), feedback, round_row) / ordered_steps)
+    block, energy = block_of(weight.shape[1], layer), np.square(inputs).sum(axis=0)
+    scales = best_scales(weight, energy, block, scale_dtype)
+    order = np.argsort(energy, kind="stable")
+    blocks = (order // block).astype(np.int32)
+    feedback = feedback_of(np.ascontiguousarray(inputs[:, order]), DAMPING)
+    values = np.empty(weight.shape[::-1], np.int8)
+    values[order] = kernels().round_columns(weight[:, order], scales.astype(np.float32), blocks, LARGEST, feedback).T
     return Int4Weight(values, scales)
 
 

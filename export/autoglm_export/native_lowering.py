@@ -1,4 +1,4 @@
-"""The decoder as a program for the native CPU runtime: int8 weights, and a library compiled for this machine.
+"""The decoder as a program for the native CPU runtime: int8 weights, and a library compiled for each class of CPUs.
 
 Operators return expressions; nothing is issued before an expression is used, and how it is used decides what is fused:
 a norm becomes part of the quantisation before a matrix product, a product is added to the residual stream where it is
@@ -16,14 +16,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
-from autoglm_engine.native_runner import cpu_features
 
 from .calibration import Calibration, Centered
 from .decoder import build_decoder
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
-from .native.compiler import best_target
-from .native.compiler import build_decoder as build_library
+from .native.libraries import Libraries
 from .native_program import (
     NONE,
     PROGRAM_FORMAT,
@@ -43,9 +41,9 @@ from .native_program import (
 from .ops import Ops
 from .rotation import rotated
 from .spec import ModelSpec
-from .weights import CountedWeights
+from .weights import CountedWeights, LayerCache
 
-LIBRARY_NAME, WEIGHTS_NAME, PROGRAM_NAME = "decoder.so", "weights.bin", "program.bin"
+WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"
 PRECISIONS = ("int8",)
 MAX_LOGITS_PER_SPAN = 17  # of a runner's own choice; the memory of rows that are never asked for is never touched
 
@@ -253,18 +251,17 @@ def write_native(
         raise InvalidOption(
             f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}"
         )
-    target = best_target(cpu_features())
-    progress(f"compile decoder ({target.name})", 0.0)
-    build_library(folder / LIBRARY_NAME, target)
-    progress(f"compile decoder ({target.name})", 1.0)
-    write_program(spec, weights, folder, texts, progress)
+    with Libraries.building() as libraries:
+        write_program(spec, weights, folder, texts, progress)
+        progress("compile decoder", 0.0)
+        built = libraries.write(folder)
+        progress("compile decoder", 1.0)
     return {
         "program_format": PROGRAM_FORMAT,
-        "library": LIBRARY_NAME,
+        "libraries": built,
+        "library_sources": libraries.sources,
         "program": PROGRAM_NAME,
         "weights": WEIGHTS_NAME,
-        "target": target.name,
-        "cpu_features": list(target.cpu_features),
         "cache_dtype": "bfloat16",
         "max_logits_per_span": MAX_LOGITS_PER_SPAN,
     }
@@ -278,6 +275,7 @@ def write_program(
     progress: Progress = no_progress,
 ) -> None:
     spec, weights = rotated(spec, weights)
+    weights = LayerCache(weights)
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
         calibration = Calibration(spec, weights, texts) if texts else None

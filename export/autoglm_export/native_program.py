@@ -9,11 +9,11 @@ from typing import BinaryIO
 import numpy as np
 import numpy.typing as npt
 
-from .rotation import hadamard
+from .reproducible import kernels
 from .rounding import round_columns
 from .spec import ModelSpec
 
-PROGRAM_FORMAT = 1
+PROGRAM_FORMAT = 2
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector
 PANEL = 32  # columns of a packed matrix side by side
@@ -113,7 +113,7 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
 def quantise_columns(weight: Floats, inputs: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
     """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column; see `round_columns`."""
     values, scales = round_columns(weight, inputs)
-    return (values.astype(np.int16) + WEIGHT_ZERO).astype(np.uint8), scales
+    return values.view(np.uint8) ^ np.uint8(WEIGHT_ZERO), scales
 
 
 def mixed_vectors(inputs: int) -> int:
@@ -125,16 +125,16 @@ def mixed_vectors(inputs: int) -> int:
 def mix_columns(weight: Floats) -> Floats:
     """The inverse of the runtime's mixing, on `[columns, inputs]`: x . w stays what it was."""
     block = mixed_vectors(weight.shape[1])
-    vectors = weight.reshape(len(weight), -1, block, LANES)
-    mixed: Floats = hadamard(block) @ vectors / np.sqrt(np.float32(block))
-    return mixed.reshape(weight.shape)
+    mixed: Floats = kernels().mix(weight, block, LANES) / np.sqrt(np.float32(block))
+    return mixed
 
 
 def pack_panels(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """`[columns, inputs]`, both padded -> `[columns / 32, inputs / 4, 32, 4]`."""
     columns, inputs = values.shape
-    grouped = values.reshape(columns // PANEL, PANEL, inputs // GROUP, GROUP)
-    return np.ascontiguousarray(grouped.transpose(0, 2, 1, 3))
+    groups = values.view(np.uint32).reshape(columns // PANEL, PANEL, inputs // GROUP)
+    packed = np.ascontiguousarray(groups.transpose(0, 2, 1))
+    return packed.view(np.uint8).reshape(columns // PANEL, inputs // GROUP, PANEL, GROUP)
 
 
 def interleave(gate: Floats, up: Floats) -> Floats:

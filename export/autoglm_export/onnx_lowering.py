@@ -123,8 +123,8 @@ class OnnxOps:
 
     def _rope_tables(self) -> list[str]:
         """[cache_length, rope dims / 2] each, of the caches' type."""
-        angles = np.outer(np.arange(self._cache_length), self._spec.rope.inverse_frequencies())
-        tables = {"rope_cos": np.cos(angles), "rope_sin": np.sin(angles)}
+        sines, cosines = self._spec.rope.sines_and_cosines(self._cache_length)
+        tables = {"rope_cos": cosines, "rope_sin": sines}
         return [self._graph.tensor(name, table.astype(self._cache_dtype)) for name, table in tables.items()]
 
     def _normed_heads(self, packed: str, query_norm: str, key_norm: str) -> list[str]:

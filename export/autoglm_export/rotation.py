@@ -15,7 +15,9 @@ import dataclasses
 from collections.abc import Iterator, Mapping
 
 import numpy as np
+import numpy.typing as npt
 
+from .reproducible import kernels
 from .spec import ModelSpec
 from .weights import Array
 
@@ -76,11 +78,10 @@ class RotatedWeights(Mapping[str, Array]):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Rotation:
-    """x -> (x * signs) (left (x) right), orthogonal: a Kronecker product, so that wide models rotate fast."""
+    """x -> (x * signs) (left (x) H), orthogonal: a Kronecker product, so that wide models rotate fast. H is a Hadamard matrix."""
 
     signs: Array  # [size], 1 or -1
-    left: Array  # [m, m]
-    right: Array  # [n, n], m * n = size
+    left: Array  # [m, m]; size / m is a power of two
 
     @classmethod
     def of_size(cls, size: int) -> Rotation:
@@ -89,14 +90,24 @@ class Rotation:
         )  # a power of two that divides size, not far over its root
         random = np.random.default_rng(_SEED)
         signs = random.choice(np.array([-1, 1], np.float32), size)
-        left, _ = np.linalg.qr(random.standard_normal((size // right, size // right)))
-        return cls(signs, left.astype(np.float32), hadamard(right))
+        left = orthogonalised(random.standard_normal((size // right, size // right)))
+        return cls(signs, left.astype(np.float32))
 
     def rows(self, x: Array) -> Array:
         """x R, for x of [..., size]."""
-        blocks = (x * self.signs).reshape(-1, len(self.left), len(self.right))
-        mixed: Array = self.left.T @ (blocks @ self.right)
-        return mixed.reshape(x.shape)
+        return kernels().rotate(x.reshape(-1, len(self.signs)), self.signs, self.left).reshape(x.shape)
+
+
+def orthogonalised(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Q of the QR decomposition of a square `matrix`, by Householder reflections, in an order that no library decides."""
+    rest, q = matrix.copy(), np.eye(len(matrix))
+    for k in range(len(matrix) - 1):
+        reflector = rest[k:, k].copy()
+        reflector[0] += np.copysign(np.sqrt((reflector * reflector).sum()), reflector[0])
+        norm = (reflector * reflector).sum()
+        for target in (rest[k:], q[k:]):
+            target -= reflector[:, None] * ((2 / norm) * (reflector[:, None] * target).sum(axis=0))
+    return np.ascontiguousarray(q.T)
 
 
 def hadamard(size: int) -> Array:
@@ -114,5 +125,4 @@ def mixing_block(width: int, most: int = 64) -> int:
 
 def mix_blocks(x: Array, block: int) -> Array:
     """Multiply every `block` neighbours of the last axis by a Hadamard matrix: its own inverse."""
-    mixed: Array = x.reshape(-1, block) @ hadamard(block)
-    return mixed.reshape(x.shape)
+    return kernels().mix(x.reshape(-1, block), block, 1).reshape(x.shape)

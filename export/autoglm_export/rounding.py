@@ -4,29 +4,29 @@ Inputs are correlated: what rounding one weight changes in a product, its neighb
 the inputs and G = L L^T, the error of a column w rounded to q is |(w - q) L|^2, whose term i depends on the weights from i
 on alone. So weights are rounded from the last to the first, each after the errors of those behind it are added, as far
 as G lets it make up for them. The idea is that of GPTQ (arXiv 2210.17323), which goes through the inverse of G.
+
+A layer with many inputs takes them in groups that make up for their own errors only: the calibration text has fewer tokens
+than such a layer has inputs, so that G says little of most pairs, and the work grows with the square of a group.
 """
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any
 
 import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
 from .errors import UnsupportedModel
+from .reproducible import kernels
 from .weights import Array
 
 LARGEST = 127
 DAMPING = 0.1  # of the mean diagonal: a text shows only a part of what a layer will read
-_BLOCK = 64  # inputs whose errors are added to the rest in one product
-_COLUMNS = 2048  # taken at a time, so that they stay in the cache
+LARGEST_GROUP = 2048  # inputs
 
-
-class RoundRow(Protocol):
-    def __call__(self, row: Array, index: int) -> Array:
-        """The values nearest to `row` `[columns]`, the weights of input `index`, that can be stored."""
-        ...
+Feedback = list[tuple[slice, Array]]
 
 
 def held(name: str, weight: Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
@@ -51,40 +51,27 @@ def round_columns(weight: Array, inputs: Array | None = None) -> tuple[npt.NDArr
     `inputs` `[tokens, inputs]` is a sample of what the columns will be multiplied with; None: each weight for itself.
     """
     scales = column_scales(weight)
-    steps = weight / np.where(scales > 0, scales, 1)[:, None]
     if inputs is None:
+        steps = weight / np.where(scales > 0, scales, np.float32(1))[:, None]
         return np.rint(steps).astype(np.int8), scales
-    feedback = feedback_of(inputs.T @ inputs, DAMPING)
-    values = np.empty(weight.shape, np.int8)
-    for first in range(0, len(weight), _COLUMNS):
-        part = slice(first, first + _COLUMNS)
-        values[part] = round_rows(np.ascontiguousarray(steps[part].T), feedback, _whole_step).T
-    return values, scales
+    scale_rows = np.zeros(weight.shape[1], np.int32)
+    return kernels().round_columns(weight, scales[None], scale_rows, LARGEST, feedback_of(inputs, DAMPING)), scales
 
 
-def _whole_step(row: Array, index: int) -> Array:
-    whole: Array = np.clip(np.rint(row), -LARGEST, LARGEST)
-    return whole
+def feedback_of(inputs: Array, damping: float) -> Feedback:
+    """Of `inputs` `[tokens, inputs]`, in groups: entry (j, i) of each matrix is how much of the error of weight j is added to
+    weight i < j before that is rounded."""
+    return [(group, _feedback(kernels().gram(inputs, group), damping)) for group in groups_of(inputs.shape[1])]
 
 
-def feedback_of(gram: Array, damping: float) -> Array:
-    """[inputs, inputs], lower: entry (j, i) is how much of the error of weight j is added to weight i before it is rounded."""
-    damped = gram + np.float32(damping) * max(gram.diagonal().mean(), np.finfo(np.float32).tiny) * np.eye(
-        len(gram), dtype=np.float32
-    )
-    factor = np.linalg.cholesky(damped)
-    feedback: Array = (factor / factor.diagonal()).astype(np.float32)
-    return feedback
+def groups_of(num_inputs: int) -> list[slice]:
+    """Equal parts of at most LARGEST_GROUP inputs."""
+    count = -(-num_inputs // LARGEST_GROUP)
+    bounds = [num_inputs * i // count for i in range(count + 1)]
+    return [slice(first, last) for first, last in pairwise(bounds)]
 
 
-def round_rows(weights: Array, feedback: Array, round_row: RoundRow) -> Array:
-    """Of `weights` `[inputs, columns]`, from the last row to the first."""
-    values, errors = np.empty_like(weights), np.empty_like(weights)
-    for end in range(len(weights), 0, -_BLOCK):
-        start = max(0, end - _BLOCK)
-        wanted = weights[start:end] + feedback[end:, start:end].T @ errors[end:]
-        for i in range(end - 1, start - 1, -1):
-            exact = wanted[i - start] + feedback[i + 1 : end, i] @ errors[i + 1 : end]
-            values[i] = round_row(exact, i)
-            errors[i] = weights[i] - values[i]
-    return values
+def _feedback(gram: Array, damping: float) -> Array:
+    added = np.float32(damping) * max(gram.diagonal().mean(), np.finfo(np.float32).tiny)
+    gram[np.diag_indices_from(gram)] += added
+    return kernels().feedback(gram)

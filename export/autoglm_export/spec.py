@@ -24,10 +24,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
+
+from .reproducible.transcendental import power, sine_cosine
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,10 +58,22 @@ class RopeSpec:
 
     def inverse_frequencies(self) -> npt.NDArray[np.float64]:
         """[dims / 2], radians a position."""
-        frequencies = self.theta ** (-np.arange(0, self.dims, 2, dtype=np.float64) / self.dims)
-        if isinstance(self.scaling, Llama3Scaling):
-            return _llama3_scaled(frequencies, self.scaling)
-        return frequencies / (self.scaling or 1.0)
+        return _inverse_frequencies(self)
+
+    def sines_and_cosines(self, length: int) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
+        """Of the positions 0 ... length - 1, `[length, dims / 2]` each."""
+        return sine_cosine(np.arange(length)[:, None] * self.inverse_frequencies())
+
+
+@lru_cache
+def _inverse_frequencies(rope: RopeSpec) -> npt.NDArray[np.float64]:
+    frequencies = power(rope.theta, [(-i, rope.dims) for i in range(0, rope.dims, 2)])
+    if isinstance(rope.scaling, Llama3Scaling):
+        frequencies = _llama3_scaled(frequencies, rope.scaling)
+    else:
+        frequencies = frequencies / (rope.scaling or 1.0)
+    frequencies.flags.writeable = False
+    return frequencies
 
 
 def _llama3_scaled(frequencies: npt.NDArray[np.float64], scaling: Llama3Scaling) -> npt.NDArray[np.float64]:

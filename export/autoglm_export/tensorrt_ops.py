@@ -105,8 +105,7 @@ class TensorRTOps:
 
     def _tables(self) -> tuple[Tensor, Tensor]:
         """cos and sin, [cache_length, rope dims / 2] each."""
-        angles = np.outer(np.arange(self._cache_length), self._spec.rope.inverse_frequencies())
-        cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
+        sin, cos = (table.astype(np.float32) for table in self._spec.rope.sines_and_cosines(self._cache_length))
         return self._network.constant("rope_cos", cos), self._network.constant("rope_sin", sin)
 
     def _heads(self, heads: Tensor, first: int, count: int) -> Tensor:

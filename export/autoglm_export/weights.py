@@ -169,3 +169,30 @@ class CountedWeights(Mapping[str, Array]):
 
     def __len__(self) -> int:
         return len(self._weights)
+
+
+class LayerCache(Mapping[str, Array]):
+    """Weights of which those of one layer are kept, so that whoever reads a layer twice reads and computes it once."""
+
+    def __init__(self, weights: Mapping[str, Array]) -> None:
+        self._weights = weights
+        self._layer, self._kept = "", dict[str, Array]()
+
+    def __getitem__(self, name: str) -> Array:
+        if not name.startswith("layers."):
+            return self._weights[name]
+        layer = name.split(".")[1]
+        if layer != self._layer:
+            self._layer, self._kept = layer, {}
+        if name not in self._kept:
+            self._kept[name] = self._weights[name]
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._weights
+
+    def __len__(self) -> int:
+        return len(self._weights)

@@ -1,7 +1,12 @@
-"""Builds the native decoder with the C++ compiler of this machine, for the instructions of this machine."""
+"""Builds C++ sources of this package into shared libraries, for a class of x86-64 CPUs.
+
+A library is built once for its sources, its options and the compiler, and kept in the user's cache folder.
+"""
 
 from __future__ import annotations
 
+import atexit
+import hashlib
 import importlib.util
 import os
 import platform
@@ -9,16 +14,22 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Collection
+import tempfile
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
-from autoglm_export.errors import ExportError
+from autoglm_engine.native_library import TARGET_VARIABLE, cpu_features
 
-SOURCE = Path(__file__).with_name("decoder.cpp")
+from autoglm_export.errors import ExportError, InvalidOption
+
+DECODER_SOURCE = Path(__file__).with_name("decoder.cpp")
 # -ffp-contract=off: rounding must not depend on what the compiler inlines where, or answers would depend on the batch
-FLAGS = ("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno", "-fPIC", "-shared", "-pthread", "-Wno-psabi",
-         "-fvisibility=hidden")
+FLAGS = (
+    *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"),
+    *("-fPIC", "-shared", "-pthread", "-fvisibility=hidden", "-Wno-psabi"),
+)
 
 _V3_FEATURES = ("avx", "avx2", "bmi1", "bmi2", "f16c", "fma", "movbe", "abm")
 _V4_FEATURES = (*_V3_FEATURES, "avx512f", "avx512bw", "avx512cd", "avx512dq", "avx512vl")
@@ -26,7 +37,7 @@ _V4_FEATURES = (*_V3_FEATURES, "avx512f", "avx512bw", "avx512cd", "avx512dq", "a
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A set of instructions: the compiler's options for it, and the flags that /proc/cpuinfo shows where it is present."""
+    """A class of CPUs: the compiler's options for it, and the flags that /proc/cpuinfo shows where it runs."""
 
     name: str
     options: tuple[str, ...]
@@ -41,26 +52,92 @@ TARGETS = (  # best first
     ),
     Target("avx512-vnni", ("-march=x86-64-v4", "-mavx512vnni"), (*_V4_FEATURES, "avx512_vnni")),
     Target("avx2", ("-march=x86-64-v3",), _V3_FEATURES),
-    Target("x86-64", ("-march=x86-64",), ()),
+    Target("portable", ("-march=x86-64",), ()),
 )
 
 
-def best_target(cpu_features: Collection[str]) -> Target:
-    """The fastest target that a CPU with these features runs."""
-    return next(target for target in TARGETS if set(target.cpu_features) <= set(cpu_features))
+def runnable_targets(features: Collection[str] | None = None) -> list[Target]:
+    """Those that a CPU with these features runs, the fastest first; None: this CPU."""
+    present = set(cpu_features() if features is None else features)
+    return [target for target in TARGETS if set(target.cpu_features) <= present]
 
 
-def build_decoder(library: Path, target: Target, *, extra_options: Collection[str] = ()) -> None:
-    """Compile the decoder into the shared library `library`. Raises ExportError without a compiler, or when it fails."""
+def chosen_target() -> Target:
+    """The fastest target that this CPU runs, or the one that the environment names. Raises InvalidOption."""
+    runnable = runnable_targets()
+    if not (wanted := os.environ.get(TARGET_VARIABLE)):
+        return runnable[0]
+    for target in runnable:
+        if target.name == wanted:
+            return target
+    raise InvalidOption(
+        f"{TARGET_VARIABLE} is {wanted!r}; this CPU runs {', '.join(target.name for target in runnable)}"
+    )
+
+
+def build(source: Path, target: Target, *, extra_options: Sequence[str] = ()) -> Path:
+    """The shared library of `source` for `target`, built now or earlier. Raises ExportError without a compiler, or when it
+    fails."""
     if not _supported_platform():
         raise ExportError(f"the native runtime needs Linux on x86-64, this is {platform.system()} {platform.machine()}")
     compiler = find_compiler()
     options = [_zig_spelling(option) for option in target.options] if "ziglang" in compiler else target.options
-    command = [*compiler, *FLAGS, *options, *extra_options, str(SOURCE), "-o", str(library)]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    if result.returncode != 0:
-        reason = (result.stderr.strip().splitlines() or ["it said nothing"])[0]
-        raise ExportError(f"{command[0]} could not build the native decoder: {reason}")
+    command = [*compiler, *FLAGS, *options, *extra_options, str(source)]
+    library = _cache_folder() / f"{source.stem}-{target.name}-{_digest(source, command)}.so"
+    if not library.exists():
+        _compile(command, library)
+    return library
+
+
+def _compile(command: Sequence[str], library: Path) -> None:
+    with tempfile.TemporaryDirectory(prefix=".build-", dir=library.parent) as folder:
+        output = Path(folder) / library.name
+        result = subprocess.run([*command, "-o", str(output)], capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            reason = (result.stderr.strip().splitlines() or ["it said nothing"])[0]
+            raise ExportError(f"{command[0]} could not build {Path(command[-1]).name}: {reason}")
+        output.replace(library)
+
+
+def _digest(source: Path, command: Sequence[str]) -> str:
+    """Of everything that decides what the compiler writes."""
+    said = [*command[:-1], _compiler_version(command), sources_digest(source)]
+    return hashlib.sha256("\0".join(said).encode()).hexdigest()[:16]
+
+
+def sources_digest(source: Path) -> str:
+    """Of `source` and the headers: those of its folder and of this one."""
+    headers = sorted({*source.parent.glob("*.h"), *DECODER_SOURCE.parent.glob("*.h")})
+    content = b"".join(path.name.encode() + b"\0" + path.read_bytes() for path in (source, *headers))
+    return hashlib.sha256(content).hexdigest()
+
+
+def _compiler_version(command: Sequence[str]) -> str:
+    compiler = command[: command.index(FLAGS[0])]
+    try:
+        return subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False).stdout
+    except OSError as error:
+        raise ExportError(f"{compiler[0]} cannot be run: {error.strerror}") from None
+
+
+def _cache_folder() -> Path:
+    """The user's own; what lies in it is loaded into the process, so nobody else may write there."""
+    base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    folder = base / "autoglm-triton" / "compiled"
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        is_own = folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
+    except OSError:
+        is_own = False
+    return folder if is_own else _process_folder()
+
+
+@lru_cache(maxsize=1)
+def _process_folder() -> Path:
+    """For a user without a cache folder: gone with the process."""
+    folder = tempfile.mkdtemp(prefix="autoglm-compiled-")
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return Path(folder)
 
 
 def can_build_here() -> bool:

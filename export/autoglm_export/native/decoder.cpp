@@ -29,6 +29,5 @@ void autoglm_copy_prefix(Decoder* decoder, int32_t source, int32_t target, int32
   decoder->copy_prefix(source, target, length);
 }
 
-int64_t autoglm_program_format() { return autoglm::kProgramFormat; }
 }
 #pragma GCC visibility pop

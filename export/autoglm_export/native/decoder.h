@@ -10,6 +10,7 @@
 #include "linear.h"
 #include "program.h"
 #include "threads.h"
+#include "trigonometry.h"
 
 namespace autoglm {
 
@@ -319,8 +320,9 @@ class Decoder {
     float* out = rope_table_.data();
     for (int position = 0; position < settings_.max_length; ++position, out += 2 * half)
       for (int i = 0; i < half; ++i) {
-        out[i] = float(std::cos(position * frequencies[i]));
-        out[half + i] = float(std::sin(position * frequencies[i]));
+        const SineCosine turned = sine_cosine(position * frequencies[i]);
+        out[i] = float(turned.cosine);
+        out[half + i] = float(turned.sine);
       }
   }
 

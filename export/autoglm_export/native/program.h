@@ -6,7 +6,7 @@
 
 namespace autoglm {
 
-constexpr int64_t kProgramFormat = 1;
+constexpr int64_t kProgramFormat = 2;
 constexpr int64_t kNone = -1;
 
 struct ProgramHeader {

@@ -65,8 +65,14 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identifies the artifact's content: equal digests give equal answers."""
-        contents = {name: record.sha256 for name, record in sorted(self.files.items())}
+        """Identifies the artifact's content: equal digests give equal answers.
+
+        A compiled library counts by its sources: which compiler built it, and for which CPU, changes no answer.
+        """
+        libraries = {entry["file"] for entry in self.runtime_details.get("libraries", {}).values()}
+        contents = {name: record.sha256 for name, record in sorted(self.files.items()) if name not in libraries}
+        if libraries:
+            contents["library_sources"] = self.runtime_details["library_sources"]
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs an artifact of the native CPU runtime: a library compiled at export, its program and its packed weights.
+"""Runs an artifact of the native CPU runtime: libraries compiled at export, their program and its packed weights.
 
 The library computes a whole step in one call, without the interpreter's lock; the engine's other threads go on meanwhile.
 A token's numbers do not depend on what else is in the step, nor on how its sequence was cut into spans.
@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +16,11 @@ import numpy as np
 from .core import Logits, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
+from .native_library import choose_library, open_library
 from .runner import Deferred, Limits
 from .span_checks import check_batch, check_prefix
 
-PROGRAM_FORMAT = 1
+PROGRAM_FORMAT = 2
 VOCABULARY_PADDING = 32
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 
@@ -38,17 +38,18 @@ class NativeRunner:
     """See `runner.Runner`. `num_threads`: None for one a usable core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> None:
-        """Raises ArtifactError when this CPU lacks an instruction that the library was built with."""
+        """Raises ArtifactError when this CPU runs none of the artifact's libraries."""
         details = manifest.runtime_details
-        _check_details(details)
+        _check_format(details)
+        self.target = choose_library(details["libraries"])
         self._limits = Limits(
             manifest.num_slots,
             manifest.max_length,
             manifest.prefill_chunk,
             manifest.vocab_size,
-            max_logits_per_span=details.get("max_logits_per_span", 1),  # an older library computes the last one only
+            max_logits_per_span=details["max_logits_per_span"],
         )
-        self._library = _open_library(folder / details["library"])
+        self._library = open_library(folder / details["libraries"][self.target]["file"])
         self._program = np.fromfile(folder / details["program"], np.int64)
         self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
         settings = _Settings(
@@ -104,39 +105,8 @@ class NativeRunner:
         return rows[:, : self._limits.vocab_size]
 
 
-def cpu_features() -> frozenset[str]:
-    """The flags that /proc/cpuinfo shows for this CPU."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
-
-
-def _check_details(details: dict[str, Any], present: Collection[str] | None = None) -> None:
+def _check_format(details: dict[str, Any]) -> None:
     if (version := details.get("program_format")) != PROGRAM_FORMAT:
         raise ArtifactError(
             f"the artifact's native program has format {version!r}, this engine runs {PROGRAM_FORMAT}; export it again"
         )
-    if missing := sorted(set(details["cpu_features"]) - set(cpu_features() if present is None else present)):
-        raise ArtifactError(
-            f"this CPU lacks {', '.join(missing)}, which the artifact was built for; export it again on this machine"
-        )
-
-
-def _open_library(path: Path) -> ctypes.CDLL:
-    try:
-        library = ctypes.CDLL(str(path.resolve()))
-    except OSError as error:
-        raise ArtifactError(f"{path} cannot be loaded: {error}") from None
-    pointer, number = ctypes.c_void_p, ctypes.c_int32
-    library.autoglm_create.argtypes = [pointer, pointer, pointer]
-    library.autoglm_create.restype = pointer
-    library.autoglm_destroy.argtypes = [pointer]
-    library.autoglm_destroy.restype = None
-    library.autoglm_forward.argtypes = [pointer, pointer, number, pointer]
-    library.autoglm_forward.restype = None
-    library.autoglm_logits.argtypes = [pointer]
-    library.autoglm_logits.restype = pointer
-    library.autoglm_copy_prefix.argtypes = [pointer, number, number, number]
-    library.autoglm_copy_prefix.restype = None
-    return library

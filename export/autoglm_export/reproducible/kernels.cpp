@@ -1,0 +1,99 @@
+// What the exporter calls, through ctypes; `compiled.py` has checked shapes. See reference.py for what each one computes.
+#include "cholesky.h"
+#include "rounding.h"
+#include "transforms.h"
+
+using namespace autoglm;
+
+namespace {
+constexpr int64_t kTaskRows = 64;
+
+template <class Visit>
+void for_rows(int64_t num_rows, int num_threads, Visit&& visit) {
+  for_tasks(num_blocks(num_rows, kTaskRows), num_threads, [&](int64_t task) {
+    for (int64_t row = task * kTaskRows; row < std::min(num_rows, (task + 1) * kTaskRows); ++row) visit(row);
+  });
+}
+}  // namespace
+
+#pragma GCC visibility push(default)
+extern "C" {
+
+// out [num_rows, num_columns] = rows [num_rows, num_k] x columns [num_columns, num_k]^T
+void autoglm_products(const float* rows, const float* columns, int64_t num_rows, int64_t num_columns, int64_t num_k,
+                      int32_t num_threads, float* out) {
+  multiply({rows, num_rows, num_k, 1}, {columns, num_columns, num_k, 1}, num_k, false, num_threads, out);
+}
+
+// out [size, size] = x^T x of columns [first, first + size) of x [num_rows, stride]
+void autoglm_gram(const float* x, int64_t num_rows, int64_t stride, int64_t first, int64_t size, int32_t num_threads,
+                  float* out) {
+  const Operand columns{x + first, size, 1, stride};
+  multiply(columns, columns, num_rows, true, num_threads, out);
+  for_rows(size, num_threads, [&](int64_t row) {
+    for (int64_t column = row + 1; column < size; ++column) out[row * size + column] = out[column * size + row];
+  });
+}
+
+// out [size, size], lower: L / diagonal of L, where matrix = L L^T. 0 where the matrix is not positive definite.
+int32_t autoglm_feedback(const float* matrix, int64_t size, int32_t num_threads, float* out) {
+  const Cholesky factor(matrix, size, num_threads);
+  if (!factor.is_positive()) return 0;
+  for_rows(size, num_threads, [&](int64_t row) {
+    for (int64_t column = 0; column < size; ++column)
+      out[row * size + column] = column > row ? 0.0f : factor.at(row, column) / factor.at(column, column);
+  });
+  return 1;
+}
+
+int64_t autoglm_padded_columns(int64_t columns) { return num_blocks(columns, kTileColumns) * kTileColumns; }
+
+// `feedback` [size, size] of the inputs [first, first + size).
+void autoglm_round(const float* weights, int64_t columns, int64_t inputs, const float* scales, const int32_t* scale_rows,
+                   float limit, const float* feedback, int64_t first, int64_t size, int32_t num_threads, int8_t* values) {
+  const Rounding rounding{weights, scales, scale_rows, columns, inputs, limit, values};
+  const Feedback packed(feedback, size);
+  for_tasks(num_blocks(columns, kTileColumns), num_threads, [&](int64_t task) {
+    ColumnTile(rounding, size).round(packed, first, task * kTileColumns);
+  });
+}
+
+void autoglm_rotate(const float* rows, int64_t num_rows, const float* signs, const float* left, int64_t left_size,
+                    int64_t right_size, int32_t num_threads, float* out) {
+  const Rotation rotation{signs, left, left_size, right_size};
+  const int64_t width = left_size * right_size;
+  for_tasks(num_blocks(num_rows, kTaskRows), num_threads, [&](int64_t task) {
+    RowRotation row_rotation(rotation);
+    for (int64_t row = task * kTaskRows; row < std::min(num_rows, (task + 1) * kTaskRows); ++row)
+      row_rotation.apply(rows + row * width, out + row * width);
+  });
+}
+
+// In place: blocks of `block` vectors of `lanes` values of each row, times a Hadamard matrix and `scale`.
+void autoglm_mix(float* rows, int64_t num_rows, int64_t width, int64_t block, int64_t lanes, float scale,
+                 int32_t num_threads) {
+  for_rows(num_rows, num_threads, [&](int64_t row) {
+    hadamard(rows + row * width, width, block, lanes);
+    for (int64_t i = 0; i < width; ++i) rows[row * width + i] *= scale;
+  });
+}
+
+void autoglm_dot(const float* rows, const float* vector, int64_t num_rows, int64_t width, int32_t num_threads, float* out) {
+  for_rows(num_rows, num_threads, [&](int64_t row) { out[row] = dot(rows + row * width, vector, width); });
+}
+
+void autoglm_exp(const float* values, int64_t count, int32_t num_threads, float* out) {
+  constexpr int64_t kChunk = 4096;
+  for_tasks(num_blocks(count, kChunk), num_threads, [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * kChunk);
+    for (int64_t i = task * kChunk; i < end; i += kLanes) {
+      float lanes[kLanes] = {};
+      const int64_t width = std::min<int64_t>(kLanes, end - i);
+      std::copy_n(values + i, width, lanes);
+      store(lanes, autoglm::exp2(load<Floats>(lanes) * kLog2E));
+      std::copy_n(lanes, width, out + i);
+    }
+  });
+}
+}
+#pragma GCC visibility pop
