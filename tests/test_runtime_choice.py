@@ -103,8 +103,14 @@ def test_the_faster_one_is_taken(faster: str) -> None:
 def test_a_request_is_its_prompt_and_its_share_of_the_steps() -> None:
     assert FAST.request_ms(TYPICAL) == 200 + 64 * 40 / 16
     assert FAST.request_ms(Workload(32, 4)) == 4 * 200 + 64 * 40 / 4
-    slow_prefill = {"native": Timing(300.0, 40.0, 1.0), "onnx": Timing(200.0, 64.0, 1.0)}
-    assert chosen(Measures(slow_prefill)).plan.runtime == "onnx", "300 + 160 against 200 + 256"
+    slow_prefill = {"native": Timing(300.0, 40.0, 1.0), "onnx": Timing(200.0, 50.0, 1.0)}
+    assert chosen(Measures(slow_prefill)).plan.runtime == "onnx", "300 + 160 against 200 + 200"
+
+
+@pytest.mark.parametrize(("onnx_ms", "taken"), [(96.0, "native"), (94.0, "onnx"), (100.0, "native"), (104.0, "native")])
+def test_native_is_taken_where_the_difference_is_noise(onnx_ms: float, taken: str) -> None:
+    measures = Measures({"native": Timing(100.0, 0.0, 0.0), "onnx": Timing(onnx_ms, 0.0, 0.0)})
+    assert chosen(measures).plan.runtime == taken
 
 
 def test_nothing_is_measured_where_only_one_is_offered() -> None:
