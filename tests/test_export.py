@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import os
 import signal
@@ -18,9 +19,11 @@ import pytest
 from autoglm_engine.manifest import Manifest
 from autoglm_export import lowering
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption
-from autoglm_export.export import export
+from autoglm_export.export import export as export_any
 from autoglm_export.spec import ModelSpec
 from tiny_models import edit_json, write_checkpoint
+
+export = functools.partial(export_any, runtime="onnx")  # a fake one, mostly
 
 
 class FakeRuntime:
@@ -76,7 +79,6 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def runtime(monkeypatch: pytest.MonkeyPatch) -> FakeRuntime:
     fake = FakeRuntime()
     monkeypatch.setitem(lowering.RUNTIMES, "onnx", fake)  # type: ignore[arg-type]
-    monkeypatch.setattr(lowering, "can_build_here", lambda: False)
     return fake
 
 
@@ -106,28 +108,6 @@ def test_the_artifact_is_complete(checkpoint: Path, runtime: FakeRuntime, tmp_pa
 def test_max_length_defaults_to_what_the_model_allows(checkpoint: Path, runtime: FakeRuntime, tmp_path: Path) -> None:
     assert export(checkpoint, tmp_path / "a").max_length == 512
     assert export(checkpoint, tmp_path / "a").prefill_chunk == 128
-
-
-@pytest.mark.parametrize(
-    ("asked", "precision", "can_build", "chosen"),
-    [
-        ("auto", "int8", True, "native"),
-        ("auto", "int8", False, "onnx"),  # no compiler
-        ("auto", "fp32", True, "onnx"),  # the native kernels have no fp32
-        ("onnx", "int8", True, "onnx"),
-        (
-            "native",
-            "int8",
-            False,
-            "native",
-        ),  # what is asked for by name is not replaced: the export says what is missing
-    ],
-)
-def test_auto_becomes_a_runtime_that_this_machine_has(
-    asked: str, precision: str, can_build: bool, chosen: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(lowering, "can_build_here", lambda: can_build)
-    assert lowering.choose_runtime(asked, precision) == chosen
 
 
 OPTIONS: list[tuple[dict[str, Any], str]] = [

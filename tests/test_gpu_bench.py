@@ -16,13 +16,14 @@ import pytest
 from autoglm_engine.core import Candidates, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Limits
+from autoglm_export.random_weights import RandomWeights
 from autoglm_perf import gpu_bench, gpu_generate
 from autoglm_perf.gpu_bandwidth import measure_bandwidth
 from autoglm_perf.gpu_bench import check_same, measure_generate, measure_ours
 from autoglm_perf.gpu_report import append_jsonl, comparisons, gpu_machine, table
 from autoglm_perf.gpu_samples import figure
 from autoglm_perf.gpu_settings import InvalidSetting
-from autoglm_perf.gpu_shapes import RandomWeights, num_parameters, step_bytes
+from autoglm_perf.gpu_shapes import num_parameters, step_bytes
 from autoglm_perf.gpu_steps import EngineLimits, build_artifact, fill, loaded, time_decode, time_prefill
 from gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 from rich.console import Console

@@ -6,10 +6,10 @@ import dataclasses
 
 import numpy as np
 import pytest
+from autoglm_export.random_weights import RandomWeights
 from autoglm_export.weights import weight_shapes
 from autoglm_perf.gpu_samples import figure, time_each
 from autoglm_perf.gpu_shapes import (
-    RandomWeights,
     Shape,
     cache_bytes_per_token,
     floor_ms,

@@ -50,7 +50,7 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 in float32: what is compared is the sampling, not the rounding of weights."""
     folder = tmp_path_factory.mktemp("exact") / "artifact"
-    export("smollm2", folder, precision="fp32", max_slots=4, max_length=MAX_LENGTH)
+    export("smollm2", folder, runtime="onnx", precision="fp32", max_slots=4, max_length=MAX_LENGTH)
     return folder
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 pytestmark = pytest.mark.parity
 
 MAX_LENGTH = 160
+export_fp32 = functools.partial(export, runtime="onnx", precision="fp32")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,8 +65,9 @@ def test_spec_and_weights_describe_the_model(tiny: Tiny) -> None:
     assert_same(runner, tiny, tolerance=2e-5)
 
 
-def export_tiny(tiny: Tiny, output: Path, precision: str) -> tuple[Runner, Manifest]:
-    manifest = export(tiny.path, output, precision=precision, max_slots=4, max_length=MAX_LENGTH, prefill_chunk=32)
+def export_tiny(tiny: Tiny, output: Path, precision: str, runtime: str = "onnx") -> tuple[Runner, Manifest]:
+    limits = {"max_slots": 4, "max_length": MAX_LENGTH, "prefill_chunk": 32}
+    manifest = export(tiny.path, output, runtime=runtime, precision=precision, **limits)
     return load_runner(output, manifest, num_threads=1), manifest
 
 
@@ -103,7 +106,7 @@ def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
 
 
 def test_the_gate_passes_and_is_recorded(tiny: Tiny, tmp_path: Path) -> None:
-    manifest = export(tiny.path, tmp_path / "a", precision="fp32", max_length=MAX_LENGTH, max_slots=2, check=True)
+    manifest = export_fp32(tiny.path, tmp_path / "a", max_length=MAX_LENGTH, max_slots=2, check=True)
     assert manifest.parity is not None
     assert manifest.parity["passed"] is True
     assert set(manifest.parity["texts"]) == {"english", "chinese", "code"}
@@ -112,7 +115,7 @@ def test_the_gate_passes_and_is_recorded(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_int8_stays_near(tiny: Tiny, tmp_path: Path) -> None:
     """Random weights punish quantisation more than trained ones; the bound on perplexity is for real models."""
-    runner, _ = export_tiny(tiny, tmp_path / "artifact", "int8")
+    runner, _ = export_tiny(tiny, tmp_path / "artifact", "int8", "native")
     expected = tiny.reference.logits(tiny.ids)
     (decoded,) = parity.teacher_forced(runner, [tiny.ids])
     assert relative(decoded, expected) < 0.1
@@ -179,9 +182,9 @@ def test_a_failed_gate_keeps_the_artifact_out(tmp_path: Path, monkeypatch: pytes
     load = Reference.load
     monkeypatch.setattr(Reference, "load", lambda path: load(tmp_path / "two"))
     with pytest.raises(ParityError):
-        export(tmp_path / "one", tmp_path / "out", precision="fp32", max_length=MAX_LENGTH, max_slots=1, check=True)
+        export_fp32(tmp_path / "one", tmp_path / "out", max_length=MAX_LENGTH, max_slots=1, check=True)
     assert not (tmp_path / "out").exists()
-    export(tmp_path / "one", tmp_path / "out", precision="fp32", max_length=MAX_LENGTH, max_slots=1)
+    export_fp32(tmp_path / "one", tmp_path / "out", max_length=MAX_LENGTH, max_slots=1)
     with pytest.raises(ParityError):
         check_artifact(tmp_path / "out", tmp_path / "one")
     recorded = Manifest.load(tmp_path / "out").parity
@@ -192,14 +195,14 @@ def test_a_failed_gate_keeps_the_artifact_out(tmp_path: Path, monkeypatch: pytes
 def test_a_short_slot_cannot_be_checked(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "llama", "llama")
     with pytest.raises(ParityError, match="needs a max_length above 64; this artifact has 64"):
-        export(tmp_path / "llama", tmp_path / "out", precision="fp32", max_length=64, max_slots=1, check=True)
+        export_fp32(tmp_path / "llama", tmp_path / "out", max_length=64, max_slots=1, check=True)
 
 
 @pytest.mark.parity
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("precision", ["fp32", "int8"])
-def test_smollm2(precision: str, tmp_path: Path) -> None:
-    manifest = export("smollm2", tmp_path / "smollm2", precision=precision, max_slots=4, check=True)
+@pytest.mark.parametrize(("runtime", "precision"), [("onnx", "fp32"), ("native", "int8")])
+def test_smollm2(runtime: str, precision: str, tmp_path: Path) -> None:
+    manifest = export("smollm2", tmp_path / "smollm2", runtime=runtime, precision=precision, max_slots=4, check=True)
     assert manifest.parity is not None
     assert manifest.parity["passed"] is True
     if precision == "int8":

@@ -4,36 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from importlib import metadata
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from autoglm_engine.core import TokenIds
-from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
+from autoglm_engine.manifest import MANIFEST_NAME, Manifest
 
+from .artifact import Options, describe, lower
 from .bundled import resolve
 from .calibration_text import texts_of
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InvalidOption
-from .lowering import AUTO, Progress, Runtime, choose_runtime, no_progress, runtime_named
+from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
+from .runtime_choice import candidates, choose
+from .runtime_timing import measure
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
-
-
-@dataclasses.dataclass(frozen=True, slots=True)
-class Options:
-    """What the user chooses, checked against the model."""
-
-    runtime: str
-    precision: str
-    num_slots: int
-    max_length: int
-    prefill_chunk: int
 
 
 def export(
@@ -52,43 +43,42 @@ def export(
 ) -> Manifest:
     """Write the artifact of `checkpoint` (a folder, a .gguf file or the name of a bundled model) to `output`, atomically.
 
-    `runtime` auto: native where it can be built here and has the precision, else onnx; the manifest says which.
+    `runtime` auto: native or onnx. Where both can be built here in the precision, they are timed for some seconds; the
+    manifest says what was found (`runtime_details["auto"]`).
     `precision` None: the runtime's default. `max_length` None: 1024, or the model's limit where that is less.
     `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place of
     the built-in text, for precisions that are calibrated. `runtime_options`: what only some runtimes take
     (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before it
     is put in place. Raises ExportError; then `output` is as it was.
     """
-    runtime = choose_runtime(runtime, precision)
-    entry = runtime_named(runtime, precision)
-    precision = precision or entry.default_precision
-    _check_runtime_options(runtime, entry, precision, runtime_options, calibration)
+    offered = candidates(runtime, precision)
+    for each in offered.names:
+        _check_runtime_options(each, precision, runtime_options, calibration)
     check_replaceable(output)
-    version, lower = entry.version(), entry.load()
+    for each in offered.names:
+        check_installed(each, precision)
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
     source = open_checkpoint(path, name=name)
-    options = _checked_options(
-        source.spec, runtime, precision, max_slots, max_length, prefill_chunk, entry.prefill_chunk
-    )
-    texts = _encoded(source, texts_of(calibration)) if precision in entry.calibrated else []
+    plans = [_plan(source.spec, each, precision, max_slots, max_length, prefill_chunk) for each in offered.names]
+    texts = _encoded(source, texts_of(calibration)) if any(map(_is_calibrated, plans)) else []
     progress("read checkpoint", 1.0)
     with staged(output) as folder:
+        choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
+        options = choice.plan
         details = lower(
             source.spec,
             source.weights,
             folder,
-            precision=options.precision,
-            num_slots=options.num_slots,
-            max_length=options.max_length,
-            prefill_chunk=options.prefill_chunk,
-            texts=texts,
+            options,
+            texts=texts if _is_calibrated(options) else [],
             progress=progress,
             **runtime_options,
         )
+        if runtime == AUTO:
+            details["auto"] = choice.as_json()
         _write_tokenizer(folder, source)
-        manifest = _manifest(source, options, version, details, _file_records(folder))
-        manifest.save(folder)
+        manifest = _described(folder, source, options, details)
         if check:
             manifest = check_artifact(folder, path, progress=progress)
     return manifest
@@ -114,29 +104,36 @@ def _save_whole(manifest: Manifest, artifact: Path) -> None:
 
 
 def _check_runtime_options(
-    runtime: str, entry: Runtime, precision: str, given: Mapping[str, Any], calibration: Path | None
+    runtime: str, precision: str | None, given: Mapping[str, Any], calibration: Path | None
 ) -> None:
+    entry = runtime_named(runtime, precision)
+    precision = precision or entry.default_precision
     if unknown := sorted(given.keys() - set(entry.options)):
         raise InvalidOption(f"the runtime {runtime} has no option {unknown[0]}")
     if calibration is not None and precision not in entry.calibrated:
         raise InvalidOption(f"a calibration text is of no use to {precision} on the runtime {runtime}")
 
 
-def _checked_options(
+def _plan(
     spec: ModelSpec,
     runtime: str,
-    precision: str,
+    precision: str | None,
     max_slots: int,
     max_length: int | None,
     prefill_chunk: int | None,
-    usual_chunk: int,
 ) -> Options:
+    """What was asked for, and the defaults of the runtime and the model for the rest."""
+    entry = runtime_named(runtime, precision)
     length = min(DEFAULT_MAX_LENGTH, spec.max_position) if max_length is None else max_length
     _check_range("max_length", length, 2, spec.max_position)
-    chunk = min(usual_chunk, length) if prefill_chunk is None else prefill_chunk
+    chunk = min(entry.prefill_chunk, length) if prefill_chunk is None else prefill_chunk
     _check_range("prefill_chunk", chunk, 1, length)
     _check_range("max_slots", max_slots, 1, MAX_SLOTS)
-    return Options(runtime, precision, max_slots, length, chunk)
+    return Options(runtime, precision or entry.default_precision, max_slots, length, chunk)
+
+
+def _is_calibrated(plan: Options) -> bool:
+    return plan.precision in runtime_named(plan.runtime, plan.precision).calibrated
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:
@@ -159,37 +156,15 @@ def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
 
 
-def _file_records(folder: Path) -> dict[str, FileRecord]:
-    files = sorted(path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST_NAME)
-    return {path.relative_to(folder).as_posix(): FileRecord.of(path) for path in files}
-
-
-def _manifest(
-    source: Checkpoint, options: Options, version: str, details: dict[str, Any], files: dict[str, FileRecord]
-) -> Manifest:
-    spec = source.spec
-    return Manifest(
+def _described(folder: Path, source: Checkpoint, options: Options, details: dict[str, Any]) -> Manifest:
+    return describe(
+        folder,
+        source.spec,
+        options,
+        details,
         model_name=source.name,
-        family=spec.family,
-        runtime=options.runtime,
-        runtime_version=version,
-        precision=options.precision,
-        num_slots=options.num_slots,
-        max_length=options.max_length,
-        prefill_chunk=options.prefill_chunk,
-        vocab_size=spec.vocab_size,
-        cache=CacheShape(
-            num_layers=spec.num_layers,
-            num_kv_heads=spec.num_kv_heads,
-            head_size=spec.head_size,
-            dtype=details.get("cache_dtype", "float32"),
-        ),
+        source=source.source,
         eos_token_ids=source.eos_token_ids,
         bos_token_id=source.bos_token_id,
         generation_defaults=source.generation_defaults,
-        spec=dataclasses.asdict(spec),
-        runtime_details=details,
-        source=source.source,
-        exporter_version=metadata.version("autoglm-triton"),
-        files=files,
     )

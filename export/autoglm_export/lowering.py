@@ -12,7 +12,6 @@ from autoglm_engine.core import TokenIds
 from autoglm_engine.load import installed_version
 
 from .errors import ExportError, InvalidOption
-from .native.compiler import can_build_here
 from .spec import ModelSpec
 from .weights import Array
 
@@ -114,16 +113,6 @@ RUNTIMES = {
 }
 
 
-def choose_runtime(name: str, precision: str | None) -> str:
-    """`auto` made concrete: the native kernels where this machine can build them and they compute in `precision`, else
-    ONNX Runtime, which runs anywhere. Another name is its own choice."""
-    if name != AUTO:
-        return name
-    native = RUNTIMES["native"]
-    wanted = precision or native.default_precision
-    return "native" if wanted in native.precisions and can_build_here() else "onnx"
-
-
 def runtime_named(name: str, precision: str | None) -> Runtime:
     """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision` (None: its default)."""
     runtime = RUNTIMES.get(name)
@@ -134,3 +123,10 @@ def runtime_named(name: str, precision: str | None) -> Runtime:
             f"the runtime {name} has no precision {precision!r}; allowed are {', '.join(runtime.precisions)}"
         )
     return runtime
+
+
+def check_installed(name: str, precision: str | None) -> None:
+    """Raises ExportError where a package is missing that the runtime's export needs, and as `runtime_named` does."""
+    runtime = runtime_named(name, precision)
+    runtime.version()
+    runtime.load()

@@ -19,6 +19,7 @@ import typer
 from autoglm_engine.errors import EngineError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
 from autoglm_export.errors import ExportError
+from autoglm_export.random_weights import RandomWeights
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
@@ -28,7 +29,7 @@ from .gpu_bandwidth import Bandwidth, measure_bandwidth
 from .gpu_report import append_jsonl, gpu_machine, show
 from .gpu_samples import Figure, figure
 from .gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
-from .gpu_shapes import RandomWeights, Shape, floor_ms, num_parameters, step_bytes
+from .gpu_shapes import Shape, floor_ms, num_parameters, step_bytes
 from .gpu_steps import EngineLimits, StepRunner, build_artifact, fill, loaded, some_ids, time_decode, time_prefill
 
 _AUTO = "auto"

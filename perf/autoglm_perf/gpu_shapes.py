@@ -1,20 +1,16 @@
-"""A model that is only a shape: its spec, its weights at random, and what a step must read of it."""
+"""A model that is only a shape: its spec, and what a step must read of it."""
 
 from __future__ import annotations
 
 import math
-import zlib
-from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 from autoglm_export.spec import ModelSpec, RopeSpec
-from autoglm_export.weights import Array, weight_shapes
+from autoglm_export.weights import weight_shapes
 
 # Bytes of one weight of a linear layer. int4: a 2-byte scale for each block of 128 weights beside them.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}
 _CACHE_BYTES = {"fp32": 4}  # of one number in the cache, else 2
-_BLOCK = 1 << 20  # random numbers drawn for a weight; they repeat in larger ones
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,34 +40,6 @@ class Shape:
             max_position=max_length,
             sandwich_norm=True,
         )
-
-
-class RandomWeights(Mapping[str, Array]):
-    """Every weight of `spec`, made at each access and never kept: equal names give equal arrays.
-
-    Matrices are scaled by 1 / sqrt(columns), so that activations stay near 1 in half precision; norms are 1.
-    """
-
-    def __init__(self, spec: ModelSpec, seed: int = 0) -> None:
-        self._shapes, self._seed = weight_shapes(spec), seed
-
-    def __getitem__(self, name: str) -> Array:
-        shape = self._shapes[name]
-        if name.endswith("norm"):
-            return np.ones(shape, np.float32)
-        random = np.random.default_rng([self._seed, zlib.crc32(name.encode())])
-        block = random.standard_normal(min(_BLOCK, math.prod(shape)), np.float32)
-        block /= np.float32(math.sqrt(shape[-1]))
-        return np.resize(block, shape)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._shapes)
-
-    def __len__(self) -> int:
-        return len(self._shapes)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return self._shapes[name]
 
 
 def num_parameters(spec: ModelSpec) -> int:

@@ -12,9 +12,10 @@ from typing import Any, Protocol, cast
 import numpy as np
 from autoglm_engine.core import Candidates, Logits, Span, StepBatch
 from autoglm_engine.load import load_runner
-from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
+from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Limits
-from autoglm_export.lowering import Progress, no_progress, runtime_named
+from autoglm_export.artifact import Options, describe, lower
+from autoglm_export.lowering import Progress, no_progress
 from autoglm_export.spec import ModelSpec
 from autoglm_export.weights import Array
 
@@ -59,27 +60,9 @@ def build_artifact(
     `options` are those of the runtime's own lowering, beside the ones that all have; one that it does not take raises
     TypeError.
     """
-    entry = runtime_named(runtime, precision)
-    common = {"precision": precision, **dataclasses.asdict(limits), "progress": progress}
-    details = cast(Callable[..., dict[str, Any]], entry.load())(spec, weights, folder, **common, **options)
-    manifest = Manifest(
-        model_name="random",
-        family=spec.family,
-        runtime=runtime,
-        runtime_version=entry.version(),
-        precision=precision,
-        vocab_size=spec.vocab_size,
-        cache=CacheShape(spec.num_layers, spec.num_kv_heads, spec.head_size, details.get("cache_dtype", "float32")),
-        eos_token_ids=(),
-        bos_token_id=None,
-        generation_defaults={},
-        spec=dataclasses.asdict(spec),
-        runtime_details=details,
-        files={path.name: FileRecord.of(path) for path in sorted(folder.iterdir())},
-        **dataclasses.asdict(limits),
-    )
-    manifest.save(folder)
-    return manifest
+    plan = Options(runtime, precision, **dataclasses.asdict(limits))
+    details = lower(spec, weights, folder, plan, progress=progress, **options)
+    return describe(folder, spec, plan, details, model_name="random")
 
 
 @contextmanager

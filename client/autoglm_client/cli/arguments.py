@@ -66,7 +66,7 @@ Runtime = Annotated[
     str | None,
     typer.Option(
         "--runtime",
-        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native where it can be built, else onnx. [default: auto]",
+        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. [default: auto]",
     ),
 ]
 Precision = Annotated[

@@ -14,6 +14,7 @@ from . import arguments as args
 from .failures import CommandError, needs
 from .output import notes, print_json
 from .places import artifact_folder, repository_folder
+from .runtime_choice import choice_line
 
 ExportProgress = Callable[[str, float], None]
 
@@ -95,7 +96,7 @@ def export(
 
 
 def run_export(checkpoint: str, target: Path, *, check: bool, chosen: dict[str, Any]) -> Any:
-    """The manifest. What is None in `chosen` is left to the exporter."""
+    """The manifest. What is None in `chosen` is left to the exporter; what it found then is told."""
     exporter = needs("autoglm_export.export", "export")
     if check:
         for package in ("torch", "transformers"):
@@ -103,11 +104,14 @@ def run_export(checkpoint: str, target: Path, *, check: bool, chosen: dict[str, 
     options = {name: value for name, value in chosen.items() if value is not None}
     with export_progress() as progress:
         try:
-            return exporter.export(checkpoint, target, check=check, progress=progress, **options)
+            manifest = exporter.export(checkpoint, target, check=check, progress=progress, **options)
         except ModuleNotFoundError as error:
             raise CommandError(
                 f"this export needs the package {error.name}: pip install 'autoglm-triton[export]'"
             ) from None
+    if found := manifest.runtime_details.get("auto"):
+        notes().print(f"auto: {choice_line(found)}", markup=False, soft_wrap=True)
+    return manifest
 
 
 def manifest_json(manifest: Any, folder: Path) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from .export import manifest_json
 from .failures import needs
 from .output import print_json
 from .places import artifact_folder, repository_folder
+from .runtime_choice import choice_line
 
 
 def inspect(
@@ -62,6 +63,8 @@ def _details(details: dict[str, Any]) -> str:
     shown = {name: value for name, value in details.items() if name not in ("tensors", "cache_dtype")}
     if "tensors" in details:
         shown["tensors"] = len(details["tensors"])
+    if "auto" in details:
+        shown["auto"] = choice_line(details["auto"])
     return "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in shown.items())
 
 
