@@ -31,9 +31,9 @@ class Cholesky {
 
   // Columns [first, first + count): the sums over all columns before them, then those over each other.
   void add_block(int64_t first, int64_t count) {
-    std::vector<double> own(size_t(first) * kBlock);  // rows first ... of the columns before, as float64
+    std::vector<double> own(size_t(first) * kBlock);  // rows first ... of the columns before: [row / kColumns][k][kColumns]
     for (int64_t j = 0; j < count; ++j)
-      for (int64_t k = 0; k < first; ++k) own[k * kBlock + j] = at(first + j, k);
+      for (int64_t k = 0; k < first; ++k) own[(j / kColumns * first + k) * kColumns + j % kColumns] = at(first + j, k);
     const int64_t start = first / kRows;
     std::vector<double> sums(size_t(num_tiles_ - start) * kRows * kBlock);  // [tile][column][kRows]
     const auto sums_of = [&](int64_t index) { return sums.data() + (index - start) * kRows * kBlock; };
@@ -61,7 +61,7 @@ class Cholesky {
           const bool is_inside = row < size_ && column + c < count && j <= row;
           local[c][lane / kDoubleLanes][lane % kDoubleLanes] = is_inside ? matrix_[row * size_ + j] : 0.0;
         }
-      subtract_products(local, tile(index), own + column, first);
+      subtract_products(local, tile(index), own + column * first, first);
       for (int c = 0; c < kColumns; ++c)
         for (int half = 0; half < 2; ++half) store(sums + (column + c) * kRows + half * kDoubleLanes, local[c][half]);
     }
@@ -71,11 +71,11 @@ class Cholesky {
     NativeDoubles local[kColumns][2];
 #pragma GCC unroll 4
     for (int c = 0; c < kColumns; ++c) local[c][0] = sums[c][0], local[c][1] = sums[c][1];
-    for (int64_t k = 0; k < num_k; ++k, values += kRows, own += kBlock) {
+    for (int64_t k = 0; k < num_k; ++k, values += kRows, own += kColumns) {
       const NativeDoubles low = doubles(values), high = doubles(values + kDoubleLanes);
 #pragma GCC unroll 4
       for (int c = 0; c < kColumns; ++c) {
-        const NativeDoubles factor = NativeDoubles{} + own[c];
+        const NativeDoubles factor = broadcast(own[c]);
         local[c][0] = subtract_exact_product(local[c][0], low, factor);
         local[c][1] = subtract_exact_product(local[c][1], high, factor);
       }
@@ -104,7 +104,7 @@ class Cholesky {
       NativeDoubles values[2] = {load<NativeDoubles>(sums + j * kRows), load<NativeDoubles>(sums + j * kRows + kDoubleLanes)};
       const float* before = tile(index) + first * kRows;
       for (int64_t k = 0; k < j; ++k, before += kRows) {
-        const NativeDoubles factor = NativeDoubles{} + double(at(first + j, first + k));
+        const NativeDoubles factor = broadcast(at(first + j, first + k));
         values[0] = subtract_exact_product(values[0], doubles(before), factor);
         values[1] = subtract_exact_product(values[1], doubles(before + kDoubleLanes), factor);
       }

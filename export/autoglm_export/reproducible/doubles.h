@@ -30,6 +30,9 @@ AUTOGLM_INLINE NativeDoubles subtract_exact_product(NativeDoubles sum, NativeDou
 #endif
 }
 
+// Subtracting 0, unlike adding it, changes no value, and costs nothing.
+AUTOGLM_INLINE NativeDoubles broadcast(double value) { return value - NativeDoubles{}; }
+
 AUTOGLM_INLINE NativeDoubles doubles(const float* source) {
   return __builtin_convertvector(load<HalfNativeFloats>(source), NativeDoubles);
 }

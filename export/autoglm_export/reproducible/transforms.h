@@ -29,7 +29,8 @@ struct Rotation {
 class RowRotation {
  public:
   explicit RowRotation(const Rotation& rotation)
-      : rotation_(rotation), mixed_(rotation.left_size * rotation.right_size), values_(mixed_.size()) {}
+      : rotation_(rotation), mixed_(rotation.left_size * rotation.right_size), values_(mixed_.size()),
+        left_(rotation.left, rotation.left + rotation.left_size * rotation.left_size) {}
 
   void apply(const float* row, float* out) {
     const int64_t m = rotation_.left_size, n = rotation_.right_size;
@@ -56,7 +57,7 @@ class RowRotation {
       const auto high = load<NativeDoubles>(&values_[b * n + first + kDoubleLanes]);
 #pragma GCC unroll 4
       for (int o = 0; o < kOutputs; ++o) {
-        const NativeDoubles factor = NativeDoubles{} + double(rotation_.left[b * m + a + o]);
+        const NativeDoubles factor = broadcast(left_[b * m + a + o]);
         sums[o][0] = add_exact_product(sums[o][0], low, factor);
         sums[o][1] = add_exact_product(sums[o][1], high, factor);
       }
@@ -69,13 +70,13 @@ class RowRotation {
   void sum_one(int64_t a, int64_t i, float* out) const {
     double sum = 0;
     for (int64_t b = 0; b < rotation_.left_size; ++b)
-      sum += values_[b * rotation_.right_size + i] * double(rotation_.left[b * rotation_.left_size + a]);
+      sum += values_[b * rotation_.right_size + i] * left_[b * rotation_.left_size + a];
     out[a * rotation_.right_size + i] = float(sum);
   }
 
   const Rotation& rotation_;
   std::vector<float> mixed_;
-  std::vector<double> values_;
+  std::vector<double> values_, left_;
 };
 
 // The sum of a * b in float64, in 16 lanes that are added pairwise at the end.
