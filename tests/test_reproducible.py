@@ -114,6 +114,8 @@ def test_rotate(rows: int, left: int, right: int, seed: int) -> None:
     signs = np.sign(random(left * right, seed=seed + 1))
     matrix = orthogonalised(np.random.default_rng(seed).standard_normal((left, left))).astype(np.float32)
     made = assert_same_bits("rotate", x, signs, matrix)
+    turned = assert_same_bits("rotate_columns", np.ascontiguousarray(x.T), signs, matrix)
+    np.testing.assert_array_equal(turned, made.T)
     whole = np.kron(matrix.astype(np.float64), hadamard(right))
     tolerance = 1e-6 * np.abs(x).sum(axis=1, keepdims=True)
     assert (np.abs(made - (x * signs).astype(np.float64) @ whole) <= tolerance).all()
@@ -128,7 +130,7 @@ def test_rotate(rows: int, left: int, right: int, seed: int) -> None:
 )
 def test_mix(rows: int, blocks: int, block: int, lanes: int) -> None:
     x = random(rows, blocks * block * lanes, seed=rows)
-    made = assert_same_bits("mix", x, block, lanes)
+    made = assert_same_bits("mix", x, block, lanes, np.float32(block**-0.5))
     whole = np.einsum("ij,rbjl->rbil", hadamard(block), x.reshape(rows, blocks, block, lanes).astype(np.float64))
     tolerance = 1e-6 * np.abs(x).sum(axis=1, keepdims=True)
     assert (np.abs(made - whole.reshape(x.shape)) <= tolerance).all()
@@ -138,6 +140,7 @@ def test_mix(rows: int, blocks: int, block: int, lanes: int) -> None:
 @given(rows=SIZES, width=st.integers(1, 200), seed=SEEDS)
 def test_dot(rows: int, width: int, seed: int) -> None:
     x, vector = random(rows, width, seed=seed), random(width, seed=seed + 1)
+    np.testing.assert_array_equal(assert_same_bits("largest", x), np.abs(x).max(axis=1))
     made = assert_same_bits("dot", x, vector)
     expected = x.astype(np.float64) @ vector.astype(np.float64)
     assert (np.abs(made - expected) <= 1e-6 * (np.abs(x) @ np.abs(vector)) + 1e-30).all()

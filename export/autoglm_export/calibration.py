@@ -122,7 +122,7 @@ class CalibrationOps:
         self._record(layers[0], x, np.ones((len(x), 1), np.float32))
         self._writer = layers[0], x
         parts = [self._product(x, name) for name in layers]
-        return np.concatenate(parts, axis=1)
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
 
     def attention(self, qkv: Array, layer: int, query_norm: str | None, key_norm: str | None) -> Array:
         spec = self._spec

@@ -125,8 +125,7 @@ def mixed_vectors(inputs: int) -> int:
 def mix_columns(weight: Floats) -> Floats:
     """The inverse of the runtime's mixing, on `[columns, inputs]`: x . w stays what it was."""
     block = mixed_vectors(weight.shape[1])
-    mixed: Floats = kernels().mix(weight, block, LANES) / np.sqrt(np.float32(block))
-    return mixed
+    return kernels().mix(weight, block, LANES, np.float32(1 / block))
 
 
 def pack_panels(values: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -144,8 +143,12 @@ def interleave(gate: Floats, up: Floats) -> Floats:
     return stacked.reshape(-1, *gate.shape[1:])
 
 
+def _side_by_side(parts: list[Floats]) -> Floats:
+    return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+
 def pack_side_by_side(parts: list[Layer]) -> Layer:
-    weight = np.concatenate([weight for weight, _ in parts])
+    weight = _side_by_side([weight for weight, _ in parts])
     if all(bias is None for _, bias in parts):
         return weight, None
     return weight, np.concatenate(
@@ -163,7 +166,13 @@ def pack_gated(parts: list[Layer]) -> Layer:
 
 
 def _pad_rows(array: Floats) -> Floats:
-    return np.pad(array, [(0, padded(len(array)) - len(array)), *[(0, 0)] * (array.ndim - 1)])
+    return _pad(array, padded(len(array)), *array.shape[1:])
+
+
+def _pad(array: Floats, *shape: int) -> Floats:
+    """Zeros behind each axis, up to `shape`; the array itself where it has that shape."""
+    widths = [(0, wanted - size) for wanted, size in zip(shape, array.shape, strict=True)]
+    return np.pad(array, widths) if array.shape != shape else array
 
 
 @dataclass(slots=True)
@@ -191,9 +200,8 @@ class WeightsFile:
 
         `inputs` `[tokens, inputs]`: a sample of those rows, not mixed yet.
         """
-        padding = padded(weight.shape[0]) - weight.shape[0], padded(weight.shape[1]) - weight.shape[1]
-        weight = np.pad(weight, ((0, padding[0]), (0, padding[1])))
-        inputs = None if inputs is None else np.pad(inputs, ((0, 0), (0, padding[1])))
+        weight = _pad(weight, padded(weight.shape[0]), padded(weight.shape[1]))
+        inputs = None if inputs is None else _pad(inputs, len(inputs), weight.shape[1])
         if mixed:
             weight, inputs = mix_columns(weight), None if inputs is None else mix_columns(inputs)
         values, scales = quantise_columns(weight, inputs)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .reproducible import kernels
+from .reproducible.reference import normaliser
 from .spec import ModelSpec
 from .weights import Array
 
@@ -57,14 +58,14 @@ class RotatedWeights(Mapping[str, Array]):
         if kind in _NORMS:
             return np.ones_like(self._weights[name])
         if kind == "lm_head":
-            return self._rotation.rows(self._weights[self._head] * self._weights["final_norm"])
+            return self._rotation.rows(self._weights[self._head], self._weights["final_norm"])
         if kind == "embed":
             return self._rotation.rows(self._weights[name])
         if kind in _READERS and words[-1] == "weight":
-            return self._rotation.rows(self._weights[name] * self._weights[f"{layer}.{_READERS[kind]}"])
+            return self._rotation.rows(self._weights[name], self._weights[f"{layer}.{_READERS[kind]}"])
         if kind in _WRITERS:
             weight = self._weights[name]
-            return np.ascontiguousarray(self._rotation.rows(weight.T).T)  # a bias is its own transpose
+            return self._rotation.columns(weight) if weight.ndim == 2 else self._rotation.rows(weight)
         return self._weights[name]
 
     def __iter__(self) -> Iterator[str]:
@@ -93,9 +94,14 @@ class Rotation:
         left = orthogonalised(random.standard_normal((size // right, size // right)))
         return cls(signs, left.astype(np.float32))
 
-    def rows(self, x: Array) -> Array:
-        """x R, for x of [..., size]."""
-        return kernels().rotate(x.reshape(-1, len(self.signs)), self.signs, self.left).reshape(x.shape)
+    def rows(self, x: Array, weights: Array | None = None) -> Array:
+        """x diag(weights) R, for x of [..., size]."""
+        factors = self.signs if weights is None else self.signs * weights
+        return kernels().rotate(x.reshape(-1, len(self.signs)), factors, self.left).reshape(x.shape)
+
+    def columns(self, x: Array) -> Array:
+        """R^T x, for x of [size, ...]."""
+        return kernels().rotate_columns(x, self.signs, self.left)
 
 
 def orthogonalised(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -125,4 +131,4 @@ def mixing_block(width: int, most: int = 64) -> int:
 
 def mix_blocks(x: Array, block: int) -> Array:
     """Multiply every `block` neighbours of the last axis by a Hadamard matrix: its own inverse."""
-    return kernels().mix(x.reshape(-1, block), block, 1).reshape(x.shape)
+    return kernels().mix(x.reshape(-1, block), block, 1, normaliser(block)).reshape(x.shape)

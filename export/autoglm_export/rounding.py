@@ -41,7 +41,7 @@ def held(name: str, weight: Array, dtype: npt.DTypeLike) -> npt.NDArray[Any]:
 
 def column_scales(weight: Array) -> Array:
     """`[columns]`: the step of each column of `[columns, inputs]`, 0 for one of zeros."""
-    scales: Array = np.abs(weight).max(axis=1) / np.float32(LARGEST)
+    scales: Array = kernels().largest(weight) / np.float32(LARGEST)
     return scales
 
 

@@ -15,7 +15,6 @@ import numpy.typing as npt
 from autoglm_export.native.compiler import Target, build, chosen_target
 
 from .interface import Array, NotPositiveDefinite
-from .reference import normaliser
 
 SOURCE = Path(__file__).with_name("kernels.cpp")
 _POINTER, _LONG, _INT, _FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int32, ctypes.c_float
@@ -26,7 +25,9 @@ _SIGNATURES: dict[str, list[Any]] = {
     "padded_columns": [_LONG],
     "round": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _INT, _POINTER],
     "rotate": [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
-    "mix": [_POINTER, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT],
+    "rotate_columns": [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
+    "largest": [_POINTER, _LONG, _LONG, _INT, _POINTER],
+    "mix": [_POINTER, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT, _POINTER],
     "dot": [_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
     "exp": [_POINTER, _LONG, _INT, _POINTER],
 }
@@ -85,18 +86,31 @@ class CompiledKernels:
             self._call("round", *args, self._num_threads, values)
         return values
 
-    def rotate(self, rows: Array, signs: Array, left: Array) -> Array:
+    def largest(self, rows: Array) -> Array:
         rows = _floats(rows)
-        out = np.empty_like(rows)
-        size = rows.shape[1] // len(left)
-        self._call("rotate", rows, len(rows), _floats(signs), _floats(left), len(left), size, self._num_threads, out)
+        out = np.empty(len(rows), np.float32)
+        self._call("largest", rows, len(rows), rows.shape[1], self._num_threads, out)
         return out
 
-    def mix(self, rows: Array, block: int, lanes: int) -> Array:
-        mixed = np.array(rows, np.float32, order="C")
-        scale = float(normaliser(block))
-        self._call("mix", mixed, len(mixed), mixed.shape[1], block, lanes, scale, self._num_threads)
-        return mixed
+    def rotate(self, rows: Array, factors: Array, left: Array) -> Array:
+        rows = _floats(rows)
+        return self._rotate("rotate", rows, len(rows), factors, left, rows.shape[1])
+
+    def rotate_columns(self, matrix: Array, factors: Array, left: Array) -> Array:
+        matrix = _floats(matrix)
+        return self._rotate("rotate_columns", matrix, matrix.shape[1], factors, left, len(matrix))
+
+    def _rotate(self, name: str, values: Array, count: int, factors: Array, left: Array, size: int) -> Array:
+        assert len(factors) == size, (values.shape, factors.shape)
+        factors, left, out = _floats(factors), _floats(left), np.empty_like(values)
+        self._call(name, values, count, factors, left, len(left), size // len(left), self._num_threads, out)
+        return out
+
+    def mix(self, rows: Array, block: int, lanes: int, scale: np.float32) -> Array:
+        rows = _floats(rows)
+        out = np.empty_like(rows)
+        self._call("mix", rows, len(rows), rows.shape[1], block, lanes, float(scale), self._num_threads, out)
+        return out
 
     def dot(self, rows: Array, vector: Array) -> Array:
         rows = _floats(rows)

@@ -49,12 +49,21 @@ class Kernels(Protocol):
         """
         ...
 
-    def rotate(self, rows: Array, signs: Array, left: Array) -> Array:
-        """(rows `[m, size]` * signs `[size]`) times left `[a, a]` (x) a normalised Hadamard matrix `[size / a, size / a]`."""
+    def largest(self, rows: Array) -> Array:
+        """`[m]`: the largest magnitude in each row of `[m, k]`."""
         ...
 
-    def mix(self, rows: Array, block: int, lanes: int) -> Array:
-        """rows `[m, width]`: each `block` neighbouring vectors of `lanes` values times a normalised Hadamard matrix."""
+    def rotate(self, rows: Array, factors: Array, left: Array) -> Array:
+        """(rows `[m, size]` * factors `[size]`) times left `[a, a]` (x) a normalised Hadamard matrix `[size / a, size / a]`."""
+        ...
+
+    def rotate_columns(self, matrix: Array, factors: Array, left: Array) -> Array:
+        """matrix `[size, n]`: the transpose of what `rotate` makes of its transpose."""
+        ...
+
+    def mix(self, rows: Array, block: int, lanes: int, scale: np.float32) -> Array:
+        """rows `[m, width]`: each `block` neighbouring vectors of `lanes` values times `scale` and Sylvester's Hadamard
+        matrix of ones and minus ones."""
         ...
 
     def dot(self, rows: Array, vector: Array) -> Array:

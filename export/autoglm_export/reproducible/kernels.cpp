@@ -58,23 +58,53 @@ void autoglm_round(const float* weights, int64_t columns, int64_t inputs, const 
   });
 }
 
-void autoglm_rotate(const float* rows, int64_t num_rows, const float* signs, const float* left, int64_t left_size,
+// out [num_rows, size] = each of the rows times `factors`, rotated
+void autoglm_rotate(const float* rows, int64_t num_rows, const float* factors, const float* left, int64_t left_size,
                     int64_t right_size, int32_t num_threads, float* out) {
-  const Rotation rotation{signs, left, left_size, right_size};
-  const int64_t width = left_size * right_size;
+  const Rotation rotation{factors, left, left_size, right_size, 1};
   for_tasks(num_blocks(num_rows, kTaskRows), num_threads, [&](int64_t task) {
-    RowRotation row_rotation(rotation);
+    VectorRotation rotated(rotation);
     for (int64_t row = task * kTaskRows; row < std::min(num_rows, (task + 1) * kTaskRows); ++row)
-      row_rotation.apply(rows + row * width, out + row * width);
+      rotated.apply(rows + row * rotation.size(), out + row * rotation.size());
   });
 }
 
-// In place: blocks of `block` vectors of `lanes` values of each row, times a Hadamard matrix and `scale`.
-void autoglm_mix(float* rows, int64_t num_rows, int64_t width, int64_t block, int64_t lanes, float scale,
-                 int32_t num_threads) {
+// The same of the columns of `matrix` [size, num_columns].
+void autoglm_rotate_columns(const float* matrix, int64_t num_columns, const float* factors, const float* left,
+                            int64_t left_size, int64_t right_size, int32_t num_threads, float* out) {
+  const Rotation rotation{factors, left, left_size, right_size, kLanes};
+  for_tasks(num_blocks(num_columns, kLanes), num_threads, [&](int64_t task) {
+    const int64_t first = task * kLanes, width = std::min<int64_t>(kLanes, num_columns - first);
+    std::vector<float> from(rotation.size()), to(rotation.size());
+    for (int64_t i = 0; i < left_size * right_size; ++i)
+      std::copy_n(matrix + i * num_columns + first, width, from.data() + i * kLanes);
+    VectorRotation(rotation).apply(from.data(), to.data());
+    for (int64_t i = 0; i < left_size * right_size; ++i)
+      std::copy_n(to.data() + i * kLanes, width, out + i * num_columns + first);
+  });
+}
+
+// out = blocks of `block` vectors of `lanes` values of each row, times a Hadamard matrix and `scale`.
+void autoglm_mix(const float* rows, int64_t num_rows, int64_t width, int64_t block, int64_t lanes, float scale,
+                 int32_t num_threads, float* out) {
   for_rows(num_rows, num_threads, [&](int64_t row) {
-    hadamard(rows + row * width, width, block, lanes);
-    for (int64_t i = 0; i < width; ++i) rows[row * width + i] *= scale;
+    float* mixed = out + row * width;
+    std::copy_n(rows + row * width, width, mixed);
+    hadamard(mixed, width, block, lanes);
+    for (int64_t i = 0; i < width; ++i) mixed[i] *= scale;
+  });
+}
+
+// out [num_rows] = the largest magnitude of each row
+void autoglm_largest(const float* rows, int64_t num_rows, int64_t width, int32_t num_threads, float* out) {
+  for_rows(num_rows, num_threads, [&](int64_t row) {
+    float lanes[kLanes] = {};
+    const float* values = rows + row * width;
+    int64_t i = 0;
+    for (; i + kLanes <= width; i += kLanes)
+      for (int lane = 0; lane < kLanes; ++lane) lanes[lane] = std::max(lanes[lane], std::fabs(values[i + lane]));
+    for (; i < width; ++i) lanes[0] = std::max(lanes[0], std::fabs(values[i]));
+    out[row] = *std::max_element(lanes, lanes + kLanes);
   });
 }
 
@@ -86,13 +116,12 @@ void autoglm_exp(const float* values, int64_t count, int32_t num_threads, float*
   constexpr int64_t kChunk = 4096;
   for_tasks(num_blocks(count, kChunk), num_threads, [&](int64_t task) {
     const int64_t end = std::min(count, (task + 1) * kChunk);
-    for (int64_t i = task * kChunk; i < end; i += kLanes) {
-      float lanes[kLanes] = {};
-      const int64_t width = std::min<int64_t>(kLanes, end - i);
-      std::copy_n(values + i, width, lanes);
-      store(lanes, autoglm::exp2(load<Floats>(lanes) * kLog2E));
-      std::copy_n(lanes, width, out + i);
-    }
+    int64_t i = task * kChunk;
+    for (; i + kLanes <= end; i += kLanes) store(out + i, autoglm::exp2(load<Floats>(values + i) * kLog2E));
+    float lanes[kLanes] = {};
+    std::copy_n(values + i, end - i, lanes);
+    store(lanes, autoglm::exp2(load<Floats>(lanes) * kLog2E));
+    std::copy_n(lanes, end - i, out + i);
   });
 }
 }

@@ -66,23 +66,32 @@ class ReferenceKernels:
             values[:, group] = _round_group(weights[:, group].T, steps[scale_rows[group]], limit, factors).T
         return values
 
-    def rotate(self, rows: Array, signs: Array, left: Array) -> Array:
+    def largest(self, rows: Array) -> Array:
+        largest: Array = np.abs(rows).max(axis=1)
+        return largest
+
+    def rotate(self, rows: Array, factors: Array, left: Array) -> Array:
         size = rows.shape[1] // len(left)
-        blocks = self.mix(rows * signs, size, 1).reshape(len(rows), len(left), size).astype(np.float64)
+        blocks = (
+            self.mix(rows * factors, size, 1, normaliser(size)).reshape(len(rows), len(left), size).astype(np.float64)
+        )
         sums = np.zeros_like(blocks)
         for a in range(len(left)):
             for b in range(len(left)):
                 sums[:, a] += blocks[:, b] * np.float64(left[b, a])
         return sums.astype(np.float32).reshape(rows.shape)
 
-    def mix(self, rows: Array, block: int, lanes: int) -> Array:
+    def rotate_columns(self, matrix: Array, factors: Array, left: Array) -> Array:
+        return np.ascontiguousarray(self.rotate(matrix.T, factors, left).T)
+
+    def mix(self, rows: Array, block: int, lanes: int, scale: np.float32) -> Array:
         mixed, half = rows.astype(np.float32), lanes
         while half < block * lanes:
             pairs = mixed.reshape(-1, 2, half)
             mixed = np.stack([pairs[:, 0] + pairs[:, 1], pairs[:, 0] - pairs[:, 1]], axis=1).reshape(rows.shape)
             half *= 2
-        normalised: Array = mixed * normaliser(block)
-        return normalised
+        scaled: Array = mixed * scale
+        return scaled
 
     def dot(self, rows: Array, vector: Array) -> Array:
         padding = -rows.shape[1] % DOT_LANES

@@ -19,24 +19,29 @@ inline void hadamard(float* __restrict values, int64_t count, int64_t block, int
         }
 }
 
+// Of vectors of left_size * right_size elements, each of `lanes` values.
 struct Rotation {
-  const float* signs;  // [left_size * right_size]
-  const float* left;   // [left_size, left_size]
-  int64_t left_size, right_size;
+  const float* factors;  // [left_size * right_size]
+  const float* left;     // [left_size, left_size]
+  int64_t left_size, right_size, lanes;
+
+  int64_t block() const { return right_size * lanes; }
+  int64_t size() const { return left_size * block(); }
 };
 
-// out = (row * signs) (left (x) Hadamard), summed in float64 in order.
-class RowRotation {
+// out = (vector * factors) (left (x) Hadamard), lane by lane, summed in float64 in order.
+class VectorRotation {
  public:
-  explicit RowRotation(const Rotation& rotation)
-      : rotation_(rotation), mixed_(rotation.left_size * rotation.right_size), values_(mixed_.size()),
+  explicit VectorRotation(const Rotation& rotation)
+      : rotation_(rotation), mixed_(rotation.size()), values_(rotation.size()),
         left_(rotation.left, rotation.left + rotation.left_size * rotation.left_size) {}
 
-  void apply(const float* row, float* out) {
-    const int64_t m = rotation_.left_size, n = rotation_.right_size;
-    const float scale = 1.0f / std::sqrt(float(n));
-    for (int64_t i = 0; i < m * n; ++i) mixed_[i] = row[i] * rotation_.signs[i];
-    hadamard(mixed_.data(), m * n, n, 1);
+  void apply(const float* vector, float* out) {
+    const int64_t m = rotation_.left_size, n = rotation_.block(), lanes = rotation_.lanes;
+    const float scale = 1.0f / std::sqrt(float(rotation_.right_size));
+    for (int64_t i = 0; i < m * rotation_.right_size; ++i)
+      for (int64_t lane = 0; lane < lanes; ++lane) mixed_[i * lanes + lane] = vector[i * lanes + lane] * rotation_.factors[i];
+    hadamard(mixed_.data(), m * n, rotation_.right_size, lanes);
     for (int64_t i = 0; i < m * n; ++i) values_[i] = mixed_[i] * scale;
     int64_t a = 0;
     if (n % kChunk == 0)
@@ -50,7 +55,7 @@ class RowRotation {
   static constexpr int kOutputs = 4, kChunk = 2 * kDoubleLanes;
 
   void sum_chunk(int64_t a, int64_t first, float* out) const {
-    const int64_t m = rotation_.left_size, n = rotation_.right_size;
+    const int64_t m = rotation_.left_size, n = rotation_.block();
     NativeDoubles sums[kOutputs][2] = {};
     for (int64_t b = 0; b < m; ++b) {
       const auto low = load<NativeDoubles>(&values_[b * n + first]);
@@ -70,8 +75,8 @@ class RowRotation {
   void sum_one(int64_t a, int64_t i, float* out) const {
     double sum = 0;
     for (int64_t b = 0; b < rotation_.left_size; ++b)
-      sum += values_[b * rotation_.right_size + i] * left_[b * rotation_.left_size + a];
-    out[a * rotation_.right_size + i] = float(sum);
+      sum += values_[b * rotation_.block() + i] * left_[b * rotation_.left_size + a];
+    out[a * rotation_.block() + i] = float(sum);
   }
 
   const Rotation& rotation_;
