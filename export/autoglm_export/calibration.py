@@ -134,8 +134,7 @@ class CalibrationOps:
         return np.concatenate([self._attend(*parts) for parts in texts])
 
     def swiglu(self, gate: Array, up: Array) -> Array:
-        hidden: Array = gate / (1 + kernels().exp(-gate)) * up
-        return hidden
+        return kernels().swiglu(gate, up)
 
     def select_rows(self, x: Array) -> Array:
         return x

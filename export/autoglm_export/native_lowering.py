@@ -279,7 +279,7 @@ def write_program(
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
         calibration = Calibration(spec, weights, texts) if texts else None
-        ops = NativeOps(spec, CountedWeights(weights, progress, "quantise weights"), file, calibration)
+        ops = NativeOps(spec, CountedWeights(spec, weights, progress, "quantise weights"), file, calibration)
         build_decoder(spec, ops)
         frequencies = file.add(spec.rope.inverse_frequencies())
     progress("quantise weights", 1.0)

@@ -180,7 +180,7 @@ def write_onnx(
         if precision == "int8":
             spec, weights = rotated(spec, weights)
         calibration = Calibration(spec, weights, texts) if precision == "int8" and texts else None
-        read = CountedWeights(weights, progress, "write graph")
+        read = CountedWeights(spec, weights, progress, "write graph")
         linears: Linears = (
             Int8Linears(graph, read, calibration) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
         )

@@ -88,7 +88,7 @@ def write_engine(
     network = Network(builder.trt, builder.handle)
     length = cache_length_of(max_length)
     dtype = KV_DTYPES[kv_dtype]
-    read = CountedWeights(weights, progress, "define network")
+    read = CountedWeights(spec, weights, progress, "define network")
     is_fitted = precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
     linears = linears_of(precision, network, read, dtype, Calibration(spec, weights, texts) if is_fitted else None)
     define(network, spec, read, linears, dtype, length, num_candidates)

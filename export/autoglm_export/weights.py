@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
+from math import prod
 from typing import Protocol
 
 import numpy as np
@@ -150,16 +151,21 @@ def _some(names: list[str]) -> str:
 
 
 class CountedWeights(Mapping[str, Array]):
-    """Weights that report which share of them was read, as the progress of `stage`."""
+    """Weights of a model of `spec` that report how much of them is done, as the progress of `stage`: of all numbers, those
+    that were read before the array that is asked for now."""
 
-    def __init__(self, weights: Mapping[str, Array], progress: Callable[[str, float], None], stage: str) -> None:
+    def __init__(
+        self, spec: ModelSpec, weights: Mapping[str, Array], progress: Callable[[str, float], None], stage: str
+    ) -> None:
         self._weights, self._progress, self._stage = weights, progress, stage
+        self._total = sum(prod(shape) for shape in weight_shapes(spec).values())
         self._num_read = 0
 
     def __getitem__(self, name: str) -> Array:
-        self._num_read += 1
-        self._progress(self._stage, min(1.0, self._num_read / len(self._weights)))
-        return self._weights[name]
+        self._progress(self._stage, min(1.0, self._num_read / self._total))
+        weight = self._weights[name]
+        self._num_read += weight.size
+        return weight
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._weights)

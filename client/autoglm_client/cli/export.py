@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import arguments as args
 from .failures import CommandError, needs
@@ -137,7 +137,7 @@ def manifest_json(manifest: Any, folder: Path) -> dict[str, Any]:
 @contextmanager
 def export_progress() -> Iterator[ExportProgress]:
     """A bar for each stage that the exporter names."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn())
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(compact=True))
     with Progress(*columns, console=notes()) as bars:
         stages: dict[str, Any] = {}
 

@@ -29,6 +29,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "largest": [_POINTER, _LONG, _LONG, _INT, _POINTER],
     "mix": [_POINTER, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT, _POINTER],
     "dot": [_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
+    "swiglu": [_POINTER, _POINTER, _LONG, _INT, _POINTER],
     "exp": [_POINTER, _LONG, _INT, _POINTER],
 }
 _RESULTS = {"feedback": _INT, "padded_columns": _LONG}
@@ -116,6 +117,13 @@ class CompiledKernels:
         rows = _floats(rows)
         out = np.empty(len(rows), np.float32)
         self._call("dot", rows, _floats(vector), len(rows), rows.shape[1], self._num_threads, out)
+        return out
+
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        gate, up = _floats(gate), _floats(up)
+        assert gate.shape == up.shape, (gate.shape, up.shape)
+        out = np.empty_like(gate)
+        self._call("swiglu", gate, up, gate.size, self._num_threads, out)
         return out
 
     def exp(self, values: Array) -> Array:

@@ -70,6 +70,10 @@ class Kernels(Protocol):
         """rows `[m, k]` x vector `[k]` -> `[m]`, summed in float64."""
         ...
 
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        """gate / (1 + e^-gate) * up, of equal shapes."""
+        ...
+
     def exp(self, values: Array) -> Array:
         """e^values of any shape, to about 1e-7 of it for values near 0 and 1e-5 at -80; below -87 about 1e-38."""
         ...

@@ -14,6 +14,32 @@ void for_rows(int64_t num_rows, int num_threads, Visit&& visit) {
     for (int64_t row = task * kTaskRows; row < std::min(num_rows, (task + 1) * kTaskRows); ++row) visit(row);
   });
 }
+
+// Calls visit(first, width) for each vector of `count` values; the last one may be narrower.
+template <class Visit>
+void for_lanes(int64_t count, int num_threads, Visit&& visit) {
+  constexpr int64_t kTaskLanes = 1 << 14;
+  for_tasks(num_blocks(count, kTaskLanes), num_threads, [&](int64_t task) {
+    const int64_t end = std::min(count, (task + 1) * kTaskLanes);
+    for (int64_t i = task * kTaskLanes; i < end; i += kLanes) visit(i, std::min<int64_t>(kLanes, end - i));
+  });
+}
+
+AUTOGLM_INLINE Floats load_lanes(const float* source, int64_t width) {
+  if (width == kLanes) return load<Floats>(source);
+  float lanes[kLanes] = {};
+  std::copy_n(source, width, lanes);
+  return load<Floats>(lanes);
+}
+
+AUTOGLM_INLINE void store_lanes(float* target, int64_t width, Floats values) {
+  if (width == kLanes) return store(target, values);
+  float lanes[kLanes];
+  store(lanes, values);
+  std::copy_n(lanes, width, target);
+}
+
+AUTOGLM_INLINE Floats exponential(Floats value) { return autoglm::exp2(value * kLog2E); }
 }  // namespace
 
 #pragma GCC visibility push(default)
@@ -113,15 +139,16 @@ void autoglm_dot(const float* rows, const float* vector, int64_t num_rows, int64
 }
 
 void autoglm_exp(const float* values, int64_t count, int32_t num_threads, float* out) {
-  constexpr int64_t kChunk = 4096;
-  for_tasks(num_blocks(count, kChunk), num_threads, [&](int64_t task) {
-    const int64_t end = std::min(count, (task + 1) * kChunk);
-    int64_t i = task * kChunk;
-    for (; i + kLanes <= end; i += kLanes) store(out + i, autoglm::exp2(load<Floats>(values + i) * kLog2E));
-    float lanes[kLanes] = {};
-    std::copy_n(values + i, end - i, lanes);
-    store(lanes, autoglm::exp2(load<Floats>(lanes) * kLog2E));
-    std::copy_n(lanes, end - i, out + i);
+  for_lanes(count, num_threads, [&](int64_t i, int64_t width) {
+    store_lanes(out + i, width, exponential(load_lanes(values + i, width)));
+  });
+}
+
+// out = gate / (1 + e^-gate) * up
+void autoglm_swiglu(const float* gate, const float* up, int64_t count, int32_t num_threads, float* out) {
+  for_lanes(count, num_threads, [&](int64_t i, int64_t width) {
+    const Floats opening = load_lanes(gate + i, width);
+    store_lanes(out + i, width, opening / (exponential(-opening) + 1.0f) * load_lanes(up + i, width));
   });
 }
 }

@@ -105,6 +105,10 @@ class ReferenceKernels:
             lanes = lanes[:, :half] + lanes[:, half:]
         return lanes[:, 0].astype(np.float32)
 
+    def swiglu(self, gate: Array, up: Array) -> Array:
+        hidden: Array = gate / (self.exp(-gate) + np.float32(1)) * up
+        return hidden
+
     def exp(self, values: Array) -> Array:
         power = np.clip(values * _LOG2_E, np.float32(-126), np.float32(126))
         whole = (power + _SHIFTER) - _SHIFTER
