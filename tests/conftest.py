@@ -2,38 +2,59 @@
 
 from __future__ import annotations
 
-import hashlib
-import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import isnan
 from pathlib import Path
+from typing import Any
 
 import pytest
+from artifacts import ROOT, kept_export
 from autoglm_client.local_server import LocalServer
+from autoglm_export.bundled import resolve
 from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
-from autoglm_export.export import export
+from autoglm_export.reference import Reference
+from hypothesis import HealthCheck, settings
+from remembered_reference import RememberedReference
 
-ROOT = Path(__file__).parent.parent
+# No test fails because a machine is slow.
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("steady")
+
 MODEL_REPOSITORY = ROOT / "model_repository"
-_SOURCES = ("export/autoglm_export", "model_repository/engine/1/autoglm_engine")
 
 # (family, precision) -> relative L2 against transformers: of the lowering itself, and with the precision's rounding
 ParityTable = dict[tuple[str, str], tuple[float, float]]
 _PARITY = pytest.StashKey[ParityTable]()
-_ENGINE_SOURCES = ("manifest.py", "native_runner.py", "onnx_runner.py", "load.py")
 
 
 @pytest.fixture(scope="session")
 def artifact() -> Path:
-    """SmolLM2-135M-Instruct in int8 on the native kernels. It is kept in build/ for as long as the exporter is the same."""
-    folder = ROOT / "build" / "test-artifacts"
-    output = folder / f"smollm2-{_exporter_digest()}"
-    if not output.exists():
-        for stale in folder.glob("smollm2-*"):
-            shutil.rmtree(stale, ignore_errors=True)
-        folder.mkdir(parents=True, exist_ok=True)
-        export("smollm2", output, runtime="native")  # not what is faster on this machine today
-    return output
+    """SmolLM2-135M-Instruct in int8 on the native runtime, not on what is faster on this machine today."""
+    return kept_export("native", runtime="native")
+
+
+@pytest.fixture(scope="session")
+def exact_artifact() -> Path:
+    """The same model in float32 on ONNX Runtime: what is compared with it is not the rounding of weights."""
+    return kept_export("exact", runtime="onnx", precision="fp32")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_reference() -> Iterator[None]:
+    """transformers takes 20 seconds to read SmolLM2's file: it reads it once, and answers a question once."""
+    load: Callable[[Path], Reference] = Reference.load
+    bundled, shared = resolve("smollm2")[0], dict[Path, Reference]()
+
+    def shared_load(checkpoint: Path) -> Reference:
+        if checkpoint != bundled:
+            return load(checkpoint)
+        if bundled not in shared:
+            shared[bundled] = RememberedReference.of(load(bundled))
+        return shared[bundled]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reference, "load", shared_load)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -52,17 +73,23 @@ def server(artifact: Path) -> Iterator[LocalServer]:
         yield running
 
 
-def _exporter_digest() -> str:
-    exporter = [path for path in sorted((ROOT / _SOURCES[0]).rglob("*")) if path.suffix in (".py", ".cpp", ".h")]
-    engine = [path for name in _ENGINE_SOURCES if (path := ROOT / _SOURCES[1] / name).exists()]
-    content = b"".join(path.read_bytes() for path in exporter + engine)
-    return hashlib.sha256(content).hexdigest()[:16]
-
-
 @pytest.fixture(scope="session")
 def parity_table(request: pytest.FixtureRequest) -> ParityTable:
     """What is put into it is printed as one table after the tests."""
     return request.config.stash.setdefault(_PARITY, {})
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that runs a part of the tests hands its table to the one that prints."""
+    if (output := getattr(session.config, "workeroutput", None)) is not None:
+        output["parity"] = [[*key, *value] for key, value in session.config.stash.get(_PARITY, {}).items()]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any, error: object | None) -> None:
+    table = node.config.stash.setdefault(_PARITY, {})
+    for family, precision, lowering, typed in getattr(node, "workeroutput", {}).get("parity", []):
+        table[family, precision] = (lowering, typed)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:

@@ -5,18 +5,16 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import pytest
+from artifacts import with_limits
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.load import load_runner
-from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Runner
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.token_text import TokenText
-from autoglm_export.export import export
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.parity
@@ -44,11 +42,10 @@ class Model:
         return Engine(self.runner, TokenText(self.tokenizer), self.eos_token_ids, settings)
 
 
-@pytest.fixture(scope="module", params=[("onnx", "fp32"), ("native", "int8")], ids="-".join)
+@pytest.fixture(scope="module", params=["exact_artifact", "artifact"])
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    runtime, precision = request.param
-    folder: Path = tmp_path_factory.mktemp("batching") / runtime
-    manifest: Manifest = export("smollm2", folder, runtime=runtime, precision=precision, max_slots=6, max_length=256)
+    folder = tmp_path_factory.mktemp("batching") / "artifact"
+    manifest = with_limits(request.getfixturevalue(request.param), folder, num_slots=6, max_length=256)
     runner = load_runner(folder, manifest, num_threads=2)
     yield Model(runner, Tokenizer.from_file(str(folder / "tokenizer.json")), manifest.eos_token_ids)
     runner.close()

@@ -12,11 +12,11 @@ from typing import Any
 
 import openai
 import pytest
+from artifacts import with_limits
 from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.prompt import Prompter
 from autoglm_export.bundled import resolve
-from autoglm_export.export import export
 from autoglm_export.reference import Reference
 from autoglm_gateway.settings import GatewaySettings
 from conftest import MODEL_REPOSITORY
@@ -47,10 +47,10 @@ CONVERSATIONS: list[list[dict[str, Any]]] = [
 
 
 @pytest.fixture(scope="module")
-def exact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def exact(exact_artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """SmolLM2 in float32: what is compared is the sampling, not the rounding of weights."""
     folder = tmp_path_factory.mktemp("exact") / "artifact"
-    export("smollm2", folder, runtime="onnx", precision="fp32", max_slots=4, max_length=MAX_LENGTH)
+    with_limits(exact_artifact, folder, num_slots=4, max_length=MAX_LENGTH)
     return folder
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from artifacts import with_limits
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
@@ -199,10 +200,11 @@ def test_a_short_slot_cannot_be_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.timeout(900)
-@pytest.mark.parametrize(("runtime", "precision"), [("onnx", "fp32"), ("native", "int8")])
-def test_smollm2(runtime: str, precision: str, tmp_path: Path) -> None:
-    manifest = export("smollm2", tmp_path / "smollm2", runtime=runtime, precision=precision, max_slots=4, check=True)
+@pytest.mark.parametrize("fixture", ["exact_artifact", "artifact"])
+def test_smollm2(fixture: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
+    folder = tmp_path / "smollm2"
+    precision = with_limits(request.getfixturevalue(fixture), folder, num_slots=4).precision
+    manifest = check_artifact(folder, "smollm2")
     assert manifest.parity is not None
     assert manifest.parity["passed"] is True
     if precision == "int8":
