@@ -26,7 +26,7 @@ class Answer:
         return dict(content[1])
 
 
-def connect(port: int, timeout: float = 20.0) -> socket.socket:
+def connect(port: int, timeout: float = 120.0) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout)
 
 

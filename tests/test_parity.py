@@ -199,7 +199,7 @@ def test_a_short_slot_cannot_be_checked(tmp_path: Path) -> None:
 
 
 @pytest.mark.parity
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 @pytest.mark.parametrize(("runtime", "precision"), [("onnx", "fp32"), ("native", "int8")])
 def test_smollm2(runtime: str, precision: str, tmp_path: Path) -> None:
     manifest = export("smollm2", tmp_path / "smollm2", runtime=runtime, precision=precision, max_slots=4, check=True)
