@@ -34,7 +34,9 @@ MANY = 200_000
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayThread]:
-    settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=BODY_S))
+    settings = GatewaySettings(
+        max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=BODY_S)
+    )
     with logged_errors() as errors, GatewayThread(settings, fake_client) as running:
         yield running
     assert not errors

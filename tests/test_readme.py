@@ -54,9 +54,7 @@ def run(command: str, server: LocalServer, artifact: Path) -> subprocess.Complet
         "AUTOGLM_ARTIFACT": str(artifact),
     }
     command = command.replace("localhost:8000", f"127.0.0.1:{server.http_port}")
-    return subprocess.run(
-        ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False
-    )
+    return subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
