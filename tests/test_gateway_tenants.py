@@ -46,7 +46,7 @@ def test_who_leaves_frees_a_slot_at_once_and_is_a_499_in_the_log(tmp_path: Path)
     with running(settings, transport) as gateway:
 
         def status() -> int:
-            return httpx.get(f"{gateway.url}/v1/models", headers=bearer(key)).status_code
+            return httpx.get(f"{gateway.url}/v1/models", headers=bearer(key), timeout=60).status_code
 
         for _ in range(3):
             connections = [begun(gateway, key) for _ in range(2)]

@@ -189,6 +189,6 @@ def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
     assert ours.attributes["http.response.status_code"] == 499
     assert_joined(ours, tritons)
     give_up_at = time.monotonic() + 60
-    while "autoglm_running 0" not in httpx.get(traced.metrics_url).text:
+    while "autoglm_running 0" not in httpx.get(traced.metrics_url, timeout=60).text:
         assert time.monotonic() < give_up_at
         time.sleep(0.1)
