@@ -58,7 +58,7 @@ async def test_a_stream_is_the_pieces_and_then_the_result() -> None:
 
 
 SERVER_MS = 2.1  # what the fake server says that its stages took
-READER_S = 0.5
+READER_S = 2.0
 
 
 async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_time() -> None:
@@ -68,8 +68,8 @@ async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_t
             seen.append(piece.stages.network_ms)
             await asyncio.sleep(READER_S * (len(seen) == 1))  # the others come meanwhile
     assert stream.result.stages.server_ms == pytest.approx(SERVER_MS)
-    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms
-    assert stream.result.stages.network_ms <= stream.result.total_ms - 1000 * READER_S - SERVER_MS
+    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 1000 * READER_S - SERVER_MS
+    assert stream.result.total_ms > 1000 * READER_S
 
 
 async def test_a_failed_attempt_is_nobodys_network() -> None:
