@@ -9,8 +9,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, sync_playwright
+from playwright.sync_api import Browser, ConsoleMessage, Locator, Page, Request, expect, sync_playwright
 
+PATIENCE_MS = 120_000.0  # for anything that should come at once
+expect.set_options(timeout=PATIENCE_MS)
 NAMES = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = ["--no-sandbox", "--disable-dev-shm-usage", "--disable-gpu"]
 
@@ -21,7 +23,7 @@ def running_browser() -> Iterator[Browser]:
     if not found:
         pytest.fail("there is no chromium: `make test` installs it, or `apt-get install chromium`")
     with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=found[0], args=FLAGS)
+        browser = playwright.chromium.launch(executable_path=found[0], args=FLAGS, timeout=PATIENCE_MS)
         try:
             yield browser
         finally:
@@ -78,7 +80,7 @@ def visit(browser: Browser, url: str, *, is_open: bool = True, **context: Any) -
     """`is_open`: it names its models without a key. Playwright's options of a context: `color_scheme`, `viewport`, ..."""
     with browser.new_context(**context) as made:
         page = made.new_page()
-        page.set_default_timeout(20_000)
+        page.set_default_timeout(PATIENCE_MS)
         seen = Visit(page, url)
         page.on("request", lambda request: seen.asked.append(request))
         page.on("pageerror", lambda error: seen.errors.append(str(error)))

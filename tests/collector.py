@@ -75,7 +75,7 @@ class Collector:
         self.spans.extend(spans_of_json(json.loads(body)))
 
     def wait_for(
-        self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 15.0
+        self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 60.0
     ) -> list[CollectedSpan]:
         """The spans of the trace, once they are enough. Raises TimeoutError."""
         give_up_at = time.monotonic() + timeout

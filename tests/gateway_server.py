@@ -61,7 +61,7 @@ class GatewayThread:
 
     def __enter__(self) -> GatewayThread:
         self._thread.start()
-        give_up_at = time.monotonic() + 10
+        give_up_at = time.monotonic() + 120
         while not self._server.started:
             assert self._thread.is_alive() and time.monotonic() < give_up_at, "the gateway did not start"
             time.sleep(0.01)
@@ -71,6 +71,6 @@ class GatewayThread:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._server.should_exit = True
-        self._thread.join(10)
+        self._thread.join(120)
         self._socket.close()
         assert not self._thread.is_alive(), "the gateway did not stop"

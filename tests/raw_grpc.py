@@ -71,7 +71,7 @@ class Stream:
         inputs = {"text_input": text.encode(), "stream": True, **options}
         return self.send([tensor(name, value) for name, value in inputs.items()])
 
-    def next(self, timeout: float = 60.0) -> str:
+    def next(self, timeout: float = 300.0) -> str:
         """Take one response; the id that it belongs to."""
         result, error = self._results.get(timeout=timeout)
         if error is not None:
@@ -91,7 +91,7 @@ class Stream:
             self._ended.add(response.id)
         return str(response.id)
 
-    def finish(self, request_id: str, timeout: float = 60.0) -> Answer:
+    def finish(self, request_id: str, timeout: float = 300.0) -> Answer:
         """Take responses until this request ended."""
         while request_id not in self._ended:
             self.next(timeout)

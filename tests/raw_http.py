@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import json
 import socket
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 CHATS = "/v1/chat/completions"
+PATIENCE_S = 120.0  # for what should come at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,8 +29,15 @@ class Answer:
         return dict(content[1])
 
 
-def connect(port: int, timeout: float = 20.0) -> socket.socket:
+def connect(port: int, timeout: float = PATIENCE_S) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout)
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    give_up_at = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert time.monotonic() < give_up_at, "it never came true"
+        time.sleep(0.01)
 
 
 def head(*headers: str, method: str = "POST", path: str = CHATS) -> bytes:

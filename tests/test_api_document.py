@@ -30,7 +30,7 @@ HOOKS = Path(__file__).parent / "schemathesis_hooks.py"
 EXCLUDED = ("positive_data_acceptance",)
 
 
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(3600)
 def test_schemathesis_finds_no_contradiction(capsys: pytest.CaptureFixture[str]) -> None:
     transport = FakeTransport()
     with (
@@ -52,7 +52,7 @@ def run_schemathesis(url: str, examples: int) -> str:
     command = [sys.executable, "-m", "schemathesis.cli", "--no-color", "run", f"{url}/openapi.json"]
     options = [f"--max-examples={examples}", f"--exclude-checks={','.join(EXCLUDED)}", "--continue-on-failure"]
     environment = {**os.environ, "SCHEMATHESIS_HOOKS": str(HOOKS), "COLUMNS": "120"}
-    ended = subprocess.run(command + options, env=environment, capture_output=True, text=True, timeout=800, check=False)
+    ended = subprocess.run(command + options, env=environment, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stdout + ended.stderr
     return ended.stdout
 

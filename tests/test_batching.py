@@ -54,7 +54,7 @@ def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
 def requests(tokenizer: Tokenizer) -> list[Request]:
     """Ragged prompts, some of which begin alike."""
     options = SamplingOptions(max_tokens=MAX_TOKENS, ignore_eos=True)
-    texts = (TEXTS[i % len(TEXTS)] + " again" * (i // len(TEXTS)) for i in range(NUM_REQUESTS))
+    texts = (TEXTS[i % len(TEXTS)] + " still" * (i // len(TEXTS)) for i in range(NUM_REQUESTS))
     return [Request(f"r{i}", np.array(tokenizer.encode(text).ids, np.int32), options) for i, text in enumerate(texts)]
 
 

@@ -75,10 +75,16 @@ def test_equal_requests_at_once_share_a_slot(client: Client, server: LocalServer
                 result = await asker.stream(PROMPT, max_tokens=200, temperature=0.0, ignore_eos=True).read_all()
                 return result.text, result.cache_hit
 
+            async def num_sharing() -> int:
+                return int((await asker.stats()).engine["cache_coalesced"])
+
+            before = await num_sharing()
             leaver = asker.stream(PROMPT, max_tokens=200, temperature=0.0, ignore_eos=True)
             await anext(leaver)  # it leads, and leaves
             reading = [asyncio.create_task(read()) for _ in range(3)]
-            await asyncio.sleep(0.2)
+            async with asyncio.timeout(60):
+                while await num_sharing() < before + len(reading):
+                    await asyncio.sleep(0.01)
             await leaver.aclose()
             return await asyncio.gather(*reading)
 

@@ -209,7 +209,7 @@ def test_chat_survives_errors_and_ctrl_c_cancels_only_the_answer(use: Use) -> No
         asked = json.loads(inputs_of(request)["messages"][4:])[-1]["content"]  # type: ignore[arg-type]
         if asked == "long":
             threading.Timer(0.1, signal.raise_signal, [signal.SIGINT]).start()
-            return Script(words=["w "] * 1000, pause_s=0.005)
+            return Script(words=["w "] * 20_000, pause_s=0.005)
         return Script(words=["fine"], errors=[QueueFullError("the queue is full")] * 3 if asked == "busy" else [])
 
     transport = use(FakeTransport(script))

@@ -41,7 +41,7 @@ def client_of(transport: FakeTransport, **settings: object) -> AsyncClient:
     return AsyncClient("fake:1", transport=lambda address: transport, **{"retries": FAST_RETRIES, **settings})  # type: ignore[arg-type]
 
 
-async def until(condition: Callable[[], bool], seconds: float = 2.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
@@ -58,6 +58,7 @@ async def test_a_stream_is_the_pieces_and_then_the_result() -> None:
 
 
 SERVER_MS = 2.1  # what the fake server says that its stages took
+READER_S = 2.0
 
 
 async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_time() -> None:
@@ -65,10 +66,10 @@ async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_t
         stream, seen = client.stream("hi"), []
         async for piece in stream:
             seen.append(piece.stages.network_ms)
-            await asyncio.sleep(0.15 * (len(seen) == 1))  # the others come meanwhile
+            await asyncio.sleep(READER_S * (len(seen) == 1))  # the others come meanwhile
     assert stream.result.stages.server_ms == pytest.approx(SERVER_MS)
-    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 150 - SERVER_MS
-    assert stream.result.total_ms > 150
+    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 1000 * READER_S - SERVER_MS
+    assert stream.result.total_ms > 1000 * READER_S
 
 
 async def test_a_failed_attempt_is_nobodys_network() -> None:
@@ -76,7 +77,7 @@ async def test_a_failed_attempt_is_nobodys_network() -> None:
     retries = RetryPolicy(attempts=2, first_delay_s=0.4, longest_delay_s=0.4)
     async with client_of(FakeTransport(Script(errors=[busy])), retries=retries) as client:
         result = await client.generate("hi")
-    assert result.stages.network_ms < 80 < result.total_ms
+    assert result.stages.network_ms <= result.total_ms - 200, "half of the delay at least was no network"
 
 
 async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:
@@ -188,9 +189,9 @@ async def test_all_endpoints_down_is_the_connections_error() -> None:
 @pytest.mark.parametrize(
     ("timeouts", "script", "error", "pieces"),
     [
-        (Timeouts(first_token=0.02), Script(pause_s=0.2), FirstTokenTimeout, 0),
-        (Timeouts(first_token=0.05), Script(heartbeats=20, pause_s=0.2), FirstTokenTimeout, 0),
-        (Timeouts(between_tokens=0.02), Script(words=["a", "b"], pause_s=0.1), InterTokenTimeout, 1),
+        (Timeouts(first_token=0.02), Script(pause_s=1.0), FirstTokenTimeout, 0),
+        (Timeouts(first_token=0.05), Script(heartbeats=20, pause_s=1.0), FirstTokenTimeout, 0),
+        (Timeouts(between_tokens=0.02), Script(words=["a", "b"], pause_s=1.0), InterTokenTimeout, 1),
         (Timeouts(total=0.05), LONG, TotalTimeout, None),
     ],
 )
@@ -212,9 +213,9 @@ async def test_the_total_limit_holds_for_unstreamed_answers_and_between_retries(
     async with client_of(FakeTransport(LONG), timeouts=Timeouts(total=0.05)) as client:
         with pytest.raises(TotalTimeout):
             await client.generate("hi")
-    slow = RetryPolicy(attempts=9, first_delay_s=5, longest_delay_s=5)
+    slow = RetryPolicy(attempts=9, first_delay_s=600, longest_delay_s=600)
     transport = FakeTransport(Script(errors=[QueueFullError("full")] * 9))
-    async with client_of(transport, timeouts=Timeouts(total=0.05), retries=slow) as client:
+    async with client_of(transport, timeouts=Timeouts(total=1.0), retries=slow) as client:
         with pytest.raises(TotalTimeout) as caught:
             await client.generate("hi")
     assert isinstance(caught.value.__cause__, QueueFullError)
@@ -294,10 +295,10 @@ async def test_a_cancel_that_came_too_early_is_repeated() -> None:
 
 
 async def test_leaving_while_connecting_sends_nothing() -> None:
-    transport = FakeTransport(Script(connect_s=0.05))
+    transport = FakeTransport(Script(connect_s=0.5))
     async with client_of(transport) as client:
         await leave_by_timeout(client)
-        await asyncio.sleep(0.1)
+        await asyncio.sleep(1.0)
     assert not transport.requests
 
 
@@ -310,7 +311,7 @@ async def test_many_leavers_share_cancels() -> None:
             await stream.aclose()
         await until(lambda: not transport.running)
     assert len(transport.cancelled) == 50
-    assert len(transport.controls) <= 10
+    assert len(transport.controls) <= 25
 
 
 async def test_close_cancels_what_is_under_way_and_waits_for_it() -> None:
@@ -343,7 +344,7 @@ def test_a_client_serves_one_event_loop() -> None:
 
 async def test_health_models_and_stats() -> None:
     async with client_of(FakeTransport()) as client:
-        state = await client.wait_until_ready(timeout=1)
+        state = await client.wait_until_ready(timeout=60)
         assert state.ready and set(state.models) == {"autoglm", "tokenizer", "engine", "detokenizer"}
         stats = await client.stats()
         assert stats.engine == {"running": 0} and stats.models["autoglm"].requests == 7

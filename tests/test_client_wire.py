@@ -56,13 +56,13 @@ def test_the_client_imports_nothing_heavy_and_knows_no_model() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
-def test_the_client_imports_fast_beyond_grpc() -> None:
+def test_the_client_imports_in_less_time_than_what_it_rests_on() -> None:
     code = (
-        "import time, grpc.aio, tritonclient.grpc.service_pb2_grpc, asyncio\n"
-        "t = time.process_time(); import autoglm_client; print(time.process_time() - t)"
+        "import time; a = time.process_time(); import grpc.aio, tritonclient.grpc.service_pb2_grpc, asyncio\n"
+        "b = time.process_time(); import autoglm_client; print((time.process_time() - b) / (b - a))"
     )
-    seconds = min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(2))
-    assert seconds < 0.15
+    ratio = min(float(subprocess.check_output([sys.executable, "-c", code], text=True)) for _ in range(3))
+    assert ratio < 1
 
 
 def test_the_three_lists_of_options_agree() -> None:

@@ -233,7 +233,7 @@ def test_a_log_that_cannot_be_opened_is_an_error_before_anybody_asks(tmp_path: P
 
 def wait_for(file: Path, count: int) -> None:
     waiting = threading.Event()
-    for _ in range(500):
+    for _ in range(6000):
         if len(file.read_text().splitlines()) >= count:
             return
         waiting.wait(0.01)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import Any
 
@@ -114,6 +114,12 @@ def test_text_that_looks_like_parts_is_text() -> None:
     assert parsed == {"x": text}
 
 
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.002)
+
+
 class Wire(asyncio.Transport):
     def __init__(self) -> None:
         super().__init__()
@@ -154,7 +160,7 @@ async def test_empty_lines_after_a_body_do_not_end_the_answer_under_way() -> Non
     protocol.data_received(b"\r\n")  # type: ignore[attr-defined]
     await asyncio.sleep(0.2)
     may_end.set()
-    await asyncio.sleep(0.02)
+    await until(lambda: wire.sent.endswith(b"ok") or wire.closed)
     assert wire.sent.endswith(b"ok") and not wire.closed
 
 
@@ -165,17 +171,19 @@ async def test_empty_lines_alone_do_not_keep_a_connection() -> None:
     wire = Wire()
     protocol.connection_made(wire)
     protocol.data_received(b"\r\n")  # type: ignore[attr-defined]
-    await asyncio.sleep(0.2)
-    assert wire.closed and b" 408 " in wire.sent
+    await until(lambda: wire.closed)
+    assert b" 408 " in wire.sent
 
 
 async def test_a_request_that_was_pipelined_is_told_that_its_client_left() -> None:
     """A is answered, B under way, C waits when the connection breaks."""
+    begun: list[str] = []
     told: list[str] = []
     may_end = asyncio.Event()
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         await receive()
+        begun.append(scope["path"])
         await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
         if scope["path"] == "/B":
             assert (await receive())["type"] == "http.disconnect"
@@ -191,9 +199,10 @@ async def test_a_request_that_was_pipelined_is_told_that_its_client_left() -> No
     protocol.connection_made(wire)
     for name in "ABC":
         protocol.data_received(f"GET /{name} HTTP/1.1\r\nHost: x\r\n\r\n".encode())  # type: ignore[attr-defined]
-        await asyncio.sleep(0.01)
+        await until(lambda: bool(begun))
     may_end.set()
-    await asyncio.sleep(0.02)
+    await until(lambda: begun == ["/A", "/B"])
     protocol.connection_lost(ConnectionResetError())
+    await until(lambda: bool(told))
     await asyncio.sleep(0.02)
-    assert told == ["/B"]
+    assert told == ["/B"] and begun == ["/A", "/B"]

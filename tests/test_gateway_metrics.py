@@ -104,7 +104,7 @@ async def test_a_failure_amid_a_stream_is_counted_though_its_status_was_sent() -
 
 
 async def test_a_client_that_leaves_its_stream_is_status_499_and_a_cancelled_stream() -> None:
-    transport = FakeTransport(Script(words=["one "] * 50, pause_s=0.01))
+    transport = FakeTransport(Script(words=["one "] * 5000, pause_s=0.01))
     async with running(transport) as (app, http):
         await leave_after(app, CHAT, {**HELLO, "stream": True}, bodies=3)
         value = await counted(http)
@@ -113,7 +113,7 @@ async def test_a_client_that_leaves_its_stream_is_status_499_and_a_cancelled_str
 
 
 async def test_a_client_that_does_not_wait_for_its_whole_answer_is_status_499() -> None:
-    transport = FakeTransport(Script(words=["one "] * 50, pause_s=0.01))
+    transport = FakeTransport(Script(words=["one "] * 5000, pause_s=0.01))
     async with running(transport) as (app, http):
         await leave_after(app, CHAT, HELLO, bodies=0)
         value = await counted(http)

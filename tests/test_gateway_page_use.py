@@ -103,7 +103,7 @@ def test_a_copied_command_runs_in_a_shell_and_gives_the_same_answer(seen: Visit)
     expect(turn.get_by_role("button", name="Copied")).to_be_visible()
     command = _clipboard(seen.page).replace("curl -N", "curl -sN")
     lines = subprocess.run(
-        ["bash", "-c", command], capture_output=True, text=True, check=True, timeout=30
+        ["bash", "-c", command], capture_output=True, text=True, check=True, timeout=300
     ).stdout.split("\n\n")
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line and line != "data: [DONE]"]
     assert (

@@ -19,11 +19,11 @@ HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}],
 
 
 def wait_for(url: str, process: subprocess.Popen[str]) -> None:
-    give_up_at = time.monotonic() + 90
+    give_up_at = time.monotonic() + 300
     while time.monotonic() < give_up_at:
         assert process.poll() is None, process.communicate()[0]
         try:
-            if httpx.get(f"{url}/health/ready", timeout=5).status_code == 200:
+            if httpx.get(f"{url}/health/ready", timeout=60).status_code == 200:
                 return
         except httpx.TransportError:
             time.sleep(0.1)
@@ -34,8 +34,8 @@ def end(process: subprocess.Popen[str]) -> str:
     """Ctrl-C; what it said. Nothing that it started outlives it."""
     children = psutil.Process(process.pid).children(recursive=True)
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=60)
-    _, alive = psutil.wait_procs(children, timeout=10)
+    output, _ = process.communicate(timeout=300)
+    _, alive = psutil.wait_procs(children, timeout=60)
     assert not alive
     return output
 
@@ -54,7 +54,7 @@ def test_the_gateway_answers_until_it_is_told_to_stop(server: LocalServer) -> No
     port = free_port("127.0.0.1")
     process = start("gateway", "--server", server.grpc_url, "--port", str(port))
     wait_for(f"http://127.0.0.1:{port}", process)
-    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=HELLO, timeout=60).json()
+    answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=HELLO, timeout=300).json()
     assert answer["usage"]["completion_tokens"] <= 4
     output = end(process)
     assert process.returncode == 0 and f"http://127.0.0.1:{port}/v1" in output and "Traceback" not in output
@@ -66,7 +66,7 @@ def test_serve_starts_both_and_stops_both(artifact: Path) -> None:
     named = zip(("--gateway-port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
     process = start("serve", "--gateway", "--artifact", str(artifact), *(word for pair in named for word in pair))
     wait_for(f"http://127.0.0.1:{ports[0]}", process)
-    answer = httpx.post(f"http://127.0.0.1:{ports[0]}/v1/chat/completions", json=HELLO, timeout=60)
+    answer = httpx.post(f"http://127.0.0.1:{ports[0]}/v1/chat/completions", json=HELLO, timeout=300)
     assert answer.status_code == 200
     assert "Traceback" not in end(process) and process.returncode == 0
 
@@ -78,7 +78,7 @@ def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        done = subprocess.run([*COMMAND, "gateway", "--port", str(port)], capture_output=True, text=True, timeout=60)
+        done = subprocess.run([*COMMAND, "gateway", "--port", str(port)], capture_output=True, text=True, timeout=300)
     assert (
         done.returncode != 0 and f"cannot listen on 127.0.0.1:{port}" in done.stderr and "Traceback" not in done.stderr
     )

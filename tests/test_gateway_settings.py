@@ -213,16 +213,16 @@ def test_with_a_certificate_it_speaks_tls_and_nothing_else(certificate: tuple[st
     trusting = ssl.create_default_context(cafile=cert)
     with GatewayThread(settings) as gateway:
         url = f"https://127.0.0.1:{gateway.port}/health/live"
-        answer = httpx.get(url, verify=trusting)
+        answer = httpx.get(url, verify=trusting, timeout=60)
         assert answer.json() == {"live": True} and answer.headers["x-request-id"]
         with pytest.raises(httpx.ConnectError, match="self-signed certificate"):
-            httpx.get(url)
+            httpx.get(url, timeout=60)
         with pytest.raises(httpx.TransportError):
-            httpx.get(f"http://127.0.0.1:{gateway.port}/health/live")
+            httpx.get(f"http://127.0.0.1:{gateway.port}/health/live", timeout=60)
         old = ssl.create_default_context(cafile=cert)
         old.maximum_version = ssl.TLSVersion.TLSv1_2
         old.minimum_version = ssl.TLSVersion.TLSv1_2
-        assert httpx.get(url, verify=old).status_code == 200
+        assert httpx.get(url, verify=old, timeout=60).status_code == 200
 
 
 def test_a_certificate_that_cannot_be_used_is_one_sentence(certificate: tuple[str, str], tmp_path: Path) -> None:

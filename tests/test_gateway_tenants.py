@@ -19,7 +19,8 @@ from client_fakes import FakeTransport, Script
 from gateway_fakes import HELLO, bearer, chat, made_keys
 from gateway_server import GatewayThread
 
-LONG = Script(words=["word "] * 200, pause_s=0.05)
+NUM_WORDS = 4000
+LONG = Script(words=["word "] * NUM_WORDS, pause_s=0.05)  # longer than anything below takes
 
 
 @contextmanager
@@ -32,7 +33,7 @@ def begun(gateway: GatewayThread, key: str) -> socket.socket:
     """A stream whose first bytes were read."""
     body = json.dumps({"model": "autoglm", "messages": HELLO, "stream": True})
     head = f"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {key}\r\n"
-    connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=10)
+    connection = socket.create_connection(("127.0.0.1", gateway.port), timeout=60)
     connection.sendall(f"{head}Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode())
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     return connection
@@ -45,14 +46,14 @@ def test_who_leaves_frees_a_slot_at_once_and_is_a_499_in_the_log(tmp_path: Path)
     with running(settings, transport) as gateway:
 
         def status() -> int:
-            return httpx.get(f"{gateway.url}/v1/models", headers=bearer(key)).status_code
+            return httpx.get(f"{gateway.url}/v1/models", headers=bearer(key), timeout=60).status_code
 
         for _ in range(3):
             connections = [begun(gateway, key) for _ in range(2)]
             assert status() == 429
             for connection in connections:
                 connection.close()
-            give_up_at = time.monotonic() + 5  # half of what an answer takes
+            give_up_at = time.monotonic() + 60  # less than half of what an answer takes
             while status() == 429 and time.monotonic() < give_up_at:
                 time.sleep(0.01)
             assert status() == 200
@@ -60,7 +61,7 @@ def test_who_leaves_frees_a_slot_at_once_and_is_a_499_in_the_log(tmp_path: Path)
     lines = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
     left = [line for line in lines if line["path"].endswith("completions")]
     assert [(line["status"], line["error"], line["tenant"]) for line in left] == [(499, "client_left", "alice")] * 6
-    assert all(0 < line["completion_tokens"] < 200 for line in left)
+    assert all(0 < line["completion_tokens"] < NUM_WORDS for line in left)
 
 
 def test_one_who_floods_takes_nothing_from_another() -> None:
@@ -68,11 +69,11 @@ def test_one_who_floods_takes_nothing_from_another() -> None:
     calm, (calm_key,) = made_keys("calm", more=", requests_per_minute = 6000")
     transport = FakeTransport(Script(pause_s=0.01))
     with running(GatewaySettings(keys=flood + calm), transport) as gateway:
+        began = time.monotonic()
         answers, refusals, calm_answers = asyncio.run(_flooded(gateway.url, flood_key, calm_key))
+        seconds = time.monotonic() - began
     assert calm_answers == ["one two three"] * 60
-    assert answers and answers <= 100 + 10 * 10, (
-        "ten seconds' worth at once, and its rate for as long as the test may take"
-    )
+    assert answers and answers <= 100 + 10 * seconds, "ten seconds' worth at once, and its rate for as long as it took"
     assert refusals and transport.most_running <= 3 + 3
 
 

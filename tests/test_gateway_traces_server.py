@@ -72,13 +72,18 @@ def is_whole(spans: Sequence[CollectedSpan]) -> bool:
 
 def traced_whole(collector: Collector, ask: Callable[[dict[str, str]], object]) -> tuple[str, list[CollectedSpan]]:
     """(the caller's span, all spans of its trace). Asks again where Triton lost the context, as it does now and then:
-    docs/decisions.md has how often."""
-    for attempt in range(4):
+    docs/decisions.md has how often. On a slow machine the spans of an earlier request may still come."""
+    callers: dict[str, str] = {}
+    for _ in range(20):
         trace_id, caller, headers = context()
+        callers[trace_id] = caller
         ask(headers)
-        with contextlib.nullcontext() if attempt == 3 else contextlib.suppress(TimeoutError):
-            return caller, collector.wait_for(trace_id, is_whole, timeout=5)
-    raise AssertionError("unreachable")
+        with contextlib.suppress(TimeoutError):
+            collector.wait_for(trace_id, is_whole, timeout=5)
+        for asked, its_caller in callers.items():
+            if is_whole(spans := [span for span in collector.spans if span.trace_id == asked]):
+                return its_caller, spans
+    raise AssertionError(f"none of {len(callers)} traces became whole")
 
 
 def by_service(spans: Sequence[CollectedSpan]) -> tuple[CollectedSpan, list[CollectedSpan]]:
@@ -99,7 +104,7 @@ def assert_joined(ours: CollectedSpan, tritons: Sequence[CollectedSpan]) -> None
 def test_caller_gateway_and_models_share_one_trace(gateway: GatewayThread, collector: Collector, stream: bool) -> None:
     def ask(headers: dict[str, str]) -> None:
         body = {**BODY, "stream": stream, "max_tokens": 12}
-        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=300).raise_for_status()
 
     caller, spans = traced_whole(collector, ask)
     ours, tritons = by_service(spans)
@@ -113,7 +118,7 @@ def test_caller_gateway_and_models_share_one_trace(gateway: GatewayThread, colle
 def test_only_sampled_requests_with_a_context_are_traced(gateway: GatewayThread, collector: Collector) -> None:
     def ask(headers: dict[str, str]) -> None:
         body = {**BODY, "max_tokens": 3}
-        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60).raise_for_status()
+        httpx.post(f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=300).raise_for_status()
 
     unsampled, _, headers = context(sampled=False)
     ask(headers)
@@ -131,7 +136,7 @@ async def test_the_client_alone_hands_a_trace_to_the_server_and_nothing_else_is_
             await client.generate("Once", max_tokens=3)
         await client.limits()  # a control request: not asked for headers
     callers = {trace_id: caller for trace_id, caller, _ in contexts}
-    give_up_at = time.monotonic() + 5
+    give_up_at = time.monotonic() + 60
     while not (joined := [span for span in named(collector.spans, "InferRequest") if span.trace_id in callers]):
         assert time.monotonic() < give_up_at
         await asyncio.sleep(0.05)
@@ -153,17 +158,19 @@ async def test_many_at_once_are_each_in_their_own_trace(gateway: GatewayThread, 
                 pass
 
         await asyncio.gather(*(ask(headers) for _, _, headers in contexts))
-    joined = 0
-    for trace_id, caller, _ in contexts:
-        try:
-            spans = await asyncio.to_thread(collector.wait_for, trace_id, is_whole, 3)
-        except TimeoutError:  # Triton lost the context
-            continue
+    callers = {trace_id: caller for trace_id, caller, _ in contexts}
+
+    def whole() -> dict[str, list[CollectedSpan]]:
+        traces = {asked: [span for span in collector.spans if span.trace_id == asked] for asked in callers}
+        return {asked: spans for asked, spans in traces.items() if is_whole(spans)}
+
+    async with asyncio.timeout(60):
+        while len(whole()) < 8:  # Triton lost the context of the others
+            await asyncio.sleep(0.05)
+    for trace_id, spans in whole().items():
         ours, tritons = by_service(spans)
-        assert ours.parent_id == caller
+        assert ours.parent_id == callers[trace_id]
         assert_joined(ours, tritons)
-        joined += 1
-    assert joined >= 8
 
 
 def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
@@ -173,7 +180,7 @@ def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
 
     def leave(headers: dict[str, str]) -> None:
         with httpx.stream(
-            "POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=60
+            "POST", f"{gateway.url}/v1/chat/completions", json=body, headers=headers, timeout=300
         ) as answer:
             next(answer.iter_lines())
 
@@ -181,7 +188,7 @@ def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
     ours, tritons = by_service(spans)
     assert ours.attributes["http.response.status_code"] == 499
     assert_joined(ours, tritons)
-    give_up_at = time.monotonic() + 10
-    while "autoglm_running 0" not in httpx.get(traced.metrics_url).text:
+    give_up_at = time.monotonic() + 60
+    while "autoglm_running 0" not in httpx.get(traced.metrics_url, timeout=60).text:
         assert time.monotonic() < give_up_at
         time.sleep(0.1)

@@ -12,6 +12,7 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from autoglm_gateway.body_limit import BodyBounds, BodyLimit
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.schema import ChatRequest, CompletionRequest
@@ -20,9 +21,11 @@ from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from raw_http import ask, chunked, connect, head, is_closed, post, read_answer
+from raw_http import PATIENCE_S, ask, chunked, connect, head, is_closed, post, read_answer, wait_until
+from starlette.types import ASGIApp
 
 LIMIT = 2 * MIB
+BODY_S = 5.0
 GOOD = {"model": "autoglm", "messages": [{"role": "user", "content": "hello"}]}
 UNKNOWN = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}],%s}'
 COUNTED = b",".join(b'"a%d":1' % number for number in range(90_000))
@@ -31,7 +34,9 @@ MANY = 200_000
 
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayThread]:
-    settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=1.0))
+    settings = GatewaySettings(
+        max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=BODY_S)
+    )
     with logged_errors() as errors, GatewayThread(settings, fake_client) as running:
         yield running
     assert not errors
@@ -116,7 +121,7 @@ def test_no_content_type_is_refused(gateway: GatewayThread) -> None:
 
 
 def test_a_body_that_is_announced_too_large_is_refused_unread(gateway: GatewayThread) -> None:
-    with connect(gateway.port, 1.0) as connection:
+    with connect(gateway.port) as connection:
         connection.sendall(head("Content-Type: application/json", f"Content-Length: {10**15}", "Expect: 100-continue"))
         answer = read_answer(connection)
         assert answer.status == 413 and f"{LIMIT:,} bytes" in answer.error["message"]
@@ -141,35 +146,46 @@ def test_a_body_just_within_the_limit_is_read_in_whatever_pieces(gateway: Gatewa
 
 def test_a_body_that_takes_too_long_is_given_up(gateway: GatewayThread) -> None:
     with connect(gateway.port) as connection:
-        connection.sendall(head("Content-Type: application/json", "Content-Length: 1000"))
         started = time.monotonic()
+        connection.sendall(head("Content-Type: application/json", "Content-Length: 1000"))
         connection.settimeout(0.05)
-        while (waited := time.monotonic() - started) < 10:  # a byte now and then does not help
+        while (waited := time.monotonic() - started) < PATIENCE_S:  # a byte now and then does not help
             connection.sendall(b" ")
             try:
                 answer = read_answer(connection)
                 break
             except TimeoutError:
                 continue
-        assert answer.status == 408 and "within 1 s" in answer.error["message"] and 0.9 < waited < 5
-        connection.settimeout(5)
+        assert answer.status == 408 and "within 5 s" in answer.error["message"]
+        assert waited > 0.9 * BODY_S
+        connection.settimeout(PATIENCE_S)
         assert is_closed(connection)
 
 
-def test_all_bodies_together_are_bounded_and_given_back() -> None:
+def test_all_bodies_together_are_bounded_and_given_back(monkeypatch: pytest.MonkeyPatch) -> None:
     """One more where four bodies under way fill what may be held."""
-    settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT)
+    limits: list[BodyLimit] = []
+
+    class Watched(BodyLimit):
+        def __init__(self, app: ASGIApp, bounds: BodyBounds) -> None:
+            super().__init__(app, bounds)
+            limits.append(self)
+
+    monkeypatch.setattr("autoglm_gateway.layers.BodyLimit", Watched)
+    patient = ConnectionLimits(body_s=3600)
+    settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=patient)
     with GatewayThread(settings, fake_client) as gateway:
         with ExitStack() as stack:
             for _ in range(4):
                 connection = stack.enter_context(connect(gateway.port))
                 announced = head("Content-Type: application/json", f"Content-Length: {LIMIT}")
                 connection.sendall(announced + b" " * (LIMIT - 1))
-            time.sleep(0.5)  # until all of it was read: what is under way may be refused for the one more
+            # What is under way may be refused for the one more, until all of it was read.
+            wait_until(lambda: limits[-1].num_held == 4 * (LIMIT - 1))
             answer = ask(gateway.port, post(body() + b" " * 1000))
             assert answer.status == 503 and answer.error["code"] == "overloaded", answer
             assert answer.headers["retry-after"] == "1"
-        time.sleep(0.2)
+        wait_until(lambda: limits[-1].num_held == 0)
         assert is_well(gateway)
 
 

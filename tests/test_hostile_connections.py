@@ -16,11 +16,12 @@ from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_http import Answer, ask, chunked, connect, head, is_closed, post, read_answer
+from raw_http import PATIENCE_S, Answer, ask, chunked, connect, head, is_closed, post, read_answer, wait_until
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-LIMITS = ConnectionLimits(max_connections=600, head_s=0.6, body_s=0.9, idle_s=1.2, unread_s=0.5)
+LIMITS = ConnectionLimits(max_connections=600, head_s=2, body_s=2.5, idle_s=3, unread_s=2)
+PATIENT = ConnectionLimits(head_s=3600, body_s=3600, idle_s=3600, unread_s=3600)
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
 LIVE = head(method="GET", path="/health/live")
 
@@ -35,9 +36,9 @@ def gateway() -> Iterator[GatewayThread]:
 
 def trickle(port: int, sent: bytes, pause_s: float = 0.05) -> tuple[Answer | None, float]:
     """Byte by byte until the gateway says something: what it says, and after how many seconds."""
+    started = time.monotonic()
     with connect(port) as connection:
         connection.settimeout(pause_s)
-        started = time.monotonic()
         for byte in sent:
             connection.sendall(bytes([byte]))
             try:
@@ -45,7 +46,7 @@ def trickle(port: int, sent: bytes, pause_s: float = 0.05) -> tuple[Answer | Non
             except TimeoutError:
                 continue
             waited = time.monotonic() - started
-            connection.settimeout(5)
+            connection.settimeout(PATIENCE_S)
             assert is_closed(connection)
             return answer, waited
     return None, time.monotonic() - started
@@ -53,8 +54,8 @@ def trickle(port: int, sent: bytes, pause_s: float = 0.05) -> tuple[Answer | Non
 
 def test_a_head_that_takes_too_long_is_given_up(gateway: GatewayThread) -> None:
     answer, waited = trickle(gateway.port, head(*(f"X-{number}: 1" for number in range(50))))
-    assert answer is not None and answer.status == 408 and "within 0.6 s" in answer.error["message"]
-    assert 0.5 < waited < 3
+    assert answer is not None and answer.status == 408 and "within 2 s" in answer.error["message"]
+    assert waited > 0.9 * LIMITS.head_s
 
 
 def test_so_is_the_head_of_a_second_request(gateway: GatewayThread) -> None:
@@ -67,18 +68,19 @@ def test_so_is_the_head_of_a_second_request(gateway: GatewayThread) -> None:
 
 @pytest.mark.parametrize("first", [b"", LIVE])
 def test_an_idle_connection_is_closed_without_a_word(gateway: GatewayThread, first: bytes) -> None:
+    started = time.monotonic()
     with connect(gateway.port) as connection:
         if first:
             connection.sendall(first)
             assert read_answer(connection).status == 200
-        started = time.monotonic()
         assert is_closed(connection)
-        assert 1.0 < time.monotonic() - started < 4
+        assert time.monotonic() - started > 0.9 * LIMITS.idle_s
 
 
 def test_a_connection_that_is_used_stays(gateway: GatewayThread) -> None:
     with connect(gateway.port) as connection:
-        for _ in range(6):  # longer than any of the limits
+        until = time.monotonic() + 1.2 * LIMITS.idle_s  # longer than any of the limits
+        while time.monotonic() < until:
             connection.sendall(LIVE)
             assert read_answer(connection).status == 200
             connection.sendall(post(BODY))
@@ -140,26 +142,27 @@ def test_a_body_that_nobody_wants_may_end_in_time_and_not_later() -> None:
             connection.sendall(head("Content-Length: 200000"))
             assert read_answer(connection).status == 401
             connection.sendall(b"x" * 200_000)
+        started = time.monotonic()
         connection.sendall(head("Content-Length: 200000"))
         assert read_answer(connection).status == 401
         connection.settimeout(0.1)
-        started = time.monotonic()
-        while (waited := time.monotonic() - started) < 5 and not is_closed(connection):
-            connection.sendall(b"x")
-        assert 0.5 < waited < 3
+        while (waited := time.monotonic() - started) < PATIENCE_S and not is_closed(connection):
+            with suppress(ConnectionError):
+                connection.sendall(b"x")
+        assert 0.9 * LIMITS.body_s < waited < PATIENCE_S
 
 
 def test_requests_that_are_not_whole_do_not_keep_the_process() -> None:
-    transport = FakeTransport(Script(words=["word "] * 5, pause_s=0.2))
+    """It would wait for an hour: so long they may take."""
+    transport = FakeTransport(Script(words=["word "] * 5, pause_s=0.4))
+    patient = GatewaySettings(connections=PATIENT)
     with ExitStack() as stack:
-        with GatewayThread(GatewaySettings(), partial(fake_client, transport=transport)) as gateway:
+        with GatewayThread(patient, partial(fake_client, transport=transport)) as gateway:
             for sent in (b"", LIVE[:9], head("Content-Length: 9"), CHUNKED):
                 stack.enter_context(connect(gateway.port)).sendall(sent)
             whole = stack.enter_context(connect(gateway.port))
             whole.sendall(post(BODY))
-            time.sleep(0.3)
-            started = time.monotonic()
-        assert time.monotonic() - started < 4
+            wait_until(lambda: bool(transport.running))
         assert read_answer(whole).status == 200
 
 
@@ -232,12 +235,10 @@ def test_more_connections_than_allowed_are_turned_away() -> None:
         with ExitStack() as stack:
             for _ in range(20):
                 stack.enter_context(connect(gateway.port))
-            time.sleep(0.2)
             with connect(gateway.port) as one_more:
                 answer = read_answer(one_more)
                 assert answer.status == 503 and answer.error["code"] == "overloaded" and is_closed(one_more)
-        time.sleep(0.2)
-        assert ask(gateway.port, LIVE).status == 200
+        wait_until(lambda: ask(gateway.port, LIVE).status == 200)
 
 
 def test_others_are_answered_beside_500_idle_connections(gateway: GatewayThread) -> None:
@@ -261,9 +262,8 @@ def test_a_reader_that_stops_reading_is_given_up() -> None:
     with logged_errors() as errors, GatewayThread(limited, make_client) as gateway:
         with connect(gateway.port) as connection:
             connection.sendall(post(BODY[:-1] + b',"stream":true}'))
-            time.sleep(0.2)
-            assert transport.running
-            time.sleep(1.5)
+            wait_until(lambda: bool(transport.requests))
+            wait_until(lambda: not transport.running)
             received = 0
             try:
                 while more := connection.recv(1 << 16):

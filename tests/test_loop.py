@@ -16,7 +16,7 @@ from autoglm_engine.runner import Limits
 from fakes import FakeRunner, answers, expected_greedy, letters_text, request
 
 VOCAB = 63
-PATIENCE = 10.0  # seconds; everything below takes milliseconds
+PATIENCE = 120.0  # seconds; everything below takes milliseconds
 
 
 class Reader:
@@ -90,7 +90,7 @@ def test_an_idle_loop_takes_no_steps(runner: FakeRunner) -> None:
 
 def test_cancel_wakes_and_ends(runner: FakeRunner) -> None:
     reader = Reader()
-    runner.before_forward = lambda batch: time.sleep(0.005)
+    runner.before_forward = lambda batch: time.sleep(0.1)  # so that the answers would take longer than what follows
     with serving(runner, reader) as loop:
         loop.submit(request(stream=True, max_tokens=60))
         reader.wait_for_any()
@@ -136,7 +136,7 @@ def test_a_reader_that_raises_costs_its_event_only(runner: FakeRunner, caplog: p
 
 def test_closing_answers_everybody_and_refuses_the_rest(runner: FakeRunner) -> None:
     reader = Reader()
-    runner.before_forward = lambda batch: time.sleep(0.005)
+    runner.before_forward = lambda batch: time.sleep(0.1)  # so that the answers would take longer than what follows
     with serving(runner, reader) as loop:
         for i in range(8):
             loop.submit(request(f"r{i}", max_tokens=60, stream=True))

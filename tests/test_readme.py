@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -53,9 +54,7 @@ def run(command: str, server: LocalServer, artifact: Path) -> subprocess.Complet
         "AUTOGLM_ARTIFACT": str(artifact),
     }
     command = command.replace("localhost:8000", f"127.0.0.1:{server.http_port}")
-    return subprocess.run(
-        ["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=240, check=False
-    )
+    return subprocess.run(["sh", "-c", command], cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +80,10 @@ def test_the_openai_client_of_the_readme_works(gateway: GatewayThread, capsys: p
     _, block = re.findall(r"^```python\n(.*?)^```", README, flags=re.DOTALL | re.MULTILINE)
     assert "http://127.0.0.1:8080" in block
     exec(compile(block.replace("http://127.0.0.1:8080", gateway.url), "README.md", "exec"), {})
-    assert re.fullmatch(r'\{"name":"[^"]*"\} \d+\n', capsys.readouterr().out)
+    written, num_tokens = capsys.readouterr().out.rsplit(" ", 1)
+    answer = json.loads(written)
+    assert answer.keys() == {"name"} and isinstance(answer["name"], str) and len(answer["name"]) <= 12
+    assert int(num_tokens) > 0
 
 
 @pytest.mark.server

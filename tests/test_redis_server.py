@@ -19,6 +19,8 @@ pytestmark = pytest.mark.server
 PROMPTS = [f"Shared answers, number {number}:" for number in range(24)]
 OPTIONS = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
 FORGETFUL = {"AUTOGLM_CACHE_BYTES": "1024"}  # room for two answers at most: most requests are looked up in Redis
+LIMIT_S = 2.0  # of a lookup: more than a slow machine takes
+ENOUGH = 20  # requests of a kind, for a phase to be one
 
 
 @pytest.fixture(scope="module")
@@ -35,7 +37,8 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def server(artifact: Path, proxy: Proxy) -> Iterator[LocalServer]:
-    env = {**FORGETFUL, "AUTOGLM_REDIS_URL": proxy.url, "AUTOGLM_REDIS_RETRY_SECONDS": "0.3"}
+    redis = {"URL": proxy.url, "RETRY_SECONDS": "0.3", "TIMEOUT_MS": str(1e3 * LIMIT_S)}
+    env = {**FORGETFUL, **{f"AUTOGLM_REDIS_{name}": value for name, value in redis.items()}}
     with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as running:
         yield running
 
@@ -74,7 +77,7 @@ def test_replicas_share_and_answers_outlive_the_server(
 ) -> None:
     first = kept(client, PROMPTS[0])
     secret = kept(client, PROMPTS[1])
-    env = {"AUTOGLM_REDIS_URL": redis_server.url, "AUTOGLM_REDIS_TIMEOUT_MS": "500"}
+    env = {"AUTOGLM_REDIS_URL": redis_server.url, "AUTOGLM_REDIS_TIMEOUT_MS": "20000"}
     with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as another, Client(another.grpc_url) as asker:
         wait_for(lambda: counted(asker, "up") == 1)
         result = ask(asker, PROMPTS[0])
@@ -110,8 +113,8 @@ class Load:
     """What clients saw. A failed request ends the test."""
 
     texts: dict[str, str]
-    latencies: list[tuple[float, float]] = field(default_factory=list)  # (when it began, seconds)
-    hits: list[float] = field(default_factory=list)  # when
+    begun: list[float] = field(default_factory=list)  # when those began that were answered
+    hits: list[float] = field(default_factory=list)  # and those that were found
     is_over: bool = False
 
     async def ask(self, client: AsyncClient, seed: int) -> None:
@@ -119,48 +122,51 @@ class Load:
         while not self.is_over:
             prompt, began = draw.choice(PROMPTS), time.monotonic()
             result = await client.generate(prompt, **OPTIONS)  # type: ignore[arg-type]
-            self.latencies.append((began, time.monotonic() - began))
             assert result.text == self.texts[prompt], "a wrong answer"
+            self.begun.append(began)
             if result.cache_hit == "exact":
                 self.hits.append(began)
 
-    def slowest(self, since: float, until: float) -> float:
-        return max(seconds for began, seconds in self.latencies if since <= began <= until)
+    def num_answers(self, since: float) -> int:
+        """Of those that were asked since then."""
+        return sum(began >= since for began in self.begun)
 
-    def num_hits(self, since: float, until: float) -> int:
-        return sum(since <= when <= until for when in self.hits)
+    def num_hits(self, since: float) -> int:
+        return sum(began >= since for began in self.hits)
 
 
 def test_redis_killed_frozen_and_unreachable_under_load(
     redis_server: RedisServer, proxy: Proxy, server: LocalServer, client: Client
 ) -> None:
     load = Load({prompt: ask(client, prompt, cache="bypass").text for prompt in PROMPTS})
-    windows: dict[str, tuple[float, float]] = {}
 
-    def phase(name: str, begin: Callable[[], object], seconds: float = 1.5) -> None:
+    def well(begin: Callable[[], object]) -> None:
+        """Enough are found in Redis."""
+        begin()
+        wait_for(lambda: counted(client, "up") == 1)
+        since = time.monotonic()
+        wait_for(lambda: load.num_hits(since) > ENOUGH)
+
+    def away(begin: Callable[[], object]) -> None:
+        """Those that are asked meanwhile are answered, most of them without a word to Redis."""
+        skipped = counted(client, "skipped")
         begin()
         since = time.monotonic()
-        time.sleep(seconds)
-        windows[name] = since, time.monotonic()
-
-    def restart() -> None:
-        redis_server.start()
-        wait_for(lambda: counted(client, "up") == 1)
+        wait_for(lambda: load.num_answers(since) > ENOUGH and counted(client, "skipped") > skipped + ENOUGH)
 
     def heal() -> None:
         proxy.is_silent, proxy.delay = False, 0.0
-        wait_for(lambda: counted(client, "up") == 1)
 
     def play() -> None:
-        phase("up", lambda: None)
-        phase("silent", lambda: setattr(proxy, "is_silent", True))
-        phase("healed", heal)
-        phase("killed", redis_server.kill)
-        phase("restarted", restart)
-        phase("slow", lambda: setattr(proxy, "delay", 0.3))
-        phase("fast again", heal)
-        phase("frozen", redis_server.freeze)
-        phase("thawed", lambda: (redis_server.thaw(), wait_for(lambda: counted(client, "up") == 1)))
+        well(lambda: None)
+        away(lambda: setattr(proxy, "is_silent", True))
+        well(heal)
+        away(redis_server.kill)
+        well(redis_server.start)
+        away(lambda: setattr(proxy, "delay", 5 * LIMIT_S))
+        well(heal)
+        away(redis_server.freeze)
+        well(redis_server.thaw)
 
     async def drive() -> None:
         async with AsyncClient(server.grpc_url) as asker, asyncio.TaskGroup() as group:
@@ -172,12 +178,7 @@ def test_redis_killed_frozen_and_unreachable_under_load(
                 load.is_over = True
 
     asyncio.run(drive())
-    slowest = {name: load.slowest(*window) for name, window in windows.items()}
-    hits = {name: load.num_hits(*window) for name, window in windows.items()}
-    assert max(slowest.values()) < 3, slowest
-    for name in ("up", "healed", "restarted", "fast again", "thawed"):
-        assert hits[name] > 20, hits
-    assert counted(client, "skipped") > 20 and counted(client, "errors") < 60
+    assert counted(client, "errors") < counted(client, "skipped"), "the first that fails takes Redis out of use"
     assert "is left alone: " in server.log_text() and "is used again" in server.log_text()
 
 

@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def tiers(server: RedisServer) -> Iterator[Tiers]:
-    chosen = EngineSettings(redis_url=server.url, redis_timeout_ms=2000, redis_retry_seconds=0.05)
+    chosen = EngineSettings(redis_url=server.url, redis_timeout_ms=20_000, redis_retry_seconds=0.05)
     made = RedisTier(chosen, MemoryMetrics()), RedisTier(chosen, MemoryMetrics())
     wait_for(lambda: all(tier.is_up for tier in made))
     yield made
@@ -163,7 +163,7 @@ def test_what_one_server_computed_another_answers_without_a_slot(tiers: Tiers) -
 
 
 def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: RedisServer) -> None:
-    chosen = EngineSettings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=2000)
+    chosen = EngineSettings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=20_000)
     others, benches, tiers = [FakeTier(), FakeTier()], list[Bench](), list[RedisTier]()
     for number in range(2):
         tier = load_redis_tier(

@@ -36,7 +36,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + 20
+    give_up_at = time.monotonic() + 120
     while not condition():
         assert time.monotonic() < give_up_at, "it never came true"
         time.sleep(0.05)
@@ -109,7 +109,7 @@ def test_the_embedder_answers_as_it_does_alone(server: LocalServer, embedder: Pa
             tensor = InferInput("text", [1, 1], "BYTES")
             tensor.set_data_from_numpy(np.array([[text.encode()]], dtype=np.object_))
             found = caller.infer("embedder", [tensor]).as_numpy("embedding")
-            np.testing.assert_allclose(found[0], row, atol=2e-6)
+            np.testing.assert_allclose(found[0], row, atol=1e-5)
         tensor.set_data_from_numpy(np.array([[b"\xff"]], dtype=np.object_))
         with pytest.raises(InferenceServerException, match="text is not valid UTF-8: byte 0xff at 0"):
             caller.infer("embedder", [tensor])

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import itertools
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -22,9 +27,10 @@ import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
-from raw_grpc import Stream, tensor
+from raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
+PATIENCE_S = 120.0
 QUESTION = json.dumps([{"role": "user", "content": "What is the capital of Japan?"}])
 
 
@@ -35,7 +41,7 @@ def stream(server: LocalServer) -> Iterator[Stream]:
 
 
 def post(server: LocalServer, verb: str, body: bytes) -> tuple[int, str]:
-    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=60)
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=300)
     with contextlib.closing(connection):
         connection.request("POST", f"/v2/models/autoglm/{verb}", body, {"Content-Type": "application/json"})
         response = connection.getresponse()
@@ -47,11 +53,11 @@ def generate(server: LocalServer, **fields: Any) -> tuple[int, dict[str, Any]]:
     return status, json.loads(text)
 
 
-def wait_for(condition: Callable[[], bool], seconds: float) -> float:
-    """How long it took. Fails after `seconds`."""
+def wait_for(condition: Callable[[], bool]) -> float:
+    """How long it took. Fails after a time that says nothing about how fast it should be."""
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < seconds, f"it took more than {seconds} s"
+        assert time.monotonic() - begin < PATIENCE_S, f"it took more than {PATIENCE_S:g} s"
         time.sleep(0.02)
     return time.monotonic() - begin
 
@@ -62,7 +68,7 @@ def idle(stream: Stream) -> bool:
 
 
 def metric(server: LocalServer, name: str) -> float:
-    text = urllib.request.urlopen(server.metrics_url, timeout=10).read().decode()
+    text = urllib.request.urlopen(server.metrics_url, timeout=60).read().decode()
     return sum(float(line.rsplit(" ", 1)[1]) for line in text.splitlines() if line.startswith(name))
 
 
@@ -133,7 +139,7 @@ def test_logprobs_come_with_the_tokens(stream: Stream) -> None:
 
 
 def test_a_deadline_ends_a_request(stream: Stream) -> None:
-    answer = stream.finish(stream.generate(max_tokens=900, ignore_eos=True, deadline_ms=400))
+    answer = stream.finish(stream.generate(max_tokens=900, ignore_eos=True, deadline_ms=100))
     assert answer.finish_reason == "deadline"
 
 
@@ -162,7 +168,7 @@ def test_metrics_are_published(server: LocalServer, stream: Stream) -> None:
     stream.finish(stream.generate(max_tokens=5, ignore_eos=True))
     for name in ("tokens_in", "tokens_out"):
         counted = stream.control(stats=True)[name]
-        wait_for(lambda name=name, counted=counted: metric(server, f"autoglm_{name}_total") == counted, seconds=5)  # type: ignore[misc]
+        wait_for(lambda name=name, counted=counted: metric(server, f"autoglm_{name}_total") == counted)  # type: ignore[misc]
     assert metric(server, "autoglm_time_to_first_token_seconds_count") >= 1
     assert metric(server, "autoglm_inter_token_latency_seconds_count") >= 4
     assert metric(server, "autoglm_slots") == 16
@@ -170,7 +176,7 @@ def test_metrics_are_published(server: LocalServer, stream: Stream) -> None:
 
 
 def test_control_apis_are_closed(server: LocalServer) -> None:
-    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=10)
+    connection = http.client.HTTPConnection(server.host, server.http_port, timeout=60)
     with contextlib.closing(connection):
         for method, path in (("POST", "/v2/repository/index"), ("GET", "/v2/logging"), ("GET", "/v2/trace/setting")):
             connection.request(method, path)
@@ -202,22 +208,41 @@ BAD_TENSORS: list[tuple[str, list[Any], str]] = [
 ]  # fmt: skip
 
 
+def keep_asking(healthy: Stream, is_over: threading.Event) -> list[Answer]:
+    """Fifteen stories at a time until it is over, each to its end."""
+    numbers, answers = itertools.count(), list[Answer]()
+
+    def ask() -> str:
+        return healthy.generate(f"Tell me a story about the number {next(numbers)}.", max_tokens=100, ignore_eos=True)
+
+    asked = deque(ask() for _ in range(15))
+    while asked:
+        answers.append(healthy.finish(asked.popleft()))
+        if not is_over.is_set():
+            asked.append(ask())
+    return answers
+
+
 def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
     """Each on a stream of its own, since Triton's own refusals do not always name the request they belong to."""
-    with Stream(server.grpc_url) as healthy, Stream(server.grpc_url) as bad:
-        prompts = [f"Tell me a story about the number {i}." for i in range(15)]
-        ids = [healthy.generate(prompt, max_tokens=600, ignore_eos=True) for prompt in prompts]
-        for name, inputs, sentence in BAD_TENSORS:
-            answer = bad.finish(bad.send(inputs), timeout=20)
-            assert sentence in answer.error, name
-            assert "Traceback" not in answer.error, name
-            assert answer.num_responses == 0, name
-        answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
-        assert "unknown option temprature; the options are text_input" in answer.error
-        assert bad.control(stats=True)["running"] == 15, "the healthy streams were over before the last bad input"
-        answers = [healthy.finish(request_id) for request_id in ids]
-    assert [answer.error for answer in answers] == [""] * 15
-    assert [answer.last["completion_tokens"].item() for answer in answers] == [600] * 15
+    is_over = threading.Event()
+    with Stream(server.grpc_url) as healthy, Stream(server.grpc_url) as bad, ThreadPoolExecutor(1) as thread:
+        asking = thread.submit(keep_asking, healthy, is_over)
+        try:
+            wait_for(lambda: bool(bad.control(stats=True)["running"] >= 10))
+            for name, inputs, sentence in BAD_TENSORS:
+                answer = bad.finish(bad.send(inputs))
+                assert sentence in answer.error, name
+                assert "Traceback" not in answer.error, name
+                assert answer.num_responses == 0, name
+            answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
+            assert "unknown option temprature; the options are text_input" in answer.error
+            wait_for(lambda: bool(bad.control(stats=True)["running"] >= 10))
+        finally:
+            is_over.set()
+        answers = asking.result()
+    assert [answer.error for answer in answers] == [""] * len(answers)
+    assert [answer.last["completion_tokens"].item() for answer in answers] == [100] * len(answers)
 
 
 @pytest.mark.parametrize(
@@ -277,27 +302,29 @@ def test_cut_connections_leave_no_slot_behind(server: LocalServer) -> None:
 
 
 def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
-    """Five times ten clients vanish, beside four healthy streams: their slots are free within a second, and the
-    healthy ones never notice."""
+    """Five times ten clients vanish, beside four healthy streams: their slots are free long before their answers would
+    have ended, and the healthy ones never notice."""
     with Stream(server.grpc_url) as stream, Stream(server.grpc_url) as control:
         stories = [f"Story {uuid4()}:" for _ in range(4)]  # which no cache has
+        tokens_before = control.control(stats=True)["tokens_out"]
         healthy = [stream.generate(story, max_tokens=900, ignore_eos=True) for story in stories]
         times, beside = [], []
         for _ in range(5):
             vanish()
-            times.append(wait_for(lambda: bool(control.control(stats=True)["running"] <= len(healthy)), seconds=5.0))
+            times.append(wait_for(lambda: bool(control.control(stats=True)["running"] <= len(healthy))))
             beside.append(control.control(stats=True)["running"])
         answers = [stream.finish(request_id) for request_id in healthy]
         assert [answer.last["completion_tokens"].item() for answer in answers] == [900] * len(healthy)
         assert beside[0] == len(healthy), "the healthy streams were over before anybody vanished"
-        assert max(times) < 1.0, times
-        wait_for(lambda: idle(control), seconds=1.0)
+        wait_for(lambda: idle(control))
+        wasted = control.control(stats=True)["tokens_out"] - tokens_before - 900 * len(healthy)
+        assert wasted < 5 * 10 * 900 / 2, f"{wasted} tokens for nobody"
         print(f"slots were free after {', '.join(f'{seconds:.2f}' for seconds in times)} s")
 
 
 def open_stream(server: LocalServer) -> socket.socket:
     """A raw connection on which an endless answer has begun."""
-    connection = socket.create_connection((server.host, server.http_port), timeout=30)
+    connection = socket.create_connection((server.host, server.http_port), timeout=300)
     body = json.dumps({"text_input": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True})
     connection.sendall(
         f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
@@ -309,26 +336,28 @@ def open_stream(server: LocalServer) -> socket.socket:
 # ---- servers of their own
 
 
-def test_a_full_queue_refuses_at_once_and_loses_nothing(artifact: Path) -> None:
-    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env={"AUTOGLM_MAX_QUEUE": "4"}) as server:
+def test_a_full_queue_refuses_at_once_and_loses_nothing(artifact: Path, tmp_path: Path) -> None:
+    log, env = tmp_path / "server.log", {"AUTOGLM_MAX_QUEUE": "4"}
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env, log_file=log) as server:
         with Stream(server.grpc_url) as busy:
             running = []
             with Stream(server.grpc_url) as control:
                 for count in (4, 8, 12, 16):
-                    running += [busy.generate(f"Story {count - i}:", max_tokens=200, ignore_eos=True) for i in range(4)]
-                    wait_for(lambda n=count: bool(control.control(stats=True)["running"] == n), seconds=30)  # type: ignore[misc]
+                    running += [busy.generate(f"Story {count - i}:", max_tokens=900, ignore_eos=True) for i in range(4)]
+                    wait_for(lambda n=count: bool(control.control(stats=True)["running"] == n))  # type: ignore[misc]
             queued = [busy.generate(f"Tale {i}:", max_tokens=10, ignore_eos=True) for i in range(4)]
             with Stream(server.grpc_url) as control:
-                wait_for(lambda: bool(control.control(stats=True)["waiting"] == 4), seconds=5)
-            begin = time.monotonic()
-            status, answer = generate(server, text_input="one more")
-            assert time.monotonic() - begin < 1.0
-            assert (status, "UNAVAILABLE: 4 requests wait already" in answer["error"]) == (400, True)
+                wait_for(lambda: bool(control.control(stats=True)["waiting"] == 4))
+                status, answer = generate(server, text_input="one more")
+                stats = control.control(stats=True)
+                assert (stats["running"], stats["waiting"]) == (16, 4), "it was refused after it had waited"
+                assert (status, "UNAVAILABLE: 4 requests wait already" in answer["error"]) == (400, True)
+                assert control.control(cancel=running) == {"cancelled": 16}  # they would take long
             ended = [busy.finish(request_id) for request_id in running + queued]
-        assert [answer.last["completion_tokens"].item() for answer in ended] == [200] * 16 + [10] * 4
-        begin = time.monotonic()
+        assert [answer.finish_reason for answer in ended] == ["cancelled"] * 16 + ["length"] * 4
+        assert [answer.last["completion_tokens"].item() for answer in ended[16:]] == [10] * 4
         server.stop()
-        assert time.monotonic() - begin < 3.0
+        assert not re.search(r"has \d+ in-flight inferences", log.read_text(errors="replace"))
 
 
 def test_a_dead_engine_is_noticed(artifact: Path) -> None:
@@ -341,9 +370,9 @@ def test_a_dead_engine_is_noticed(artifact: Path) -> None:
         assert not server.is_healthy()
         with pytest.raises(LocalServerError, match="the process of the model engine died"):
             server.wait()
-        wait_for(lambda: not server.is_ready(), seconds=3)  # what anybody sees over HTTP
-        assert "Socket closed" in stream.finish(request_id, timeout=10).error
-        wait_for(lambda: not server.is_alive(), seconds=3)
+        wait_for(lambda: not server.is_ready())  # what anybody sees over HTTP
+        assert "Socket closed" in stream.finish(request_id).error
+        wait_for(lambda: not server.is_alive())
         with pytest.raises(LocalServerError, match="the server ended with exit code -9: the engine's process died"):
             server.wait()
 
@@ -364,12 +393,9 @@ def test_nothing_is_left_behind(artifact: Path) -> None:
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
         made = set(Path("/dev/shm").iterdir()) - before
         assert len(made) >= 4  # the board, and a region a model
-        begin = time.monotonic()
         server.stop()
-        took = time.monotonic() - begin
     assert not any(path.exists() for path in made)
-    assert not any(is_alive(process) for process in family)
-    assert took < 3.0
+    wait_for(lambda: not any(is_alive(process) for process in family))
 
 
 def stub_of(server: LocalServer, model: str) -> int:
@@ -392,7 +418,7 @@ def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     script = (
         "import sys, time; from autoglm_client.local_server import LocalServer\n"
         "server = LocalServer(sys.argv[1], artifact=sys.argv[2]); server.start(); server.wait_ready()\n"
-        "print(server.pid, flush=True); time.sleep(60)"
+        "print(server.pid, flush=True); time.sleep(600)"
     )
     command = [sys.executable, "-c", script, str(MODEL_REPOSITORY), str(artifact)]
     parent = subprocess.Popen(command, stdout=subprocess.PIPE)
@@ -401,4 +427,4 @@ def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     family = [server, *server.children(recursive=True)]
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not any(process.is_running() for process in family), seconds=8)
+    wait_for(lambda: not any(is_alive(process) for process in family))

@@ -190,7 +190,7 @@ GLM_4_1V_TEXT = ModelSpec(
 
 
 @pytest.mark.tensorrt
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_two_layers_of_glm_4_1v_at_their_real_width(tmp_path: Path) -> None:
     details = write_tensorrt_rtx(
         GLM_4_1V_TEXT,
@@ -207,7 +207,7 @@ def test_two_layers_of_glm_4_1v_at_their_real_width(tmp_path: Path) -> None:
 
 
 @pytest.mark.tensorrt
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_smollm2_whole(tmp_path: Path) -> None:
     manifest = export("smollm2", tmp_path / "artifact", runtime="tensorrt-rtx")
     assert Manifest.load(tmp_path / "artifact") == manifest

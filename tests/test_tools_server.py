@@ -17,7 +17,7 @@ pytestmark = pytest.mark.server
 
 CITY = {
     "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]}, "days": {"type": "integer", "maximum": 9}},
+    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
     "required": ["city", "days"],
     "additionalProperties": False,
 }  # fmt: skip
