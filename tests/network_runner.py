@@ -14,16 +14,28 @@ from autoglm_engine.runner import Limits
 from tensorrt_networks import Defined
 from trt_interpreter import Interpreter
 from trt_interpreter.dtypes import native
+from trt_interpreter.layers import Intercept
 
 Arrays = dict[str, npt.NDArray[Any]]
 
 
 class NetworkRunner:
-    """Row i is slot i; one-token spans are decoded together, longer ones are prefilled alone."""
+    """Row i is slot i; one-token spans are decoded together, longer ones are prefilled alone.
 
-    def __init__(self, defined: Defined, limits: Limits, *, cache_length: int, precise: bool = False) -> None:
+    `precise` and `intercept`: see `Interpreter`.
+    """
+
+    def __init__(
+        self,
+        defined: Defined,
+        limits: Limits,
+        *,
+        cache_length: int,
+        precise: bool = False,
+        intercept: Intercept | None = None,
+    ) -> None:
         self._limits, self._spec, self._cache_length = limits, defined.spec, cache_length
-        self._interpreter = Interpreter(defined.definition, trt, precise=precise)
+        self._interpreter = Interpreter(defined.definition, trt, precise=precise, intercept=intercept)
         shape = (limits.num_slots, self._spec.num_kv_heads, cache_length, self._spec.head_size)
         names = [f"past_{kind}_{layer}" for layer in range(self._spec.num_layers) for kind in ("key", "value")]
         dtype = np.dtype(np.float32) if precise else native(self._interpreter.inputs[names[0]].dtype)

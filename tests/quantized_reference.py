@@ -5,7 +5,7 @@ Whatever differs from it, beyond rounding of 16-bit results, is wrong in the low
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -15,13 +15,19 @@ from autoglm_export.spec import ModelSpec
 from autoglm_export.weights import Source, source_names
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
+Record = Callable[[torch.Tensor], None]
 _E4M3, _LARGEST = torch.float8_e4m3fn, 448.0
 
 
 def quantize_reference(
-    reference: Reference, spec: ModelSpec, precision: str, scales: Mapping[tuple[str, ...], Any]
+    reference: Reference,
+    spec: ModelSpec,
+    precision: str,
+    scales: Mapping[tuple[str, ...], Any],
+    record: Record = lambda rows: None,
 ) -> None:
-    """Change the model in place; `scales`: see `tensorrt_networks.Defined`."""
+    """Change the model in place; `scales`: see `tensorrt_networks.Defined`. `record` is given all activations that a
+    linear layer rounds to E4M3, before that."""
     parameters = dict(reference.model.named_parameters())
     modules = dict(reference.model.named_modules())
     with torch.no_grad():
@@ -29,11 +35,17 @@ def quantize_reference(
             if name in ("embed", "lm_head"):
                 _replace(parameters[source.name], source, lambda rows: rows.to(torch.float16).float())
             elif name.endswith(".weight"):
-                _linear(name.removesuffix(".weight"), source, precision, scales, parameters, modules)
+                _linear(name.removesuffix(".weight"), source, precision, scales, parameters, modules, record)
 
 
 def _linear(
-    name: str, source: Source, precision: str, scales: Mapping[tuple[str, ...], Any], parameters: Any, modules: Any
+    name: str,
+    source: Source,
+    precision: str,
+    scales: Mapping[tuple[str, ...], Any],
+    parameters: Any,
+    modules: Any,
+    record: Record,
 ) -> None:
     parameter = parameters[source.name]
     if precision in _TYPES:
@@ -41,7 +53,7 @@ def _linear(
     elif precision == "fp8":
         _replace(parameter, source, _fp8_rows)
         if source.part == 0:  # gate and up of one matrix have the same inputs
-            _round_inputs(modules[source.name.removesuffix(".weight")], _of_group(name, scales)[1])
+            _round_inputs(modules[source.name.removesuffix(".weight")], _of_group(name, scales)[1], record)
     else:
         _replace(parameter, source, lambda rows: _int4_rows(name, len(rows), scales))
 
@@ -57,10 +69,11 @@ def _fp8_rows(rows: torch.Tensor) -> torch.Tensor:
     return (rows / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * scale
 
 
-def _round_inputs(module: torch.nn.Module, largest: float) -> None:
+def _round_inputs(module: torch.nn.Module, largest: float, record: Record) -> None:
     step = largest / _LARGEST
 
     def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        record(inputs[0])
         return ((inputs[0] / step).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * step, *inputs[1:])
 
     module.register_forward_pre_hook(rounded)

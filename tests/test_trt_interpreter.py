@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trt_interpreter import dtypes
+from trt_interpreter import Interpreter, dtypes
 from trt_interpreter.compute import COMPUTE, computed
+from trt_interpreter.layers import Inputs
 from trt_interpreter.network import OPENED, Layer, Network, Tensor
 from trt_interpreter.plan import planned
 from trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
@@ -88,6 +89,24 @@ def test_what_follows_from_weights_alone_is_computed_once() -> None:
     assert [step.layer.kind for step in interpreter._plan.steps] == ["ELEMENTWISE"]
     assert interpreter._plan.constants.keys() == {doubled.get_output(0).name}
     np.testing.assert_array_equal(interpreter.run({"x": np.ones((2, 3), np.float32)})["y"], 2 * FLOATS + 1)
+
+
+def test_an_intercept_decides_what_the_layers_of_a_run_compute_with() -> None:
+    network = SmallNetwork()
+    x, operation = network.input("x", "FLOAT", 2), network.trt.UnaryOperation
+    weights = network.add.add_unary(network.constant(np.array([1, 2], np.float32)), operation.NEG).get_output(0)
+    last = network.add.add_elementwise(x, weights, network.trt.ElementWiseOperation.SUM)
+    last.name = "last"
+    network.output(last.get_output(0))
+    asked = []
+
+    def intercept(layer: Layer, inputs: Inputs) -> Inputs:
+        asked.append(layer.name)
+        return np.array([10, 20], np.float32), *inputs[1:]
+
+    outputs = Interpreter(network.add, network.trt, intercept=intercept).run({"x": np.zeros(2, np.float32)})
+    np.testing.assert_array_equal(outputs["y"], [9, 18])
+    assert asked == ["last"], "what follows from weights alone is no part of a run"
 
 
 def test_weights_are_copied_when_the_network_is_opened() -> None:

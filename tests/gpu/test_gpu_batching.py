@@ -9,8 +9,10 @@ from gpu.gpu_models import LIMITS, Ids, Make, greedy, prefill, relative, span, s
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 PRECISIONS = ("fp16", "bf16", "fp8", "int4")
-# Another batch size may take another kernel, which sums in another order: equal but for rounding.
-ROUNDING = {"fp16": 4e-3, "bf16": 3e-2, "fp8": 3e-2, "int4": 4e-3}
+# Another batch size may take another kernel, which sums in another order: equal but for rounding. Twice what numpy gives
+# for these models with every activation moved by a last bit before it is rounded; not yet measured on a card. In fp8
+# most rows do not move at all, and one on a rounding tie by 8%; faults show in fp16 from 1% on.
+ROUNDING = {"fp16": 8e-3, "bf16": 8e-2, "fp8": 0.15, "int4": 3e-2}
 NUM_SLOTS = LIMITS["max_slots"]
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from trt_interpreter import layers_attention, layers_index, layers_math, layers_quantize, layers_reduce, layers_shape
 from trt_interpreter.dtypes import Array, float32, typed
-from trt_interpreter.layers import Compute
+from trt_interpreter.layers import Compute, Intercept
 from trt_interpreter.network import Layer, Tensor
 
 COMPUTE: Final[dict[str, Compute]] = {
@@ -43,14 +43,18 @@ AS_HELD: Final = frozenset(
 )
 
 
-def computed(layer: Layer, values: Mapping[str, Array], precise: bool) -> dict[str, Array]:
-    """What `layer` gives, by tensor name, out of the tensors in `values`.
+def computed(
+    layer: Layer, values: Mapping[str, Array], precise: bool, intercept: Intercept | None = None
+) -> dict[str, Array]:
+    """What `layer` gives, by tensor name, out of the tensors in `values`, or of what `intercept` makes of these.
 
     Raises ValueError for a result that the network does not declare so, or that is not a number.
     """
     held = tuple(None if tensor is None else values[tensor.name] for tensor in layer.inputs)
     as_held = layer.kind in AS_HELD
     inputs = held if as_held else tuple(None if array is None else float32(array) for array in held)
+    if intercept is not None:
+        inputs = intercept(layer, inputs)
     with np.errstate(all="ignore"):  # infinities are numbers here, NaN is looked for below
         results = COMPUTE[layer.kind](layer, inputs)
         pairs = list(zip(layer.outputs, results, strict=True))

@@ -7,6 +7,7 @@ import numpy as np
 
 from trt_interpreter.compute import computed
 from trt_interpreter.dtypes import SIXTEEN_BIT, Array, float32, native, outward
+from trt_interpreter.layers import Intercept
 from trt_interpreter.network import Network, Tensor, open_network
 from trt_interpreter.plan import planned
 
@@ -15,14 +16,15 @@ class Interpreter:
     """Computes a network with NumPy.
 
     `inputs` and `outputs` are the network's tensors by name. Weights are decoded, and everything that follows from
-    weights alone is computed, when it is made; the network is not needed afterwards.
+    weights alone is computed, when it is made; the network is not needed afterwards. `intercept` is asked before each
+    layer of a run what the layer is to compute with.
     """
 
-    def __init__(self, network: Any, trt: Any, *, precise: bool = False) -> None:
+    def __init__(self, network: Any, trt: Any, *, precise: bool = False, intercept: Intercept | None = None) -> None:
         opened = open_network(network, trt)
         self.inputs: Mapping[str, Tensor] = opened.inputs
         self.outputs: Mapping[str, Tensor] = opened.outputs
-        self._precise = precise
+        self._precise, self._intercept = precise, intercept
         self._caches = _caches(opened)
         self._plan = planned(opened, lambda layer, values: computed(layer, values, precise))
 
@@ -36,7 +38,7 @@ class Interpreter:
         """
         values = {**self._plan.constants, **self._bound(inputs, in_place)}
         for step in self._plan.steps:
-            values.update(computed(step.layer, values, self._precise))
+            values.update(computed(step.layer, values, self._precise, self._intercept))
             for name in step.done_with:
                 del values[name]
         return {name: outward(values[name], tensor.dtype, self._precise) for name, tensor in self.outputs.items()}

@@ -9,6 +9,7 @@ from trt_interpreter.network import Layer
 Inputs: TypeAlias = tuple[Array | None, ...]
 Outputs: TypeAlias = tuple[Array, ...]
 Compute: TypeAlias = Callable[[Layer, Inputs], Outputs]
+Intercept: TypeAlias = Callable[[Layer, Inputs], Inputs]  # what a layer is to compute with, instead of what it reads
 
 
 def given(inputs: Inputs, index: int) -> Array | None:
