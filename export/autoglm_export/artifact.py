@@ -12,6 +12,7 @@ from typing import Any
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
 
+from . import freed_memory
 from .lowering import Progress, no_progress, runtime_named
 from .spec import ModelSpec
 from .weights import Array
@@ -39,18 +40,20 @@ def lower(
     **runtime_options: Any,
 ) -> dict[str, Any]:
     """Write the files of the runtime; returns the manifest's `runtime_details`. See `lowering.Lowering`."""
-    return runtime_named(options.runtime, options.precision).load()(
-        spec,
-        weights,
-        folder,
-        precision=options.precision,
-        num_slots=options.num_slots,
-        max_length=options.max_length,
-        prefill_chunk=options.prefill_chunk,
-        texts=texts,
-        progress=progress,
-        **runtime_options,
-    )
+    write = runtime_named(options.runtime, options.precision).load()
+    with freed_memory.kept():
+        return write(
+            spec,
+            weights,
+            folder,
+            precision=options.precision,
+            num_slots=options.num_slots,
+            max_length=options.max_length,
+            prefill_chunk=options.prefill_chunk,
+            texts=texts,
+            progress=progress,
+            **runtime_options,
+        )
 
 
 def describe(

@@ -113,7 +113,9 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
 def quantise_columns(weight: Floats, inputs: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
     """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column; see `round_columns`."""
     values, scales = round_columns(weight, inputs)
-    return values.view(np.uint8) ^ np.uint8(WEIGHT_ZERO), scales
+    stored = values.view(np.uint8)
+    stored ^= np.uint8(WEIGHT_ZERO)
+    return stored, scales
 
 
 def mixed_vectors(inputs: int) -> int:

@@ -24,7 +24,7 @@ from .weights import Array
 
 LARGEST = 127
 DAMPING = 0.1  # of the mean diagonal: a text shows only a part of what a layer will read
-LARGEST_GROUP = 2048  # inputs
+LARGEST_GROUP = 1024  # inputs
 
 Feedback = list[tuple[slice, Array]]
 
@@ -53,7 +53,7 @@ def round_columns(weight: Array, inputs: Array | None = None) -> tuple[npt.NDArr
     scales = column_scales(weight)
     if inputs is None:
         steps = weight / np.where(scales > 0, scales, np.float32(1))[:, None]
-        return np.rint(steps).astype(np.int8), scales
+        return np.rint(steps, out=steps).astype(np.int8), scales
     scale_rows = np.zeros(weight.shape[1], np.int32)
     return kernels().round_columns(weight, scales[None], scale_rows, LARGEST, feedback_of(inputs, DAMPING)), scales
 

@@ -70,7 +70,9 @@ class SafetensorsStore:
 
 def _as_float32(raw: npt.NDArray[Any], dtype: str) -> Array:
     if dtype == "BF16":  # the upper half of a float32
-        return (raw.astype(np.uint32) << 16).view(np.float32)
+        wide = raw.astype(np.uint32)
+        wide <<= 16
+        return wide.view(np.float32)
     return raw.astype(np.float32, copy=False)
 
 

@@ -24,8 +24,7 @@ _SIGNATURES: dict[str, list[Any]] = {
     "feedback": [_POINTER, _LONG, _INT, _POINTER],
     "padded_columns": [_LONG],
     "round": [_POINTER, _LONG, _LONG, _POINTER, _POINTER, _FLOAT, _POINTER, _LONG, _LONG, _INT, _POINTER],
-    "rotate": [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
-    "rotate_columns": [_POINTER, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
+    "rotate": [_POINTER, _LONG, _LONG, _LONG, _POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
     "largest": [_POINTER, _LONG, _LONG, _INT, _POINTER],
     "mix": [_POINTER, _LONG, _LONG, _LONG, _LONG, _FLOAT, _INT, _POINTER],
     "dot": [_POINTER, _POINTER, _LONG, _LONG, _INT, _POINTER],
@@ -95,16 +94,19 @@ class CompiledKernels:
 
     def rotate(self, rows: Array, factors: Array, left: Array) -> Array:
         rows = _floats(rows)
-        return self._rotate("rotate", rows, len(rows), factors, left, rows.shape[1])
+        return self._rotate(rows, (len(rows), rows.shape[1], 1), factors, left)
 
     def rotate_columns(self, matrix: Array, factors: Array, left: Array) -> Array:
         matrix = _floats(matrix)
-        return self._rotate("rotate_columns", matrix, matrix.shape[1], factors, left, len(matrix))
+        return self._rotate(matrix, (matrix.shape[1], 1, matrix.shape[1]), factors, left)
 
-    def _rotate(self, name: str, values: Array, count: int, factors: Array, left: Array, size: int) -> Array:
-        assert len(factors) == size, (values.shape, factors.shape)
+    def _rotate(self, values: Array, layout: tuple[int, int, int], factors: Array, left: Array) -> Array:
+        """`layout`: how many vectors there are, from one to the next, and from one of its elements to the next."""
+        assert values.size == layout[0] * len(factors), (values.shape, factors.shape)
         factors, left, out = _floats(factors), _floats(left), np.empty_like(values)
-        self._call(name, values, count, factors, left, len(left), size // len(left), self._num_threads, out)
+        self._call(
+            "rotate", values, *layout, factors, left, len(left), len(factors) // len(left), self._num_threads, out
+        )
         return out
 
     def mix(self, rows: Array, block: int, lanes: int, scale: np.float32) -> Array:

@@ -84,29 +84,25 @@ void autoglm_round(const float* weights, int64_t columns, int64_t inputs, const 
   });
 }
 
-// out [num_rows, size] = each of the rows times `factors`, rotated
-void autoglm_rotate(const float* rows, int64_t num_rows, const float* factors, const float* left, int64_t left_size,
-                    int64_t right_size, int32_t num_threads, float* out) {
-  const Rotation rotation{factors, left, left_size, right_size, 1};
-  for_tasks(num_blocks(num_rows, kTaskRows), num_threads, [&](int64_t task) {
-    VectorRotation rotated(rotation);
-    for (int64_t row = task * kTaskRows; row < std::min(num_rows, (task + 1) * kTaskRows); ++row)
-      rotated.apply(rows + row * rotation.size(), out + row * rotation.size());
-  });
-}
-
-// The same of the columns of `matrix` [size, num_columns].
-void autoglm_rotate_columns(const float* matrix, int64_t num_columns, const float* factors, const float* left,
-                            int64_t left_size, int64_t right_size, int32_t num_threads, float* out) {
+// out [num_vectors, size] = each of the vectors times `factors`, rotated. Element i of vector v lies at v * stride + i * step,
+// there and in `out`.
+void autoglm_rotate(const float* vectors, int64_t num_vectors, int64_t stride, int64_t step, const float* factors,
+                    const float* left, int64_t left_size, int64_t right_size, int32_t num_threads, float* out) {
   const Rotation rotation{factors, left, left_size, right_size, kLanes};
-  for_tasks(num_blocks(num_columns, kLanes), num_threads, [&](int64_t task) {
-    const int64_t first = task * kLanes, width = std::min<int64_t>(kLanes, num_columns - first);
+  const int64_t size = left_size * right_size;
+  for_tasks(num_blocks(num_vectors, kLanes), num_threads, [&](int64_t task) {
+    const int64_t first = task * kLanes, width = std::min<int64_t>(kLanes, num_vectors - first);
     std::vector<float> from(rotation.size()), to(rotation.size());
-    for (int64_t i = 0; i < left_size * right_size; ++i)
-      std::copy_n(matrix + i * num_columns + first, width, from.data() + i * kLanes);
+    const auto for_elements = [&](auto&& visit) {
+      constexpr int64_t kBlock = 16;  // of either side: whole cache lines
+      for (int64_t start = 0; start < size; start += kBlock)
+        for (int64_t lane = 0; lane < width; ++lane)
+          for (int64_t i = start; i < std::min(start + kBlock, size); ++i)
+            visit((first + lane) * stride + i * step, i * kLanes + lane);
+    };
+    for_elements([&](int64_t outside, int64_t inside) { from[inside] = vectors[outside]; });
     VectorRotation(rotation).apply(from.data(), to.data());
-    for (int64_t i = 0; i < left_size * right_size; ++i)
-      std::copy_n(to.data() + i * kLanes, width, out + i * num_columns + first);
+    for_elements([&](int64_t outside, int64_t inside) { out[outside] = to[inside]; });
   });
 }
 
