@@ -39,6 +39,7 @@ from .native_program import (
     pack_side_by_side,
 )
 from .ops import Ops
+from .reproducible import kernels
 from .rotation import rotated
 from .spec import ModelSpec
 from .weights import CountedWeights, LayerCache
@@ -275,12 +276,12 @@ def write_program(
     progress: Progress = no_progress,
 ) -> None:
     spec, weights = rotated(spec, weights)
-    weights = LayerCache(weights)
+    weights, stage = LayerCache(weights), f"quantise weights ({kernels().description})"
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
         calibration = Calibration(spec, weights, texts) if texts else None
-        ops = NativeOps(spec, CountedWeights(spec, weights, progress, "quantise weights"), file, calibration)
+        ops = NativeOps(spec, CountedWeights(spec, weights, progress, stage), file, calibration)
         build_decoder(spec, ops)
         frequencies = file.add(spec.rope.inverse_frequencies())
-    progress("quantise weights", 1.0)
+    progress(stage, 1.0)
     encode_program(spec, frequencies, ops.operations).tofile(folder / PROGRAM_NAME)

@@ -29,6 +29,7 @@ from .errors import InvalidOption, UnsupportedModel
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
+from .reproducible import kernels
 from .rotation import rotated
 from .spec import ModelSpec
 from .weights import Array, CountedWeights
@@ -176,16 +177,17 @@ def write_onnx(
             f"rope turns {spec.rope.dims} dimensions; ONNX Runtime turns multiples of {_ROPE_MULTIPLE}"
         )
     cache_dtype, cache_length = (HALF, max_length + 1) if precision == "fp16" else (FLOAT, max_length)
+    stage = f"write graph ({kernels().description})" if precision == "int8" else "write graph"
     with OnnxGraph(folder) as graph:
         if precision == "int8":
             spec, weights = rotated(spec, weights)
         calibration = Calibration(spec, weights, texts) if precision == "int8" and texts else None
-        read = CountedWeights(spec, weights, progress, "write graph")
+        read = CountedWeights(spec, weights, progress, stage)
         linears: Linears = (
             Int8Linears(graph, read, calibration) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
         )
         ops = OnnxOps(graph, spec, read, linears, cache_dtype=cache_dtype, cache_length=cache_length)
         build_decoder(spec, ops)
         graph.save()
-    progress("write graph", 1.0)
+    progress(stage, 1.0)
     return {"model": MODEL_FILE, "cache_dtype": cache_dtype.name, "cache_length": cache_length}

@@ -24,7 +24,7 @@ _LOG2_E = np.float32(1.44269504088896340736)
 
 
 class ReferenceKernels:
-    description = "numpy, since there is no C++ compiler: slow"
+    description = "in numpy for want of a C++ compiler: slow"
 
     def products(self, rows: Array, columns: Array) -> Array:
         left, right = round_to_12_bits(rows), round_to_12_bits(columns)
