@@ -10,9 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_client.cli import app
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.manifest import CacheShape, Manifest
+from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.native_library import TARGET_VARIABLE, choose_library
 from autoglm_engine.native_runner import MAX_ROWS, NativeRunner
 from autoglm_export.errors import ExportError, InvalidOption
@@ -26,6 +27,7 @@ from autoglm_export.weights import weight_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy_runner import NumpyRunner
+from typer.testing import CliRunner
 
 pytestmark = pytest.mark.parity
 
@@ -383,6 +385,20 @@ def test_a_named_library_is_loaded() -> None:
     assert choose_library(LIBRARIES, compiler.TARGETS[0].cpu_features, "avx2") == "avx2"
 
 
+def test_the_digest_counts_a_library_by_its_sources() -> None:
+    """Not by what a compiler made of them; with other sources, or other weights, it is another artifact."""
+
+    def digest(sources: str, **files: str) -> str:
+        records = {name.replace("_", "."): FileRecord(1, sha) for name, sha in files.items()}
+        details = {"libraries": {"any": {"file": "decoder.so", "cpu_features": []}}, "library_sources": sources}
+        return dataclasses.replace(manifest_of(BASE, **details), files=records).digest
+
+    expected = digest("a", decoder_so="1", weights_bin="2")
+    assert expected == digest("a", decoder_so="9", weights_bin="2") == digest("a", weights_bin="2")
+    assert expected != digest("b", decoder_so="1", weights_bin="2")
+    assert expected != digest("a", decoder_so="1", weights_bin="9")
+
+
 def test_an_artifact_holds_every_class_of_cpus(tmp_path: Path) -> None:
     with Libraries.building() as building:
         written = building.write(tmp_path)
@@ -506,3 +522,15 @@ def test_gate_and_up_alternate_by_sixteen_rows() -> None:
     gate, up = np.arange(32, dtype=np.float32)[:, None], 100 + np.arange(32, dtype=np.float32)[:, None]
     rows = interleave(gate, up).ravel()
     np.testing.assert_array_equal(rows, [*range(16), *range(100, 116), *range(16, 32), *range(116, 132)])
+
+
+def test_inspect_says_which_library_this_cpu_loads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    manifest_of(BASE, libraries={name: {**entry, "file": LIBRARY_NAME} for name, entry in LIBRARIES.items()}).save(
+        tmp_path
+    )
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert f"avx512-bf16, avx512-vnni, avx2, portable; this CPU loads {TARGETS[0]}" in " ".join(result.stdout.split())
+    monkeypatch.setenv(TARGET_VARIABLE, "avx9")
+    result = CliRunner().invoke(app, ["inspect", str(tmp_path)])
+    assert f"{TARGET_VARIABLE} is 'avx9'; the artifact has" in " ".join(result.stdout.split())

@@ -60,12 +60,23 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
 
 def _details(details: dict[str, Any]) -> str:
     """What a person would want of them; --json has all."""
-    shown = {name: value for name, value in details.items() if name not in ("tensors", "cache_dtype")}
+    left_out = ("tensors", "cache_dtype", "library_sources")
+    shown = {name: value for name, value in details.items() if name not in left_out}
     if "tensors" in details:
         shown["tensors"] = len(details["tensors"])
+    if "libraries" in details:
+        shown["libraries"] = f"{', '.join(details['libraries'])}; {_loaded_here(details['libraries'])}"
     if "auto" in details:
         shown["auto"] = choice_line(details["auto"])
     return "\n".join(f"{name.replace('_', ' ')}: {_plain(value)}" for name, value in shown.items())
+
+
+def _loaded_here(libraries: dict[str, Any]) -> str:
+    engine = needs("autoglm_engine.native_library", "serve")
+    try:
+        return f"this CPU loads {engine.choose_library(libraries)}"
+    except needs("autoglm_engine.errors", "serve").ArtifactError as error:
+        return str(error)
 
 
 def _plain(value: Any) -> str:

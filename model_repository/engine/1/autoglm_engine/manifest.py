@@ -69,10 +69,11 @@ class Manifest:
 
         A compiled library counts by its sources: which compiler built it, and for which CPU, changes no answer.
         """
-        libraries = {entry["file"] for entry in self.runtime_details.get("libraries", {}).values()}
-        contents = {name: record.sha256 for name, record in sorted(self.files.items()) if name not in libraries}
-        if libraries:
-            contents["library_sources"] = self.runtime_details["library_sources"]
+        contents = {name: record.sha256 for name, record in sorted(self.files.items())}
+        if sources := self.runtime_details.get("library_sources"):
+            for entry in self.runtime_details["libraries"].values():
+                contents.pop(entry["file"], None)
+            contents["library_sources"] = sources
         return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
