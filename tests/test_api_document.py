@@ -31,6 +31,7 @@ EXCLUDED = ("positive_data_acceptance",)
 
 
 @pytest.mark.timeout(3600)
+@pytest.mark.slow
 def test_schemathesis_finds_no_contradiction(capsys: pytest.CaptureFixture[str]) -> None:
     transport = FakeTransport()
     with (

@@ -63,6 +63,7 @@ def state_value(state: dict[str, Any], name: str) -> Any:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.slow
 def test_weights_are_the_state_dict(family: str, tmp_path: Path) -> None:
     state = write_checkpoint(tmp_path / family, family).state_dict()
     checkpoint = open_checkpoint(tmp_path / family)

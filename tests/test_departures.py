@@ -150,6 +150,7 @@ def busy(client: Client) -> dict[str, float]:
 
 @pytest.mark.server
 @pytest.mark.parametrize("seed", [1])
+@pytest.mark.slow
 def test_departures_at_random_moments_leave_nothing_behind(server: LocalServer, seed: int) -> None:
     draw = random.Random(seed)
     departures = [departure(draw) for _ in range(NUM_DEPARTURES)]

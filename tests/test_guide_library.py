@@ -42,6 +42,7 @@ def chain_of_rules(links: int) -> str:
         {"guided_grammar": chain_of_rules(4000)},
     ],
 )
+@pytest.mark.slow
 def test_a_long_chain_does_not_overflow_the_stack(options: dict[str, str]) -> None:
     """On a thread of the usual size each of these ends the process."""
     assert 50_000 < len(next(iter(options.values()))) < 80_000

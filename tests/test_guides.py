@@ -86,6 +86,7 @@ def _brevity(token_id: int) -> tuple[bool, int]:
 
 @SLOW
 @given(SCHEMAS, st.randoms(use_true_random=False))
+@pytest.mark.slow
 def test_random_tokens_that_a_schema_allows_are_an_instance_of_it(schema: Schema, draw: random.Random) -> None:
     try:
         guide = begun(guided_json=json.dumps(schema))
@@ -98,6 +99,7 @@ def test_random_tokens_that_a_schema_allows_are_an_instance_of_it(schema: Schema
 
 @SLOW
 @given(REGEXES, st.randoms(use_true_random=False))
+@pytest.mark.slow
 def test_random_tokens_that_an_expression_allows_match_it(pattern: str, draw: random.Random) -> None:
     if (text := walked(begun(guided_regex=pattern), draw)) is not None:
         check_regex(pattern, text)
@@ -123,6 +125,7 @@ def actions(content: str) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", range(20))
+@pytest.mark.slow
 def test_the_ready_grammar_leaves_only_what_open_autoglm_reads(seed: int) -> None:
     text = walked(begun(guided_grammar="open-autoglm"), random.Random(seed))
     assert text is not None

@@ -245,6 +245,7 @@ def serve(bench: Bench, visits: list[Caller]) -> Iterator[Event]:
 
 @settings(max_examples=150, deadline=None)
 @given(callers(), st.integers(1, 4), st.integers(1, 40), st.booleans())
+@pytest.mark.slow
 def test_candidates_and_company_change_no_answer(
     visits: list[Caller], num_slots: int, budget: int, prefix_reuse: bool
 ) -> None:

@@ -83,6 +83,7 @@ def some_adjustments(draw: st.DrawFn) -> Adjustments:
         st.dictionaries(st.integers(0, 4), st.none() | some_adjustments(), min_size=1), min_size=1, max_size=5
     )
 )
+@pytest.mark.slow
 def test_any_sequence_of_adjustments_leaves_what_dense_tables_hold(
     tmp_path_factory: pytest.TempPathFactory, steps: list[dict[int, Adjustments | None]]
 ) -> None:
@@ -227,6 +228,7 @@ def answers_of(runner: Runner) -> dict[str, list[int]]:
     return {name: answer.token_ids for name, answer in answers(events).items()}
 
 
+@pytest.mark.slow
 def test_an_engine_gives_the_same_answers_from_candidates_and_from_whole_rows(tmp_path: Path) -> None:
     bench, other = GpuBench(tmp_path), GpuBench(tmp_path)
     found = answers_of(bench.open())

@@ -94,6 +94,7 @@ def growth_between(num_steps: int, busy: BusyEngine) -> Growth:
     )
 
 
+@pytest.mark.slow
 def test_nothing_that_python_allocates_grows_with_steps(tmp_path: Path) -> None:
     busy = BusyEngine(DrawnRunner(), tmp_path)
     growth = growth_between(NUM_STEPS, busy)
@@ -118,6 +119,7 @@ def leak_a_small_array_now_and_then() -> Leak:
 
 
 @pytest.mark.parametrize("make_leak", [leak_a_key_a_step, leak_a_small_array_now_and_then])
+@pytest.mark.slow
 def test_a_leak_shows_and_is_found_in_its_file(make_leak: Callable[[], Leak], tmp_path: Path) -> None:
     busy = BusyEngine(DrawnRunner(), tmp_path, each_step=make_leak())
     growth = growth_between(NUM_STEPS // 3, busy)
@@ -151,6 +153,7 @@ def resident_growth(busy: BusyEngine) -> int:
     return int(process.memory_info().rss - before)
 
 
+@pytest.mark.slow
 def test_the_process_does_not_grow_with_steps_of_the_native_runner(native_runner: Runner, tmp_path: Path) -> None:
     busy = BusyEngine(native_runner, tmp_path)
     grown = resident_growth(busy)
@@ -158,6 +161,7 @@ def test_the_process_does_not_grow_with_steps_of_the_native_runner(native_runner
     assert grown < MOST_RESIDENT, f"{grown / KILOBYTE:.0f} KiB more"
 
 
+@pytest.mark.slow
 def test_a_leak_shows_in_the_process(native_runner: Runner, tmp_path: Path) -> None:
     kept = list[mmap.mmap]()  # pages of their own: no allocator has any left over from earlier tests
 

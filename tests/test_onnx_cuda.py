@@ -115,6 +115,7 @@ def test_idle_slots_keep_their_tokens_full_ones_too(llama: OnGpu) -> None:
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
 @given(data=st.data())
+@pytest.mark.slow
 def test_any_mix_of_spans_equals_the_reference(llama: OnGpu, data: st.DataObject) -> None:
     """Random steps and copies; each slot has its own sequence, and takes a random piece of it or none. What an example
     leaves in the slots must not disturb the next."""

@@ -131,6 +131,7 @@ def test_the_peak_of_a_process() -> None:
 
 
 @pytest.mark.parity
+@pytest.mark.slow
 def test_transformers_batches_requests_that_come_while_others_run(tmp_path: Path) -> None:
     """The manager is transformers' own; three prompts of unequal length on two places, each to its last token."""
     checkpoint, prompts = find_bundled("smollm2"), [[11] * 90, [12] * 5, [13] * 40]

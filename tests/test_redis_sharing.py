@@ -120,6 +120,7 @@ def serve(server: RedisServer, tiers: Tiers, visitors: list[Visit], moves: list[
     return benches
 
 
+@pytest.mark.slow
 def test_no_tenant_gets_anothers_answer_through_redis_and_no_answer_differs(server: RedisServer, tiers: Tiers) -> None:
     @settings(max_examples=80, deadline=None)
     @given(st.lists(questions(), min_size=3, max_size=3), st.lists(MOVES, min_size=5, max_size=20))

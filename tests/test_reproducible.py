@@ -250,6 +250,7 @@ print(json.dumps(digests(pathlib.Path(sys.argv[2]))))
 
 
 @pytest.mark.parametrize("environment", FORCED, ids=lambda environment: " ".join(environment.values()))
+@pytest.mark.slow
 def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[str, str], tmp_path: Path) -> None:
     """On one core, under another class of CPUs, with another BLAS and other loops in numpy: the bytes of this process."""
     command = [sys.executable, "-W", "ignore", "-c", PRINT_DIGESTS, str(Path(__file__).parent), str(tmp_path / "there")]
@@ -259,6 +260,7 @@ def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[st
     assert json.loads(there.stdout.splitlines()[-1]) == expected
 
 
+@pytest.mark.slow
 def test_without_a_compiler_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = digests(tmp_path / "compiled")
     for module in ("calibration", "rounding", "rotation", "native_program"):

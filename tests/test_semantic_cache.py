@@ -125,6 +125,7 @@ REQUESTS = st.builds(
 
 @settings(max_examples=150, deadline=None)
 @given(st.lists(REQUESTS, min_size=1, max_size=6), REQUESTS)
+@pytest.mark.slow
 def test_another_tenant_option_or_context_never_hits(kept: list[Request], asked: Request) -> None:
     def told_apart(request: Request) -> tuple[object, ...]:
         assert request.question is not None
@@ -295,6 +296,7 @@ def test_the_pair_set_has_enough_of_each_kind() -> None:
     assert len({(pair["a"], pair["b"]) for pair in PAIRS}) == len(PAIRS)
 
 
+@pytest.mark.slow
 def test_no_pair_of_other_meaning_passes_guards_and_threshold(embedder: Path) -> None:
     from autoglm_engine.embedder import Embedder
 

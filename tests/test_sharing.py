@@ -86,6 +86,7 @@ REQUESTS_ = st.builds(
 
 @settings(max_examples=400, deadline=None)
 @given(st.sampled_from(["x", "y"]), REQUESTS_, st.sampled_from(["x", "y"]), REQUESTS_, st.data())
+@pytest.mark.slow
 def test_keys_are_equal_when_and_only_when_nothing_differs_that_changes_the_answer(
     digest: str, one: Request, other_digest: str, other: Request, data: st.DataObject
 ) -> None:
@@ -417,6 +418,7 @@ TRICKS: dict[str, Callable[[Bench], object]] = {
     st.sampled_from([1200, 100_000]),
     st.lists(st.sampled_from(sorted(TRICKS)), min_size=31, max_size=31),
 )
+@pytest.mark.slow
 def test_no_answer_differs_from_the_one_computed_alone(
     callers: list[Visit], num_slots: int, cache_bytes: int, tricks: list[str]
 ) -> None:

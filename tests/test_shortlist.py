@@ -149,6 +149,7 @@ def test_a_token_that_is_said_again_changes_nothing_for_a_repetition_penalty() -
     st.sampled_from([0.5, 2.0, 8.0]),
     st.booleans(),
 )
+@pytest.mark.slow
 def test_the_same_token_as_from_the_whole_row(
     filters: dict[str, Any], penalties: dict[str, Any], said: list[int], num_candidates: int, seed: int, spread: float,
     ties: bool,

@@ -109,6 +109,7 @@ ASKED = st.builds(
     st.integers(1, 40),
     st.tuples(st.integers(1, 16), st.integers(1, 4), st.integers(2, 12)),
 )
+@pytest.mark.slow
 def test_answers_are_those_without(
     asked: list[Asked], model: Model, mode: str, num_slots: int, budget: int, sizes: tuple[int, int, int]
 ) -> None:

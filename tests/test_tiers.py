@@ -212,6 +212,7 @@ def test_a_tier_that_ends_may_still_tell_of_anothers_flush() -> None:
 
 @settings(max_examples=60, deadline=None)
 @given(visits(), st.integers(1, 3), st.lists(st.sampled_from(["hold", "free", "flush", "settle", "forget", "step"]), min_size=31, max_size=31))  # fmt: skip
+@pytest.mark.slow
 def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots: int, tricks: list[str]) -> None:  # type: ignore[type-arg]
     tier = FakeTier()
     bench = shared_bench(num_slots=num_slots, tiers=(tier,), cache_ttl_seconds=0.4)

@@ -62,6 +62,7 @@ def check(tokenizer: Tokenizer, text: TokenText, token_ids: list[int]) -> list[t
 
 
 @pytest.mark.parametrize("part", range(4))
+@pytest.mark.slow
 def test_a_thousand_random_sequences_of_the_real_tokenizer(real_tokenizer: Tokenizer, part: int) -> None:
     text = TokenText(real_tokenizer)
     num_ids = real_tokenizer.get_vocab_size()
@@ -114,6 +115,7 @@ def all_bytes() -> tuple[Tokenizer, TokenText, list[int]]:
 
 @settings(max_examples=400, deadline=None)
 @given(BYTES)
+@pytest.mark.slow
 def test_any_bytes(values: list[int]) -> None:
     tokenizer, text, ids = all_bytes()
     groups = check(tokenizer, text, [ids[value] for value in values])
@@ -123,6 +125,7 @@ def test_any_bytes(values: list[int]) -> None:
 
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.integers(0, 275), max_size=20))
+@pytest.mark.slow
 def test_byte_fallback(token_ids: list[int]) -> None:
     check(byte_fallback(), byte_fallback_text(), token_ids)
 
