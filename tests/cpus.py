@@ -6,6 +6,7 @@ whose instructions this CPU lacks is left out, and said so. ONNX Runtime has no 
 
 from __future__ import annotations
 
+import argparse
 import os
 import subprocess
 import sys
@@ -48,9 +49,13 @@ ROUNDS = (
 )
 
 
-def main(arguments: list[str]) -> int:
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, epilog="What else is given goes to pytest.")
+    parser.add_argument("--round", action="append", choices=[each.name for each in ROUNDS], help="only this one")
+    given, arguments = parser.parse_known_args()
+    chosen = [each for each in ROUNDS if not given.round or each.name in given.round]
     present = cpu_features()
-    results = [(each, *run(each, present, arguments)) for each in ROUNDS]
+    results = [(each, *run(each, present, arguments)) for each in chosen]
     print(f"\n{'round':<28} {'seconds':>8}  result")
     for each, result, seconds in results:
         print(f"{each.name:<28} {seconds:>8.0f}  {result}")
@@ -78,4 +83,4 @@ def _take_one_core() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
