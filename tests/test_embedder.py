@@ -16,6 +16,8 @@ from autoglm_export.errors import CheckpointError, UnsupportedModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 TEXTS = (
     "How do I sort a list in Python?",
     "法国的首都是哪里？",

@@ -13,6 +13,8 @@ from gateway_server import GatewayThread
 from page_gateway import MARKUP, TEXT, gateway_before, script
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 
+pytestmark = pytest.mark.slow
+
 CUTS = """
 async ({ text, ends, widest }) => {
   const { eventData } = await import("/page/events.js");

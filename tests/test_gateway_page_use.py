@@ -16,6 +16,8 @@ from gateway_server import GatewayThread
 from page_gateway import gateway_before, script
 from playwright.sync_api import Browser, Page, expect
 
+pytestmark = pytest.mark.slow
+
 LOWEST_CONTRAST = """
 () => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);

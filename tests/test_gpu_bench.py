@@ -28,6 +28,8 @@ from autoglm_perf.gpu_steps import EngineLimits, build_artifact, fill, loaded, t
 from gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 from rich.console import Console
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -207,7 +209,6 @@ def test_wrong_arguments_are_one_sentence(
     assert capsys.readouterr().err.startswith(message)
 
 
-@pytest.mark.slow
 def test_the_gpu_tests_are_collected_without_a_gpu_and_left_out_by_default() -> None:
     command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "tests/gpu"]
     asked = subprocess.run([*command, "-m", "gpu"], cwd=ROOT, capture_output=True, text=True, check=False)

@@ -18,6 +18,8 @@ from autoglm_engine.sampling import TokenSampler
 from llguidance import LLTokenizer
 from test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
 
+pytestmark = pytest.mark.slow
+
 
 def chain_of_references(links: int) -> str:
     parts: dict[str, Any] = {str(n): {"properties": {"a": {"$ref": f"#/$defs/{n + 1}"}}} for n in range(links)}
@@ -42,7 +44,6 @@ def chain_of_rules(links: int) -> str:
         {"guided_grammar": chain_of_rules(4000)},
     ],
 )
-@pytest.mark.slow
 def test_a_long_chain_does_not_overflow_the_stack(options: dict[str, str]) -> None:
     """On a thread of the usual size each of these ends the process."""
     assert 50_000 < len(next(iter(options.values()))) < 80_000

@@ -28,6 +28,8 @@ from llguidance import LLTokenizer
 from random_guides import REGEXES, SCHEMAS, Schema, check_json, check_regex
 from tokenizers import Tokenizer
 
+pytestmark = pytest.mark.slow
+
 VOCAB, END = 49_152, 2
 PATIENCE, MOST_TOKENS = 10, 500
 SLOW = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
@@ -86,7 +88,6 @@ def _brevity(token_id: int) -> tuple[bool, int]:
 
 @SLOW
 @given(SCHEMAS, st.randoms(use_true_random=False))
-@pytest.mark.slow
 def test_random_tokens_that_a_schema_allows_are_an_instance_of_it(schema: Schema, draw: random.Random) -> None:
     try:
         guide = begun(guided_json=json.dumps(schema))
@@ -99,7 +100,6 @@ def test_random_tokens_that_a_schema_allows_are_an_instance_of_it(schema: Schema
 
 @SLOW
 @given(REGEXES, st.randoms(use_true_random=False))
-@pytest.mark.slow
 def test_random_tokens_that_an_expression_allows_match_it(pattern: str, draw: random.Random) -> None:
     if (text := walked(begun(guided_regex=pattern), draw)) is not None:
         check_regex(pattern, text)
@@ -125,7 +125,6 @@ def actions(content: str) -> set[str]:
 
 
 @pytest.mark.parametrize("seed", range(20))
-@pytest.mark.slow
 def test_the_ready_grammar_leaves_only_what_open_autoglm_reads(seed: int) -> None:
     text = walked(begun(guided_grammar="open-autoglm"), random.Random(seed))
     assert text is not None

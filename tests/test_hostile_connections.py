@@ -20,6 +20,8 @@ from raw_http import PATIENCE_S, Answer, ask, chunked, connect, head, is_closed,
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
+pytestmark = pytest.mark.slow
+
 LIMITS = ConnectionLimits(max_connections=600, head_s=2, body_s=2.5, idle_s=3, unread_s=2)
 PATIENT = ConnectionLimits(head_s=3600, body_s=3600, idle_s=3600, unread_s=3600)
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'

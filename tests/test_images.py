@@ -17,6 +17,8 @@ from autoglm_gateway.settings import MIB, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from raw_http import Answer, ask, connect, post, read_answer
 
+pytestmark = pytest.mark.slow
+
 AT_ONCE = 16
 
 

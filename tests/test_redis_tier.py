@@ -25,6 +25,8 @@ from autoglm_perf.redis_server import free_port
 from fakes import request
 from real_redis import Proxy, RedisServer, proxied, running_redis
 
+pytestmark = pytest.mark.slow
+
 ASKED = request()
 ANSWER = Event(
     "", (5, 6), Usage(3, 2, 1), Stages(), FinishReason.STOP, text_bytes=4, is_first=True,

@@ -21,6 +21,8 @@ from autoglm_engine.token_text import TokenText
 from autoglm_perf.copying import COPYING, FREE, chats
 from autoglm_perf.workload import reference_workload
 
+pytestmark = pytest.mark.slow
+
 OPTIONS = (
     SamplingOptions(max_tokens=60),
     SamplingOptions(max_tokens=60, ignore_eos=True, repetition_penalty=1.1),

@@ -18,6 +18,8 @@ from test_tools_parsing import Call
 from test_tools_parsing import parsed as parsed_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
+pytestmark = pytest.mark.slow
+
 MARKS = ("<tool_call>", "</tool_call>", "[TOOL_CALLS]", "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>")
 CITY: dict[str, Any] = {
     "type": "object",

@@ -13,6 +13,8 @@ from autoglm_gateway.tools.parsing import PARSERS, CallParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+pytestmark = pytest.mark.slow
+
 FUNCTIONS: dict[str, dict[str, Any]] = {
     "get_weather": {"type": "object", "properties": {"city": {"type": "string"}, "days": {"type": "integer"}}},
     "get": {"type": "object", "properties": {"city": {"type": "string"}}},
