@@ -130,7 +130,8 @@ def test_real_runtimes_are_measured(tmp_path: Path) -> None:
     assert found.failures == {} and found.timings.keys() == set(CANDIDATES)
     assert (found.workload, found.num_layers) == (TYPICAL, TINY.num_layers)
     assert all(value > 0 for timing in found.timings.values() for value in dataclasses.astuple(timing))
-    assert {STAGE, "measure onnx: write graph", "measure native: quantise weights"} <= set(stages)
+    for stage in (STAGE, "measure onnx: write graph", "measure native: quantise weights"):
+        assert any(told.startswith(stage) for told in stages), stage
     assert not list(tmp_path.iterdir())
 
 
