@@ -14,6 +14,8 @@ GPU    ?= tensorrt
 
 # Processes that run those tests which start no server; the server's own keep all cores busy, one test at a time.
 WORKERS ?= 2
+# Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: help system demo check test test-cpus test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list

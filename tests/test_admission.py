@@ -226,6 +226,7 @@ def serve_all(bench: Bench, asked: list[tuple[list[int], str, int]], gap: int) -
         bench.step()
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(SETTINGS, st.lists(ASKED, min_size=1, max_size=12), st.integers(1, 4), st.integers(0, 3))
 def test_every_request_is_answered_once_and_as_if_alone(
@@ -240,6 +241,7 @@ def test_every_request_is_answered_once_and_as_if_alone(
         assert found[f"q{i}"].token_ids == expected_greedy(prompt, tokens, VOCAB, frozenset([END]))
 
 
+@pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(
     st.integers(0, 3),

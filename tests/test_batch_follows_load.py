@@ -42,6 +42,7 @@ def test_a_lone_request_is_issued_with_the_very_next_step(admission: str) -> Non
     assert (sizes, bench.clock.now) == ([1], arrived), "no time passed before it was issued"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("admission", ["fifo", "features"])
 @settings(max_examples=60, deadline=None)
 @given(arrivals=st.lists(st.integers(0, 4), min_size=1, max_size=15))

@@ -22,6 +22,7 @@ def token_ids(length: int) -> Any:
 TEXTS = [token_ids(20), token_ids(1), token_ids(33)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", SPECS)
 def test_the_head_reads_what_gives_the_logits(name: str) -> None:
     """Of every token of every text, as if each text were alone; products there take operands of 12 bits."""

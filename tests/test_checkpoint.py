@@ -73,6 +73,7 @@ def test_weights_are_the_state_dict(family: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(weight, state_value(state, name).numpy(), err_msg=name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_shards_of_half_precision(dtype: str, tmp_path: Path) -> None:
     state = write_checkpoint(tmp_path / "glm4", "glm4", dtype=dtype, shard="60KB").state_dict()

@@ -49,6 +49,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Iterator[Use]:
     yield put
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_of_every_command_has_examples_that_name_only_known_options(command: str) -> None:
     result = run(command, "--help")
@@ -62,6 +63,7 @@ def test_help_of_every_command_has_examples_that_name_only_known_options(command
     } <= known
 
 
+@pytest.mark.slow
 def test_all_commands_are_listed_and_nothing_asked_shows_help() -> None:
     assert all(command in run("--help").output for command in COMMANDS)
     assert "Usage" in run().output
@@ -99,6 +101,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
     assert set(answer["stages_ms"]) == {"queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [

@@ -61,6 +61,7 @@ SERVER_MS = 2.1  # what the fake server says that its stages took
 READER_S = 2.0
 
 
+@pytest.mark.slow
 async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_time() -> None:
     async with client_of(FakeTransport(Script(pause_s=0.02))) as client:
         stream, seen = client.stream("hi"), []
@@ -186,6 +187,7 @@ async def test_all_endpoints_down_is_the_connections_error() -> None:
             await client.generate("hi")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("timeouts", "script", "error", "pieces"),
     [
@@ -209,6 +211,7 @@ async def test_each_time_limit_cancels_on_the_server(
     assert not transport.aborted
 
 
+@pytest.mark.slow
 async def test_the_total_limit_holds_for_unstreamed_answers_and_between_retries() -> None:
     async with client_of(FakeTransport(LONG), timeouts=Timeouts(total=0.05)) as client:
         with pytest.raises(TotalTimeout):
@@ -294,6 +297,7 @@ async def test_a_cancel_that_came_too_early_is_repeated() -> None:
     assert len(transport.controls) >= 3
 
 
+@pytest.mark.slow
 async def test_leaving_while_connecting_sends_nothing() -> None:
     transport = FakeTransport(Script(connect_s=0.5))
     async with client_of(transport) as client:
@@ -325,6 +329,7 @@ async def test_close_cancels_what_is_under_way_and_waits_for_it() -> None:
         client.stream("hi")
 
 
+@pytest.mark.slow
 async def test_a_reader_that_stops_reading_holds_few_pieces() -> None:
     transport = FakeTransport(Script(words=["w"] * 10_000))
     async with client_of(transport) as client:

@@ -56,6 +56,7 @@ def test_the_client_imports_nothing_heavy_and_knows_no_model() -> None:
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "[]"
 
 
+@pytest.mark.slow
 def test_the_client_imports_in_less_time_than_what_it_rests_on() -> None:
     code = (
         "import time; a = time.process_time(); import grpc.aio, tritonclient.grpc.service_pb2_grpc, asyncio\n"

@@ -62,6 +62,7 @@ async def test_work_is_cancelled_where_the_client_leaves_first() -> None:
     assert caught.value.status == 499 and cancelled.is_set()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", [{}, {"n": 3}, {"stream": True}, {"stream": True, "n": 3}])
 @pytest.mark.parametrize("after_s", [0, 0.3])  # before the first token, and between tokens
 def test_a_client_that_leaves_has_its_requests_cancelled(changes: dict[str, object], after_s: float) -> None:

@@ -325,6 +325,7 @@ def answering(ready: int, engine: int) -> Iterator[str]:
         server.server_close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("ready", "engine", "reason"),
     [(200, 200, None), (503, 200, "the server is not ready: .*503"), (200, 500, "the engine does not answer: .*500")],

@@ -197,6 +197,7 @@ export(Path(sys.argv[1]), Path(sys.argv[2]), runtime="onnx")
 """
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle(checkpoint: Path, runtime: FakeRuntime, tmp_path: Path) -> None:
     export(checkpoint, tmp_path / "old", max_slots=2)
     for name in ("old", "new"):

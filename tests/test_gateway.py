@@ -53,6 +53,7 @@ async def test_a_chat_is_answered_whole_and_as_a_stream_with_the_same_text() -> 
     assert {chunk.id for chunk in chunks} == {chunks[0].id} and chunks[0].model == "autoglm-phone-9b"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "raised", "status"),
     [

@@ -68,6 +68,7 @@ async def test_whatever_is_not_one_key_is_answered_with_401_and_how_to_send_one(
     assert set(error) == {"message", "type", "param", "code"} and error["code"] == code and key not in error["message"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("path", "without", "with_key", "with_metrics"),
     [
@@ -143,6 +144,7 @@ async def test_strangers_learn_no_address_from_the_health() -> None:
     assert said[True] == {"ready": False} and "10.0.0.7:8001" in said[False]["detail"]
 
 
+@pytest.mark.slow
 async def test_one_request_too_many_at_once_is_refused_and_a_slot_is_free_again_after_each_end() -> None:
     keys, (key,) = made_keys("alice", more=", concurrency = 2")
     transport = FakeTransport(Script(pause_s=3600))

@@ -71,6 +71,7 @@ async def test_a_stream_and_a_whole_answer_are_counted_with_their_times_and_toke
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "kind", "status"),
     [
@@ -182,6 +183,7 @@ def recorded(metrics: GatewayMetrics, observed: Observed) -> None:
     metrics.ended(observed, {})
 
 
+@pytest.mark.slow
 def test_tenants_are_told_apart_only_where_the_settings_say_so() -> None:
     apart, together = GatewayMetrics(by_tenant=True), GatewayMetrics()
     for metrics in (apart, together):

@@ -71,6 +71,7 @@ def test_serve_starts_both_and_stops_both(artifact: Path) -> None:
     assert "Traceback" not in end(process) and process.returncode == 0
 
 
+@pytest.mark.slow
 def test_a_port_that_is_taken_is_said_in_one_sentence() -> None:
     import socket
 

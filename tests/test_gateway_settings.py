@@ -44,6 +44,7 @@ def written(folder: Path, text: str) -> Path:
 texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), max_size=20)
 
 
+@pytest.mark.slow
 @given(
     values=st.fixed_dictionaries(
         {},
@@ -75,6 +76,7 @@ def test_every_setting_but_the_keys_is_printed() -> None:
     assert set(printed) == known - {"keys"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "words"),
     [

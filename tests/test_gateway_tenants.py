@@ -13,6 +13,7 @@ from pathlib import Path
 
 import httpx
 import openai
+import pytest
 from autoglm_client import AsyncClient
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, Script
@@ -39,6 +40,7 @@ def begun(gateway: GatewayThread, key: str) -> socket.socket:
     return connection
 
 
+@pytest.mark.slow
 def test_who_leaves_frees_a_slot_at_once_and_is_a_499_in_the_log(tmp_path: Path) -> None:
     keys, (key,) = made_keys("alice", more=", concurrency = 2")
     transport = FakeTransport(LONG)
@@ -64,6 +66,7 @@ def test_who_leaves_frees_a_slot_at_once_and_is_a_499_in_the_log(tmp_path: Path)
     assert all(0 < line["completion_tokens"] < NUM_WORDS for line in left)
 
 
+@pytest.mark.slow
 def test_one_who_floods_takes_nothing_from_another() -> None:
     flood, (flood_key,) = made_keys("flood", more=", concurrency = 3, requests_per_minute = 600")
     calm, (calm_key,) = made_keys("calm", more=", requests_per_minute = 6000")

@@ -149,6 +149,7 @@ def imported(folder: Path) -> dict[str, set[str]]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("folder", "forbidden"),
     [

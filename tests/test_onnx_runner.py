@@ -99,6 +99,7 @@ def test_a_ragged_batch_equals_one_by_one(runner: OnnxRunner) -> None:
         close(row, expected_logits(SPEC, random_weights(SPEC), np.concatenate([ids, extra.token_ids]))[-1])
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mix_of_spans_equals_the_reference(runner: OnnxRunner, data: st.DataObject) -> None:
@@ -185,6 +186,7 @@ def test_in_int8_a_request_computes_the_same_bits_alone_and_in_company(
     assert answer(company=True) == answer(company=False)
 
 
+@pytest.mark.slow
 def test_steps_copy_no_cache_and_keep_no_memory(tmp_path: Path) -> None:
     """A cache of 80 MB: a single copy a step would show at once."""
     runner = onnx_runner(tmp_path, SPEC, random_weights(SPEC), num_slots=32, max_length=10_000)

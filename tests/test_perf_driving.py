@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 
 import numpy as np
+import pytest
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.runner import Limits
 from autoglm_engine.sequence import Waiting
@@ -20,6 +21,7 @@ def ask(name: str, prompt: list[int], max_tokens: int) -> Request:
     return Request(name, np.array(prompt, np.int32), SamplingOptions(max_tokens=max_tokens, ignore_eos=True))
 
 
+@pytest.mark.slow
 def test_every_request_is_served_in_its_time() -> None:
     runner = FakeRunner(Limits(4, 64, 8, VOCAB))
     arrivals = [Arrival(0.4 * i, ask(f"{i}", [1, 2, 3] * 8 + [i], 3)) for i in range(4)]

@@ -79,6 +79,7 @@ def test_an_answer_to_an_unknown_prompt_cannot_be_right() -> None:
         require_equal([answered("new", "one")], {"a": "one"})
 
 
+@pytest.mark.slow
 def test_memory_is_read_in_bytes_and_peaks_are_kept(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
     (tmp_path / "7" / "smaps_rollup").write_text(

@@ -150,6 +150,7 @@ Use = Callable[[FakeTransport], FakeTransport]
 NOWHERE = ("--url", "127.0.0.1:1")
 
 
+@pytest.mark.slow
 def test_the_command_keeps_the_asked_number_in_flight(use: Use) -> None:
     transport = use(FakeTransport(Script(pause_s=0.05)))  # so much that this client has little to do meanwhile
     result = command(*NOWHERE, "--requests", "12", "-c", "3", "-n", "7", "--json")
@@ -171,6 +172,7 @@ def test_the_report_fits_the_terminal(use: Use, columns: int) -> None:
     assert all(word in result.stdout for word in (*STAGES, "requests/s", "inter-token latency", "bottleneck: nothing"))
 
 
+@pytest.mark.slow
 def test_a_duration_ends_the_run(use: Use) -> None:
     transport = use(FakeTransport(Script(pause_s=0.005)))
     answer = json.loads(command(*NOWHERE, "--duration", "1.2", "-c", "2", "--json").stdout)

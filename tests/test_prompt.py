@@ -76,6 +76,7 @@ def prompter(tokenizer: Tokenizer) -> Prompter:
     return Prompter(tokenizer, ChatTemplate(SMOLLM2, {}), max_length=256)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("source", [SMOLLM2, GLM4, LLAMA], ids=["smollm2", "glm4", "llama"])
 @pytest.mark.parametrize("messages", CHATS)
 def test_rendering_equals_transformers(tokenizer: Tokenizer, source: str, messages: list[dict[str, Any]]) -> None:

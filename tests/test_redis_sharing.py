@@ -163,6 +163,7 @@ def test_what_one_server_computed_another_answers_without_a_slot(tiers: Tiers) -
     assert 0 <= first <= second + 1
 
 
+@pytest.mark.slow
 def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: RedisServer) -> None:
     chosen = EngineSettings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=20_000)
     others, benches, tiers = [FakeTier(), FakeTier()], list[Bench](), list[RedisTier]()

@@ -73,6 +73,7 @@ def test_the_distribution_is_the_one_transformers_samples_from(options: dict[str
         assert len(ids) == (expected > 0).sum()
 
 
+@pytest.mark.slow
 def test_draws_follow_the_distribution() -> None:
     row = random_logits(1, seed=2)[0]
     for options in ({}, {"top_k": 20}, {"top_p": 0.9}):
@@ -83,6 +84,7 @@ def test_draws_follow_the_distribution() -> None:
         assert np.abs(counts / 4000 - expected).sum() / 2 < 0.08  # total variation; about 0.04 is chance
 
 
+@pytest.mark.slow
 def test_the_whole_unit_interval_is_mapped_to_tokens_in_proportion() -> None:
     row = random_logits(1, seed=3, scale=1.0)[0]
     row[[0, VOCAB - 1]] = -np.inf

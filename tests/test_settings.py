@@ -40,6 +40,7 @@ def test_toml_and_json_say_the_same(tmp_path: Path) -> None:
     assert toml == found == {"max_queue": 7, "heartbeat_ms": 50, "device": "cpu"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

@@ -64,6 +64,7 @@ def test_a_full_segment_takes_no_more(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ends", ["exit", "kill"])
 def test_what_a_process_leaves_behind_is_removed_at_its_end_or_by_the_next(tmp_path: Path, ends: str) -> None:
     code = (

@@ -85,6 +85,7 @@ class Device:
 # ---- what the device is told
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(
     PENALTIES,
@@ -165,6 +166,7 @@ def test_the_same_token_as_from_the_whole_row(
         assert sample_batch(device.candidates(row), [short]) == sample_batch(row[None], [whole])
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.floats(0.05, 0.95), st.floats(-1e-5, 1e-5), st.integers(0, 10**6), st.sampled_from([0.3, 1.0]))
 def test_the_error_of_a_devices_sum_changes_no_token(top_p: float, error: float, seed: int, temperature: float) -> None:

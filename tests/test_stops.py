@@ -45,6 +45,7 @@ def test_releases(stops: tuple[str, ...], pieces: list[str], released: list[str]
 TEXT = st.text("abc", max_size=3)
 
 
+@pytest.mark.slow
 @settings(max_examples=300, deadline=None)
 @given(st.lists(st.text("abc", min_size=1, max_size=4), min_size=1, max_size=4), st.lists(TEXT, max_size=15))
 def test_equals_looking_at_the_whole_text(stops: list[str], pieces: list[str]) -> None:

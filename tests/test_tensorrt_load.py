@@ -241,6 +241,7 @@ def number_of_calls(folder: Path, act: Callable[[GpuBench], object]) -> tuple[in
     return before, len(bench.cuda.calls)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_final", [False, True])
 def test_whatever_fails_at_load_is_one_sentence_and_leaves_nothing(tmp_path: Path, is_final: bool) -> None:
     last, _ = number_of_calls(tmp_path, lambda bench: None)
@@ -257,6 +258,7 @@ def test_whatever_fails_at_load_is_one_sentence_and_leaves_nothing(tmp_path: Pat
         assert not bench.cuda.leaks, f"after call {number}, {bench.cuda.calls[number - 1]}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_final", [False, True])
 def test_whatever_fails_in_a_step_is_final_and_leaves_nothing(tmp_path: Path, is_final: bool) -> None:
     before, after = number_of_calls(tmp_path, work)

@@ -57,6 +57,7 @@ def issue(bench: GpuBench, *spans: Span) -> Candidates:
 # ---- what a step computes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("variant", SPECS)
 def test_prefill_chunks_and_decode_agree_with_the_reference(variant: str, make: MakeBench) -> None:
     bench, ids = make(variant), some_ids(14)
@@ -98,6 +99,7 @@ def test_a_step_of_decode_and_of_several_prompts_gives_rows_in_the_order_of_the_
         assert found.log_sum_exp[row] == pytest.approx(float(np.log(np.exp(expected).sum())), abs=0.02)
 
 
+@pytest.mark.slow
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mix_of_spans_equals_the_numpy_runner(tmp_path: Path, data: st.DataObject) -> None:

@@ -54,6 +54,7 @@ def tokenizer() -> Tokenizer:
     return byte_tokenizer()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("form", TEMPLATES)
 @pytest.mark.parametrize("tools", [None, [WEATHER, CLOCK]], ids=["none", "two"])
 @pytest.mark.parametrize("messages", CHATS, ids=["asked", "called"])

@@ -45,6 +45,7 @@ def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: f
     assert unpack_request("r", ids, packed) == request
 
 
+@pytest.mark.slow
 @given(EVENTS, ACKS)
 def test_an_event_survives(event: Event, ack: Ack | None) -> None:
     packed = pack_event(event, ack)
