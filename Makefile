@@ -17,7 +17,7 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-cpus test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-cpus hostile test-gpu conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -60,14 +60,17 @@ demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an ans
 
 check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests that need no server, no real model and no patience
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -q -n $(WORKERS) --dist worksteal -m "not server and not parity and not tensorrt and not gpu and not slow" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -q -n $(WORKERS) --dist worksteal -m "not server and not parity and not tensorrt and not gpu and not hostile and not slow" $(PYTEST_FLAGS)
 
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu" $(PYTEST_FLAGS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu and not hostile" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
 
 test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/cpus.py $(PYTEST_FLAGS)
+
+hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes and 30,000 random requests against real servers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m hostile $(PYTEST_FLAGS)
 
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
 	@$(BIN)/python tests/gpu/available.py
