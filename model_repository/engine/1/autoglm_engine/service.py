@@ -149,7 +149,7 @@ class EngineService:
             _log.exception("a request could not be taken")
             self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
             return
-        if self._replies.was_cancelled(caller_id):
+        if self._replies.was_cancelled(caller_id, request.arrival):
             self._loop.cancel([request_id])
 
     def _with_deadline(self, request: Request) -> Request:
