@@ -17,6 +17,9 @@ from .errors import ArtifactError
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+# What a manifest says and no answer depends on. Whatever is not named here counts, so that nothing is forgotten.
+_NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
+_NO_PART_OF_DETAILS = ("auto", "libraries")  # what was measured at export; which compiler built what
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +68,20 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identifies the artifact's content: equal digests give equal answers.
+        """Identifies what the artifact answers: equal digests give equal answers, whatever the machine.
 
-        A compiled library counts by its sources: which compiler built it, and for which CPU, changes no answer.
+        So it counts what the manifest alone says, too: where an answer ends, and how long it may be. A compiled library
+        counts by its sources: which compiler built it, and for which CPU, changes no answer.
         """
-        contents = {name: record.sha256 for name, record in sorted(self.files.items())}
-        if sources := self.runtime_details.get("library_sources"):
-            for entry in self.runtime_details["libraries"].values():
+        contents = {name: record.sha256 for name, record in self.files.items()}
+        details = dict(self.runtime_details)
+        if details.get("library_sources"):
+            for entry in details["libraries"].values():
                 contents.pop(entry["file"], None)
-            contents["library_sources"] = sources
-        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+        said = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NO_PART_OF_ANSWERS}
+        details = {name: value for name, value in details.items() if name not in _NO_PART_OF_DETAILS}
+        whole = json.dumps([said, details, contents], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)

@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
+from .answer_digest import answer_digest
 from .background import BackgroundRuns
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
@@ -92,10 +93,11 @@ class EngineService:
             metrics=metrics,
             fixed_rows=fixed_rows,
         )
-        self._semantic, self._no_semantic = open_semantic(settings, manifest.digest, embedder, embed, metrics)
+        digest = answer_digest(manifest)
+        self._semantic, self._no_semantic = open_semantic(settings, digest, embedder, embed, metrics)
         self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
         tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
-        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, tiers=tiers, metrics=metrics)
+        self._engine = SharingEngine(engine, digest, text, settings, shared, tiers=tiers, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._deliver, died)
         self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
