@@ -18,11 +18,11 @@ import numpy.typing as npt
 from .checkpoint import Checkpoint, checked_tokenizer
 from .errors import CheckpointError, UnsupportedModel
 from .families import FAMILIES
-from .generation import generation_defaults
+from .generation import bos_token_id, generation_defaults
 from .gguf_tokenizer import build_tokenizer
 from .hf_config import spec_from_config
 from .spec import Llama3Scaling, ModelSpec, RopeSpec
-from .weights import Array, CheckpointWeights, Shape, Source, weight_shapes
+from .weights import Array, CheckpointWeights, Shape, Source, finite, weight_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "glm4")
 
@@ -126,7 +126,9 @@ class GgufFile:
 
         tensor = self._tensors[name]
         try:
-            return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), dtype=np.float32)
+            with np.errstate(all="ignore"):  # what is wrong is told in a sentence
+                values = np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), dtype=np.float32)
+            return finite(name, values)
         except NotImplementedError:
             raise CheckpointError(
                 f"the tensor {name} has type {tensor.tensor_type.name}, which has no decoder"
@@ -146,7 +148,7 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
         tokenizer=checked_tokenizer(build_tokenizer(file).to_str().encode(), spec.vocab_size),
         chat_template=file.get("tokenizer.chat_template"),
         eos_token_ids=_eos_token_ids(file),
-        bos_token_id=file.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
         generation_defaults=generation_defaults({}, spec.vocab_size),
     )
 

@@ -35,7 +35,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         tokenizer=checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size),
         chat_template=read_chat_template(folder),
         eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
-        bos_token_id=bos_token_id(generation, config, text_config),
+        bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
     )
 

@@ -30,7 +30,7 @@ class TensorStore(Protocol):
     def shape(self, name: str) -> Shape: ...
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows `rows` of the tensor, as float32."""
+        """Rows `rows` of the tensor, as float32. Raises TensorError for values that are not finite."""
         ...
 
 
@@ -97,6 +97,17 @@ def _source_of(name: str, family: Family) -> Source:
     base, _, block = family.names[linear].partition("#")
     part, _, parts = block.partition("/")
     return Source(f"{family.prefix}{base.format(i=layer)}.{kind}", int(part or 0), int(parts or 1))
+
+
+def finite(name: str, values: Array) -> Array:
+    """`values` of the tensor `name`, as they are. Raises TensorError where one is no finite number: it would silently become
+    one on the way to a quantised model."""
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        wrong = values[~np.isfinite(values)]
+        raise TensorError(
+            f"the tensor {name} holds {wrong.size} values that are no finite numbers, the first {wrong[0]}"
+        )
+    return values
 
 
 class CheckpointWeights(Mapping[str, Array]):

@@ -24,7 +24,7 @@ from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .pieces import piece_text
-from .prompt import ChatTemplate, load_tokenizer
+from .prompt import ChatTemplate, load_tokenizer, verify_texts
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -71,6 +71,7 @@ class EngineService:
             "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
         }
         self._default_deadline_ms = settings.default_deadline_ms
+        verify_texts(folder, manifest)
         tokenizer = load_tokenizer(folder)
         template = ChatTemplate.load(folder, tokenizer, manifest)
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
