@@ -20,6 +20,7 @@ from .spec import ModelSpec
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
+_LEAST_TENSORS = 8  # of a layer: two norms, four of attention, gate and up as one, down
 
 
 class TensorStore(Protocol):
@@ -110,6 +111,25 @@ def finite(name: str, values: Array) -> Array:
     return values
 
 
+def prepared(name: str, values: Array) -> Array:
+    """`values` of what was computed of the weights `name`. Raises TensorError where that left the range of float32: what is
+    quantised of it would look like any other number."""
+    if not np.isfinite(values).all():
+        raise TensorError(
+            f"{name} leaves the range of float32 when it is made ready for the runtime: its weights are too large"
+        )
+    return values
+
+
+def check_counts(spec: ModelSpec, store: TensorStore) -> None:
+    """Compares the number of layers, which decides how much is done before any tensor is looked at, with what is there."""
+    if spec.num_layers * _LEAST_TENSORS > len(store.names()):
+        raise TensorError(
+            f"the config has {spec.num_layers} layers, of at least {_LEAST_TENSORS} tensors each; the checkpoint has "
+            f"{len(store.names())} tensors in all"
+        )
+
+
 class CheckpointWeights(Mapping[str, Array]):
     """Canonical name -> float32 array. Built only when every tensor is there in its right shape, and none is left over."""
 
@@ -162,7 +182,7 @@ def _some(names: list[str]) -> str:
 
 
 class CountedWeights(Mapping[str, Array]):
-    """Weights of a model of `spec` that report how much of them is done, as the progress of `stage`: of all numbers, those
+    """Weights of a model of `spec`, all finite, that report how much of them is done, as the progress of `stage`: of all numbers, those
     that were read before the array that is asked for now."""
 
     def __init__(
@@ -174,7 +194,7 @@ class CountedWeights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         self._progress(self._stage, min(1.0, self._num_read / self._total))
-        weight = self._weights[name]
+        weight = prepared(name, self._weights[name])
         self._num_read += weight.size
         return weight
 
