@@ -30,13 +30,13 @@ _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class SharingEngine:
-    """To be used like the engine, whose `gate` must be `gate`. `clock` is the engine's. `tiers` are asked in their order for
+    """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is the engine's. `tiers` are asked in their order for
     what this process does not keep."""
 
     def __init__(
         self,
         engine: Engine,
-        artifact_digest: str,
+        answer_digest: str,
         token_text: TokenText,
         settings: EngineSettings,
         gate: FlightGate,
@@ -47,7 +47,7 @@ class SharingEngine:
     ) -> None:
         self.wake: Callable[[], object] = lambda: None  # called, on any thread, when a step has something to do
         self._engine = engine
-        self._digest = artifact_digest
+        self._digest = answer_digest
         self._text = token_text
         self._settings = settings
         self._gate = gate
