@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .core import SamplingOptions
-from .errors import EngineError
+from .errors import InvalidRequest
 from .guide_library import compile_guide, read_tokenizer, reason
 from .prompt import TOKENIZER_NAME
 
@@ -31,7 +31,7 @@ _MOST_KEPT = 64  # guides that were compiled,
 _MOST_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
 
 
-class GuideFailed(EngineError):
+class GuideFailed(InvalidRequest):
     """The guide of one request cannot go on: it has nothing that may come next, or has become too large."""
 
 

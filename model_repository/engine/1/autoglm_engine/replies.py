@@ -7,15 +7,17 @@ own here, and a cancel finds every request that carries the caller's id.
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .acks import AckGate
-from .core import Event
+from .core import Event, Stages, Usage
 from .wire import Packed, pack_event
 
+_log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0
 
 
@@ -76,13 +78,23 @@ class Replies:
         reply = self._close(event.request_id) if event.is_last else self._reply(event.request_id)
         if reply is None:
             return
-        packed = pack_event(event, self._gate.stamp(event.request_id))
+        packed, is_last = self._packed(event), event.is_last
+        if packed is None:  # what was to be told is lost, so the answer ends here
+            packed, is_last = pack_event(_lost(event), None), True
+            self._close(event.request_id)
         try:
-            reply.send(packed, last=event.is_last)
+            reply.send(packed, last=is_last)
         finally:
             self._gate.confirm(event.request_id)
-            if event.is_last:
+            if is_last:
                 self._gate.end(event.request_id)
+
+    def _packed(self, event: Event) -> Packed | None:
+        try:
+            return pack_event(event, self._gate.stamp(event.request_id))
+        except Exception as error:
+            _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
+            return None
 
     def _reply(self, request_id: str) -> Reply | None:
         with self._lock:
@@ -93,3 +105,8 @@ class Replies:
         with self._lock:
             entry = self._replies.pop(request_id, None)
         return entry[1] if entry else None
+
+
+def _lost(event: Event) -> Event:
+    sentence = "the engine failed on this request: a part of the answer could not be sent"
+    return Event(event.request_id, (), Usage(0, 0, 0), Stages(), error=sentence, error_code="INTERNAL")

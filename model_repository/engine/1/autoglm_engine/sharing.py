@@ -20,6 +20,7 @@ from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
 from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
+from .own_failures import own_failure
 from .response_cache import ResponseCache
 from .settings import EngineSettings
 from .tally import EngineStats
@@ -219,8 +220,7 @@ class SharingEngine:
 
     def _fail(self, flight: Flight, error: EngineError, now: float) -> None:
         """A flight that the engine does not have."""
-        usage = Usage(len(flight.request.prompt_ids), 0, 0)
-        flight.take(Event(flight.id, (), usage, Stages(), error=str(error), error_code=error.code))
+        flight.take(_failed(replace(flight.request, id=flight.id), error))
         self._end(flight, now)
 
     def _add(self, flight: Flight, request: Request, hit: CacheHit) -> None:
@@ -243,10 +243,8 @@ class SharingEngine:
             return
         flight = member.flight
         if len(flight.members) > 1:
-            self._out.append(member.event(now, self._text, reason))
-            self._metrics.inc(REQUESTS, label=reason.value)
             flight.members.remove(member)
-            self._forget(member)
+            self._end_member(member, now, reason, is_counted=False)
             return
         member.leaves = reason
         self._close(flight)
@@ -269,8 +267,9 @@ class SharingEngine:
             shared.take(event)
             if event.is_last:
                 self._end(shared, now)
-        for flight in self._by_id.values():
-            self._out += [member.event(now, self._text) for member in flight.members if self._may_tell(member, now)]
+        for flight in list(self._by_id.values()):
+            for member in [member for member in flight.members if self._may_tell(member, now)]:
+                self._tell(member, now)
         out, self._out = self._out, []
         return out
 
@@ -279,23 +278,47 @@ class SharingEngine:
             return False
         return (member.has_news and member.cursor == 0) or self._gate.may_read(member.request.id, now)
 
+    def _tell(self, member: Member, now: float) -> None:
+        try:
+            self._out.append(member.event(now, self._text))
+        except BaseException as error:
+            member.failure = own_failure(error)
+            self._leave(member, FinishReason.CANCELLED, now)
+
+    def _end_member(self, member: Member, now: float, reason: FinishReason | None = None, *, is_counted: bool) -> None:
+        """Its last event, which was `is_counted` where the engine had the same."""
+        try:
+            event = member.event(now, self._text, reason) if member.failure is None else None
+        except BaseException as error:
+            member.failure, event = own_failure(error), None
+        if event is None:
+            assert member.failure is not None
+            event = _failed(member.request, member.failure)
+        self._out.append(event)
+        self._forget(member)
+        if not is_counted:
+            self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+
     def _end(self, flight: Flight, now: float) -> None:
         del self._by_id[flight.id]
         self._close(flight)
         for number, member in enumerate(flight.members):
-            event = member.event(now, self._text)
-            self._out.append(event)
-            self._forget(member)
-            if number or not flight.is_computed:  # the engine counted one
-                self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+            self._end_member(member, now, is_counted=flight.is_computed and not number)  # the engine counted one
         if flight.is_computed and flight.generation == self._generation:
-            self._keep(flight, flight.whole(self._text))
+            self._keep(flight)
 
-    def _keep(self, flight: Flight, answer: Event) -> None:
-        if answer.error is None and answer.finish_reason in _COMPLETE:
+    def _keep(self, flight: Flight) -> None:
+        """An answer that cannot be kept is only computed again."""
+        latest = flight.latest
+        if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
+            return
+        try:
+            answer = flight.whole(self._text)
             self._cache.keep(flight.key, answer)
             for tier in flight.tiers:
                 tier.keep(flight.key, flight.request, answer)
+        except BaseException as error:
+            own_failure(error)
 
     def _close(self, flight: Flight) -> None:
         """Nobody joins it from now on."""
@@ -305,3 +328,8 @@ class SharingEngine:
     def _forget(self, member: Member) -> None:
         del self._members[member.request.id]
         self._num_followers -= member.hit is CacheHit.COALESCED
+
+
+def _failed(request: Request, failure: EngineError) -> Event:
+    usage = Usage(len(request.prompt_ids), 0, 0)
+    return Event(request.id, (), usage, Stages(), error=str(failure), error_code=failure.code)
