@@ -52,10 +52,16 @@ class Answers:
         if sequence.is_running:
             self._end(sequence, now, reason, failure)
 
-    def cut_off_waiting(self, waiting: Waiting, now: float, reason: FinishReason) -> None:
+    def cut_off_waiting(
+        self,
+        waiting: Waiting,
+        now: float,
+        reason: FinishReason | None = None,
+        failure: EngineError | None = None,
+    ) -> None:
         self._scheduler.waiting.remove(waiting)
         self._inbox.left_queue(1)
-        self._last_event(waiting.event(now, finish_reason=reason))
+        self._last_event(waiting.event(now, finish_reason=reason, failure=failure))
 
     def refuse(self, waiting: Waiting, now: float, failure: EngineError) -> None:
         """It left the queue, and could not be given a slot."""

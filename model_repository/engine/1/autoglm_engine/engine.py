@@ -94,6 +94,8 @@ class Engine:
         """Queue the request. Raises QueueFull, ShuttingDown, or InvalidRequest where it cannot be served at all."""
         _check(request, self._limits.max_length, self._limits.vocab_size)
         self._drafter.check(request)
+        if request.guide:
+            request.guide.start()
         self._inbox.submit(request, self._clock())
 
     def cancel(self, request_ids: Iterable[str]) -> int:
@@ -123,6 +125,7 @@ class Engine:
         now = self._clock()
         self._take_news(now)
         self._end_late(now)
+        self._end_unguided(now)
         plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now), now)
         self._end_failed(plan, now)
         self._issue(plan)
@@ -154,6 +157,10 @@ class Engine:
 
     def _end_late(self, now: float) -> None:
         self._end_where(lambda r: r.deadline is not None and r.deadline <= now, FinishReason.DEADLINE, now)
+
+    def _end_unguided(self, now: float) -> None:
+        for waiting in [w for w in self._scheduler.waiting if w.request.guide and w.failure]:
+            self._answers.cut_off_waiting(waiting, now, failure=waiting.failure)
 
     def _end_where(self, condition: Callable[[Request], bool], reason: FinishReason, now: float) -> None:
         for sequence in [s for s in self._scheduler.running if condition(s.request)]:
@@ -278,7 +285,7 @@ def _check(request: Request, max_length: int, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise InvalidRequest(f"the prompt holds token {wrong}; tokens are between 0 and {vocab_size - 1}")
-    assert bool(request.guide) == request.sampling.is_guided, "a guide that was not compiled"
+    assert bool(request.guide) == request.sampling.is_guided, "a guide that nobody asked for"
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
 

@@ -33,7 +33,7 @@ from .candidates import (
 )
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
 from .errors import EngineError
-from .guides import Guide, GuideState
+from .guides import AskedGuide, GuideState
 from .own_failures import own_failure
 from .penalties import Penalties
 from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
@@ -58,7 +58,7 @@ class TokenSampler:
         prompt_ids: TokenIds,
         eos_token_ids: Sequence[int],
         max_tokens: int,
-        guide: Guide | None = None,
+        guide: AskedGuide | None = None,
     ) -> None:
         self._options = options
         self.guide = guide.begin() if guide else None

@@ -82,11 +82,14 @@ class Scheduler:
         for sequence in self.running:
             if sequence.num_missing > 1 and budget > 0:
                 budget -= self._add(plan, sequence, budget)
-        while budget > 0 and self.waiting and self.slots.can_allocate:
-            chosen = self._choose(now)
+        ready = self._ready() if self.waiting and self.slots.can_allocate else deque()
+        while budget > 0 and ready and self.slots.can_allocate:
+            chosen = self._choose(ready, now)
             if chosen is None:
                 break
-            if (admitted := self._admit(plan, chosen, admit)) is not None:
+            waiting = ready[chosen]
+            del ready[chosen]
+            if (admitted := self._admit(plan, waiting, admit)) is not None:
                 budget -= self._add(plan, admitted, budget)
         if self._drafter:
             plan.failed += self._drafter.extend(plan.spans, plan.sequences, budget)
@@ -120,17 +123,20 @@ class Scheduler:
         sequence.num_computed += count
         self.slots.advance(sequence.slot, sequence.num_computed)
 
-    def _choose(self, now: float) -> int | None:
+    def _ready(self) -> deque[Waiting]:
+        """Who may be admitted, in the order of arrival."""
+        return deque(waiting for waiting in self.waiting if waiting.is_ready)
+
+    def _choose(self, ready: deque[Waiting], now: float) -> int | None:
         """A policy looks at what requests say of themselves; where it trips over that, the oldest goes first."""
         try:
-            return self._policy.choose(self.waiting, self.running, now)
+            return self._policy.choose(ready, self.running, now)
         except Exception as error:
             _log.error("the admission policy failed", exc_info=error)
             return 0
 
-    def _admit(self, plan: Plan, place: int, admit: Admit) -> Sequence | None:
+    def _admit(self, plan: Plan, waiting: Waiting, admit: Admit) -> Sequence | None:
         """None where its own options, guide or text stand in the way: then its slot is free again, and holds nothing."""
-        waiting = self.waiting[place]
         allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
         plan.copies += allocation.copies
         try:
@@ -138,10 +144,10 @@ class Scheduler:
         except BaseException as error:
             plan.refused.append((waiting, own_failure(error)))
             self.slots.release(allocation.slot, retain=False)
-            del self.waiting[place]
+            self.waiting.remove(waiting)
             return None
         self.running.append(sequence)
-        del self.waiting[place]
+        self.waiting.remove(waiting)
         plan.admitted.append(sequence)
         return sequence
 

@@ -21,7 +21,7 @@ from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
 from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
 from .own_failures import own_failure
-from .response_cache import ResponseCache
+from .response_cache import ResponseCache, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
 from .tiers import Found, Lookups, Tier
@@ -78,11 +78,20 @@ class SharingEngine:
             return []
         key = fingerprint(self._digest, request)
         with self._lock:
-            if self._closed is not None:
-                raise ShuttingDown(self._closed)
-            if request.id in self._members:
-                raise InvalidRequest(f"the request id {request.id!r} is in use by a request that has not ended")
-            return self._find(key, request) or self._read(key, request)
+            self._check_may_come(request)
+            generation = self._generation
+            entry = None if request.cache is CacheUse.REFRESH else self._cache.look(key)
+        answer = (
+            None if entry is None else read_entry(key, entry)
+        )  # a long one takes a while, and nobody waits for that
+        with self._lock:
+            self._check_may_come(request)
+            if entry is not None:
+                self._cache.was_read(key, entry, answer)
+                if answer is not None and generation == self._generation:
+                    return [self._kept(answer, self._cache.age(entry), request)]
+            self._read(key, request)
+            return []
 
     def cancel(self, request_ids: Iterable[str]) -> int:
         """As `Engine.cancel`."""
@@ -151,33 +160,35 @@ class SharingEngine:
         may = settings.cache_mode != "off" and request.cache is not CacheUse.BYPASS
         return may and (settings.cache_sampled or is_deterministic(request.sampling))
 
-    def _find(self, key: bytes, request: Request) -> list[Event]:
-        if request.cache is CacheUse.REFRESH or (found := self._cache.find(key)) is None:
-            return []
-        answer, age = found
+    def _check_may_come(self, request: Request) -> None:
+        if self._closed is not None:
+            raise ShuttingDown(self._closed)
+        if request.id in self._members:
+            raise InvalidRequest(f"the request id {request.id!r} is in use by a request that has not ended")
+
+    def _kept(self, answer: Event, age: float, request: Request) -> Event:
         now = self._clock()
         stages = replace(answer.stages, queue_ms=waited_ms(request, now, now), tokenize_ms=request.tokenize_ms)
         usage = replace(answer.usage, cached_tokens=0)
         assert answer.finish_reason is not None
         self._metrics.inc(REQUESTS, label=answer.finish_reason.value)
         hit = replace(answer, request_id=request.id, usage=usage, stages=stages, cache_hit=CacheHit.EXACT)
-        return [replace(hit, cache_age_ms=age * 1e3)]
+        return replace(hit, cache_age_ms=age * 1e3)
 
-    def _read(self, key: bytes, request: Request) -> list[Event]:
+    def _read(self, key: bytes, request: Request) -> None:
         """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
         with who would not."""
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None:
             self._begin(Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers))
-            return []
+            return
         if self._num_followers >= self._settings.max_queue:
             raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")
         self._num_followers += 1
         self._cache.stats.coalesced += 1
         self._metrics.inc(CACHE_COALESCED)
         self._add(flight, request, CacheHit.COALESCED)
-        return []
 
     def _begin(self, flight: Flight) -> None:
         request = flight.request
