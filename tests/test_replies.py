@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import subprocess
 import sys
@@ -194,3 +195,16 @@ def test_the_board_of_a_killed_engine_tells(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-c", script], check=False)
     assert EngineWatch(os.getpid(), lambda: None, tmp_path).look()
     assert not EngineWatch(1, lambda: None, tmp_path).look()  # another server's
+
+
+def test_an_event_that_cannot_be_packed_ends_its_answer_with_an_error(gate: AckGate) -> None:
+    """Whoever reads it would wait for ever, or miss a part of it."""
+    replies, reply, other = Replies(gate), FakeReply(), FakeReply()
+    broken, whole = replies.open("broken", reply), replies.open("whole", other)
+    replies(event(broken))
+    replies(dataclasses.replace(event(broken), token_ids=(object(),)))  # type: ignore[arg-type]
+    replies(event(broken, FinishReason.STOP))
+    replies(event(whole, FinishReason.STOP))
+    assert [last for _, last in reply.sent] == [False, True]
+    assert reply.sent[-1][0].error is not None and reply.sent[-1][0].error_code == "INTERNAL"
+    assert [last for _, last in other.sent] == [True]

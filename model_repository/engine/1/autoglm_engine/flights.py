@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from .errors import EngineError
 from .tiers import Found, Tier
 from .token_text import TokenText
 
@@ -74,6 +75,7 @@ class Member:
     cursor: int = 0
     leaves: FinishReason | None = None  # the flight was asked to end for it, as its last reader
     first_token_at: float | None = None
+    failure: EngineError | None = None  # its own, of what it should have been told
 
     @property
     def has_news(self) -> bool:

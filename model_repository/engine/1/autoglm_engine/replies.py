@@ -9,6 +9,7 @@ the next one of that id. What tells the two apart: whether the id was in use her
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,10 +17,11 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .acks import AckGate
-from .core import Event
+from .core import Event, Stages, Usage
 from .recent_ids import RecentIds
 from .wire import Packed, pack_event
 
+_log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0
 
 
@@ -90,12 +92,15 @@ class Replies:
         entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)
         if entry is None:
             return
-        packed = pack_event(event, self._gate.stamp(event.request_id))
+        packed, is_last = self._packed(event), event.is_last
+        if packed is None:  # what was to be told is lost, so the answer ends here
+            packed, is_last = pack_event(_lost(event), None), True
+            self._close(event.request_id)
         try:
-            entry[1].send(packed, last=event.is_last)
+            entry[1].send(packed, last=is_last)
         finally:
             self._gate.confirm(event.request_id)
-            if event.is_last:
+            if is_last:
                 self._gate.end(event.request_id)
 
     def _meet(self, caller_id: str) -> Cancel | None:
@@ -104,6 +109,13 @@ class Replies:
             self._cancels[caller_id] = replace(cancel, is_known=True)
         return cancel
 
+    def _packed(self, event: Event) -> Packed | None:
+        try:
+            return pack_event(event, self._gate.stamp(event.request_id))
+        except Exception as error:
+            _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
+            return None
+
     def _entry(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:
             return self._replies.get(request_id)
@@ -111,3 +123,8 @@ class Replies:
     def _close(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:
             return self._replies.pop(request_id, None)
+
+
+def _lost(event: Event) -> Event:
+    sentence = "the engine failed on this request: a part of the answer could not be sent"
+    return Event(event.request_id, (), Usage(0, 0, 0), Stages(), error=sentence, error_code="INTERNAL")

@@ -18,6 +18,7 @@ from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import EngineError, InvalidRequest
 from .flight_gate import FlightGate
+from .guide_pool import GuidePool
 from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
@@ -77,7 +78,7 @@ class EngineService:
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
         self._limits["call_tokens"] = call_tokens(tokenizer)
         text = TokenText(tokenizer)
-        self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
+        self._guides = GuidePool(Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids))
         self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
@@ -111,7 +112,7 @@ class EngineService:
                 settings,
                 metrics,
             )
-        self._engine.wake = self._loop.wake
+        self._engine.wake = self._guides.wake = self._loop.wake
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
         self._metrics = metrics
 
@@ -124,6 +125,7 @@ class EngineService:
         """Answer every request, then let go of everything."""
         self._watch.close(_CLOSE_SECONDS)
         self._loop.close(_CLOSE_SECONDS)
+        self._guides.close(_CLOSE_SECONDS)
         self._engine.close()
         self._metrics.close(_CLOSE_SECONDS)
         self._board.close()
@@ -141,7 +143,7 @@ class EngineService:
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
-            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling))
+            request = dataclasses.replace(request, guide=self._guides.guide_of(request.sampling, request.tenant))
             if request.semantic and self._semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))
