@@ -32,6 +32,7 @@ from .native_program import (
     Operation,
     PackedMatrix,
     WeightsFile,
+    buffer_sizes,
     buffer_widths,
     encode_program,
     mixed_vectors,
@@ -158,13 +159,11 @@ class NativeOps(Ops[Expression]):
         shift = NONE if self._sample.shift is None else self._file.add_row(self._sample.shift)
         rows = _rows(x.source) if isinstance(x, Normed) else x
         block = mixed_vectors(buffer_widths(self._spec)[rows.buffer]) if mixed else 1
+        code, weight = Code.QUANTISE, NONE
         if isinstance(x, Normed):
-            size, weight = self._spec.hidden_size, self._file.add_row(self._weights[x.weight])
-            self._emit(
-                Code.NORM_QUANTISE, rows.selected, rows.buffer, inputs=size, weight=weight, bias=shift, detail=block
-            )
-        else:
-            self._emit(Code.QUANTISE, rows.selected, rows.buffer, bias=shift, detail=block)
+            code, weight = Code.NORM_QUANTISE, self._file.add_row(self._weights[x.weight])
+        size = buffer_sizes(self._spec)[rows.buffer]
+        self._emit(code, rows.selected, rows.buffer, inputs=size, weight=weight, bias=shift, detail=block)
         self._quantised = x
 
     def _multiply(self, product: Product, target: Buffer, epilogue: Epilogue) -> None:

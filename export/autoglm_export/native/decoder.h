@@ -125,7 +125,7 @@ class Decoder {
     switch (operation.code) {
       case Code::kEmbed: return embed(operation, task);
       case Code::kNormQuantise: return norm_quantise(operation, task, member);
-      case Code::kQuantise: return quantise_rows(operation, task);
+      case Code::kQuantise: return quantise_rows(operation, task, member);
       case Code::kLinear: return linear(operation, task);
       case Code::kAddNorm: return add_norm(operation, task);
       case Code::kAppend: return append(operation, task);
@@ -175,13 +175,19 @@ class Decoder {
     });
   }
 
-  void quantise_rows(const Operation& operation, int task) {
+  // On a copy: what is mixed fills the padding, which an attention never writes, and would be there for the next token.
+  void quantise_rows(const Operation& operation, int task, int member) {
     const FloatRows in = buffer(operation.source);
-    for_rows(operation, task, [&](int row) { quantise_row(operation, in.row(row), int(in.stride), row); });
+    float* copy = scratch_[member].row.data();
+    for_rows(operation, task, [&](int row) {
+      std::fill(std::copy_n(in.row(row), operation.inputs, copy), copy + in.stride, 0.0f);
+      quantise_row(operation, copy, int(in.stride), row);
+    });
   }
 
   // A sequence's first token keeps its remainder: every later token attends to it, and its own values are the largest of
   // all, so that what it loses would be lost to the whole sequence.
+  // `values`, which are changed, have zeros behind them up to `width`.
   void quantise_row(const Operation& operation, float* values, int width, int row) {
     if (operation.bias != kNone) subtract(values, weight<float>(operation.bias), width);
     mix(values, width, int(operation.detail));
@@ -328,7 +334,7 @@ class Decoder {
 
   struct Scratch {
     AttentionScratch attention;
-    std::vector<float> row;  // normed, before it is quantised
+    std::vector<float> row;  // what is quantised
   };
 
   static constexpr int kMaxHeadSize = 512;

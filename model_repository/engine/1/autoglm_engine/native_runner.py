@@ -20,7 +20,7 @@ from .native_library import choose_library, open_library
 from .runner import Deferred, Limits
 from .span_checks import check_batch, check_prefix
 
-PROGRAM_FORMAT = 2
+PROGRAM_FORMAT = 3
 VOCABULARY_PADDING = 32
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 
