@@ -42,6 +42,7 @@ from .native_program import (
 from .ops import Ops
 from .reproducible import kernels
 from .rotation import rotated
+from .runtime_shapes import check_shape
 from .spec import ModelSpec
 from .weights import CountedWeights, LayerCache
 
@@ -245,12 +246,14 @@ def write_native(
     Weights are fitted to `texts`; without any, each is rounded for itself.
 
     The program serves any number of slots and any length: they are the runner's to allocate.
-    Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
+    Raises InvalidOption for another precision than int8, UnsupportedModel for shapes that the kernels lack, ExportError
+    without a working C++ compiler.
     """
     if precision not in PRECISIONS:
         raise InvalidOption(
             f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}"
         )
+    check_shape(spec, "native", precision)
     with Libraries.building() as libraries:
         write_program(spec, weights, folder, texts, progress)
         progress("compile decoder", 0.0)

@@ -60,6 +60,13 @@ class Decoder {
     int slot, position;
   };
 
+  // One member's own.
+  struct Scratch {
+    AttentionScratch attention;
+    std::vector<float> row;            // what is quantised
+    std::vector<uint16_t> key, value;  // of the head that goes to the cache, bfloat16
+  };
+
   // A step may hold more tokens than there are rows: they are taken in order, as many as fit at a time.
   struct Wave {
     const Span* span;
@@ -128,7 +135,7 @@ class Decoder {
       case Code::kQuantise: return quantise_rows(operation, task, member);
       case Code::kLinear: return linear(operation, task);
       case Code::kAddNorm: return add_norm(operation, task);
-      case Code::kAppend: return append(operation, task);
+      case Code::kAppend: return append(operation, task, member);
       case Code::kAttend: return attend(operation, task, member);
       case Code::kSelect: return select(operation);
     }
@@ -223,8 +230,8 @@ class Decoder {
       if (selected_[i] != int(i)) std::copy_n(rows.row(selected_[i]), rows.stride, rows.row(i));
   }
 
-  void append(const Operation& operation, int task) {
-    for_rows(operation, task, [&](int row) { append_row(operation, row); });
+  void append(const Operation& operation, int task, int member) {
+    for_rows(operation, task, [&](int row) { append_row(operation, row, scratch_[member]); });
   }
 
   // Whole runs where there are plenty: the next head's cache is then fetched while this one's is used.
@@ -238,7 +245,7 @@ class Decoder {
   }
 
   // Norm and rotate a token's queries and keys; keys and values go to the cache, queries to the attention's order.
-  void append_row(const Operation& operation, int row) {
+  void append_row(const Operation& operation, int row, Scratch& scratch) {
     const int size = int(header_.head_size), heads = int(header_.num_heads), kv_heads = int(header_.num_kv_heads);
     float* head = buffer(operation.source).row(row);
     const Row token = rows_[row];
@@ -246,7 +253,7 @@ class Decoder {
       prepare_head(head, weight<float>(operation.weight), token.position);
       to_bfloat16_row(head, query_scale_, query(h / group_size(), row, h % group_size()));
     }
-    uint16_t key[kMaxHeadSize], value[kMaxHeadSize];
+    uint16_t *key = scratch.key.data(), *value = scratch.value.data();
     for (int h = 0; h < kv_heads; ++h, head += size) {
       prepare_head(head, weight<float>(operation.scales), token.position);
       to_bfloat16_row(head, 1.0f, key);
@@ -316,7 +323,8 @@ class Decoder {
                                         sizeof(uint16_t));
     for (int member = 0; member < team_.size(); ++member)
       scratch_.push_back({AttentionScratch(tokens_per_task_ * group_size(), cache_.layout().value_width()),
-                          std::vector<float>(header_.quantised_width)});
+                          std::vector<float>(header_.quantised_width), std::vector<uint16_t>(header_.head_size),
+                          std::vector<uint16_t>(header_.head_size)});
   }
 
   void fill_rope_table() {
@@ -332,12 +340,6 @@ class Decoder {
       }
   }
 
-  struct Scratch {
-    AttentionScratch attention;
-    std::vector<float> row;  // what is quantised
-  };
-
-  static constexpr int kMaxHeadSize = 512;
   static constexpr int kPartsPerMember = 4;  // enough to even out, few enough for the memory to be read in long runs
 
   const ProgramHeader header_;
