@@ -59,17 +59,21 @@ class Stream:
         self._answers: dict[str, Answer] = {}
         self._ended: set[str] = set()
 
-    def send(self, inputs: list[triton.InferInput], model: str = "autoglm", **parameters: Any) -> str:
-        request_id = uuid.uuid4().hex
+    def send(
+        self, inputs: list[triton.InferInput], model: str = "autoglm", request_id: str = "", **parameters: Any
+    ) -> str:
+        """`request_id`: of a request that ended, which is used again."""
+        request_id = request_id or uuid.uuid4().hex
+        self._ended.discard(request_id)
         self._answers[request_id] = Answer()
         self._client.async_stream_infer(
             model, inputs, request_id=request_id, enable_empty_final_response=True, parameters=parameters or None
         )
         return request_id
 
-    def generate(self, text: str = "Once upon a time", **options: Any) -> str:
+    def generate(self, text: str = "Once upon a time", *, request_id: str = "", **options: Any) -> str:
         inputs = {"text_input": text.encode(), "stream": True, **options}
-        return self.send([tensor(name, value) for name, value in inputs.items()])
+        return self.send([tensor(name, value) for name, value in inputs.items()], request_id=request_id)
 
     def next(self, timeout: float = 300.0) -> str:
         """Take one response; the id that it belongs to."""

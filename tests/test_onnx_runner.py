@@ -13,7 +13,7 @@ import pytest
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.load import load_runner
-from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_engine.manifest import MANIFEST_NAME, FileRecord, Manifest
 from autoglm_engine.onnx_memory import HostMemory
 from autoglm_engine.onnx_runner import OnnxRunner, decode_groups
 from autoglm_export.errors import UnsupportedModel
@@ -218,8 +218,11 @@ def test_loading_refuses_another_version_and_damaged_files(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="runtime is 'abacus'"):
         load_runner(tmp_path, dataclasses.replace(manifest, runtime="abacus"), num_threads=1)
     (tmp_path / "model.onnx").write_bytes(b"\0" * manifest.files["model.onnx"].bytes)
-    with pytest.raises(ArtifactError, match=r"model\.onnx cannot be loaded by ONNX Runtime"):
+    with pytest.raises(ArtifactError, match=r"model\.onnx is not the file that was exported"):
         load_runner(tmp_path, manifest, num_threads=1)
+    listed = manifest.files | {"model.onnx": FileRecord.of(tmp_path / "model.onnx")}
+    with pytest.raises(ArtifactError, match=r"model\.onnx cannot be loaded by ONNX Runtime"):
+        load_runner(tmp_path, dataclasses.replace(manifest, files=listed), num_threads=1)
     (tmp_path / "model.onnx").write_bytes(b"\0")
     with pytest.raises(ArtifactError, match="has 1 bytes"):
         load_runner(tmp_path, manifest, num_threads=1)

@@ -166,6 +166,19 @@ def test_an_answer_that_is_too_large_is_not_kept(server: RedisServer, make: Call
     assert find(tier) is None and counted(tier, "stores") == 0
 
 
+def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(own_server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+    tier, other = make(own_server.url), make(own_server.url)
+    keep(tier)
+    keep(tier, answer=replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=()))
+    wait_for(lambda: find(other) is None)
+    keep(tier)
+    wait_for(lambda: kept_by(tier))
+    with admin(own_server) as client:
+        client.config_set("maxmemory", "1")
+    keep(tier)
+    wait_for(lambda: find(other) is None)
+
+
 # ---- what lies in Redis is not believed
 
 

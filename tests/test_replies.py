@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -90,11 +90,52 @@ def test_a_cancel_that_came_first_is_remembered_for_a_while(gate: AckGate) -> No
     clock = FakeClock()
     replies = Replies(gate, clock)
     replies.find(["a", "b", ""])
-    assert replies.was_cancelled("a")
-    assert not replies.was_cancelled("a")  # once
-    assert not replies.was_cancelled("")  # requests without an id are never meant
+    later = clock.now + 0.5  # it waited before the tokenizer
+    assert replies.was_cancelled("a", later)
+    assert not replies.was_cancelled("a", later)  # once
+    assert replies.was_cancelled("a", clock.now - 0.5)  # another one that the cancel overtook
+    assert not replies.was_cancelled("", later)  # requests without an id are never meant
     clock.now += CANCEL_MEMORY_SECONDS
-    assert not replies.was_cancelled("b")
+    assert not replies.was_cancelled("b", later)
+
+
+def end(replies: Replies, request_id: str) -> None:
+    replies(event(request_id, FinishReason.STOP))
+
+
+def refuse(replies: Replies, request_id: str) -> None:
+    replies.refuse(request_id, "UNAVAILABLE", "the queue is full")
+
+
+@pytest.mark.parametrize("how", [end, refuse])
+def test_a_cancel_that_came_late_does_not_meet_the_next_request_of_that_id(
+    gate: AckGate, how: Callable[[Replies, str], None]
+) -> None:
+    clock = FakeClock()
+    replies = Replies(gate, clock)
+    how(replies, replies.open("a", FakeReply()))
+    clock.now += 60  # its reader is slow
+    assert replies.find(["a"]) == []
+    clock.now += 0.001
+    replies.open("a", FakeReply())
+    assert not replies.was_cancelled("a", arrival=clock.now)
+    assert replies.was_cancelled("a", arrival=clock.now - 0.01)  # it had come before the cancel
+
+
+def test_a_cancel_that_met_a_refused_request_does_not_meet_the_next_one_of_that_id(gate: AckGate) -> None:
+    clock = FakeClock()
+    replies = Replies(gate, clock)
+    replies.find(["a"])
+    clock.now += 0.001
+    refuse(replies, replies.open("a", FakeReply()))
+    replies.open("a", FakeReply())
+    assert not replies.was_cancelled("a", arrival=clock.now)
+
+
+def test_a_cancel_of_no_id_is_nobodys(gate: AckGate) -> None:
+    replies = Replies(gate)
+    replies.open("", FakeReply())
+    assert replies.find([""]) == []
 
 
 class FakeSeries:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -187,6 +188,41 @@ def test_the_least_recently_used_leaves_first_and_a_flush_forgets() -> None:
     assert found is not None and found.answer.token_ids == (2,)
     assert bench.cache.stats["semantic_entries"] == 1
     bench.cache.close()
+
+
+def test_an_answer_that_cannot_be_kept_takes_the_one_before_with_it() -> None:
+    fails = False
+
+    def embed(text: str) -> Vector:
+        if fails:
+            raise RuntimeError("gone")
+        return always_equal(text)
+
+    bench = Bench(embed)
+    bench.keep(ask("how"))
+    fails = True
+    bench.keep(ask("how", cache=CacheUse.REFRESH), answer(8))
+    fails = False
+    assert bench.find(b"other", ask("how")) is None
+
+
+def test_an_answer_for_which_there_is_no_room_takes_the_one_before_with_it() -> None:
+    goes_on = threading.Event()
+    goes_on.set()
+
+    def embed(text: str) -> Vector:
+        assert goes_on.wait(60)
+        return by_letter(text)
+
+    bench = Bench(embed)
+    bench.keep(ask("how"))
+    goes_on.clear()
+    for number in range(300):  # more than may wait
+        bench.cache.keep(str(number).encode(), ask("who"), answer())
+    bench.cache.keep(b"k", ask("how", cache=CacheUse.REFRESH), answer(8))
+    goes_on.set()
+    wait_until(lambda: bench.cache._to_keep.unfinished_tasks == 0)
+    assert bench.find(b"other", ask("how")) is None
 
 
 def test_an_embedder_that_fails_is_a_miss() -> None:

@@ -158,6 +158,14 @@ def test_a_cancel_may_overtake_its_request(stream: Stream) -> None:
     assert stream.finish(request_id).finish_reason == "cancelled"
 
 
+def test_a_late_cancel_does_not_end_the_next_request_of_that_id(stream: Stream) -> None:
+    request_id = stream.generate(max_tokens=2, ignore_eos=True)
+    assert stream.finish(request_id).finish_reason == "length"
+    assert stream.control(cancel=[request_id]) == {"cancelled": 0}
+    stream.generate(request_id=request_id, max_tokens=3, ignore_eos=True)
+    assert stream.finish(request_id).finish_reason == "length"
+
+
 def test_a_wrong_control_request_is_refused(stream: Stream) -> None:
     for text in (b"", b"[]", b'{"cancel": "x"}', b'{"cancel": [1]}', b'{"stats": true, "x": 1}', b"\xff"):
         answer = stream.finish(stream.send([tensor("control", text)], model="engine"))

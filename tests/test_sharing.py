@@ -141,6 +141,15 @@ def test_an_answer_lives_for_its_time_and_keeping_it_again_renews_it() -> None:
     assert (cache.stats.expired, cache.stats.bytes) == (1, 0)
 
 
+def test_an_answer_that_does_not_fit_takes_the_one_before_with_it() -> None:
+    metrics = MemoryMetrics()
+    cache = ResponseCache(2 * ENTRY_OVERHEAD, 10.0, metrics, FakeClock())
+    cache.keep(b"a", answer())
+    cache.keep(b"a", answer(10_000))
+    assert cache.find(b"a") is None
+    assert (cache.stats.entries, cache.stats.bytes, metrics.value(CACHE_BYTES)) == (0, 0, 0)
+
+
 @given(st.data())
 def test_a_damaged_answer_is_a_miss(data: st.DataObject) -> None:
     cache = ResponseCache(10_000, 10.0, MemoryMetrics(), FakeClock())
@@ -231,6 +240,42 @@ def test_bypass_refresh_and_only() -> None:
     assert ask("other", CacheUse.DEFAULT, "tenant") is CacheHit.NONE
     assert bench.engine.flush() == 2  # type: ignore[attr-defined]
     assert ask("again", CacheUse.DEFAULT) is CacheHit.NONE
+
+
+def test_what_was_under_way_before_a_refresh_does_not_replace_it_when_it_ends_later() -> None:
+    bench = shared_bench(cache_sampled=True)
+    sampled = {"temperature": 2.0, "max_tokens": 6, "ignore_eos": True}
+    submit(bench, request("old", **sampled))
+    bench.step(3)
+    slow = bench.engine._by_id.copy()  # type: ignore[attr-defined]
+    submit(bench, replace(request("anew", **sampled), cache=CacheUse.REFRESH), request("joins", **sampled))
+    engine_step = bench.engine._engine.step  # type: ignore[attr-defined]
+    held: list[Event] = []
+
+    def old_ends_last() -> list[Event]:
+        events = engine_step()
+        held.extend(event for event in events if event.request_id in slow and event.is_last)
+        return [event for event in events if event not in held]
+
+    bench.engine._engine.step = old_ends_last  # type: ignore[attr-defined]
+    bench.step(20)
+    bench.engine._engine.step = lambda: [*held, *engine_step()]  # type: ignore[attr-defined]
+    bench.step()
+    submit(bench, request("later", **sampled))
+    found = answers(bench.events)
+    assert found["joins"].token_ids == found["later"].token_ids == found["anew"].token_ids != found["old"].token_ids
+    assert [found[name].last.cache_hit for name in ("joins", "later")] == [CacheHit.COALESCED, CacheHit.EXACT]
+
+
+def test_a_late_cancel_does_not_meet_the_next_request_of_that_name() -> None:
+    bench = shared_bench()
+    submit(bench, request(max_tokens=1, ignore_eos=True))
+    bench.runner.before_forward = lambda batch: bench.engine.cancel(["r"]) and None  # it ends in this very step
+    bench.step(2)
+    bench.runner.before_forward = lambda batch: None
+    submit(bench, request(max_tokens=2, ignore_eos=True))
+    bench.drain()
+    assert [event.finish_reason for event in bench.events] == [FinishReason.LENGTH] * 2
 
 
 def test_what_is_in_flight_at_a_flush_is_not_kept() -> None:

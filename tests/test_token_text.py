@@ -10,10 +10,11 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.token_text import TokenText, decode_piece
 from autoglm_export import bundled
 from autoglm_export.checkpoint import open_checkpoint
+from byte_tokenizers import byte_fallback
 from fakes import letters_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tokenizers import AddedToken, Tokenizer, decoders, models
+from tokenizers import Tokenizer, decoders, models
 
 
 @pytest.fixture(scope="module")
@@ -21,20 +22,6 @@ def real_tokenizer() -> Tokenizer:
     """SmolLM2's."""
     path, name = bundled.resolve("smollm2")
     return Tokenizer.from_str(open_checkpoint(path, name=name).tokenizer.decode())
-
-
-@cache
-def byte_fallback() -> Tokenizer:
-    """As Llama 2's: metaspace spelling, all 256 bytes as tokens, the leading space stripped."""
-    words = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
-    words += ["▁", "▁the", "▁a", "a", "b", "é", "好", "▁▁", ".", ",", "ing", "▁好"]
-    tokenizer = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, [], byte_fallback=True))
-    tokenizer.decoder = decoders.Sequence(
-        [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
-    )
-    tokenizer.add_special_tokens(["<s>", "</s>"])
-    tokenizer.add_tokens([AddedToken("<tool> x", normalized=False)])
-    return tokenizer
 
 
 def with_decoder(decoder: object) -> Tokenizer:

@@ -15,7 +15,7 @@ from autoglm_engine.core import TokenIds
 from .decoder import build_layer
 from .reproducible import kernels
 from .spec import ModelSpec
-from .weights import Array
+from .weights import Array, prepared
 
 FIRST_TOKEN_WEIGHT = 16.0  # all later tokens attend to the first one; a text has only one
 
@@ -81,6 +81,10 @@ class Calibration:
         return self._ops.inputs[name]
 
     def _advance(self, name: str) -> None:
+        with np.errstate(all="ignore"):  # what leaves the range of float32 is told in a sentence
+            self._advance_quietly(name)
+
+    def _advance_quietly(self, name: str) -> None:
         is_over = self._next_layer == self._spec.num_layers
         assert not (is_over and name.startswith("layers.")), f"{name} is not ahead"
         self._ops.inputs.clear()
@@ -147,6 +151,7 @@ class CalibrationOps:
         return product + self._weights[f"{name}.bias"] if f"{name}.bias" in self._weights else product
 
     def _record(self, name: str, rows: Array, importance: Array) -> None:
+        prepared(f"what {name} reads of the calibration text", rows)
         self.inputs[name] = Inputs(rows, importance, self._is_first)
 
     def _norm(self, x: Array, weight: Array) -> Array:

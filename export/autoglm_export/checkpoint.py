@@ -6,7 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import CheckpointError
+import numpy as np
+
+from .errors import CheckpointError, UnsupportedModel
 from .spec import ModelSpec
 from .weights import CheckpointWeights
 
@@ -31,11 +33,25 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     from .gguf_checkpoint import open_gguf
     from .hf_checkpoint import open_folder
 
-    if path.is_dir():
-        return open_folder(path, name or path.resolve().name)
-    if path.suffix == ".gguf" and path.is_file():
-        return open_gguf(path, name or path.stem)
+    try:
+        if path.is_dir():
+            return _checked(open_folder(path, name or path.resolve().name))
+        if path.suffix == ".gguf" and path.is_file():
+            return _checked(open_gguf(path, name or path.stem))
+    except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
+        raise CheckpointError(f"{path} holds something that no checkpoint does: {error}") from error
     raise CheckpointError(f"there is no checkpoint at {path}: expected a folder with config.json, or a .gguf file")
+
+
+def _checked(checkpoint: Checkpoint) -> Checkpoint:
+    """Its numbers can be computed with. Asked when the weights are known to have the spec's sizes."""
+    with np.errstate(all="ignore"):
+        frequencies = checkpoint.spec.rope.inverse_frequencies()
+    if not np.isfinite(frequencies).all():
+        raise UnsupportedModel(
+            f"the rotary embedding has frequencies that are no finite numbers: {checkpoint.spec.rope}"
+        )
+    return checkpoint
 
 
 def checked_tokenizer(content: bytes, vocab_size: int) -> bytes:

@@ -56,7 +56,14 @@ def export_embedder(checkpoint: str | Path, output: Path) -> EmbedderManifest:
 
 
 def read_checkpoint(folder: Path) -> EmbedderCheckpoint:
-    """Raises CheckpointError for a missing file, UnsupportedModel for another architecture or pooling."""
+    """Raises CheckpointError for a missing file or a damaged one, UnsupportedModel for another architecture or pooling."""
+    try:
+        return _read_checkpoint(folder)
+    except (TypeError, ValueError, LookupError, ArithmeticError) as error:
+        raise CheckpointError(f"{folder} holds something that no embedder does: {error!r}") from error
+
+
+def _read_checkpoint(folder: Path) -> EmbedderCheckpoint:
     for name in ("config.json", _WEIGHTS, TOKENIZER):
         if not (folder / name).is_file():
             raise CheckpointError(f"{folder} has no {name}, so it is no sentence-embedding checkpoint")
@@ -85,7 +92,7 @@ def _check_config(config: Mapping[str, Any]) -> None:
 def _json(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not JSON: {error}") from None
     if not isinstance(found, dict):
         raise CheckpointError(f"{path} holds {type(found).__name__}; it must hold an object")

@@ -56,6 +56,11 @@ def eos_token_ids(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ..
     return ids
 
 
-def bos_token_id(*configs: Mapping[str, Any]) -> int | None:
+def bos_token_id(vocab_size: int, *configs: Mapping[str, Any]) -> int | None:
+    """The first config's that is given. None where none is, or it is negative, as some checkpoints say that they have none."""
     found = next((c["bos_token_id"] for c in configs if c.get("bos_token_id") is not None), None)
-    return found if isinstance(found, int) else None
+    if type(found) is not int or found < 0:
+        return None
+    if found >= vocab_size:
+        raise CheckpointError(f"bos_token_id is {found}; the model's ids are 0 ... {vocab_size - 1}")
+    return found

@@ -16,13 +16,14 @@ import numpy as np
 import numpy.typing as npt
 
 from .checkpoint import Checkpoint, checked_tokenizer
-from .errors import CheckpointError, UnsupportedModel
+from .errors import CheckpointError, TensorError, UnsupportedModel
 from .families import FAMILIES
-from .generation import generation_defaults
+from .generation import bos_token_id, generation_defaults
+from .gguf_header import check_header
 from .gguf_tokenizer import build_tokenizer
-from .hf_config import spec_from_config
+from .hf_config import Keys, spec_from_config
 from .spec import Llama3Scaling, ModelSpec, RopeSpec
-from .weights import Array, CheckpointWeights, Shape, Source, weight_shapes
+from .weights import Array, CheckpointWeights, Shape, Source, check_counts, finite, weight_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "glm4")
 
@@ -102,9 +103,10 @@ class GgufFile:
     """A GGUF file's metadata and its tensors (a `TensorStore`), dequantised as they are read."""
 
     def __init__(self, path: Path) -> None:
+        check_header(path)
         try:
             reader = _read_gguf(path)
-        except (ValueError, IndexError, KeyError, OSError) as error:
+        except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
             raise CheckpointError(f"{path.name} is truncated or no GGUF file: {error}") from None
         self._fields: dict[str, Any] = dict(reader.fields)
         self._tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
@@ -126,7 +128,9 @@ class GgufFile:
 
         tensor = self._tensors[name]
         try:
-            return np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), dtype=np.float32)
+            with np.errstate(all="ignore"):  # what is wrong is told in a sentence
+                values = np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), dtype=np.float32)
+            return finite(name, values)
         except NotImplementedError:
             raise CheckpointError(
                 f"the tensor {name} has type {tensor.tensor_type.name}, which has no decoder"
@@ -136,6 +140,7 @@ class GgufFile:
 def open_gguf(path: Path, name: str) -> Checkpoint:
     file = GgufFile(path)
     spec = spec_from_gguf(file)
+    check_counts(spec, file)
     return Checkpoint(
         name=name,
         source=path.name,
@@ -146,7 +151,7 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
         tokenizer=checked_tokenizer(build_tokenizer(file).to_str().encode(), spec.vocab_size),
         chat_template=file.get("tokenizer.chat_template"),
         eos_token_ids=_eos_token_ids(file),
-        bos_token_id=file.get("tokenizer.ggml.bos_token_id"),
+        bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
         generation_defaults=generation_defaults({}, spec.vocab_size),
     )
 
@@ -172,10 +177,14 @@ def spec_from_gguf(file: GgufFile) -> ModelSpec:
 
 def _as_config(architecture: str, metadata: Mapping[str, Any], file: GgufFile) -> dict[str, Any]:
     config = {CONFIG_KEYS[key]: value for key, value in metadata.items() if key in CONFIG_KEYS}
-    head_size = config.setdefault("head_dim", config["hidden_size"] // config["num_attention_heads"])
+    sizes = Keys(config)
+    hidden_size, num_heads = sizes.integer("hidden_size"), sizes.integer("num_attention_heads")
+    head_size = config.setdefault("head_dim", hidden_size // num_heads)
     if (value_size := metadata.get("attention.value_length", head_size)) != head_size:
         raise UnsupportedModel(f"attention.value_length is {value_size}; it must be the key length, {head_size}")
     names = file.names()
+    if "token_embd.weight" not in names:
+        raise TensorError("the checkpoint lacks token_embd.weight")
     return config | {
         "model_type": architecture,
         "vocab_size": file.shape("token_embd.weight")[0],

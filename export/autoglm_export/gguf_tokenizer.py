@@ -120,6 +120,10 @@ def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, pre: PreToke
     bos = metadata.get("tokenizer.ggml.bos_token_id")
     if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", pre.adds_bos):
         return
+    if not isinstance(bos, int) or not 0 <= bos < len(tokens):
+        raise CheckpointError(
+            f"tokenizer.ggml.bos_token_id is {bos!r:.40}; the tokenizer's ids are 0 ... {len(tokens) - 1}"
+        )
     token = tokens[bos]
     tokenizer.post_processor = TemplateProcessing(
         single=f"{token} $A", pair=f"{token} $A {token} $B:1", special_tokens=[(token, bos)]

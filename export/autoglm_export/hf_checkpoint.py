@@ -16,7 +16,7 @@ from .generation import bos_token_id, eos_token_ids, generation_defaults
 from .hf_config import family_of, spec_from_config
 from .safetensors_reader import SafetensorsStore
 from .spec import ModelSpec
-from .weights import CheckpointWeights, source_names, weight_shapes
+from .weights import CheckpointWeights, check_counts, source_names, weight_shapes
 
 INDEX_NAME = "model.safetensors.index.json"
 
@@ -26,7 +26,8 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     family = family_of(config)
     spec = spec_from_config(config)
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
-    text_config = config.get("text_config") or {}
+    text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
+    text_config = text_config if isinstance(text_config, dict) else {}
     return Checkpoint(
         name=name,
         source=name,
@@ -35,13 +36,14 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         tokenizer=checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size),
         chat_template=read_chat_template(folder),
         eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
-        bos_token_id=bos_token_id(generation, config, text_config),
+        bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
     )
 
 
 def _open_weights(folder: Path, spec: ModelSpec, family: Family) -> CheckpointWeights:
     store = SafetensorsStore(_shards(folder))
+    check_counts(spec, store)
     if spec.tied_embeddings and "lm_head.weight" in store.names():
         _check_tied(store, family)
 
@@ -91,7 +93,7 @@ def _check_index(folder: Path, store: SafetensorsStore) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     try:
         value = json.loads(_read_bytes(path))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):
         raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
@@ -107,14 +109,22 @@ def _read_bytes(path: Path) -> bytes:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 
 
+def _as_text(path: Path) -> str:
+    try:
+        return _read_bytes(path).decode()
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"{path} is not UTF-8: {error}") from None
+
+
 def read_chat_template(folder: Path) -> str | None:
     """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named default."""
     if (folder / "chat_template.jinja").exists():
-        return _read_bytes(folder / "chat_template.jinja").decode()
+        return _as_text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
         if isinstance(template, list):
-            template = {entry["name"]: entry["template"] for entry in template}.get("default")
+            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
+            template = named[-1].get("template") if named else None
         if isinstance(template, str):
             return template
     return None

@@ -7,7 +7,7 @@ name. Both spellings of the rope are read: `rope_theta` + `rope_scaling` + `part
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,9 @@ ROPE_KEYS = frozenset(
     }
 )
 
+LEAST, MOST = 1e-30, 1e30  # of a number: what float32 computes with to some use
+MOST_WHOLE = 2**31 - 1
+
 
 @dataclass(slots=True)
 class Keys:
@@ -102,20 +105,36 @@ class Keys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise UnsupportedModel(f"the config's {key} is {value!r}; it must be a whole number of at least 1")
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WHOLE:
+            raise UnsupportedModel(
+                f"the config's {key} is {value!r:.40}; it must be a whole number of 1 ... {MOST_WHOLE}"
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
-            raise UnsupportedModel(f"the config's {key} is {value!r}; it must be a number above 0")
+        if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
+            raise UnsupportedModel(
+                f"the config's {key} is {value!r:.40}; it must be a number of {LEAST:g} ... {MOST:g}"
+            )
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.get(key, default)
         if not isinstance(value, bool):
             raise UnsupportedModel(f"the config's {key} is {value!r}; it must be true or false")
+        return value
+
+    def list(self, key: str, default: Sequence[Any] = ()) -> Sequence[Any]:
+        value = self.get(key, default)
+        if not isinstance(value, Sequence) or isinstance(value, str):
+            raise UnsupportedModel(f"the config's {key} is {value!r:.40}; it must be a list")
+        return value
+
+    def object(self, key: str) -> Mapping[str, Any]:
+        value = self.get(key, {})
+        if not isinstance(value, Mapping):
+            raise UnsupportedModel(f"the config's {key} is {value!r:.40}; it must be an object")
         return value
 
     def refuse_rest(self, known: frozenset[str]) -> None:
@@ -143,6 +162,8 @@ def family_of(config: Mapping[str, Any]) -> Family:
     if family is None:
         raise UnsupportedModel(f"the config's model_type is {name!r}; supported are {', '.join(sorted(FAMILIES))}")
     architectures = config.get("architectures") or list(family.architectures)
+    if not isinstance(architectures, list):
+        raise UnsupportedModel(f"the config's architectures are {architectures!r:.40}; they must be a list")
     if unknown := [name for name in architectures if name not in family.architectures]:
         raise UnsupportedModel(f"the architecture {unknown[0]} is not supported; {family.architectures[0]} is")
     return family
@@ -152,6 +173,8 @@ def _text_config(config: Mapping[str, Any], family: Family) -> Mapping[str, Any]
     """glm4v nests its decoder in `text_config` (its first checkpoints did not); what stands outside still counts."""
     if family.name != "glm4v" or "text_config" not in config:
         return config
+    if not isinstance(config["text_config"], dict):
+        raise UnsupportedModel(f"the config's text_config is {config['text_config']!r:.40}; it must be an object")
     inner: dict[str, Any] = dict(config["text_config"])
     if inner.get("model_type", "glm4v_text") != "glm4v_text":
         raise UnsupportedModel(f"text_config.model_type is {inner['model_type']!r}; it must be 'glm4v_text'")
@@ -222,11 +245,12 @@ def _check_neutral(keys: Keys) -> None:
 def _check_full_attention(keys: Keys, num_layers: int) -> None:
     """Sliding windows would make some layers forget; refuse them, whatever way they are asked for."""
     window, first = keys.get("sliding_window"), keys.get("max_window_layers", 0)
-    if keys.flag("use_sliding_window", False) and window is not None and first < num_layers:
+    reaches = not isinstance(first, int) or first < num_layers
+    if keys.flag("use_sliding_window", False) and window is not None and reaches:
         raise UnsupportedModel(
             f"use_sliding_window is true with a sliding_window of {window}; only full attention works"
         )
-    types = keys.get("layer_types", [])
+    types = keys.list("layer_types")
     if other := [kind for kind in types if kind != "full_attention"]:
         raise UnsupportedModel(f"layer_types holds {other[0]!r}; only 'full_attention' is supported")
 
@@ -250,7 +274,7 @@ def _merged_rope(keys: Keys) -> dict[str, Any]:
     """All rope keys in one dictionary; two places may say the same, never different things."""
     merged: dict[str, Any] = {}
     top = {key: keys.get(key) for key in ("rope_theta", "partial_rotary_factor")}
-    for source in (keys.get("rope_parameters", {}), keys.get("rope_scaling", {}), top):
+    for source in (keys.object("rope_parameters"), keys.object("rope_scaling"), top):
         for key, value in source.items():
             if value is None:
                 continue
@@ -271,20 +295,26 @@ def _read_scaling(rope: Keys, max_position: int) -> Llama3Scaling | float | None
         rope.get("original_max_position_embeddings")  # says where `factor` comes from, changes nothing
         return factor
     if kind == "llama3":
-        return Llama3Scaling(
+        scaling = Llama3Scaling(
             factor=rope.number("factor"),
             low_freq_factor=rope.number("low_freq_factor"),
             high_freq_factor=rope.number("high_freq_factor"),
             original_max_position=rope.integer("original_max_position_embeddings", max_position),
         )
+        if scaling.low_freq_factor >= scaling.high_freq_factor:
+            raise UnsupportedModel(
+                f"the config's low_freq_factor is {scaling.low_freq_factor:g}; it must be below high_freq_factor, "
+                f"{scaling.high_freq_factor:g}"
+            )
+        return scaling
     raise UnsupportedModel(f"the rope scaling type {kind!r} is not supported; default, linear and llama3 are")
 
 
 def _check_sections(rope: Keys, family: Family, dims: int) -> None:
     if family.name != "glm4v":
         return
-    sections = rope.get("mrope_section", [8, 12, 12])
-    if sum(sections) != dims // 2:
+    sections = rope.list("mrope_section", (8, 12, 12))
+    if not all(isinstance(part, int) for part in sections) or sum(sections) != dims // 2:
         raise UnsupportedModel(
             f"mrope_section is {sections}; its sum must be half of the {dims} dimensions that the rotary embedding covers"
         )

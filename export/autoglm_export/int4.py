@@ -90,7 +90,13 @@ def best_scales(weight: Array, energy: Array, block: int, dtype: npt.DTypeLike) 
 def _held(scale: Array, dtype: npt.DTypeLike) -> Array:
     """As `dtype` can hold it, and never 0."""
     smallest = np.float32(ml_dtypes.finfo(dtype).smallest_normal)
-    held: Array = np.maximum(scale, smallest).astype(dtype).astype(np.float32)
+    with np.errstate(over="ignore"):
+        held: Array = np.maximum(scale, smallest).astype(dtype).astype(np.float32)
+    if not np.isfinite(held).all():
+        raise UnsupportedModel(
+            f"int4: a block has the scale {scale.max():g}, beyond {float(ml_dtypes.finfo(dtype).max):g} of "
+            f"{np.dtype(dtype)}; take a wider precision"
+        )
     return held
 
 

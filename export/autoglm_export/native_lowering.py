@@ -44,7 +44,7 @@ from .reproducible import kernels
 from .rotation import rotated
 from .runtime_shapes import check_shape
 from .spec import ModelSpec
-from .weights import CountedWeights, LayerCache
+from .weights import CountedWeights, LayerCache, prepared
 
 WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"
 PRECISIONS = ("int8",)
@@ -138,7 +138,7 @@ class NativeOps(Ops[Expression]):
         bias = self._sample.bias(self._weights[weight], None)
         matrix = self._table(weight, self._sample.rows)
         if bias is not None:
-            matrix = dataclasses.replace(matrix, bias=self._file.add_row(bias))
+            matrix = dataclasses.replace(matrix, bias=self._file.add_row(prepared(f"the bias of {weight}", bias)))
         self._multiply_packed(matrix, x, Buffer.LOGITS, Epilogue.STORE)
 
     def _emit(
@@ -175,7 +175,8 @@ class NativeOps(Ops[Expression]):
         pack = pack_gated if epilogue is Epilogue.SWIGLU else pack_side_by_side
         weight, bias = pack(parts)
         bias = self._sample.bias(weight, bias)
-        matrix = self._file.add_matrix(weight, bias, mixed=mixed, inputs=self._sample.rows)
+        name = " and ".join(product.layers)
+        matrix = self._file.add_matrix(weight, bias, mixed=mixed, inputs=self._sample.rows, name=name)
         self._multiply_packed(matrix, product, target, epilogue)
 
     def _multiply_packed(self, matrix: PackedMatrix, x: Expression, target: Buffer, epilogue: Epilogue) -> None:
@@ -194,7 +195,7 @@ class NativeOps(Ops[Expression]):
     def _table(self, name: str, inputs: Array | None = None) -> PackedMatrix:
         """A matrix over the vocabulary, written once even if it is both embedding and output."""
         if name not in self._tables:
-            self._tables[name] = self._file.add_matrix(self._weights[name], None, inputs=inputs)
+            self._tables[name] = self._file.add_matrix(self._weights[name], None, inputs=inputs, name=name)
         return self._tables[name]
 
     def _matrix(self, name: str) -> Layer:

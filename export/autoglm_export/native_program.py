@@ -12,6 +12,7 @@ import numpy.typing as npt
 from .reproducible import kernels
 from .rounding import round_columns
 from .spec import ModelSpec
+from .weights import prepared
 
 PROGRAM_FORMAT = 3
 NONE = -1
@@ -114,9 +115,11 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
     return np.array(rows, np.int64)
 
 
-def quantise_columns(weight: Floats, inputs: Floats | None = None) -> tuple[npt.NDArray[np.uint8], Floats]:
+def quantise_columns(
+    weight: Floats, inputs: Floats | None = None, name: str = "a matrix"
+) -> tuple[npt.NDArray[np.uint8], Floats]:
     """`[columns, inputs]` -> bytes around WEIGHT_ZERO, and the scale of each column; see `round_columns`."""
-    values, scales = round_columns(weight, inputs)
+    values, scales = round_columns(weight, inputs, name)
     stored = values.view(np.uint8)
     stored ^= np.uint8(WEIGHT_ZERO)
     return stored, scales
@@ -200,7 +203,13 @@ class WeightsFile:
         return self.add(np.pad(values.astype(np.float32), (0, padded(values.size) - values.size)))
 
     def add_matrix(
-        self, weight: Floats, bias: Floats | None, *, mixed: bool = False, inputs: Floats | None = None
+        self,
+        weight: Floats,
+        bias: Floats | None,
+        *,
+        mixed: bool = False,
+        inputs: Floats | None = None,
+        name: str = "a matrix",
     ) -> PackedMatrix:
         """Quantise and pack `weight` `[columns, inputs]`; `mixed`: for rows that are mixed before they are quantised.
 
@@ -210,11 +219,11 @@ class WeightsFile:
         inputs = None if inputs is None else _pad(inputs, len(inputs), weight.shape[1])
         if mixed:
             weight, inputs = mix_columns(weight), None if inputs is None else mix_columns(inputs)
-        values, scales = quantise_columns(weight, inputs)
+        values, scales = quantise_columns(weight, inputs, name)
         return PackedMatrix(
             weight=self.add(pack_panels(values)),
             scales=self.add(scales),
-            bias=NONE if bias is None else self.add_row(bias),
+            bias=NONE if bias is None else self.add_row(prepared(f"the bias of {name}", bias)),
             inputs=weight.shape[1],
             columns=weight.shape[0],
         )

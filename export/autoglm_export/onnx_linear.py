@@ -99,7 +99,7 @@ class Int8Linears:
         self._width = graph.tensor("width_axis", np.array([1], np.int64))
 
     def embed(self, weight: str, ids: str) -> Rows:
-        table, scales = round_columns(self._weights[weight])
+        table, scales = round_columns(self._weights[weight], name=weight)
         rows = self._graph.op("Gather", self._graph.tensor(f"{weight}.rows", table), ids)
         factor = self._graph.op("Gather", self._graph.tensor(f"{weight}.row_scales", scales[:, None]), ids)
         return Rows(self._graph.op("Mul", self._graph.op("Cast", rows, to=1), factor))
@@ -126,7 +126,7 @@ class Int8Linears:
             x, weight = self._mixed(x, weight.shape[1], block), mix_blocks(weight, block)
             sample = None if sample is None else mix_blocks(sample, block)
         quantized = self._quantize(x)
-        columns, scales = round_columns(weight, sample)
+        columns, scales = round_columns(weight, sample, name)
         inputs = (
             quantized.value,
             self._graph.tensor(f"{name}.int8", np.ascontiguousarray(columns.T)),

@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from .errors import UnsupportedModel
 from .reproducible import kernels
-from .weights import Array
+from .weights import Array, prepared
 
 LARGEST = 127
 DAMPING = 0.1  # of the mean diagonal: a text shows only a part of what a layer will read
@@ -45,12 +45,15 @@ def column_scales(weight: Array) -> Array:
     return scales
 
 
-def round_columns(weight: Array, inputs: Array | None = None) -> tuple[npt.NDArray[np.int8], Array]:
+def round_columns(
+    weight: Array, inputs: Array | None = None, name: str = "a matrix"
+) -> tuple[npt.NDArray[np.int8], Array]:
     """`[columns, inputs]` -> (int8 of the same shape, scales `[columns]`); symmetric, one scale a column.
 
     `inputs` `[tokens, inputs]` is a sample of what the columns will be multiplied with; None: each weight for itself.
+    Raises TensorError, naming `name`, for weights that are not finite.
     """
-    scales = column_scales(weight)
+    scales = column_scales(prepared(name, weight))
     if inputs is None:
         steps = weight / np.where(scales > 0, scales, np.float32(1))[:, None]
         return np.rint(steps, out=steps).astype(np.int8), scales
@@ -61,7 +64,12 @@ def round_columns(weight: Array, inputs: Array | None = None) -> tuple[npt.NDArr
 def feedback_of(inputs: Array, damping: float) -> Feedback:
     """Of `inputs` `[tokens, inputs]`, in groups: entry (j, i) of each matrix is how much of the error of weight j is added to
     weight i < j before that is rounded."""
-    return [(group, _feedback(kernels().gram(inputs, group), damping)) for group in groups_of(inputs.shape[1])]
+    with np.errstate(all="ignore"):  # what is too large is told in a sentence
+        grams = [(group, kernels().gram(inputs, group)) for group in groups_of(inputs.shape[1])]
+    return [
+        (group, _feedback(prepared("what a layer reads of the calibration text", gram), damping))
+        for group, gram in grams
+    ]
 
 
 def groups_of(num_inputs: int) -> list[slice]:

@@ -20,6 +20,7 @@ from .spec import ModelSpec
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
+_LEAST_TENSORS = 8  # of a layer: two norms, four of attention, gate and up as one, down
 
 
 class TensorStore(Protocol):
@@ -30,7 +31,7 @@ class TensorStore(Protocol):
     def shape(self, name: str) -> Shape: ...
 
     def read(self, name: str, rows: slice) -> Array:
-        """Rows `rows` of the tensor, as float32."""
+        """Rows `rows` of the tensor, as float32. Raises TensorError for values that are not finite."""
         ...
 
 
@@ -99,6 +100,36 @@ def _source_of(name: str, family: Family) -> Source:
     return Source(f"{family.prefix}{base.format(i=layer)}.{kind}", int(part or 0), int(parts or 1))
 
 
+def finite(name: str, values: Array) -> Array:
+    """`values` of the tensor `name`, as they are. Raises TensorError where one is no finite number: it would silently become
+    one on the way to a quantised model."""
+    if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
+        wrong = values[~np.isfinite(values)]
+        raise TensorError(
+            f"the tensor {name} holds {wrong.size} values that are no finite numbers, the first {wrong[0]}"
+        )
+    return values
+
+
+def prepared(name: str, values: Array) -> Array:
+    """`values` of what was computed of the weights `name`. Raises TensorError where that left the range of float32: what is
+    quantised of it would look like any other number."""
+    if not np.isfinite(values).all():
+        raise TensorError(
+            f"{name} leaves the range of float32 when it is made ready for the runtime: its weights are too large"
+        )
+    return values
+
+
+def check_counts(spec: ModelSpec, store: TensorStore) -> None:
+    """Compares the number of layers, which decides how much is done before any tensor is looked at, with what is there."""
+    if spec.num_layers * _LEAST_TENSORS > len(store.names()):
+        raise TensorError(
+            f"the config has {spec.num_layers} layers, of at least {_LEAST_TENSORS} tensors each; the checkpoint has "
+            f"{len(store.names())} tensors in all"
+        )
+
+
 class CheckpointWeights(Mapping[str, Array]):
     """Canonical name -> float32 array. Built only when every tensor is there in its right shape, and none is left over."""
 
@@ -151,7 +182,7 @@ def _some(names: list[str]) -> str:
 
 
 class CountedWeights(Mapping[str, Array]):
-    """Weights of a model of `spec` that report how much of them is done, as the progress of `stage`: of all numbers, those
+    """Weights of a model of `spec`, all finite, that report how much of them is done, as the progress of `stage`: of all numbers, those
     that were read before the array that is asked for now."""
 
     def __init__(
@@ -163,7 +194,7 @@ class CountedWeights(Mapping[str, Array]):
 
     def __getitem__(self, name: str) -> Array:
         self._progress(self._stage, min(1.0, self._num_read / self._total))
-        weight = self._weights[name]
+        weight = prepared(name, self._weights[name])
         self._num_read += weight.size
         return weight
 

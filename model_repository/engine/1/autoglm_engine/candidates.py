@@ -42,9 +42,10 @@ def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) 
 
     A histogram of the logits finds the narrow band in which the nucleus ends; only that band is sorted.
     """
-    depth = (best - row) / np.float32(temperature)  # how far below the best one
+    with np.errstate(over="ignore"):  # what is infinitely far below weighs nothing
+        depth = (best - row) / np.float32(temperature)  # how far below the best one
+        band = np.minimum(depth * np.float32(_BANDS_PER_NAT), np.float32(_NUM_BANDS - 1)).astype(np.int64)
     weights = np.exp(-depth).astype(np.float64)
-    band = np.minimum(depth * np.float32(_BANDS_PER_NAT), np.float32(_NUM_BANDS - 1)).astype(np.int64)
     held = np.bincount(band, weights, minlength=_NUM_BANDS).cumsum()
     wanted = top_p * held[-1]
     last = min(int(held.searchsorted(wanted)), _NUM_BANDS - 1)
@@ -88,9 +89,10 @@ def draw_from_all(row: Row, best: np.float32, temperature: float, uniform: float
 
 
 def _weights(row: Row, best: np.float32, temperature: float) -> Row:
-    weights: Row = row - best
-    if temperature != 1.0:
-        weights /= np.float32(temperature)
+    with np.errstate(over="ignore"):  # what is infinitely far below weighs nothing
+        weights: Row = row - best
+        if temperature != 1.0:
+            weights /= np.float32(temperature)
     return np.exp(weights, out=weights)
 
 

@@ -16,7 +16,7 @@ from .core import Request, TokenIds
 from .errors import InvalidRequest
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
-from .prompt import Prompt, Prompter
+from .prompt import Prompt, Prompter, verify_texts
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -41,6 +41,7 @@ class Door:
     @classmethod
     def load(cls, folder: Path) -> Door:
         manifest = Manifest.load(folder)
+        verify_texts(folder, manifest)
         return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
 
     def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:

@@ -19,13 +19,24 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import ArtifactError
-from .manifest import MANIFEST_NAME, FileRecord
+from .manifest import MANIFEST_NAME, FileRecord, records_of, verify_files
+from .manifest_checks import OBJECT, TEXT, check, one_of, read_json, whole
 
 EMBEDDER_VARIABLE = "AUTOGLM_EMBEDDER"
 EMBEDDER_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 KIND = "embedder"
 MAX_CHARACTERS = 8192  # more than `max_tokens` tokens; the rest is not read
+
+_MOST = 1 << 20
+_RULES = {
+    "model_name": TEXT,
+    "num_dimensions": whole(1, _MOST),
+    "max_tokens": whole(1, _MOST),
+    "pad_token_id": whole(0, _MOST),
+    "files": OBJECT,
+    "kind": one_of(KIND),
+}
 
 Embeddings = npt.NDArray[np.float32]
 
@@ -47,18 +58,19 @@ class EmbedderManifest:
 
     @classmethod
     def load(cls, folder: Path) -> EmbedderManifest:
-        """Raises ArtifactError for what is no embedder, or one whose files are damaged."""
+        """Raises ArtifactError for what is no embedder, or one whose files are not there in full size."""
+        path = folder / MANIFEST_NAME
         try:
-            raw = json.loads((folder / MANIFEST_NAME).read_text(encoding="utf-8"))
-            files = {name: FileRecord(**record) for name, record in raw.pop("files").items()}
-            manifest = cls(files=files, **raw)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            raw = read_json(path)
+        except FileNotFoundError as error:
             raise ArtifactError(f"{folder} is no exported embedder: {error}") from None
-        if manifest.kind != KIND:
-            raise ArtifactError(f"{folder} holds an artifact of the kind {manifest.kind!r}, not {KIND!r}")
-        for name, record in manifest.files.items():
-            if not (folder / name).is_file() or (folder / name).stat().st_size != record.bytes:
-                raise ArtifactError(f"the embedder's file {folder / name} is missing or cut off; export it again")
+        if raw.keys() != {f.name for f in dataclasses.fields(cls)}:
+            raise ArtifactError(f"{folder} is no exported embedder: {MANIFEST_NAME} has other keys")
+        check(raw, _RULES, path)
+        manifest = cls(**{**raw, "files": records_of(raw["files"], path)})
+        if missing := [name for name in (EMBEDDER_MODEL, TOKENIZER) if name not in manifest.files]:
+            raise ArtifactError(f"{path} does not list {missing[0]}; export the embedder again")
+        verify_files(folder, manifest.files, digests=False)
         return manifest
 
     def save(self, folder: Path) -> None:
@@ -90,6 +102,7 @@ class Embedder:
         from tokenizers import Tokenizer
 
         self.manifest = EmbedderManifest.load(folder)
+        verify_files(folder, self.manifest.files, digests=True)
         self._tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
         self._tokenizer.enable_truncation(self.manifest.max_tokens)
         self._tokenizer.no_padding()

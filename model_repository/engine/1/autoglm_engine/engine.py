@@ -176,7 +176,7 @@ class Engine:
             num_cached=allocation.num_reused,
             max_tokens=max_tokens,
             sampler=sampler,
-            output=Output(self._token_text, request.sampling.stop),
+            output=Output(self._token_text, request.sampling.stop, request.sampling.min_tokens),
             admitted_at=now,
             last_event_at=waiting.last_event_at,
             speculation=self._drafter.begin(request, tokens) if sampler.is_greedy else None,

@@ -9,24 +9,25 @@ import json
 import numpy as np
 
 from .core import Request, SamplingOptions
+from .ready_grammars import READY
 
 FINGERPRINT_BYTES = 32
 
 
-def fingerprint(artifact_digest: str, request: Request) -> bytes:
-    """Of the artifact, the prompt's token ids, every sampling option and the tenant; of nothing else.
+def fingerprint(answer_digest: str, request: Request) -> bytes:
+    """Of what the server answers (`answer_digest`), the prompt's token ids, every sampling option and the tenant; of nothing else.
 
     The text before the token ids holds no byte 0, so no two inputs run together.
     """
-    said = json.dumps([artifact_digest, request.tenant, _options(request.sampling)])
+    said = json.dumps([answer_digest, request.tenant, _options(request.sampling)])
     ids = np.ascontiguousarray(request.prompt_ids, dtype="<i4").tobytes()
     return hashlib.blake2b(said.encode() + b"\0" + ids, digest_size=FINGERPRINT_BYTES).digest()
 
 
-def context_fingerprint(artifact_digest: str, request: Request) -> bytes:
+def context_fingerprint(answer_digest: str, request: Request) -> bytes:
     """Of everything but the question: what two requests must share to be answered alike by questions that mean the same."""
     assert request.question is not None, "a request without a question has no context"
-    said = json.dumps([artifact_digest, request.tenant, _options(request.sampling), request.question.context])
+    said = json.dumps([answer_digest, request.tenant, _options(request.sampling), request.question.context])
     return hashlib.blake2b(said.encode(), digest_size=FINGERPRINT_BYTES).digest()
 
 
@@ -35,8 +36,9 @@ def is_deterministic(sampling: SamplingOptions) -> bool:
 
 
 def _options(sampling: SamplingOptions) -> list[object]:
-    """In the order of the fields; equal numbers look alike, whatever their type and the sign of a zero."""
-    values = dataclasses.astuple(sampling)
+    """In the order of the fields; equal numbers look alike, whatever their type and the sign of a zero. A ready grammar
+    counts by its text: servers of two releases may mean two by one name."""
+    values = (*dataclasses.astuple(sampling), READY.get(sampling.guided_grammar))
     return [value + 0.0 if type(value) in (int, float) and not _is_large(value) else value for value in values]
 
 

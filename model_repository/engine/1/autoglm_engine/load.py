@@ -10,6 +10,7 @@ from typing import Any
 from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Runner
+from .runtime_details import check_details
 
 # runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact carries
 # its runtime, or the module checks for itself)
@@ -34,7 +35,8 @@ def load_runner(folder: Path, manifest: Manifest, *, num_threads: int, device: s
     module, name, distribution = entry
     if distribution is not None:
         _check_version(distribution, manifest.runtime_version)
-    manifest.verify_files(folder)
+    check_details(manifest, folder)
+    manifest.verify_files(folder, digests=True)  # before any of them is opened by a library
     options: dict[str, Any] = {"device": device} if manifest.runtime == "onnx" else {}
     make = getattr(importlib.import_module(f".{module}", __package__), name)
     runner: Runner = make(folder, manifest, num_threads=num_threads, **options)

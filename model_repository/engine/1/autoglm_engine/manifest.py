@@ -9,14 +9,21 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections.abc import Collection, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
+from .manifest_checks import check_file_record, check_values, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+# What a manifest says and no answer depends on. Whatever is not named here counts, so that nothing is forgotten.
+_NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
+_MOST_READERS = 4  # threads that read files and sum them up
+_NO_PART_OF_DETAILS = ("auto", "libraries")  # what was measured at export; which compiler built what
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +72,20 @@ class Manifest:
 
     @property
     def digest(self) -> str:
-        """Identifies the artifact's content: equal digests give equal answers.
+        """Identifies what the artifact answers: equal digests give equal answers, whatever the machine.
 
-        A compiled library counts by its sources: which compiler built it, and for which CPU, changes no answer.
+        So it counts what the manifest alone says, too: where an answer ends, and how long it may be. A compiled library
+        counts by its sources: which compiler built it, and for which CPU, changes no answer.
         """
-        contents = {name: record.sha256 for name, record in sorted(self.files.items())}
-        if sources := self.runtime_details.get("library_sources"):
-            for entry in self.runtime_details["libraries"].values():
+        contents = {name: record.sha256 for name, record in self.files.items()}
+        details = dict(self.runtime_details)
+        if details.get("library_sources"):
+            for entry in details["libraries"].values():
                 contents.pop(entry["file"], None)
-            contents["library_sources"] = sources
-        return hashlib.sha256(json.dumps(contents).encode()).hexdigest()
+        said = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NO_PART_OF_ANSWERS}
+        details = {name: value for name, value in details.items() if name not in _NO_PART_OF_DETAILS}
+        whole = json.dumps([said, details, contents], sort_keys=True)
+        return hashlib.sha256(whole.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
@@ -84,44 +95,70 @@ class Manifest:
     def load(cls, folder: Path) -> Manifest:
         path = folder / MANIFEST_NAME
         try:
-            raw = json.loads(path.read_text(encoding="utf-8"))
+            raw = read_json(path)
         except FileNotFoundError:
             raise ArtifactError(f"no artifact at {folder}: {MANIFEST_NAME} is missing; run `autoglm export`") from None
-        except (OSError, ValueError) as error:
-            raise ArtifactError(f"{path} cannot be read: {error}") from None
         return _from_json(raw, path)
 
-    def verify_files(self, folder: Path, *, digests: bool = False) -> None:
-        """Check that every listed file is there in its full size; with `digests`, that its content is the exported one."""
-        for name, expected in self.files.items():
-            path = folder / name
-            if not path.is_file():
-                raise ArtifactError(f"the artifact at {folder} lacks {name}; export it again")
-            if path.stat().st_size != expected.bytes:
-                raise ArtifactError(f"{path} has {path.stat().st_size} bytes, the manifest says {expected.bytes}")
-            if digests and FileRecord.of(path).sha256 != expected.sha256:
-                raise ArtifactError(
-                    f"{path} is not the file that was exported: its SHA-256 differs from the manifest's"
-                )
-
-
-def _from_json(raw: Any, path: Path) -> Manifest:
-    version = raw.get("schema_version") if isinstance(raw, dict) else None
-    if version != SCHEMA_VERSION:
-        raise ArtifactError(
-            f"{path} has schema version {version!r}, this engine reads {SCHEMA_VERSION}; export it again"
+    def verify_files(self, folder: Path, names: Collection[str] | None = None, *, digests: bool = False) -> None:
+        """Check that every listed file, or those of `names`, is there in its full size; with `digests`, that its content is
+        the exported one."""
+        if names is not None and (unlisted := sorted(set(names) - self.files.keys())):
+            raise ArtifactError(f"the manifest of {folder} does not list {unlisted[0]}; export it again")
+        verify_files(
+            folder, self.files if names is None else {name: self.files[name] for name in names}, digests=digests
         )
-    known = {f.name for f in dataclasses.fields(Manifest)}
-    if unknown := sorted(raw.keys() - known):
-        raise ArtifactError(f"{path} has unknown keys: {', '.join(unknown)}")
+
+
+def verify_files(folder: Path, files: Mapping[str, FileRecord], *, digests: bool) -> None:
+    """Sizes first: they cost nothing. Then all contents side by side, the largest file first. Raises ArtifactError."""
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            raise ArtifactError(f"the artifact at {folder} lacks {name}; export it again")
+        if path.stat().st_size != expected.bytes:
+            raise ArtifactError(f"{path} has {path.stat().st_size} bytes, the manifest says {expected.bytes}")
+    if digests and files:
+        in_order = sorted(files, key=lambda name: -files[name].bytes)
+        with ThreadPoolExecutor(_MOST_READERS, thread_name_prefix="verify") as pool:
+            for name, actual in zip(in_order, pool.map(lambda name: _read(folder / name), in_order), strict=True):
+                if actual.sha256 != files[name].sha256:
+                    raise ArtifactError(
+                        f"{folder / name} is not the file that was exported: its SHA-256 differs from the manifest's"
+                    )
+
+
+def _read(path: Path) -> FileRecord:
     try:
-        return Manifest(
-            **{
-                **raw,
-                "cache": CacheShape(**raw["cache"]),
-                "eos_token_ids": tuple(raw["eos_token_ids"]),
-                "files": {name: FileRecord(**record) for name, record in raw["files"].items()},
-            }
+        return FileRecord.of(path)
+    except OSError as error:
+        raise ArtifactError(f"{path} cannot be read: {error.strerror or error}") from None
+
+
+def records_of(raw: Mapping[str, Any], path: Path) -> dict[str, FileRecord]:
+    """`files` of a manifest at `path`. Raises ArtifactError for what is no record, or a path out of the folder."""
+    for name, record in raw.items():
+        check_file_record(name, record, path)
+    return {name: FileRecord(**record) for name, record in raw.items()}
+
+
+def _from_json(raw: dict[str, Any], path: Path) -> Manifest:
+    if (version := raw.get("schema_version")) != SCHEMA_VERSION:
+        raise ArtifactError(
+            f"{path} has schema version {version!r:.40}, this engine reads {SCHEMA_VERSION}; export it again"
         )
-    except (KeyError, TypeError) as error:
-        raise ArtifactError(f"{path} is incomplete: {error}") from None
+    fields = dataclasses.fields(Manifest)
+    if unknown := sorted(raw.keys() - {f.name for f in fields}):
+        raise ArtifactError(f"{path} has unknown keys: {', '.join(unknown)}")
+    required = [f.name for f in fields if f.default is f.default_factory is dataclasses.MISSING]
+    if missing := [name for name in (*required, "files") if name not in raw]:
+        raise ArtifactError(f"{path} is incomplete: it lacks {', '.join(missing)}")
+    check_values(raw, path)
+    return Manifest(
+        **{
+            **raw,
+            "cache": CacheShape(**raw["cache"]),
+            "eos_token_ids": tuple(raw["eos_token_ids"]),
+            "files": records_of(raw["files"], path),
+        }
+    )

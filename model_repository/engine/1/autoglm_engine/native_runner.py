@@ -17,11 +17,10 @@ from .core import Logits, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
 from .native_library import choose_library, open_library
+from .native_program import PANEL, PROGRAM_FORMAT, read_program
 from .runner import Deferred, Limits
 from .span_checks import check_batch, check_prefix
 
-PROGRAM_FORMAT = 3
-VOCABULARY_PADDING = 32
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 
 
@@ -49,9 +48,9 @@ class NativeRunner:
             manifest.vocab_size,
             max_logits_per_span=details["max_logits_per_span"],
         )
-        self._library = open_library(folder / details["libraries"][self.target]["file"])
-        self._program = np.fromfile(folder / details["program"], np.int64)
         self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
+        self._program = read_program(folder / details["program"], manifest, self._weights.nbytes)
+        self._library = open_library(folder / details["libraries"][self.target]["file"])
         settings = _Settings(
             manifest.num_slots,
             manifest.max_length,
@@ -97,7 +96,7 @@ class NativeRunner:
             self._decoder = None
 
     def _view_logits(self) -> Logits:
-        width = -(-self._limits.vocab_size // VOCABULARY_PADDING) * VOCABULARY_PADDING
+        width = -(-self._limits.vocab_size // PANEL) * PANEL
         address = ctypes.cast(self._library.autoglm_logits(self._decoder), ctypes.POINTER(ctypes.c_float))
         rows: Logits = np.ctypeslib.as_array(
             address, (self._limits.num_slots * self._limits.max_logits_per_span, width)

@@ -20,6 +20,7 @@ from .core import Logits, Span, StepBatch
 from .errors import ArtifactError
 from .manifest import Manifest
 from .onnx_device import AUTO, check_providers, open_memory, providers_of
+from .onnx_interface import check_interface
 from .onnx_memory import CacheMemory
 from .runner import Deferred, Limits
 from .span_checks import check_batch, check_prefix
@@ -46,6 +47,7 @@ class OnnxRunner:
         self.memory = memory or open_memory(device, manifest)
         try:
             self._session = open_session(folder / manifest.runtime_details["model"], num_threads, self.memory.device)
+            check_interface(self._session, self.memory.layout, manifest.vocab_size)
         except BaseException:
             self.memory.close()
             raise

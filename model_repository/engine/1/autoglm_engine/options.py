@@ -170,7 +170,7 @@ def _range(option: Option, high: float) -> str:
 
 
 def _shown(value: float) -> str:
-    return str(value) if isinstance(value, int) else f"{value:g}"
+    return f"{value!s:.40}" if isinstance(value, int) else f"{value:g}"
 
 
 def _stop_strings(raw: list[bytes]) -> tuple[str, ...]:

@@ -1,7 +1,8 @@
 """What a request does to its logits before they are ranked: penalties and bans, as a factor and an offset of a token.
 
 A token's logit `l` becomes `where(l < 0, l * factor, l / factor) + offset`, in float32. `apply` does that to a row here;
-a device that keeps its logits does the same with what `take_changes` tells it.
+a device that keeps its logits does the same with what `take_changes` tells it. A repetition penalty may be so small that a
+float32 cannot hold the quotient: then it is the largest one here, and infinite on the device, whose row is fetched for that.
 """
 
 from __future__ import annotations
@@ -15,6 +16,9 @@ import numpy.typing as npt
 from .candidates import Row
 from .core import SamplingOptions, TokenIds
 
+_SMALLEST = np.finfo(np.float32).tiny  # that every device divides by
+_LARGEST = np.finfo(np.float32).max
+
 Changes = tuple[TokenIds, npt.NDArray[np.float32], npt.NDArray[np.float32]]  # ids, factors, offsets; each [n]
 
 
@@ -26,7 +30,7 @@ class Penalties:
     def __init__(
         self, options: SamplingOptions, prompt_ids: TokenIds, banned_ids: Iterable[int], max_tokens: int
     ) -> None:
-        self._repetition = np.float32(options.repetition_penalty)
+        self._repetition = max(np.float32(options.repetition_penalty), _SMALLEST)
         self._presence = np.float32(options.presence_penalty)
         self._frequency = np.float32(options.frequency_penalty)
         self._banned = frozenset(banned_ids)
@@ -66,7 +70,7 @@ class Penalties:
         ids, factors = self._ids[: len(self._places)], self._factors[: len(self._places)]
         values = row[ids]
         if self._repetition != 1.0:
-            values = np.where(values < 0, values * factors, values / factors)
+            values = _scaled(values, factors)
         with np.errstate(invalid="ignore"):  # an infinite logit of a banned token; the sampler finds the NaN
             row[ids] = values + self._offsets[: len(ids)]
 
@@ -89,3 +93,12 @@ class Penalties:
     def _offset(self, token_id: int, count: int) -> np.float32:
         bias = self._bias.get(token_id, np.float32(0))
         return bias - (self._frequency * np.float32(count) + self._presence) if count else bias
+
+
+def _scaled(values: Row, factors: Row) -> Row:
+    """`values` divided by `factors`, negative ones multiplied. What was finite stays so."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        scaled: Row = np.where(values < 0, values * factors, values / factors)
+    if np.isfinite(scaled).all():
+        return scaled
+    return np.where(np.isfinite(values), scaled.clip(-_LARGEST, _LARGEST), scaled)

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from .core import Event, TokenLogprobs
 from .errors import RequestFailed
 from .manifest import Manifest
-from .prompt import load_tokenizer
+from .prompt import TOKENIZER_NAME, load_tokenizer
 from .token_text import TokenText
 from .wire import Ack, Packed, unpack_event
 
@@ -38,7 +38,7 @@ class Pieces:
 
     @classmethod
     def load(cls, folder: Path, acknowledge: Callable[[Ack], None]) -> Pieces:
-        Manifest.load(folder)  # says best what is wrong with an artifact
+        Manifest.load(folder).verify_files(folder, (TOKENIZER_NAME,), digests=True)
         return cls(TokenText(load_tokenizer(folder)), acknowledge)
 
     def outputs(self, packed: Packed) -> Outputs:

@@ -145,6 +145,15 @@ class ChatTemplate:
             raise InvalidRequest(f"messages do not suit the model's chat template: {error}") from None
 
 
+def verify_texts(folder: Path, manifest: Manifest) -> None:
+    """Check the content of the tokenizer and of the chat template, where there is one, before either is read. A template that
+    somebody put there is refused: no digest counts it."""
+    names = [TOKENIZER_NAME]
+    if TEMPLATE_NAME in manifest.files or (folder / TEMPLATE_NAME).exists():
+        names.append(TEMPLATE_NAME)
+    manifest.verify_files(folder, names, digests=True)
+
+
 def load_tokenizer(folder: Path) -> Tokenizer:
     from tokenizers import Tokenizer
 

@@ -83,12 +83,13 @@ class RedisCommands:
     async def begin(self, generation: bytes, *, if_none: bool) -> None:
         await self._client.set(self._generation_name, generation, nx=if_none)
 
-    async def store(self, entries: Sequence[Stored]) -> list[ResponseError]:
-        """What Redis refused, if anything: it may be full."""
+    async def store(self, entries: Sequence[Stored]) -> dict[bytes, ResponseError]:
+        """The keys that Redis refused, if any, and why: it may be full."""
         pipe = self._client.pipeline(transaction=False)
         for entry in entries:
             pipe.set(self.name(entry.key), entry.value, px=entry.ttl_ms)
-        return [reply for reply in await pipe.execute(raise_on_error=False) if isinstance(reply, ResponseError)]
+        replies = zip(entries, await pipe.execute(raise_on_error=False), strict=True)
+        return {entry.key: reply for entry, reply in replies if isinstance(reply, ResponseError)}
 
     async def drop(self, keys: Sequence[bytes]) -> None:
         await self._client.unlink(*map(self.name, keys))

@@ -100,7 +100,7 @@ class RedisKeeper:
         self.wake()
 
     def drop(self, key: bytes) -> None:
-        """What lies under it is no answer."""
+        """What lies under it is no answer, or no longer the one."""
         self._doomed.append(key)
         self.wake()
 
@@ -180,15 +180,19 @@ class RedisKeeper:
         await asyncio.wait_for(commands.begin(token, if_none=if_none), _BACKGROUND_SECONDS)
 
     async def _write(self, commands: RedisCommands) -> None:
+        """What cannot be stored goes, with whatever lies under its key: an older answer, or an unknown one."""
         writes = self._queue.take(_WRITES_AT_ONCE)
+        unstored = {write.key for write in writes}
         num_stored = 0
         try:
             if entries := await asyncio.to_thread(self._packed, writes) if writes else []:
                 refused = await asyncio.wait_for(commands.store(entries), max(_BACKGROUND_SECONDS, self._limit))
+                unstored -= {entry.key for entry in entries} - refused.keys()
                 num_stored = len(entries) - len(refused)
                 if refused:
-                    self._say(f"did not take an answer: {refused[0]}")
+                    self._say(f"did not take an answer: {next(iter(refused.values()))}")
         finally:
+            self._doomed += unstored
             self._counts.count(REDIS_STORES, num_stored)
             self._counts.count(REDIS_DROPPED, len(writes) - num_stored)
 

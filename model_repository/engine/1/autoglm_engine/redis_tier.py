@@ -86,6 +86,7 @@ class RedisTier:
         generation = self._generations.current
         if generation is None or not self._queue.put(Write(key, answer, generation, self._clock())):
             self._counts.count(REDIS_DROPPED)
+            self._keeper.drop(key)
             return
         self._keeper.wake()
 

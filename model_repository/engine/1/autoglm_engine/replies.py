@@ -1,7 +1,9 @@
 """The way back: which of Triton's response senders an event goes to.
 
 Triton's request ids are the callers' own: they may be empty, or the same for two requests. So the engine has ids of its
-own here, and a cancel finds every request that carries the caller's id.
+own here, and a cancel finds every request that carries the caller's id. It can overtake its request, which is still being
+tokenized, so it is remembered for a while. It can also come late, when its request has ended, and then it must not meet
+the next one of that id. What tells the two apart: whether the id was in use here before, and when the request came.
 """
 
 from __future__ import annotations
@@ -10,10 +12,12 @@ import itertools
 import threading
 import time
 from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .acks import AckGate
 from .core import Event
+from .recent_ids import RecentIds
 from .wire import Packed, pack_event
 
 CANCEL_MEMORY_SECONDS = 5.0
@@ -30,6 +34,12 @@ class Reply(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    at: float
+    is_known: bool  # a request of that id was here: what comes later was not meant
+
+
 class Replies:
     """The engine loop's sink. `open` and `find` are for the thread that takes requests, the sink for the one that
     publishes."""
@@ -40,56 +50,64 @@ class Replies:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._replies: dict[str, tuple[str, Reply]] = {}  # engine's id -> (caller's id, reply)
-        self._cancelled_early: dict[str, float] = {}  # caller's id -> when
+        self._used = RecentIds()  # callers' ids
+        self._cancels: dict[str, Cancel] = {}  # by caller's id; of the last few seconds
 
     def open(self, caller_id: str, reply: Reply) -> str:
         """The id under which the engine gets the request."""
         request_id = f"{caller_id}#{next(self._numbers)}"
         with self._lock:
             self._replies[request_id] = (caller_id, reply)
+            self._used.add(caller_id)
         return request_id
 
     def refuse(self, request_id: str, code: str, message: str) -> None:
         """The engine did not take the request."""
-        if reply := self._close(request_id):
-            reply.fail(code, message)
+        if entry := self._close(request_id):
+            with self._lock:
+                self._meet(entry[0])
+            entry[1].fail(code, message)
 
     def find(self, caller_ids: Iterable[str]) -> list[str]:
-        """The engine's ids of these callers' requests. An id that is not here yet is remembered for a while: a cancel
-        can overtake its request, which is still being tokenized (see `was_cancelled`)."""
-        wanted = set(caller_ids)
+        """The engine's ids of these callers' requests; those without an id cannot be meant."""
+        wanted = set(caller_ids) - {""}
         now = self._clock()
         with self._lock:
-            found = [(request_id, caller) for request_id, (caller, _) in self._replies.items() if caller in wanted]
-            early = self._cancelled_early
-            self._cancelled_early = {i: at for i, at in early.items() if now - at < CANCEL_MEMORY_SECONDS}
-            self._cancelled_early |= dict.fromkeys(wanted - {caller for _, caller in found} - {""}, now)
-        return [request_id for request_id, _ in found]
+            recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < CANCEL_MEMORY_SECONDS}
+            self._cancels = recent | {caller: Cancel(now, caller in self._used) for caller in wanted}
+            return [request_id for request_id, (caller, _) in self._replies.items() if caller in wanted]
 
-    def was_cancelled(self, caller_id: str) -> bool:
-        """Whether a cancel came before the request."""
+    def was_cancelled(self, caller_id: str, arrival: float) -> bool:
+        """Whether a cancel came before the request, which reached the server at `arrival`. One for an id that was in use
+        before is for what had arrived by then; of a new id, whoever comes first was overtaken."""
         with self._lock:
-            at = self._cancelled_early.pop(caller_id, None)
-        return at is not None and self._clock() - at < CANCEL_MEMORY_SECONDS
+            cancel = self._meet(caller_id)
+        if cancel is None or self._clock() - cancel.at >= CANCEL_MEMORY_SECONDS:
+            return False
+        return arrival <= cancel.at or not cancel.is_known
 
     def __call__(self, event: Event) -> None:
-        reply = self._close(event.request_id) if event.is_last else self._reply(event.request_id)
-        if reply is None:
+        entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)
+        if entry is None:
             return
         packed = pack_event(event, self._gate.stamp(event.request_id))
         try:
-            reply.send(packed, last=event.is_last)
+            entry[1].send(packed, last=event.is_last)
         finally:
             self._gate.confirm(event.request_id)
             if event.is_last:
                 self._gate.end(event.request_id)
 
-    def _reply(self, request_id: str) -> Reply | None:
-        with self._lock:
-            entry = self._replies.get(request_id)
-        return entry[1] if entry else None
+    def _meet(self, caller_id: str) -> Cancel | None:
+        """The cancel that a request of that id meets. Those after it came later."""
+        if cancel := self._cancels.get(caller_id):
+            self._cancels[caller_id] = replace(cancel, is_known=True)
+        return cancel
 
-    def _close(self, request_id: str) -> Reply | None:
+    def _entry(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:
-            entry = self._replies.pop(request_id, None)
-        return entry[1] if entry else None
+            return self._replies.get(request_id)
+
+    def _close(self, request_id: str) -> tuple[str, Reply] | None:
+        with self._lock:
+            return self._replies.pop(request_id, None)

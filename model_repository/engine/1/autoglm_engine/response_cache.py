@@ -78,12 +78,14 @@ class ResponseCache:
         return found
 
     def keep(self, key: bytes, answer: Event, age: float = 0.0) -> None:
-        """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept."""
+        """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept; what was
+        kept under the key goes all the same, since this is the answer now."""
         content = pack_event(replace(answer, request_id="", stages=Stages()), None).tobytes()
         entry = Entry(content, _check(key, content), self._clock() - age)
-        if entry.num_bytes > self._max_bytes:
-            return
         self._drop(key)
+        if entry.num_bytes > self._max_bytes:
+            self._report()
+            return
         self._entries[key] = entry
         self.stats.bytes += entry.num_bytes
         while self.stats.bytes > self._max_bytes:

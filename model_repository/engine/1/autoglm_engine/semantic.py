@@ -17,7 +17,7 @@ from .vector_index import VectorIndex
 
 def open_semantic(
     settings: EngineSettings,
-    artifact_digest: str,
+    answer_digest: str,
     embedder: Path,
     embed: Embed,
     metrics: Metrics,
@@ -43,4 +43,4 @@ def open_semantic(
             raise
         return None, str(error)
     entries = SemanticEntries(index, settings.semantic_entries, settings.cache_ttl_seconds, clock)
-    return SemanticCache(embed, entries, artifact_digest + manifest.digest, settings, metrics=metrics), ""
+    return SemanticCache(embed, entries, answer_digest + manifest.digest, settings, metrics=metrics), ""

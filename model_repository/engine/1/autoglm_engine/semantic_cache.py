@@ -11,7 +11,7 @@ import logging
 import queue
 import threading
 import time
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
@@ -90,6 +90,7 @@ class SemanticCache:
         self._generation = 0
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._to_keep: queue.Queue[ToKeep | None] = queue.Queue(_MAX_TO_KEEP)
+        self._unkept: deque[bytes] = deque(maxlen=_MAX_TO_KEEP)  # keys whose earlier answer is to be forgotten
         self._is_on = True
         self._keeper = threading.Thread(target=self._keep_all, name="semantic-keep", daemon=True)
         self._keeper.start()
@@ -121,11 +122,12 @@ class SemanticCache:
         return Found(answer, near.age, CacheHit.SEMANTIC, embed_ms)
 
     def keep(self, key: bytes, request: Request, answer: Event) -> None:
-        """Dropped where too many wait: an answer that is not kept is only computed again."""
+        """Dropped where too many wait, with the one kept before: an answer that is not kept is only computed again."""
         if self._is_on:
             try:
                 self._to_keep.put_nowait(ToKeep(self._generation, key, request, answer))
             except queue.Full:
+                self._unkept.append(key)
                 _log.warning("an answer is not kept: %d wait for the embedder", _MAX_TO_KEEP)
 
     def flush(self) -> None:
@@ -196,7 +198,16 @@ class SemanticCache:
                 self._keep_one(item)
             except Exception as error:
                 _log.warning("an answer is not kept: %s", error)
+                self._unkept.append(item.key)
+            self._forget_unkept()
             self._to_keep.task_done()
+
+    def _forget_unkept(self) -> None:
+        """An answer was computed anew and could not be kept: the one before is not the answer any more."""
+        with self._lock:
+            while self._unkept:
+                self._entries.forget(self._unkept.popleft())
+            self._metrics.set(SEMANTIC_ENTRIES, len(self._entries))
 
     def _keep_one(self, item: ToKeep) -> None:
         question = item.request.question

@@ -62,8 +62,7 @@ class SemanticEntries:
 
     def keep(self, key: bytes, group: bytes, question: str, vector: Vector, answer: Event) -> None:
         """An earlier answer of the same key is replaced."""
-        if (before := self._by_key.get(key)) is not None:
-            self._drop(self._entries[before])
+        self.forget(key)
         self._next_id += 1
         entry = Entry(self._next_id, key, group, question, answer, self._clock())
         self._entries[entry.id] = entry
@@ -72,6 +71,10 @@ class SemanticEntries:
         self._drop_old()
         while len(self._entries) > self._most:
             self._drop(next(iter(self._entries.values())))
+
+    def forget(self, key: bytes) -> None:
+        if (before := self._by_key.get(key)) is not None:
+            self._drop(self._entries[before])
 
     def clear(self) -> None:
         self._entries.clear()

@@ -100,28 +100,23 @@ class Sequence:
         return self._end_at_eos(taken.token_id) if taken.is_eos else self._end_at_text(taken.token_id)
 
     def _end_at_eos(self, token_id: int) -> FinishReason:
-        if not self.output.flush(check_stops=self._checks_stops):
+        if not self.output.flush():
             self.output.end_with(token_id)
         return FinishReason.STOP
 
     def _end_at_text(self, token_id: int) -> FinishReason | None:
-        if self.output.push(token_id, check_stops=self._checks_stops):
+        if self.output.push(token_id):
             return FinishReason.STOP
         if self.num_told < self.max_tokens:
             return None
-        return FinishReason.STOP if self.output.flush(check_stops=self._checks_stops) else FinishReason.LENGTH
-
-    @property
-    def _checks_stops(self) -> bool:
-        """The text of the first `min_tokens` tokens takes no part in stop strings."""
-        return self.num_told > self.request.sampling.min_tokens
+        return FinishReason.STOP if self.output.flush() else FinishReason.LENGTH
 
     def event(
         self, now: float, *, finish_reason: FinishReason | None = None, failure: EngineError | None = None
     ) -> Event:
         """What is ready, as one event; everything, where it is the last."""
         if finish_reason in (FinishReason.CANCELLED, FinishReason.DEADLINE):
-            self.output.flush(check_stops=False)
+            self.output.flush()
         token_ids, is_first = self.output.take()
         logprobs = tuple(self.logprobs[: len(token_ids)])
         del self.logprobs[: len(token_ids)]

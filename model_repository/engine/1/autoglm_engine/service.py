@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .acks import AckBoard, AckGate
+from .answer_digest import answer_digest
 from .background import BackgroundRuns
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
@@ -23,7 +24,7 @@ from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
 from .pieces import piece_text
-from .prompt import ChatTemplate, load_tokenizer
+from .prompt import ChatTemplate, load_tokenizer, verify_texts
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -70,6 +71,7 @@ class EngineService:
             "num_slots": settings.num_slots(manifest.num_slots),  # refused before the weights are read
         }
         self._default_deadline_ms = settings.default_deadline_ms
+        verify_texts(folder, manifest)
         tokenizer = load_tokenizer(folder)
         template = ChatTemplate.load(folder, tokenizer, manifest)
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
@@ -92,10 +94,11 @@ class EngineService:
             metrics=metrics,
             fixed_rows=fixed_rows,
         )
-        self._semantic, self._no_semantic = open_semantic(settings, manifest.digest, embedder, embed, metrics)
+        digest = answer_digest(manifest)
+        self._semantic, self._no_semantic = open_semantic(settings, digest, embedder, embed, metrics)
         self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
         tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
-        self._engine = SharingEngine(engine, manifest.digest, text, settings, shared, tiers=tiers, metrics=metrics)
+        self._engine = SharingEngine(engine, digest, text, settings, shared, tiers=tiers, metrics=metrics)
         self._replies = Replies(gate)
         self._loop = EngineLoop(self._engine, self._deliver, died)
         self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
@@ -149,7 +152,7 @@ class EngineService:
             _log.exception("a request could not be taken")
             self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
             return
-        if self._replies.was_cancelled(caller_id):
+        if self._replies.was_cancelled(caller_id, request.arrival):
             self._loop.cancel([request_id])
 
     def _with_deadline(self, request: Request) -> Request:

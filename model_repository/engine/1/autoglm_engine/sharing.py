@@ -30,13 +30,13 @@ _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class SharingEngine:
-    """To be used like the engine, whose `gate` must be `gate`. `clock` is the engine's. `tiers` are asked in their order for
+    """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is the engine's. `tiers` are asked in their order for
     what this process does not keep."""
 
     def __init__(
         self,
         engine: Engine,
-        artifact_digest: str,
+        answer_digest: str,
         token_text: TokenText,
         settings: EngineSettings,
         gate: FlightGate,
@@ -47,7 +47,7 @@ class SharingEngine:
     ) -> None:
         self.wake: Callable[[], object] = lambda: None  # called, on any thread, when a step has something to do
         self._engine = engine
-        self._digest = artifact_digest
+        self._digest = answer_digest
         self._text = token_text
         self._settings = settings
         self._gate = gate
@@ -180,6 +180,8 @@ class SharingEngine:
 
     def _begin(self, flight: Flight) -> None:
         request = flight.request
+        if request.cache is CacheUse.REFRESH:
+            self._outdate(flight.key)
         self._by_id[flight.id] = flight
         self._add(flight, request, CacheHit.NONE)
         try:
@@ -190,6 +192,12 @@ class SharingEngine:
             del self._by_id[flight.id], self._members[request.id]
             raise
         self._by_key[flight.join_key] = flight
+
+    def _outdate(self, key: bytes) -> None:
+        """What is under way would otherwise be kept, when it ends, in place of the answer that is computed anew."""
+        for flight in [flight for flight in self._by_id.values() if flight.key == key]:
+            flight.may_keep = False
+            self._close(flight)
 
     def _compute(self, flight: Flight) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
@@ -213,7 +221,7 @@ class SharingEngine:
         flight.found, flight.embed_ms = found, found.embed_ms
         usage = replace(found.answer.usage, cached_tokens=0)
         flight.take(replace(found.answer, request_id=flight.id, usage=usage))
-        if found.hit is CacheHit.EXACT and flight.generation == self._generation:
+        if found.hit is CacheHit.EXACT and self._may_keep(flight):
             self._cache.keep(flight.key, found.answer, found.age)
         self._end(flight, now)
 
@@ -288,8 +296,11 @@ class SharingEngine:
             self._forget(member)
             if number or not flight.is_computed:  # the engine counted one
                 self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
-        if flight.is_computed and flight.generation == self._generation:
+        if flight.is_computed and self._may_keep(flight):
             self._keep(flight, flight.whole(self._text))
+
+    def _may_keep(self, flight: Flight) -> bool:
+        return flight.may_keep and flight.generation == self._generation
 
     def _keep(self, flight: Flight, answer: Event) -> None:
         if answer.error is None and answer.finish_reason in _COMPLETE:
@@ -304,4 +315,6 @@ class SharingEngine:
 
     def _forget(self, member: Member) -> None:
         del self._members[member.request.id]
+        if member.request.id in self._cancelled:  # too late, and not to be meant for the next one of that id
+            self._cancelled = [other for other in self._cancelled if other != member.request.id]
         self._num_followers -= member.hit is CacheHit.COALESCED

@@ -27,8 +27,12 @@ class StopMatcher:
         self._stops = stops
         self._held: deque[Piece] = deque()
         self._text = ""  # of the held pieces; a later match can begin nowhere before
+        self._begin = 0  # in `_text`, and nowhere before this place
 
-    def push(self, piece: Piece) -> Release:
+    def push(self, piece: Piece, num_exempt: int = 0) -> Release:
+        """No stop string begins in the first `num_exempt` characters of the piece, nor before it."""
+        if num_exempt:
+            self._begin = len(self._text) + num_exempt
         self._held.append(piece)
         self._text += piece.text
         if (start := self._earliest_match()) is not None:
@@ -40,11 +44,12 @@ class StopMatcher:
         return self._take_all(self._text, matched=False)
 
     def _earliest_match(self) -> int | None:
-        return min((at for stop in self._stops if (at := self._text.find(stop)) >= 0), default=None)
+        return min((at for stop in self._stops if (at := self._text.find(stop, self._begin)) >= 0), default=None)
 
     def _num_undecided(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        return max(_overlap(self._text, stop) for stop in self._stops)
+        text = self._text[self._begin :]
+        return max(_overlap(text, stop) for stop in self._stops)
 
     def _take(self, num_decided: int) -> Release:
         token_ids: list[int] = []
@@ -54,12 +59,13 @@ class StopMatcher:
             token_ids += piece.token_ids
             num_taken += len(piece.text)
         text, self._text = self._text[:num_taken], self._text[num_taken:]
+        self._begin = max(0, self._begin - num_taken)
         return Release(tuple(token_ids), text)
 
     def _take_all(self, text: str, *, matched: bool) -> Release:
         token_ids = tuple(token_id for piece in self._held for token_id in piece.token_ids)
         self._held.clear()
-        self._text = ""
+        self._text, self._begin = "", 0
         return Release(token_ids, text, matched)
 
 

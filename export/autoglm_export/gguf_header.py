@@ -1,0 +1,116 @@
+"""Walks through the header of a GGUF file before the reader does, which believes every count that it finds there.
+
+Counts are compared with the bytes that are left first. Then, since the reader makes a Python object of every element, so is
+the number of all elements with what the largest vocabularies need.
+Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files of the other byte order are refused here.
+"""
+
+from __future__ import annotations
+
+import mmap
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+
+from .errors import CheckpointError
+
+MOST_ELEMENTS = (
+    1 << 21
+)  # of all arrays together: tokens, scores, types and merges of a vocabulary of 300,000 are half of it
+MOST_DIMENSIONS = 4
+_MAGIC = b"GGUF"
+_VERSIONS = (2, 3)
+_STRING, _ARRAY = 8, 9
+_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
+_LEAST_FIELD = 8 + 4 + 1  # bytes: an empty name, a type, a value
+_LEAST_TENSOR = 8 + 4 + 4 + 8  # an empty name, no dimensions, a type, an offset
+
+
+def check_header(path: Path) -> None:
+    """Raises CheckpointError for a header that does not lie whole in its file, or is larger than any model's."""
+    if path.stat().st_size < len(_MAGIC) + 4 + 8 + 8:
+        raise CheckpointError(f"{path.name} is truncated or no GGUF file: it has {path.stat().st_size} bytes")
+    with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        walk = _Walk(path.name, content)
+        if content[: len(_MAGIC)] != _MAGIC:
+            raise CheckpointError(f"{path.name} is no GGUF file: it does not begin with GGUF")
+        walk.place = len(_MAGIC)
+        if (version := walk.number("I")) not in _VERSIONS:
+            raise CheckpointError(f"{path.name} has the GGUF version {version}; supported are 2 and 3")
+        num_tensors, num_fields = walk.number("Q"), walk.number("Q")
+        walk.check_room(num_tensors, _LEAST_TENSOR, "tensors")
+        walk.check_room(num_fields, _LEAST_FIELD, "metadata")
+        for _ in range(num_fields):
+            walk.field()
+        for _ in range(num_tensors):
+            walk.tensor()
+
+
+@dataclass(slots=True)
+class _Walk:
+    name: str
+    content: mmap.mmap
+    place: int = 0
+    num_elements: int = 0
+
+    def number(self, code: str) -> int:
+        self.check_room(1, struct.calcsize(code), "bytes")
+        (value,) = struct.unpack_from(f"<{code}", self.content, self.place)
+        self.place += struct.calcsize(code)
+        return int(value)
+
+    def check_room(self, count: int, size: int, what: str) -> None:
+        left = len(self.content) - self.place
+        if count * size > left:
+            raise CheckpointError(
+                f"{self.name} is truncated or no GGUF file: it announces {count} {what}, and {left} bytes are left of it"
+            )
+
+    def skip(self, count: int, size: int) -> None:
+        self.check_room(count, size, "values")
+        self.place += count * size
+
+    def string(self) -> None:
+        self.skip(self.number("Q"), 1)
+
+    def field(self) -> None:
+        self.string()
+        kind = self.number("I")
+        if kind == _ARRAY:
+            self.array()
+        else:
+            self.value(kind)
+
+    def array(self) -> None:
+        kind, count = self.number("I"), self.number("Q")
+        if kind == _ARRAY:
+            raise CheckpointError(f"{self.name} has metadata of lists in lists, which no model needs")
+        self.check_room(count, 8 if kind == _STRING else 1, "values")
+        self.num_elements += count
+        if self.num_elements > MOST_ELEMENTS:
+            raise CheckpointError(
+                f"{self.name} has lists of {self.num_elements} values and more in its metadata; most is {MOST_ELEMENTS}"
+            )
+        if kind == _STRING:
+            for _ in range(count):
+                self.string()
+        else:
+            self.skip(count, self.size_of(kind))
+
+    def value(self, kind: int) -> None:
+        if kind == _STRING:
+            self.string()
+        else:
+            self.skip(1, self.size_of(kind))
+
+    def size_of(self, kind: int) -> int:
+        if kind not in _SIZES:
+            raise CheckpointError(f"{self.name} has metadata of the unknown type {kind}")
+        return _SIZES[kind]
+
+    def tensor(self) -> None:
+        self.string()
+        if (dimensions := self.number("I")) > MOST_DIMENSIONS:
+            raise CheckpointError(f"{self.name} has a tensor of {dimensions} dimensions; most is {MOST_DIMENSIONS}")
+        self.skip(dimensions, 8)
+        self.skip(1, 4 + 8)
