@@ -19,7 +19,14 @@ from autoglm_engine.native_library import TARGET_VARIABLE, cpu_features
 from autoglm_export.native.compiler import TARGETS
 
 TESTS = (
-    *("test_native.py", "test_reproducible.py", "test_rounding.py", "test_int4.py", "test_calibration.py"),
+    *(
+        "test_native.py",
+        "test_native_alone.py",
+        "test_reproducible.py",
+        "test_rounding.py",
+        "test_int4.py",
+        "test_calibration.py",
+    ),
     *("test_decoder.py", "test_checkpoint.py", "test_families.py", "test_embedder.py", "test_onnx_runner.py"),
     *("test_parity.py", "test_batching.py", "test_speculation_model.py", "test_tensorrt_parity.py"),
     *("test_trt_interpreter_math.py", "test_trt_interpreter_attention.py", "test_trt_interpreter_quantization.py"),

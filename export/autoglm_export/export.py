@@ -18,7 +18,7 @@ from .calibration_text import texts_of
 from .checkpoint import Checkpoint, open_checkpoint
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
-from .runtime_choice import candidates, choose
+from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
@@ -60,6 +60,7 @@ def export(
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
     source = open_checkpoint(path, name=name)
+    offered = fitting(offered, source.spec, precision)
     plans = [_plan(source.spec, each, precision, max_slots, max_length, prefill_chunk) for each in offered.names]
     texts = _encoded(source, texts_of(calibration)) if any(map(_is_calibrated, plans)) else []
     progress("read checkpoint", 1.0)

@@ -32,6 +32,7 @@ from .native_program import (
     Operation,
     PackedMatrix,
     WeightsFile,
+    buffer_sizes,
     buffer_widths,
     encode_program,
     mixed_vectors,
@@ -41,6 +42,7 @@ from .native_program import (
 from .ops import Ops
 from .reproducible import kernels
 from .rotation import rotated
+from .runtime_shapes import check_shape
 from .spec import ModelSpec
 from .weights import CountedWeights, LayerCache, prepared
 
@@ -158,13 +160,11 @@ class NativeOps(Ops[Expression]):
         shift = NONE if self._sample.shift is None else self._file.add_row(self._sample.shift)
         rows = _rows(x.source) if isinstance(x, Normed) else x
         block = mixed_vectors(buffer_widths(self._spec)[rows.buffer]) if mixed else 1
+        code, weight = Code.QUANTISE, NONE
         if isinstance(x, Normed):
-            size, weight = self._spec.hidden_size, self._file.add_row(self._weights[x.weight])
-            self._emit(
-                Code.NORM_QUANTISE, rows.selected, rows.buffer, inputs=size, weight=weight, bias=shift, detail=block
-            )
-        else:
-            self._emit(Code.QUANTISE, rows.selected, rows.buffer, bias=shift, detail=block)
+            code, weight = Code.NORM_QUANTISE, self._file.add_row(self._weights[x.weight])
+        size = buffer_sizes(self._spec)[rows.buffer]
+        self._emit(code, rows.selected, rows.buffer, inputs=size, weight=weight, bias=shift, detail=block)
         self._quantised = x
 
     def _multiply(self, product: Product, target: Buffer, epilogue: Epilogue) -> None:
@@ -247,12 +247,14 @@ def write_native(
     Weights are fitted to `texts`; without any, each is rounded for itself.
 
     The program serves any number of slots and any length: they are the runner's to allocate.
-    Raises InvalidOption for another precision than int8, ExportError without a working C++ compiler.
+    Raises InvalidOption for another precision than int8, UnsupportedModel for shapes that the kernels lack, ExportError
+    without a working C++ compiler.
     """
     if precision not in PRECISIONS:
         raise InvalidOption(
             f"the native runtime has no precision {precision!r}; it computes in {', '.join(PRECISIONS)}"
         )
+    check_shape(spec, "native", precision)
     with Libraries.building() as libraries:
         write_program(spec, weights, folder, texts, progress)
         progress("compile decoder", 0.0)

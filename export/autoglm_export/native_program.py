@@ -14,7 +14,7 @@ from .rounding import round_columns
 from .spec import ModelSpec
 from .weights import prepared
 
-PROGRAM_FORMAT = 2
+PROGRAM_FORMAT = 3
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector
 PANEL = 32  # columns of a packed matrix side by side
@@ -87,14 +87,18 @@ def padded(size: int) -> int:
 
 def buffer_widths(spec: ModelSpec) -> dict[Buffer, int]:
     """Floats a row of each buffer, padded to whole panels."""
-    hidden, heads = padded(spec.hidden_size), padded(spec.num_heads * spec.head_size)
-    qkv = padded((spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size)
+    return {buffer: padded(size) for buffer, size in buffer_sizes(spec).items()}
+
+
+def buffer_sizes(spec: ModelSpec) -> dict[Buffer, int]:
+    """The values of a row of each buffer, without its padding."""
+    qkv = (spec.num_heads + 2 * spec.num_kv_heads) * spec.head_size
     return {
-        Buffer.RESIDUAL: hidden,
-        Buffer.PROJECTED: max(qkv, hidden),
-        Buffer.ATTENDED: heads,
-        Buffer.HIDDEN: padded(spec.intermediate_size),
-        Buffer.LOGITS: padded(spec.vocab_size),
+        Buffer.RESIDUAL: spec.hidden_size,
+        Buffer.PROJECTED: max(qkv, spec.hidden_size),
+        Buffer.ATTENDED: spec.num_heads * spec.head_size,
+        Buffer.HIDDEN: spec.intermediate_size,
+        Buffer.LOGITS: spec.vocab_size,
     }
 
 

@@ -25,16 +25,16 @@ from autoglm_engine.core import TokenIds
 
 from .calibration import Calibration
 from .decoder import build_decoder
-from .errors import InvalidOption, UnsupportedModel
+from .errors import InvalidOption
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
 from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
 from .reproducible import kernels
 from .rotation import rotated
+from .runtime_shapes import check_shape
 from .spec import ModelSpec
 from .weights import Array, CountedWeights
 
-_ROPE_MULTIPLE = 16  # of GroupQueryAttention's kernel
 _PRECISIONS = ("fp32", "fp16", "int8")
 
 
@@ -172,10 +172,7 @@ def write_onnx(
     """
     if precision not in _PRECISIONS:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(_PRECISIONS)}")
-    if spec.rope.dims % _ROPE_MULTIPLE:
-        raise UnsupportedModel(
-            f"rope turns {spec.rope.dims} dimensions; ONNX Runtime turns multiples of {_ROPE_MULTIPLE}"
-        )
+    check_shape(spec, "onnx", precision)
     cache_dtype, cache_length = (HALF, max_length + 1) if precision == "fp16" else (FLOAT, max_length)
     stage = f"write graph ({kernels().description})" if precision == "int8" else "write graph"
     with OnnxGraph(folder) as graph:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from .artifact import Options
-from .errors import ExportError
+from .errors import ExportError, UnsupportedModel
 from .lowering import AUTO, Progress, check_installed, runtime_named
 from .native.compiler import can_build_here, find_compiler
+from .runtime_shapes import check_shape
 from .runtime_timing import ANSWER_TOKENS, PROMPT_TOKENS, Measured
 from .spec import ModelSpec
 
@@ -65,6 +66,15 @@ def candidates(name: str, precision: str | None) -> Candidates:
     return Candidates(names, {name: _reason(error) for name, error in errors.items()})
 
 
+def fitting(offered: Candidates, spec: ModelSpec, precision: str | None) -> Candidates:
+    """Those of `offered` that compute a model of this shape. Raises UnsupportedModel where none does."""
+    errors = {name: error for name in offered.names if (error := _misfit(name, spec, precision))}
+    names = tuple(name for name in offered.names if name not in errors)
+    if not names:
+        raise errors[offered.names[-1]]
+    return Candidates(names, {**offered.left_out, **{name: _reason(error) for name, error in errors.items()}})
+
+
 def choose(
     plans: Sequence[Options],
     left_out: Mapping[str, str],
@@ -99,6 +109,14 @@ def _obstacle(name: str, precision: str | None) -> ExportError | None:
         if name == "native":
             _check_native()
     except ExportError as error:
+        return error
+    return None
+
+
+def _misfit(name: str, spec: ModelSpec, precision: str | None) -> UnsupportedModel | None:
+    try:
+        check_shape(spec, name, precision or runtime_named(name, precision).default_precision)
+    except UnsupportedModel as error:
         return error
     return None
 

@@ -60,6 +60,13 @@ class Decoder {
     int slot, position;
   };
 
+  // One member's own.
+  struct Scratch {
+    AttentionScratch attention;
+    std::vector<float> row;            // what is quantised
+    std::vector<uint16_t> key, value;  // of the head that goes to the cache, bfloat16
+  };
+
   // A step may hold more tokens than there are rows: they are taken in order, as many as fit at a time.
   struct Wave {
     const Span* span;
@@ -125,10 +132,10 @@ class Decoder {
     switch (operation.code) {
       case Code::kEmbed: return embed(operation, task);
       case Code::kNormQuantise: return norm_quantise(operation, task, member);
-      case Code::kQuantise: return quantise_rows(operation, task);
+      case Code::kQuantise: return quantise_rows(operation, task, member);
       case Code::kLinear: return linear(operation, task);
       case Code::kAddNorm: return add_norm(operation, task);
-      case Code::kAppend: return append(operation, task);
+      case Code::kAppend: return append(operation, task, member);
       case Code::kAttend: return attend(operation, task, member);
       case Code::kSelect: return select(operation);
     }
@@ -175,13 +182,19 @@ class Decoder {
     });
   }
 
-  void quantise_rows(const Operation& operation, int task) {
+  // On a copy: what is mixed fills the padding, which an attention never writes, and would be there for the next token.
+  void quantise_rows(const Operation& operation, int task, int member) {
     const FloatRows in = buffer(operation.source);
-    for_rows(operation, task, [&](int row) { quantise_row(operation, in.row(row), int(in.stride), row); });
+    float* copy = scratch_[member].row.data();
+    for_rows(operation, task, [&](int row) {
+      std::fill(std::copy_n(in.row(row), operation.inputs, copy), copy + in.stride, 0.0f);
+      quantise_row(operation, copy, int(in.stride), row);
+    });
   }
 
   // A sequence's first token keeps its remainder: every later token attends to it, and its own values are the largest of
   // all, so that what it loses would be lost to the whole sequence.
+  // `values`, which are changed, have zeros behind them up to `width`.
   void quantise_row(const Operation& operation, float* values, int width, int row) {
     if (operation.bias != kNone) subtract(values, weight<float>(operation.bias), width);
     mix(values, width, int(operation.detail));
@@ -217,8 +230,8 @@ class Decoder {
       if (selected_[i] != int(i)) std::copy_n(rows.row(selected_[i]), rows.stride, rows.row(i));
   }
 
-  void append(const Operation& operation, int task) {
-    for_rows(operation, task, [&](int row) { append_row(operation, row); });
+  void append(const Operation& operation, int task, int member) {
+    for_rows(operation, task, [&](int row) { append_row(operation, row, scratch_[member]); });
   }
 
   // Whole runs where there are plenty: the next head's cache is then fetched while this one's is used.
@@ -232,7 +245,7 @@ class Decoder {
   }
 
   // Norm and rotate a token's queries and keys; keys and values go to the cache, queries to the attention's order.
-  void append_row(const Operation& operation, int row) {
+  void append_row(const Operation& operation, int row, Scratch& scratch) {
     const int size = int(header_.head_size), heads = int(header_.num_heads), kv_heads = int(header_.num_kv_heads);
     float* head = buffer(operation.source).row(row);
     const Row token = rows_[row];
@@ -240,7 +253,7 @@ class Decoder {
       prepare_head(head, weight<float>(operation.weight), token.position);
       to_bfloat16_row(head, query_scale_, query(h / group_size(), row, h % group_size()));
     }
-    uint16_t key[kMaxHeadSize], value[kMaxHeadSize];
+    uint16_t *key = scratch.key.data(), *value = scratch.value.data();
     for (int h = 0; h < kv_heads; ++h, head += size) {
       prepare_head(head, weight<float>(operation.scales), token.position);
       to_bfloat16_row(head, 1.0f, key);
@@ -310,7 +323,8 @@ class Decoder {
                                         sizeof(uint16_t));
     for (int member = 0; member < team_.size(); ++member)
       scratch_.push_back({AttentionScratch(tokens_per_task_ * group_size(), cache_.layout().value_width()),
-                          std::vector<float>(header_.quantised_width)});
+                          std::vector<float>(header_.quantised_width), std::vector<uint16_t>(header_.head_size),
+                          std::vector<uint16_t>(header_.head_size)});
   }
 
   void fill_rope_table() {
@@ -326,12 +340,6 @@ class Decoder {
       }
   }
 
-  struct Scratch {
-    AttentionScratch attention;
-    std::vector<float> row;  // normed, before it is quantised
-  };
-
-  static constexpr int kMaxHeadSize = 512;
   static constexpr int kPartsPerMember = 4;  // enough to even out, few enough for the memory to be read in long runs
 
   const ProgramHeader header_;

@@ -6,7 +6,7 @@
 
 namespace autoglm {
 
-constexpr int64_t kProgramFormat = 2;
+constexpr int64_t kProgramFormat = 3;
 constexpr int64_t kNone = -1;
 
 struct ProgramHeader {
@@ -32,7 +32,7 @@ constexpr int kNumBuffers = 5;
 enum class Code : int64_t {
   kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs)
   kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight (- bias), mixed; `inputs` values a row
-  kQuantise = 2,      // quantised rows = source (- bias), mixed, which changes the source too
+  kQuantise = 2,      // quantised rows = source (- bias), mixed; `inputs` values a row
   kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)
   kAddNorm = 4,       // target += rms_norm(source) * weight; `inputs` values a row
   kAppend = 5,        // norm and rotate queries and keys of source, append keys and values to the cache of a layer;
@@ -45,7 +45,7 @@ struct Operation {
   Code code;
   int64_t selected;  // 1: works on the selected rows, 0: on all tokens of the step
   Buffer source, target;
-  int64_t inputs, columns;  // of a packed matrix: padded; of a norm: `inputs` is the true number of values
+  int64_t inputs, columns;  // of a packed matrix: padded; of a norm, or kQuantise: `inputs` is the true number of values
   int64_t weight, scales, bias;
   int64_t detail;  // kLinear: epilogue; kAppend, kAttend: layer; kQuantise, kNormQuantise: vectors in a mixed block
 };

@@ -16,7 +16,7 @@ import numpy.typing as npt
 from .errors import ArtifactError
 from .manifest import Manifest
 
-PROGRAM_FORMAT = 2
+PROGRAM_FORMAT = 3
 PANEL = 32  # columns of a matrix, and the multiple of every padded width
 LANES = 16
 _ALIGNMENT = 64
@@ -103,6 +103,8 @@ class _Check:
         for name, expected in told.items():
             if header[name] != expected:
                 yield f"it has {name} {header[name]}, and {expected:g} is right"
+        if cache.head_size % 2:
+            yield f"its heads have {cache.head_size} numbers, and keys are kept in pairs"
         if header["num_heads"] < 1 or header["num_heads"] % cache.num_kv_heads:
             yield f"{header['num_heads']} heads do not share {cache.num_kv_heads} of keys"
         if not 0 <= header["rope_dims"] <= cache.head_size or header["rope_dims"] % 2:
@@ -154,6 +156,8 @@ class _Check:
                 yield from self._norm(inputs, read, weight)
             case Code.QUANTISE:
                 yield from self._quantise(read, bias, detail)
+                if not 0 < inputs <= read:
+                    yield f"reads {inputs} of {read} numbers"
             case Code.LINEAR:
                 yield from self._matrix(weight, scales, bias, inputs, columns)
                 if detail not in (0, 1, _SWIGLU):
