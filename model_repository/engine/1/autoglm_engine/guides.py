@@ -79,14 +79,15 @@ class Guide:
 
 
 class Guides:
-    """Compiles guides, and keeps those that were used last. Any thread may call."""
+    """Compiles guides, and keeps those that were used last, for each tenant apart: one that takes no time to compile would
+    tell a tenant what others ask for. Any thread may call."""
 
     def __init__(self, load: Callable[[], LLTokenizer], vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._load = load
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[tuple[str, str], Guide] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], Guide] = OrderedDict()
         self._lock = threading.Lock()
 
     @classmethod
@@ -95,23 +96,23 @@ class Guides:
         eos = list(eos_token_ids)
         return cls(lambda: read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)
 
-    def compile(self, sampling: SamplingOptions) -> Guide | None:
+    def compile(self, sampling: SamplingOptions, tenant: str = "") -> Guide | None:
         """None where the request has no guide. Raises InvalidRequest where it cannot be compiled."""
         asked = [(kind, text) for kind in GUIDES if (text := getattr(sampling, kind))]
         if not asked:
             return None
-        (key,) = asked
+        key = (tenant, *asked[0])
         with self._lock:
             if (kept := self._kept.get(key)) is not None:
                 self._kept.move_to_end(key)
                 return kept
             self._tokenizer = self._tokenizer or self._load()
-        made = Guide(compile_guide(self._tokenizer, *key), self._vocab_size, self._eos)
+        made = Guide(compile_guide(self._tokenizer, *asked[0]), self._vocab_size, self._eos)
         with self._lock:
             self._keep(key, made)
         return made
 
-    def _keep(self, key: tuple[str, str], made: Guide) -> None:
+    def _keep(self, key: tuple[str, str, str], made: Guide) -> None:
         self._kept[key] = made
-        while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_CHARACTERS:
+        while len(self._kept) > _MOST_KEPT or sum(len(text) for *_, text in self._kept) > _MOST_KEPT_CHARACTERS:
             self._kept.popitem(last=False)

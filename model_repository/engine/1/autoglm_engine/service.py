@@ -138,7 +138,7 @@ class EngineService:
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
-            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling))
+            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling, request.tenant))
             if request.semantic and self._semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))
