@@ -37,10 +37,10 @@ class SlowCompiler:
         self._changed = threading.Condition()
         self.niceness: list[int] = []
 
-    def find(self, sampling: SamplingOptions) -> Guide | None:
+    def find(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
         return self.inner.find(sampling)
 
-    def compile(self, sampling: SamplingOptions) -> Guide | None:
+    def compile(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
         self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         with self._changed:
             self.begun.append(sampling.guided_regex)

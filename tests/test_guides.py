@@ -197,6 +197,14 @@ LIMITS = Limits(num_slots=4, max_length=256, prefill_chunk=64, vocab_size=VOCAB)
 SCHEMA = json.dumps({"type": "object", "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 99, "minimum": 0}}, "required": ["colour", "n"], "additionalProperties": False})  # fmt: skip
 
 
+def test_what_one_tenant_had_compiled_is_compiled_again_for_another() -> None:
+    """Else the time that it takes would tell that somebody had asked for it."""
+    own = Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+    first = own.compile(guided(guided_regex="a"), "one")
+    assert own.compile(guided(guided_regex="a"), "other") is not first
+    assert own.compile(guided(guided_regex="a"), "one") is first
+
+
 def bench(num_candidates: int, chosen: EngineSettings | None = None, **limits: int) -> Bench:
     limited = replace(LIMITS, **limits)
     return Bench(num_candidates, limited, chosen or EngineSettings(), text=TokenText(tokenizer()), eos=(END,))

@@ -31,9 +31,9 @@ _NICENESS = 10
 class Compiler(Protocol):
     """`guides.Guides`."""
 
-    def find(self, sampling: SamplingOptions) -> Guide | None: ...
+    def find(self, sampling: SamplingOptions, tenant: str) -> Guide | None: ...
 
-    def compile(self, sampling: SamplingOptions) -> Guide | None: ...
+    def compile(self, sampling: SamplingOptions, tenant: str) -> Guide | None: ...
 
 
 class PendingGuide:
@@ -67,10 +67,10 @@ class PendingGuide:
         assert self._guide is not None, "a guide that is not compiled"
         return self._guide.begin()
 
-    def settle(self, compile_guide: Callable[[SamplingOptions], Guide | None]) -> None:
+    def settle(self, compile_guide: Callable[[SamplingOptions, str], Guide | None]) -> None:
         """Called once, by the pool."""
         try:
-            self._guide = compile_guide(self.sampling)
+            self._guide = compile_guide(self.sampling, self.tenant)
         except BaseException as error:
             self._failure = own_failure(error)
 
@@ -105,7 +105,7 @@ class GuidePool:
         """None where the request has no guide. Equal guides of a tenant that are on their way are one."""
         if not sampling.is_guided:
             return None
-        if (kept := self._guides.find(sampling)) is not None:
+        if (kept := self._guides.find(sampling, tenant)) is not None:
             return kept
         key = (tenant, *guide_text(sampling))
         with self._changed:

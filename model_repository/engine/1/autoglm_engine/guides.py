@@ -109,14 +109,15 @@ class Guide:
 
 
 class Guides:
-    """Compiles guides, and keeps those that were used last. Any thread may call."""
+    """Compiles guides, and keeps those that were used last, for each tenant apart: one that takes no time to compile would
+    tell a tenant what others ask for. Any thread may call."""
 
     def __init__(self, load: Callable[[], LLTokenizer], vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._load = load
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[tuple[str, str], Guide] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], Guide] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
 
@@ -126,31 +127,31 @@ class Guides:
         eos = list(eos_token_ids)
         return cls(lambda: read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)
 
-    def find(self, sampling: SamplingOptions) -> Guide | None:
-        """Where it is kept."""
+    def find(self, sampling: SamplingOptions, tenant: str = "") -> Guide | None:
+        """Where it is kept for this tenant."""
         with self._lock:
-            if (kept := self._kept.get(key := guide_text(sampling))) is not None:
+            if (kept := self._kept.get(key := (tenant, *guide_text(sampling)))) is not None:
                 self._kept.move_to_end(key)
             return kept
 
-    def compile(self, sampling: SamplingOptions) -> Guide | None:
+    def compile(self, sampling: SamplingOptions, tenant: str = "") -> Guide | None:
         """None where the request has no guide. May take seconds. Raises InvalidRequest where it cannot be compiled."""
         if not sampling.is_guided:
             return None
-        if (kept := self.find(sampling)) is not None:
+        if (kept := self.find(sampling, tenant)) is not None:
             return kept
         with self._loading:
             self._tokenizer = self._tokenizer or self._load()
         first = np.zeros((self._vocab_size + 31) // 32, np.int32)
-        matcher = compile_guide(self._tokenizer, *(key := guide_text(sampling)), first)
+        matcher = compile_guide(self._tokenizer, *guide_text(sampling), first)
         made = Guide(matcher, first, self._vocab_size, self._eos)
         with self._lock:
-            self._keep(key, made)
+            self._keep((tenant, *guide_text(sampling)), made)
         return made
 
-    def _keep(self, key: tuple[str, str], made: Guide) -> None:
+    def _keep(self, key: tuple[str, str, str], made: Guide) -> None:
         self._kept[key] = made
-        while len(self._kept) > _MOST_KEPT or sum(len(text) for _, text in self._kept) > _MOST_KEPT_CHARACTERS:
+        while len(self._kept) > _MOST_KEPT or sum(len(text) for *_, text in self._kept) > _MOST_KEPT_CHARACTERS:
             self._kept.popitem(last=False)
 
 
