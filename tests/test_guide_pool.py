@@ -38,14 +38,14 @@ class SlowCompiler:
         self.niceness: list[int] = []
 
     def find(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
-        return self.inner.find(sampling)
+        return self.inner.find(sampling, tenant)
 
     def compile(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
         self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         with self._changed:
             self.begun.append(sampling.guided_regex)
             self._changed.wait_for(lambda: sampling.guided_regex in self.free or self.all_free.is_set(), PATIENCE)
-        return self.inner.compile(sampling)
+        return self.inner.compile(sampling, tenant)
 
     def let_go(self, *texts: str) -> None:
         with self._changed:

@@ -25,17 +25,32 @@ AUTOGLM_INLINE float largest_magnitude(const float* row, int width) {
   return max_lanes(largest);
 }
 
-// Rows have a padded width, a multiple of the panel's; the padding is zero.
+// Adds 0, or NaN where `value` is not finite: integers, comparisons and bfloat16 would drop that in silence.
+AUTOGLM_INLINE void note_not_finite(Floats& poison, Floats value) { poison += value * 0.0f; }
+
+inline bool is_finite(const float* values, int count) {
+  const int whole = count / kLanes * kLanes;
+  Floats poison{};
+  for (int i = 0; i < whole; i += kLanes) note_not_finite(poison, load<Floats>(values + i));
+  float rest = 0.0f;
+  for (int i = whole; i < count; ++i) rest += values[i] * 0.0f;
+  return sum_lanes(poison) + rest == 0.0f;
+}
+
+// Rows have a padded width, a multiple of the panel's; the padding is zero. A row that is not finite gets the scale NaN.
 inline void quantise(const float* row, int width, QuantisedRow out) {
   const float largest = largest_magnitude(row, width);
   const float inverse = largest > 0.0f ? kLargestByte / largest : 0.0f;
   Words sum{};  // unsigned, because the integers of a row that is not finite may overflow
+  Floats poison{};
   for (int i = 0; i < width; i += kLanes) {
-    const Ints value = __builtin_convertvector(round_to_integer(load<Floats>(row + i) * inverse), Ints);
+    const Floats exact = load<Floats>(row + i);
+    note_not_finite(poison, exact);
+    const Ints value = __builtin_convertvector(round_to_integer(exact * inverse), Ints);
     store_row_values(out.values + i, __builtin_convertvector(value, Bytes));
     sum += (Words)value;
   }
-  *out.scale = largest / kLargestByte;
+  *out.scale = largest / kLargestByte + sum_lanes(poison);
   *out.offset = static_cast<int32_t>(sum_lanes(sum) * -uint32_t{kWeightZero});
 }
 
@@ -65,7 +80,8 @@ inline void mix(float* row, int width, int block) {
       }
 }
 
-// 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width.
+// 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width; NaN where the squares overflow, since 0
+// would make a row like any other of it.
 inline float inverse_rms(const float* row, int width, int size, float epsilon) {
   Floats even{}, odd{};
   for (int i = 0; i < width; i += 2 * kLanes) {
@@ -73,7 +89,8 @@ inline float inverse_rms(const float* row, int width, int size, float epsilon) {
     even += a * a;
     odd += b * b;
   }
-  return 1.0f / std::sqrt(sum_lanes(even + odd) / static_cast<float>(size) + epsilon);
+  const float sum = sum_lanes(even + odd);
+  return 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon) + sum * 0.0f;
 }
 
 inline void rms_norm(const float* row, const float* weight, int width, int size, float epsilon, float* out) {
@@ -109,7 +126,8 @@ inline void rotate(float* __restrict head, const float* __restrict cosines, cons
 inline void norm_head(float* head, const float* weight, int size, float epsilon) {
   float lanes[kLanes] = {};
   for (int i = 0; i < size; ++i) lanes[i % kLanes] += head[i] * head[i];
-  const float factor = 1.0f / std::sqrt(sum_lanes(load<Floats>(lanes)) / static_cast<float>(size) + epsilon);
+  const float sum = sum_lanes(load<Floats>(lanes));
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon) + sum * 0.0f;
   for (int i = 0; i < size; ++i) head[i] = head[i] * factor * weight[i];
 }
 

@@ -109,6 +109,8 @@ class TokenSampler:
         """Choose from `logits`, which stay as they are."""
         row = self._adjusted(logits)
         best = int(row.argmax())
+        if not np.isfinite(row[best]):  # the argmax of a row with a NaN is that; a guide would leave it out
+            return Sampled(-1)
         if self.guide and (best := self._first_allowed(self.guide, row, best)) < 0:
             row = np.where(self.guide.allowed(), row, np.float32(-np.inf))
             best = int(row.argmax())
