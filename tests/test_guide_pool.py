@@ -69,7 +69,7 @@ def pool(compiler: SlowCompiler) -> Iterator[GuidePool]:
     made = GuidePool(compiler)
     yield made
     compiler.let_all_go()
-    made.close(PATIENCE)
+    made.close()
 
 
 def regex(text: str) -> SamplingOptions:
@@ -142,7 +142,7 @@ def test_what_takes_too_long_is_given_up() -> None:
         assert guide.failure is not None and guide.failure.code == "UNAVAILABLE"
     assert pool.guide_of(regex("waits"), "") is not waits, "the next one that asks has its own time"
     compiler.let_all_go()
-    pool.close(PATIENCE)
+    pool.close()
 
 
 def test_a_guide_that_cannot_be_compiled_says_why(pool: GuidePool, compiler: SlowCompiler) -> None:
@@ -203,7 +203,7 @@ def test_who_waits_for_a_guide_may_end(how: str, compiler: SlowCompiler) -> None
     assert (last.finish_reason, last.error_code) == (reasons.get(how), codes.get(how, ""))
     bench.assert_idle()
     compiler.let_all_go()
-    pool.close(PATIENCE)
+    pool.close()
 
 
 def test_a_stream_that_waits_for_its_guide_says_that_it_lives(pool: GuidePool) -> None:

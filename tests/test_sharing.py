@@ -33,11 +33,13 @@ def shared_bench(
     inner: object = None,
     num_slots: int = 4,
     tiers: tuple[Tier, ...] = (),
+    logits_per_span: int = 1,
     **options: object,
 ) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
     chosen = EngineSettings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
-    bench = Bench(num_candidates, limits=Limits(num_slots, 64, 8, VOCAB), settings=chosen, gate=gate, eos=EOS)
+    limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
+    bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
     bench.engine = SharingEngine(  # type: ignore[assignment]
         bench.engine, "digest", TEXT, chosen, gate, tiers=tiers, metrics=bench.metrics, clock=bench.clock
     )

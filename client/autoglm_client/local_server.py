@@ -21,6 +21,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
@@ -167,15 +168,14 @@ class LocalServer:
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
-        raises, which is called again and again."""
-        failures = 0
+        raises, which is called again and again. A server that is too busy to answer is well."""
+        pulse = EnginePulse(lambda: cpu_seconds(pid for pid, model in self._stubs.items() if model == "engine"))
         while self.is_alive():
             if check:
                 check()
             if dead := self._dead_models():
                 raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
-            failures = 0 if self.is_healthy() else failures + 1
-            if failures >= 3 and self.is_alive():
+            if pulse.is_dead(answers=self.is_healthy()) and self.is_alive():
                 raise LocalServerError("the engine no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None

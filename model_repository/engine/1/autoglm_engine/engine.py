@@ -43,6 +43,8 @@ from .token_text import TokenText
 from .verification import Choices, choose
 
 _log = logging.getLogger(__name__)
+_GATHERING_SECONDS = 0.001  # between two looks at requests that wait for company
+_PREPARING_SECONDS = 0.02  # where all of them wait for their guides: for deadlines and heartbeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +104,10 @@ class Engine:
         """End these requests with the next step; how many of them are in flight."""
         return self._inbox.cancel(request_ids)
 
+    def refuse(self, failure: EngineError) -> None:
+        """New requests from now on. `shut_down` follows."""
+        self._inbox.close(str(failure))
+
     @property
     def has_work(self) -> bool:
         in_flight = self._in_flight is not None
@@ -111,6 +117,16 @@ class Engine:
     def is_gathering(self) -> bool:
         """Requests wait for company and nothing is computed: a step has nothing to do until time has passed or news come."""
         return self._in_flight is None and not self._scheduler.running and bool(self._scheduler.waiting)
+
+    @property
+    def rest_seconds(self) -> float | None:
+        """So long whoever steps may rest where no news come; None: for ever."""
+        if not self.has_work:
+            return None
+        if not self.is_gathering or self._inbox.has_news:
+            return 0.0
+        is_ready = any(waiting.is_ready for waiting in self._scheduler.waiting)
+        return _GATHERING_SECONDS if is_ready else _PREPARING_SECONDS
 
     @property
     def stats(self) -> EngineStats:

@@ -128,13 +128,11 @@ class GuidePool:
     def is_late(self, pending: PendingGuide) -> bool:
         return pending.asked_at is not None and self._clock() - pending.asked_at >= self.most_seconds
 
-    def close(self, timeout: float | None = None) -> None:
-        """Compile nothing more. What is being compiled cannot be stopped; each thread is waited for as long as `timeout`."""
+    def close(self) -> None:
+        """Compile nothing more. What is being compiled cannot be stopped, and is not waited for."""
         with self._changed:
             self._is_closed = True
             self._changed.notify_all()
-        for thread in self._threads:
-            thread.join(timeout)
 
     # ---- under the lock
 

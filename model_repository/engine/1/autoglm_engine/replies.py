@@ -18,6 +18,7 @@ from typing import Protocol
 
 from .acks import AckGate
 from .core import Event, Stages, Usage
+from .errors import EngineError
 from .recent_ids import RecentIds
 from .wire import Packed, pack_event
 
@@ -52,6 +53,7 @@ class Replies:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._replies: dict[str, tuple[str, Reply]] = {}  # engine's id -> (caller's id, reply)
+        self._sending = ""  # whose event is on its way
         self._used = RecentIds()  # callers' ids
         self._cancels: dict[str, Cancel] = {}  # by caller's id; of the last few seconds
 
@@ -69,6 +71,24 @@ class Replies:
             with self._lock:
                 self._meet(entry[0])
             entry[1].fail(code, message)
+
+    def end_all(self, failure: EngineError, timeout: float | None = None) -> None:
+        """Answer everybody who has no last answer yet, from any thread. What the engine still says to them goes nowhere. A
+        reader that blocks is waited for as long as `timeout`, after all others were answered."""
+        with self._lock:
+            left, self._replies = self._replies, {}
+        left |= {self._sending: left.pop(self._sending)} if self._sending in left else {}  # last
+        thread = threading.Thread(target=self._end, args=(left, failure), name="engine-end", daemon=True)
+        thread.start()
+        thread.join(timeout)
+
+    def _end(self, left: dict[str, tuple[str, Reply]], failure: EngineError) -> None:
+        for request_id, (_, reply) in left.items():
+            event = Event(request_id, (), Usage(0, 0, 0), Stages(), error=str(failure), error_code=failure.code)
+            try:
+                reply.send(pack_event(event, None), last=True)
+            except Exception as error:
+                _log.error("request %s could not be told of the end", request_id, exc_info=error)
 
     def find(self, caller_ids: Iterable[str]) -> list[str]:
         """The engine's ids of these callers' requests; those without an id cannot be meant."""
@@ -96,9 +116,11 @@ class Replies:
         if packed is None:  # what was to be told is lost, so the answer ends here
             packed, is_last = pack_event(_lost(event), None), True
             self._close(event.request_id)
+        self._sending = event.request_id
         try:
             entry[1].send(packed, last=is_last)
         finally:
+            self._sending = ""
             self._gate.confirm(event.request_id)
             if is_last:
                 self._gate.end(event.request_id)

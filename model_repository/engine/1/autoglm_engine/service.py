@@ -16,7 +16,7 @@ from .background import BackgroundRuns
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
-from .errors import EngineError, InvalidRequest
+from .errors import EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
 from .guide_pool import GuidePool
 from .guides import Guides
@@ -43,7 +43,10 @@ from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
 _log = logging.getLogger(__name__)
-_CLOSE_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0  # for a step to end by itself
+_LAST_STEP_SECONDS = (
+    2.0  # more for one that is longer, with everybody answered: the process ends in better order after it
+)
 _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 
 
@@ -122,14 +125,17 @@ class EngineService:
         self._metrics.start()
 
     def close(self) -> None:
-        """Answer every request, then let go of everything."""
-        self._watch.close(_CLOSE_SECONDS)
-        self._loop.close(_CLOSE_SECONDS)
-        self._guides.close(_CLOSE_SECONDS)
+        """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended, which
+        nothing can hasten."""
+        if not self._loop.close(_CLOSE_SECONDS):
+            self._replies.end_all(ShuttingDown("the server is shutting down"), _CLOSE_SECONDS)
+        self._loop.after_steps(self._runner.close)
+        self._guides.close()
         self._engine.close()
+        self._watch.close(_CLOSE_SECONDS)
         self._metrics.close(_CLOSE_SECONDS)
         self._board.close()
-        self._runner.close()
+        self._loop.close(_LAST_STEP_SECONDS)
 
     def _deliver(self, event: Event) -> None:
         if not self._background.take(event):

@@ -19,12 +19,13 @@ from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingD
 from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
+from .lookups import Lookups
 from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
 from .own_failures import own_failure
 from .response_cache import ResponseCache, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
-from .tiers import Found, Lookups, Tier
+from .tiers import Found, Tier
 from .token_text import TokenText
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
@@ -56,7 +57,7 @@ class SharingEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
-        self._lookups = Lookups(tiers, lambda: self.wake())
+        self._lookups = Lookups(tiers, lambda: self.wake(), clock)
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
@@ -101,6 +102,12 @@ class SharingEngine:
             self._cancelled += ours
         return len(ours) + self._engine.cancel(ids - ours)
 
+    def refuse(self, failure: EngineError) -> None:
+        """As `Engine.refuse`; kept answers are given no more either."""
+        with self._lock:
+            self._closed = self._closed or str(failure)
+        self._engine.refuse(failure)
+
     def flush(self) -> int:
         """Forget all kept answers; how many this process had. What is in flight is not kept either."""
         return self.forget(told=None)
@@ -115,11 +122,25 @@ class SharingEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._cancelled) or self._lookups.has_results or self._engine.has_work
+        return self._has_own_work or self._engine.has_work
 
     @property
     def is_gathering(self) -> bool:
         return self._engine.is_gathering
+
+    @property
+    def rest_seconds(self) -> float | None:
+        """As `Engine.rest_seconds`. Who waits for a lookup may be late, and a lookup may have no answer in its time."""
+        if self.has_work:
+            return self._engine.rest_seconds if self._engine.is_gathering and not self._has_own_work else 0.0
+        with self._lock:
+            deadlines = [member.request.deadline for member in self._members.values()]
+        due = [at for at in (*deadlines, self._lookups.due_at) if at is not None]
+        return max(0.0, min(due) - self._clock()) if due else None
+
+    @property
+    def _has_own_work(self) -> bool:
+        return bool(self._cancelled) or self._lookups.has_results
 
     @property
     def stats(self) -> EngineStats:
