@@ -245,7 +245,7 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
     def keep() -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(started.set)
-            output = stack.enter_context(log.open("ab"))
+            output = stack.enter_context(open(log, "ab", opener=_owners_alone))
             process = subprocess.Popen(
                 guarded, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
@@ -258,6 +258,11 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
     if not result:
         raise LocalServerError(f"{command[0]} cannot be started, or its log {log} cannot be written")
     return result[0]
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    """A new log is nobody else's to read: warnings may quote what was asked. The rights of one that is there stay."""
+    return os.open(path, flags, 0o600)
 
 
 def _choose_ports(host: str, *ports: int) -> list[int]:

@@ -14,6 +14,7 @@ from typing import Protocol
 
 from .acks import AckGate
 from .core import Event
+from .seal import Kind
 from .wire import Packed, pack_event
 
 CANCEL_MEMORY_SECONDS = 5.0
@@ -76,7 +77,7 @@ class Replies:
         reply = self._close(event.request_id) if event.is_last else self._reply(event.request_id)
         if reply is None:
             return
-        packed = pack_event(event, self._gate.stamp(event.request_id))
+        packed = self._gate.seal.close(Kind.EVENT, pack_event(event, self._gate.stamp(event.request_id)))
         try:
             reply.send(packed, last=event.is_last)
         finally:
