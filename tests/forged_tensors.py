@@ -259,16 +259,22 @@ class ForgedBoards:
             os.fchmod(file, draw.choice([0o666, 0o600, 0o644]) if os.geteuid() == 0 else 0o666)
             if os.geteuid() == 0:
                 os.fchown(file, NOBODY, NOBODY)
-            cut = threading.Timer(draw.random() * 0.01, os.truncate, (path, 0)) if draw.random() < 0.5 else None
-            if cut:
-                cut.start()
-            yield Seal(board_id, key)
-            if cut:
-                cut.join()
+            with _cut_soon(file, draw.random() * 0.01) if draw.random() < 0.5 else contextlib.nullcontext():
+                yield Seal(board_id, key)
         finally:
             path.unlink(missing_ok=True)
             self._made.discard(path)
             os.close(file)
+
+
+@contextmanager
+def _cut_soon(file: int, after_s: float) -> Iterator[None]:
+    timer = threading.Timer(after_s, os.ftruncate, (file, 0))
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.join()
 
 
 def attack(server: LocalServer, count: int, tell: Callable[[int, Tally], object] = lambda done, tally: None) -> Tally:

@@ -247,3 +247,18 @@ async def test_many_at_once_have_a_line_each(tmp_path: Path) -> None:
         ids = [str(number) for number in range(200)]
         await asyncio.gather(*(gateway.http.get(url, headers={"x-request-id": one}) for one in ids))
     assert sorted(line["request_id"] for line in lines_of(file)) == sorted(ids)
+
+
+def test_a_line_that_cannot_be_written_does_not_end_the_log(tmp_path: Path) -> None:
+    """Half a surrogate pair, as JSON of a client may hold, and a value that JSON has not."""
+    file = tmp_path / "log"
+    with LogWriter(str(file), 10) as writer:
+        writer.write({"tenant": "half \ud83d"})
+        wait_for(file, 1)
+        writer.write({"tenant": object()})
+        while not writer.dropped:
+            threading.Event().wait(0.01)
+        writer.write({"tenant": "whole"})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"tenant": "half \ud83d"}, {"tenant": "whole"}, {"dropped": 1},
+    ]  # fmt: skip
