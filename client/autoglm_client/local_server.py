@@ -23,6 +23,7 @@ from types import TracebackType
 
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
+from .hidden_arguments import hide_arguments
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .shared_inputs import KEY_HEADER
@@ -58,7 +59,8 @@ class LocalServer:
     `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
     log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
     shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
-    `shared_memory_key`, for clients on this host (random where it is not given). Without `http` there is no HTTP port, for
+    `shared_memory_key`, for clients on this host (random where it is not given). Both are taken out of the command line,
+    which everybody on the machine can read, as soon as the server has read them. Without `http` there is no HTTP port, for
     those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too.
     """
 
@@ -91,6 +93,8 @@ class LocalServer:
         self._folder: tempfile.TemporaryDirectory[str] | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._log = self._chosen_log
+        self._log_began = 0  # bytes that were in the log before
+        self._are_keys_hidden = False
         self._started = 0.0
         self._stubs: dict[int, str] = {}  # the models' processes: pid -> model
 
@@ -135,6 +139,8 @@ class LocalServer:
         self._folder = tempfile.TemporaryDirectory(prefix="autoglm-server-", ignore_cleanup_errors=True)
         folder = Path(self._folder.name)
         self._log = self._chosen_log or folder / "server.log"
+        self._log_began = self._log.stat().st_size if self._log.exists() else 0
+        self._are_keys_hidden = False
         self._started = time.monotonic()
         command = self._command(install, install.assemble_backends(folder))
         self._process = _spawn(
@@ -144,6 +150,7 @@ class LocalServer:
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded. Raises LocalServerError with the reason when they cannot be."""
         while not self.is_ready():
+            self._hide_keys()
             elapsed = time.monotonic() - self._started
             if not self.is_alive():
                 raise LocalServerError(f"the server did not start: {startup_error(self.log_text())}")
@@ -152,7 +159,14 @@ class LocalServer:
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
+        self._hide_keys()
         self._stubs = self._stubs or stub_processes(self.pid or 0)
+
+    def _hide_keys(self) -> None:
+        """Once the server has written to its log, it has read its arguments."""
+        if not self._are_keys_hidden and self._log and self._log.stat().st_size > self._log_began:
+            hide_arguments(self.pid or 0, (self.control_key, self.shared_memory_key))
+            self._are_keys_hidden = True
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -259,7 +273,7 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
     def keep() -> None:
         with contextlib.ExitStack() as stack:
             stack.callback(started.set)
-            output = stack.enter_context(log.open("ab"))
+            output = stack.enter_context(open(log, "ab", opener=_owners_alone))
             process = subprocess.Popen(
                 guarded, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
@@ -272,6 +286,11 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
     if not result:
         raise LocalServerError(f"{command[0]} cannot be started, or its log {log} cannot be written")
     return result[0]
+
+
+def _owners_alone(path: str, flags: int) -> int:
+    """A new log is nobody else's to read: warnings may quote what was asked. The rights of one that is there stay."""
+    return os.open(path, flags, 0o600)
 
 
 def _choose_ports(host: str, *ports: int) -> list[int]:

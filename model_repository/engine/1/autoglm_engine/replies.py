@@ -20,7 +20,8 @@ from .acks import AckGate
 from .core import Event, Stages, Usage
 from .errors import EngineError
 from .recent_ids import RecentIds
-from .wire import Packed, pack_event
+from .seal import Kind
+from .wire import Ack, Packed, pack_event
 
 _log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0
@@ -86,7 +87,7 @@ class Replies:
         for request_id, (_, reply) in left.items():
             event = Event(request_id, (), Usage(0, 0, 0), Stages(), error=str(failure), error_code=failure.code)
             try:
-                reply.send(pack_event(event, None), last=True)
+                reply.send(self._sealed(event), last=True)
             except Exception as error:
                 _log.error("request %s could not be told of the end", request_id, exc_info=error)
 
@@ -114,7 +115,7 @@ class Replies:
             return
         packed, is_last = self._packed(event), event.is_last
         if packed is None:  # what was to be told is lost, so the answer ends here
-            packed, is_last = pack_event(_lost(event), None), True
+            packed, is_last = self._sealed(_lost(event)), True
             self._close(event.request_id)
         self._sending = event.request_id
         try:
@@ -133,10 +134,13 @@ class Replies:
 
     def _packed(self, event: Event) -> Packed | None:
         try:
-            return pack_event(event, self._gate.stamp(event.request_id))
+            return self._sealed(event, self._gate.stamp(event.request_id))
         except Exception as error:
             _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
             return None
+
+    def _sealed(self, event: Event, ack: Ack | None = None) -> Packed:
+        return self._gate.seal.close(Kind.EVENT, pack_event(event, ack))
 
     def _entry(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:

@@ -30,6 +30,7 @@ from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
+from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
@@ -145,7 +146,8 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            request = unpack_request(request_id, token_ids, packed)
+            opened = self._board.seal.open(Kind.REQUEST, packed, beside=token_ids)
+            request = unpack_request(request_id, token_ids, opened)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
