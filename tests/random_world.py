@@ -160,7 +160,8 @@ class World:
         made = random_request(self.draw, name, self.bench.clock, can_draft=self.can_draft)
         if self.callers and self.draw.random() < 0.3:  # as somebody asked before
             other = self.draw.choice(list(self.callers.values())[-20:]).request
-            made = replace(made, prompt_ids=other.prompt_ids, sampling=other.sampling, tenant=other.tenant)
+            tenant = other.tenant if self.draw.random() < 0.8 else made.tenant
+            made = replace(made, prompt_ids=other.prompt_ids, sampling=other.sampling, tenant=tenant)
         made = replace(made, guide=self._guide(made.sampling))
         caller = self.callers[name] = Caller(made, self.num_steps)
         try:
@@ -252,6 +253,7 @@ class World:
         assert request.stream or len(answer.events) == 1
         if last.cache_hit is not CacheHit.NONE:
             self.ends[last.cache_hit.value] += 1
+            assert any(other is not caller and same_question(other.request, request) for other in self.callers.values())
         if last.error is None:
             assert last.usage.completion_tokens == len(answer.token_ids)
         expected = self._alone(request)
@@ -309,6 +311,13 @@ class World:
             )
             self.expected[key] = answers(alone.events)["alone"]
         return self.expected[key]
+
+
+def same_question(one: Request, other: Request) -> bool:
+    """Which an answer may be shared by."""
+    if (one.tenant, one.sampling) != (other.tenant, other.sampling):
+        return False
+    return one.prompt_ids.tolist() == other.prompt_ids.tolist()
 
 
 def poisoned(model: Model) -> Model:

@@ -197,6 +197,22 @@ def test_what_happens_to_an_entry_while_it_is_read(monkeypatch: pytest.MonkeyPat
     bench.assert_idle()
 
 
+def test_a_reader_that_leaves_others_is_counted_what_it_was_sent() -> None:
+    """The engine has taken more: it holds back what may begin a stop string."""
+    bench = shared_bench()
+    script(bench, "xyabcabc")
+    one = request("stays", stream=True, max_tokens=20, stop=("abcabcd",))
+    submit(bench, one, replace(one, id="leaves"))
+    bench.step(6)
+    bench.engine.cancel(["leaves"])
+    bench.step()
+    left = answers(bench.events)["leaves"]
+    assert left.last.finish_reason is FinishReason.CANCELLED
+    assert left.text(TEXT) == "xy" and left.last.usage.completion_tokens == len(left.token_ids) == 2
+    bench.drain()
+    bench.assert_idle()
+
+
 @given(st.data())
 def test_a_damaged_answer_is_a_miss(data: st.DataObject) -> None:
     cache = ResponseCache(10_000, 10.0, MemoryMetrics(), FakeClock())

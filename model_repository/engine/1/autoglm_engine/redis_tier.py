@@ -64,8 +64,8 @@ class RedisTier:
 
     @property
     def most_seconds(self) -> float:
-        """More than `find` takes by itself: twice the limit, once it has a thread."""
-        return 4 * self._limit
+        """More than `find` takes by itself: twice the limit, once it has a thread and a processor."""
+        return 1.0 + 4 * self._limit
 
     def wants(self, request: Request) -> bool:
         return True

@@ -118,7 +118,7 @@ class EngineSettings:
     semantic_cache: str = "off"
     semantic_threshold: float = 0.9
     semantic_entries: int = 10_000
-    semantic_timeout_ms: float = 1000.0
+    semantic_timeout_ms: float = 2000.0
     semantic_verify_share: float = 0.1
     semantic_max_false_rate: float = 0.5
     speculation: str = "off"
