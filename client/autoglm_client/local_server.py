@@ -23,6 +23,7 @@ from types import TracebackType
 
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
+from .private_memory import wrapped
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, http_status, stub_processes
 from .shared_inputs import KEY_HEADER
@@ -128,7 +129,7 @@ class LocalServer:
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = self._command(install, install.assemble_backends(folder))
+        command = wrapped(self._command(install, install.assemble_backends(folder)))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
