@@ -197,7 +197,8 @@ class LocalServer:
             self._process.wait()
             self._process = None
         for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-            region.unlink(missing_ok=True)  # a model's process that was killed leaves its own behind
+            with contextlib.suppress(OSError):  # gone, or another user's, who took the name to be in the way
+                region.unlink()  # a model's process that was killed leaves its own behind
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
