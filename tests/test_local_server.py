@@ -95,6 +95,16 @@ def test_the_backend_directory_is_links_only(tmp_path: Path) -> None:
     assert all(path.is_symlink() and path.exists() for path in (backends / "python").iterdir())
 
 
+def test_a_strangers_file_under_a_regions_name_does_not_stop_the_stopping(tmp_path: Path) -> None:
+    server = LocalServer(tmp_path)
+    in_the_way = Path("/dev/shm") / f"{server._shared_memory}in-the-way"  # what this user cannot unlink
+    in_the_way.mkdir()
+    try:
+        server.stop()
+    finally:
+        in_the_way.rmdir()
+
+
 # ---- an engine that does not answer
 
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import mmap
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from autoglm_client.local_server import LocalServer, _spawn
+from autoglm_client.private_memory import wrapped
 from autoglm_client.server_probe import stub_processes
 from autoglm_engine.boards import SHARED_MEMORY
 from autoglm_engine.shared_regions import close_to_others, mapped_files
@@ -76,6 +78,25 @@ def test_a_file_that_took_a_regions_name_is_left_alone(tmp_path: Path) -> None:
     kept.close()
 
 
+OPENS_A_REGION = """
+import os, sys
+file = os.open(sys.argv[1], os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+modes = [os.fstat(file).st_mode & 0o777]
+for mode in (0o644, 0o640, 0o600):
+    os.fchmod(file, mode)
+    modes.append(os.fstat(file).st_mode & 0o777)
+print(*map(oct, modes))
+"""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "aarch64"), reason="the filter knows these machines")
+def test_a_region_is_never_open_to_others(tmp_path: Path) -> None:
+    """As Boost makes it. Other modes are set as ever."""
+    command = wrapped([sys.executable, "-ISc", OPENS_A_REGION, str(tmp_path / "region")])
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == "0o600 0o600 0o640 0o600\n"
+
+
 @needs_root
 def test_the_other_user_of_these_tests_can_read(tmp_path_factory: pytest.TempPathFactory) -> None:
     """What follows means nothing unless an open file is read."""
@@ -99,6 +120,8 @@ def test_another_user_reads_nothing_of_a_server(server: LocalServer) -> None:
     assert len(stubs) == 4 and len(regions) >= 5, "a region a model, and the board"
     assert readable_to_nobody(*regions) == []
     assert {path: oct(mode_of(path)) for path in regions if mode_of(path) & 0o077} == {}
+    status = Path(f"/proc/{server.pid}/status").read_text()
+    assert "Umask:\t0077\n" in status and "Seccomp:\t2\n" in status
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022])

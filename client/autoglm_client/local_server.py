@@ -24,6 +24,7 @@ from types import TracebackType
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
+from .private_memory import wrapped
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .shared_inputs import KEY_HEADER
@@ -142,7 +143,7 @@ class LocalServer:
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = self._command(install, install.assemble_backends(folder))
+        command = wrapped(self._command(install, install.assemble_backends(folder)))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
@@ -209,7 +210,8 @@ class LocalServer:
             self._process.wait()
             self._process = None
         for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-            region.unlink(missing_ok=True)  # a model's process that was killed leaves its own behind
+            with contextlib.suppress(OSError):  # gone, or another user's, who took the name to be in the way
+                region.unlink()  # a model's process that was killed leaves its own behind
         if self._folder is not None:
             self._folder.cleanup()
             self._folder = None
