@@ -159,6 +159,11 @@ DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "damaged header": (lambda f: (f / "model.safetensors").write_bytes(b"\x02" + bytes(7) + b"{]"), "is damaged"),
     "integer tensor": (lambda f: rewrite(f, as_integers), "model.norm.weight has type I8"),
     "eos out of range": (lambda f: edit_json(f / "generation_config.json", eos_token_id=300), "eos_token_id is 300"),
+    "one eos out of range": (
+        lambda f: edit_json(f / "generation_config.json", eos_token_id=[256, -1]),
+        "eos_token_id is -1; the model's ids are 0 ... 299",
+    ),
+    "eos is no number": (lambda f: edit_json(f / "generation_config.json", eos_token_id=True), "eos_token_id is True"),
     "top_p of 0": (lambda f: edit_json(f / "generation_config.json", top_p=0), "top_p 0; allowed is above 0 ... 1"),
 }
 

@@ -175,6 +175,9 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "pre-tokenizer": ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer is 'tekken'"),
     "space prefix": ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix"),
     "merge": ({"tokenizer.ggml.merges": ["ab"]}, "its merge 'ab' is no pair"),
+    "end token": ({"tokenizer.ggml.eos_token_id": 300}, "eos_token_id is 300; the model's ids are 0 ... 299"),
+    "end of a turn": ({"tokenizer.ggml.eot_token_id": 2**31}, "tokenizer.ggml.eot_token_id is 2147483648; the model's"),
+    "end of a message": ({"tokenizer.ggml.eom_token_id": True}, "tokenizer.ggml.eom_token_id is True; the model's ids"),
 }
 
 

@@ -49,11 +49,16 @@ def eos_token_ids(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ..
     found: Any = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), [])
     ids = tuple(found) if isinstance(found, list) else (found,)
     for token_id in ids:
-        if not isinstance(token_id, int) or not 0 <= token_id < vocab_size:
-            raise CheckpointError(f"eos_token_id is {token_id!r}; the model's ids are 0 ... {vocab_size - 1}")
+        check_token_id("eos_token_id", token_id, vocab_size)
     if not ids:
         raise CheckpointError("neither generation_config.json nor config.json has an eos_token_id: no answer would end")
     return ids
+
+
+def check_token_id(name: str, token_id: Any, vocab_size: int) -> None:
+    """Raises CheckpointError for what has no row of logits."""
+    if type(token_id) is not int or not 0 <= token_id < vocab_size:
+        raise CheckpointError(f"{name} is {token_id!r:.40}; the model's ids are 0 ... {vocab_size - 1}")
 
 
 def bos_token_id(vocab_size: int, *configs: Mapping[str, Any]) -> int | None:

@@ -1,18 +1,25 @@
 // What the engine calls, through ctypes. The caller has checked every range; nothing here throws past these functions.
 #include "decoder.h"
 
+#include <system_error>
+
 using autoglm::Decoder;
 
 #pragma GCC visibility push(default)
 extern "C" {
 
-// Null when memory is short. `program` and `weights` outlive the decoder; `weights` is aligned to 64 bytes.
-Decoder* autoglm_create(const int64_t* program, const uint8_t* weights, const autoglm::Settings* settings) {
+// Null when memory is short, or the system refuses a thread, which `lacks_threads` says then. `program` and `weights`
+// outlive the decoder; `weights` is aligned to 64 bytes.
+Decoder* autoglm_create(const int64_t* program, const uint8_t* weights, const autoglm::Settings* settings,
+                        int32_t* lacks_threads) {
+  *lacks_threads = 0;
   try {
     return new Decoder(program, weights, *settings);
+  } catch (const std::system_error&) {
+    *lacks_threads = 1;
   } catch (const std::exception&) {
-    return nullptr;
   }
+  return nullptr;
 }
 
 void autoglm_destroy(Decoder* decoder) { delete decoder; }

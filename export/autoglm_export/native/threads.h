@@ -91,15 +91,17 @@ class Team {
  public:
   using Task = std::function<void(int stage, int task, int member)>;
 
+  // Throws std::system_error where the system refuses a thread; those that started have ended by then.
   Team(int size, int num_stages, Task task) : size_(size), stages_(num_stages), task_(std::move(task)) {
-    for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
+    try {
+      for (int member = 1; member < size; ++member) threads_.emplace_back([this, member] { serve(member); });
+    } catch (...) {
+      close();
+      throw;
+    }
   }
 
-  ~Team() {
-    is_closing_ = true;
-    start_.advance();
-    for (std::thread& thread : threads_) thread.join();
-  }
+  ~Team() { close(); }
 
   Team(const Team&) = delete;
   Team& operator=(const Team&) = delete;
@@ -118,6 +120,12 @@ class Team {
  private:
   static constexpr std::chrono::microseconds kSpin{100};     // within a step the others are close
   static constexpr std::chrono::microseconds kIdleSpin{20};  // between steps there is sampling, at least
+
+  void close() {
+    is_closing_ = true;
+    start_.advance();
+    for (std::thread& thread : threads_) thread.join();
+  }
 
   void serve(int member) {
     for (uint32_t step = 0;;) {

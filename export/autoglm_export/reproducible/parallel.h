@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -16,7 +17,10 @@ void for_tasks(int64_t num_tasks, int num_threads, Task&& task) {
     for (int64_t index; (index = next++) < num_tasks;) task(index);
   };
   std::vector<std::thread> others;
-  for (int64_t i = 1; i < std::min<int64_t>(num_threads, num_tasks); ++i) others.emplace_back(work);
+  try {
+    for (int64_t i = 1; i < std::min<int64_t>(num_threads, num_tasks); ++i) others.emplace_back(work);
+  } catch (const std::system_error&) {  // the system refuses another one: those that there are do all
+  }
   work();
   for (std::thread& thread : others) thread.join();
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 from importlib import metadata
 from pathlib import Path
@@ -11,6 +12,7 @@ from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Runner
 from .runtime_details import check_details
+from .thread_limits import check_threads
 
 # runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact carries
 # its runtime, or the module checks for itself)
@@ -22,10 +24,15 @@ _RUNNERS = {
 }
 _SAME_CODE = {"onnxruntime": ("onnxruntime-gpu",)}  # under another name, with more kernels
 _ANY_DEVICE = "auto"
+_CPU_RUNTIMES = ("onnx", "native")  # graphs and programs of any number of slots
 
 
-def load_runner(folder: Path, manifest: Manifest, *, num_threads: int, device: str = _ANY_DEVICE) -> Runner:
+def load_runner(
+    folder: Path, manifest: Manifest, *, num_threads: int, num_slots: int | None = None, device: str = _ANY_DEVICE
+) -> Runner:
     """The runner of the artifact in `folder`. `device`: for the runtime onnx, which has kernels for several.
+
+    `num_slots`: how many of the artifact's slots will be used; runtimes of the CPU have memory for no more.
 
     Raises ArtifactError with one sentence if it cannot run here.
     """
@@ -36,6 +43,9 @@ def load_runner(folder: Path, manifest: Manifest, *, num_threads: int, device: s
     if distribution is not None:
         _check_version(distribution, manifest.runtime_version)
     check_details(manifest, folder)
+    if manifest.runtime in _CPU_RUNTIMES:
+        check_threads(num_threads)
+        manifest = dataclasses.replace(manifest, num_slots=num_slots or manifest.num_slots)
     manifest.verify_files(folder, digests=True)  # before any of them is opened by a library
     options: dict[str, Any] = {"device": device} if manifest.runtime == "onnx" else {}
     make = getattr(importlib.import_module(f".{module}", __package__), name)

@@ -56,7 +56,7 @@ def open_library(path: Path) -> ctypes.CDLL:
     except OSError as error:
         raise ArtifactError(f"{path} cannot be loaded: {error}") from None
     pointer, number = ctypes.c_void_p, ctypes.c_int32
-    library.autoglm_create.argtypes = [pointer, pointer, pointer]
+    library.autoglm_create.argtypes = [pointer, pointer, pointer, pointer]
     library.autoglm_create.restype = pointer
     library.autoglm_destroy.argtypes = [pointer]
     library.autoglm_destroy.restype = None

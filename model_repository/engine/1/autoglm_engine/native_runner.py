@@ -15,6 +15,7 @@ import numpy as np
 
 from .core import Logits, StepBatch
 from .errors import ArtifactError
+from .host_memory import check_memory
 from .manifest import Manifest
 from .native_library import choose_library, open_library
 from .native_program import PANEL, PROGRAM_FORMAT, read_program
@@ -22,7 +23,8 @@ from .runner import Deferred, Limits
 from .span_checks import check_batch, check_prefix
 
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
-
+_TILE_POSITIONS = 128
+_BFLOAT16 = 2  # bytes
 
 _SETTINGS = ("num_slots", "max_length", "max_rows", "num_threads", "max_logits_per_span")
 
@@ -37,9 +39,10 @@ class NativeRunner:
     """See `runner.Runner`. `num_threads`: None for one a usable core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> None:
-        """Raises ArtifactError when this CPU runs none of the artifact's libraries."""
+        """Raises ArtifactError when this CPU runs none of the artifact's libraries, or the slots do not fit its memory."""
         details = manifest.runtime_details
         _check_format(details)
+        check_memory(manifest, pool_bytes(manifest))
         self.target = choose_library(details["libraries"])
         self._limits = Limits(
             manifest.num_slots,
@@ -58,9 +61,12 @@ class NativeRunner:
             num_threads or len(os.sched_getaffinity(0)),
             self._limits.max_logits_per_span,
         )
+        lacks_threads = ctypes.c_int32()
         self._decoder: int | None = self._library.autoglm_create(
-            self._program.ctypes.data, self._weights.ctypes.data, ctypes.byref(settings)
+            self._program.ctypes.data, self._weights.ctypes.data, ctypes.byref(settings), ctypes.byref(lacks_threads)
         )
+        if not self._decoder and lacks_threads:
+            raise ArtifactError(f"the system refuses one of the {settings.num_threads} threads of num_threads")
         if not self._decoder:
             raise ArtifactError(
                 f"there is not enough memory for {manifest.num_slots} slots of {manifest.max_length} tokens"
@@ -102,6 +108,14 @@ class NativeRunner:
             address, (self._limits.num_slots * self._limits.max_logits_per_span, width)
         )
         return rows[:, : self._limits.vocab_size]
+
+
+def pool_bytes(manifest: Manifest) -> int:
+    """Of the keys and values of all slots: `CacheLayout` of native/cache.h."""
+    cache = manifest.cache
+    head = cache.head_size + -(-cache.head_size // PANEL) * PANEL  # a key, and a value that fills panels
+    length = -(-manifest.max_length // _TILE_POSITIONS) * _TILE_POSITIONS
+    return manifest.num_slots * cache.num_layers * cache.num_kv_heads * length * head * _BFLOAT16
 
 
 def _check_format(details: dict[str, Any]) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from .cuda import Cuda
 from .cuda_bindings import CudaBindings
 from .errors import ArtifactError, DeviceError
+from .host_memory import check_memory
 from .manifest import Manifest
 from .onnx_memory import CacheLayout, CacheMemory, GpuMemory, HostMemory
 from .settings import DEVICES
@@ -41,7 +42,13 @@ def open_memory(device: str, manifest: Manifest, *, open_cuda: Callable[[], Cuda
             _log.info("ONNX Runtime computes on the CPU: %s", error)
     if manifest.precision == CUDA_PRECISION:
         _log.warning("the CPU computes an fp16 artifact in float32, more slowly than an int8 one")
-    return HostMemory(layout)
+    check_memory(manifest, layout.num_bytes)
+    try:
+        return HostMemory(layout)
+    except MemoryError:
+        raise ArtifactError(
+            f"there is not enough memory for {manifest.num_slots} slots of {manifest.max_length} tokens"
+        ) from None
 
 
 def providers_of(device: str) -> Sequence[Any]:

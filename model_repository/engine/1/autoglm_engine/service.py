@@ -83,7 +83,13 @@ class EngineService:
         self._limits["call_tokens"] = call_tokens(tokenizer)
         text = TokenText(tokenizer)
         self._guides = GuidePool(Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids))
-        self._runner = load_runner(folder, manifest, num_threads=num_threads, device=settings.device)
+        self._runner = load_runner(
+            folder,
+            manifest,
+            num_threads=num_threads,
+            num_slots=settings.num_slots(manifest.num_slots),
+            device=settings.device,
+        )
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
         self._board = AckBoard(num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS)
