@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -412,6 +413,15 @@ def test_a_missing_artifact_is_one_sentence(tmp_path: Path) -> None:
     assert "run `autoglm export`" in message
     assert "\n" not in message
     assert "Traceback" not in message
+
+
+def test_the_models_run_the_engine_of_their_own_repository(tmp_path: Path) -> None:
+    """Whatever other copy of it is installed."""
+    repository = tmp_path / "model_repository"
+    shutil.copytree(MODEL_REPOSITORY, repository, ignore=shutil.ignore_patterns("artifact", "__pycache__"))
+    (repository / "engine" / "1" / "autoglm_engine" / "__init__.py").write_text("raise ImportError('its own engine')")
+    with pytest.raises(LocalServerError, match="its own engine"):
+        LocalServer(repository, artifact=tmp_path).__enter__()
 
 
 def test_the_server_dies_with_its_parent(artifact: Path) -> None:

@@ -9,7 +9,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.acks import AckWriter
         from autoglm_engine.adapter import artifact_folder
         from autoglm_engine.errors import EngineError

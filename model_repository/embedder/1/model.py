@@ -10,7 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.embedder import Embedder, embedder_folder, is_exported
         from autoglm_engine.option_texts import text_of
 

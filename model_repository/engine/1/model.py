@@ -14,7 +14,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]) / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
         from autoglm_engine.adapter import artifact_folder, engine_settings
         from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics

@@ -13,7 +13,7 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder, exits_with_engine
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
