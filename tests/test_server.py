@@ -28,6 +28,7 @@ import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
+from processes import wait_for_end
 from raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
@@ -378,14 +379,6 @@ def test_a_dead_engine_is_noticed(artifact: Path) -> None:
             server.wait()
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """A zombie has ended; whether somebody reaps it is not the server's affair."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_nothing_is_left_behind(artifact: Path) -> None:
     before = set(Path("/dev/shm").iterdir())
     with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
@@ -396,7 +389,7 @@ def test_nothing_is_left_behind(artifact: Path) -> None:
         assert len(made) >= 4  # the board, and a region a model
         server.stop()
     assert not any(path.exists() for path in made)
-    wait_for(lambda: not any(is_alive(process) for process in family))
+    wait_for_end(*family)
 
 
 def stub_of(server: LocalServer, model: str) -> int:
@@ -437,4 +430,4 @@ def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     family = [server, *server.children(recursive=True)]
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not any(is_alive(process) for process in family))
+    wait_for_end(*family)

@@ -14,7 +14,9 @@ class TritonPythonModel:
         from autoglm_engine.adapter import artifact_folder
         from autoglm_engine.errors import EngineError
         from autoglm_engine.pieces import Pieces
+        from autoglm_engine.server_process import ServerProcess
 
+        ServerProcess().end_with_it()
         self.refusal = EngineError
         self.pieces = Pieces.load(artifact_folder(args["model_repository"]), AckWriter().write)
 
