@@ -36,9 +36,9 @@ class Replica:
 
     def __init__(self, artifact: Path, ports: dict[str, int], folder: Path) -> None:
         self._ports = ports
-        self._temporary = folder / "tmp"
+        self.temporary = folder / "tmp"
         self._log = folder / "serve.log"
-        self._temporary.mkdir(exist_ok=True)
+        self.temporary.mkdir(exist_ok=True)
         named = [word for option, port in ports.items() for word in (option, str(port))]
         command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway", "--artifact", str(artifact)]
         began = time.monotonic()
@@ -47,7 +47,7 @@ class Replica:
                 [*command, *named],
                 stdout=log,
                 stderr=log,
-                env={**os.environ, "TMPDIR": str(self._temporary), "AUTOGLM_CACHE_MODE": "off"},
+                env={**os.environ, "TMPDIR": str(self.temporary), "AUTOGLM_CACHE_MODE": "off"},
                 start_new_session=True,
             )
         self._wait_until_ready()
@@ -77,7 +77,7 @@ class Replica:
         """What there still is of it, in words."""
         processes = [f"process {name}" for name, process in self.family.items() if not has_ended(process)]
         shared = [str(path) for path in self._shared if path.exists()]
-        return processes + shared + [str(path) for path in self._temporary.iterdir()] + self._taken_ports()
+        return processes + shared + [str(path) for path in self.temporary.iterdir()] + self._taken_ports()
 
     def kill(self) -> None:
         """Whatever there is of it; a test that failed leaves nothing behind."""
