@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -91,22 +92,26 @@ def test_processes_regions_and_folder_go(left: MakeLeft, tmp_path: Path) -> None
     assert reader.is_running() and others.is_running() and other.region.exists() and other.remains.folder.exists()
 
 
+@pytest.mark.slow
 def test_the_board_of_the_server_goes_when_its_engine_has(tmp_path: Path) -> None:
     def board(pid: int) -> Path:
         path = SHARED_MEMORY / f"autoglm-acks-{secrets.token_hex(8)}"
         path.write_bytes(struct.pack("<8Q", 1, 0, pid, 0, 0, 0, 0, 0))
         return path
 
-    abandoned, held, others = board(NO_PROCESS), board(NO_PROCESS), board(NO_PROCESS + 1)
+    abandoned, held, ending, others = board(NO_PROCESS), board(NO_PROCESS), board(NO_PROCESS), board(NO_PROCESS + 1)
     empty = SHARED_MEMORY / f"autoglm-acks-{secrets.token_hex(8)}"
     empty.touch()
     try:
-        with held.open("rb") as engine:
+        with held.open("rb") as engine, ending.open("rb") as killed:
             fcntl.flock(engine, fcntl.LOCK_EX)
+            fcntl.flock(killed, fcntl.LOCK_EX)
+            threading.Timer(0.3, lambda: fcntl.flock(killed, fcntl.LOCK_UN)).start()
             Remains(tmp_path / "none", "autoglm-none-", NO_PROCESS).remove()
-            assert [path.exists() for path in (abandoned, held, others, empty)] == [False, True, True, True]
+            found = [path.exists() for path in (abandoned, ending, held, others, empty)]
+            assert found == [False, False, True, True, True]
     finally:
-        for path in (abandoned, held, others, empty):
+        for path in (abandoned, held, ending, others, empty):
             path.unlink(missing_ok=True)
 
 

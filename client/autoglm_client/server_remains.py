@@ -25,6 +25,7 @@ SHARED_MEMORY = Path("/dev/shm")
 _BOARDS = "autoglm-acks-*"
 _BOARD_HEAD = struct.Struct("<3Q")  # a mark, the number of its last event, the pid of the server
 _KILL_SECONDS = 3.0
+_LOCK_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 
 
@@ -72,16 +73,16 @@ class Remains:
         yield from (path for path in SHARED_MEMORY.glob(_BOARDS) if self.server_pid and self._is_board(path))
 
     def _is_board(self, path: Path) -> bool:
-        """An engine holds its board locked: another server may have got the number of this one."""
+        """An engine holds its board locked: another server may have got the number of this one. One that was killed lets
+        go of it in its last moments only."""
         try:
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return False
         with closing(os.fdopen(file, "rb")) as board:
-            if not is_own_file(path) or not try_lock(file):
-                return False
             head = board.read(_BOARD_HEAD.size)
-            return len(head) == _BOARD_HEAD.size and _BOARD_HEAD.unpack(head)[2] == self.server_pid
+            is_servers = len(head) == _BOARD_HEAD.size and _BOARD_HEAD.unpack(head)[2] == self.server_pid
+            return is_servers and is_own_file(path) and _locked_within(file, _LOCK_SECONDS)
 
 
 def is_own_file(path: Path) -> bool:
@@ -98,6 +99,13 @@ def try_lock(file: int) -> bool:
     except OSError:
         return False
     return True
+
+
+def _locked_within(file: int, seconds: float) -> bool:
+    give_up_at = time.monotonic() + seconds
+    while not (locked := try_lock(file)) and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    return locked
 
 
 def start_watch(remains: Remains) -> subprocess.Popen[bytes]:
