@@ -52,6 +52,8 @@ def test_the_reason_of_an_end() -> None:
     assert ending_error(STARTED + DIED + EXIT) == "the engine's process died: the server ends"
     assert ending_error(STARTED + "Signal (15) received.\n") == "Signal (15) received."
     assert ending_error("fine\nCudaDriverHelper has not been initialized.\n") == "fine"
+    pinned = "E1123 21:48:57.5 3 x.cc:1] failed to allocate pinned system memory: no pinned memory pool"
+    assert ending_error(f"{pinned}\nNon-graceful termination detected.\n") == "Non-graceful termination detected."
     assert last_line("") == ""
 
 

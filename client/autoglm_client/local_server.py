@@ -13,21 +13,22 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
-from .private_memory import wrapped
+from .ports import Address, check_ports
+from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
+from .server_remains import start_watch
 from .shared_inputs import KEY_HEADER
+from .triton_exec import wrapped
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -36,22 +37,6 @@ STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
-# How much of its stack tritonserver's HTTP ports use is said by the body that they are sent, and 8 MiB end it. A thread's
-# stack is as large as this limit says; "unlimited" would mean 2 MiB. What is not used takes no memory, unless the system promises
-# none that it does not have (vm.overcommit_memory 2): there the limit stays.
-STACK_BYTES = 1 << 30
-# The server ends with the process that started it, also when that one is killed.
-_GUARD = f"""
-import ctypes, os, resource, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-before, most = resource.getrlimit(resource.RLIMIT_STACK)
-stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min({STACK_BYTES}, most)
-with open("/proc/sys/vm/overcommit_memory") as promises:
-    stack = before if promises.read().strip() == "2" else stack
-resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class LocalServer:
@@ -91,8 +76,9 @@ class LocalServer:
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
         self._arguments = arguments
         self._chosen_log = Path(log_file) if log_file else None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None  # removes what is left when this process is killed
         self._log = self._chosen_log
         self._log_began = 0  # bytes that were in the log before
         self._are_keys_hidden = False
@@ -131,22 +117,32 @@ class LocalServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the process and return at once. Raises LocalServerError when something is not installed."""
+        """Start the process and return at once. Raises LocalServerError when something is not installed, or a port is
+        taken. What servers left behind whose processes were killed is removed first."""
         if self._process is not None:
             raise LocalServerError("this server was started already")
         if not self.model_repository.is_dir():
             raise LocalServerError(f"there is no model repository at {self.model_repository}")
         install = find_triton()
-        self._folder = tempfile.TemporaryDirectory(prefix="autoglm-server-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        self._log = self._chosen_log or folder / "server.log"
+        check_ports(self._addresses())
+        sweep()
+        try:
+            self._launch(install)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, install: TritonInstall) -> None:
+        self._folder = ServerFolder(self._shared_memory)
+        self._log = self._chosen_log or self._folder.path / "server.log"
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = wrapped(self._command(install, install.assemble_backends(folder)))
+        command = wrapped(self._command(install, install.assemble_backends(self._folder.path)))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
+        self._watch = start_watch(self._folder.remains(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded. Raises LocalServerError with the reason when they cannot be."""
@@ -202,19 +198,21 @@ class LocalServer:
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
-        then, or after `timeout` seconds."""
+        then, or after `timeout` seconds. Models' processes that still run are killed, and nothing is left behind."""
+        server_pid = self.pid or 0
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             self._wait_for_exit(timeout)
             self._process.kill()
             self._process.wait()
             self._process = None
-        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-            with contextlib.suppress(OSError):  # gone, or another user's, who took the name to be in the way
-                region.unlink()  # a model's process that was killed leaves its own behind
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove(server_pid)
             self._folder = None
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
+            self._watch = None
 
     def _wait_for_exit(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -225,6 +223,11 @@ class LocalServer:
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log and self._log.exists() else ""
+
+    def _addresses(self) -> dict[str, Address]:
+        http = {"http_port": self.http_port} if self.http else {}
+        ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+        return {setting: (self.host, port) for setting, port in ports.items()}
 
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
@@ -266,28 +269,13 @@ def _checked_key(key: str) -> str:
 
 
 def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start `command` from a thread that lives as long as it does: the signal at the parent's death follows the thread
-    that started a process, not the whole parent."""
-    started = threading.Event()
-    result: list[subprocess.Popen[bytes]] = []
-    guarded = [sys.executable, "-ISc", _GUARD, str(os.getpid()), *command]
-
-    def keep() -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(started.set)
-            output = stack.enter_context(open(log, "ab", opener=_owners_alone))
-            process = subprocess.Popen(
-                guarded, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    try:
+        with open(log, "ab", opener=_owners_alone) as output:
+            return start_child(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-            result.append(process)
-            started.set()
-            process.wait()
-
-    threading.Thread(target=keep, name="tritonserver-keeper", daemon=True).start()
-    started.wait()
-    if not result:
-        raise LocalServerError(f"{command[0]} cannot be started, or its log {log} cannot be written")
-    return result[0]
+    except OSError as error:
+        raise LocalServerError(f"{command[0]} cannot be started with the log {log}: {error.strerror}") from None
 
 
 def _owners_alone(path: str, flags: int) -> int:

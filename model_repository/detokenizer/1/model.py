@@ -15,9 +15,11 @@ class TritonPythonModel:
         from autoglm_engine.errors import EngineError
         from autoglm_engine.pieces import Pieces
         from autoglm_engine.server_identity import ServerIdentity
+        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
         close_to_others()
+        ServerProcess().end_with_it()
         self.refusal = EngineError
         boards = EventBoards(ServerIdentity.of_parent())
         self.pieces = Pieces.load(artifact_folder(args["model_repository"]), boards.open)

@@ -18,10 +18,12 @@ class TritonPythonModel:
         from autoglm_engine.adapter import artifact_folder, engine_settings
         from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics
+        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
 
         close_to_others()
+        ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
         self.service = EngineService(
             artifact_folder(args["model_repository"]),

@@ -1,8 +1,5 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
-import os
-import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -21,15 +18,18 @@ class TritonPythonModel:
         from autoglm_engine.liveness import EngineWatch
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
+        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
         close_to_others()
-        server = ServerIdentity.of_parent()
+        self.server = ServerProcess()
+        self.server.end_with_it()
+        identity = ServerIdentity.of_parent()
         self.refusal = EngineError
         self.kind = Kind.REQUEST
         self.door = Door.load(artifact_folder(args["model_repository"]))
-        self.board = EngineBoard(server)
-        self.watch = EngineWatch(server, end_server)
+        self.board = EngineBoard(identity)
+        self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
             self.watch.start()
 
@@ -54,22 +54,16 @@ class TritonPythonModel:
             ]
         )
 
+    def end_server(self):
+        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
+        print(
+            "Error: the engine's process died: the server ends, since it cannot answer any more",
+            file=sys.stderr,
+            flush=True,
+        )
+        self.server.end()
+
 
 def refused(error):
     code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
-
-
-def end_server():
-    # Straight to the log: Triton's logger takes its time, and the server may be gone before.
-    print(
-        "Error: the engine's process died: the server ends, since it cannot answer any more",
-        file=sys.stderr,
-        flush=True,
-    )
-    server = os.getppid()
-    # What is under way in the dead engine would keep the server for long, and this process may be gone before: the signal
-    # makes the server end its models first. So somebody else makes sure.
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen(["sh", "-c", f"sleep 2; kill -9 {server}"], start_new_session=True, **quiet)
-    os.kill(server, signal.SIGTERM)
