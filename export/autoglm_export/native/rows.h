@@ -19,10 +19,19 @@ struct QuantisedRow {
 constexpr int kWeightZero = 128;
 constexpr float kLargestByte = 127.0f;
 
+// Infinite or NaN where a value of the row is: magnitudes compare as the integers of their bits, and NaN is the largest.
 AUTOGLM_INLINE float largest_magnitude(const float* row, int width) {
-  Floats largest{};
-  for (int i = 0; i < width; i += kLanes) largest = maximum(largest, absolute(load<Floats>(row + i)));
-  return max_lanes(largest);
+  Ints largest{};
+  for (int i = 0; i < width; i += kLanes) {
+    const Ints bits = (Ints)absolute(load<Floats>(row + i));
+    largest = bits > largest ? bits : largest;
+  }
+  int32_t lane[kLanes], most = 0;
+  store(lane, largest);
+  for (int32_t each : lane) most = each > most ? each : most;
+  float value;
+  std::memcpy(&value, &most, sizeof value);
+  return value;
 }
 
 // Adds 0, or NaN where `value` is not finite: integers, comparisons and bfloat16 would drop that in silence.
@@ -37,20 +46,17 @@ inline bool is_finite(const float* values, int count) {
   return sum_lanes(poison) + rest == 0.0f;
 }
 
-// Rows have a padded width, a multiple of the panel's; the padding is zero. A row that is not finite gets the scale NaN.
+// Rows have a padded width, a multiple of the panel's; the padding is zero. A row that is not finite gets a scale that is not.
 inline void quantise(const float* row, int width, QuantisedRow out) {
   const float largest = largest_magnitude(row, width);
   const float inverse = largest > 0.0f ? kLargestByte / largest : 0.0f;
   Words sum{};  // unsigned, because the integers of a row that is not finite may overflow
-  Floats poison{};
   for (int i = 0; i < width; i += kLanes) {
-    const Floats exact = load<Floats>(row + i);
-    note_not_finite(poison, exact);
-    const Ints value = __builtin_convertvector(round_to_integer(exact * inverse), Ints);
+    const Ints value = __builtin_convertvector(round_to_integer(load<Floats>(row + i) * inverse), Ints);
     store_row_values(out.values + i, __builtin_convertvector(value, Bytes));
     sum += (Words)value;
   }
-  *out.scale = largest / kLargestByte + sum_lanes(poison);
+  *out.scale = largest / kLargestByte;
   *out.offset = static_cast<int32_t>(sum_lanes(sum) * -uint32_t{kWeightZero});
 }
 
