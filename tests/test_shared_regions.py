@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from autoglm_client.local_server import LocalServer, _spawn
+from autoglm_client.private_memory import wrapped
 from autoglm_client.server_probe import stub_processes
-from autoglm_client.triton_exec import wrapped
 from autoglm_engine.boards import SHARED_MEMORY
 from autoglm_engine.shared_regions import close_to_others, mapped_files
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_probe import server_is_ready
-from autoglm_client.triton_exec import STACK_BYTES
+from autoglm_client.stack_limit import STACK_BYTES
 from raw_http import PATIENCE_S, connect
 
 pytestmark = pytest.mark.server

@@ -23,12 +23,13 @@ from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
 from .ports import Address, check_ports
+from .private_memory import wrapped
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .shared_inputs import KEY_HEADER
-from .triton_exec import wrapped
+from .stack_limit import with_stack
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -138,7 +139,7 @@ class LocalServer:
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = wrapped(self._command(install, install.assemble_backends(self._folder.path)))
+        command = wrapped(with_stack(self._command(install, install.assemble_backends(self._folder.path))))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
@@ -249,7 +250,7 @@ class LocalServer:
             "metrics-port": self.metrics_port,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return [str(install.binary), *flags, *self._restrictions(), *self._arguments]
+        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"

@@ -1,13 +1,11 @@
-"""Run as a script, becomes tritonserver, which is started with what it does not arrange itself:
+"""Run as a script, becomes another program, whose shared memory is its user's alone from the first moment on:
 
-    python -IS triton_exec.py PROGRAM ARGUMENT ...
+    python -IS private_memory.py PROGRAM ARGUMENT ...
 
-Shared memory that is its user's alone from the first moment on. Triton's Python backend (through Boost) gives each region
-that it makes the mode 0644 by a call of its own (fchmod), whatever the umask. So here the umask is 0077, and that very call
-does nothing and succeeds: a filter of system calls (seccomp), which the program's children have, too. Where the system takes
-no filter, the models still close their regions, but only while they load (`autoglm_engine.shared_regions`).
-
-A stack that no body exhausts: how much of it tritonserver's HTTP ports use is said by the body that they are sent.
+Triton's Python backend (through Boost) gives each region that it makes the mode 0644 by a call of its own (fchmod), whatever
+the umask. So here the umask is 0077, and that very call does nothing and succeeds: a filter of system calls (seccomp), which
+the program's children have, too. Where the system takes no filter, the models still close their regions, but only while
+they load (`autoglm_engine.shared_regions`).
 """
 
 from __future__ import annotations
@@ -15,15 +13,11 @@ from __future__ import annotations
 import ctypes
 import os
 import platform
-import resource
 import struct
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-# A thread's stack is as large as this limit says; 8 MiB end, and "unlimited" would mean 2 MiB. What is not used takes no memory,
-# unless the system promises none that it does not have (vm.overcommit_memory 2): there the limit stays.
-STACK_BYTES = 1 << 30
 _OPEN_TO_ALL = 0o644
 # machine -> (its number in the filter's data, of the call fchmod, of the call seccomp); linux/audit.h, asm/unistd.h
 _NUMBERS = {"x86_64": (0xC000003E, 91, 317), "aarch64": (0xC00000B7, 52, 277)}
@@ -57,17 +51,7 @@ def ignore_opening() -> bool:
     return bool(libc.syscall(seccomp, _SET_FILTER, _KEEP_SPECULATION, head) == 0)
 
 
-def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -> None:
-    """As far as this process may."""
-    if promises.read_text().strip() == "2":
-        return
-    most = resource.getrlimit(resource.RLIMIT_STACK)[1]
-    stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
-    resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
-
-
 def main() -> None:
-    raise_stack_limit()
     os.umask(0o077)
     ignore_opening()
     os.execv(sys.argv[1], sys.argv[1:])
