@@ -17,6 +17,7 @@ from autoglm_engine.core import Event, Request
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.runner import Runner
+from autoglm_engine.seal import SEAL_BYTES, Kind
 from autoglm_engine.service import EngineService
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.wire import Packed, pack_request, unpack_event
@@ -37,8 +38,9 @@ class KeptReply:
 
     def send(self, packed: Packed, *, last: bool) -> None:
         self.raw.append(packed.tobytes())
-        if packed.tobytes().startswith(b'{"id"'):
-            self.events.append(unpack_event(packed)[0])
+        content = packed[SEAL_BYTES:]
+        if content.tobytes().startswith(b'{"id"'):
+            self.events.append(unpack_event(content)[0])
         if last:
             self.ended.set()
 
@@ -106,7 +108,9 @@ def serving(
 
 def submit(service: EngineService, request: Request) -> KeptReply:
     reply = KeptReply()
-    service.submit(request.id, request.prompt_ids, pack_request(dataclasses.replace(request, guide=None)), reply)
+    packed = pack_request(dataclasses.replace(request, guide=None))
+    sealed = service._board.seal.close(Kind.REQUEST, packed, beside=request.prompt_ids)
+    service.submit(request.id, request.prompt_ids, sealed, reply)
     return reply
 
 

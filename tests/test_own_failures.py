@@ -46,6 +46,8 @@ class BrokenGuide:
     is_ready = True
     failure = None
 
+    def start(self) -> None: ...
+
     def begin(self) -> BrokenGuide:
         self._check("begin")
         return self

@@ -139,7 +139,7 @@ class LocalServer:
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = wrapped(with_stack(self._command(install, install.assemble_backends(self._folder.path))))
+        command = wrapped(self._command(install, install.assemble_backends(self._folder.path)))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
