@@ -272,7 +272,7 @@ def test_a_tier_that_cannot_keep_costs_nobody_an_answer() -> None:
 
 
 def test_a_failure_of_the_engine_itself_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
-    def push(self: Output, token_id: int, *, check_stops: bool) -> bool:
+    def push(self: Output, token_id: int) -> bool:
         raise EngineError("a sentence for the caller")
 
     monkeypatch.setattr(Output, "push", push)
