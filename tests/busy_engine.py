@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from autoglm_engine.acks import AckBoard, AckGate, AckWriter
+from autoglm_engine.acks import AckBoard, AckGate
+from autoglm_engine.board_file import Board
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import EngineError
@@ -20,6 +21,7 @@ from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.replies import Replies
 from autoglm_engine.runner import Runner
+from autoglm_engine.seal import Kind
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.sharing import FlightGate, SharingEngine
 from autoglm_engine.token_text import TokenText
@@ -55,15 +57,15 @@ def no_series(metric: MetricSpec, label: str) -> NoSeries:
 class Reader:
     """A caller's response sender, and the detokenizer behind it. One that vanished acknowledges nothing."""
 
-    def __init__(self, writer: AckWriter, *, vanishes: bool) -> None:
-        self._writer = writer
+    def __init__(self, board: Board, *, vanishes: bool) -> None:
+        self._board = board
         self._vanishes = vanishes
 
     def send(self, packed: Packed, *, last: bool) -> None:
-        _, ack = unpack_event(packed)
+        _, ack = unpack_event(self._board.seal.open(Kind.EVENT, packed))
         assert ack is not None
         if not self._vanishes:
-            self._writer.write(ack)
+            self._board.acknowledge(ack)
 
     def fail(self, code: str, message: str) -> None:
         pass
@@ -85,7 +87,8 @@ class BusyEngine:
         self._limits = runner.limits
         self._each_step = each_step
         self._board = AckBoard(4096, folder)
-        self._writer = AckWriter(folder)
+        self._opened = Board.open(folder / self._board.name)
+        assert self._opened is not None
         self._acks = AckGate(self._board, self._clock)
         self._metrics = PublishedMetrics(no_series)
         self._replies = Replies(self._acks, self._clock)
@@ -130,12 +133,12 @@ class BusyEngine:
 
     def _probe(self) -> None:
         if ack := self._acks.probe():
-            self._writer.write(ack)
+            self._opened.acknowledge(ack)
 
     def _arrive(self) -> None:
         self.num_requests += 1
         caller = f"caller-{next(self._callers)}"
-        request_id = self._replies.open(caller, Reader(self._writer, vanishes=self._draw.random() < 0.05))
+        request_id = self._replies.open(caller, Reader(self._opened, vanishes=self._draw.random() < 0.05))
         try:
             for event in self._engine.submit(self._request(request_id)):
                 self._replies(event)

@@ -116,6 +116,12 @@ class FakeCudaSession:
     def get_providers(self) -> list[str]:
         return [CUDA, "CPUExecutionProvider"]
 
+    def get_inputs(self) -> list[Any]:
+        return list(self.real.get_inputs())
+
+    def get_outputs(self) -> list[Any]:
+        return list(self.real.get_outputs())
+
     def io_binding(self) -> FakeBinding:
         return FakeBinding(self.gpu, self.real.io_binding())
 

@@ -56,16 +56,16 @@ class Stream:
         self._client = triton.InferenceServerClient(url)
         self._results: queue.Queue[tuple[Any, Any]] = queue.Queue()
         self._client.start_stream(lambda result, error: self._results.put((result, error)))
-        self._answers: dict[str, Answer] = {}
-        self._ended: set[str] = set()
+        self.answers: dict[str, Answer] = {}
+        self.ended: set[str] = set()
 
     def send(
         self, inputs: list[triton.InferInput], model: str = "autoglm", request_id: str = "", **parameters: Any
     ) -> str:
         """`request_id`: of a request that ended, which is used again."""
         request_id = request_id or uuid.uuid4().hex
-        self._ended.discard(request_id)
-        self._answers[request_id] = Answer()
+        self.ended.discard(request_id)
+        self.answers[request_id] = Answer()
         self._client.async_stream_infer(
             model, inputs, request_id=request_id, enable_empty_final_response=True, parameters=parameters or None
         )
@@ -79,12 +79,12 @@ class Stream:
         """Take one response; the id that it belongs to."""
         result, error = self._results.get(timeout=timeout)
         if error is not None:
-            request_id = _id_of(error, self._answers, self._ended)
-            self._answers[request_id].error = error.message()
-            self._ended.add(request_id)
+            request_id = _id_of(error, self.answers, self.ended)
+            self.answers[request_id].error = error.message()
+            self.ended.add(request_id)
             return request_id
         response = result.get_response()
-        answer = self._answers[response.id]
+        answer = self.answers[response.id]
         if response.outputs:
             answer.num_responses += 1
             answer.last = {output.name: result.as_numpy(output.name) for output in response.outputs}
@@ -92,14 +92,14 @@ class Stream:
                 answer.text += answer.last["text_output"].item().decode()
                 answer.finish_reason = answer.last["finish_reason"].item().decode()
         if response.parameters["triton_final_response"].bool_param:
-            self._ended.add(response.id)
+            self.ended.add(response.id)
         return str(response.id)
 
     def finish(self, request_id: str, timeout: float = 300.0) -> Answer:
         """Take responses until this request ended."""
-        while request_id not in self._ended:
+        while request_id not in self.ended:
             self.next(timeout)
-        return self._answers[request_id]
+        return self.answers[request_id]
 
     def control(self, **what: Any) -> dict[str, Any]:
         answer = self.finish(self.send([tensor("control", json.dumps(what).encode())], model="engine"))

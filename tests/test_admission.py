@@ -125,6 +125,35 @@ def test_a_retained_beginning_is_used_before_it_is_lost() -> None:
     assert door.admitted == ["a1", "b1", "c1", "a2", "b2", "c2", "a3", "b3", "c3"]
 
 
+SECRET, GUESSES = path(1, 2, 3, 4), [path(5, 5, 5, 5), path(1, 2, 3, 4), path(1, 2, 6, 6), path(7, 7, 7, 7)]
+
+
+@pytest.mark.parametrize("is_running", [True, False])
+@pytest.mark.parametrize("asked", [SECRET, path(8, 8, 8, 8)], ids=["guessed", "not guessed"])
+def test_the_order_tells_a_tenant_nothing_of_what_others_asked(asked: list[int], is_running: bool) -> None:
+    door = Door(FEATURES)
+    door.queue(replace(request("other", asked, user="u"), tenant="other"))
+    door.step()
+    if not is_running:
+        door.end("other")
+    users = ["v", "u", "", "u"]
+    for name, prompt, user in zip("abcd", GUESSES, users, strict=True):
+        door.queue(replace(request(name, prompt, user=user), tenant="spy"))
+    admitted = []
+    while door.scheduler.waiting:
+        admitted += (names := door.step())
+        door.end(*names)
+    assert admitted == ["a", "b", "c", "d"]
+
+
+def test_a_tenants_own_beginnings_still_come_first() -> None:
+    door = Door(FEATURES)
+    door.queue(replace(request("r", SECRET), tenant="own"))
+    door.step()
+    door.queue(*(replace(request(name, prompt), tenant="own") for name, prompt in zip("ab", GUESSES, strict=False)))
+    assert door.step() == ["b"]
+
+
 def test_without_prefix_reuse_a_path_counts_for_nothing() -> None:
     door = Door(replace(FEATURES, prefix_reuse=False), num_slots=2)
     door.queue(request("r", path(1, 1)))

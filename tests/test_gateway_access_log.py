@@ -275,3 +275,18 @@ def test_who_asks_is_said_by_proxies_that_are_named_and_by_nobody_else(
         httpx.get(f"{gateway.url}/health/live", headers={k: v.encode("latin-1") for k, v in forwarded.items()})  # type: ignore[arg-type]
     (line,) = lines_of(file)
     assert line["client"] == client
+
+
+def test_a_line_that_cannot_be_written_does_not_end_the_log(tmp_path: Path) -> None:
+    """Half a surrogate pair, as JSON of a client may hold, and a value that JSON has not."""
+    file = tmp_path / "log"
+    with LogWriter(str(file), 10) as writer:
+        writer.write({"tenant": "half \ud83d"})
+        wait_for(file, 1)
+        writer.write({"tenant": object()})
+        while not writer.dropped:
+            threading.Event().wait(0.01)
+        writer.write({"tenant": "whole"})
+    assert [json.loads(line) for line in file.read_text().splitlines()] == [
+        {"tenant": "half \ud83d"}, {"tenant": "whole"}, {"dropped": 1},
+    ]  # fmt: skip

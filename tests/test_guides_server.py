@@ -82,3 +82,31 @@ async def _answers(url: str, asked: list[Asked]) -> list[Result | BaseException]
     async with AsyncClient(url) as client:
         jobs = (client.chat([{"role": "user", "content": "Give me an example."}], one.options) for one in asked)
         return await asyncio.gather(*jobs, return_exceptions=True)
+
+
+def key_patterns(count: int) -> str:
+    """A schema that took minutes to compile, on the thread that arrivals, cancels and the health probe come through."""
+    return json.dumps({"patternProperties": {f"^x{i}[a-z]*$": {"type": "integer"} for i in range(count)}})
+
+
+def test_schemas_that_cost_too_much_are_refused_and_large_ones_keep_nobody_waiting(server: LocalServer) -> None:
+    large = [
+        json.dumps({"properties": {f"p{i}": {"type": "string", "maxLength": n + 3} for i in range(1300)}}, separators=(",", ":"))
+        for n in range(4)
+    ]  # fmt: skip
+
+    async def ask() -> list[Result | BaseException]:
+        async with AsyncClient(server.grpc_url) as client:
+            options = [
+                GenerationOptions(max_tokens=4, cache="bypass", guided_json=schema)
+                for schema in [*[key_patterns(1300)] * 4, *large]
+            ]
+            free = [GenerationOptions(max_tokens=4, cache="bypass")] * 8
+            return await asyncio.gather(
+                *(client.generate("A", one) for one in [*options, *free]), return_exceptions=True
+            )
+
+    refused, compiled, free = (lambda all_: (all_[:4], all_[4:8], all_[8:]))(asyncio.run(ask()))
+    assert all(isinstance(one, InvalidRequestError) and "at most 64 can be compiled" in str(one) for one in refused)
+    assert all(isinstance(one, Result) for one in [*compiled, *free]), (compiled, free)
+    assert server.is_healthy(60)

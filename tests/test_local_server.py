@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from autoglm_client import triton_install
+from autoglm_client.engine_pulse import EnginePulse, cpu_seconds
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_log import ending_error, last_line, startup_error
+from small_service import until
 
 STARTED = """\
 W1123 21:25:46.1 20973 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory: CUDA driver"
@@ -47,6 +52,8 @@ def test_the_reason_of_an_end() -> None:
     assert ending_error(STARTED + DIED + EXIT) == "the engine's process died: the server ends"
     assert ending_error(STARTED + "Signal (15) received.\n") == "Signal (15) received."
     assert ending_error("fine\nCudaDriverHelper has not been initialized.\n") == "fine"
+    pinned = "E1123 21:48:57.5 3 x.cc:1] failed to allocate pinned system memory: no pinned memory pool"
+    assert ending_error(f"{pinned}\nNon-graceful termination detected.\n") == "Non-graceful termination detected."
     assert last_line("") == ""
 
 
@@ -88,3 +95,87 @@ def test_the_backend_directory_is_links_only(tmp_path: Path) -> None:
     names = {path.name for path in (backends / "python").iterdir()}
     assert {"libtriton_python.so", "triton_python_backend_stub", "triton_python_backend_utils.py"} <= names
     assert all(path.is_symlink() and path.exists() for path in (backends / "python").iterdir())
+
+
+def test_a_strangers_file_under_a_regions_name_does_not_stop_the_stopping(tmp_path: Path) -> None:
+    server = LocalServer(tmp_path)
+    in_the_way = Path("/dev/shm") / f"{server._shared_memory}in-the-way"  # what this user cannot unlink
+    in_the_way.mkdir()
+    try:
+        server.stop()
+    finally:
+        in_the_way.rmdir()
+
+
+# ---- an engine that does not answer
+
+
+@dataclass
+class FakeEngine:
+    now: float = 0.0
+    used: float = 0.0
+
+    def looks(self, pulse: EnginePulse, count: int, *, share: float, answers: bool = False) -> list[bool]:
+        """What `count` looks six seconds apart say, while the engine uses this share of a core."""
+        verdicts = []
+        for _ in range(count):
+            self.now, self.used = self.now + 6, self.used + 6 * share
+            verdicts.append(pulse.is_dead(answers=answers))
+        return verdicts
+
+    def pulse(self) -> EnginePulse:
+        return EnginePulse(lambda: self.used, lambda: self.now)
+
+
+def test_a_busy_engine_is_not_a_dead_one() -> None:
+    engine = FakeEngine()
+    pulse = engine.pulse()
+    assert engine.looks(pulse, 20, share=0.1) == [False] * 20
+    assert engine.looks(pulse, 3, share=0.005) == [False, False, True]
+
+
+def test_an_engine_that_answers_lives_and_one_that_is_silent_for_minutes_does_not() -> None:
+    engine = FakeEngine()
+    pulse = engine.pulse()
+    assert not any(engine.looks(pulse, 100, share=0.0, answers=True))
+    assert engine.looks(pulse, 50, share=1.0) == [False] * 50
+    assert engine.looks(pulse, 1, share=1.0) == [True]
+
+
+def test_a_silence_that_ends_begins_anew() -> None:
+    engine = FakeEngine()
+    pulse = engine.pulse()
+    for _ in range(3):
+        assert not any(engine.looks(pulse, 2, share=0.0))
+        assert not any(engine.looks(pulse, 1, share=0.0, answers=True))
+
+
+def test_what_a_process_uses_is_counted() -> None:
+    with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as busy:
+        until(lambda: cpu_seconds([busy.pid]) > 0.05)
+        busy.kill()
+    assert cpu_seconds([busy.pid]) == 0.0
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as waiting:
+        assert waiting.stdin is not None
+        assert cpu_seconds([waiting.pid]) < 5.0
+        waiting.stdin.close()
+
+
+def test_a_server_whose_engine_works_and_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    server = LocalServer("x")
+    looks = []
+
+    def check() -> None:
+        looks.append(1)
+        if len(looks) == 12:
+            raise InterruptedError
+
+    used = iter(range(100))
+    monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: float(next(used)))
+    for name, found in (("is_alive", True), ("is_healthy", False), ("_dead_models", [])):
+        monkeypatch.setattr(server, name, lambda found=found: found)
+    with pytest.raises(InterruptedError):
+        server.wait(0.0, check)
+    monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: 0.0)
+    with pytest.raises(LocalServerError, match="the engine no longer answers"):
+        server.wait(0.0)

@@ -270,9 +270,60 @@ def test_values_that_are_not_finite_stay_with_their_request(tmp_path: Path, best
     good, bad = np.full(30, 5, np.int32), np.full(30, 13, np.int32)
     expected = step(native, Span(0, 0, good, True))
     together = step(native, Span(1, 0, bad, True), Span(2, 0, good, True))
+    assert np.isnan(together[0]).all()
     np.testing.assert_array_equal(together[1:], expected)
     np.testing.assert_array_equal(step(native, Span(1, 0, good[:9], False), Span(2, 0, good, True)), expected)
     np.testing.assert_array_equal(in_chunks(native, good, 1, [9])[-1], expected[0])
+    native.close()
+
+
+OVERFLOWS = {
+    "values": (("value",), 3e37),
+    "scores": (("query", "key"), 1e20),
+    "gated": (("gate", "up"), 3e20),
+    "the stream": (("output",), 3e37),
+}
+BROKEN_SPECS = ["grouped", "sandwich, tied, head norms", "no groups, head size 80"]
+
+
+@pytest.mark.parametrize("library", TARGETS)
+@pytest.mark.parametrize("spec", BROKEN_SPECS)
+@pytest.mark.parametrize("case", OVERFLOWS)
+def test_what_overflows_inside_is_no_number_at_the_end(
+    case: str, spec: str, library: str, libraries: Mapping[str, Path], tmp_path: Path
+) -> None:
+    layers, factor = OVERFLOWS[case]
+    weights = random_weights(SPECS[spec])
+    for layer in layers:
+        weights[f"layers.0.{layer}.weight"] *= np.float32(factor)
+    native = build(tmp_path, SPECS[spec], libraries[library], weights=weights)
+    assert not np.isfinite(step(native, Span(0, 0, random_ids(20), True))).any()
+    native.close()
+
+
+@pytest.mark.parametrize("library", TARGETS)
+@pytest.mark.parametrize("spec", BROKEN_SPECS)
+def test_a_broken_token_ends_what_follows_it_in_its_slot_and_nothing_else(
+    spec: str, library: str, libraries: Mapping[str, Path], tmp_path: Path
+) -> None:
+    """Also where the logits are wanted of a later token, which reads of the broken one what the cache made of it."""
+    weights = random_weights(SPECS[spec])
+    weights["embed"][13] *= np.float32(1e38)
+    native = build(tmp_path, SPECS[spec], libraries[library], weights=weights)
+    good, bad = np.array([5, 6, 7, 8, 9, 10], np.int32), np.array([5, 13, 7, 8, 9, 10], np.int32)
+    expected = step(native, Span(0, 0, good, True))
+    assert np.isfinite(expected).all()
+    together = step(native, Span(1, 0, bad, True), Span(2, 0, good, True))
+    assert np.isnan(together[0]).all()
+    np.testing.assert_array_equal(together[1:], expected)
+    later = step(native, Span(1, 6, good[:1], True), Span(2, 6, good[:1], True))
+    assert np.isnan(later[0]).all() and np.isfinite(later[1]).all()
+    native.copy_prefix(1, 3, 4)
+    assert np.isnan(step(native, Span(3, 4, good[4:], True))).all(), "a copy knows what it holds"
+    native.copy_prefix(1, 3, 1)
+    np.testing.assert_array_equal(step(native, Span(3, 1, good[1:], True)), expected)
+    np.testing.assert_array_equal(step(native, Span(1, 1, good[1:], True)), expected)
+    np.testing.assert_array_equal(in_chunks(native, good, 1, [2])[-1], expected[0])
     native.close()
 
 

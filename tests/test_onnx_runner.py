@@ -16,6 +16,7 @@ from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import MANIFEST_NAME, FileRecord, Manifest
 from autoglm_engine.onnx_memory import HostMemory
 from autoglm_engine.onnx_runner import OnnxRunner, decode_groups
+from autoglm_engine.runner import run_step
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.spec import RopeSpec
 from hypothesis import HealthCheck, given, settings
@@ -227,3 +228,60 @@ def test_loading_refuses_another_version_and_damaged_files(tmp_path: Path) -> No
     with pytest.raises(ArtifactError, match="has 1 bytes"):
         load_runner(tmp_path, manifest, num_threads=1)
     assert json.loads((tmp_path / MANIFEST_NAME).read_text())["runtime"] == "onnx"
+
+
+@pytest.mark.parametrize(
+    ("variant", "layers", "factor"),
+    [
+        ("llama", ("query", "key"), 1e20),
+        ("llama", ("gate", "up"), 3e20),
+        ("glm4", ("query", "key"), 1e20),
+        ("glm4", ("gate", "up"), 3e20),
+        ("qwen3", ("value",), 3e37),
+        ("qwen3", ("output",), 3e37),
+    ],
+)
+def test_what_is_no_number_in_float32_is_none_in_int8(
+    variant: str, layers: tuple[str, ...], factor: float, tmp_path: Path
+) -> None:
+    """ReduceMax and integers drop a NaN, and zeros or any other numbers would be left of it."""
+    weights = random_weights(SPECS[variant])
+    for layer in layers:
+        weights[f"layers.0.{layer}.weight"] *= np.float32(factor)
+    for precision in ("fp32", "int8"):
+        (tmp_path / precision).mkdir()
+        runner = onnx_runner(tmp_path / precision, SPECS[variant], weights, precision=precision)
+        found = run_step(runner, StepBatch((Span(0, 0, np.arange(5, 12, dtype=np.int32), True),)))
+        runner.close()
+        assert not np.isfinite(found).any(), precision
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+def test_a_token_that_is_no_number_ends_what_follows_it_in_its_slot_and_nothing_else(
+    precision: str, tmp_path: Path
+) -> None:
+    """Its keys and values are none either, and stay in the slot when the next sequence has it, beside a longer one."""
+    spec, broken = SPECS["glm4"], 13
+    weights = random_weights(spec)
+    weights["embed"][:, 0], weights["embed"][broken] = 0, np.eye(1, spec.hidden_size)
+    weights["layers.0.post_attention_norm"][0] = 0  # so that number 0 of the stream is the broken token's alone
+    for layer in ("gate", "up"):
+        weights[f"layers.0.{layer}.weight"][:, 0] = 1e25
+    runner = onnx_runner(tmp_path, spec, weights, precision=precision)
+    good, bad = np.array([5, 6, 7, 8, 9, 10], np.int32), np.array([5, broken, 7, 8, 9, 10], np.int32)
+    long = np.arange(20, 36, dtype=np.int32)
+
+    def step(*spans: Span) -> Logits:
+        return run_step(runner, StepBatch(spans)).copy()
+
+    expected, expected_long = step(Span(0, 0, good, True)), step(Span(0, 0, long, True))
+    assert np.isfinite(expected).all() and np.isfinite(expected_long).all()
+    together = step(Span(1, 0, bad, True), Span(2, 0, good, True), Span(3, 0, long, True))
+    assert not np.isfinite(together[0]).any()
+    np.testing.assert_array_equal(together[1:], np.concatenate([expected, expected_long]))
+    follows, beside = step(Span(1, 6, good[:1], True), Span(2, 6, good[:1], True))
+    assert not np.isfinite(follows).any() and np.isfinite(beside).all()
+    step(Span(1, 0, good[:2], False), Span(3, 16, long[:1], True))
+    after = step(Span(1, 2, good[2:3], True), Span(2, 2, good[2:3], True), Span(3, 17, long[:1], True))
+    assert np.isfinite(after).all()
+    runner.close()

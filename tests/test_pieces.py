@@ -33,7 +33,7 @@ def acknowledged() -> list[Ack]:
 
 @pytest.fixture
 def pieces(acknowledged: list[Ack]) -> Pieces:
-    return Pieces(letters_text(), acknowledged.append, Clock())
+    return Pieces(letters_text(), lambda packed: (packed, acknowledged.append), Clock())
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -68,7 +68,7 @@ def test_text_is_cut_where_a_stop_string_began(pieces: Pieces, kept: int, text: 
 
 
 def test_each_event_is_acknowledged(pieces: Pieces, acknowledged: list[Ack]) -> None:
-    ack = Ack("board", 3, 9)
+    ack = Ack(3, 9)
     pieces.outputs(pack_event(event("a"), ack))
     pieces.outputs(pack_event(event("a"), None))
     assert acknowledged == [ack]
@@ -76,7 +76,7 @@ def test_each_event_is_acknowledged(pieces: Pieces, acknowledged: list[Ack]) -> 
 
 def test_detokenize_time_adds_up_over_a_stream(pieces: Pieces) -> None:
     def spent(request_id: str, cell: int) -> float:
-        outputs = pieces.outputs(pack_event(event("a", request_id), Ack("b", cell, 1)))
+        outputs = pieces.outputs(pack_event(event("a", request_id), Ack(cell, 1)))
         return float(outputs["stage_times"][0, 4])
 
     assert [spent("r", 1), spent("s", 2), spent("r", 1), spent("r", 1)] == pytest.approx([2, 2, 4, 6])
@@ -105,6 +105,6 @@ def test_what_is_no_event_is_refused(pieces: Pieces) -> None:
 def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, acknowledged: list[Ack]) -> None:
     failed = event(error="the runner broke", error_code="UNAVAILABLE")
     with pytest.raises(RequestFailed, match="the runner broke") as raised:
-        pieces.outputs(pack_event(failed, Ack("board", 3, 9)))
+        pieces.outputs(pack_event(failed, Ack(3, 9)))
     assert raised.value.wire_text == "UNAVAILABLE: the runner broke"
-    assert acknowledged == [Ack("board", 3, 9)]
+    assert acknowledged == [Ack(3, 9)]

@@ -33,16 +33,18 @@ def blocks(*values: int, rest: int = 0) -> TokenIds:
     ],
 )
 def test_whole_blocks_from_the_beginning_count(held: tuple[int, ...], prompt: TokenIds, common: int) -> None:
-    assert num_common(chain_of(prompt), set(chain_of(blocks(*held)))) == common
+    assert num_common(chain_of(prompt, "t"), set(chain_of(blocks(*held), "t"))) == common
 
 
 def test_a_chain_grows_to_the_one_of_the_whole() -> None:
-    chain = chain_of(blocks(1, 2))
-    extend(chain, blocks(1, 2, 3, rest=3))
-    assert chain == chain_of(blocks(1, 2, 3))
+    chain = chain_of(blocks(1, 2), "t")
+    extend(chain, blocks(1, 2, 3, rest=3), "t")
+    assert chain == chain_of(blocks(1, 2, 3), "t")
 
 
 TEXTS = st.lists(st.integers(0, 1), min_size=1, max_size=4).map(lambda values: blocks(*values, rest=3))
+
+TENANTS = st.sampled_from(["", "a"])
 
 
 @settings(max_examples=60, stateful_step_count=30, deadline=None)
@@ -55,11 +57,11 @@ class IndexedSlots(RuleBasedStateMachine):
         self.index = PrefixIndex(self.slots)
         self.prompts: dict[int, TokenIds] = {}
 
-    @rule(prompt=TEXTS)
-    def begin(self, prompt: TokenIds) -> None:
+    @rule(prompt=TEXTS, tenant=TENANTS)
+    def begin(self, prompt: TokenIds, tenant: str) -> None:
         if not self.slots.can_allocate:
             return
-        slot = self.slots.allocate(prompt).slot
+        slot = self.slots.allocate(prompt, tenant).slot
         self.slots.tokens[slot, : len(prompt)] = prompt
         self.prompts[slot] = prompt
 
@@ -80,12 +82,13 @@ class IndexedSlots(RuleBasedStateMachine):
     def fail(self) -> None:
         self.slots.forget_retained()
 
-    @rule(prompt=TEXTS)
-    def look_up(self, prompt: TokenIds) -> None:
+    @rule(prompt=TEXTS, tenant=TENANTS)
+    def look_up(self, prompt: TokenIds, tenant: str) -> None:
         self.index.refresh()
-        rows = [self.slots.tokens[slot, : self.slots.length[slot]] for slot in range(NUM_SLOTS)]
-        expected = max(common_blocks(prompt, row) for row in rows)
-        assert self.index.num_held(chain_of(prompt)) == expected
+        own = [slot for slot in range(NUM_SLOTS) if self.slots.tenant[slot] == tenant]
+        rows = [self.slots.tokens[slot, : self.slots.length[slot]] for slot in own]
+        expected = max((common_blocks(prompt, row) for row in rows), default=0)
+        assert self.index.num_held(chain_of(prompt, tenant)) == expected
 
     @invariant()
     def is_whole(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
+import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,10 +10,10 @@ from pathlib import Path
 import pytest
 from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
-from autoglm_engine.liveness import EngineWatch
 from autoglm_engine.metrics import REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
 from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
+from autoglm_engine.seal import SEAL_BYTES
 from autoglm_engine.wire import Packed, unpack_event
 from fakes import FakeClock
 
@@ -29,7 +27,7 @@ class FakeReply:
     def send(self, packed: Packed, *, last: bool) -> None:
         if self.broken:
             raise RuntimeError("the stream is gone")
-        self.sent.append((unpack_event(packed)[0], last))
+        self.sent.append((unpack_event(packed[SEAL_BYTES:])[0], last))
 
     def fail(self, code: str, message: str) -> None:
         self.failed.append((code, message))
@@ -180,17 +178,14 @@ def test_metric_names_follow_prometheus() -> None:
     assert [unit_suffix(spec) for spec in (TOKENS_OUT, RUNNING, TIME_TO_FIRST_TOKEN)] == ["_total", "", "_seconds"]
 
 
-def test_only_an_engine_that_died_is_dead(tmp_path: Path) -> None:
-    watch = EngineWatch(os.getppid(), lambda: None, tmp_path)
-    assert not watch.look()  # none yet
-    board = AckBoard(4, tmp_path)
-    assert not watch.look()
-    board.close()
-    assert not watch.look()  # it ended in order
-
-
-def test_the_board_of_a_killed_engine_tells(tmp_path: Path) -> None:
-    script = f"from autoglm_engine.acks import *; AckBoard(4, Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
-    subprocess.run([sys.executable, "-c", script], check=False)
-    assert EngineWatch(os.getpid(), lambda: None, tmp_path).look()
-    assert not EngineWatch(1, lambda: None, tmp_path).look()  # another server's
+def test_an_event_that_cannot_be_packed_ends_its_answer_with_an_error(gate: AckGate) -> None:
+    """Whoever reads it would wait for ever, or miss a part of it."""
+    replies, reply, other = Replies(gate), FakeReply(), FakeReply()
+    broken, whole = replies.open("broken", reply), replies.open("whole", other)
+    replies(event(broken))
+    replies(dataclasses.replace(event(broken), token_ids=(object(),)))  # type: ignore[arg-type]
+    replies(event(broken, FinishReason.STOP))
+    replies(event(whole, FinishReason.STOP))
+    assert [last for _, last in reply.sent] == [False, True]
+    assert reply.sent[-1][0].error is not None and reply.sent[-1][0].error_code == "INTERNAL"
+    assert [last for _, last in other.sent] == [True]

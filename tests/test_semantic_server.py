@@ -24,6 +24,7 @@ OPPOSITE = [Message("user", "What is the worst way to learn the guitar?")]
 @pytest.fixture(scope="module")
 def server(artifact: Path, embedder: Path) -> Iterator[LocalServer]:
     env = {"AUTOGLM_EMBEDDER": str(embedder), "AUTOGLM_SEMANTIC_VERIFY_SHARE": "1", "AUTOGLM_SEMANTIC_THRESHOLD": "0.8"}
+    env["AUTOGLM_SEMANTIC_TIMEOUT_MS"] = "60000"  # no test fails because a machine is slow
     with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as running:
         yield running
 

@@ -8,6 +8,7 @@ import itertools
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -27,6 +28,7 @@ import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
+from processes import wait_for_end
 from raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
@@ -385,14 +387,6 @@ def test_a_dead_engine_is_noticed(artifact: Path) -> None:
             server.wait()
 
 
-def is_alive(process: psutil.Process) -> bool:
-    """A zombie has ended; whether somebody reaps it is not the server's affair."""
-    try:
-        return process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
-
-
 def test_nothing_is_left_behind(artifact: Path) -> None:
     before = set(Path("/dev/shm").iterdir())
     with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
@@ -403,7 +397,7 @@ def test_nothing_is_left_behind(artifact: Path) -> None:
         assert len(made) >= 4  # the board, and a region a model
         server.stop()
     assert not any(path.exists() for path in made)
-    wait_for(lambda: not any(is_alive(process) for process in family))
+    wait_for_end(*family)
 
 
 def stub_of(server: LocalServer, model: str) -> int:
@@ -422,6 +416,15 @@ def test_a_missing_artifact_is_one_sentence(tmp_path: Path) -> None:
     assert "Traceback" not in message
 
 
+def test_the_models_run_the_engine_of_their_own_repository(tmp_path: Path) -> None:
+    """Whatever other copy of it is installed."""
+    repository = tmp_path / "model_repository"
+    shutil.copytree(MODEL_REPOSITORY, repository, ignore=shutil.ignore_patterns("artifact", "__pycache__"))
+    (repository / "engine" / "1" / "autoglm_engine" / "__init__.py").write_text("raise ImportError('its own engine')")
+    with pytest.raises(LocalServerError, match="its own engine"):
+        LocalServer(repository, artifact=tmp_path).__enter__()
+
+
 def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     script = (
         "import sys, time; from autoglm_client.local_server import LocalServer\n"
@@ -435,4 +438,4 @@ def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     family = [server, *server.children(recursive=True)]
     parent.kill()
     parent.communicate()
-    wait_for(lambda: not any(is_alive(process) for process in family))
+    wait_for_end(*family)

@@ -55,6 +55,24 @@ def test_blocks_never_overlap_and_nothing_is_lost(tmp_path_factory: pytest.TempP
     segment.close()
 
 
+def test_what_is_not_this_users_is_no_segment_of_a_killed_process(tmp_path: Path) -> None:
+    """Anybody may put anything under such a name; root can open it all."""
+    names = [f"autoglm-inputs-{number}" for number in range(5)]
+    strangers, link, pipe, folder, own = (tmp_path / name for name in names)
+    strangers.touch()
+    link.symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "elsewhere").touch()
+    os.mkfifo(pipe)
+    folder.mkdir()
+    own.touch()
+    if os.geteuid() == 0:
+        os.chown(strangers, 65534, 65534)
+    else:
+        strangers.unlink()
+    assert remove_stale(tmp_path) == [own.name]
+    assert (tmp_path / "elsewhere").exists() and os.path.lexists(link) and pipe.exists() and folder.exists()
+
+
 def test_a_full_segment_takes_no_more(tmp_path: Path) -> None:
     segment = Segment(2 * PAGE, tmp_path)
     assert segment.put(b"a") == Block(0, PAGE)

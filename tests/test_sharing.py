@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,7 +14,7 @@ from autoglm_engine.errors import InvalidRequest, NotCached, QueueFull, Shutting
 from autoglm_engine.fingerprint import fingerprint
 from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.metrics import CACHE_BYTES, CACHE_HITS, REQUESTS, MemoryMetrics
-from autoglm_engine.response_cache import ENTRY_OVERHEAD, ResponseCache
+from autoglm_engine.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.sharing import SharingEngine
@@ -32,11 +33,13 @@ def shared_bench(
     inner: object = None,
     num_slots: int = 4,
     tiers: tuple[Tier, ...] = (),
+    logits_per_span: int = 1,
     **options: object,
 ) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
     chosen = EngineSettings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
-    bench = Bench(num_candidates, limits=Limits(num_slots, 64, 8, VOCAB), settings=chosen, gate=gate, eos=EOS)
+    limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
+    bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
     bench.engine = SharingEngine(  # type: ignore[assignment]
         bench.engine, "digest", TEXT, chosen, gate, tiers=tiers, metrics=bench.metrics, clock=bench.clock
     )
@@ -148,6 +151,66 @@ def test_an_answer_that_does_not_fit_takes_the_one_before_with_it() -> None:
     cache.keep(b"a", answer(10_000))
     assert cache.find(b"a") is None
     assert (cache.stats.entries, cache.stats.bytes, metrics.value(CACHE_BYTES)) == (0, 0, 0)
+
+
+def test_a_long_kept_answer_is_read_while_steps_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    bench = shared_bench()
+    submit(bench, request("first", ignore_eos=True))
+    bench.drain()
+    stepped: list[str] = []
+
+    def slow(key: bytes, entry: Entry) -> Event | None:
+        submit(bench, request("other", [7], ignore_eos=True))
+        stepper = threading.Thread(target=bench.step, daemon=True)
+        stepper.start()
+        stepper.join(60)
+        stepped.append("waits" if stepper.is_alive() else "done")
+        return read_entry(key, entry)
+
+    monkeypatch.setattr("autoglm_engine.sharing.read_entry", slow)
+    submit(bench, request("again", ignore_eos=True))
+    bench.drain()
+    assert stepped == ["done"]
+    assert answers(bench.events)["again"].last.cache_hit is CacheHit.EXACT
+    assert answers(bench.events)["again"].token_ids == answers(bench.events)["first"].token_ids
+
+
+@pytest.mark.parametrize("how", ["flushed", "gone", "damaged"])
+def test_what_happens_to_an_entry_while_it_is_read(monkeypatch: pytest.MonkeyPatch, how: str) -> None:
+    bench = shared_bench()
+    submit(bench, request("first", ignore_eos=True))
+    bench.drain()
+
+    def meanwhile(key: bytes, entry: Entry) -> Event | None:
+        if how == "flushed":
+            bench.engine.flush()  # type: ignore[attr-defined]
+        if how == "gone":
+            bench.engine._cache.flush()  # type: ignore[attr-defined]
+        return None if how == "damaged" else read_entry(key, entry)
+
+    monkeypatch.setattr("autoglm_engine.sharing.read_entry", meanwhile)
+    submit(bench, request("again", ignore_eos=True))
+    bench.drain()
+    found = answers(bench.events)
+    assert found["again"].token_ids == found["first"].token_ids
+    assert found["again"].last.cache_hit is (CacheHit.EXACT if how == "gone" else CacheHit.NONE)
+    bench.assert_idle()
+
+
+def test_a_reader_that_leaves_others_is_counted_what_it_was_sent() -> None:
+    """The engine has taken more: it holds back what may begin a stop string."""
+    bench = shared_bench()
+    script(bench, "xyabcabc")
+    one = request("stays", stream=True, max_tokens=20, stop=("abcabcd",))
+    submit(bench, one, replace(one, id="leaves"))
+    bench.step(6)
+    bench.engine.cancel(["leaves"])
+    bench.step()
+    left = answers(bench.events)["leaves"]
+    assert left.last.finish_reason is FinishReason.CANCELLED
+    assert left.text(TEXT) == "xy" and left.last.usage.completion_tokens == len(left.token_ids) == 2
+    bench.drain()
+    bench.assert_idle()
 
 
 @given(st.data())

@@ -11,9 +11,12 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason
+from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.pieces import piece_text
+from autoglm_engine.settings import EngineSettings
+from autoglm_engine.sharing import SharingEngine
 from byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
-from engine_bench import Bench
+from engine_bench import LIMITS, Bench
 from fakes import Answer, answers, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -72,9 +75,9 @@ def say(bench: Bench, token_ids: tuple[int, ...]) -> None:
     bench.runner.model = model
 
 
-def bench_of(case: Case) -> Bench:
-    limits = replace(Bench(0).limits, vocab_size=TOKENIZERS[case.tokenizer]().get_vocab_size())
-    bench = Bench(0, limits=limits, text=text_of(case.tokenizer), eos=(2,))
+def bench_of(case: Case, **parts: object) -> Bench:
+    limits = replace(LIMITS, vocab_size=TOKENIZERS[case.tokenizer]().get_vocab_size())
+    bench = Bench(0, limits=limits, text=text_of(case.tokenizer), eos=(2,), **parts)  # type: ignore[arg-type]
     say(bench, case.token_ids)
     return bench
 
@@ -140,3 +143,65 @@ def test_bytes_of_the_first_tokens_are_no_stop_string_even_where_they_waited(nam
     token_ids = tuple(spelling(tokenizer, byte) for byte in b"ENDEND.")
     for min_tokens in range(5):
         check(Case(name, token_ids, ("END",), min_tokens, 7, "length"))
+
+
+# ---- readers of one computation
+
+
+@dataclass(frozen=True, slots=True)
+class Reader:
+    comes: int  # before this step
+    leaves: int  # before this one
+    way: str
+    stream: bool
+
+
+READERS = st.lists(
+    st.builds(Reader, st.integers(0, 6), st.integers(1, 14), st.sampled_from(sorted(WAYS)), st.booleans()),
+    min_size=1,
+    max_size=4,
+)
+
+
+def shared_bench(case: Case) -> Bench:
+    gate, chosen = FlightGate(), EngineSettings(cache_mode="exact")
+    bench = bench_of(case, gate=gate, settings=chosen)
+    bench.engine = SharingEngine(bench.engine, "digest", bench.text, chosen, gate, clock=bench.clock)  # type: ignore[assignment]
+    return bench
+
+
+def read_together(case: Case, readers: list[Reader]) -> dict[str, Answer]:
+    """Each comes and leaves in its step, which takes 10 ms; then one asks for what is kept by then."""
+    bench = shared_bench(case)
+    options = {"stop": case.stops, "min_tokens": case.min_tokens, "max_tokens": len(case.token_ids)}
+    begin = bench.clock.now
+    for step in range(15):
+        for number, reader in enumerate(readers):
+            if reader.comes == step:
+                late = begin + reader.leaves / 100 if reader.way == "late" else None
+                one = request(str(number), PROMPT, stream=reader.stream, deadline=late, ignore_eos=True, **options)
+                bench.events += bench.engine.submit(one) or []
+            if reader.leaves == step and reader.way == "cancelled":
+                bench.engine.cancel([str(number)])
+        bench.step()
+        bench.clock.now = max(bench.clock.now, begin + (step + 1) / 100)
+    bench.drain()
+    bench.events += bench.engine.submit(request("again", PROMPT, ignore_eos=True, **options)) or []
+    bench.drain()
+    bench.assert_idle()
+    return answers(bench.events)
+
+
+@pytest.mark.slow
+@settings(max_examples=300, deadline=None)
+@given(cases(), READERS)
+def test_who_shares_an_answer_and_leaves_it_sees_nothing_of_a_stop_string(case: Case, readers: list[Reader]) -> None:
+    tokenizer, found = TOKENIZERS[case.tokenizer](), read_together(case, readers)
+    assert len(found) == 1 + len(readers)
+    whole = shown(case, found["again"].events)
+    for answer in found.values():
+        told, text = answer.token_ids, shown(case, answer.events)
+        assert told == list(case.token_ids[: len(told)])
+        assert text == kept_text(tokenizer, told, case.stops, case.min_tokens)
+        if answer.last.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+            assert text == whole

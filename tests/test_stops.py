@@ -58,3 +58,31 @@ def test_equals_looking_at_the_whole_text(stops: list[str], pieces: list[str]) -
     texts, matched, num_tokens = run(tuple(stops), pieces)
     assert ("".join(texts), matched) == (expected, found)
     assert num_tokens == (count if found else len(pieces)), "a token was lost"
+
+
+class Counted(str):
+    """Counts how often it is compared."""
+
+    num_compared = 0
+
+    def startswith(self, *args: object) -> bool:
+        self.num_compared += 1
+        return super().startswith(*args)  # type: ignore[arg-type]
+
+
+def test_what_one_stop_string_holds_back_is_not_compared_with_the_others_again() -> None:
+    """16 strings of 256 characters, of which one goes on matching: each token costs what is new of it."""
+    held, others = "a" * 255 + "b", [Counted(f"{i}b" + "a" * 200) for i in range(15)]
+    matcher = StopMatcher((held, *others))
+    for i in range(250):
+        assert matcher.push(Piece((i,), "a")).token_ids == ()
+    assert all(stop.num_compared <= 250 for stop in others)
+    assert matcher.push(Piece((250,), "x")).token_ids == tuple(range(251))
+
+
+def test_equal_stop_strings_are_one() -> None:
+    stop = Counted("ab")
+    matcher = StopMatcher((stop, *["ab"] * 15))
+    texts = [matcher.push(Piece((i,), text)).text for i, text in enumerate(("xa", "xa"))]
+    assert texts == ["", "xa"] and stop.num_compared <= 4
+    assert len(matcher._stops) == 1

@@ -2,19 +2,30 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import pytest
-from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request
+from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
+from autoglm_engine.engine import Engine
 from autoglm_engine.errors import NotCached
+from autoglm_engine.flight_gate import FlightGate
+from autoglm_engine.loop import EngineLoop
+from autoglm_engine.runner import Limits
+from autoglm_engine.settings import EngineSettings
+from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Found
-from engine_bench import VOCAB, Bench
-from fakes import answers, expected_greedy, request
+from engine_bench import END, TEXT, VOCAB, Bench
+from fakes import FakeRunner, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from small_service import until
 from test_sharing import check, counted, shared_bench, submit, visits
 
 
@@ -27,6 +38,7 @@ class FakeTier:
     answers: dict[bytes, Event] = field(default_factory=dict)
     num_asked: int = 0
     breaks: bool = False
+    most_seconds: float = 1e9
 
     def __post_init__(self) -> None:
         self.free = threading.Event()
@@ -208,6 +220,137 @@ def test_a_tier_that_ends_may_still_tell_of_anothers_flush() -> None:
     bench.engine.shut_down()
     bench.engine.close()  # type: ignore[attr-defined]
     assert not tier.is_stuck
+
+
+# ---- tiers that hang
+
+
+def hung(**options: object) -> FakeTier:
+    made = FakeTier(most_seconds=1.0, **options)  # type: ignore[arg-type]
+    made.free.clear()
+    return made
+
+
+def begun(tier: FakeTier, count: int) -> None:
+    until(lambda: tier.num_asked >= count)
+
+
+def test_a_tier_that_hangs_has_missed_within_its_time_and_the_next_one_is_asked() -> None:
+    stuck, well = hung(), FakeTier()
+    teacher = shared_bench(tiers=(well,))
+    submit(teacher, request("teaches"))
+    finish(teacher)
+    bench = shared_bench(tiers=(stuck, well))
+    submit(bench, request("known"), request("new", [8], ignore_eos=True))
+    begun(stuck, 2)
+    bench.clock.now += 0.9
+    bench.step()
+    assert (bench.events, bench.engine.has_work) == ([], False)
+    bench.clock.now += 0.2
+    bench.step()
+    finish(bench)
+    found = answers(bench.events)
+    assert found["known"].last.cache_hit is CacheHit.EXACT
+    assert found["new"].token_ids == expected_greedy([8], 8, VOCAB)
+    bench.assert_idle()
+    stuck.close()
+
+
+def test_nobody_waits_for_a_tier_while_it_hangs_and_it_is_asked_again_once_it_answers() -> None:
+    stuck = hung()
+    bench = shared_bench(tiers=(stuck,))
+    submit(bench, *(request(f"r{i}", [i, 1], ignore_eos=True) for i in range(20)))
+    begun(stuck, 8)  # its threads
+    bench.clock.now += 1.1
+    bench.step()
+    bench.drain()
+    assert len(answers(bench.events)) == 20, "also those that waited for a thread"
+    submit(bench, request("meanwhile", [9, 9], ignore_eos=True))
+    assert not bench.engine._lookups.num_pending  # type: ignore[attr-defined]
+    bench.drain()
+    assert answers(bench.events)["meanwhile"].token_ids == expected_greedy([9, 9], 8, VOCAB)
+    asked = stuck.num_asked
+    stuck.free.set()
+    lines = bench.engine._lookups._lines.values()  # type: ignore[attr-defined]
+    until(lambda: not any(line.num_stuck for line in lines))
+    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    submit(bench, request("after", [9, 9], ignore_eos=True))
+    finish(bench)
+    assert stuck.num_asked == asked + 1
+    assert answers(bench.events)["after"].last.cache_hit is CacheHit.EXACT
+    bench.assert_idle()
+
+
+def test_what_a_hung_tier_says_in_the_end_is_given_to_nobody() -> None:
+    stuck = hung()
+    bench = shared_bench(tiers=(stuck,))
+    submit(bench, request("r", ignore_eos=True, max_tokens=30))
+    begun(stuck, 1)
+    bench.clock.now += 1.1
+    bench.step(3)
+    stuck.answers = dict.fromkeys(stuck.answers) | {next(iter(bench.engine._by_key))[0]: Event("", (9,), Usage(1, 1, 0), Stages(), FinishReason.LENGTH)}  # type: ignore[attr-defined] # fmt: skip
+    stuck.free.set()
+    finish(bench)
+    assert answers(bench.events)["r"].token_ids == expected_greedy([1, 2, 3], 30, VOCAB)
+    assert sum(event.is_last for event in bench.events) == 1
+
+
+@pytest.mark.parametrize("what", ["deadline", "bound"])
+def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -> None:
+    """Nothing else comes: it has to look at the time by itself."""
+    tier = hung(hit=CacheHit.SEMANTIC)
+    tier.most_seconds = 0.05 if what == "bound" else 1e9
+    gate, chosen, ended = FlightGate(), EngineSettings(cache_mode="exact"), threading.Event()
+    events: list[Event] = []
+    engine = Engine(FakeRunner(Limits(4, 64, 8, VOCAB)), TEXT, [END], chosen, gate=gate)
+    shared = SharingEngine(engine, "digest", TEXT, chosen, gate, tiers=(tier,))
+    loop = EngineLoop(shared, lambda event: (events.append(event), ended.set()))
+    shared.wake = loop.wake
+    loop.start()
+    loop.submit(request("r", ignore_eos=True, deadline=time.monotonic() + 0.05 if what == "deadline" else None))
+    assert ended.wait(60), "nobody looked at the time"
+    assert events[-1].finish_reason is (FinishReason.DEADLINE if what == "deadline" else FinishReason.LENGTH)
+    loop.close(60)
+    tier.close()
+
+
+ENDS = """
+import socket, sys, threading, time
+from autoglm_engine.daemon_threads import DaemonExecutor
+from autoglm_engine.metrics import NoMetrics
+from autoglm_engine.settings import EngineSettings
+from fakes import request
+from test_tiers import FakeTier
+from autoglm_engine.lookups import Lookups
+
+asked = threading.Event()
+if sys.argv[1] == "lookup":
+    tier = FakeTier()
+    tier.find = lambda key, request: asked.set() or time.sleep(3600)
+    lookups = Lookups([tier], lambda: None)
+    lookups.start("f", b"k", request(), (tier,))
+else:
+    socket.getaddrinfo = lambda *args, **options: asked.set() or time.sleep(3600)
+    from autoglm_engine.redis_tier import RedisTier
+    lookups = RedisTier(EngineSettings(redis_url="redis://hangs.invalid:1"), NoMetrics())
+assert asked.wait(60)
+lookups.close()
+print("ends", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", ["lookup", "name"])
+def test_a_process_ends_whatever_a_tier_waits_for(what: str) -> None:
+    paths = os.pathsep.join([*(path for path in sys.path if path), str(Path(__file__).parent)])
+    done = subprocess.run(
+        [sys.executable, "-c", ENDS, what],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert (done.returncode, done.stdout) == (0, "ends\n"), done.stderr
 
 
 @settings(max_examples=60, deadline=None)

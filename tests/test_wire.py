@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from typing import Any
+
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.wire import Ack, pack_event, pack_request, unpack_event, unpack_request
+from autoglm_engine.errors import CODES, InvalidRequest
+from autoglm_engine.wire import Ack, Packed, pack_event, pack_request, unpack_event, unpack_request
 from hypothesis import given
 from hypothesis import strategies as st
 
 IDS = st.integers(0, 2**31 - 1)
 FLOATS = st.floats(allow_nan=False, width=32)
+TIMES = st.floats(0, 1e12)
 SAMPLING = st.builds(
     SamplingOptions,
     max_tokens=IDS,
@@ -26,17 +31,18 @@ EVENTS = st.builds(
     request_id=st.text(),
     token_ids=st.lists(IDS).map(tuple),
     usage=st.builds(Usage, IDS, IDS, IDS),
-    stages=st.builds(Stages, FLOATS, FLOATS, FLOATS, FLOATS),
+    stages=st.builds(Stages, TIMES, TIMES, TIMES, TIMES),
     finish_reason=st.none() | st.sampled_from(FinishReason),
     text_bytes=st.none() | IDS,
     is_first=st.booleans(),
     logprobs=st.lists(LOGPROBS, max_size=3).map(tuple),
     error=st.none() | st.text(),
-)
-ACKS = st.none() | st.builds(Ack, st.text(), IDS, st.integers(1, 2**62))
+    error_code=st.sampled_from(CODES),
+).map(lambda event: event if event.error is not None else replace(event, error_code=""))
+ACKS = st.none() | st.builds(Ack, IDS, st.integers(1, 2**62))
 
 
-@given(SAMPLING, st.booleans(), st.none() | FLOATS, st.text(max_size=5))
+@given(SAMPLING, st.booleans(), st.none() | TIMES, st.text(max_size=5))
 def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: float | None, user: str) -> None:
     ids = np.array([1, 2, 3], dtype=np.int32)
     request = Request("r", ids, sampling, stream, arrival=1.25, deadline=deadline, tokenize_ms=0.5, user=user)
@@ -75,8 +81,56 @@ def test_anything_else_is_refused(raw: bytes) -> None:
         unpack_request("r", np.array([1], dtype=np.int32), packed)
 
 
-@pytest.mark.parametrize("ack", [b'"x"', b"[1, 2]", b'["b", "x", 1]', b'["b", 1, null]'])
+@pytest.mark.parametrize(
+    "ack",
+    [b'"x"', b"[1]", b"[1, 2, 3]", b'["x", 1]', b"[1, null]", b"[-1, 1]", b"[1, -1]", b"[1, 1e3]", b"[1, %d]" % 2**63],
+)
 def test_a_malformed_acknowledgement_is_refused(ack: bytes) -> None:
     raw = b'{"id": "r", "tokens": [1], "usage": [1, 1, 0], "stages": [0, 0, 0, 0], "ack": ' + ack + b"}"
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(InvalidRequest, match="ack is"):
         unpack_event(np.frombuffer(raw, dtype=np.uint8))
+
+
+WRONG_IN_EVENTS: list[dict[str, Any]] = [
+    {"id": 1}, {"tokens": [-1]}, {"tokens": [2**31]}, {"tokens": ["1"]}, {"tokens": [1.5]}, {"tokens": [True]}, {"tokens": 5},
+    {"usage": [1, 1, 2**31]}, {"usage": [1, 1, -1]}, {"usage": [1, 1]}, {"usage": [1, 1, 1, 1]},
+    {"stages": [float("nan"), 0, 0, 0, 0]}, {"stages": [float("inf"), 0, 0, 0, 0]}, {"stages": [10**400, 0, 0, 0, 0]},
+    {"stages": ["1", 0, 0, 0, 0]}, {"finish": "done"}, {"finish": 1}, {"text_bytes": -1}, {"text_bytes": 2**31}, {"first": 1},
+    {"logprobs": [[1, 2]]}, {"logprobs": [[-1, 0.5, []]]}, {"logprobs": [[1, "x", []]]}, {"logprobs": [[1, 0.5, [[1]]]]},
+    {"error": ["NO_SUCH_CODE", "x"]}, {"error": ["__class__", "x"]}, {"error": [["INTERNAL"], "x"]}, {"error": ["INTERNAL", 1]},
+    {"error": "INTERNAL"}, {"cache": ["perhaps", 0.0]}, {"cache": ["exact", float("nan")]}, {"cache": ["exact", -1]},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_IN_EVENTS, ids=str)
+def test_every_field_of_an_event_has_a_type_and_a_range(wrong: dict[str, Any]) -> None:
+    right = {"id": "r", "tokens": [1], "usage": [1, 1, 0], "stages": [0, 0, 0, 0, 0]}
+    unpack_event(packed_json(right))
+    with pytest.raises(InvalidRequest):
+        unpack_event(packed_json({**right, **wrong}))
+
+
+WRONG_IN_REQUESTS: list[dict[str, Any]] = [
+    {"sampling": []}, {"sampling": {"max_tokens": 1}}, {"sampling": {"max_tokens": 1, "stop": [1], "logit_bias": []}},
+    {"sampling": {"max_tokens": 1, "stop": [], "logit_bias": [[-1, 0.5]]}},
+    {"sampling": {"max_tokens": 1, "stop": [], "logit_bias": [[1, float("inf")]]}},
+    {"sampling": {"max_tokens": 1, "stop": [], "logit_bias": [], "heat": 1}},
+    {"stream": 1}, {"stream": "true"}, {"arrival": -1}, {"arrival": float("nan")}, {"arrival": "1"}, {"arrival": 10**400},
+    {"deadline": float("inf")}, {"deadline": True}, {"tokenize_ms": -1}, {"prompt_lookup": 1.5}, {"cache": "always"},
+    {"cache": []}, {"tenant": 1}, {"user": "x" * 257}, {"user": None}, {"semantic": 0}, {"question": ["x"]},
+    {"question": [1, "x"]}, {"question": 5},
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("wrong", WRONG_IN_REQUESTS, ids=lambda wrong: str(wrong)[:60])
+def test_every_field_of_a_request_has_a_type_and_a_range(wrong: dict[str, Any]) -> None:
+    ids = np.array([1], dtype=np.int32)
+    packed = pack_request(Request("r", ids, SamplingOptions(max_tokens=1), arrival=1.0))
+    right = json.loads(packed.tobytes())
+    unpack_request("r", ids, packed_json(right))
+    with pytest.raises(InvalidRequest):
+        unpack_request("r", ids, packed_json({**right, **wrong}))
+
+
+def packed_json(raw: dict[str, Any]) -> Packed:
+    return np.frombuffer(json.dumps(raw).encode(), dtype=np.uint8)

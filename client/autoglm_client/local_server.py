@@ -13,18 +13,23 @@ import secrets
 import signal
 import socket
 import subprocess
-import sys
-import tempfile
-import threading
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 
+from .children import start_child
+from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
+from .hidden_arguments import hide_arguments
+from .ports import Address, check_ports
+from .private_memory import wrapped
+from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
+from .server_remains import start_watch
 from .shared_inputs import KEY_HEADER
+from .stack_limit import with_stack
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -33,19 +38,6 @@ STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
-# How much of its stack tritonserver's HTTP ports use is said by the body that they are sent, and 8 MiB end it. A thread's
-# stack is as large as this limit says; "unlimited" would mean 2 MiB. What is not used takes no memory.
-STACK_BYTES = 1 << 30
-# The server ends with the process that started it, also when that one is killed.
-_GUARD = f"""
-import ctypes, os, resource, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-most = resource.getrlimit(resource.RLIMIT_STACK)[1]
-stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min({STACK_BYTES}, most)
-resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
-if os.getppid() == int(sys.argv[1]):
-    os.execv(sys.argv[2], sys.argv[2:])
-"""
 
 
 class LocalServer:
@@ -54,7 +46,8 @@ class LocalServer:
     `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
     log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
     shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
-    `shared_memory_key`, for clients on this host (random where it is not given). Without `http` there is no HTTP port, for
+    `shared_memory_key`, for clients on this host (random where it is not given). Both are taken out of the command line,
+    which everybody on the machine can read, as soon as the server has read them. Without `http` there is no HTTP port, for
     those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too.
     """
 
@@ -84,9 +77,12 @@ class LocalServer:
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
         self._arguments = arguments
         self._chosen_log = Path(log_file) if log_file else None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._watch: subprocess.Popen[bytes] | None = None  # removes what is left when this process is killed
         self._log = self._chosen_log
+        self._log_began = 0  # bytes that were in the log before
+        self._are_keys_hidden = False
         self._started = 0.0
         self._stubs: dict[int, str] = {}  # the models' processes: pid -> model
 
@@ -122,24 +118,37 @@ class LocalServer:
         self.stop()
 
     def start(self) -> None:
-        """Start the process and return at once. Raises LocalServerError when something is not installed."""
+        """Start the process and return at once. Raises LocalServerError when something is not installed, or a port is
+        taken. What servers left behind whose processes were killed is removed first."""
         if self._process is not None:
             raise LocalServerError("this server was started already")
         if not self.model_repository.is_dir():
             raise LocalServerError(f"there is no model repository at {self.model_repository}")
         install = find_triton()
-        self._folder = tempfile.TemporaryDirectory(prefix="autoglm-server-", ignore_cleanup_errors=True)
-        folder = Path(self._folder.name)
-        self._log = self._chosen_log or folder / "server.log"
+        check_ports(self._addresses())
+        sweep()
+        try:
+            self._launch(install)
+        except BaseException:
+            self.stop()
+            raise
+
+    def _launch(self, install: TritonInstall) -> None:
+        self._folder = ServerFolder(self._shared_memory)
+        self._log = self._chosen_log or self._folder.path / "server.log"
+        self._log_began = self._log.stat().st_size if self._log.exists() else 0
+        self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = self._command(install, install.assemble_backends(folder))
+        command = wrapped(self._command(install, install.assemble_backends(self._folder.path)))
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
+        self._watch = start_watch(self._folder.remains(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded. Raises LocalServerError with the reason when they cannot be."""
         while not self.is_ready():
+            self._hide_keys()
             elapsed = time.monotonic() - self._started
             if not self.is_alive():
                 raise LocalServerError(f"the server did not start: {startup_error(self.log_text())}")
@@ -148,7 +157,14 @@ class LocalServer:
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
+        self._hide_keys()
         self._stubs = self._stubs or stub_processes(self.pid or 0)
+
+    def _hide_keys(self) -> None:
+        """Once the server has written to its log, it has read its arguments."""
+        if not self._are_keys_hidden and self._log and self._log.stat().st_size > self._log_began:
+            hide_arguments(self.pid or 0, (self.control_key, self.shared_memory_key))
+            self._are_keys_hidden = True
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -164,15 +180,14 @@ class LocalServer:
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
-        raises, which is called again and again."""
-        failures = 0
+        raises, which is called again and again. A server that is too busy to answer is well."""
+        pulse = EnginePulse(lambda: cpu_seconds(pid for pid, model in self._stubs.items() if model == "engine"))
         while self.is_alive():
             if check:
                 check()
             if dead := self._dead_models():
                 raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
-            failures = 0 if self.is_healthy() else failures + 1
-            if failures >= 3 and self.is_alive():
+            if pulse.is_dead(answers=self.is_healthy()) and self.is_alive():
                 raise LocalServerError("the engine no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None
@@ -184,18 +199,21 @@ class LocalServer:
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
-        then, or after `timeout` seconds."""
+        then, or after `timeout` seconds. Models' processes that still run are killed, and nothing is left behind."""
+        server_pid = self.pid or 0
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             self._wait_for_exit(timeout)
             self._process.kill()
             self._process.wait()
             self._process = None
-        for region in Path("/dev/shm").glob(f"{self._shared_memory}*"):
-            region.unlink(missing_ok=True)  # a model's process that was killed leaves its own behind
         if self._folder is not None:
-            self._folder.cleanup()
+            self._folder.remove(server_pid)
             self._folder = None
+        if self._watch is not None:
+            self._watch.kill()
+            self._watch.wait()
+            self._watch = None
 
     def _wait_for_exit(self, timeout: float) -> None:
         deadline = time.monotonic() + timeout
@@ -206,6 +224,11 @@ class LocalServer:
 
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log and self._log.exists() else ""
+
+    def _addresses(self) -> dict[str, Address]:
+        http = {"http_port": self.http_port} if self.http else {}
+        ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
+        return {setting: (self.host, port) for setting, port in ports.items()}
 
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
@@ -227,7 +250,7 @@ class LocalServer:
             "metrics-port": self.metrics_port,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return [str(install.binary), *flags, *self._restrictions(), *self._arguments]
+        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"
@@ -247,28 +270,18 @@ def _checked_key(key: str) -> str:
 
 
 def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    """Start `command` from a thread that lives as long as it does: the signal at the parent's death follows the thread
-    that started a process, not the whole parent."""
-    started = threading.Event()
-    result: list[subprocess.Popen[bytes]] = []
-    guarded = [sys.executable, "-ISc", _GUARD, str(os.getpid()), *command]
-
-    def keep() -> None:
-        with contextlib.ExitStack() as stack:
-            stack.callback(started.set)
-            output = stack.enter_context(log.open("ab"))
-            process = subprocess.Popen(
-                guarded, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
+    try:
+        with open(log, "ab", opener=_owners_alone) as output:
+            return start_child(
+                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
-            result.append(process)
-            started.set()
-            process.wait()
+    except OSError as error:
+        raise LocalServerError(f"{command[0]} cannot be started with the log {log}: {error.strerror}") from None
 
-    threading.Thread(target=keep, name="tritonserver-keeper", daemon=True).start()
-    started.wait()
-    if not result:
-        raise LocalServerError(f"{command[0]} cannot be started, or its log {log} cannot be written")
-    return result[0]
+
+def _owners_alone(path: str, flags: int) -> int:
+    """A new log is nobody else's to read: warnings may quote what was asked. The rights of one that is there stay."""
+    return os.open(path, flags, 0o600)
 
 
 def _choose_ports(host: str, *ports: int) -> list[int]:

@@ -9,6 +9,7 @@ import fcntl
 import mmap
 import os
 import secrets
+import stat
 import weakref
 from dataclasses import dataclass
 from pathlib import Path
@@ -81,10 +82,13 @@ def remove_stale(folder: Path = FOLDER) -> list[str]:
 
 def _remove_if_unlocked(path: Path) -> bool:
     try:
-        file = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return False  # gone, or another user's
+        return False  # gone, another user's, or a link
     try:
+        status = os.fstat(file)
+        if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid():
+            return False  # root can open it; that does not make it ours
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         path.unlink(missing_ok=True)
         return True

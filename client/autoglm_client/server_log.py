@@ -9,7 +9,7 @@ _SPOKEN_LEVEL = re.compile(r"^error: ", re.IGNORECASE)
 _RAISED = re.compile(r"(Failed to initialize Python stub|Failed to create instance): (\w+(\.\w+)*: )?(?P<message>.+)$")
 _STACK = re.compile(r"(\\n)+(At:.*)?$")  # a log line has the stack on it, with escaped line ends
 _FAILED = re.compile(r"failed to load '(?P<model>\w+)'[^:]*: (?P<message>.+)$")
-_NO_GPU = re.compile(r"CUDA|NVML|DCGM", re.IGNORECASE)  # said on every machine without a GPU
+_NO_GPU = re.compile(r"CUDA|NVML|DCGM|pinned", re.IGNORECASE)  # said on every machine without a GPU
 
 
 def last_line(log: str) -> str:

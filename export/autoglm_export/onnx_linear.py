@@ -97,6 +97,7 @@ class Int8Linears:
         self._step = graph.tensor("activation_step", np.array(1 / _LEVELS, np.float32))
         self._zero = graph.tensor("activation_zero", np.array(128, np.uint8))
         self._width = graph.tensor("width_axis", np.array([1], np.int64))
+        self._nothing = graph.tensor("nothing", np.array(0, np.float32))
 
     def embed(self, weight: str, ids: str) -> Rows:
         table, scales = round_columns(self._weights[weight], name=weight)
@@ -143,13 +144,19 @@ class Int8Linears:
         shape = self._graph.tensor("mixed_shape", np.array([-1, width], np.int64))
         return Rows(self._graph.op("Reshape", mixed, shape), x.factor)
 
+    def _poison(self, value: str) -> str:
+        """0 a row, or NaN where one of its values is not finite: ReduceMax and integers would drop that in silence."""
+        total = self._graph.op("ReduceSum", value, self._width, keepdims=1)
+        return self._graph.op("Mul", total, self._nothing)
+
     def _quantize(self, x: Rows) -> Rows:
         """uint8 rows in steps of 1/127 around 128, and what each was divided by; the same rows are quantised once."""
         if x.value not in self._quantized:
             largest = self._graph.op("ReduceMax", self._graph.op("Abs", x.value), self._width, keepdims=1)
             scaled = self._graph.op("Div", x.value, largest)
             rows = self._graph.op("QuantizeLinear", scaled, self._step, self._zero)
-            factor = largest if x.factor is None else self._graph.op("Mul", largest, x.factor)
+            factor = self._graph.op("Add", largest, self._poison(x.value))
+            factor = factor if x.factor is None else self._graph.op("Mul", factor, x.factor)
             self._quantized[x.value] = Rows(rows, factor)
         return self._quantized[x.value]
 

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm_client.ports import cannot_listen
+
 from . import arguments as args
 from .failures import CommandError
 from .output import notes
@@ -175,8 +177,9 @@ def _serve(settings: GatewaySettings) -> None:
     except ValueError as error:
         raise CommandError(str(error)) from None
     except OSError as error:
-        what = error.filename or f"cannot listen on {settings.host}:{settings.port}"
-        raise CommandError(f"{what}: {error.strerror}") from None
+        if error.filename:
+            raise CommandError(f"{error.filename}: {error.strerror}") from None
+        raise CommandError(cannot_listen(settings.host, settings.port, error, "--port")) from None
     with bound:
         notes().print(_greeting(settings, bound.getsockname()[1]), soft_wrap=True)
         with suppress(KeyboardInterrupt):  # which uvicorn raises again once it has stopped

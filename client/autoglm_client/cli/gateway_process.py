@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoglm_client.children import start_child
 from autoglm_client.local_server import LocalServer
 
 from .failures import CommandError
@@ -24,16 +26,17 @@ def gateway_beside(
 ) -> Iterator[Callable[[], None]]:
     """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Gives a check that
     raises CommandError once it has ended, which is raised here, too, where it does not begin."""
-    port = _checked_port(host, port)
+    port = port or free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += [] if config is None else ["--config", str(config)]
     arguments += [] if otlp is None else ["--otlp", otlp]
-    process = subprocess.Popen([sys.executable, "-m", "autoglm_client.cli", *arguments])
+    process = start_child([sys.executable, "-m", "autoglm_client.cli", *arguments])
     try:
         _wait(process, host, port)
         yield lambda: _check_alive(process)
     finally:
         process.terminate()
+        process.send_signal(signal.SIGCONT)  # one that is stopped would not end
         try:
             process.wait(_STOP_SECONDS)
         except subprocess.TimeoutExpired:
@@ -42,18 +45,12 @@ def gateway_beside(
 
 
 def free_port(host: str) -> int:
-    return _checked_port(host, 0)
-
-
-def _checked_port(host: str, port: int) -> int:
-    """`port`, or a free one for 0. Raises CommandError where somebody else listens there."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
         try:
-            probe.bind((host, port))
+            holder.bind((host, 0))
         except OSError as error:
-            raise CommandError(f"cannot listen on {host}:{port}: {error.strerror}") from None
-        return int(probe.getsockname()[1])
+            raise CommandError(f"cannot listen on {host}: {error.strerror or error}") from None
+        return int(holder.getsockname()[1])
 
 
 def _check_alive(process: subprocess.Popen[bytes]) -> None:

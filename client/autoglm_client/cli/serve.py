@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
+from autoglm_client.ports import check_ports
 from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
@@ -95,6 +97,12 @@ def serve(
         sys.stdout.write(as_toml(settings))
         return
     chosen = artifact_folder(artifact, folder)
+    http = http_port is not None or not gateway
+    http_port = _HTTP_PORT if http_port is None else http_port
+    ports = {"--http-port": http_port} if http else {}
+    ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
+    beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
+    check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
     ensure_exported(chosen, export_if_missing=export_if_missing)
     check_slots(settings, chosen)
     server = LocalServer(
@@ -102,8 +110,8 @@ def serve(
         artifact=chosen,
         env=server_environment(from_file),
         host=host,
-        http=http_port is not None or not gateway,
-        http_port=_HTTP_PORT if http_port is None else http_port,
+        http=http,
+        http_port=http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         log_file=log_file,
@@ -111,15 +119,24 @@ def serve(
         arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
-        http = f"HTTP     {server.http_url}\n" if server.http else ""
-        notes().print(f"gRPC     {server.grpc_url}\n{http}metrics  {server.metrics_url}")
+        http_line = f"HTTP     {server.http_url}\n" if server.http else ""
+        notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
         try:
             beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
             with beside if gateway else nullcontext() as check:
                 notes().print("ready; Ctrl-C stops it")
-                server.wait(check=check)
+                _wait(server, check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
+
+
+def _wait(server: LocalServer, check: Callable[[], None] | None) -> None:
+    """A server that cannot go on is stopped before its gateway: what is under way ends there with an error that says so."""
+    try:
+        server.wait(check=check)
+    except LocalServerError:
+        server.stop()
+        raise
 
 
 def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:

@@ -2,7 +2,9 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
+#include <limits>
 #include <memory>
 #include <vector>
 
@@ -41,19 +43,27 @@ class Decoder {
   }
 
   // Logits of the spans that want them are at `logits()`, in order, when this returns.
+  // Those of a token that is not finite, or follows one in its slot, are NaN.
   void forward(const Span* spans, int num_spans, const int32_t* token_ids) {
     token_ids_ = token_ids;
+    for (int i = 0; i < num_spans; ++i)
+      if (std::atomic<int>& first = first_broken_[spans[i].slot]; spans[i].position <= first) first = kNoPosition;
     int num_logits = 0;
     for (Wave wave{spans, spans + num_spans}; wave.next(*this);) {
       logits_ = buffers_[size_t(Buffer::kLogits)].row(num_logits);
       team_.run([this](int stage) { return num_tasks(operations_[stage]); });
+      spoil_logits();
       num_logits += int(selected_.size());
       token_ids_ += rows_.size();
     }
   }
 
   const float* logits() const { return buffers_[size_t(Buffer::kLogits)].values; }
-  void copy_prefix(int source, int target, int length) { cache_.copy_prefix(source, target, length); }
+  void copy_prefix(int source, int target, int length) {
+    cache_.copy_prefix(source, target, length);
+    const int first = first_broken_[source];
+    first_broken_[target] = first < length ? first : kNoPosition;
+  }
 
  private:
   struct Row {
@@ -230,6 +240,22 @@ class Decoder {
       if (selected_[i] != int(i)) std::copy_n(rows.row(selected_[i]), rows.stride, rows.row(i));
   }
 
+  // A cache holds no value that is not finite, or one that a weight of zero does not silence would reach the slot's next
+  // sequence. So what was not is remembered here.
+  void note_broken(Row row) {
+    std::atomic<int>& first = first_broken_[row.slot];
+    for (int known = first; row.position < known && !first.compare_exchange_weak(known, row.position);) {}
+  }
+
+  void spoil_logits() {
+    const int64_t width = header_.widths[size_t(Buffer::kLogits)];
+    for (size_t i = 0; i < selected_.size(); ++i) {
+      const Row row = rows_[selected_[i]];
+      if (row.position >= first_broken_[row.slot])
+        std::fill_n(logits_ + int64_t(i) * width, width, std::numeric_limits<float>::quiet_NaN());
+    }
+  }
+
   void append(const Operation& operation, int task, int member) {
     for_rows(operation, task, [&](int row) { append_row(operation, row, scratch_[member]); });
   }
@@ -249,6 +275,7 @@ class Decoder {
     const int size = int(header_.head_size), heads = int(header_.num_heads), kv_heads = int(header_.num_kv_heads);
     float* head = buffer(operation.source).row(row);
     const Row token = rows_[row];
+    const float* const first_head = head;
     for (int h = 0; h < heads; ++h, head += size) {
       prepare_head(head, weight<float>(operation.weight), token.position);
       to_bfloat16_row(head, query_scale_, query(h / group_size(), row, h % group_size()));
@@ -260,6 +287,7 @@ class Decoder {
       to_bfloat16_row(head + int64_t{kv_heads} * size, 1.0f, value);
       cache_.append(token.slot, int(operation.detail), h, token.position, key, value);
     }
+    if (!is_finite(first_head, (heads + 2 * kv_heads) * size)) note_broken(token);
   }
 
   void prepare_head(float* head, const float* norm, int position) const {
@@ -301,6 +329,7 @@ class Decoder {
       memory_.emplace_back(rows * header_.widths[i] * sizeof(float), kHugePages);
       buffers_[i] = {memory_.back().as<float>(), header_.widths[i]};
     }
+    for (std::atomic<int>& first : first_broken_) first = kNoPosition;
     row_scales_.resize(settings_.max_rows + settings_.num_slots);
     row_offsets_.resize(row_scales_.size());
     quantised_ = allocate_quantised(0, settings_.max_rows);
@@ -340,6 +369,7 @@ class Decoder {
       }
   }
 
+  static constexpr int kNoPosition = std::numeric_limits<int>::max();  // of a slot whose tokens are all finite
   static constexpr int kPartsPerMember = 4;  // enough to even out, few enough for the memory to be read in long runs
 
   const ProgramHeader header_;
@@ -348,6 +378,7 @@ class Decoder {
   Cache cache_;
   const std::vector<Operation> operations_;
 
+  std::vector<std::atomic<int>> first_broken_ = std::vector<std::atomic<int>>(settings_.num_slots);  // position, a slot
   std::vector<Memory> memory_;
   FloatRows buffers_[kNumBuffers];
   QuantisedRows quantised_{}, remainders_{};

@@ -19,13 +19,34 @@ struct QuantisedRow {
 constexpr int kWeightZero = 128;
 constexpr float kLargestByte = 127.0f;
 
+// Infinite or NaN where a value of the row is: magnitudes compare as the integers of their bits, and NaN is the largest.
 AUTOGLM_INLINE float largest_magnitude(const float* row, int width) {
-  Floats largest{};
-  for (int i = 0; i < width; i += kLanes) largest = maximum(largest, absolute(load<Floats>(row + i)));
-  return max_lanes(largest);
+  Ints largest{};
+  for (int i = 0; i < width; i += kLanes) {
+    const Ints bits = (Ints)absolute(load<Floats>(row + i));
+    largest = bits > largest ? bits : largest;
+  }
+  int32_t lane[kLanes], most = 0;
+  store(lane, largest);
+  for (int32_t each : lane) most = each > most ? each : most;
+  float value;
+  std::memcpy(&value, &most, sizeof value);
+  return value;
 }
 
-// Rows have a padded width, a multiple of the panel's; the padding is zero.
+// Adds 0, or NaN where `value` is not finite: integers, comparisons and bfloat16 would drop that in silence.
+AUTOGLM_INLINE void note_not_finite(Floats& poison, Floats value) { poison += value * 0.0f; }
+
+inline bool is_finite(const float* values, int count) {
+  const int whole = count / kLanes * kLanes;
+  Floats poison{};
+  for (int i = 0; i < whole; i += kLanes) note_not_finite(poison, load<Floats>(values + i));
+  float rest = 0.0f;
+  for (int i = whole; i < count; ++i) rest += values[i] * 0.0f;
+  return sum_lanes(poison) + rest == 0.0f;
+}
+
+// Rows have a padded width, a multiple of the panel's; the padding is zero. A row that is not finite gets a scale that is not.
 inline void quantise(const float* row, int width, QuantisedRow out) {
   const float largest = largest_magnitude(row, width);
   const float inverse = largest > 0.0f ? kLargestByte / largest : 0.0f;
@@ -65,7 +86,8 @@ inline void mix(float* row, int width, int block) {
       }
 }
 
-// 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width.
+// 1 / sqrt(mean of squares + epsilon) over `size` values in a row of padded width; NaN where the squares overflow, since 0
+// would make a row like any other of it.
 inline float inverse_rms(const float* row, int width, int size, float epsilon) {
   Floats even{}, odd{};
   for (int i = 0; i < width; i += 2 * kLanes) {
@@ -73,7 +95,8 @@ inline float inverse_rms(const float* row, int width, int size, float epsilon) {
     even += a * a;
     odd += b * b;
   }
-  return 1.0f / std::sqrt(sum_lanes(even + odd) / static_cast<float>(size) + epsilon);
+  const float sum = sum_lanes(even + odd);
+  return 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon) + sum * 0.0f;
 }
 
 inline void rms_norm(const float* row, const float* weight, int width, int size, float epsilon, float* out) {
@@ -109,7 +132,8 @@ inline void rotate(float* __restrict head, const float* __restrict cosines, cons
 inline void norm_head(float* head, const float* weight, int size, float epsilon) {
   float lanes[kLanes] = {};
   for (int i = 0; i < size; ++i) lanes[i % kLanes] += head[i] * head[i];
-  const float factor = 1.0f / std::sqrt(sum_lanes(load<Floats>(lanes)) / static_cast<float>(size) + epsilon);
+  const float sum = sum_lanes(load<Floats>(lanes));
+  const float factor = 1.0f / std::sqrt(sum / static_cast<float>(size) + epsilon) + sum * 0.0f;
   for (int i = 0; i < size; ++i) head[i] = head[i] * factor * weight[i];
 }
 

@@ -9,14 +9,20 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.acks import AckWriter
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder
+        from autoglm_engine.boards import EventBoards
         from autoglm_engine.errors import EngineError
         from autoglm_engine.pieces import Pieces
+        from autoglm_engine.server_identity import ServerIdentity
+        from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_regions import close_to_others
 
+        close_to_others()
+        ServerProcess().end_with_it()
         self.refusal = EngineError
-        self.pieces = Pieces.load(artifact_folder(args["model_repository"]), AckWriter().write)
+        boards = EventBoards(ServerIdentity.of_parent())
+        self.pieces = Pieces.load(artifact_folder(args["model_repository"]), boards.open)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -26,7 +32,7 @@ class TritonPythonModel:
             event = pb_utils.get_input_tensor_by_name(request, "event").as_numpy()
             outputs = self.pieces.outputs(event)
         except self.refusal as error:
-            code = getattr(pb_utils.TritonError, error.code)
+            code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         except Exception as error:  # one request never takes its batch with it
             pb_utils.Logger.log_error(traceback.format_exc())

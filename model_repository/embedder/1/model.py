@@ -10,10 +10,14 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.embedder import Embedder, embedder_folder, is_exported
         from autoglm_engine.option_texts import text_of
+        from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_regions import close_to_others
 
+        close_to_others()
+        ServerProcess().end_with_it()
         self.text_of = text_of
         folder = embedder_folder(args["model_repository"])
         self.embedder = Embedder(folder) if is_exported(folder) else None

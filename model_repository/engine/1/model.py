@@ -14,12 +14,16 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]) / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
         from autoglm_engine.adapter import artifact_folder, engine_settings
         from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics
+        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
+        from autoglm_engine.shared_regions import close_to_others
 
+        close_to_others()
+        ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
         self.service = EngineService(
             artifact_folder(args["model_repository"]),
@@ -65,7 +69,9 @@ class TritonReply:
         self.sender.send(response, flags=FINAL if last else 0)
 
     def fail(self, code, message):
-        error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
+        error = pb_utils.TritonError(
+            f"{code}: {message}", getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
+        )
         self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
 

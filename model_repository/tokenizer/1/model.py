@@ -1,8 +1,5 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
-import os
-import signal
-import subprocess
 import sys
 import traceback
 from pathlib import Path
@@ -13,15 +10,26 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.append(str(Path(args["model_repository"]).parent / "engine" / "1"))
+        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder, exits_with_engine
+        from autoglm_engine.boards import EngineBoard
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
         from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.seal import Kind
+        from autoglm_engine.server_identity import ServerIdentity
+        from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_regions import close_to_others
 
+        close_to_others()
+        self.server = ServerProcess()
+        self.server.end_with_it()
+        identity = ServerIdentity.of_parent()
         self.refusal = EngineError
+        self.kind = Kind.REQUEST
         self.door = Door.load(artifact_folder(args["model_repository"]))
-        self.watch = EngineWatch(os.getppid(), end_server)
+        self.board = EngineBoard(identity)
+        self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
             self.watch.start()
 
@@ -32,9 +40,9 @@ class TritonPythonModel:
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             admitted = self.door.admit(tensors, request.parameters())
+            sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
-            code = getattr(pb_utils.TritonError, error.code)
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+            return refused(error)
         except Exception as error:  # one request never takes its batch with it
             pb_utils.Logger.log_error(traceback.format_exc())
             text = f"INTERNAL: the tokenizer failed: {type(error).__name__}"
@@ -42,21 +50,20 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse(
             [
                 pb_utils.Tensor("token_ids", admitted.token_ids[np.newaxis]),
-                pb_utils.Tensor("request", admitted.request[np.newaxis]),
+                pb_utils.Tensor("request", sealed[np.newaxis]),
             ]
         )
 
+    def end_server(self):
+        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
+        print(
+            "Error: the engine's process died: the server ends, since it cannot answer any more",
+            file=sys.stderr,
+            flush=True,
+        )
+        self.server.end()
 
-def end_server():
-    # Straight to the log: Triton's logger takes its time, and the server may be gone before.
-    print(
-        "Error: the engine's process died: the server ends, since it cannot answer any more",
-        file=sys.stderr,
-        flush=True,
-    )
-    server = os.getppid()
-    # What is under way in the dead engine would keep the server for long, and this process may be gone before: the signal
-    # makes the server end its models first. So somebody else makes sure.
-    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    subprocess.Popen(["sh", "-c", f"sleep 2; kill -9 {server}"], start_new_session=True, **quiet)
-    os.kill(server, signal.SIGTERM)
+
+def refused(error):
+    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
+    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))

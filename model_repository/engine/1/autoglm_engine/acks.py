@@ -2,84 +2,77 @@
 
 The engine numbers its events 1, 2, 3 ... in the order in which it sends them, over all streams. The detokenizer handles
 them one after the other in that same order and writes each one's number into the stream's cell of a board in shared
-memory, then into the board's mark. For a client that left, Triton calls the detokenizer no more. So
+memory (`board_file`). For a client that left, Triton calls the detokenizer no more. When an event stays unacknowledged
+the engine asks the detokenizer itself, with an event of its own, the probe: it has the number sent last, and queues
+behind everything sent so far. Its number in the probe's cell is the mark. So
 
     an event is lost  <=>  the mark has reached its number, and its cell has not.
 
-Time plays no part in that: a slow detokenizer, however slow, never makes a healthy stream look lost. Where no later
-event moves the mark, the engine asks the detokenizer itself to (`AckGate.probe`).
-
-Board: a file of uint64 [8 + num_cells], little-endian. Word 0: `MAGIC`; word 1: the mark; word 2: the process id
-of the server; words 3-7: zero; then the cells.
-Cell 0 is the probe's. A cell's number only grows, so a late write from its former stream changes nothing.
+Time plays no part in that: a slow detokenizer, however slow, never makes a healthy stream look lost. Nor do events of
+other streams: whoever asks the engine directly gets events in his own hands, and may pass them on before their turn.
 """
 
 from __future__ import annotations
 
 import fcntl
-import mmap
 import os
-import re
 import secrets
-import sys
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-import numpy as np
-import numpy.typing as npt
-
-from .errors import InvalidRequest
+from .board_file import PROBE_CELL, Board, board_name
+from .boards import SHARED_MEMORY, remove_stale_boards
+from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
+from .server_identity import ServerIdentity
 from .wire import Ack
-
-MAGIC = 0x3130_4B43_414D_4C47
-SHARED_MEMORY = Path("/dev/shm")
-PROBE_CELL = 0
-_PREFIX = "autoglm-acks-"
-_ID = re.compile(re.escape(_PREFIX) + "[0-9a-f]{16}")
-_HEADER = 8
-_MARK = 1
-_SERVER = 2
-_MAX_OPEN_BOARDS = 4  # a restarted engine has a new board; the old one's memory is let go
-
-Words = npt.NDArray[np.uint64]
 
 
 class AckBoard:
     """The engine's side. The file is locked while it is in use, so that a board left behind by a killed engine is
     recognised and removed when the next one is made."""
 
-    def __init__(self, num_cells: int, folder: Path = SHARED_MEMORY) -> None:
+    def __init__(self, num_cells: int, folder: Path = SHARED_MEMORY, server: ServerIdentity | None = None) -> None:
         remove_stale_boards(folder)
-        self.id = _PREFIX + secrets.token_hex(8)
+        board_id = secrets.token_bytes(BOARD_ID_BYTES)
         self.num_cells = num_cells
-        self._path = folder / self.id
-        unlocked = folder / f".{self.id}"  # under its own name it is locked from the first moment on
-        self._file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-        fcntl.flock(self._file, fcntl.LOCK_EX)
-        size = 8 * (_HEADER + num_cells)
-        os.ftruncate(self._file, size)
-        self._words = _map_words(self._file, size)
-        self._words[0], self._words[_SERVER] = MAGIC, os.getppid()
+        self._path = folder / board_name(board_id)
+        unlocked = (
+            folder / f".{self._path.name}"
+        )  # under its own name it is whole, and locked, from the first moment on
+        file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+        fcntl.flock(file, fcntl.LOCK_EX)
+        key = secrets.token_bytes(KEY_BYTES)
+        self._board = Board.create(file, board_id, num_cells, server or ServerIdentity.of_parent(), key)
         unlocked.rename(self._path)
 
     @property
+    def name(self) -> str:
+        return self._path.name
+
+    @property
+    def seal(self) -> Seal:
+        return self._board.seal
+
+    @property
     def mark(self) -> int:
-        """The highest number handled so far. Read it before the cells that are compared with it."""
-        return int(self._words[_MARK])
+        """Everything up to this number was handled. Read it before the cells that are compared with it."""
+        return self._board.mark
 
     def number(self, cell: int) -> int:
-        return int(self._words[_HEADER + cell])
+        return self._board.number(cell)
+
+    def give_out(self, number: int) -> None:
+        self._board.give_out(number)
 
     def close(self) -> None:
+        self._board.end()
         self._path.unlink(missing_ok=True)
-        if self._file >= 0:
-            os.close(self._file)
-            self._file = -1
+        self._board.close()
 
     def __enter__(self) -> AckBoard:
         return self
@@ -88,32 +81,6 @@ class AckBoard:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-
-class AckWriter:
-    """The detokenizer's side: opens the board that an event names and writes its number."""
-
-    def __init__(self, folder: Path = SHARED_MEMORY) -> None:
-        self._folder = folder
-        self._boards: OrderedDict[str, Words | None] = OrderedDict()
-
-    def write(self, ack: Ack) -> None:
-        """Raises InvalidRequest for what no engine wrote. A board that is gone (its engine ended) is passed over."""
-        words = self._board(ack.board)
-        if words is None:
-            return
-        cell = _HEADER + ack.cell
-        if not (_HEADER <= cell < len(words) and 0 < ack.number < 2**63):
-            raise InvalidRequest(f"event names cell {ack.cell} and number {ack.number}, which its board does not have")
-        for word in (cell, _MARK):  # the mark last: see the reader
-            words[word] = max(int(words[word]), ack.number)
-
-    def _board(self, board: str) -> Words | None:
-        if board not in self._boards:
-            self._boards[board] = open_board(self._folder, board)
-            while len(self._boards) > _MAX_OPEN_BOARDS:
-                self._boards.popitem(last=False)
-        return self._boards[board]
 
 
 @dataclass(slots=True)
@@ -136,6 +103,7 @@ class AckGate:
 
     def __init__(self, board: AckBoard, clock: Callable[[], float] = time.monotonic) -> None:
         self._board = board
+        self.seal = board.seal
         self._clock = clock
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
@@ -152,7 +120,8 @@ class AckGate:
                 stream = self._streams[request_id] = _Stream(self._free.popleft())
             stream.number, stream.sent, stream.suspect_since = self._next_number, False, None
             self._next_number += 1
-            return Ack(self._board.id, stream.cell, stream.number)
+            self._board.give_out(stream.number)
+            return Ack(stream.cell, stream.number)
 
     def confirm(self, request_id: str) -> None:
         """The event last stamped has been handed to Triton, behind all earlier ones."""
@@ -180,6 +149,10 @@ class AckGate:
             mark = self._board.mark
             return [request_id for request_id, stream in self._streams.items() if self._is_lost(stream, mark, now)]
 
+    def greeting(self) -> Ack:
+        """A probe about nothing."""
+        return Ack(PROBE_CELL, 0)
+
     def probe(self) -> Ack | None:
         """What to have the detokenizer acknowledge, when an event has waited long enough to ask; else None.
 
@@ -194,7 +167,7 @@ class AckGate:
             ):
                 return None
             self._last_probe = now
-            return Ack(self._board.id, PROBE_CELL, self._last_sent)
+            return Ack(PROBE_CELL, self._last_sent)
 
     def _is_acknowledged(self, stream: _Stream) -> bool:
         return self._board.number(stream.cell) >= stream.number
@@ -206,56 +179,3 @@ class AckGate:
         if stream.suspect_since is None:
             stream.suspect_since = now
         return now - stream.suspect_since >= self.CONFIRM_SECONDS
-
-
-def open_board(folder: Path, board: str) -> Words | None:
-    """Map an existing board. None when it is gone; InvalidRequest when the name or the file is no board's."""
-    if not _ID.fullmatch(board):
-        raise InvalidRequest(f"event names the board {board[:40]!r}, which is not one of an engine's")
-    try:
-        file = os.open(folder / board, os.O_RDWR)
-    except FileNotFoundError:
-        return None
-    try:
-        words = _map_words(file, os.fstat(file).st_size)
-    finally:
-        os.close(file)
-    if words[0] != MAGIC:
-        raise InvalidRequest(f"event names the board {board}, which has another version's layout")
-    return words
-
-
-def find_board(folder: Path, server_pid: int) -> Path | None:
-    """The board of the engine that is a child of this process."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        words = open_board(folder, path.name) if _ID.fullmatch(path.name) else None
-        if words is not None and int(words[_SERVER]) == server_pid:
-            return path
-    return None
-
-
-def is_abandoned(board: Path) -> bool:
-    """Whether the board's engine ended without removing it: nobody holds its lock."""
-    try:
-        file = os.open(board, os.O_RDWR)
-    except OSError:
-        return False  # gone, or another user's
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return board.exists()
-    except BlockingIOError:
-        return False
-    finally:
-        os.close(file)
-
-
-def remove_stale_boards(folder: Path) -> None:
-    """Remove the boards whose engine no longer runs."""
-    for path in folder.glob(f"{_PREFIX}*"):
-        if is_abandoned(path):
-            path.unlink(missing_ok=True)
-
-
-def _map_words(file: int, size: int) -> Words:
-    assert sys.byteorder == "little", "the board is little-endian"
-    return np.frombuffer(mmap.mmap(file, size), dtype=np.uint64)

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakKeyDictionary
 
+from .core import Request
 from .prefix_index import BLOCK, Chain, PrefixIndex, chain_of
 from .sequence import Sequence, Waiting
 from .settings import EngineSettings
@@ -30,9 +31,9 @@ class Note:
 class FeaturePolicy:
     """The best of the first `admission_window` waiting requests by the weighted sum of
 
-    - path: the share of its prompt that a slot holds already, whether its sequence runs or was retained;
+    - path: the share of its prompt that a slot of its tenant holds already, whether its sequence runs or was retained;
     - burst: 1 if it came within `admission_burst_ms` of the oldest in the window;
-    - user: 1 if a running request is of the same user; a request may name none.
+    - user: 1 if a running request of its tenant is of the same user; a request may name none.
 
     Equal ones in the order of arrival. Nobody starves: whoever was passed over `admission_max_passed` times, or
     `admission_max_delay_ms` ago for the first time, goes first. Since a request is only ever passed over together with
@@ -56,21 +57,21 @@ class FeaturePolicy:
         return chosen
 
     def _best(self, window: list[Waiting], running: Several[Sequence]) -> int:
-        users = {sequence.request.user for sequence in running} - {""}
+        users = {_user(sequence.request) for sequence in running if sequence.request.user}
         burst_until = window[0].arrival + self._settings.admission_burst_ms / 1e3
         best, best_score = 0, -1.0
         for place, waiting in enumerate(window):
             num_held = self._index.num_held(self._note(waiting).chain)
             score = self._path_weight * num_held * BLOCK / len(waiting.request.prompt_ids)
             score += self._settings.admission_burst_weight * (waiting.arrival <= burst_until)
-            score += self._settings.admission_user_weight * (waiting.request.user in users)
+            score += self._settings.admission_user_weight * (_user(waiting.request) in users)
             if score > best_score:
                 best, best_score = place, score
         return best
 
     def _note(self, waiting: Waiting) -> Note:
         if (note := self._notes.get(waiting)) is None:
-            note = self._notes[waiting] = Note(chain_of(waiting.request.prompt_ids[:-1]))
+            note = self._notes[waiting] = Note(chain_of(waiting.request.prompt_ids[:-1], waiting.request.tenant))
         return note
 
     def _passed_over(self, waiting: Waiting, now: float) -> None:
@@ -85,3 +86,8 @@ class FeaturePolicy:
         return (
             note.passed_since is not None and (now - note.passed_since) * 1e3 >= self._settings.admission_max_delay_ms
         )
+
+
+def _user(request: Request) -> tuple[str, str]:
+    """Users of different tenants are different ones, whatever their names."""
+    return request.tenant, request.user

@@ -1,10 +1,14 @@
-"""What goes out: the tokens of a step become pieces of answers, and each request ends with exactly one last event."""
+"""What goes out: the tokens of a step become pieces of answers, and each request ends with exactly one last event.
+
+What a request's own text raises on the way ends that request (`own_failures`), whatever else the step has to tell.
+"""
 
 from __future__ import annotations
 
-from .core import Event, FinishReason
+from .core import Event, FinishReason, Stages, Usage
 from .errors import EngineError
 from .inbox import Inbox
+from .own_failures import own_failure
 from .scheduler import Scheduler
 from .sequence import Sequence, Taken, Waiting
 from .tally import Tally
@@ -48,30 +52,55 @@ class Answers:
         if sequence.is_running:
             self._end(sequence, now, reason, failure)
 
-    def cut_off_waiting(self, waiting: Waiting, now: float, reason: FinishReason) -> None:
+    def cut_off_waiting(
+        self,
+        waiting: Waiting,
+        now: float,
+        reason: FinishReason | None = None,
+        failure: EngineError | None = None,
+    ) -> None:
         self._scheduler.waiting.remove(waiting)
         self._inbox.left_queue(1)
-        self._last_event(waiting.event(now, finish_reason=reason))
+        self._last_event(waiting.event(now, finish_reason=reason, failure=failure))
+
+    def refuse(self, waiting: Waiting, now: float, failure: EngineError) -> None:
+        """It left the queue, and could not be given a slot."""
+        self._last_event(waiting.event(now, failure=failure))
+
+    def speak(self, sequence: Sequence, now: float) -> None:
+        """Send what is ready."""
+        try:
+            self.events.append(sequence.event(now))
+        except BaseException as error:
+            self._end(sequence, now, failure=own_failure(error))
+
+    def beat(self, waiting: Waiting, now: float) -> None:
+        waiting.last_event_at = now
+        self.events.append(waiting.event(now))
 
     def fail_all(self, now: float, failure: EngineError) -> None:
         """End every request that has not ended, and forget them all."""
         finished = [sequence for sequence in self._untold if not sequence.is_running]
         unanswered: list[Sequence | Waiting] = [*finished, *self._scheduler.running, *self._scheduler.waiting]
         for request in unanswered:
-            self._last_event(request.event(now, failure=failure))
+            self._last_event(_ending(request, now, None, failure))
         self._inbox.left_queue(len(self._scheduler.waiting))
         self._scheduler.clear()
         self._untold.clear()
 
     def _tell(self, sequence: Sequence, now: float) -> None:
-        reason = None
+        reason = failure = None
         for taken in self._untold.get(sequence, ()):
             self._tally.token(sequence, taken.at)
-            if (reason := sequence.tell(taken)) is not None:
+            try:
+                reason = sequence.tell(taken)
+            except BaseException as error:
+                failure = own_failure(error)
+            if reason is not None or failure is not None:
                 break
         self._untold.pop(sequence, None)
-        if reason is not None:
-            self._end(sequence, now, reason)
+        if reason is not None or failure is not None:
+            self._end(sequence, now, reason, failure)
 
     def _end(
         self,
@@ -80,12 +109,22 @@ class Answers:
         reason: FinishReason | None = None,
         failure: EngineError | None = None,
     ) -> None:
-        event = sequence.event(now, finish_reason=reason, failure=failure)
+        event = _ending(sequence, now, reason, failure)
         if sequence.is_running:
-            self._scheduler.finish(sequence, retain=failure is None)
+            self._scheduler.finish(sequence, retain=event.error is None)
         self._last_event(event)
 
     def _last_event(self, event: Event) -> None:
         self._inbox.ended(event.request_id)
         self.events.append(event)
         self._tally.ended(event)
+
+
+def _ending(source: Sequence | Waiting, now: float, reason: FinishReason | None, failure: EngineError | None) -> Event:
+    """Its last event; where its own text stands in the way, one that says so and nothing else."""
+    try:
+        return source.event(now, finish_reason=reason, failure=failure)
+    except BaseException as error:
+        failure = failure or own_failure(error)
+        usage = Usage(len(source.request.prompt_ids), 0, 0)
+        return Event(source.request.id, (), usage, Stages(), error=str(failure), error_code=failure.code)

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from .guides import Guide
+    from .guides import AskedGuide
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -87,7 +87,7 @@ class Request:
     semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
     question: Question | None = None  # None: nothing of it can be compared
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
-    guide: Guide | None = None  # of its `sampling`, compiled where the request came in
+    guide: AskedGuide | None = None  # of its `sampling`
 
 
 class FinishReason(Enum):

@@ -15,7 +15,8 @@ import numpy as np
 
 from .core import Request, Span, TokenIds
 from .draft_policy import Offer, StepWork, allot
-from .errors import InvalidRequest
+from .errors import EngineError, InvalidRequest
+from .own_failures import own_failure
 from .prompt_lookup import PromptLookup
 from .runner import Limits
 from .sequence import Sequence
@@ -61,15 +62,26 @@ class Drafter:
             return None
         return Speculation(PromptLookup(tokens, self._longest), most, always=self._mode == "on")
 
-    def extend(self, spans: list[Span], sequences: Many[Sequence], spare: int) -> None:
-        """Put drafts behind the spans of one token, at most `spare` in all; `sequences[i]` owns `spans[i]`."""
-        places, drafts = [], []
+    def extend(self, spans: list[Span], sequences: Many[Sequence], spare: int) -> list[tuple[Sequence, EngineError]]:
+        """Put drafts behind the spans of one token, at most `spare` in all; `sequences[i]` owns `spans[i]`. Whose own draft
+        failed, and with what."""
+        places, drafts, failed = [], [], []
         for place, (span, sequence) in enumerate(zip(spans, sequences, strict=True)):
             if sequence.speculation and span.wants_logits and len(span.token_ids) == 1:
+                try:
+                    draft = _draft(sequence, sequence.speculation)
+                except BaseException as error:
+                    failed.append((sequence, own_failure(error)))
+                    continue
                 places.append(place)
-                drafts.append(_draft(sequence, sequence.speculation))
-        if not any(map(len, drafts)):
-            return
+                drafts.append(draft)
+        if any(map(len, drafts)):
+            self._put(spans, sequences, spare, places, drafts)
+        return failed
+
+    def _put(
+        self, spans: list[Span], sequences: Many[Sequence], spare: int, places: Many[int], drafts: Many[TokenIds]
+    ) -> None:
         offers = [_offer(sequences[place], len(draft)) for place, draft in zip(places, drafts, strict=True)]
         rows, expected = sum(len(span.token_ids) for span in spans), sum(span.wants_logits for span in spans)
         counts = allot(offers, StepWork(rows, expected, self._fixed_rows), spare)

@@ -30,6 +30,7 @@ from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
 from .output import Output
+from .own_failures import own_failure
 from .runner import Pending, Runner
 from .sampling import Sampled, TokenSampler
 from .scheduler import Plan, Scheduler
@@ -42,6 +43,8 @@ from .token_text import TokenText
 from .verification import Choices, choose
 
 _log = logging.getLogger(__name__)
+_GATHERING_SECONDS = 0.001  # between two looks at requests that wait for company
+_PREPARING_SECONDS = 0.02  # where all of them wait for their guides: for deadlines and heartbeats
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,11 +96,17 @@ class Engine:
         """Queue the request. Raises QueueFull, ShuttingDown, or InvalidRequest where it cannot be served at all."""
         _check(request, self._limits.max_length, self._limits.vocab_size)
         self._drafter.check(request)
+        if request.guide:
+            request.guide.start()
         self._inbox.submit(request, self._clock())
 
     def cancel(self, request_ids: Iterable[str]) -> int:
         """End these requests with the next step; how many of them are in flight."""
         return self._inbox.cancel(request_ids)
+
+    def refuse(self, failure: EngineError) -> None:
+        """New requests from now on. `shut_down` follows."""
+        self._inbox.close(str(failure))
 
     @property
     def has_work(self) -> bool:
@@ -108,6 +117,16 @@ class Engine:
     def is_gathering(self) -> bool:
         """Requests wait for company and nothing is computed: a step has nothing to do until time has passed or news come."""
         return self._in_flight is None and not self._scheduler.running and bool(self._scheduler.waiting)
+
+    @property
+    def rest_seconds(self) -> float | None:
+        """So long whoever steps may rest where no news come; None: for ever."""
+        if not self.has_work:
+            return None
+        if not self.is_gathering or self._inbox.has_news:
+            return 0.0
+        is_ready = any(waiting.is_ready for waiting in self._scheduler.waiting)
+        return _GATHERING_SECONDS if is_ready else _PREPARING_SECONDS
 
     @property
     def stats(self) -> EngineStats:
@@ -122,11 +141,13 @@ class Engine:
         now = self._clock()
         self._take_news(now)
         self._end_late(now)
+        self._end_unguided(now)
         plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now), now)
+        self._end_failed(plan, now)
         self._issue(plan)
         now = self._clock()
         self._answers.tell_all(now)
-        self._answers.events += self._pacer.events(self._scheduler.running, self._queue_head(), now)
+        self._speak(now)
         self._check_when_idle()
         self._tally.report(self._scheduler)
         return self._answers.hand_over()
@@ -153,11 +174,29 @@ class Engine:
     def _end_late(self, now: float) -> None:
         self._end_where(lambda r: r.deadline is not None and r.deadline <= now, FinishReason.DEADLINE, now)
 
+    def _end_unguided(self, now: float) -> None:
+        for waiting in [w for w in self._scheduler.waiting if w.request.guide and w.failure]:
+            self._answers.cut_off_waiting(waiting, now, failure=waiting.failure)
+
     def _end_where(self, condition: Callable[[Request], bool], reason: FinishReason, now: float) -> None:
         for sequence in [s for s in self._scheduler.running if condition(s.request)]:
             self._answers.cut_off(sequence, now, reason)
         for waiting in [w for w in self._scheduler.waiting if condition(w.request)]:
             self._answers.cut_off_waiting(waiting, now, reason)
+
+    def _end_failed(self, plan: Plan, now: float) -> None:
+        self._inbox.left_queue(len(plan.refused))
+        for waiting, failure in plan.refused:
+            self._answers.refuse(waiting, now, failure)
+        for sequence, failure in plan.failed:
+            self._answers.cut_off(sequence, now, failure=failure)
+
+    def _speak(self, now: float) -> None:
+        """Who has news, and may: see `streams`."""
+        for sequence in self._pacer.speakers(self._scheduler.running, now):
+            self._answers.speak(sequence, now)
+        for waiting in self._pacer.silent(self._queue_head(), now):
+            self._answers.beat(waiting, now)
 
     def _admit(self, waiting: Waiting, allocation: Allocation, now: float) -> Sequence:
         request = waiting.request
@@ -184,14 +223,14 @@ class Engine:
 
     def _issue(self, plan: Plan) -> None:
         """Also the bookkeeping of admissions: a device computes by then."""
-        if plan.spans:
-            self._tally.steps += 1
-            try:
-                for copy in plan.copies:
-                    self._runner.copy_prefix(copy.source, copy.target, copy.length)
+        self._tally.steps += bool(plan.spans)
+        try:
+            for copy in plan.copies:
+                self._runner.copy_prefix(copy.source, copy.target, copy.length)
+            if plan.spans:
                 self._in_flight = InFlight(plan, self._runner.issue(plan.batch))
-            except Exception as error:  # the loop outlives whatever a runner raises
-                self._fail(plan, error)
+        except Exception as error:  # the loop outlives whatever a runner raises
+            self._fail(plan, error)
         self._inbox.left_queue(len(plan.admitted))
         self._tally.admitted(plan.admitted)
 
@@ -209,7 +248,10 @@ class Engine:
         now = self._clock()
         for choices in chosen:
             if choices.sequence.is_running:
-                self._take_all(choices, now)
+                try:
+                    self._take_all(choices, now)
+                except BaseException as error:
+                    self._answers.cut_off(choices.sequence, now, failure=own_failure(error))
 
     def _take_all(self, choices: Choices, now: float) -> None:
         sequence = choices.sequence
@@ -259,13 +301,10 @@ def _check(request: Request, max_length: int, vocab_size: int) -> None:
     if low < 0 or high >= vocab_size:
         wrong = low if low < 0 else high
         raise InvalidRequest(f"the prompt holds token {wrong}; tokens are between 0 and {vocab_size - 1}")
-    assert bool(request.guide) == request.sampling.is_guided, "a guide that was not compiled"
+    assert bool(request.guide) == request.sampling.is_guided, "a guide that nobody asked for"
     if request.sampling.max_tokens < 1:
         raise InvalidRequest(f"max_tokens is {request.sampling.max_tokens}; it must be at least 1")
 
 
 def _failure(sampled: Sampled) -> EngineError:
-    """A guide is the caller's own; logits are not."""
-    if sampled.failure is not None:
-        return InvalidRequest(sampled.failure)
-    return EngineError("the model computed logits that are not finite for this request")
+    return sampled.failure or EngineError("the model computed logits that are not finite for this request")

@@ -15,6 +15,8 @@
 
 from __future__ import annotations
 
+CODES = ("INVALID_ARG", "NOT_FOUND", "UNAVAILABLE", "INTERNAL")
+
 
 class EngineError(Exception):
     """A sentence for the caller; never a traceback."""

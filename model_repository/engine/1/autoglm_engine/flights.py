@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from .core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from .errors import EngineError
 from .tiers import Found, Tier
 from .token_text import TokenText
 
@@ -74,6 +75,7 @@ class Member:
     cursor: int = 0
     leaves: FinishReason | None = None  # the flight was asked to end for it, as its last reader
     first_token_at: float | None = None
+    failure: EngineError | None = None  # its own, of what it should have been told
 
     @property
     def has_news(self) -> bool:
@@ -99,7 +101,9 @@ class Member:
             cache_hit=found.hit if found else self.hit,
             cache_age_ms=found.age * 1e3 if found else 0.0,
         )
-        if latest is None or not latest.is_last or finish_reason is not None:
+        if finish_reason is not None:  # what is held back, as the beginning of a stop string, it is never sent
+            return replace(event, usage=replace(event.usage, completion_tokens=self.cursor))
+        if latest is None or not latest.is_last:
             return event
         reason = self.leaves if self.leaves and latest.finish_reason is FinishReason.CANCELLED else latest.finish_reason
         return replace(event, finish_reason=reason, error=latest.error, error_code=latest.error_code)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+import numpy.typing as npt
 
 from .errors import InvalidRequest
 from .ready_grammars import READY, with_marks
@@ -14,8 +18,11 @@ if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
 
 T = TypeVar("T")
+TokenBits = npt.NDArray[np.int32]  # [ceil(vocab_size / 32)], a bit a token
 
 MOST_ROW_ITEMS = 300  # of the parser's state: an ambiguous grammar ends itself instead of stalling everybody's steps
+MOST_LEXER_FUEL = 50_000  # of one token, as the library counts: for the same reason. Some 16 ms
+MOST_KEY_PATTERNS = 64  # of a schema: the library compares each with all others, and takes minutes for 1,000
 _STACK_BYTES = 64 << 20  # the compiler recurses along chains of references, and a stack that overflows ends the process
 _MOST_SHOWN = 300  # characters of a complaint
 _INTERNALS = "<state>"  # a complaint goes on with what the library was doing
@@ -24,9 +31,27 @@ _COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small mode
 _STACKS = threading.Lock()  # the size of stacks is the process's
 
 
-def compile_guide(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
-    """May take a second for a large one, without the interpreter's lock. Raises InvalidRequest."""
-    return _with_roomy_stack(lambda: _compile(tokenizer, kind, text))
+class GuideFailed(InvalidRequest):
+    """The guide of one request cannot go on: it has nothing that may come next, or has become too large."""
+
+
+def compile_guide(tokenizer: LLTokenizer, kind: str, text: str, mask: TokenBits) -> LLMatcher:
+    """May take seconds for a large one, without the interpreter's lock. Writes what may come first into `mask`, which is
+    where the library does most of its work: copies of the matcher have it. Raises InvalidRequest."""
+
+    def work() -> LLMatcher:
+        matcher = _compile(tokenizer, kind, text)
+        compute_mask(matcher, mask)
+        return matcher
+
+    return _with_roomy_stack(work)
+
+
+def compute_mask(matcher: LLMatcher, mask: TokenBits) -> None:
+    """Write which tokens may come next, and the end where the answer may end. Raises GuideFailed."""
+    matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
+    if matcher.is_error():
+        raise GuideFailed(f"the guide of this request cannot go on: {reason(matcher.get_error())}")
 
 
 def read_tokenizer(path: Path, vocab_size: int, eos_token_ids: list[int]) -> LLTokenizer:
@@ -60,7 +85,7 @@ def shown(complaint: str) -> str:
 def _compile(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(max_items_in_row=MOST_ROW_ITEMS)
+    limits = LLParserLimits(max_items_in_row=MOST_ROW_ITEMS, step_lexer_fuel=MOST_LEXER_FUEL)
     matcher = LLMatcher(tokenizer, _as_grammar(tokenizer, kind, text), log_level=0, limits=limits)
     if matcher.is_error():
         raise InvalidRequest(f"{kind} cannot be compiled: {shown(matcher.get_error())}")
@@ -73,6 +98,7 @@ def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
 
     match kind:
         case "guided_json":
+            _check_cost(text)
             try:
                 return LLMatcher.grammar_from_json_schema(text, _COMPACT)  # type: ignore[arg-type]
             except ValueError as error:
@@ -84,6 +110,31 @@ def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
             return LLMatcher.grammar_from_lark(with_marks(READY[text], encode))
         case _:
             return LLMatcher.grammar_from_lark(text)
+
+
+def _check_cost(schema: str) -> None:
+    if (count := _num_key_patterns(schema)) > MOST_KEY_PATTERNS:
+        raise InvalidRequest(
+            f"guided_json has {count} patterns in patternProperties; at most {MOST_KEY_PATTERNS} can be compiled in time"
+        )
+
+
+def _num_key_patterns(schema: str) -> int:
+    """0 for what is no JSON: the library says best what is wrong with it."""
+    try:
+        parts: list[object] = [json.loads(schema)]
+    except (ValueError, RecursionError):
+        return 0
+    count = 0
+    while parts:
+        match parts.pop():
+            case dict() as table:
+                patterns = table.get("patternProperties")
+                count += len(patterns) if isinstance(patterns, dict) else 0
+                parts += table.values()
+            case list() as items:
+                parts += items
+    return count
 
 
 def _with_roomy_stack(work: Callable[[], T]) -> T:

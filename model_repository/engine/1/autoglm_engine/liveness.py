@@ -3,41 +3,50 @@ ends; a server that can answer nothing had better end, so that whoever runs it s
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
-from .acks import SHARED_MEMORY, find_board, is_abandoned
+from .board_file import Board
+from .boards import SHARED_MEMORY, find_board
+from .periodic import Periodic
+from .server_identity import ServerIdentity
 
 _POLL_SECONDS = 0.5
 
 
 class EngineWatch:
-    """A thread for another model of the same server, told apart by `server_pid`. `died` is called once."""
+    """A thread for another model of the same server. `died` is called once; again, where it raises."""
 
-    def __init__(self, server_pid: int, died: Callable[[], object], folder: Path = SHARED_MEMORY) -> None:
-        self._server_pid = server_pid
+    def __init__(self, server: ServerIdentity, died: Callable[[], object], folder: Path = SHARED_MEMORY) -> None:
+        self._server = server
         self._died = died
         self._folder = folder
-        self._board: Path | None = None
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="engine-watch", daemon=True)
+        self._board: Board | None = None
+        self._is_told = False
+        self._thread = Periodic("engine-watch", _POLL_SECONDS, self._tell, "the engine cannot be watched")
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
-        self._closing.set()
-        self._thread.join(timeout)
+        self._thread.close(timeout)
 
     def look(self) -> bool:
-        """Whether the engine's board was left behind. A board that was closed in order is gone, and is no death."""
-        if self._board is None:
-            self._board = find_board(self._folder, self._server_pid)
-        return self._board is not None and is_abandoned(self._board)
+        """Whether the engine's process died. One that ended in order did not; another may be loaded after it.
 
-    def _run(self) -> None:
-        while not self._closing.wait(_POLL_SECONDS):
-            if self.look():
-                self._died()
-                return
+        The board stays open, so that a death shows also when somebody removed what the dead engine left behind."""
+        if self._board is None:
+            self._board = find_board(self._folder, self._server)
+        if self._board is None:
+            return False
+        if self._board.is_abandoned:
+            return True
+        if self._board.has_ended:
+            self._board.close()
+            self._board = None
+        return False
+
+    def _tell(self) -> None:
+        if not self._is_told and self.look():
+            self._died()
+            self._is_told = True

@@ -9,10 +9,9 @@ from collections.abc import Callable, Iterable
 from typing import Protocol
 
 from .core import Event, Request
-from .errors import EngineError
+from .errors import EngineError, ShuttingDown
 
 _log = logging.getLogger(__name__)
-_GATHERING_S = 0.001  # between two looks at requests that wait for company
 _LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last answers
 
 Sink = Callable[[Event], None]
@@ -29,9 +28,11 @@ class Steps(Protocol):
     def has_work(self) -> bool: ...
 
     @property
-    def is_gathering(self) -> bool: ...
+    def rest_seconds(self) -> float | None: ...
 
     def step(self) -> list[Event]: ...
+
+    def refuse(self, failure: EngineError) -> None: ...
 
     def shut_down(self, failure: EngineError | None = None) -> list[Event]: ...
 
@@ -50,6 +51,8 @@ class EngineLoop:
         self._submitting = threading.Lock()  # so that nothing is published behind the end
         self._closing = False
         self._healthy = True
+        self._steps_ended = False
+        self._releases: list[Callable[[], object]] = []
         self._published: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
         self._stepper = threading.Thread(target=self._run, name="engine-step", daemon=True)
         self._publisher = threading.Thread(target=self._publish, name="engine-publish", daemon=True)
@@ -58,15 +61,27 @@ class EngineLoop:
         self._publisher.start()
         self._stepper.start()
 
-    def close(self, timeout: float | None = None) -> None:
-        """End every request with ShuttingDown, publish what is left, and join both threads (each within `timeout`
-        seconds). May be called twice."""
+    def close(self, timeout: float | None = None) -> bool:
+        """Refuse new requests, end all others with ShuttingDown, publish what is left, and join both threads (each within
+        `timeout` seconds): whether they ended. A step that runs, and a reader that blocks, take the time they take. May be
+        called twice."""
+        self._engine.refuse(ShuttingDown("the server is shutting down"))
         with self._wake:
             self._closing = True
             self._wake.notify()
-        for thread in (self._stepper, self._publisher):
-            if thread.ident is not None:  # it was started
-                thread.join(timeout)
+        threads = [thread for thread in (self._stepper, self._publisher) if thread.ident is not None]  # those started
+        for thread in threads:
+            thread.join(timeout)
+        return not any(thread.is_alive() for thread in threads)
+
+    def after_steps(self, release: Callable[[], object]) -> None:
+        """Call `release` when no step runs, nor will: at once, or else on the thread that steps, as the last thing it does.
+        After `close`."""
+        with self._wake:
+            if self._stepper.ident is not None and not self._steps_ended:
+                self._releases.append(release)
+                return
+        release()
 
     @property
     def healthy(self) -> bool:
@@ -92,6 +107,15 @@ class EngineLoop:
             self._wake.notify()
 
     def _run(self) -> None:
+        try:
+            self._step_until_closed()
+        finally:
+            with self._wake:
+                self._steps_ended = True
+            for release in self._releases:
+                release()
+
+    def _step_until_closed(self) -> None:
         failure: EngineError | None = None
         try:
             while self._wait_for_work():
@@ -109,10 +133,11 @@ class EngineLoop:
             self._died()
 
     def _wait_for_work(self) -> bool:
+        """Or until something is due that nobody brings."""
         with self._wake:
-            self._wake.wait_for(lambda: self._closing or self._engine.has_work)
-            if self._engine.is_gathering and not self._closing:
-                self._wake.wait(_GATHERING_S)
+            while not self._closing and (rest := self._engine.rest_seconds) != 0:
+                if not self._wake.wait(rest):
+                    break
             return not self._closing
 
     def _publish(self) -> None:

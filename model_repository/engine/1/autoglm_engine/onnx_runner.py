@@ -46,7 +46,9 @@ class OnnxRunner:
         self._logits = np.empty((manifest.num_slots, manifest.vocab_size), np.float32)
         self.memory = memory or open_memory(device, manifest)
         try:
-            self._session = open_session(folder / manifest.runtime_details["model"], num_threads, self.memory.device)
+            self._session: Any = open_session(
+                folder / manifest.runtime_details["model"], num_threads, self.memory.device
+            )
             check_interface(self._session, self.memory.layout, manifest.vocab_size)
         except BaseException:
             self.memory.close()
@@ -61,6 +63,8 @@ class OnnxRunner:
         return Deferred(self.forward, batch)
 
     def forward(self, batch: StepBatch) -> Logits:
+        if self._session is None:
+            raise ValueError("the runner is closed")
         check_batch(batch, self._limits)
         done: list[Span] = []  # those with logits, in the order of their rows in `_logits`
         for group in decode_groups([span for span in batch.spans if len(span.token_ids) == 1]):
@@ -79,9 +83,10 @@ class OnnxRunner:
         self.memory.copy_prefix(source, target, length)
 
     def close(self) -> None:
-        self._bindings.clear()
-        del self._session
-        self.memory.close()
+        if self._session is not None:
+            self._bindings.clear()
+            self._session = None
+            self.memory.close()
 
     def _run(self, spans: Sequence[Span], done: list[Span]) -> None:
         """Compute one-token spans inside one range of slots, or a single span of any length."""

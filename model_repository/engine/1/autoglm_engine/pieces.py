@@ -19,27 +19,26 @@ from .token_text import TokenText
 from .wire import Ack, Packed, unpack_event
 
 Outputs = dict[str, npt.NDArray[Any]]
+OpenEvent = Callable[[Packed], tuple[Packed, Callable[[Ack], None]]]  # a sealed event -> (it, how it is acknowledged)
 
 
 class Pieces:
     """Text of the pieces of all streams. Every piece decodes on its own; all that is kept is the time spent so far, by
     acknowledgement cell, so there is a bound to it.
 
-    `acknowledge` is called for each event before its outputs leave.
+    `open_event` takes the seal off. Each event is acknowledged before its outputs leave.
     """
 
-    def __init__(
-        self, text: TokenText, acknowledge: Callable[[Ack], None], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, text: TokenText, open_event: OpenEvent, clock: Callable[[], float] = time.monotonic) -> None:
         self._text = text
-        self._acknowledge = acknowledge
+        self._open_event = open_event
         self._clock = clock
         self._spent_ms: dict[int, tuple[str, float]] = {}
 
     @classmethod
-    def load(cls, folder: Path, acknowledge: Callable[[Ack], None]) -> Pieces:
+    def load(cls, folder: Path, open_event: OpenEvent) -> Pieces:
         Manifest.load(folder).verify_files(folder, (TOKENIZER_NAME,), digests=True)
-        return cls(TokenText(load_tokenizer(folder)), acknowledge)
+        return cls(TokenText(load_tokenizer(folder)), open_event)
 
     def outputs(self, packed: Packed) -> Outputs:
         """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6].
@@ -47,9 +46,10 @@ class Pieces:
         Raises InvalidRequest for what is no event, RequestFailed for an event that says so.
         """
         begin = self._clock()
-        event, ack = unpack_event(packed)
+        content, acknowledge = self._open_event(packed)
+        event, ack = unpack_event(content)
         if ack is not None:
-            self._acknowledge(ack)
+            acknowledge(ack)
         if event.error is not None:
             raise RequestFailed(event.error_code, event.error)
         text = piece_text(self._text, event)

@@ -1,7 +1,7 @@
 """Which beginnings the slots hold, as hashes of whole blocks, so that many waiting requests are looked up cheaply.
 
 A chain is the list of hashes of a text's first block, its first two blocks, and so on: texts with equal hashes at one
-place begin alike up to there. It is for choosing whom to serve, never for what is reused: the slot table compares tokens.
+place begin alike up to there, and are of one tenant, since whose turn it is would else tell what others asked. It is for choosing whom to serve, never for what is reused: the slot table compares tokens.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ BLOCK = 16  # tokens; fewer in common are not worth a choice
 Chain = list[int]
 
 
-def chain_of(tokens: TokenIds) -> Chain:
+def chain_of(tokens: TokenIds, tenant: str) -> Chain:
     """One hash for each whole block of `tokens`."""
     chain: Chain = []
-    extend(chain, tokens)
+    extend(chain, tokens, tenant)
     return chain
 
 
-def extend(chain: Chain, tokens: TokenIds) -> None:
+def extend(chain: Chain, tokens: TokenIds, tenant: str) -> None:
     """Add the blocks of `tokens` that the chain lacks."""
-    before = chain[-1] if chain else 0
+    before = chain[-1] if chain else hash(tenant)
     for begin in range(len(chain) * BLOCK, len(tokens) - BLOCK + 1, BLOCK):
         before = hash((before, tokens[begin : begin + BLOCK].tobytes()))
         chain.append(before)
@@ -75,5 +75,5 @@ class PrefixIndex:
             if not self._held[block]:
                 del self._held[block]
         del chain[num_kept:]
-        extend(chain, self._slots.tokens[slot, : num_blocks * BLOCK])
+        extend(chain, self._slots.tokens[slot, : num_blocks * BLOCK], self._slots.tenant[slot])
         self._held.update(chain[num_kept:])

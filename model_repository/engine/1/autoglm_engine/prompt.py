@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,21 +11,24 @@ import numpy as np
 
 from .core import Question, TokenIds
 from .errors import ArtifactError, InvalidRequest
+from .jinja_template import asks_for_tools
 from .json_names import json_type
 from .manifest import Manifest
 from .option_texts import text_of
 from .question import question_of_messages, question_of_text
+from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools
 from .tool_format import CALL_TOKENS, tool_format
 from .tool_messages import check_tool_fields, has_calls
 from .tool_prompt import in_plain_text, needs_plain_text
 
 if TYPE_CHECKING:
-    from jinja2 import Template
     from tokenizers import Tokenizer
 
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
+MAX_TEMPLATE_BYTES = 1 << 20
+MAX_RENDERED_CHARACTERS = 1 << 26
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
 _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
 
@@ -52,7 +54,10 @@ class Prompter:
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> Prompter:
         tokenizer = load_tokenizer(folder)
-        return cls(tokenizer, ChatTemplate.load(folder, tokenizer, manifest), manifest.max_length)
+        template = ChatTemplate.load(folder, tokenizer, manifest)
+        if template is not None:
+            template.start()
+        return cls(tokenizer, template, manifest.max_length)
 
     def from_text(self, raw: bytes) -> Prompt:
         """With the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
@@ -68,7 +73,7 @@ class Prompter:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self._check_size(raw, "messages")
         messages = parse_messages(text_of(raw, "messages"))
-        rendered = self._template.render(messages, self._tools(tools))
+        rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
         if any("\ud800" <= character <= "\udfff" for character in rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
@@ -110,15 +115,14 @@ class Prompter:
 
 
 class ChatTemplate:
-    """A checkpoint's Jinja template, rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
-    sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens, and without fields that are null. Tools are given
-    to a template that asks for them; for another one they are put into the messages.
+    """A checkpoint's template, as transformers renders it, without fields that are null, and in a process that has limits.
+    Tools are given to a template that asks for them; for another one they are put into the messages.
 
     `tool_format`: the form in which the model that it belongs to calls them."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str]) -> None:
-        self._special_tokens = special_tokens
-        self._template, self._uses_tools = _compile(source)
+    def __init__(self, source: str, special_tokens: dict[str, str], limits: TemplateLimits | None = None) -> None:
+        self._process = TemplateProcess(source, special_tokens, limits)
+        self._uses_tools = asks_for_tools(source)
         self.tool_format = tool_format(source, uses_tools=self._uses_tools)
 
     @classmethod
@@ -126,23 +130,35 @@ class ChatTemplate:
         path = folder / TEMPLATE_NAME
         if not path.exists():
             return None
+        if (size := path.stat().st_size) > MAX_TEMPLATE_BYTES:
+            raise ArtifactError(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}")
         ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
         special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
         return cls(path.read_text(encoding="utf-8"), special)
 
-    def render(self, messages: list[dict[str, Any]], tools: list[Tool] | None = None) -> str:
-        """Raises InvalidRequest with the template's own words when it refuses the messages."""
-        from jinja2 import TemplateError
+    def start(self) -> None:
+        """Compile it now, and not with the first request. Raises ArtifactError."""
+        self._process.start()
 
+    def close(self) -> None:
+        self._process.close()
+
+    def render(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Tool] | None = None,
+        most_characters: int = MAX_RENDERED_CHARACTERS,
+    ) -> str:
+        """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond its
+        limits on them."""
         messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
         if not self._uses_tools and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
+        names = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
-            return self._template.render(
-                messages=messages, tools=tools, documents=None, add_generation_prompt=True, **self._special_tokens
-            )
-        except (TemplateError, TypeError, ValueError, KeyError, ArithmeticError, RecursionError) as error:
-            raise InvalidRequest(f"messages do not suit the model's chat template: {error}") from None
+            return self._process.render(names, most_characters)
+        except RecursionError:
+            raise InvalidRequest("messages are nested too deeply") from None
 
 
 def verify_texts(folder: Path, manifest: Manifest) -> None:
@@ -216,41 +232,3 @@ def _check_part(part: Any, name: str) -> None:
 def _longest_token(tokenizer: Tokenizer) -> int:
     """In bytes. A byte-level token spells a byte with up to two, so this is an upper bound."""
     return max((len(token.encode()) for token in tokenizer.get_vocab(with_added_tokens=True)), default=1)
-
-
-def _compile(source: str) -> tuple[Template, bool]:
-    """And whether it asks for tools."""
-    from jinja2 import TemplateError, nodes
-    from jinja2.ext import Extension, loopcontrols
-    from jinja2.parser import Parser
-    from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-    class Generation(Extension):
-        """`{% generation %}` marks an assistant's words for training; here its body is simply rendered."""
-
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
-
-        def parse(self, parser: Parser) -> list[nodes.Node]:
-            next(parser.stream)
-            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-    def raise_exception(message: str) -> None:
-        raise TemplateError(message)
-
-    environment = ImmutableSandboxedEnvironment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
-    )
-    environment.filters["tojson"] = _to_json
-    environment.globals["raise_exception"] = raise_exception
-    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
-    try:
-        parsed = environment.parse(source)
-        uses_tools = any(name.name == "tools" and name.ctx == "load" for name in parsed.find_all(nodes.Name))
-        return environment.from_string(parsed), uses_tools
-    except TemplateError as error:
-        raise ArtifactError(f"the chat template cannot be read: {error}") from None
-
-
-def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-    """Jinja's own filter escapes HTML; a prompt is not HTML."""
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

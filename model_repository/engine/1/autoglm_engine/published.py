@@ -3,15 +3,14 @@ between two processes (some 60 microseconds), too slow for the step thread."""
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
 from .metrics import ALL_METRICS, Kind, MetricSpec
+from .periodic import Periodic
 
-_log = logging.getLogger(__name__)
 PREFIX = "autoglm_"
 _PERIOD_SECONDS = 0.5
 _MAX_PENDING = 100_000  # observations; a publisher that stands still costs bounded memory
@@ -44,8 +43,7 @@ class PublishedMetrics:
         self._increments: defaultdict[Key, float] = defaultdict(float)
         self._gauges: dict[Key, float] = {}
         self._observations: list[tuple[Key, float]] = []
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="metrics-publish", daemon=True)
+        self._thread = Periodic("metrics-publish", _PERIOD_SECONDS, self.publish, "metrics cannot be published")
         for spec in ALL_METRICS:
             if not spec.label:
                 self._find((spec.name, ""))
@@ -67,8 +65,7 @@ class PublishedMetrics:
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
-        self._closing.set()
-        self._thread.join(timeout)
+        self._thread.close(timeout)
 
     def publish(self) -> None:
         """Hand on what was gathered."""
@@ -87,13 +84,6 @@ class PublishedMetrics:
         if key not in self._series:
             self._series[key] = self._make_series(self._specs[key[0]], key[1])
         return self._series[key]
-
-    def _run(self) -> None:
-        while not self._closing.wait(_PERIOD_SECONDS):
-            try:
-                self.publish()
-            except Exception as error:
-                _log.warning("metrics cannot be published: %s", error)
 
 
 def unit_suffix(spec: MetricSpec) -> str:

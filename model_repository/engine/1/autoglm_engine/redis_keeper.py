@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from .daemon_threads import DaemonExecutor
 from .generations import Generations, Sight, new_generation
 from .metrics import REDIS_DROPPED, REDIS_STORES
 from .redis_commands import RedisCommands, Stored
@@ -50,6 +51,7 @@ class RedisKeeper:
         self._forget = forget
         self._clock = clock
         self._loop = asyncio.new_event_loop()
+        self._loop.set_default_executor(DaemonExecutor())  # it resolves names, which may take for ever
         self._work = asyncio.Event()
         self._doomed: deque[bytes] = deque(maxlen=_MAX_DOOMED)
         self._is_closing = False

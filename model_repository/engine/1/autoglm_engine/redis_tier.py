@@ -62,6 +62,11 @@ class RedisTier:
         """Whether lookups go to Redis now."""
         return self._keeper.commands is not None and self._generations.unwritten is None
 
+    @property
+    def most_seconds(self) -> float:
+        """More than `find` takes by itself: twice the limit, once it has a thread and a processor."""
+        return 1.0 + 4 * self._limit
+
     def wants(self, request: Request) -> bool:
         return True
 

@@ -9,6 +9,7 @@ the next one of that id. What tells the two apart: whether the id was in use her
 from __future__ import annotations
 
 import itertools
+import logging
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -16,10 +17,13 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from .acks import AckGate
-from .core import Event
+from .core import Event, Stages, Usage
+from .errors import EngineError
 from .recent_ids import RecentIds
-from .wire import Packed, pack_event
+from .seal import Kind
+from .wire import Ack, Packed, pack_event
 
+_log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0
 
 
@@ -50,6 +54,7 @@ class Replies:
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
         self._replies: dict[str, tuple[str, Reply]] = {}  # engine's id -> (caller's id, reply)
+        self._sending = ""  # whose event is on its way
         self._used = RecentIds()  # callers' ids
         self._cancels: dict[str, Cancel] = {}  # by caller's id; of the last few seconds
 
@@ -67,6 +72,24 @@ class Replies:
             with self._lock:
                 self._meet(entry[0])
             entry[1].fail(code, message)
+
+    def end_all(self, failure: EngineError, timeout: float | None = None) -> None:
+        """Answer everybody who has no last answer yet, from any thread. What the engine still says to them goes nowhere. A
+        reader that blocks is waited for as long as `timeout`, after all others were answered."""
+        with self._lock:
+            left, self._replies = self._replies, {}
+        left |= {self._sending: left.pop(self._sending)} if self._sending in left else {}  # last
+        thread = threading.Thread(target=self._end, args=(left, failure), name="engine-end", daemon=True)
+        thread.start()
+        thread.join(timeout)
+
+    def _end(self, left: dict[str, tuple[str, Reply]], failure: EngineError) -> None:
+        for request_id, (_, reply) in left.items():
+            event = Event(request_id, (), Usage(0, 0, 0), Stages(), error=str(failure), error_code=failure.code)
+            try:
+                reply.send(self._sealed(event), last=True)
+            except Exception as error:
+                _log.error("request %s could not be told of the end", request_id, exc_info=error)
 
     def find(self, caller_ids: Iterable[str]) -> list[str]:
         """The engine's ids of these callers' requests; those without an id cannot be meant."""
@@ -90,12 +113,17 @@ class Replies:
         entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)
         if entry is None:
             return
-        packed = pack_event(event, self._gate.stamp(event.request_id))
+        packed, is_last = self._packed(event), event.is_last
+        if packed is None:  # what was to be told is lost, so the answer ends here
+            packed, is_last = self._sealed(_lost(event)), True
+            self._close(event.request_id)
+        self._sending = event.request_id
         try:
-            entry[1].send(packed, last=event.is_last)
+            entry[1].send(packed, last=is_last)
         finally:
+            self._sending = ""
             self._gate.confirm(event.request_id)
-            if event.is_last:
+            if is_last:
                 self._gate.end(event.request_id)
 
     def _meet(self, caller_id: str) -> Cancel | None:
@@ -104,6 +132,16 @@ class Replies:
             self._cancels[caller_id] = replace(cancel, is_known=True)
         return cancel
 
+    def _packed(self, event: Event) -> Packed | None:
+        try:
+            return self._sealed(event, self._gate.stamp(event.request_id))
+        except Exception as error:
+            _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
+            return None
+
+    def _sealed(self, event: Event, ack: Ack | None = None) -> Packed:
+        return self._gate.seal.close(Kind.EVENT, pack_event(event, ack))
+
     def _entry(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:
             return self._replies.get(request_id)
@@ -111,3 +149,8 @@ class Replies:
     def _close(self, request_id: str) -> tuple[str, Reply] | None:
         with self._lock:
             return self._replies.pop(request_id, None)
+
+
+def _lost(event: Event) -> Event:
+    sentence = "the engine failed on this request: a part of the answer could not be sent"
+    return Event(event.request_id, (), Usage(0, 0, 0), Stages(), error=sentence, error_code="INTERNAL")

@@ -1,6 +1,6 @@
 """Kept answers: bounded in bytes, the least recently used one leaves first, none outlives its time.
 
-Not thread-safe. Ages are by a monotonic clock: a wall clock that jumps changes nothing.
+Not thread-safe, but for `read_entry`: whoever looks up a long answer reads it with no lock held. Ages are by a monotonic clock: a wall clock that jumps changes nothing.
 """
 
 from __future__ import annotations
@@ -69,13 +69,37 @@ class ResponseCache:
 
     def find(self, key: bytes) -> tuple[Event, float] | None:
         """(the whole answer as one event without a request id, its age in seconds)."""
-        found = self._valid(key)
-        if found is None:
-            self._count(CACHE_MISSES)
+        if (entry := self.look(key)) is None:
             return None
-        self._count(CACHE_HITS)
-        self._entries.move_to_end(key)
-        return found
+        answer = read_entry(key, entry)
+        self.was_read(key, entry, answer)
+        return None if answer is None else (answer, self.age(entry))
+
+    def look(self, key: bytes) -> Entry | None:
+        """What is kept, to be read with `read_entry`; then `was_read` is told."""
+        entry = self._entries.get(key)
+        if entry is not None and self.age(entry) >= self._ttl:
+            self._lose(key, CACHE_EXPIRED)
+            entry = None
+        if entry is None:
+            self._count(CACHE_MISSES)
+        return entry
+
+    def was_read(self, key: bytes, entry: Entry, answer: Event | None) -> None:
+        """`answer`: None for an entry that is damaged, which goes."""
+        is_there = self._entries.get(key) is entry
+        if answer is not None:
+            self._count(CACHE_HITS)
+            if is_there:
+                self._entries.move_to_end(key)
+            return
+        self._count(CACHE_MISSES)
+        if is_there:
+            self._lose(key, CACHE_CORRUPTED)
+
+    def age(self, entry: Entry) -> float:
+        """Seconds."""
+        return self._clock() - entry.kept_at
 
     def keep(self, key: bytes, answer: Event, age: float = 0.0) -> None:
         """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept; what was
@@ -102,23 +126,6 @@ class ResponseCache:
         self._report()
         return count
 
-    def _valid(self, key: bytes) -> tuple[Event, float] | None:
-        if (entry := self._entries.get(key)) is None:
-            return None
-        age = self._clock() - entry.kept_at
-        if age >= self._ttl:
-            self._lose(key, CACHE_EXPIRED)
-            return None
-        if _check(key, entry.content) != entry.check:
-            self._lose(key, CACHE_CORRUPTED)
-            return None
-        try:
-            answer, _ = unpack_event(np.frombuffer(entry.content, dtype=np.uint8))
-        except InvalidRequest:
-            self._lose(key, CACHE_CORRUPTED)
-            return None
-        return answer, age
-
     def _lose(self, key: bytes, why: MetricSpec) -> None:
         self._drop(key)
         self._count(why)
@@ -137,6 +144,16 @@ class ResponseCache:
         self.stats.entries = len(self._entries)
         self._metrics.set(CACHE_BYTES, self.stats.bytes)
         self._metrics.set(CACHE_ENTRIES, self.stats.entries)
+
+
+def read_entry(key: bytes, entry: Entry) -> Event | None:
+    """Any thread. None for an entry that is damaged."""
+    if _check(key, entry.content) != entry.check:
+        return None
+    try:
+        return unpack_event(np.frombuffer(entry.content, dtype=np.uint8))[0]
+    except InvalidRequest:
+        return None
 
 
 def _check(key: bytes, content: bytes) -> bytes:

@@ -38,7 +38,7 @@ _RULES: Mapping[str, Mapping[str, Rule]] = {
     "tensorrt-rtx": _TENSORRT,
 }
 _ONNX_CACHES = ("float32", "float16")
-_OPTIONAL = {"library_sources", "cache_length"}
+_OPTIONAL = {"library_sources", "cache_length", "num_candidates"}
 _LIBRARY = {"file": TEXT, "cpu_features": _TEXTS}
 _FILES = {"native": ("program", "weights"), "onnx": ("model",), "tensorrt": ("engine",), "tensorrt-rtx": ("engine",)}
 

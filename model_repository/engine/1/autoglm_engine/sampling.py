@@ -32,7 +32,9 @@ from .candidates import (
     total_weight,
 )
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
-from .guides import Guide, GuideFailed, GuideState
+from .errors import EngineError
+from .guides import AskedGuide, GuideState
+from .own_failures import own_failure
 from .penalties import Penalties
 from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
 
@@ -44,7 +46,7 @@ _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
 class Sampled:
     token_id: int  # -1: the logits held no finite maximum, or `failure` says what is wrong
     logprobs: TokenLogprobs | None = None
-    failure: str | None = None
+    failure: EngineError | None = None
 
 
 class TokenSampler:
@@ -56,7 +58,7 @@ class TokenSampler:
         prompt_ids: TokenIds,
         eos_token_ids: Sequence[int],
         max_tokens: int,
-        guide: Guide | None = None,
+        guide: AskedGuide | None = None,
     ) -> None:
         self._options = options
         self.guide = guide.begin() if guide else None
@@ -107,11 +109,10 @@ class TokenSampler:
         """Choose from `logits`, which stay as they are."""
         row = self._adjusted(logits)
         best = int(row.argmax())
+        if not np.isfinite(row[best]):  # the argmax of a row with a NaN is that; a guide would leave it out
+            return Sampled(-1)
         if self.guide and (best := self._first_allowed(self.guide, row, best)) < 0:
-            try:
-                row = np.where(self.guide.allowed(), row, np.float32(-np.inf))
-            except GuideFailed as error:
-                return Sampled(-1, failure=str(error))
+            row = np.where(self.guide.allowed(), row, np.float32(-np.inf))
             best = int(row.argmax())
         if not np.isfinite(row[best]):
             return Sampled(-1)
@@ -216,8 +217,17 @@ class TokenSampler:
         return ids[kept], weights[kept]
 
 
+def sample_alone(sampler: TokenSampler, logits: Row) -> Sampled:
+    """As `TokenSampler.sample`; what that raises is its request's own failure."""
+    try:
+        return sampler.sample(logits)
+    except BaseException as error:
+        return Sampled(-1, failure=own_failure(error))
+
+
 def sample_batch(found: Logits | Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
-    """The next token of each row of `found`, one a sampler. The samplers are not told: `count` is."""
+    """The next token of each row of `found`, one a sampler, and what a sampler raises is its own failure. The samplers are
+    not told: `count` is."""
     return _sample_candidates(found, samplers) if isinstance(found, Candidates) else _sample_rows(found, samplers)
 
 
@@ -225,9 +235,16 @@ def _sample_candidates(candidates: Candidates, samplers: Sequence[TokenSampler])
     best = most_likely_candidates(candidates).tolist()
     known = [sampler.wants_best_candidate and best[row] >= 0 for row, sampler in enumerate(samplers)]
     return [
-        Sampled(best[row]) if known[row] else sampler.sample_candidates(candidates, row)
+        Sampled(best[row]) if known[row] else _sample_candidate(sampler, candidates, row)
         for row, sampler in enumerate(samplers)
     ]
+
+
+def _sample_candidate(sampler: TokenSampler, candidates: Candidates, row: int) -> Sampled:
+    try:
+        return sampler.sample_candidates(candidates, row)
+    except BaseException as error:
+        return Sampled(-1, failure=own_failure(error))
 
 
 def _sample_rows(logits: Logits, samplers: Sequence[TokenSampler]) -> list[Sampled]:
@@ -239,7 +256,10 @@ def _sample_rows(logits: Logits, samplers: Sequence[TokenSampler]) -> list[Sampl
         finite = np.isfinite(rows[np.arange(len(rows)), best])
         for i, token_id in zip(simple, np.where(finite, best, -1).tolist(), strict=True):
             chosen[i] = Sampled(token_id)
-    return [found or sampler.sample(logits[i]) for i, (sampler, found) in enumerate(zip(samplers, chosen, strict=True))]
+    return [
+        found or sample_alone(sampler, logits[i])
+        for i, (sampler, found) in enumerate(zip(samplers, chosen, strict=True))
+    ]
 
 
 def _pick(ids: Ids, weights: Weights, uniform: float) -> int:

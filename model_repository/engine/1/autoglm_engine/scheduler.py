@@ -9,6 +9,7 @@ possible, when those before it have left theirs.
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -16,21 +17,27 @@ from dataclasses import dataclass, field
 from .admission import AdmissionPolicy, Fifo
 from .core import Span, StepBatch
 from .drafting import Drafter
+from .errors import EngineError
+from .own_failures import own_failure
 from .runner import Limits
 from .sequence import Sequence, Waiting
 from .slots import Allocation, Copy, SlotTable
 
+_log = logging.getLogger(__name__)
 Admit = Callable[[Waiting, Allocation], Sequence]
 
 
 @dataclass(slots=True)
 class Plan:
-    """`copies` come before the batch; `sequences[i]` owns `spans[i]`."""
+    """`copies` come before the batch, also where there is none; `sequences[i]` owns `spans[i]`. What one sequence raised
+    while it was planned for is in `failed`, and who could not be admitted in `refused`: both are to be answered."""
 
     copies: list[Copy] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
     sequences: list[Sequence] = field(default_factory=list)
     admitted: list[Sequence] = field(default_factory=list)
+    failed: list[tuple[Sequence, EngineError]] = field(default_factory=list)
+    refused: list[tuple[Waiting, EngineError]] = field(default_factory=list)
 
     @property
     def batch(self) -> StepBatch:
@@ -75,13 +82,17 @@ class Scheduler:
         for sequence in self.running:
             if sequence.num_missing > 1 and budget > 0:
                 budget -= self._add(plan, sequence, budget)
-        while budget > 0 and self.waiting and self.slots.can_allocate:
-            chosen = self._policy.choose(self.waiting, self.running, now)
+        ready = self._ready() if self.waiting and self.slots.can_allocate else deque()
+        while budget > 0 and ready and self.slots.can_allocate:
+            chosen = self._choose(ready, now)
             if chosen is None:
                 break
-            budget -= self._add(plan, self._admit(plan, chosen, admit), budget)
+            waiting = ready[chosen]
+            del ready[chosen]
+            if (admitted := self._admit(plan, waiting, admit)) is not None:
+                budget -= self._add(plan, admitted, budget)
         if self._drafter:
-            self._drafter.extend(plan.spans, plan.sequences, budget)
+            plan.failed += self._drafter.extend(plan.spans, plan.sequences, budget)
         return plan
 
     def computed(self, plan: Plan) -> None:
@@ -112,28 +123,53 @@ class Scheduler:
         sequence.num_computed += count
         self.slots.advance(sequence.slot, sequence.num_computed)
 
-    def _admit(self, plan: Plan, place: int, admit: Admit) -> Sequence:
-        waiting = self.waiting[place]
+    def _ready(self) -> deque[Waiting]:
+        """Who may be admitted, in the order of arrival."""
+        return deque(waiting for waiting in self.waiting if waiting.is_ready)
+
+    def _choose(self, ready: deque[Waiting], now: float) -> int | None:
+        """A policy looks at what requests say of themselves; where it trips over that, the oldest goes first."""
+        try:
+            return self._policy.choose(ready, self.running, now)
+        except Exception as error:
+            _log.error("the admission policy failed", exc_info=error)
+            return 0
+
+    def _admit(self, plan: Plan, waiting: Waiting, admit: Admit) -> Sequence | None:
+        """None where its own options, guide or text stand in the way: then its slot is free again, and holds nothing."""
         allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
         plan.copies += allocation.copies
-        sequence = admit(waiting, allocation)
+        try:
+            sequence = admit(waiting, allocation)
+        except BaseException as error:
+            plan.refused.append((waiting, own_failure(error)))
+            self.slots.release(allocation.slot, retain=False)
+            self.waiting.remove(waiting)
+            return None
         self.running.append(sequence)
-        del self.waiting[place]
+        self.waiting.remove(waiting)
         plan.admitted.append(sequence)
         return sequence
 
     def _add(self, plan: Plan, sequence: Sequence, budget: int) -> int:
         """The number of tokens that the sequence's span takes."""
+        try:
+            span = self._span(sequence, budget)
+        except BaseException as error:
+            plan.failed.append((sequence, own_failure(error)))
+            return 0
+        plan.spans.append(span)
+        plan.sequences.append(sequence)
+        return len(span.token_ids)
+
+    def _span(self, sequence: Sequence, budget: int) -> Span:
         start = sequence.num_computed
         count = min(sequence.num_missing, self._chunk, budget)
         wants_logits = count == sequence.num_missing
-        span = Span(
+        return Span(
             slot=sequence.slot,
             start=start,
             token_ids=sequence.tokens[start : start + count],
             wants_logits=wants_logits,
             adjustments=sequence.sampler.take_adjustments() if wants_logits and self._ranks_on_device else None,
         )
-        plan.spans.append(span)
-        plan.sequences.append(sequence)
-        return count

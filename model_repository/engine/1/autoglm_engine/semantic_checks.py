@@ -13,6 +13,7 @@ import random
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -93,7 +94,8 @@ class SemanticChecks:
         self._ended = True
         with self._hits.mutex:
             self._hits.queue.clear()
-        self._hits.put(None)
+        with suppress(queue.Full):
+            self._hits.put_nowait(None)
 
     def _run(self) -> None:
         while (hit := self._hits.get()) is not None:

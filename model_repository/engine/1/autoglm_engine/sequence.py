@@ -23,6 +23,16 @@ class Waiting:
     def arrival(self) -> float:
         return self.request.arrival or self.queued_at
 
+    @property
+    def is_ready(self) -> bool:
+        """It can begin: its guide is compiled, where it has one."""
+        return self.request.guide is None or self.request.guide.is_ready
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why it will never begin."""
+        return self.request.guide.failure if self.request.guide else None
+
     def stages(self, now: float) -> Stages:
         return Stages(queue_ms=_queue_ms(self.request, self.arrival, now), tokenize_ms=self.request.tokenize_ms)
 

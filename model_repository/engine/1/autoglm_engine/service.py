@@ -16,8 +16,9 @@ from .background import BackgroundRuns
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
-from .errors import EngineError, InvalidRequest
+from .errors import EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
+from .guide_pool import GuidePool
 from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
@@ -29,6 +30,7 @@ from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
+from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
@@ -42,7 +44,10 @@ from .vanished import VanishedWatch
 from .wire import Packed, unpack_request
 
 _log = logging.getLogger(__name__)
-_CLOSE_SECONDS = 1.0
+_CLOSE_SECONDS = 1.0  # for a step to end by itself
+_LAST_STEP_SECONDS = (
+    2.0  # more for one that is longer, with everybody answered: the process ends in better order after it
+)
 _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 
 
@@ -77,7 +82,7 @@ class EngineService:
         self._limits["tool_format"] = template.tool_format if template else UNKNOWN
         self._limits["call_tokens"] = call_tokens(tokenizer)
         text = TokenText(tokenizer)
-        self._guides = Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids)
+        self._guides = GuidePool(Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids))
         self._runner = load_runner(
             folder,
             manifest,
@@ -117,7 +122,7 @@ class EngineService:
                 settings,
                 metrics,
             )
-        self._engine.wake = self._loop.wake
+        self._engine.wake = self._guides.wake = self._loop.wake
         self._watch = VanishedWatch(gate, self._loop.cancel, ask)
         self._metrics = metrics
 
@@ -127,13 +132,17 @@ class EngineService:
         self._metrics.start()
 
     def close(self) -> None:
-        """Answer every request, then let go of everything."""
-        self._watch.close(_CLOSE_SECONDS)
-        self._loop.close(_CLOSE_SECONDS)
+        """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended, which
+        nothing can hasten."""
+        if not self._loop.close(_CLOSE_SECONDS):
+            self._replies.end_all(ShuttingDown("the server is shutting down"), _CLOSE_SECONDS)
+        self._loop.after_steps(self._runner.close)
+        self._guides.close()
         self._engine.close()
+        self._watch.close(_CLOSE_SECONDS)
         self._metrics.close(_CLOSE_SECONDS)
         self._board.close()
-        self._runner.close()
+        self._loop.close(_LAST_STEP_SECONDS)
 
     def _deliver(self, event: Event) -> None:
         if not self._background.take(event):
@@ -143,11 +152,12 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            request = unpack_request(request_id, token_ids, packed)
+            opened = self._board.seal.open(Kind.REQUEST, packed, beside=token_ids)
+            request = unpack_request(request_id, token_ids, opened)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
-            request = dataclasses.replace(request, guide=self._guides.compile(request.sampling))
+            request = dataclasses.replace(request, guide=self._guides.guide_of(request.sampling, request.tenant))
             if request.semantic and self._semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._no_semantic}")
             self._loop.submit(self._with_deadline(request))

@@ -28,6 +28,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "redis_retry_seconds": (0.01, 3600),
     "semantic_threshold": (0, 1),
     "semantic_entries": (1, 10_000_000),
+    "semantic_timeout_ms": (1, 60_000),
     "semantic_verify_share": (0, 1),
     "semantic_max_false_rate": (0, 1),
     "speculation_tokens": (1, 16),
@@ -83,6 +84,7 @@ class EngineSettings:
     all that do not refuse. It needs the embedder, and `cache_mode` exact.
     `semantic_threshold`: least cosine of the embeddings of two questions that mean the same.
     `semantic_entries`: most answers kept for it.
+    `semantic_timeout_ms`: most time that a lookup there may take; a request whose question is not embedded by then is computed.
     `semantic_verify_share`: of its hits, chosen at random, that are computed anew while nobody waits, and compared.
     `semantic_max_false_rate`: of the compared ones; where more are wrong, the semantic cache switches itself off.
 
@@ -116,6 +118,7 @@ class EngineSettings:
     semantic_cache: str = "off"
     semantic_threshold: float = 0.9
     semantic_entries: int = 10_000
+    semantic_timeout_ms: float = 2000.0
     semantic_verify_share: float = 0.1
     semantic_max_false_rate: float = 0.5
     speculation: str = "off"

@@ -19,11 +19,13 @@ from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingD
 from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
+from .lookups import Lookups
 from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
-from .response_cache import ResponseCache
+from .own_failures import own_failure
+from .response_cache import ResponseCache, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
-from .tiers import Found, Lookups, Tier
+from .tiers import Found, Tier
 from .token_text import TokenText
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
@@ -55,7 +57,7 @@ class SharingEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
-        self._lookups = Lookups(tiers, lambda: self.wake())
+        self._lookups = Lookups(tiers, lambda: self.wake(), clock)
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
@@ -77,11 +79,20 @@ class SharingEngine:
             return []
         key = fingerprint(self._digest, request)
         with self._lock:
-            if self._closed is not None:
-                raise ShuttingDown(self._closed)
-            if request.id in self._members:
-                raise InvalidRequest(f"the request id {request.id!r} is in use by a request that has not ended")
-            return self._find(key, request) or self._read(key, request)
+            self._check_may_come(request)
+            generation = self._generation
+            entry = None if request.cache is CacheUse.REFRESH else self._cache.look(key)
+        answer = (
+            None if entry is None else read_entry(key, entry)
+        )  # a long one takes a while, and nobody waits for that
+        with self._lock:
+            self._check_may_come(request)
+            if entry is not None:
+                self._cache.was_read(key, entry, answer)
+                if answer is not None and generation == self._generation:
+                    return [self._kept(answer, self._cache.age(entry), request)]
+            self._read(key, request)
+            return []
 
     def cancel(self, request_ids: Iterable[str]) -> int:
         """As `Engine.cancel`."""
@@ -90,6 +101,12 @@ class SharingEngine:
             ours = ids & self._members.keys()
             self._cancelled += ours
         return len(ours) + self._engine.cancel(ids - ours)
+
+    def refuse(self, failure: EngineError) -> None:
+        """As `Engine.refuse`; kept answers are given no more either."""
+        with self._lock:
+            self._closed = self._closed or str(failure)
+        self._engine.refuse(failure)
 
     def flush(self) -> int:
         """Forget all kept answers; how many this process had. What is in flight is not kept either."""
@@ -105,11 +122,25 @@ class SharingEngine:
 
     @property
     def has_work(self) -> bool:
-        return bool(self._cancelled) or self._lookups.has_results or self._engine.has_work
+        return self._has_own_work or self._engine.has_work
 
     @property
     def is_gathering(self) -> bool:
         return self._engine.is_gathering
+
+    @property
+    def rest_seconds(self) -> float | None:
+        """As `Engine.rest_seconds`. Who waits for a lookup may be late, and a lookup may have no answer in its time."""
+        if self.has_work:
+            return self._engine.rest_seconds if self._engine.is_gathering and not self._has_own_work else 0.0
+        with self._lock:
+            deadlines = [member.request.deadline for member in self._members.values()]
+        due = [at for at in (*deadlines, self._lookups.due_at) if at is not None]
+        return max(0.0, min(due) - self._clock()) if due else None
+
+    @property
+    def _has_own_work(self) -> bool:
+        return bool(self._cancelled) or self._lookups.has_results
 
     @property
     def stats(self) -> EngineStats:
@@ -150,33 +181,35 @@ class SharingEngine:
         may = settings.cache_mode != "off" and request.cache is not CacheUse.BYPASS
         return may and (settings.cache_sampled or is_deterministic(request.sampling))
 
-    def _find(self, key: bytes, request: Request) -> list[Event]:
-        if request.cache is CacheUse.REFRESH or (found := self._cache.find(key)) is None:
-            return []
-        answer, age = found
+    def _check_may_come(self, request: Request) -> None:
+        if self._closed is not None:
+            raise ShuttingDown(self._closed)
+        if request.id in self._members:
+            raise InvalidRequest(f"the request id {request.id!r} is in use by a request that has not ended")
+
+    def _kept(self, answer: Event, age: float, request: Request) -> Event:
         now = self._clock()
         stages = replace(answer.stages, queue_ms=waited_ms(request, now, now), tokenize_ms=request.tokenize_ms)
         usage = replace(answer.usage, cached_tokens=0)
         assert answer.finish_reason is not None
         self._metrics.inc(REQUESTS, label=answer.finish_reason.value)
         hit = replace(answer, request_id=request.id, usage=usage, stages=stages, cache_hit=CacheHit.EXACT)
-        return [replace(hit, cache_age_ms=age * 1e3)]
+        return replace(hit, cache_age_ms=age * 1e3)
 
-    def _read(self, key: bytes, request: Request) -> list[Event]:
+    def _read(self, key: bytes, request: Request) -> None:
         """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
         with who would not."""
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None:
             self._begin(Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers))
-            return []
+            return
         if self._num_followers >= self._settings.max_queue:
             raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")
         self._num_followers += 1
         self._cache.stats.coalesced += 1
         self._metrics.inc(CACHE_COALESCED)
         self._add(flight, request, CacheHit.COALESCED)
-        return []
 
     def _begin(self, flight: Flight) -> None:
         request = flight.request
@@ -227,8 +260,7 @@ class SharingEngine:
 
     def _fail(self, flight: Flight, error: EngineError, now: float) -> None:
         """A flight that the engine does not have."""
-        usage = Usage(len(flight.request.prompt_ids), 0, 0)
-        flight.take(Event(flight.id, (), usage, Stages(), error=str(error), error_code=error.code))
+        flight.take(_failed(replace(flight.request, id=flight.id), error))
         self._end(flight, now)
 
     def _add(self, flight: Flight, request: Request, hit: CacheHit) -> None:
@@ -251,10 +283,8 @@ class SharingEngine:
             return
         flight = member.flight
         if len(flight.members) > 1:
-            self._out.append(member.event(now, self._text, reason))
-            self._metrics.inc(REQUESTS, label=reason.value)
             flight.members.remove(member)
-            self._forget(member)
+            self._end_member(member, now, reason, is_counted=False)
             return
         member.leaves = reason
         self._close(flight)
@@ -277,8 +307,9 @@ class SharingEngine:
             shared.take(event)
             if event.is_last:
                 self._end(shared, now)
-        for flight in self._by_id.values():
-            self._out += [member.event(now, self._text) for member in flight.members if self._may_tell(member, now)]
+        for flight in list(self._by_id.values()):
+            for member in [member for member in flight.members if self._may_tell(member, now)]:
+                self._tell(member, now)
         out, self._out = self._out, []
         return out
 
@@ -287,26 +318,50 @@ class SharingEngine:
             return False
         return (member.has_news and member.cursor == 0) or self._gate.may_read(member.request.id, now)
 
+    def _tell(self, member: Member, now: float) -> None:
+        try:
+            self._out.append(member.event(now, self._text))
+        except BaseException as error:
+            member.failure = own_failure(error)
+            self._leave(member, FinishReason.CANCELLED, now)
+
+    def _end_member(self, member: Member, now: float, reason: FinishReason | None = None, *, is_counted: bool) -> None:
+        """Its last event, which was `is_counted` where the engine had the same."""
+        try:
+            event = member.event(now, self._text, reason) if member.failure is None else None
+        except BaseException as error:
+            member.failure, event = own_failure(error), None
+        if event is None:
+            assert member.failure is not None
+            event = _failed(member.request, member.failure)
+        self._out.append(event)
+        self._forget(member)
+        if not is_counted:
+            self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+
     def _end(self, flight: Flight, now: float) -> None:
         del self._by_id[flight.id]
         self._close(flight)
         for number, member in enumerate(flight.members):
-            event = member.event(now, self._text)
-            self._out.append(event)
-            self._forget(member)
-            if number or not flight.is_computed:  # the engine counted one
-                self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+            self._end_member(member, now, is_counted=flight.is_computed and not number)  # the engine counted one
         if flight.is_computed and self._may_keep(flight):
-            self._keep(flight, flight.whole(self._text))
+            self._keep(flight)
 
     def _may_keep(self, flight: Flight) -> bool:
         return flight.may_keep and flight.generation == self._generation
 
-    def _keep(self, flight: Flight, answer: Event) -> None:
-        if answer.error is None and answer.finish_reason in _COMPLETE:
+    def _keep(self, flight: Flight) -> None:
+        """An answer that cannot be kept is only computed again."""
+        latest = flight.latest
+        if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
+            return
+        try:
+            answer = flight.whole(self._text)
             self._cache.keep(flight.key, answer)
             for tier in flight.tiers:
                 tier.keep(flight.key, flight.request, answer)
+        except BaseException as error:
+            own_failure(error)
 
     def _close(self, flight: Flight) -> None:
         """Nobody joins it from now on."""
@@ -318,3 +373,8 @@ class SharingEngine:
         if member.request.id in self._cancelled:  # too late, and not to be meant for the next one of that id
             self._cancelled = [other for other in self._cancelled if other != member.request.id]
         self._num_followers -= member.hit is CacheHit.COALESCED
+
+
+def _failed(request: Request, failure: EngineError) -> Event:
+    usage = Usage(len(request.prompt_ids), 0, 0)
+    return Event(request.id, (), usage, Stages(), error=str(failure), error_code=failure.code)

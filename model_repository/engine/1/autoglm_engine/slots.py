@@ -39,7 +39,7 @@ class Allocation:
 
 
 class SlotTable:
-    """`tokens[slot, :length[slot]]` are the tokens whose keys and values the slot holds. A busy slot's owner writes its
+    """`tokens[slot, :length[slot]]` are the tokens whose keys and values the slot holds, for `tenant[slot]`. A busy slot's owner writes its
     tokens into its row and calls `advance` once they are computed. While `generation[slot]` stays, the slot's content is
     only added to or forgotten. One thread uses it.
     """
@@ -48,7 +48,7 @@ class SlotTable:
         self.tokens: TokenIds = np.zeros((num_slots, max_length), np.int32)
         self.length: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
         self.generation: npt.NDArray[np.int64] = np.zeros(num_slots, np.int64)
-        self._tenant: npt.NDArray[np.object_] = np.full(num_slots, "", np.object_)  # whose tokens a slot holds
+        self.tenant: npt.NDArray[np.object_] = np.full(num_slots, "", np.object_)  # whose tokens a slot holds
         self._prefix_reuse = prefix_reuse
         self._free = set(range(num_slots))
         self._busy: set[int] = set()
@@ -92,7 +92,7 @@ class SlotTable:
             self._touch(source)
             self._forget_if_contained(source, num_reused)
         self._take(target, num_reused)
-        self._tenant[target] = tenant
+        self.tenant[target] = tenant
         return Allocation(target, num_reused, tuple(copies))
 
     def advance(self, slot: int, length: int) -> None:
@@ -143,7 +143,7 @@ class SlotTable:
 
     def _match_lengths(self, prefix: TokenIds, tenant: str) -> npt.NDArray[np.int64]:
         """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`; none where it is another tenant's."""
-        usable = np.where(self._tenant == tenant, len(prefix) if self._prefix_reuse else 0, 0)
+        usable = np.where(self.tenant == tenant, len(prefix) if self._prefix_reuse else 0, 0)
         limits = np.minimum(self.length, usable)
         matched = np.zeros_like(limits)
         alive = np.flatnonzero(limits)
@@ -171,7 +171,7 @@ class SlotTable:
         self.tokens[target, :length] = self.tokens[source, :length]
         self.length[target] = length
         self.generation[target] += 1
-        self._tenant[target] = self._tenant[source]
+        self.tenant[target] = self.tenant[source]
         if target in self._free:
             self._free.remove(target)
             self._retained.add(target)

@@ -24,7 +24,8 @@ class Release:
 
 class StopMatcher:
     def __init__(self, stops: tuple[str, ...]) -> None:
-        self._stops = stops
+        self._stops = tuple(dict.fromkeys(stops))
+        self._overlaps = [0] * len(self._stops)  # of each, the length of its beginning that the text ends with
         self._held: deque[Piece] = deque()
         self._text = ""  # of the held pieces; a later match can begin nowhere before
         self._begin = 0  # in `_text`, and nowhere before this place
@@ -37,7 +38,7 @@ class StopMatcher:
         self._text += piece.text
         if (start := self._earliest_match()) is not None:
             return self._take_all(self._text[:start], matched=True)
-        return self._take(len(self._text) - self._num_undecided())
+        return self._take(len(self._text) - self._num_undecided(len(piece.text)))
 
     def flush(self) -> Release:
         """The text ended: what was held back is no stop string."""
@@ -46,10 +47,13 @@ class StopMatcher:
     def _earliest_match(self) -> int | None:
         return min((at for stop in self._stops if (at := self._text.find(stop, self._begin)) >= 0), default=None)
 
-    def _num_undecided(self) -> int:
-        """Length of the longest end of the text that begins a stop string."""
+    def _num_undecided(self, num_new: int) -> int:
+        """Length of the longest end of the text, of which the last `num_new` characters are new, that begins a stop string.
+        None has grown by more than these, so what is tried is in proportion to them, however much is held back."""
         text = self._text[self._begin :]
-        return max(_overlap(text, stop) for stop in self._stops)
+        pairs = zip(self._stops, self._overlaps, strict=True)
+        self._overlaps = [_overlap(text, stop, before + num_new) for stop, before in pairs]
+        return max(self._overlaps)
 
     def _take(self, num_decided: int) -> Release:
         token_ids: list[int] = []
@@ -69,8 +73,8 @@ class StopMatcher:
         return Release(token_ids, text, matched)
 
 
-def _overlap(text: str, stop: str) -> int:
-    for length in range(min(len(text), len(stop) - 1), 0, -1):
+def _overlap(text: str, stop: str, most: int) -> int:
+    for length in range(min(len(text), len(stop) - 1, most), 0, -1):
         if stop.startswith(text[-length:]):
             return length
     return 0

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
-from .core import Event
 from .gate import StreamGate
 from .sequence import Sequence, Waiting
 from .settings import EngineSettings
@@ -17,17 +16,16 @@ class StreamPacer:
         rate = settings.max_events_per_second
         self._seconds_per_event = 1.0 / rate if rate else 0.0
 
-    def events(self, running: list[Sequence], queued: Iterable[Waiting], now: float) -> Iterator[Event]:
-        """The events of all streams that have something to say and may."""
+    def speakers(self, running: list[Sequence], now: float) -> list[Sequence]:
+        """The streams that have something to say and may."""
         streams = [sequence for sequence in running if sequence.request.stream]
         pause = self._seconds_per_event * len(streams)  # all streams share the rate evenly
-        for sequence in streams:
-            if self._may_speak(sequence, pause, now):
-                yield sequence.event(now)
-        for waiting in queued:
-            if waiting.request.stream and self._is_silent(waiting, now) and self._gate_is_open(waiting, now):
-                waiting.last_event_at = now
-                yield waiting.event(now)
+        return [sequence for sequence in streams if self._may_speak(sequence, pause, now)]
+
+    def silent(self, queued: Iterable[Waiting], now: float) -> list[Waiting]:
+        """Who gets a heartbeat in the queue."""
+        streams = (waiting for waiting in queued if waiting.request.stream)
+        return [waiting for waiting in streams if self._is_silent(waiting, now) and self._gate_is_open(waiting, now)]
 
     def _may_speak(self, sequence: Sequence, pause: float, now: float) -> bool:
         if not sequence.output.ready:

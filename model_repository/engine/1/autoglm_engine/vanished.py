@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import logging
-import threading
 from collections.abc import Callable, Iterable
 
 from .acks import AckGate
 from .core import Event, Stages, Usage
-from .wire import Packed, pack_event
+from .periodic import Periodic
+from .seal import Kind
+from .wire import Ack, Packed, pack_event
 
-_log = logging.getLogger(__name__)
 _POLL_SECONDS = 0.04
 
 
@@ -23,25 +22,31 @@ class VanishedWatch:
         self._gate = gate
         self._cancel = cancel
         self._ask = ask
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="vanished-watch", daemon=True)
+        self._is_known = False
+        self._thread = Periodic("vanished-watch", _POLL_SECONDS, self._look, "vanished clients cannot be looked for")
 
     def start(self) -> None:
         self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
-        self._closing.set()
-        self._thread.join(timeout)
-
-    def _run(self) -> None:
-        while not self._closing.wait(_POLL_SECONDS):
-            try:
-                self._look()
-            except Exception as error:  # the detokenizer may be gone; the next look may find it back
-                _log.warning("vanished clients cannot be looked for: %s", error)
+        self._thread.close(timeout)
 
     def _look(self) -> None:
+        if not self._is_known:
+            self._is_known = self._greet()
         if lost := self._gate.lost():
             self._cancel(lost)
         if ack := self._gate.probe():
-            self._ask(pack_event(Event("", (), Usage(0, 0, 0), Stages()), ack))
+            self._ask(self._probe(ack))
+
+    def _greet(self) -> bool:
+        """So that the detokenizer has the board open before the first answer, and can read the last ones of an engine
+        that ends and takes the board with it. While the server starts, the detokenizer may not be loaded yet."""
+        try:
+            self._ask(self._probe(self._gate.greeting()))
+        except Exception:
+            return False
+        return True
+
+    def _probe(self, ack: Ack) -> Packed:
+        return self._gate.seal.close(Kind.EVENT, pack_event(Event("", (), Usage(0, 0, 0), Stages()), ack))

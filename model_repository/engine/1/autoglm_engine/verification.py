@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from .core import Candidates, Logits
-from .sampling import Sampled, sample_batch
+from .sampling import Sampled, sample_alone, sample_batch
 from .scheduler import Plan
 from .sequence import Sequence
 
@@ -30,7 +30,7 @@ class Choices:
             if not self.sequence.is_running or sampled.token_id != draft:
                 return place
             accepted()
-            sampled = self.sequence.sampler.sample(self.rows[place + 1])
+            sampled = sample_alone(self.sequence.sampler, self.rows[place + 1])
             take(sampled)
         return len(self.drafts)
 
@@ -46,6 +46,6 @@ def choose(found: Logits | Candidates, plan: Plan) -> list[Choices]:
     for sequence, span in sampling:
         rows = found[row : row + span.num_logits]
         drafts = tuple(span.token_ids[len(span.token_ids) - span.num_drafts :].tolist())
-        made.append(Choices(sequence, sequence.sampler.sample(rows[0]), drafts, rows))
+        made.append(Choices(sequence, sample_alone(sequence.sampler, rows[0]), drafts, rows))
         row += span.num_logits
     return made

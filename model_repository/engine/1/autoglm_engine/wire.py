@@ -2,6 +2,7 @@
 
 Request (tokenizer -> engine): everything of `core.Request` but its id and token ids, which travel on their own.
 Event (engine -> detokenizer): `core.Event` and the cell in which the detokenizer acknowledges it.
+Both travel sealed (`seal`); events also lie in the caches. Each field is held to its type and range all the same.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from .core import (
     TokenLogprobs,
     Usage,
 )
-from .errors import InvalidRequest
+from .errors import CODES, InvalidRequest
+from .options import MAX_USER_CHARACTERS
+from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
 Packed = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
 class Ack:
-    """Where an event is acknowledged: write `number` into cell `cell` of the shared-memory board `board`."""
+    """How an event is acknowledged: by writing `number` into cell `cell` of the board of the engine that sealed it."""
 
-    board: str
     cell: int
     number: int
 
@@ -64,30 +66,30 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
     """Raises InvalidRequest when `packed` did not come from `pack_request`; the options' ranges are not checked."""
     raw = _unpack(packed, "request")
     try:
-        sampling = raw.pop("sampling")
-        sampling["stop"] = tuple(map(str, sampling["stop"]))
-        sampling["logit_bias"] = tuple((int(i), float(bias)) for i, bias in sampling["logit_bias"])
+        question = raw["question"]
         return Request(
             id=request_id,
             prompt_ids=token_ids,
-            sampling=SamplingOptions(**sampling),
-            stream=bool(raw["stream"]),
-            arrival=float(raw["arrival"]),
-            deadline=None if raw["deadline"] is None else float(raw["deadline"]),
-            tokenize_ms=float(raw["tokenize_ms"]),
-            prompt_lookup=None if raw["prompt_lookup"] is None else int(raw["prompt_lookup"]),
+            sampling=_sampling(raw["sampling"]),
+            stream=flag("stream", raw["stream"]),
+            arrival=number("arrival", raw["arrival"]),
+            deadline=None if raw["deadline"] is None else number("deadline", raw["deadline"]),
+            tokenize_ms=number("tokenize_ms", raw["tokenize_ms"]),
+            prompt_lookup=None if raw["prompt_lookup"] is None else integer("prompt_lookup", raw["prompt_lookup"]),
             cache=CacheUse(raw["cache"]),
-            tenant=str(raw["tenant"]),
-            user=str(raw["user"]),
-            semantic=None if raw["semantic"] is None else bool(raw["semantic"]),
-            question=None if raw["question"] is None else _question(*raw["question"]),
+            tenant=text("tenant", raw["tenant"]),
+            user=text("user", raw["user"], MAX_USER_CHARACTERS),
+            semantic=None if raw["semantic"] is None else flag("semantic", raw["semantic"]),
+            question=None if question is None else Question(*(text("question", part) for part in question)),
         )
-    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
 
 
-def _question(text: str, context: str) -> Question:
-    return Question(str(text), str(context))
+def _sampling(raw: dict[str, Any]) -> SamplingOptions:
+    stop = tuple(text("stop", string) for string in raw.pop("stop"))
+    bias = tuple((integer("logit_bias", i), number("logit_bias", b, -MAX_NUMBER)) for i, b in raw.pop("logit_bias"))
+    return SamplingOptions(stop=stop, logit_bias=bias, **raw)
 
 
 def pack_event(event: Event, ack: Ack | None) -> Packed:
@@ -111,7 +113,7 @@ def pack_event(event: Event, ack: Ack | None) -> Packed:
     if event.cache_hit is not CacheHit.NONE:
         raw["cache"] = (event.cache_hit.value, event.cache_age_ms)
     if ack is not None:
-        raw["ack"] = (ack.board, ack.cell, ack.number)
+        raw["ack"] = (ack.cell, ack.number)
     return _pack(raw)
 
 
@@ -125,32 +127,40 @@ def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
 
 
 def _event(raw: dict[str, Any]) -> Event:
-    error_code, error = raw.get("error", ("", None))
+    error_code, error = sequence("error", raw.get("error", ["INTERNAL", None]), 2)
     cache_hit, cache_age_ms = raw.get("cache", (CacheHit.NONE.value, 0.0))
     return Event(
-        request_id=str(raw["id"]),
-        token_ids=tuple(int(token_id) for token_id in raw["tokens"]),
-        usage=Usage(*map(int, raw["usage"])),
-        stages=Stages(*map(float, raw["stages"])),
+        request_id=text("id", raw["id"]),
+        token_ids=tuple(integer("tokens", token_id) for token_id in raw["tokens"]),
+        usage=Usage(*(integer("usage", count) for count in raw["usage"])),
+        stages=Stages(*(number("stages", ms, -MAX_NUMBER) for ms in raw["stages"])),
         finish_reason=FinishReason(raw["finish"]) if "finish" in raw else None,
-        text_bytes=int(raw["text_bytes"]) if "text_bytes" in raw else None,
-        is_first=bool(raw.get("first", False)),
-        logprobs=tuple(
-            TokenLogprobs(token_id, logprob, tuple((int(t), float(p)) for t, p in top))
-            for token_id, logprob, top in raw.get("logprobs", ())
-        ),
-        error=None if error is None else str(error),
-        error_code=str(error_code),
+        text_bytes=integer("text_bytes", raw["text_bytes"]) if "text_bytes" in raw else None,
+        is_first=flag("first", raw.get("first", False)),
+        logprobs=tuple(_logprobs(*entry) for entry in raw.get("logprobs", ())),
+        error=None if error is None else text("error", error),
+        error_code="" if error is None else _error_code(error_code),
         cache_hit=CacheHit(cache_hit),
-        cache_age_ms=float(cache_age_ms),
+        cache_age_ms=number("cache_age_ms", cache_age_ms),
     )
+
+
+def _logprobs(token_id: Any, chosen: Any, top: Any) -> TokenLogprobs:
+    ranked = tuple((integer("logprobs", other), logprob("logprobs", value)) for other, value in top)
+    return TokenLogprobs(integer("logprobs", token_id), logprob("logprobs", chosen), ranked)
+
+
+def _error_code(code: Any) -> str:
+    if code not in CODES:
+        raise InvalidRequest(f"error has the code {code!r:.40}; it must be one of {', '.join(CODES)}")
+    return str(code)
 
 
 def _ack(raw: Any) -> Ack | None:
     if raw is None:
         return None
-    board, cell, number = raw
-    return Ack(str(board), int(cell), int(number))
+    cell, number_of_event = sequence("ack", raw, 2)
+    return Ack(integer("ack", cell), integer("ack", number_of_event, high=MAX_INT64))
 
 
 def _pack(raw: dict[str, Any]) -> Packed:

@@ -1,0 +1,86 @@
+"""Whether ports can be listened on, asked before anything is started, and who holds one that cannot."""
+
+from __future__ import annotations
+
+import errno
+import socket
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+
+from .exceptions import LocalServerError
+
+_LISTENING = "0A"
+
+
+Address = tuple[str, int]  # a port of 0, a free one, can always be had
+
+
+def check_ports(addresses: Mapping[str, Address]) -> None:
+    """`addresses`: by the names of the ports' settings. Raises LocalServerError for the first that cannot be had."""
+    with ExitStack() as stack:
+        had: dict[int, str] = {}
+        for setting, (host, port) in addresses.items():
+            try:
+                stack.enter_context(_listening(host, port))
+            except OSError as error:
+                if error.errno == errno.EADDRINUSE and port in had:
+                    raise LocalServerError(f"{had[port]} and {setting} are both {port}; they must differ") from None
+                raise LocalServerError(cannot_listen(host, port, error, setting)) from None
+            had[port] = setting
+
+
+def cannot_listen(host: str, port: int, error: OSError, setting: str) -> str:
+    """Why, in one sentence."""
+    place = f"cannot listen on {host}:{port}"
+    if error.errno == errno.EADDRINUSE:
+        return f"{place}: {_holder(port)} listens there already; stop it, or choose another port with {setting}"
+    return f"{place}: {error.strerror or error}"
+
+
+def _listening(host: str, port: int) -> socket.socket:
+    probe = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET)
+    try:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((host, port))
+        probe.listen()
+    except OSError:
+        probe.close()
+        raise
+    return probe
+
+
+def _holder(port: int) -> str:
+    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
+    for process in Path("/proc").iterdir():
+        if process.name.isdigit() and not inodes.isdisjoint(_open_files(process)):
+            return f"{_name(process)} (process {process.name})"
+    return "a program of another user or container"
+
+
+def _listening_inodes(port: int) -> Iterator[str]:
+    for table in ("tcp", "tcp6"):
+        for row in _text(Path(f"/proc/net/{table}")).splitlines()[1:]:
+            _, local, _, state, *_, inode = row.split()[:10]
+            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
+                yield inode
+
+
+def _open_files(process: Path) -> Iterator[str]:
+    """Nothing of another user's, nor of a process that is gone."""
+    with suppress(OSError):
+        for file in (process / "fd").iterdir():
+            with suppress(OSError):
+                yield str(file.readlink())
+
+
+def _name(process: Path) -> str:
+    name = _text(process / "comm").strip()
+    return name if name.isprintable() and name else "a program"
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(errors="replace")
+    except OSError:
+        return ""

@@ -1,0 +1,137 @@
+"""What a local server leaves behind, and how it goes: processes, shared memory, the board of its engine, its folder.
+
+Run as a program it waits for the end of the process that started it, and then removes all that. So whatever ends the
+owner, nothing stays; it needs nothing but the standard library, and is run by its path.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import select
+import shutil
+import signal
+import stat
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+SHARED_MEMORY = Path("/dev/shm")
+_BOARDS = "autoglm-acks-*"
+_BOARD_HEAD = struct.Struct("<4Q")  # the last is the pid of the server; see `autoglm_engine.board_file`
+_KILL_SECONDS = 3.0
+_LOCK_SECONDS = 2.0
+_POLL_SECONDS = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """`regions` begins the names of the server's regions in shared memory; `server_pid` is known to its board."""
+
+    folder: Path
+    regions: str
+    server_pid: int = 0
+
+    def remove(self) -> None:
+        """All that is this user's. Whoever calls it knows that the server has ended, or is to."""
+        self._kill()
+        for path in self._shared():
+            path.unlink(missing_ok=True)
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+    def processes(self) -> list[int]:
+        """tritonserver and its models' processes, but for those that ended: their command lines name the folder."""
+        own = [int(entry.name) for entry in Path("/proc").iterdir() if entry.name.isdigit()]
+        return [pid for pid in own if self._is_of_server(pid)]
+
+    def _is_of_server(self, pid: int) -> bool:
+        try:
+            place = Path(f"/proc/{pid}")
+            arguments = (place / "cmdline").read_bytes().split(b"\0")
+            is_own = place.stat().st_uid == os.geteuid()
+        except OSError:
+            return False
+        backends = os.fsencode(self.folder / "backends")
+        return is_own and (arguments[0].startswith(backends + b"/") or b"--backend-directory=" + backends in arguments)
+
+    def _kill(self) -> None:
+        """Again and again, since a server may start a process meanwhile. A signal that is caught would leave it time."""
+        give_up_at = time.monotonic() + _KILL_SECONDS
+        while (found := self.processes()) and time.monotonic() < give_up_at:
+            for pid in found:
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGKILL)
+            time.sleep(0.01)
+
+    def _shared(self) -> Iterator[Path]:
+        yield from (path for path in SHARED_MEMORY.glob(f"{self.regions}*") if is_own_file(path))
+        yield from (path for path in SHARED_MEMORY.glob(_BOARDS) if self.server_pid and self._is_board(path))
+
+    def _is_board(self, path: Path) -> bool:
+        """An engine holds its board locked: another server may have got the number of this one. One that was killed lets
+        go of it in its last moments only."""
+        try:
+            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            return False
+        with closing(os.fdopen(file, "rb")) as board:
+            head = board.read(_BOARD_HEAD.size)
+            is_servers = len(head) == _BOARD_HEAD.size and _BOARD_HEAD.unpack(head)[3] == self.server_pid
+            return is_servers and is_own_file(path) and _locked_within(file, _LOCK_SECONDS)
+
+
+def is_own_file(path: Path) -> bool:
+    try:
+        status = path.lstat()
+    except OSError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid()
+
+
+def try_lock(file: int) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        return False
+    return True
+
+
+def _locked_within(file: int, seconds: float) -> bool:
+    give_up_at = time.monotonic() + seconds
+    while not (locked := try_lock(file)) and time.monotonic() < give_up_at:
+        time.sleep(0.01)
+    return locked
+
+
+def start_watch(remains: Remains) -> subprocess.Popen[bytes]:
+    """The program: it outlives this process, whose end it waits for."""
+    named = [str(os.getpid()), str(remains.folder), remains.regions, str(remains.server_pid)]
+    quiet = subprocess.DEVNULL
+    return subprocess.Popen(
+        [sys.executable, "-IS", __file__, *named], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
+    )
+
+
+def wait_for_parent(pid: int) -> None:
+    """Until this process's parent, which was `pid`, has ended."""
+    try:
+        file = os.pidfd_open(pid)
+    except OSError:  # it has ended, or the kernel is older than 5.3
+        while os.getppid() == pid:
+            time.sleep(_POLL_SECONDS)
+        return
+    if os.getppid() == pid:  # and not another process of that number
+        poll = select.poll()
+        poll.register(file, select.POLLIN)
+        poll.poll()
+    os.close(file)
+
+
+if __name__ == "__main__":
+    wait_for_parent(int(sys.argv[1]))
+    Remains(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])).remove()

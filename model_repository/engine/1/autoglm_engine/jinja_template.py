@@ -1,0 +1,84 @@
+"""A checkpoint's Jinja template, compiled and rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
+sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens.
+
+A sandbox keeps a template from the interpreter, not from its time and memory: compiling one, which computes its constants,
+and rendering it are for a process that has limits (`template_process`). Reading one (`asks_for_tools`) is for anybody.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+from .errors import ArtifactError
+
+if TYPE_CHECKING:
+    from jinja2 import Template
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+
+class TooLong(Exception):
+    """The text has more characters than anybody wants."""
+
+
+def asks_for_tools(source: str) -> bool:
+    """Raises ArtifactError for what is no template."""
+    from jinja2 import TemplateError, nodes
+
+    try:
+        parsed = _environment().parse(source)
+        return any(name.name == "tools" and name.ctx == "load" for name in parsed.find_all(nodes.Name))
+    except (TemplateError, RecursionError) as error:
+        raise ArtifactError(f"the chat template cannot be read: {error}") from None
+
+
+def compile_template(source: str) -> Template:
+    """Raises TemplateError, and whatever its constants raise."""
+    return _environment().from_string(source)
+
+
+def render(template: Template, names: Mapping[str, Any], most_characters: int) -> str:
+    """Raises TooLong before more is put together, and whatever the template raises."""
+    return "".join(_bounded(template.generate(**names), most_characters))
+
+
+def _bounded(pieces: Iterator[str], most_characters: int) -> Iterator[str]:
+    for piece in pieces:
+        most_characters -= len(piece)
+        if most_characters < 0:
+            raise TooLong
+        yield piece
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    from jinja2 import TemplateError, nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.parser import Parser
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """`{% generation %}` marks an assistant's words for training; here its body is simply rendered."""
+
+        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+
+        def parse(self, parser: Parser) -> list[nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def raise_exception(message: str) -> None:
+        raise TemplateError(message)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = _to_json
+    environment.globals["raise_exception"] = raise_exception
+    environment.globals["strftime_now"] = lambda pattern: datetime.datetime.now().strftime(pattern)
+    return environment
+
+
+def _to_json(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
+    """Jinja's own filter escapes HTML; a prompt is not HTML."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)

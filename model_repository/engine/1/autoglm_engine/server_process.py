@@ -1,0 +1,62 @@
+"""The tritonserver that this process is a model's of: to end with it, and to end it."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import subprocess
+import threading
+import time
+
+_POLL_SECONDS = 0.1
+_KILL_AFTER_SECONDS = 2
+# A number may be another process's by then: field 22 of its stat, when it began, tells.
+_KILL_LATER = 'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] && kill -9 {pid}'
+
+
+class ServerProcess:
+    """Made while it runs, by a model's `initialize`."""
+
+    def __init__(self) -> None:
+        self.pid = os.getppid()
+
+    def end_with_it(self) -> None:
+        """From now on this process is killed when the server ends. Triton's own way out may hang for ever, and an engine
+        keeps its memory and its cores meanwhile."""
+        threading.Thread(target=self._follow, name="server-watch", daemon=True).start()
+
+    def end(self) -> None:
+        """SIGTERM, and SIGKILL by somebody else after 2 s: this process may be gone before, since the signal makes the
+        server end its models first, and what is under way in a dead engine would keep it for long."""
+        started = _started(self.pid)
+        if os.getppid() != self.pid or started is None:
+            return  # it has ended, and its number may be anybody's
+        command = _KILL_LATER.format(seconds=_KILL_AFTER_SECONDS, pid=self.pid, started=started)
+        quiet = subprocess.DEVNULL
+        subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+        os.kill(self.pid, signal.SIGTERM)
+
+    def _follow(self) -> None:
+        self._wait()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+    def _wait(self) -> None:
+        try:
+            file = os.pidfd_open(self.pid)
+        except OSError:  # it has ended, or the kernel is older than 5.3
+            while os.getppid() == self.pid:
+                time.sleep(_POLL_SECONDS)
+            return
+        if os.getppid() == self.pid:  # and not another process of that number
+            poll = select.poll()
+            poll.register(file, select.POLLIN)
+            poll.poll()
+
+
+def _started(pid: int) -> str | None:
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
+            return stat.read().rpartition(")")[2].split()[19]
+    except OSError:
+        return None

@@ -1,0 +1,70 @@
+"""A model's process ends with its server, and ends no other process than that."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import psutil
+import pytest
+from autoglm_engine.server_process import ServerProcess
+from processes import wait_for_end
+
+# A server that starts a model, which runs the lines given, says its pid and goes on.
+_SERVER = """
+import subprocess, sys, time
+model = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
+time.sleep(600)
+"""
+_MODEL = """
+import os, sys, time
+from autoglm_engine.server_process import ServerProcess
+server = ServerProcess()
+{line}
+print(os.getpid(), flush=True)
+time.sleep(600)
+"""
+
+
+def start(line: str) -> tuple[psutil.Popen, psutil.Process]:
+    command = [sys.executable, "-c", _SERVER, _MODEL.format(line=line)]
+    server = psutil.Popen(command, stdout=subprocess.PIPE)
+    return server, psutil.Process(int(server.stdout.readline()))
+
+
+@pytest.mark.slow
+def test_a_model_ends_with_its_server() -> None:
+    server, model = start("server.end_with_it()")
+    server.kill()
+    server.communicate()
+    wait_for_end(model)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("before", "ends_by"), [("", signal.SIGTERM), ("stop", signal.SIGKILL)])
+def test_a_server_is_told_to_end_and_then_made_to(before: str, ends_by: signal.Signals) -> None:
+    stop = "os.kill(server.pid, 19); " if before else ""
+    server, model = start(f"server.end_with_it(); print(os.getpid(), flush=True); {stop}server.end()")
+    assert server.wait() == -ends_by
+    server.communicate()
+    wait_for_end(model)
+
+
+def test_the_number_of_a_server_that_ended_is_nobodys() -> None:
+    with subprocess.Popen(["sleep", "600"]) as other:
+        server = ServerProcess()
+        assert server.pid == psutil.Process().ppid()
+        server.pid = other.pid  # as if that were its number now: its own model's parent it is not
+        server.end()
+        assert psutil.Process(other.pid).status() != psutil.STATUS_ZOMBIE
+        other.terminate()
+    assert other.returncode == -signal.SIGTERM
+
+
+def test_every_model_ends_with_its_server() -> None:
+    models = Path(__file__).parent.parent / "model_repository"
+    adapters = sorted(models.glob("*/1/model.py"))
+    assert len(adapters) == 4
+    assert all("end_with_it()" in adapter.read_text() for adapter in adapters)
