@@ -189,6 +189,18 @@ def test_random_configs_end_in_a_sentence(
         assert not isinstance(error.__cause__, RecursionError | MemoryError)
 
 
+def test_a_chat_template_is_a_text_of_some_size(tmp_path: Path) -> None:
+    write_folder(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("a" * (1 << 20))
+    assert open_checkpoint(tmp_path).chat_template is not None
+    (tmp_path / "chat_template.jinja").write_text("a" * ((1 << 20) + 1))
+    with pytest.raises(CheckpointError, match="a text of at most 1048576 bytes"):
+        open_checkpoint(tmp_path)
+    write_gguf_file(tmp_path / "m.gguf", **{"tokenizer.chat_template": 7})
+    with pytest.raises(CheckpointError, match="a text of at most 1048576 bytes"):
+        open_checkpoint(tmp_path / "m.gguf")
+
+
 # ---- GGUF
 
 

@@ -12,6 +12,8 @@ from .errors import CheckpointError, UnsupportedModel
 from .spec import ModelSpec
 from .weights import CheckpointWeights
 
+MAX_TEMPLATE_BYTES = 1 << 20  # as the engine reads
+
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
@@ -44,9 +46,12 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """Its numbers can be computed with. Asked when the weights are known to have the spec's sizes."""
+    """Its numbers can be computed with, and its template read. Asked when the weights are known to have the spec's sizes."""
     with np.errstate(all="ignore"):
         frequencies = checkpoint.spec.rope.inverse_frequencies()
+    template = checkpoint.chat_template
+    if template is not None and not (isinstance(template, str) and len(template.encode()) <= MAX_TEMPLATE_BYTES):
+        raise CheckpointError(f"the chat template must be a text of at most {MAX_TEMPLATE_BYTES} bytes")
     if not np.isfinite(frequencies).all():
         raise UnsupportedModel(
             f"the rotary embedding has frequencies that are no finite numbers: {checkpoint.spec.rope}"

@@ -76,11 +76,10 @@ inline void weigh_row(float* scores, uint16_t* weights, int visible, int positio
                       float& total, float* sums) {
   const Ints lane = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   const int width = round_up(positions, kLanes);
-  Floats top = floats(largest), poison{};
+  Floats top = floats(largest);
   for (int i = 0; i < width; i += kLanes) {
     const Floats masked = lane + i < visible ? load<Floats>(scores + i) : floats(kMaskedScore);
     store(scores + i, masked);
-    note_not_finite(poison, masked);
     top = maximum(top, masked);
   }
   const float new_largest = max_lanes(top);
@@ -98,7 +97,6 @@ inline void weigh_row(float* scores, uint16_t* weights, int visible, int positio
     largest = new_largest;
   }
   total += sum_lanes(added);
-  total += sum_lanes(poison);
 }
 
 inline void weigh_tile(const AttentionTask& task, const Cache& cache, int tile, int positions, AttentionScratch& scratch) {

@@ -287,7 +287,7 @@ class Decoder {
       to_bfloat16_row(head + int64_t{kv_heads} * size, 1.0f, value);
       cache_.append(token.slot, int(operation.detail), h, token.position, key, value);
     }
-    if (!is_finite(first_head, (heads + 2 * kv_heads) * size)) note_broken(token);
+    if (!is_computable(first_head, (heads + 2 * kv_heads) * size)) note_broken(token);
   }
 
   void prepare_head(float* head, const float* norm, int position) const {
