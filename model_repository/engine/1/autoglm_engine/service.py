@@ -136,12 +136,12 @@ class EngineService:
         nothing can hasten."""
         if not self._loop.close(_CLOSE_SECONDS):
             self._replies.end_all(ShuttingDown("the server is shutting down"), _CLOSE_SECONDS)
+        self._board.close()  # early: whoever ends the process meanwhile finds nothing left behind
         self._loop.after_steps(self._runner.close)
         self._guides.close()
         self._engine.close()
         self._watch.close(_CLOSE_SECONDS)
         self._metrics.close(_CLOSE_SECONDS)
-        self._board.close()
         self._loop.close(_LAST_STEP_SECONDS)
 
     def _deliver(self, event: Event) -> None:
