@@ -19,6 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm_client.children import start_child
 from autoglm_client.profiling.procfs import ProcFs
 
 from .measures import RequestTiming
@@ -42,7 +43,7 @@ def gateway_process(grpc_url: str, *flags: str) -> Iterator[GatewayProcess]:
     """`autoglm gateway` in front of a server."""
     port = _free_port()
     command = [sys.executable, "-m", "autoglm_client.cli", "gateway", "--server", grpc_url, "--port", str(port), *flags]
-    process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
+    process = start_child(command, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(url, process)

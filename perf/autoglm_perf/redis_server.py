@@ -11,6 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from autoglm_client.children import start_child
+
 BINARY = "redis-server"
 _SECONDS = 20.0
 
@@ -36,7 +38,7 @@ class RedisServer:
 
     def start(self) -> None:
         """Until it answers."""
-        self._process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        self._process = start_child(self._command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         until = time.monotonic() + _SECONDS
         while not self._answers():
             assert time.monotonic() < until, "redis-server does not answer"
