@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import resource
 import secrets
 import sys
 from collections.abc import Mapping
@@ -16,8 +17,11 @@ from importlib import metadata
 from pathlib import Path
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")  # each is also the name of its Python package
+HTTP_ADDRESS = "127.0.0.1"
 EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
+# Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
+STACK_BYTES = 1 << 30
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
@@ -61,13 +65,21 @@ def control_key(environ: Mapping[str, str]) -> str:
     return key
 
 
-def command(repository: Path, key: str) -> list[str]:
-    """All addresses are the container's own; compose.yaml says where on the host they are reached."""
+def raise_stack_limit() -> None:
+    """As far as the container may."""
+    most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+    stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)
+    resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
+
+
+def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> list[str]:
+    """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
+    check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
     options = {
         "model-repository": repository,
         "model-control-mode": "none",
         "exit-timeout-secs": EXIT_SECONDS,
-        "http-address": "0.0.0.0",
+        "http-address": http_address,
         "http-port": 8000,
         "grpc-address": "0.0.0.0",
         "grpc-port": 8001,
@@ -87,7 +99,9 @@ def main() -> None:
     except (Refusal, KeyError) as refusal:
         sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    arguments = command(Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository")), key)
+    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
+    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
+    raise_stack_limit()
     os.execvpe(arguments[0], arguments, environment)
 
 

@@ -100,7 +100,8 @@ def test_the_ports_are_on_loopback_and_are_those_that_the_server_listens_on() ->
     listening = dict(
         re.fullmatch(r"--([a-z-]+)=(.*)", flag).groups() for flag in serve.command(Path("/m"), "k" * 16)[1:]
     )  # type: ignore[union-attr]
-    inside = {listening[f"{name}-port"] for name in ("http", "grpc", "metrics")}
+    inside = {listening[f"{name}-port"] for name in ("grpc", "metrics")}
+    assert listening["http-address"] == "127.0.0.1" == with_defaults(SERVICE["environment"]["AUTOGLM_HTTP_ADDRESS"])
     published = [with_defaults(port).split(":") for port in SERVICE["ports"]]
     assert {target for _, _, target in published} == inside
     assert {host for host, _, _ in published} == {"127.0.0.1"}
@@ -209,6 +210,16 @@ def optional_dependencies() -> dict[str, list[Requirement]]:
 
 
 # ---- serve.py
+
+
+def test_bodies_find_the_stack_that_they_need() -> None:
+    """Of the process that becomes tritonserver; what may not be raised stays as it is."""
+    code = f"import sys; sys.path.insert(0, {str(DEPLOY)!r}); import serve, resource; {{}}serve.raise_stack_limit(); print(resource.getrlimit(3))"
+    lowered = "resource.setrlimit(3, (1 << 20, 4 << 20)); "
+    for before, expected in (("", serve.STACK_BYTES), (lowered, 4 << 20)):
+        done = subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True)
+        assert done.stdout.startswith(f"({expected}, ")
+    assert serve.STACK_BYTES == local_server.STACK_BYTES == SERVICE["ulimits"]["stack"]
 
 
 def test_the_server_knows_every_flag() -> None:

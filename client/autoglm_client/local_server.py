@@ -23,7 +23,7 @@ from types import TracebackType
 
 from .exceptions import LocalServerError
 from .server_log import ending_error, last_line, startup_error
-from .server_probe import engine_answers, http_status, stub_processes
+from .server_probe import engine_answers, server_is_ready, stub_processes
 from .shared_inputs import KEY_HEADER
 from .triton_install import TritonInstall, find_triton
 
@@ -33,10 +33,16 @@ STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
+# How much of its stack tritonserver's HTTP ports use is said by the body that they are sent, and 8 MiB end it. A thread's
+# stack is as large as this limit says; "unlimited" would mean 2 MiB. What is not used takes no memory.
+STACK_BYTES = 1 << 30
 # The server ends with the process that started it, also when that one is killed.
-_GUARD = """
-import ctypes, os, signal, sys
+_GUARD = f"""
+import ctypes, os, resource, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
+most = resource.getrlimit(resource.RLIMIT_STACK)[1]
+stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min({STACK_BYTES}, most)
+resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
@@ -48,7 +54,8 @@ class LocalServer:
     `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
     log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
     shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
-    `shared_memory_key`, for clients on this host (random where it is not given).
+    `shared_memory_key`, for clients on this host (random where it is not given). Without `http` there is no HTTP port, for
+    those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too.
     """
 
     def __init__(
@@ -58,6 +65,7 @@ class LocalServer:
         artifact: str | Path | None = None,
         env: Mapping[str, str] | None = None,
         host: str = "127.0.0.1",
+        http: bool = True,
         http_port: int = 0,
         grpc_port: int = 0,
         metrics_port: int = 0,
@@ -67,6 +75,7 @@ class LocalServer:
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
         self.host = host
+        self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
         self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
@@ -83,6 +92,7 @@ class LocalServer:
 
     @property
     def http_url(self) -> str:
+        assert self.http, "this server has no HTTP port"
         return f"http://{self.host}:{self.http_port}"
 
     @property
@@ -146,11 +156,11 @@ class LocalServer:
 
     def is_ready(self) -> bool:
         """Whether the server says that all models are loaded. It says so also of a model whose process died."""
-        return self.is_alive() and http_status(self.host, self.http_port, "/v2/health/ready") == 200
+        return self.is_alive() and server_is_ready(self.grpc_url)
 
     def is_healthy(self, timeout: float = 5.0) -> bool:
         """Whether every model's process lives and the engine answers within `timeout` seconds."""
-        return self.is_ready() and not self._dead_models() and engine_answers(self.host, self.http_port, timeout)
+        return self.is_ready() and not self._dead_models() and engine_answers(self.grpc_url, timeout)
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
@@ -208,6 +218,7 @@ class LocalServer:
             "backend-config": f"python,shm-region-prefix-name={self._shared_memory}",
             "cache-directory": install.root / "caches",
             "exit-timeout-secs": EXIT_SECONDS,
+            "allow-http": str(self.http).lower(),
             "http-address": self.host,
             "http-port": self.http_port,
             "grpc-address": self.host,

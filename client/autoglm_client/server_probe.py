@@ -1,35 +1,46 @@
-"""Looks whether a local server is well, with nothing but the standard library: over HTTP, and at its processes."""
+"""Looks whether a local server is well: over gRPC, which every server has, and at its processes."""
 
 from __future__ import annotations
 
-import http.client
-import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
+from tritonclient.grpc import service_pb2 as pb
+from tritonclient.grpc import service_pb2_grpc
 
-def http_status(host: str, port: int, path: str, timeout: float = 2.0) -> int | None:
-    """The status of a GET, None when there is no answer."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    try:
-        connection.request("GET", path)
-        return connection.getresponse().status
-    except (OSError, http.client.HTTPException):
-        return None
-    finally:
-        connection.close()
+from .requests import control_request
+
+_OPTIONS = (
+    ("grpc.use_local_subchannel_pool", 1),  # else a server that did not listen yet is left alone for a while
+    ("grpc.enable_http_proxy", 0),
+)
 
 
-def engine_answers(host: str, port: int, timeout: float) -> bool:
+def server_is_ready(address: str, timeout: float = 2.0) -> bool:
+    """Whether the server says that all its models are loaded."""
+    with _stub(address) as stub:
+        try:
+            return bool(stub.ServerReady(pb.ServerReadyRequest(), timeout=timeout).ready)
+        except grpc.RpcError:
+            return False
+
+
+def engine_answers(address: str, timeout: float) -> bool:
     """Whether the engine model answers a control request: its process lives and takes requests."""
-    connection = http.client.HTTPConnection(host, port, timeout=timeout)
-    body = json.dumps({"control": json.dumps({"stats": True})})
-    try:
-        connection.request("POST", "/v2/models/engine/generate", body, {"Content-Type": "application/json"})
-        return connection.getresponse().status == 200
-    except (OSError, http.client.HTTPException):
-        return False
-    finally:
-        connection.close()
+    with _stub(address) as stub:
+        try:
+            answers = list(stub.ModelStreamInfer(iter([control_request({"stats": True})]), timeout=timeout))
+        except grpc.RpcError:
+            return False
+    return bool(answers) and not any(answer.error_message for answer in answers)
+
+
+@contextmanager
+def _stub(address: str) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+        yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 
 def stub_processes(server_pid: int) -> dict[int, str]:

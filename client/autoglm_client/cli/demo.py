@@ -35,7 +35,7 @@ def demo(artifact: args.Artifact = None, repository: args.Repository = None) -> 
     folder = repository_folder(repository)
     chosen = artifact_folder(artifact, folder)
     ensure_exported(chosen, export_if_missing=True)
-    server = LocalServer(folder, artifact=chosen)
+    server = LocalServer(folder, artifact=chosen, http=False)
     with running(server), Client(server.grpc_url) as client:
         client.wait_until_ready()
         _stream_one(client)

@@ -107,7 +107,7 @@ def _server(start: bool, artifact: Path | None, repository: Path | None) -> Iter
     folder = repository_folder(repository)
     chosen = artifact_folder(artifact, folder)
     ensure_exported(chosen, export_if_missing=False)
-    server = LocalServer(folder, artifact=chosen)
+    server = LocalServer(folder, artifact=chosen, http=False)
     with running(server):
         yield server.grpc_url, server.pid
 

@@ -25,6 +25,7 @@ from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
 
 BUNDLED_MODEL = "smollm2"
+_HTTP_PORT = 8000
 
 
 def serve(
@@ -33,7 +34,15 @@ def serve(
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
     ] = "127.0.0.1",
-    http_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8000,
+    http_port: Annotated[
+        int | None,
+        typer.Option(
+            min=0,
+            max=65535,
+            help="0 takes a free one. With --gateway Triton's HTTP is off unless this is given.",
+            show_default="8000",
+        ),
+    ] = None,
     grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
     metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
     shared_memory_key: Annotated[
@@ -93,7 +102,8 @@ def serve(
         artifact=chosen,
         env=server_environment(from_file),
         host=host,
-        http_port=http_port,
+        http=http_port is not None or not gateway,
+        http_port=_HTTP_PORT if http_port is None else http_port,
         grpc_port=grpc_port,
         metrics_port=metrics_port,
         log_file=log_file,
@@ -101,7 +111,8 @@ def serve(
         arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
-        notes().print(f"gRPC     {server.grpc_url}\nHTTP     {server.http_url}\nmetrics  {server.metrics_url}")
+        http = f"HTTP     {server.http_url}\n" if server.http else ""
+        notes().print(f"gRPC     {server.grpc_url}\n{http}metrics  {server.metrics_url}")
         try:
             beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
             with beside if gateway else nullcontext() as check:
