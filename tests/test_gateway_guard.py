@@ -10,6 +10,7 @@ import httpx
 import openai
 import pytest
 from autoglm_client.exceptions import CannotConnectError
+from autoglm_gateway.errors import ApiError
 from autoglm_gateway.guard import Guard
 from autoglm_gateway.keys import KeyRing, new_key
 from autoglm_gateway.limits import Limits, Meter, TokenBucket
@@ -334,6 +335,47 @@ def test_a_bucket_gives_no_more_than_its_rate_and_burst_and_no_less_than_it_prom
     for at, start in enumerate(taken):
         for later, end in enumerate(taken[at:], start=1):
             assert later <= capacity + (end - start) * rate + 1e-6
+
+
+@given(
+    asked=st.lists(st.tuples(st.integers(1, 64), st.floats(0, 30)), min_size=1, max_size=40), minute=st.integers(6, 600)
+)
+def test_choices_count_as_requests_whatever_their_number(asked: list[tuple[int, float]], minute: int) -> None:
+    """In the long run no more than the rate, plus one bucket, plus the one request that may be larger than a bucket."""
+    now, taken = 0.0, 0
+    meter = Meter(Limits(requests_per_minute=minute), lambda: now)
+    burst = max(1.0, minute / 6)
+    for num, pause in asked:
+        now += pause
+        try:
+            places = meter.enter()
+        except ApiError:
+            continue
+        try:
+            if num > 1:
+                places.take(num - 1)
+        except ApiError as error:
+            assert error.code == "rate_limit_exceeded" and f"{num} choices" in error.message
+            now += error.retry_after or 0  # until then it was promised
+            places.leave()
+            places = meter.enter()
+            places.take(num - 1)
+        taken += num
+        places.leave()
+        assert meter.running == 0
+        assert taken <= burst + now * minute / 60 + max(0, num - burst) + 1e-6
+
+
+async def test_64_choices_are_64_requests_of_the_limit() -> None:
+    keys, (key,) = made_keys("alice", more=", requests_per_minute = 390")  # of which 65 may come at once
+    async with opened(GatewaySettings(keys=keys)) as gateway:
+        many = {**BODY, "n": 16, "max_tokens": 1}
+        statuses = [(await gateway.http.post(CHAT, json=many, headers=bearer(key))).status_code for _ in range(5)]
+        texts = {"model": "autoglm", "prompt": ["a"] * 4, "n": 16, "max_tokens": 1}
+        refused = await gateway.http.post("/v1/completions", json=texts, headers=bearer(key))
+    assert statuses == [200, 200, 200, 200, 429]
+    assert refused.status_code == 429 and "one of 64 choices, which counts as 64," in refused.json()["error"]["message"]
+    assert 1 <= int(refused.headers["retry-after"]) <= 11
 
 
 def test_what_a_meter_refuses_counts_for_nothing() -> None:

@@ -1,4 +1,4 @@
-"""How much one caller may ask: requests a minute, and requests at once."""
+"""How much one caller may ask: requests a minute, and requests at once. Each choice of a request is one."""
 
 from __future__ import annotations
 
@@ -22,21 +22,26 @@ class Limits:
 
 
 class TokenBucket:
-    """`rate` tokens a second, of which at most `capacity` are kept."""
+    """`rate` tokens a second, of which at most `capacity` are kept. What asks for more than that needs a full one, and leaves
+    a debt that is paid first."""
 
     def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._capacity, self._clock = rate, capacity, clock
         self._tokens, self._filled_at = capacity, clock()
 
-    def take(self) -> float:
-        """0 where a token was taken; otherwise none is, and so many seconds pass until there will be one."""
+    def take(self, num: int = 1) -> float:
+        """0 where `num` tokens were taken; otherwise none is, and so many seconds pass until it will be worth another try."""
         now = self._clock()
         self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
-        if self._tokens < 1:
-            return (1 - self._tokens) / self._rate
-        self._tokens -= 1
+        missing = min(num, self._capacity) - self._tokens
+        if missing > 0:
+            return missing / self._rate
+        self._tokens -= num
         return 0.0
+
+    def give_back(self, num: int) -> None:
+        self._tokens += num
 
 
 class Meter:
@@ -50,17 +55,27 @@ class Meter:
 
     def enter(self) -> Places:
         """To be left in the end. Raises ApiError."""
-        self.check(1)
-        wait_s = self._bucket.take() if self._bucket else 0.0
-        if wait_s:
-            raise _too_many_a_minute(self._limits.requests_per_minute, wait_s)
+        self._check_room(1)
+        self._take_tokens(1)
         self.running += 1
         return Places(self)
 
-    def check(self, more: int) -> None:
-        """Raises ApiError where there is no room for so many."""
+    def widen(self, more: int) -> None:
+        """For `more` choices of a request that entered. Raises ApiError; then the request itself counts for nothing either."""
+        if self._bucket:
+            self._bucket.give_back(1)
+        self._check_room(more)
+        self._take_tokens(1 + more)
+        self.running += more
+
+    def _check_room(self, more: int) -> None:
         if self._limits.concurrency and self.running + more > self._limits.concurrency:
             raise _too_many_at_once(self.running, more, self._limits.concurrency)
+
+    def _take_tokens(self, num: int) -> None:
+        wait_s = self._bucket.take(num) if self._bucket else 0.0
+        if wait_s:
+            raise _too_many_a_minute(self._limits.requests_per_minute, num, wait_s)
 
 
 class Places:
@@ -72,8 +87,7 @@ class Places:
 
     def take(self, more: int) -> None:
         """Raises ApiError."""
-        self._meter.check(more)
-        self._meter.running += more
+        self._meter.widen(more)
         self._num += more
 
     def leave(self) -> None:
@@ -89,6 +103,7 @@ def _too_many_at_once(running: int, more: int, limit: int) -> ApiError:
     return ApiError(429, sentence, "rate_limit_error", code="concurrency_limit_exceeded", retry_after=_RETRY_S)
 
 
-def _too_many_a_minute(limit: int, wait_s: float) -> ApiError:
-    sentence = f"this key may send {limit} requests a minute; the next one may come in {wait_s:.1f} s"
+def _too_many_a_minute(limit: int, num: int, wait_s: float) -> ApiError:
+    asked = "the next one" if num == 1 else f"one of {num} choices, which counts as {num},"
+    sentence = f"this key may send {limit} requests a minute; {asked} may come in {wait_s:.1f} s"
     return ApiError(429, sentence, "rate_limit_error", code="rate_limit_exceeded", retry_after=math.ceil(wait_s))
