@@ -1,5 +1,5 @@
-"""Connections within bounds, which uvicorn has for idle ones only: their number, the size of a request's head, and the
-time that its head may take to arrive and its answer to be read.
+"""Connections within bounds, which uvicorn has for idle ones only: their number, the size of a request's head, what it may
+say of itself, and the time that it may take to arrive and its answer to be read.
 
 A timer is one entry in the event loop's heap, so a connection that does nothing costs the others nothing.
 """
@@ -8,27 +8,45 @@ from __future__ import annotations
 
 import asyncio
 from asyncio import TimerHandle
+from ssl import SSLContext
 from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from .addresses import counted_as, within
+from .census import Census, Place
 from .errors import ApiError
 from .failures import failure
+from .http_head import violation
+from .paths import HEALTH
+from .secure_connections import SecureConnection
 from .settings import ConnectionLimits
 
 _MOST_PIPELINED = 16  # requests behind the one that is being answered
 
 
-def protocol_of(limits: ConnectionLimits) -> type[asyncio.Protocol]:
-    """For `uvicorn.Config(http=...)`."""
-    return cast("type[asyncio.Protocol]", type("Protocol", (LimitedProtocol,), {"limits": limits}))
+def protocol_of(
+    limits: ConnectionLimits, trusted_proxies: tuple[str, ...] = (), secure: SSLContext | None = None
+) -> type[asyncio.Protocol]:
+    """For `uvicorn.Config(http=...)`. Behind `trusted_proxies` are many, so these have no limit of an address."""
+    census = Census(limits, exempt=within(trusted_proxies))
+
+    def make(*args: Any, **named: Any) -> asyncio.BaseProtocol:
+        plain = LimitedProtocol(*args, limits=limits, census=census, **named)
+        if secure is None:
+            return plain
+        return SecureConnection(plain, plain.take_place, secure, census, limits.head_s)
+
+    return cast("type[asyncio.Protocol]", make)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    limits = ConnectionLimits()
-
-    def __init__(self, *args: Any, **named: Any) -> None:
+    def __init__(self, *args: Any, limits: ConnectionLimits, census: Census, **named: Any) -> None:
         super().__init__(*args, **named)
+        self.limits = limits
+        self._census = census
+        self._place: Place | None = None
+        self._violation = ""
         self.timeout_keep_alive = self.limits.idle_s  # type: ignore[assignment]
         self._answered: RequestResponseCycle | None = None  # whose answer is under way
         self._in_body = False
@@ -38,12 +56,22 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.limits.max_connections:
-            self._end(ApiError(503, "too many connections", "server_error", code="overloaded", retry_after=1))
-            return
+        if self._place is None:
+            address = counted_as(self.client[0]) if self.client else ""
+            try:
+                self._place = self._census.enter(address, transport.abort)
+            except ApiError as error:
+                self._end(error)
+                return
         self.timeout_keep_alive_task = self.loop.call_later(self.limits.idle_s, self.timeout_keep_alive_handler)
 
+    def take_place(self, place: Place) -> None:
+        """Of a connection that is counted already."""
+        self._place = place
+
     def connection_lost(self, exc: Exception | None) -> None:
+        if self._place is not None:
+            self._census.leave(self._place)
         self._stop_arrival_timer()
         self.resume_writing()
         super().connection_lost(exc)
@@ -70,6 +98,9 @@ class LimitedProtocol(HttpToolsProtocol):
             super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
+        self._violation = violation(self.parser.get_http_version(), self.headers)
+        if self._violation:
+            raise ValueError(self._violation)  # the parser makes an error of its own of it
         self._stop_arrival_timer()
         self._num_head_bytes = 0
         self._in_body = True
@@ -86,10 +117,12 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_head_bytes = 0
         self._in_body = False
         super().on_message_complete()
+        self._note_silence()
 
     def on_response_complete(self) -> None:
         self._answered = None  # before the next one of the pipeline begins
         super().on_response_complete()
+        self._note_silence()
         if self._in_body and self._arrival_timer is None:  # of a request that was refused unread
             self._arrival_timer = self.loop.call_later(self.limits.body_s, self.transport.close)
 
@@ -103,22 +136,38 @@ class LimitedProtocol(HttpToolsProtocol):
     def pause_writing(self) -> None:
         super().pause_writing()
         self._unread_timer = self.loop.call_later(self.limits.unread_s, self.transport.abort)
+        self._note_silence()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._unread_timer is not None:
             self._unread_timer.cancel()
             self._unread_timer = None
+        self._note_silence()
 
     def send_400_response(self, msg: str) -> None:
-        self._end(ApiError(400, msg, code="invalid_http"))
+        self._end(ApiError(400, self._violation or msg, code="invalid_http"))
 
     def _unsupported_upgrade_warning(self) -> None:
         """The request is answered as if no upgrade were asked, which HTTP allows."""
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._answered = cycle
-        super()._start_asgi_task(cycle, app)
+        super()._start_asgi_task(cycle, self._app_for(cycle, app))
+
+    def _app_for(self, cycle: RequestResponseCycle, app: Any) -> Any:
+        if self._place is None or cycle.scope["path"] in HEALTH or self._census.has_room_for(self._place):
+            return app
+        return failure(ApiError(503, "too many connections", "server_error", code="overloaded", retry_after=1))
+
+    def _note_silence(self) -> None:
+        """The gateway waits for the client, or works for it."""
+        if self._place is None:
+            return
+        if self._answered is None or self._in_body or self._unread_timer is not None:
+            self._census.fell_silent(self._place)
+        else:
+            self._census.spoke(self._place)
 
     def _head_is_late(self) -> None:
         sentence = f"the request line and headers did not arrive within {self.limits.head_s:g} s"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import resource
 import socket
 
 import uvicorn
@@ -9,7 +10,9 @@ import uvicorn
 from .app import MakeClient, create_app
 from .connections import protocol_of
 from .settings import GatewaySettings
-from .tls import tls_options
+from .tls import tls_context
+
+_OTHER_FILES = 256  # beside connections
 
 
 def listen(host: str, port: int) -> socket.socket:
@@ -26,6 +29,27 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def make_server(settings: GatewaySettings, make_client: MakeClient | None = None) -> uvicorn.Server:
-    app, http = create_app(settings, make_client), protocol_of(settings.connections)
-    secure = tls_options(settings)
-    return uvicorn.Server(uvicorn.Config(app, http=http, ws="none", log_level="error", access_log=False, **secure))
+    """Raises SettingsError where TLS cannot be, and what `create_app` raises."""
+    http = protocol_of(settings.connections, settings.trusted_proxies, tls_context(settings))
+    app = create_app(settings, make_client)
+    allow_open_files(settings.connections.max_connections)
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=http,
+            ws="none",
+            log_level="error",
+            access_log=False,
+            proxy_headers=bool(settings.trusted_proxies),
+            forwarded_allow_ips=list(settings.trusted_proxies),
+        )
+    )
+
+
+def allow_open_files(num_connections: int) -> None:
+    """As many as connections take, as far as the system lets; else those who come wait for those who are there."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = num_connections + _OTHER_FILES
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))

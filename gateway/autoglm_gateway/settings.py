@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from .addresses import is_loopback
+from .addresses import is_loopback, is_network
 from .keys import Key
 from .ranges import check_ranges
 from .settings_error import SettingsError
@@ -26,6 +26,7 @@ _ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
 _LONGEST_S = 3600
 _CONNECTION_RANGES: dict[str, tuple[float, float]] = {
     "max_connections": (1, 1_000_000),
+    "max_connections_per_address": (1, 1_000_000),
     "max_head_bytes": (1024, 1 << 20),
     "head_s": (0.001, _LONGEST_S),
     "body_s": (0.001, _LONGEST_S),
@@ -36,11 +37,12 @@ _CONNECTION_RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`max_connections`: open at one time; `max_head_bytes`: of a request's line and headers. Seconds: `head_s` for a
-    request's line and headers to arrive, `body_s` for its body, `idle_s` from one request to the next, `unread_s` until
+    """`max_connections`: open at one time, `max_connections_per_address`: of one address; `max_head_bytes`: of a request's line and headers. Seconds: `head_s` for a
+    request's line and headers to arrive, or a TLS handshake to end, `body_s` for its body, `idle_s` from one request to the next, `unread_s` until
     a client that reads nothing of its answer is given up."""
 
     max_connections: int = 1024
+    max_connections_per_address: int = 512
     max_head_bytes: int = 64 << 10
     head_s: float = 10
     body_s: float = 30
@@ -68,6 +70,8 @@ class GatewaySettings:
     dropped and counted. `log_prompts`: prompts are in it.
     `tls_cert`, `tls_key`: files in PEM; empty: no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
 
+    `trusted_proxies`: addresses and networks of proxies, whose X-Forwarded-For says who asks.
+
     `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
     http://127.0.0.1:4318; None: there are none.
 
@@ -94,6 +98,7 @@ class GatewaySettings:
     tls_cert: str = ""
     tls_key: str = ""
     allow_origins: tuple[str, ...] = ()
+    trusted_proxies: tuple[str, ...] = ()
     metrics_by_tenant: bool = False
     otlp: str | None = None
     keys: tuple[Key, ...] = field(default=(), repr=False)
@@ -123,6 +128,10 @@ class GatewaySettings:
         for origin in self.allow_origins:
             if not _ORIGIN.fullmatch(origin):
                 raise SettingsError(f"allow_origins has {origin!r:.80}; it must be * or like https://example.org:8443")
+
+        for network in self.trusted_proxies:
+            if not is_network(network):
+                raise SettingsError(f"trusted_proxies has {network!r:.80}; it must be like 10.0.0.7 or 10.0.0.0/24")
 
     def served_as(self, name: str) -> str | None:
         """The model that `name` means; None where it means none."""

@@ -73,6 +73,13 @@ def gateway(
             help="A web page's origin that may use the gateway (CORS), or *; may be repeated.", show_default="none"
         ),
     ] = None,
+    trusted_proxy: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Address or network of a proxy whose X-Forwarded-For says who asks; may be repeated.",
+            show_default="none",
+        ),
+    ] = None,
     otlp: args.Otlp = None,
     metrics_by_tenant: Annotated[
         bool | None, typer.Option("--metrics-by-tenant", help="Count requests and tokens by tenant, too.")
@@ -115,6 +122,7 @@ def gateway(
         "otlp": otlp,
         "metrics_by_tenant": metrics_by_tenant,
         "allow_origins": tuple(allow_origin) if allow_origin else None,
+        "trusted_proxies": tuple(trusted_proxy) if trusted_proxy else None,
     }
     settings = _settings(config, {name: value for name, value in said.items() if value is not None})
     if print_config:
@@ -159,11 +167,9 @@ def _settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
 def _serve(settings: GatewaySettings) -> None:
     try:
         from autoglm_gateway.serving import listen, make_server
-        from autoglm_gateway.tls import check_tls
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
     try:
-        check_tls(settings)
         running = make_server(settings)
         bound = listen(settings.host, settings.port)
     except ValueError as error:
