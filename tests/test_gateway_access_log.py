@@ -19,6 +19,7 @@ from autoglm_gateway.telemetry.log_writer import LogWriter
 from autoglm_gateway.telemetry.observing import Observing
 from client_fakes import FakeTransport, Script
 from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
+from gateway_server import GatewayThread, fake_client
 
 CHAT = "/v1/chat/completions"
 FIELDS = [
@@ -247,3 +248,30 @@ async def test_many_at_once_have_a_line_each(tmp_path: Path) -> None:
         ids = [str(number) for number in range(200)]
         await asyncio.gather(*(gateway.http.get(url, headers={"x-request-id": one}) for one in ids))
     assert sorted(line["request_id"] for line in lines_of(file)) == sorted(ids)
+
+
+async def test_a_line_commands_no_terminal_that_shows_it(tmp_path: Path) -> None:
+    file = tmp_path / "log"
+    prompt = "C1 \x9b2J, turned \u202eabc, \x7f\u2028"
+    async with opened(GatewaySettings(access_log=str(file), log_prompts=True)) as gateway:
+        await gateway.http.get("/v1/\x9b2J\u202eabc%C2%9B%E2%80%AE%1B")
+        await gateway.http.post(CHAT, json={"model": "autoglm", "messages": [{"role": "user", "content": prompt}]})
+    text = file.read_text(encoding="utf-8")
+    assert not set(text) & set("\x1b\x9b\x7f\u202e\u2028")
+    asked, said = lines_of(file)
+    assert asked["path"] == "/v1/\x9b2J\u202eabc\x9b\u202e\x1b" and said["prompts"][0][0]["content"] == prompt
+
+
+@pytest.mark.parametrize(
+    ("trusted", "client"), [((), "127.0.0.1"), (("10.0.0.0/8",), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9")]
+)
+def test_who_asks_is_said_by_proxies_that_are_named_and_by_nobody_else(
+    tmp_path: Path, trusted: tuple[str, ...], client: str
+) -> None:
+    file = tmp_path / "log"
+    settings = GatewaySettings(access_log=str(file), trusted_proxies=trusted)
+    with GatewayThread(settings, fake_client) as gateway:
+        forwarded = {"X-Forwarded-For": "evil\x9b, 203.0.113.9", "X-Forwarded-Proto": "https"}
+        httpx.get(f"{gateway.url}/health/live", headers={k: v.encode("latin-1") for k, v in forwarded.items()})  # type: ignore[arg-type]
+    (line,) = lines_of(file)
+    assert line["client"] == client

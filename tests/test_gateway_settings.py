@@ -91,6 +91,8 @@ def test_every_setting_but_the_keys_is_printed() -> None:
         ("deadline_ms = 0", "deadline_ms is 0; it must be between 1 and"),
         ("requests_per_minute = -1", "requests_per_minute is -1; it must be between 0 and"),
         ("tls_cert = 'a.pem'", "tls_cert and tls_key belong together"),
+        ("trusted_proxies = ['proxy']", "trusted_proxies has 'proxy'; it must be like 10.0.0.7 or"),
+        ("trusted_proxies = ['10.0.0.1/8']", "it must be like 10.0.0.7 or 10.0.0.0/24"),
         ("allow_origins = ['example.org']", "allow_origins has 'example.org'"),
         ("allow_origins = ['https://example.org/']", "allow_origins has 'https://example.org/'"),
         ("host = '0.0.0.0'", "the host '0.0.0.0' can be reached from elsewhere and there are no keys"),

@@ -17,7 +17,7 @@ from autoglm_client.types import Message, Result
 
 from . import arguments as args
 from .failures import CommandError, fail, sentence_of
-from .output import notes, stage_table, summary_line
+from .output import notes, stage_table, summary_line, write_answer
 
 _HELP = """/reset          forget the conversation
 /system TEXT    set the system message, and forget the conversation
@@ -50,7 +50,7 @@ def chat(
         importlib.import_module("readline")  # line editing and history for input()
     with Client(args.urls_of(url)) as client:
         check_ready(client)
-        notes().print("[dim]/help lists the commands[/]")
+        notes().print("[dim]/help lists the commands[/]", markup=True)
         Conversation(client, options, system).run()
 
 
@@ -103,7 +103,7 @@ class Conversation:
         try:
             self._stream_answer(said)
         except KeyboardInterrupt:
-            notes().print("\n[dim](cancelled)[/]")
+            notes().print("\n[dim](cancelled)[/]", markup=True)
         except AutoGLMError as error:
             fail(sentence_of(error))
         if said:
@@ -146,8 +146,7 @@ class Conversation:
         with self.client.stream(self.messages, self.options) as stream:
             for piece in stream:
                 said.append(piece.text)
-                sys.stdout.write(piece.text)
-                sys.stdout.flush()
+                write_answer(piece.text)
             self.last = stream.result
         sys.stdout.write("\n")
 

@@ -46,7 +46,7 @@ def demo(artifact: args.Artifact = None, repository: args.Repository = None) -> 
 
 
 def _stream_one(client: Client) -> None:
-    notes().print(f"\n[bold]{_QUESTION}[/]")
+    notes().print(f"\n[bold]{_QUESTION}[/]", markup=True)
     with client.stream([Message("user", _QUESTION)], max_tokens=64, temperature=0.0) as stream:
         write_pieces(stream)
     notes().print(f"\n{summary_line(stream.result)}")
@@ -64,5 +64,6 @@ def _ask_many(client: Client) -> None:
     tokens = sum(result.usage.completion_tokens for result in results)
     notes().print(
         f"{len(results)} requests in {seconds:.2f} s: [bold]{len(results) / seconds:.1f} requests/s[/], "
-        f"{tokens / seconds:.0f} tokens/s"
+        f"{tokens / seconds:.0f} tokens/s",
+        markup=True,
     )

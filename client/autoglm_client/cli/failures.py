@@ -12,6 +12,7 @@ import typer
 from typer.core import TyperGroup
 
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
+from autoglm_client.printable import visible
 
 # The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
@@ -51,7 +52,7 @@ def usage_sentence(error: Any) -> str:
 
 
 def fail(sentence: str) -> None:
-    typer.echo(f"error: {sentence}", err=True)
+    typer.echo(f"error: {visible(sentence)}", err=True)
 
 
 def sentence_of(error: Exception) -> str:

@@ -15,7 +15,7 @@ from autoglm_client.types import Message, Prompt, Result
 from . import arguments as args
 from .configuring import command_settings
 from .failures import CommandError
-from .output import notes, print_json, result_json, stage_table, summary_line, write_pieces, write_text
+from .output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
 
 
 def generate(
@@ -67,7 +67,7 @@ def answer(client: Client, asked: Prompt, options: GenerationOptions, *, show: b
     if not command_settings().use_streaming:
         result = client.generate(asked, options)
         if show:
-            write_text(result.text)
+            write_answer(f"{result.text}\n")
         return result
     with client.stream(asked, options) as stream:
         if show:

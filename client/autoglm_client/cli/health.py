@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import typer
+from rich.text import Text
 
 from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
@@ -45,13 +46,13 @@ def _as_json(state: Health, stats: Stats | None) -> dict[str, Any]:
 
 def _show(state: Health, stats: Stats | None) -> None:
     console = notes()
-    console.print(f"server       {_word(state.live, 'live', 'not reachable')}")
+    console.print(_row("server", state.live, "live", "not reachable"))
     for name, ready in state.models.items():
-        console.print(f"{name:<12} {_word(ready, 'ready', 'not ready')}")
+        console.print(_row(name, ready, "ready", "not ready"))
     if stats is not None:
         counters = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in stats.engine.items())
         console.print(f"engine now   {counters}")
 
 
-def _word(good: bool, yes: str, no: str) -> str:
-    return f"[green]{yes}[/]" if good else f"[red]{no}[/]"
+def _row(name: str, good: bool, yes: str, no: str) -> Text:
+    return Text.assemble(f"{name:<12} ", (yes, "green") if good else (no, "red"))

@@ -11,7 +11,7 @@ from rich.table import Table
 from . import arguments as args
 from .export import manifest_json
 from .failures import needs
-from .output import print_json
+from .output import SafeConsole, print_json
 from .places import artifact_folder, repository_folder
 from .runtime_choice import choice_line
 
@@ -43,8 +43,6 @@ def inspect(
 
 
 def _show(described: dict[str, Any], *, verified: bool) -> None:
-    from rich.console import Console
-
     table = Table(show_header=False, box=None)
     rows = {
         **described,
@@ -55,7 +53,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
     }
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), str(value))
-    Console(highlight=False).print(table)
+    SafeConsole().print(table)
 
 
 def _details(details: dict[str, Any]) -> str:

@@ -2,38 +2,50 @@
 
 from __future__ import annotations
 
-import json
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, ConsoleOptions, RenderableType
+from rich.segment import Segment
 from rich.table import Table
 
+from autoglm_client.printable import json_text, visible
 from autoglm_client.types import Piece, Result
 
 STAGE_NAMES = ("queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network")
 
 
+class SafeConsole(Console):
+    """Names and sentences of servers and files command neither the terminal nor this console: no markup is read, unless a
+    print asks for it, and whatever is printed is made visible."""
+
+    def __init__(self, *, stderr: bool = False) -> None:
+        super().__init__(stderr=stderr, highlight=False, markup=False)
+
+    def render(self, renderable: RenderableType, options: ConsoleOptions | None = None) -> Iterator[Segment]:
+        for segment in super().render(renderable, options):
+            yield segment if segment.control else Segment(visible(segment.text), segment.style)
+
+
 def notes() -> Console:
     """Built anew each time, so that it writes to the stderr of now."""
-    return Console(stderr=True, highlight=False)
+    return SafeConsole(stderr=True)
 
 
 def print_json(value: Mapping[str, Any]) -> None:
-    sys.stdout.write(json.dumps(value, ensure_ascii=False, indent=2) + "\n")
+    sys.stdout.write(json_text(value, indent=2) + "\n")
 
 
 def write_pieces(pieces: Iterable[Piece]) -> None:
     for piece in pieces:
-        sys.stdout.write(piece.text)
-        sys.stdout.flush()
-    sys.stdout.write("\n")
-    sys.stdout.flush()
+        write_answer(piece.text)
+    write_answer("\n")
 
 
-def write_text(text: str) -> None:
-    sys.stdout.write(f"{text}\n")
+def write_answer(text: str) -> None:
+    """As the model wrote it, but to a terminal nothing that would command it."""
+    sys.stdout.write(visible(text) if sys.stdout.isatty() else text)
     sys.stdout.flush()
 
 

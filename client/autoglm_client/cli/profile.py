@@ -14,7 +14,7 @@ from rich.progress import Progress
 
 from . import arguments as args
 from .failures import CommandError
-from .output import notes, print_json
+from .output import SafeConsole, notes, print_json
 
 if TYPE_CHECKING:
     from autoglm_client.profiling.driving import Load
@@ -151,11 +151,9 @@ def _report(run: Run, svg: Path | None, html: Path | None, *, json: bool) -> Non
     if json:
         print_json(made.as_json())
     else:
-        from rich.console import Console
-
         from .profile_view import show
 
-        show(Console(highlight=False), made)
+        show(SafeConsole(), made)
     if made.figures.failed:
         raise CommandError(f"{made.figures.failed} of {len(run.requests)} requests failed")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import queue
 import threading
@@ -10,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from autoglm_client.printable import json_text
 
 STDERR = "-"
 _STDERR_FD = 2
@@ -75,7 +76,7 @@ class LogWriter:
         told = [*lines, {"dropped": dropped}] if dropped > self._told else lines
         try:
             self._follow()
-            _write_all(self._fd, "".join(json.dumps(line, ensure_ascii=False) + "\n" for line in told).encode())
+            _write_all(self._fd, "".join(json_text(line) + "\n" for line in told).encode())
             self._told = dropped
         except OSError:
             self._lost += len(lines)
