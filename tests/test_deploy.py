@@ -197,6 +197,46 @@ def test_the_image_has_the_versions_that_the_project_is_tested_with() -> None:
         assert need.specifier.contains(served[need.name]), f"{need} against {served[need.name]}"
 
 
+def locked() -> dict[str, list[str]]:
+    """Pin -> hashes, as pip reads the file."""
+    text = (DEPLOY / "requirements.lock").read_text().replace("\\\n", "")
+    lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
+    return {pin: hashes for pin, *hashes in lines}
+
+
+def test_every_wheel_of_the_image_has_its_hash_and_the_version_of_the_constraints() -> None:
+    constraints, lock = pins(ROOT / "constraints.txt"), dict(pin.split("==") for pin in locked())
+    canonical = {name.replace("_", "-"): version for name, version in constraints.items()}
+    assert lock.items() <= canonical.items()
+    assert pins(DEPLOY / "requirements.txt").items() <= lock.items()
+    hashes = [one for of_package in locked().values() for one in of_package]
+    assert all(locked().values()) and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
+    assert len(set(hashes)) == len(hashes)
+
+
+@pytest.mark.parametrize("python", ["3.11", "3.12"])
+def test_what_a_locked_package_needs_is_locked_too(python: str) -> None:
+    """As the packages that are installed here say it; pip would refuse to install one without a hash."""
+    where = {"extra": "", "python_version": python, "python_full_version": f"{python}.9", "platform_machine": "x86_64"}
+    names = {pin.split("==")[0] for pin in locked()}
+    for name in names:
+        needs = [Requirement(text) for text in metadata.requires(name) or []]
+        wanted = {
+            need.name.lower().replace("_", "-") for need in needs if not need.marker or need.marker.evaluate(where)
+        }
+        assert wanted <= names, f"{name} needs {wanted - names}: run deploy/lock.py"
+
+
+def test_the_image_installs_what_is_locked_and_nothing_unlocked_but_tensorrt() -> None:
+    locked_step, tensorrt_step = (line for line in instructions("RUN") if "pip install" in line)
+    assert "--require-hashes" in locked_step and locked_step.split()[-2:] == [
+        "--requirement",
+        "/opt/autoglm/requirements.lock",
+    ]
+    assert "--constraint /opt/autoglm/requirements.txt" in tensorrt_step
+    assert tensorrt_step.split()[-1] == '"${TENSORRT_PACKAGE}==${TENSORRT_VERSION}"'
+
+
 def test_an_exporter_set_up_by_the_makefile_builds_what_the_image_serves() -> None:
     constraints = pins(ROOT / "constraints.txt")
     assert constraints["tensorrt"] == build_arguments()["TENSORRT_VERSION"]
