@@ -11,7 +11,7 @@ from typing import Any
 import httpx
 import pytest
 from autoglm_client import AsyncClient
-from autoglm_client.exceptions import CannotConnectError, ConnectTimeout
+from autoglm_client.exceptions import CannotConnectError, ConnectTimeout, InterTokenTimeout, TotalTimeout
 from autoglm_gateway.app import create_app
 from autoglm_gateway.connections import protocol_of
 from autoglm_gateway.errors import api_error
@@ -89,11 +89,19 @@ async def test_a_deadline_before_the_first_token_has_a_status_of_its_own(stream:
     script = Script(words=[""], finish_reason="deadline")
     async with opened(GatewaySettings(deadline_ms=5), FakeTransport(script)) as gateway:
         answer = await gateway.http.post(CHAT, json={"model": "autoglm", "messages": HELLO, "stream": stream})
-    assert answer.status_code == 408 and answer.json()["error"]["code"] == "deadline"
+    assert answer.status_code == 422 and answer.json()["error"]["code"] == "deadline"
+    assert answer.headers["x-should-retry"] == "false" and "retry-after" not in answer.headers
 
 
 def test_a_server_that_does_not_take_the_connection_is_unavailable() -> None:
     assert api_error(ConnectTimeout("no connection within 5 s", endpoint="a:1")).status == 503
+
+
+def test_a_server_that_stands_still_is_the_servers_fault_and_a_time_limit_is_not() -> None:
+    assert api_error(InterTokenTimeout("nothing for 60 s")).status == 504
+    assert (late := api_error(TotalTimeout("longer than 5 s"))).status == 422 and late.headers == {
+        "X-Should-Retry": "false"
+    }
 
 
 async def test_names_with_a_slash_are_found_and_nobody_is_sent_elsewhere() -> None:

@@ -90,7 +90,7 @@ def test_where_all_are_being_answered_only_health_is_asked() -> None:
     transport = never_done()
     with serving(limits, transport) as gateway, ExitStack() as stack:
         busy = ask_without_end(stack, gateway, transport, 5)
-        for path in ("/health/live", "/health/ready"):
+        for path in ("/health", "/health/live", "/health/ready"):
             assert ask(gateway.port, head(method="GET", path=path)).status == 200
         with connect(gateway.port) as one_more:
             one_more.sendall(MODELS)

@@ -75,6 +75,8 @@ async def test_whatever_is_not_one_key_is_answered_with_401_and_how_to_send_one(
     [
         ("/health/live", 200, 200, 200),
         ("/health/ready", 200, 200, 200),
+        ("/health", 200, 200, 200),
+        ("/version", 401, 200, 200),
         ("/docs", 200, 200, 200),
         ("/openapi.json", 200, 200, 200),
         ("/v1/models", 401, 200, 200),
@@ -296,7 +298,7 @@ async def test_the_deadline_of_the_gateway_holds_for_every_request() -> None:
         client = gateway.openai("none")
         with pytest.raises(openai.APIStatusError, match="within its time limit of 70 ms") as caught:
             await chat(client)
-        assert (caught.value.status_code, caught.value.code) == (408, "deadline")
+        assert (caught.value.status_code, caught.value.code) == (422, "deadline")
         stream = await client.chat.completions.create(model="autoglm", messages=HELLO, stream=True)  # type: ignore[call-overload]
         with pytest.raises(openai.APIError, match="70 ms"):
             async for _ in stream:

@@ -61,12 +61,12 @@ async def test_neither_sees_that_the_other_asked_the_same(server: LocalServer) -
     assert [cached(answer) > 16 for answer in prefixes] == [True, True, True]
 
 
-async def test_an_answer_that_takes_longer_than_the_gateway_allows_is_408(server: LocalServer) -> None:
+async def test_an_answer_that_takes_longer_than_the_gateway_allows_is_422(server: LocalServer) -> None:
     with GatewayThread(GatewaySettings(servers=(server.grpc_url,), deadline_ms=150)) as gateway:
         async with asking(gateway, "none") as client:
             with pytest.raises(openai.APIStatusError, match="time limit of 150 ms") as caught:
                 await ask(client, max_tokens=1000, extra_body={"cache": "bypass", "ignore_eos": True})
-    assert caught.value.status_code == 408
+    assert caught.value.status_code == 422
 
 
 def cached(answer: openai.types.chat.ChatCompletion) -> int:

@@ -163,6 +163,10 @@ class Liveness(BaseModel):
     live: Literal[True]
 
 
+class Version(BaseModel):
+    version: str
+
+
 class Readiness(BaseModel):
     ready: bool
     detail: str = Field(description="why not, in one sentence")

@@ -18,19 +18,22 @@ _REASONS = {
     403: "this API key may not, or this web page may not",
     404: "no such model; or, with `cache` set to `only`, no kept answer",
     405: "not with this method",
-    408: "the request or the answer took too long",
+    408: "the request took too long to arrive",
     413: "the body is too large",
     415: "the body is not sent as plain JSON",
+    422: "the answer was not complete within its time limit",
     429: "too many requests: `Retry-After` says when to try again",
     431: "the request line and headers are too large",
     499: "the client left",
     500: "the gateway or its server failed",
     502: "the connection to the server broke",
+    504: "the server stands still",
     503: "the server cannot be reached, or the gateway is overloaded: `Retry-After` says when to try again",
 }
 _RETRIED = {429, 503}
+_OF_FASTAPI = "HTTPValidationError"
 _OF_ANY = (400, 401, 403, 405, 408, 429, 431, 500, 503)
-_OF_GENERATION = (404, 413, 415, 499, 502)
+_OF_GENERATION = (404, 413, 415, 422, 499, 502, 504)
 
 Responses = dict[int | str, dict[str, Any]]
 
@@ -78,7 +81,7 @@ def _error(status: int) -> dict[str, Any]:
 
 
 class DocumentedApp(FastAPI):
-    """With the names of the models that there are; without FastAPI's own 422, which this gateway never answers."""
+    """With the names of the models that there are; without FastAPI's own 422 for requests that are not valid: here that is 400."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:
@@ -111,7 +114,9 @@ def _name_models(document: dict[str, Any], names: list[str]) -> None:
 def _without_422(document: dict[str, Any]) -> dict[str, Any]:
     for path in document["paths"].values():
         for operation in path.values():
-            operation["responses"].pop("422", None)
-    for name in ("HTTPValidationError", "ValidationError"):
+            content = operation["responses"].get("422", {}).get("content", {})
+            if _OF_FASTAPI in str(content):
+                del operation["responses"]["422"]
+    for name in (_OF_FASTAPI, "ValidationError"):
         document["components"]["schemas"].pop(name, None)
     return document

@@ -23,6 +23,7 @@ class ApiError(Exception):
     param: str | None = None
     code: str | None = None
     retry_after: int | None = None
+    final: bool = False  # OpenAI's package does not try again
 
     def __str__(self) -> str:
         return self.message
@@ -33,7 +34,8 @@ class ApiError(Exception):
 
     @property
     def headers(self) -> dict[str, str]:
-        return {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        after = {} if self.retry_after is None else {"Retry-After": str(self.retry_after)}
+        return after | ({"X-Should-Retry": "false"} if self.final else {})
 
 
 def unsupported(name: str, why: str) -> ApiError:
@@ -56,8 +58,10 @@ def api_error(error: client.AutoGLMError) -> ApiError:
             return ApiError(429, str(error), "rate_limit_error", code="queue_full", retry_after=_RETRY_S)
         case client.ServerUnavailableError() | client.ConnectTimeout():
             return ApiError(503, str(error), "server_error", code="unavailable", retry_after=_RETRY_S)
-        case client.TimeLimitError():
-            return ApiError(408, str(error), "timeout_error", code="deadline")
+        case client.TotalTimeout():
+            return _too_late(str(error))
+        case client.TimeLimitError():  # it stands still
+            return ApiError(504, str(error), "server_error", code="unavailable")
         case client.ConnectionLost():
             return ApiError(502, str(error), "server_error", code="connection_lost")
     return ApiError(500, str(error), "server_error", code="server_error")
@@ -65,4 +69,9 @@ def api_error(error: client.AutoGLMError) -> ApiError:
 
 def deadline_passed(deadline_ms: int | None) -> ApiError:
     limit = "its time limit" if deadline_ms is None else f"its time limit of {deadline_ms} ms"
-    return ApiError(408, f"the answer was not complete within {limit}", "timeout_error", code="deadline")
+    return _too_late(f"the answer was not complete within {limit}")
+
+
+def _too_late(sentence: str) -> ApiError:
+    """Routers and clients send what ends with 408 or 504 again, to be as late once more, and take its server for broken."""
+    return ApiError(422, sentence, "timeout_error", code="deadline", final=True)

@@ -12,11 +12,10 @@ from .errors import ApiError
 from .failures import failure
 from .keys import Key, KeyRing
 from .limits import Limits, Meter
+from .paths import HEALTH
 from .settings import GatewaySettings
 
-OPEN_PATHS = frozenset(
-    {"/", "/favicon.ico", "/health/live", "/health/ready", "/docs", "/docs/oauth2-redirect", "/openapi.json"}
-)
+OPEN_PATHS = frozenset({"/", "/favicon.ico", "/docs", "/docs/oauth2-redirect", "/openapi.json"}) | HEALTH
 OPEN_FOLDER = "/page/"  # what the page at / loads
 METRICS_PATH = "/metrics"
 _POLICY_VIOLATION = 1008  # RFC 6455, section 7.4.1

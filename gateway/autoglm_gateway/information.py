@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from . import document
-from .answer_schema import Liveness, ModelAnswer, ModelList
+from .answer_schema import Liveness, ModelAnswer, ModelList, Version
 from .errors import unknown_model
 from .settings import GatewaySettings
 from .upstream import Upstream
+from .version import software_version
 
 router = APIRouter()
 
@@ -37,6 +38,13 @@ async def live() -> dict[str, bool]:
     return {"live": True}
 
 
+@router.get("/version", response_model=None, responses=document.information(Version))
+async def version() -> dict[str, str]:
+    """Of this software, as routers ask for it."""
+    return {"version": software_version()}
+
+
+@router.get("/health", response_model=None, responses=document.readiness())
 @router.get("/health/ready", response_model=None, responses=document.readiness())
 async def ready(request: Request) -> Response:
     """A server behind it answers, too. What is wrong (it may name addresses) is said where nobody needs a key."""

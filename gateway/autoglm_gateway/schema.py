@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from .router_defaults import Off, RouterDefaults
 from .strict import Items, Strict
 from .tools.schema import ToolOptions, ToolTurn
 
@@ -22,12 +23,6 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
-def _only_off(value: bool) -> bool:
-    if value:
-        raise PydanticCustomError("not_off", "Input should be false")
-    return value
-
-
 def _only_images(value: str) -> str:
     if not value.startswith(_OF_IMAGES):
         raise PydanticCustomError("no_image", "Input should be an http, https or data:image URL")
@@ -37,7 +32,6 @@ def _only_images(value: str) -> str:
 ImageAddress = Annotated[
     str, AfterValidator(_only_images), Field(json_schema_extra={"pattern": f"^({'|'.join(_OF_IMAGES)})"})
 ]
-Off = Annotated[bool, AfterValidator(_only_off), WithJsonSchema({"type": "boolean", "const": False})]
 
 
 class TextPart(Strict):
@@ -110,7 +104,7 @@ class Extensions(Strict):
     guided_grammar: str | None = None
 
 
-class Generation(Extensions):
+class Generation(Extensions, RouterDefaults):
     """What chats and completions have in common."""
 
     model: str

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
 from starlette.types import Scope
 
 from autoglm_gateway.paths import GENERATING
+from autoglm_gateway.version import software_version
 
 from .observed import CLIENT_LEFT, Observed
 
@@ -119,8 +119,4 @@ class GatewayMetrics:
 
 
 def _build() -> dict[str, str]:
-    try:
-        release = version("autoglm-triton")
-    except PackageNotFoundError:
-        release = "unknown"
-    return {"version": release, "python": platform.python_version()}
+    return {"version": software_version(), "python": platform.python_version()}
