@@ -257,10 +257,11 @@ async def slow_readers(target: Target) -> str:
 
 
 async def choices(target: Target) -> str:
-    """Everything at its most: choices, prompts, stops that are alike, biases, log-probabilities."""
+    """Everything at its most: choices (or as many as the key may have at once), stops that are alike, biases, log-probabilities."""
     stop = ["a" * 255 + chr(0x61 + number) for number in range(16)]
     bias = {str(target.chance.randrange(40_000)): -1.5 for _ in range(1000)}
-    body = {"model": "autoglm", "prompt": ["a" * 250] * 4, "n": 16, "max_tokens": 200, "temperature": 1.5}
+    prompts, count = target.chance.choice([(4, 16), (1, 2), (2, 1), (1, 2)])
+    body = {"model": "autoglm", "prompt": ["a" * 250] * prompts, "n": count, "max_tokens": 200, "temperature": 1.5}
     return await target.post(TEXTS, {**body, "stop": stop, "logit_bias": bias, "logprobs": 20, "ignore_eos": True})
 
 

@@ -40,6 +40,13 @@ def end(process: subprocess.Popen[str]) -> str:
     return output
 
 
+def listening(pid: int) -> set[int]:
+    """Ports of the process and of those that it started."""
+    parent = psutil.Process(pid)
+    found = [one for process in (parent, *parent.children(recursive=True)) for one in process.net_connections("tcp")]
+    return {one.laddr.port for one in found if one.status == psutil.CONN_LISTEN}
+
+
 def start(*arguments: str) -> subprocess.Popen[str]:
     def restore() -> None:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
@@ -62,12 +69,13 @@ def test_the_gateway_answers_until_it_is_told_to_stop(server: LocalServer) -> No
 
 @pytest.mark.server
 def test_serve_starts_both_and_stops_both(artifact: Path) -> None:
-    ports = [free_port("127.0.0.1") for _ in range(4)]
-    named = zip(("--gateway-port", "--http-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
+    ports = [free_port("127.0.0.1") for _ in range(3)]
+    named = zip(("--gateway-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
     process = start("serve", "--gateway", "--artifact", str(artifact), *(word for pair in named for word in pair))
     wait_for(f"http://127.0.0.1:{ports[0]}", process)
     answer = httpx.post(f"http://127.0.0.1:{ports[0]}/v1/chat/completions", json=HELLO, timeout=300)
     assert answer.status_code == 200
+    assert listening(process.pid) == set(ports), "Triton's HTTP is one more"
     assert "Traceback" not in end(process) and process.returncode == 0
 
 
