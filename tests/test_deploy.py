@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import yaml
-from autoglm_client import local_server
+from autoglm_client import local_server, stack_limit
 from autoglm_client.local_server import LocalServer
 from autoglm_client.triton_install import find_triton
 from packaging.requirements import Requirement
@@ -259,7 +259,7 @@ def test_bodies_find_the_stack_that_they_need() -> None:
     for before, expected in (("", serve.STACK_BYTES), (lowered, 4 << 20)):
         done = subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True)
         assert done.stdout.startswith(f"({expected}, ")
-    assert serve.STACK_BYTES == local_server.STACK_BYTES == SERVICE["ulimits"]["stack"]
+    assert serve.STACK_BYTES == stack_limit.STACK_BYTES == SERVICE["ulimits"]["stack"]
 
 
 def test_the_server_knows_every_flag() -> None:

@@ -25,6 +25,7 @@ from .exceptions import LocalServerError
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .shared_inputs import KEY_HEADER
+from .stack_limit import with_stack
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -33,19 +34,10 @@ STARTUP_SECONDS = 180.0
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
-# How much of its stack tritonserver's HTTP ports use is said by the body that they are sent, and 8 MiB end it. A thread's
-# stack is as large as this limit says; "unlimited" would mean 2 MiB. What is not used takes no memory, unless the system promises
-# none that it does not have (vm.overcommit_memory 2): there the limit stays.
-STACK_BYTES = 1 << 30
 # The server ends with the process that started it, also when that one is killed.
-_GUARD = f"""
-import ctypes, os, resource, signal, sys
+_GUARD = """
+import ctypes, os, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # PR_SET_PDEATHSIG
-before, most = resource.getrlimit(resource.RLIMIT_STACK)
-stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min({STACK_BYTES}, most)
-with open("/proc/sys/vm/overcommit_memory") as promises:
-    stack = before if promises.read().strip() == "2" else stack
-resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 if os.getppid() == int(sys.argv[1]):
     os.execv(sys.argv[2], sys.argv[2:])
 """
@@ -230,7 +222,7 @@ class LocalServer:
             "metrics-port": self.metrics_port,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return [str(install.binary), *flags, *self._restrictions(), *self._arguments]
+        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"
