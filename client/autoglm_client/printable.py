@@ -9,8 +9,9 @@ import json
 import re
 from typing import Any
 
-# C0 (but newline and tab), DEL, C1; marks, embeddings, overrides and isolates of direction (UAX #9); line and paragraph separators.
-_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+# C0 (but newline and tab), DEL, C1; marks, embeddings, overrides and isolates of direction (UAX #9); line and paragraph separators;
+# halves of surrogate pairs, which cannot be written at all.
+_COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 
 def visible(text: str) -> str:

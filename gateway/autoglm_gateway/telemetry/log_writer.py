@@ -15,7 +15,6 @@ from autoglm_client.printable import json_text
 STDERR = "-"
 _STDERR_FD = 2
 _STOP_S = 5.0
-_HALVES = "backslashreplace"  # half a surrogate pair has no UTF-8; its escape is what JSON has for it
 _MODE = 0o600  # it says who asked when
 
 Line = Mapping[str, Any]
@@ -77,8 +76,7 @@ class LogWriter:
         told = [*lines, {"dropped": dropped}] if dropped > self._told else lines
         try:
             self._follow()
-            text = "".join(json_text(line) + "\n" for line in told)
-            _write_all(self._fd, text.encode(errors=_HALVES))
+            _write_all(self._fd, "".join(json_text(line) + "\n" for line in told).encode())
             self._told = dropped
         except Exception:  # of whatever kind: the thread goes on, and the loss is told
             self._lost += len(lines)
