@@ -28,7 +28,7 @@ import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
-from processes import wait_for_end
+from processes import shared_memory, wait_for_end
 from raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
@@ -380,12 +380,11 @@ def test_a_dead_engine_is_noticed(artifact: Path) -> None:
 
 
 def test_nothing_is_left_behind(artifact: Path) -> None:
-    before = set(Path("/dev/shm").iterdir())
     with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
         with Stream(server.grpc_url) as stream:
             stream.finish(stream.generate(max_tokens=3))
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        made = set(Path("/dev/shm").iterdir()) - before
+        made = shared_memory(*family)
         assert len(made) >= 4  # the board, and a region a model
         server.stop()
     assert not any(path.exists() for path in made)
