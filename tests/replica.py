@@ -16,7 +16,7 @@ import psutil
 from autoglm_client.cli.gateway_process import free_port
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.ports import check_ports
-from processes import has_ended
+from processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")
 MODELS = ("tokenizer", "engine", "detokenizer", "embedder")
@@ -53,7 +53,7 @@ class Replica:
         self._wait_until_ready()
         self.start_seconds = time.monotonic() - began
         self.family = self._members()
-        self._shared = self._shared_memory()
+        self._shared = shared_memory(*self.family.values())
 
     @property
     def url(self) -> str:
@@ -103,10 +103,6 @@ class Replica:
         named = {_name(process): process for process in self._process.children(recursive=True)}
         assert sorted([*named, "cli"]) == sorted(FAMILY), named
         return {"cli": self._process, **named}
-
-    def _shared_memory(self) -> set[Path]:
-        maps = [Path(f"/proc/{process.pid}/maps").read_text() for process in self.family.values()]
-        return {Path(found) for text in maps for found in re.findall(r"/dev/shm/\S+", text)}
 
 
 def _name(process: psutil.Process) -> str:

@@ -27,10 +27,8 @@ import psutil
 import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
-from autoglm_engine.boards import SHARED_MEMORY
-from autoglm_engine.shared_regions import mapped_files
 from conftest import MODEL_REPOSITORY
-from processes import wait_for_end
+from processes import shared_memory, wait_for_end
 from raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
@@ -394,8 +392,7 @@ def test_nothing_is_left_behind(artifact: Path) -> None:
         with Stream(server.grpc_url) as stream:
             stream.finish(stream.generate(max_tokens=3))
         family = [psutil.Process(server.pid), *psutil.Process(server.pid).children(recursive=True)]
-        maps = [Path(f"/proc/{process.pid}/maps") for process in family]
-        made = set().union(*(mapped_files(SHARED_MEMORY, mapped) for mapped in maps))  # others have servers here, too
+        made = shared_memory(*family)
         assert len(made) >= 4  # the board, and a region a model
         server.stop()
     assert not any(path.exists() for path in made)

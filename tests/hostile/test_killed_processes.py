@@ -12,7 +12,10 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from autoglm_client import Client, ConnectionLost, LocalServer, Timeouts
+from conftest import MODEL_REPOSITORY
 from replica import FAMILY, LongStream, Replica, free_ports, wait_until
 
 pytestmark = pytest.mark.hostile
@@ -99,6 +102,23 @@ def test_what_nobody_could_remove_is_swept_by_the_next_start(
             following.kill()
     finally:
         killed.kill()
+
+
+def test_a_client_gives_a_stopped_server_up_by_itself(artifact: Path) -> None:
+    """Nobody else looks after the server here, and the client has no time limits."""
+    forever = Timeouts(first_token=None, between_tokens=None, total=None)
+    with (
+        LocalServer(MODEL_REPOSITORY, artifact=artifact, env={"AUTOGLM_CACHE_MODE": "off"}) as server,
+        Client(server.grpc_url, timeouts=forever) as client,
+        client.stream("Once", max_tokens=900, ignore_eos=True) as stream,
+    ):
+        next(stream)
+        psutil.Process(server.pid).suspend()
+        began = time.monotonic()
+        with pytest.raises(ConnectionLost):
+            list(stream)
+        assert time.monotonic() - began < 60
+        print(f"\na stopped server is given up after {time.monotonic() - began:.1f} s")
 
 
 def _stay_stopped(replica: Replica, name: str) -> None:
