@@ -140,9 +140,13 @@ def test_no_tenant_gets_anothers_answer_through_redis_and_no_answer_differs(serv
             [visitor for visitor in visitors if visitor.request.id in answered],
         )
 
-    prove()
-    stats = [tier.stats for tier in tiers]
-    assert sum(one["cache_redis_hits"] for one in stats) > 10, f"little was proved: {stats}"
+    for _ in range(5):  # how much is found there depends on what is drawn, and on how busy the machine is
+        prove()
+        stats = [tier.stats for tier in tiers]
+        if sum(one["cache_redis_hits"] for one in stats) > 10:
+            break
+    else:
+        pytest.fail(f"little was proved: {stats}")
     assert sum(one["cache_redis_corrupted"] for one in stats) > 0
     assert sum(one["cache_redis_errors"] for one in stats) == 0
 
