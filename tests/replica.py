@@ -20,7 +20,7 @@ from processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")
 MODELS = ("tokenizer", "engine", "detokenizer", "embedder")
-FAMILY = ("cli", "gateway", "tritonserver", *MODELS, "watch")
+FAMILY = ("cli", "gateway", "tritonserver", *MODELS, "template", "watch")
 LONG_ANSWER = {"model": "autoglm", "prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
 SHORT_ANSWER = {"model": "autoglm", "prompt": "Hello", "max_tokens": 2}
 _SECONDS = 300.0
@@ -109,7 +109,12 @@ def _name(process: psutil.Process) -> str:
     words = " ".join(process.cmdline())
     if model := re.search(r"/(\w+)/1/model\.py", words):
         return model[1]
-    known = {"autoglm_client.cli gateway": "gateway", "bin/tritonserver ": "tritonserver", "server_remains": "watch"}
+    known = {
+        "autoglm_client.cli gateway": "gateway",
+        "bin/tritonserver ": "tritonserver",
+        "template_worker": "template",
+        "server_remains": "watch",
+    }
     return next((name for part, name in known.items() if part in words), words)
 
 

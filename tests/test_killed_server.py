@@ -20,7 +20,7 @@ def test_killed_replicas_leave_nothing_and_the_next_one_starts(artifact: Path, t
     ports = free_ports()
     # Signals before it, and the one that ends the replica.
     kills: list[tuple[list[str], tuple[str, signal.Signals]]] = [
-        (["engine", "gateway"], ("cli", signal.SIGKILL)),
+        (["engine", "gateway", "template"], ("cli", signal.SIGKILL)),
         (["watch"], ("tritonserver", signal.SIGTERM)),
         ([], ("gateway", signal.SIGKILL)),
     ]
@@ -45,9 +45,8 @@ def test_models_end_with_a_killed_server(artifact: Path) -> None:
     with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
         tritonserver = psutil.Process(server.pid)
         models = tritonserver.children(recursive=True)
-        assert len(models) == 4
-        models[1].send_signal(
-            signal.SIGTERM
-        )  # Triton's part of a model's process no longer looks after its server then
+        assert len(models) == 5  # one has a process for the chat template
+        stub = next(model for model in models if model.name().startswith("triton_python"))
+        stub.send_signal(signal.SIGTERM)  # Triton's part of it no longer looks after its server then
         tritonserver.kill()
         wait_for_end(*models)

@@ -22,7 +22,7 @@ from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
-from .ports import Address, check_ports
+from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
@@ -146,8 +146,8 @@ class LocalServer:
         self._watch = start_watch(self._folder.remains(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
-        """Return when all models are loaded. Raises LocalServerError with the reason when they cannot be."""
-        while not self.is_ready():
+        """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they cannot be."""
+        while not (self.is_ready() and self._listens()):
             self._hide_keys()
             elapsed = time.monotonic() - self._started
             if not self.is_alive():
@@ -159,6 +159,10 @@ class LocalServer:
             time.sleep(0.1)
         self._hide_keys()
         self._stubs = self._stubs or stub_processes(self.pid or 0)
+
+    def _listens(self) -> bool:
+        """On all its ports: the one that says that it is ready opens first."""
+        return all(is_listening(address) for address in self._addresses().values())
 
     def _hide_keys(self) -> None:
         """Once the server has written to its log, it has read its arguments."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from .exceptions import LocalServerError
 
 _LISTENING = "0A"
+_CONNECT_SECONDS = 2.0
 
 
 Address = tuple[str, int]  # a port of 0, a free one, can always be had
@@ -28,6 +29,15 @@ def check_ports(addresses: Mapping[str, Address]) -> None:
                     raise LocalServerError(f"{had[port]} and {setting} are both {port}; they must differ") from None
                 raise LocalServerError(cannot_listen(host, port, error, setting)) from None
             had[port] = setting
+
+
+def is_listening(address: Address) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        socket.create_connection(address, _CONNECT_SECONDS).close()
+    except OSError:
+        return False
+    return True
 
 
 def cannot_listen(host: str, port: int, error: OSError, setting: str) -> str:

@@ -27,7 +27,7 @@ NOTICED_SECONDS = 120.0
 KILL, TERM, STOP, CONT = signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP, signal.SIGCONT
 # Without these processes, or with these stopped, nobody is answered: the replica ends by itself.
 ENDS_BY = {
-    KILL: {*FAMILY} - {"watch"},
+    KILL: {*FAMILY} - {"watch", "template"},
     TERM: {"cli", "gateway", "tritonserver"},
     STOP: {"tritonserver", "engine"},
 }

@@ -1,7 +1,6 @@
 """A chat template in a process of its own: what it costs there, in time and memory, has a limit.
 
-The process is started with the first rendering, or by `start`, and again after one that ended. It ends with this one, whose
-end closes its input.
+The process is started with the first rendering, or by `start`, and again after one that ended. It ends with this one.
 """
 
 from __future__ import annotations
@@ -19,6 +18,7 @@ import threading
 import time
 import weakref
 from collections.abc import Mapping
+from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -161,15 +161,31 @@ def _launch() -> subprocess.Popen[bytes]:
             "chat templates are rendered by a Python process of their own, and there is no python3 on PATH"
         )
     here = str(Path(__file__).resolve().parent.parent)
-    command = [python, "-ISc", _WORKER, json.dumps([here, *sys.path])]
     try:
-        process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        process = _start_child([python, "-ISc", _WORKER, json.dumps([here, *sys.path])])
     except OSError as error:
         raise ArtifactError(f"{python} cannot be started, which renders chat templates: {error.strerror}") from None
     for pipe in (process.stdin, process.stdout):
         assert pipe is not None
         os.set_blocking(pipe.fileno(), False)
     return process
+
+
+def _start_child(command: list[str]) -> subprocess.Popen[bytes]:
+    """Its parent is a thread that lives as long: the kernel ends the worker with the thread that started it."""
+    started: Future[subprocess.Popen[bytes]] = Future()
+
+    def keep() -> None:
+        try:
+            process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
+        except BaseException as error:
+            started.set_exception(error)
+            return
+        started.set_result(process)
+        process.wait()
+
+    threading.Thread(target=keep, name="template-keeper", daemon=True).start()
+    return started.result()
 
 
 def _end_process(process: subprocess.Popen[bytes]) -> None:

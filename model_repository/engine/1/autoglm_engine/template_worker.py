@@ -8,6 +8,7 @@ Where it computes for too long the kernel ends it; where it needs too much memor
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import resource
@@ -20,13 +21,15 @@ from typing import Any, BinaryIO
 from .jinja_template import TooLong, compile_template, render
 
 LENGTH_BYTES = 8
+_DEATH_SIGNAL = 1  # PR_SET_PDEATHSIG
 _MOST_SHOWN = 1000  # characters of what a template complains of
 
 Answer = dict[str, Any]
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # it ends with its parent,
+    ctypes.CDLL(None).prctl(_DEATH_SIGNAL, signal.SIGKILL)  # also where it is stopped, or computes
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     requests, answers = os.fdopen(0, "rb"), os.fdopen(1, "wb")
     base = _memory_in_use()
