@@ -58,6 +58,7 @@ def run_schemathesis(url: str, examples: int) -> str:
     return ended.stdout
 
 
+@pytest.mark.slow
 def test_errors_and_answers_are_described_for_every_endpoint() -> None:
     document = create_app(GatewaySettings()).openapi()
     for operations in document["paths"].values():

@@ -82,6 +82,7 @@ def test_shards_of_half_precision(dtype: str, tmp_path: Path) -> None:
         np.testing.assert_array_equal(weight, state_value(state, name).float().numpy(), err_msg=name)
 
 
+@pytest.mark.slow
 def test_tokenizer_template_and_generation_config(copy: Path) -> None:
     generation = {"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.9, "eos_token_id": [256, 257]}
     (copy / "generation_config.json").write_text(json.dumps(generation))

@@ -209,6 +209,7 @@ def test_whoever_comes_and_goes_the_census_holds(seed: int) -> None:
             assert sum(place.address == address for place in open_) <= limits.max_connections_per_address
 
 
+@pytest.mark.slow
 def test_the_limit_of_open_files_is_raised_to_fit() -> None:
     code = """
 import resource

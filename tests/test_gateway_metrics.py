@@ -156,6 +156,7 @@ async def test_refusals_and_unknown_paths_are_counted_under_few_names() -> None:
     assert "wp-admin" not in text and "gpt-4o" not in text
 
 
+@pytest.mark.slow
 async def test_every_documented_endpoint_has_a_name_of_its_own() -> None:
     documented = create_app(GatewaySettings()).openapi()["paths"]
     assert {endpoint_of(path) for path in documented} == set(documented) and len(documented) > 5

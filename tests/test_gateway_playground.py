@@ -39,6 +39,7 @@ async def test_a_file_is_sent_once_and_asked_about_from_then_on(http: httpx.Asyn
     assert first.content == changed.content and first.content and not again.content and not head.content
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", PATHS)
 async def test_no_script_but_its_own_may_run_and_nothing_else_be_asked(http: httpx.AsyncClient, path: str) -> None:
     headers = (await http.get(path)).headers

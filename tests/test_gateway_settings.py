@@ -131,6 +131,7 @@ def test_elsewhere_needs_keys_or_the_word_open(host: str, loopback: bool) -> Non
             GatewaySettings(host=host)
 
 
+@pytest.mark.slow
 def test_a_made_key_is_shown_once_and_its_line_admits_it(tmp_path: Path) -> None:
     results = [run("gateway-key", name) for name in ("alice", "bob")]
     keys = [re.findall(r"ak-[A-Za-z0-9_-]{43}", result.stderr) for result in results]

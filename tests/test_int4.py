@@ -81,6 +81,7 @@ def test_compensation_beats_rounding(seed: int) -> None:
     assert error < 0.8 * plain
 
 
+@pytest.mark.slow
 def test_compensation_is_that_of_the_inverse() -> None:
     """One input after another on the inverse of what is left of the Gram matrix, as the OBQ and GPTQ papers have it.
 

@@ -35,6 +35,7 @@ def commands_in(text: str) -> set[str]:
     }
 
 
+@pytest.mark.slow
 def test_no_character_of_unicode_commands_and_none_of_a_language_is_lost() -> None:
     everything = "".join(map(chr, range(0x110000)))
     assert commands_in(everything) and not commands_in(visible(everything))
@@ -51,6 +52,7 @@ def test_no_character_of_unicode_commands_and_none_of_a_language_is_lost() -> No
     )
 
 
+@pytest.mark.slow
 @given(st.recursive(st.text() | st.just(HOSTILE), lambda inner: st.lists(inner) | st.dictionaries(st.text(), inner)))
 def test_json_says_the_same_and_commands_nothing(value: object) -> None:
     text = json_text(value)

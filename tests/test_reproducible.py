@@ -174,6 +174,7 @@ def test_sines_and_cosines(angle: float) -> None:
     assert abs(sine[0] - math.sin(angle)) < 1e-15 and abs(cosine[0] - math.cos(angle)) < 1e-15
 
 
+@pytest.mark.slow
 def test_the_decoder_turns_by_the_same_angles(tmp_path: Path) -> None:
     """`native/trigonometry.h`, compiled for each class of CPUs, gives the bits of `sine_cosine`."""
     source = tmp_path / "angles.cpp"

@@ -151,6 +151,7 @@ def told(monkeypatch: pytest.MonkeyPatch, measures: Measures, *arguments: str) -
     return result.stderr
 
 
+@pytest.mark.slow
 def test_the_export_tells_and_records_and_inspect_shows(
     checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

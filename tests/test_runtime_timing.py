@@ -43,6 +43,7 @@ def specs(draw: st.DrawFn) -> ModelSpec:
     )
 
 
+@pytest.mark.slow
 @given(specs())
 def test_a_reduced_model_has_the_same_layers_and_few_of_them(spec: ModelSpec) -> None:
     small = reduced(spec)

@@ -221,6 +221,7 @@ def test_most_likely_keeps_ties_like_a_full_sort(row: Row, count: int) -> None:
     assert most_likely(row, count).tolist() == expected
 
 
+@pytest.mark.slow
 @settings(max_examples=150, deadline=None)
 @given(ROWS, st.floats(0.01, 0.999), st.sampled_from([0.2, 1.0, 50.0]))
 def test_a_large_nucleus_is_the_smallest_set_that_holds_enough(row: Row, top_p: float, temperature: float) -> None:

@@ -236,6 +236,7 @@ def test_an_embedder_that_fails_is_a_miss() -> None:
     bench.cache.close()
 
 
+@pytest.mark.slow
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.sampled_from("ar"), st.integers(0, 3), st.integers(0, 20)), max_size=60))
 def test_the_index_finds_what_a_scan_finds(commands: list[tuple[str, int, int]]) -> None:
@@ -378,6 +379,7 @@ def checked_bench(computed: str | None, share: float = 1.0) -> tuple[Bench, Engi
     return bench, engine, checks
 
 
+@pytest.mark.slow
 def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
     bench, _, checks = checked_bench("another answer")
     for number in range(LEAST_CHECKS):
@@ -394,6 +396,7 @@ def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
     bench.cache.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("computed", ["served", "served otherwise"])
 def test_it_stays_on_when_its_hits_are_right(computed: str) -> None:
     bench, _, checks = checked_bench(computed)
@@ -485,6 +488,7 @@ def test_a_background_run_makes_way() -> None:
 # ---- put together
 
 
+@pytest.mark.slow
 def test_without_an_embedder_it_can_only_be_off(tmp_path: Path, embedder: Path) -> None:
     def opened(folder: Path, **options: object) -> tuple[SemanticCache | None, str]:
         chosen = dataclasses.replace(EngineSettings(cache_mode="exact"), **options)  # type: ignore[arg-type]

@@ -61,6 +61,7 @@ def test_a_thousand_random_sequences_of_the_real_tokenizer(real_tokenizer: Token
         check(real_tokenizer, text, random.choice(pool, int(random.integers(1, 40))).tolist())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sentence", ["你好，世界！今天天气怎么样？", "👩‍👩‍👧‍👦 family 🏳️‍🌈 ok", "naïve café — “quoted”", "a\n\n  b\t"]
 )
