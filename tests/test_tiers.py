@@ -157,6 +157,32 @@ def test_only_and_refresh() -> None:
     assert answers(bench.events)["joins"].token_ids == answers(bench.events)["computes"].token_ids != []
 
 
+def test_what_was_looked_up_before_a_refresh_ended_does_not_replace_its_answer() -> None:
+    """Who also asks another tier does not join who has the answer computed anew."""
+    tier, other = FakeTier(), FakeTier(CacheHit.SEMANTIC, wanted=lambda request: request.user == "lenient")
+    bench = shared_bench(tiers=(tier, other), cache_sampled=True)
+    sampled = {"temperature": 2.0, "max_tokens": 6, "ignore_eos": True}
+    submit(bench, request("old", **sampled))
+    finish(bench)
+    submit(bench, replace(request("anew", **sampled), cache=CacheUse.REFRESH))
+    bench.step()
+    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    submit(bench, request("meanwhile", user="lenient", **sampled))
+    settle(bench)  # it found the old answer
+    lookups = bench.engine._lookups  # type: ignore[attr-defined]
+    found, take = lookups.take(), lookups.take
+    lookups.take = list
+    bench.drain()
+    lookups.take = lambda: found  # it is handed on after the new one
+    bench.step()
+    lookups.take = take
+    submit(bench, request("later", **sampled))
+    told = answers(bench.events)
+    assert told["meanwhile"].token_ids == told["old"].token_ids != told["anew"].token_ids
+    assert told["later"].token_ids == told["anew"].token_ids
+    assert told["later"].last.cache_hit is CacheHit.EXACT
+
+
 @pytest.mark.parametrize("how", ["cancel", "deadline", "shut down"])
 def test_who_leaves_during_a_lookup_is_told_at_once(how: str) -> None:
     tier = FakeTier()
