@@ -340,6 +340,37 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
     tier.close()
 
 
+def test_a_thread_that_the_system_refuses_costs_a_lookup_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is wanted by who submits, or by who steps, and is there when the system has one again."""
+    stuck, well = hung(), FakeTier(most_seconds=1.0)
+    bench = shared_bench(tiers=(stuck, well))
+    submit(bench, request("steps", ignore_eos=True))
+    begun(stuck, 1)
+    bench.clock.now += 1.1
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    bench.step()  # asks the next tier
+    submit(bench, *(request(f"submits {i}", [7, i], ignore_eos=True) for i in range(10)))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    bench.clock.now += 1.1
+    bench.step()
+    bench.drain()
+    assert {name: answer.token_ids for name, answer in answers(bench.events).items()} == {
+        "steps": expected_greedy([1, 2, 3], 8, VOCAB),
+        **{f"submits {i}": expected_greedy([7, i], 8, VOCAB) for i in range(10)},
+    }
+    asked = well.num_asked
+    submit(bench, request("after", [9, 9], ignore_eos=True))
+    begun(well, asked + 1)
+    finish(bench)
+    bench.assert_idle()
+    stuck.close()
+
+
 ENDS = """
 import socket, sys, threading, time
 from autoglm_engine.daemon_threads import DaemonExecutor
