@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from autoglm_engine import guide_library
 from autoglm_engine.core import FinishReason, Request, SamplingOptions
-from autoglm_engine.errors import InvalidRequest, QueueFull
+from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guide_pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.guides import Guide, Guides
 from autoglm_engine.runner import Limits
@@ -113,6 +113,27 @@ def test_only_so_many_of_a_tenant_wait(pool: GuidePool, compiler: SlowCompiler) 
     held.pop()
     assert asked(pool, "one more", "greedy").failure is None, "what nobody wants any more does not count"
     assert first.failure is None
+
+
+def test_threads_that_the_system_refuses_cost_who_asks_now(pool: GuidePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if not thread.name.endswith(allowed):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    allowed = "none"
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(Unavailable, match="refuses a thread to compile guides"):
+        asked(pool, "a")
+    allowed = "0"
+    one = [asked(pool, "a"), asked(pool, "b", "other")]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    both = [*one, asked(pool, "c", "third")]
+    pool._guides.let_all_go()  # type: ignore[attr-defined]
+    until(lambda: all(guide.is_ready for guide in both))
+    assert sorted(thread.name for thread in pool._threads) == ["guides-0", "guides-1"]
 
 
 def test_equal_guides_of_a_tenant_are_compiled_once_and_for_nobody_never(
