@@ -218,6 +218,22 @@ def test_a_full_queue_refuses_after_the_lookup_and_nothing_stays_behind() -> Non
     bench.assert_idle()
 
 
+def test_what_stands_in_its_own_way_after_the_lookup_ends_that_request_alone() -> None:
+    class Broken:
+        is_ready, failure = True, None
+
+        def start(self) -> None:
+            raise ValueError("no guide")
+
+    bench = shared_bench(tiers=(FakeTier(),))
+    guided = replace(request("broken", guided_regex="a+"), guide=Broken())  # type: ignore[arg-type]
+    submit(bench, guided, request("other", [7], ignore_eos=True))
+    finish(bench)
+    assert bench.events[0].error == "the engine failed on this request: ValueError"
+    assert answers(bench.events)["other"].token_ids == expected_greedy([7], 8, VOCAB)
+    bench.assert_idle()
+
+
 def test_what_is_looked_up_at_a_flush_is_not_kept() -> None:
     tier = FakeTier()
     bench = shared_bench(tiers=(tier,))

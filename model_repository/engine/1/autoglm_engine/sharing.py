@@ -252,8 +252,8 @@ class SharingEngine:
                 flight.embed_ms = found.embed_ms if found else 0.0
                 try:
                     self._compute(flight)
-                except EngineError as error:
-                    self._fail(flight, error, now)
+                except BaseException as error:
+                    self._fail(flight, own_failure(error), now)
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
