@@ -58,6 +58,9 @@ class FakeTier:
     def keep(self, key: bytes, request: Request, answer: Event) -> None:
         self.answers[key] = replace(answer, request_id="")
 
+    def forget(self, key: bytes) -> None:
+        self.answers.pop(key, None)
+
     def flush(self) -> None:
         self.answers.clear()
 
@@ -181,6 +184,20 @@ def test_what_was_looked_up_before_a_refresh_ended_does_not_replace_its_answer()
     assert told["meanwhile"].token_ids == told["old"].token_ids != told["anew"].token_ids
     assert told["later"].token_ids == told["anew"].token_ids
     assert told["later"].last.cache_hit is CacheHit.EXACT
+
+
+def test_a_refresh_leaves_no_older_answer_where_it_does_not_keep_its_own() -> None:
+    tier, other = FakeTier(), FakeTier(wanted=lambda request: request.user == "lenient")
+    bench = shared_bench(tiers=(tier, other))
+    submit(bench, request("teaches", user="lenient"))
+    finish(bench)
+    assert len(other.answers) == 1
+    submit(bench, replace(request("anew"), cache=CacheUse.REFRESH))
+    finish(bench)
+    assert (len(tier.answers), len(other.answers)) == (1, 0)
+    submit(bench, replace(request("both", user="lenient"), cache=CacheUse.REFRESH))
+    finish(bench)
+    assert (len(tier.answers), len(other.answers)) == (1, 1)
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "shut down"])

@@ -362,6 +362,7 @@ class SharingEngine:
             return
         if flight.request.cache is CacheUse.REFRESH:
             self._outdate_found(flight.key)
+            self._lookups.forget(flight.key, but=flight.tiers)
         try:
             answer = flight.whole(self._text)
             self._cache.keep(flight.key, answer)
