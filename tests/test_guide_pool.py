@@ -269,6 +269,18 @@ def test_a_run_for_nobody_whose_guide_never_comes_ends(why: str, compiler: SlowC
     assert first.asked_at is not None and len(held) in (0, MOST_OF_TENANT)
 
 
+def test_who_waits_for_guides_silences_nobody_behind(pool: GuidePool) -> None:
+    bench = Bench(0, Limits(1, 64, 8, VOCAB))
+    bench.engine.submit(request("runs", max_tokens=40, ignore_eos=True))
+    bench.step(2)
+    for number in range(4):  # more than are told of in the queue
+        bench.engine.submit(guided(pool, f"guided {number}", f"a{number}", stream=True))
+    bench.engine.submit(request("behind", stream=True))
+    bench.clock.now += 1.0
+    bench.step(1)
+    assert {event.request_id for event in bench.events} == {"guided 0", "guided 1", "behind"}
+
+
 def test_a_stream_that_waits_for_its_guide_says_that_it_lives(pool: GuidePool) -> None:
     bench = Bench(0)
     bench.engine.submit(guided(pool, "r", "a", stream=True))
