@@ -10,6 +10,7 @@ import pytest
 from autoglm_engine.admission import AdmissionPolicy, Fifo, Static, make_policy
 from autoglm_engine.admission_features import FeaturePolicy
 from autoglm_engine.core import Request
+from autoglm_engine.guides import GuideState
 from autoglm_engine.prefix_index import BLOCK
 from autoglm_engine.runner import Limits
 from autoglm_engine.scheduler import Plan, Scheduler
@@ -29,6 +30,19 @@ FEATURES = EngineSettings(admission="features")
 def path(*values: int, rest: int = 1) -> list[int]:
     """A prompt of whole blocks of one value each, and a rest of its own."""
     return np.repeat([*values, 50 + values[0]], [BLOCK] * len(values) + [rest]).tolist()  # type: ignore[no-any-return]
+
+
+@dataclass
+class LateGuide:
+    """Takes a while to compile. `make_sequence` needs none."""
+
+    is_ready: bool = False
+    failure: None = None
+
+    def start(self) -> None: ...
+
+    def begin(self) -> GuideState:
+        raise NotImplementedError
 
 
 @dataclass
@@ -176,6 +190,20 @@ def test_whoever_was_passed_over_often_goes_first() -> None:
     door.serve("r")
     door.queue(request("old", path(2, 2)), *(request(f"n{i}", path(1, 1, rest=2 + i)) for i in range(5)))
     for expected in ("n0", "n1", "n2", "old", "n3"):
+        door.serve(expected)
+
+
+def test_whoever_was_passed_over_often_goes_first_also_when_an_older_one_has_just_become_ready() -> None:
+    guide = LateGuide()
+    door = Door(replace(FEATURES, admission_max_passed=3), num_slots=1)
+    door.queue(request("r", path(1, 1)))
+    door.serve("r")
+    door.queue(replace(request("guided", path(3, 3)), guide=guide), request("old", path(2, 2)))
+    door.queue(*(request(f"n{i}", path(1, 1, rest=2 + i)) for i in range(8)))
+    for expected in ("n0", "n1", "n2"):
+        door.serve(expected)
+    guide.is_ready = True
+    for expected in ("old", "guided", "n3"):
         door.serve(expected)
 
 

@@ -206,6 +206,16 @@ def test_missing_details_are_named(native: Path) -> None:
         load(native)
 
 
+@pytest.mark.parametrize("libraries", [1.5, [1], {"any": {"file": "model.onnx", "cpu_features": []}}])
+def test_what_only_another_runtime_has_takes_nothing_out_of_a_digest(libraries: object, tmp_path: Path) -> None:
+    onnx_runner(tmp_path, SPEC, random_weights(SPEC), max_length=24).close()
+    details(tmp_path, libraries=libraries, library_sources="sources")
+    load(tmp_path)
+    manifest = Manifest.load(tmp_path)
+    files = {**manifest.files, "model.onnx": dataclasses.replace(manifest.files["model.onnx"], sha256="0" * 64)}
+    assert manifest.digest != dataclasses.replace(manifest, files=files).digest
+
+
 def test_a_graph_that_holds_less_than_the_manifest_says_is_refused(tmp_path: Path) -> None:
     onnx_runner(tmp_path, SPEC, random_weights(SPEC), max_length=24).close()
     edit(tmp_path, max_length=48)

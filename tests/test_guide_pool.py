@@ -11,12 +11,16 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine import guide_library
-from autoglm_engine.core import FinishReason, Request, SamplingOptions
-from autoglm_engine.errors import InvalidRequest, QueueFull
+from autoglm_engine.background import BackgroundRuns
+from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
+from autoglm_engine.engine import Engine
+from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guide_pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.guides import Guide, Guides
+from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runner import Limits
-from engine_bench import END, LETTERS, VOCAB, Bench
+from autoglm_engine.tally import EngineStats
+from engine_bench import END, LETTERS, TEXT, VOCAB, Bench
 from fakes import FakeClock, FakeRunner, answers, expected_greedy, request
 from llguidance import LLTokenizer
 from small_service import PATIENCE, control, serving, submit, until
@@ -115,6 +119,27 @@ def test_only_so_many_of_a_tenant_wait(pool: GuidePool, compiler: SlowCompiler) 
     assert first.failure is None
 
 
+def test_threads_that_the_system_refuses_cost_who_asks_now(pool: GuidePool, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        if not thread.name.endswith(allowed):
+            raise RuntimeError("can't start new thread")
+        start(thread)
+
+    allowed = "none"
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(Unavailable, match="refuses a thread to compile guides"):
+        asked(pool, "a")
+    allowed = "0"
+    one = [asked(pool, "a"), asked(pool, "b", "other")]
+    monkeypatch.setattr(threading.Thread, "start", start)
+    both = [*one, asked(pool, "c", "third")]
+    pool._guides.let_all_go()  # type: ignore[attr-defined]
+    until(lambda: all(guide.is_ready for guide in both))
+    assert sorted(thread.name for thread in pool._threads) == ["guides-0", "guides-1"]
+
+
 def test_equal_guides_of_a_tenant_are_compiled_once_and_for_nobody_never(
     pool: GuidePool, compiler: SlowCompiler
 ) -> None:
@@ -204,6 +229,56 @@ def test_who_waits_for_a_guide_may_end(how: str, compiler: SlowCompiler) -> None
     bench.assert_idle()
     compiler.let_all_go()
     pool.close()
+
+
+def test_a_run_for_nobody_is_not_taken_for_somebody_who_waits_while_its_guide_is_compiled(
+    pool: GuidePool, compiler: SlowCompiler
+) -> None:
+    """As the semantic cache's checks are run."""
+    engine = Engine(FakeRunner(Limits(2, 64, 8, VOCAB)), TEXT, [END])
+    loop = EngineLoop(engine, lambda event: runs.take(event))
+    pool.wake = loop.wake
+    runs = BackgroundRuns(loop.submit, loop.cancel, lambda: engine.stats)
+    found: list[Event | None] = []
+    checks = threading.Thread(target=lambda: found.append(runs.compute(guided(pool, "r", "ab"))))
+    loop.start()
+    checks.start()
+    until(lambda: compiler.begun == ["ab"])
+    checks.join(0.1)  # many looks at who waits
+    compiler.let_all_go()
+    checks.join(PATIENCE)
+    (answer,) = found
+    assert answer is not None and answer.finish_reason is FinishReason.STOP
+    loop.close(PATIENCE)
+
+
+@pytest.mark.parametrize("why", ["cannot be compiled", "takes too long", "too many wait"])
+def test_a_run_for_nobody_whose_guide_never_comes_ends(why: str, compiler: SlowCompiler) -> None:
+    pool = GuidePool(compiler, most_seconds=0.05 if why == "takes too long" else 30.0)
+    first = asked(pool, "first")
+    until(lambda: compiler.begun == ["first"])
+    held = [asked(pool, f"a{i}") for i in range(MOST_OF_TENANT if why == "too many wait" else 0)]
+    if why == "cannot be compiled":
+        compiler.let_go("first", "a(")
+    runs = BackgroundRuns(
+        lambda request: pytest.fail("it was asked for"), lambda ids: 0, lambda: EngineStats(slots_free=1)
+    )
+    assert runs.compute(guided(pool, "r", "a(")) is None
+    compiler.let_all_go()
+    pool.close()
+    assert first.asked_at is not None and len(held) in (0, MOST_OF_TENANT)
+
+
+def test_who_waits_for_guides_silences_nobody_behind(pool: GuidePool) -> None:
+    bench = Bench(0, Limits(1, 64, 8, VOCAB))
+    bench.engine.submit(request("runs", max_tokens=40, ignore_eos=True))
+    bench.step(2)
+    for number in range(4):  # more than are told of in the queue
+        bench.engine.submit(guided(pool, f"guided {number}", f"a{number}", stream=True))
+    bench.engine.submit(request("behind", stream=True))
+    bench.clock.now += 1.0
+    bench.step(1)
+    assert {event.request_id for event in bench.events} == {"guided 0", "guided 1", "behind"}
 
 
 def test_a_stream_that_waits_for_its_guide_says_that_it_lives(pool: GuidePool) -> None:

@@ -206,6 +206,24 @@ def test_an_answer_that_cannot_be_kept_takes_the_one_before_with_it() -> None:
     assert bench.find(b"other", ask("how")) is None
 
 
+def test_what_is_forgotten_is_not_found_also_where_it_waited_to_be_kept() -> None:
+    goes_on = threading.Event()
+
+    def embed(text: str) -> Vector:
+        assert goes_on.wait(60)
+        return by_letter(text)
+
+    bench = Bench(embed)
+    for key, text in ((b"a", "a"), (b"b", "b")):
+        bench.cache.keep(key, ask(text), answer())
+    bench.cache.forget(b"a")
+    bench.cache.forget(b"unknown")
+    goes_on.set()
+    wait_until(lambda: bench.cache._to_keep.unfinished_tasks == 0)
+    assert [bench.find(b"other", ask(text)) is not None for text in "ab"] == [False, True]
+    bench.cache.close()
+
+
 def test_an_answer_for_which_there_is_no_room_takes_the_one_before_with_it() -> None:
     goes_on = threading.Event()
     goes_on.set()

@@ -58,6 +58,9 @@ class FakeTier:
     def keep(self, key: bytes, request: Request, answer: Event) -> None:
         self.answers[key] = replace(answer, request_id="")
 
+    def forget(self, key: bytes) -> None:
+        self.answers.pop(key, None)
+
     def flush(self) -> None:
         self.answers.clear()
 
@@ -157,6 +160,46 @@ def test_only_and_refresh() -> None:
     assert answers(bench.events)["joins"].token_ids == answers(bench.events)["computes"].token_ids != []
 
 
+def test_what_was_looked_up_before_a_refresh_ended_does_not_replace_its_answer() -> None:
+    """Who also asks another tier does not join who has the answer computed anew."""
+    tier, other = FakeTier(), FakeTier(CacheHit.SEMANTIC, wanted=lambda request: request.user == "lenient")
+    bench = shared_bench(tiers=(tier, other), cache_sampled=True)
+    sampled = {"temperature": 2.0, "max_tokens": 6, "ignore_eos": True}
+    submit(bench, request("old", **sampled))
+    finish(bench)
+    submit(bench, replace(request("anew", **sampled), cache=CacheUse.REFRESH))
+    bench.step()
+    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    submit(bench, request("meanwhile", user="lenient", **sampled))
+    settle(bench)  # it found the old answer
+    lookups = bench.engine._lookups  # type: ignore[attr-defined]
+    found, take = lookups.take(), lookups.take
+    lookups.take = list
+    bench.drain()
+    lookups.take = lambda: found  # it is handed on after the new one
+    bench.step()
+    lookups.take = take
+    submit(bench, request("later", **sampled))
+    told = answers(bench.events)
+    assert told["meanwhile"].token_ids == told["old"].token_ids != told["anew"].token_ids
+    assert told["later"].token_ids == told["anew"].token_ids
+    assert told["later"].last.cache_hit is CacheHit.EXACT
+
+
+def test_a_refresh_leaves_no_older_answer_where_it_does_not_keep_its_own() -> None:
+    tier, other = FakeTier(), FakeTier(wanted=lambda request: request.user == "lenient")
+    bench = shared_bench(tiers=(tier, other))
+    submit(bench, request("teaches", user="lenient"))
+    finish(bench)
+    assert len(other.answers) == 1
+    submit(bench, replace(request("anew"), cache=CacheUse.REFRESH))
+    finish(bench)
+    assert (len(tier.answers), len(other.answers)) == (1, 0)
+    submit(bench, replace(request("both", user="lenient"), cache=CacheUse.REFRESH))
+    finish(bench)
+    assert (len(tier.answers), len(other.answers)) == (1, 1)
+
+
 @pytest.mark.parametrize("how", ["cancel", "deadline", "shut down"])
 def test_who_leaves_during_a_lookup_is_told_at_once(how: str) -> None:
     tier = FakeTier()
@@ -189,6 +232,22 @@ def test_a_full_queue_refuses_after_the_lookup_and_nothing_stays_behind() -> Non
     submit(bench, request("again", [7]))
     finish(bench)
     assert answers(bench.events)["again"].last.finish_reason is not None
+    bench.assert_idle()
+
+
+def test_what_stands_in_its_own_way_after_the_lookup_ends_that_request_alone() -> None:
+    class Broken:
+        is_ready, failure = True, None
+
+        def start(self) -> None:
+            raise ValueError("no guide")
+
+    bench = shared_bench(tiers=(FakeTier(),))
+    guided = replace(request("broken", guided_regex="a+"), guide=Broken())  # type: ignore[arg-type]
+    submit(bench, guided, request("other", [7], ignore_eos=True))
+    finish(bench)
+    assert bench.events[0].error == "the engine failed on this request: ValueError"
+    assert answers(bench.events)["other"].token_ids == expected_greedy([7], 8, VOCAB)
     bench.assert_idle()
 
 
@@ -312,6 +371,37 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
     assert events[-1].finish_reason is (FinishReason.DEADLINE if what == "deadline" else FinishReason.LENGTH)
     loop.close(60)
     tier.close()
+
+
+def test_a_thread_that_the_system_refuses_costs_a_lookup_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is wanted by who submits, or by who steps, and is there when the system has one again."""
+    stuck, well = hung(), FakeTier(most_seconds=1.0)
+    bench = shared_bench(tiers=(stuck, well))
+    submit(bench, request("steps", ignore_eos=True))
+    begun(stuck, 1)
+    bench.clock.now += 1.1
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    bench.step()  # asks the next tier
+    submit(bench, *(request(f"submits {i}", [7, i], ignore_eos=True) for i in range(10)))
+    monkeypatch.setattr(threading.Thread, "start", start)
+    bench.clock.now += 1.1
+    bench.step()
+    bench.drain()
+    assert {name: answer.token_ids for name, answer in answers(bench.events).items()} == {
+        "steps": expected_greedy([1, 2, 3], 8, VOCAB),
+        **{f"submits {i}": expected_greedy([7, i], 8, VOCAB) for i in range(10)},
+    }
+    asked = well.num_asked
+    submit(bench, request("after", [9, 9], ignore_eos=True))
+    begun(well, asked + 1)
+    finish(bench)
+    bench.assert_idle()
+    stuck.close()
 
 
 ENDS = """

@@ -36,8 +36,8 @@ class FeaturePolicy:
     - user: 1 if a running request of its tenant is of the same user; a request may name none.
 
     Equal ones in the order of arrival. Nobody starves: whoever was passed over `admission_max_passed` times, or
-    `admission_max_delay_ms` ago for the first time, goes first. Since a request is only ever passed over together with
-    all that came before it, that is always the oldest one.
+    `admission_max_delay_ms` ago for the first time, goes first. That need not be the oldest one: an older one may have
+    waited for its guide meanwhile, where nobody passed it over.
     """
 
     def __init__(self, settings: EngineSettings, slots: SlotTable) -> None:
@@ -47,11 +47,11 @@ class FeaturePolicy:
         self._notes: WeakKeyDictionary[Waiting, Note] = WeakKeyDictionary()
 
     def choose(self, queue: deque[Waiting], running: Several[Sequence], now: float) -> int:
-        if self._is_due(queue[0], now):
-            return 0
         window = list(islice(queue, self._settings.admission_window))
-        self._index.refresh()
-        chosen = self._best(window, running)
+        chosen = next((place for place, waiting in enumerate(window) if self._is_due(waiting, now)), None)
+        if chosen is None:
+            self._index.refresh()
+            chosen = self._best(window, running)
         for waiting in window[:chosen]:
             self._passed_over(waiting, now)
         return chosen

@@ -44,7 +44,7 @@ class BackgroundRuns:
     def compute(self, request: Request) -> Event | None:
         """The whole answer, without the caches; None where somebody waits for a slot, or comes to wait meanwhile: then the
         run ends, and its slot is theirs."""
-        if not self._may_run(least_free=1):
+        if not (self._has_guide(request) and self._may_run(least_free=1)):
             return None
         run_id, run = f"background {next(self._numbers)}", Run()
         self._runs[run_id] = run
@@ -63,6 +63,21 @@ class BackgroundRuns:
             del self._runs[event.request_id]
             run.answer = event
             run.done.set()
+        return True
+
+    def _has_guide(self, request: Request) -> bool:
+        """Once it is compiled, where it has one: in the queue the run would be taken for somebody who waits."""
+        guide, give_up_at = request.guide, time.monotonic() + self._most_seconds
+        if guide is None or guide.is_ready:
+            return True
+        try:
+            guide.start()
+        except EngineError:
+            return False
+        while not guide.is_ready:
+            if guide.failure or time.monotonic() > give_up_at:
+                return False
+            time.sleep(_POLL_SECONDS)
         return True
 
     def _wait(self, run_id: str, run: Run) -> Event | None:

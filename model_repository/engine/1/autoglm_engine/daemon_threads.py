@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import queue
 import threading
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 
 class DaemonExecutor(ThreadPoolExecutor):
@@ -32,7 +34,7 @@ class DaemonExecutor(ThreadPoolExecutor):
 
 class DaemonThreads:
     """At most `most` threads, which begin when they are needed, do what is put into their queue. What is done must not
-    raise."""
+    raise. Where the system refuses a thread, the others do it, or the one that begins next."""
 
     def __init__(self, most: int, name: str) -> None:
         self._most = most
@@ -48,7 +50,13 @@ class DaemonThreads:
             if self._num_idle >= self._work.qsize() or self._num_threads >= self._most:
                 return
             self._num_threads += 1
-        threading.Thread(target=self._run, name=f"{self._name}-{self._num_threads}", daemon=True).start()
+            number = self._num_threads
+        try:
+            threading.Thread(target=self._run, name=f"{self._name}-{number}", daemon=True).start()
+        except RuntimeError as error:
+            with self._lock:
+                self._num_threads -= 1
+            _log.error("the system refuses a thread for %s: %s", self._name, error)
 
     def close(self) -> None:
         """Nobody is waited for: a thread ends once it has nothing to do."""

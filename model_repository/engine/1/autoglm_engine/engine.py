@@ -19,7 +19,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 
 from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
@@ -282,8 +282,11 @@ class Engine:
         self._scheduler.slots.forget_retained()
 
     def _queue_head(self) -> Iterable[Waiting]:
-        """The requests that are told of while they wait: those that will soon have a slot."""
-        return islice(self._scheduler.waiting, 2 * self._limits.num_slots)
+        """The requests that are told of while they wait: those that will soon have a slot, and as many of those whose guide
+        is not ready."""
+        waiting, most = self._scheduler.waiting, 2 * self._limits.num_slots
+        ready = islice((one for one in waiting if one.is_ready), most)
+        return chain(ready, islice((one for one in waiting if not one.is_ready), most))
 
     def _check_when_idle(self) -> None:
         if not self._scheduler.running and not self._scheduler.waiting:

@@ -24,6 +24,7 @@ class Flight:
     generation: int  # of the cache when it began: a flush since then keeps its answer out
     tiers: tuple[Tier, ...] = ()  # that are asked for its answer first, and given it
     may_keep: bool = True  # False: a request had the answer computed anew meanwhile
+    may_keep_found: bool = True  # False: what a tier has may be older than the answer that is kept
     is_computed: bool = False  # the engine has it; until then its answer is looked up
     found: Found | None = None
     embed_ms: float = 0.0  # of its question, for the semantic tier; a part of the time in the queue

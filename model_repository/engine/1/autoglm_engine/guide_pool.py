@@ -115,14 +115,14 @@ class GuidePool:
         return pending
 
     def start(self, pending: PendingGuide) -> None:
-        """Raises QueueFull."""
+        """Raises QueueFull, and Unavailable where there is no thread to compile it."""
         with self._changed:
             if pending.asked_at is not None:
                 return
             self._check_room(pending.tenant)
+            self._start_threads()
             pending.asked_at = self._clock()
             self._waiting.setdefault(pending.tenant, deque()).append(weakref.ref(pending))
-            self._start_threads()
             self._changed.notify()
 
     def is_late(self, pending: PendingGuide) -> bool:
@@ -153,10 +153,16 @@ class GuidePool:
         return [ref for refs in self._waiting.values() for ref in refs]
 
     def _start_threads(self) -> None:
+        """One is enough: the others are tried again with the next guide."""
         while len(self._threads) < self._num_threads and not self._is_closed:
-            name = f"guides-{len(self._threads)}"
-            self._threads.append(threading.Thread(target=self._run, name=name, daemon=True))
-            self._threads[-1].start()
+            thread = threading.Thread(target=self._run, name=f"guides-{len(self._threads)}", daemon=True)
+            try:
+                thread.start()
+            except RuntimeError:
+                if not self._threads:
+                    raise Unavailable("the system refuses a thread to compile guides; try again later") from None
+                return
+            self._threads.append(thread)
 
     def _take(self) -> PendingGuide | None:
         """The next one of the tenant whose turn it is."""

@@ -67,6 +67,12 @@ class Lookups:
     def wanted(self, request: Request) -> tuple[Tier, ...]:
         return tuple(line.tier for line in self._lines.values() if line.tier.wants(request))
 
+    def forget(self, key: bytes, but: tuple[Tier, ...]) -> None:
+        """In all tiers but those."""
+        for line in self._lines.values():
+            if line.tier not in but:
+                line.tier.forget(key)
+
     def start(self, flight_id: str, key: bytes, request: Request, tiers: tuple[Tier, ...]) -> bool:
         """False: nobody is asked, and nothing will come of it: there is no tier that answers, or too many lookups wait
         already."""

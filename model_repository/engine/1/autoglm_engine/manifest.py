@@ -79,7 +79,7 @@ class Manifest:
         """
         contents = {name: record.sha256 for name, record in self.files.items()}
         details = dict(self.runtime_details)
-        if details.get("library_sources"):
+        if self.runtime == "native" and details.get("library_sources"):
             for entry in details["libraries"].values():
                 contents.pop(entry["file"], None)
         said = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NO_PART_OF_ANSWERS}

@@ -95,6 +95,9 @@ class RedisTier:
             return
         self._keeper.wake()
 
+    def forget(self, key: bytes) -> None:
+        self._keeper.drop(key)
+
     def flush(self) -> None:
         """Takes effect here at once, and everywhere when Redis was told of it, which it is before it is used again."""
         self._generations.flush()

@@ -49,7 +49,7 @@ def check_details(manifest: Manifest, folder: Path) -> None:
     if missing := sorted(rules.keys() - _OPTIONAL - details.keys()):
         raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
     check({name: details[name] for name in rules if name in details}, _given(rules, details), path, "runtime_details.")
-    for entry in details.get("libraries", {}).values():
+    for entry in details["libraries"].values() if "libraries" in rules else ():
         if not isinstance(entry, dict):
             raise ArtifactError(f"{path} describes a library by {shown(entry)}; it must give file and cpu_features")
         check(entry, _LIBRARY, path, "runtime_details.libraries.")
@@ -79,5 +79,5 @@ def _files(manifest: Manifest) -> Iterator[str]:
     details = manifest.runtime_details
     for name in _FILES[manifest.runtime]:
         yield details[name]
-    for entry in details.get("libraries", {}).values():
+    for entry in details["libraries"].values() if manifest.runtime == "native" else ():
         yield entry["file"]

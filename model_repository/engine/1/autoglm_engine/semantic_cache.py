@@ -90,8 +90,8 @@ class SemanticCache:
         self._counts = SemanticCounts()
         self._generation = 0
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
-        self._to_keep: queue.Queue[ToKeep | None] = queue.Queue(_MAX_TO_KEEP)
-        self._unkept: deque[bytes] = deque(maxlen=_MAX_TO_KEEP)  # keys whose earlier answer is to be forgotten
+        self._to_keep: queue.Queue[ToKeep | bytes | None] = queue.Queue(_MAX_TO_KEEP)
+        self._unkept: deque[bytes] = deque(maxlen=_MAX_TO_KEEP)  # keys whose answer is to be forgotten
         self._is_on = True
         self._keeper = threading.Thread(target=self._keep_all, name="semantic-keep", daemon=True)
         self._keeper.start()
@@ -130,6 +130,13 @@ class SemanticCache:
             except queue.Full:
                 self._unkept.append(key)
                 _log.warning("an answer is not kept: %d wait for the embedder", _MAX_TO_KEEP)
+
+    def forget(self, key: bytes) -> None:
+        """Behind what waits to be kept."""
+        try:
+            self._to_keep.put_nowait(key)
+        except queue.Full:
+            self._unkept.append(key)
 
     def flush(self) -> None:
         with self._lock:
@@ -195,13 +202,19 @@ class SemanticCache:
 
     def _keep_all(self) -> None:
         while (item := self._to_keep.get()) is not None:
-            try:
-                self._keep_one(item)
-            except Exception as error:
-                _log.warning("an answer is not kept: %s", error)
-                self._unkept.append(item.key)
+            if isinstance(item, bytes):
+                self._unkept.append(item)
+            else:
+                self._keep_or_lose(item)
             self._forget_unkept()
             self._to_keep.task_done()
+
+    def _keep_or_lose(self, item: ToKeep) -> None:
+        try:
+            self._keep_one(item)
+        except Exception as error:
+            _log.warning("an answer is not kept: %s", error)
+            self._unkept.append(item.key)
 
     def _forget_unkept(self) -> None:
         """An answer was computed anew and could not be kept: the one before is not the answer any more."""

@@ -232,6 +232,11 @@ class SharingEngine:
             flight.may_keep = False
             self._close(flight)
 
+    def _outdate_found(self, key: bytes) -> None:
+        """Who asks other tiers does not join a refresh, and may find what was there before it ended."""
+        for flight in self._by_id.values():
+            flight.may_keep_found = flight.may_keep_found and flight.key != key
+
     def _compute(self, flight: Flight) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
             raise NotCached("the answer is not cached, and the request takes only one that is")
@@ -247,14 +252,14 @@ class SharingEngine:
                 flight.embed_ms = found.embed_ms if found else 0.0
                 try:
                     self._compute(flight)
-                except EngineError as error:
-                    self._fail(flight, error, now)
+                except BaseException as error:
+                    self._fail(flight, own_failure(error), now)
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
         usage = replace(found.answer.usage, cached_tokens=0)
         flight.take(replace(found.answer, request_id=flight.id, usage=usage))
-        if found.hit is CacheHit.EXACT and self._may_keep(flight):
+        if found.hit is CacheHit.EXACT and flight.may_keep_found and self._may_keep(flight):
             self._cache.keep(flight.key, found.answer, found.age)
         self._end(flight, now)
 
@@ -355,6 +360,9 @@ class SharingEngine:
         latest = flight.latest
         if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
             return
+        if flight.request.cache is CacheUse.REFRESH:
+            self._outdate_found(flight.key)
+            self._lookups.forget(flight.key, but=flight.tiers)
         try:
             answer = flight.whole(self._text)
             self._cache.keep(flight.key, answer)
