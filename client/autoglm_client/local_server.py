@@ -157,14 +157,19 @@ class LocalServer:
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
-        self._hide_keys()
+        # Its log may be one that does not grow, or begin with the line of another program.
+        hide_arguments(self.pid or 0, self._keys)
         self._stubs = self._stubs or stub_processes(self.pid or 0)
 
     def _hide_keys(self) -> None:
         """Once the server has written to its log, it has read its arguments."""
         if not self._are_keys_hidden and self._log and self._log.stat().st_size > self._log_began:
-            hide_arguments(self.pid or 0, (self.control_key, self.shared_memory_key))
+            hide_arguments(self.pid or 0, self._keys)
             self._are_keys_hidden = True
+
+    @property
+    def _keys(self) -> tuple[str, str]:
+        return self.control_key, self.shared_memory_key
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -276,7 +281,7 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
     except OSError as error:
-        raise LocalServerError(f"{command[0]} cannot be started with the log {log}: {error.strerror}") from None
+        raise LocalServerError(f"tritonserver cannot be started with the log {log}: {error.strerror}") from None
 
 
 def _owners_alone(path: str, flags: int) -> int:
