@@ -162,10 +162,17 @@ class LocalServer:
         self._stubs = self._stubs or stub_processes(self.pid or 0)
 
     def _hide_keys(self) -> None:
-        """Once the server has written to its log, it has read its arguments."""
-        if not self._are_keys_hidden and self._log and self._log.stat().st_size > self._log_began:
+        """Once the server has written to its log, it has read its arguments. The programs that become it hand them on, so
+        theirs stay, whatever is written meanwhile."""
+        has_written = self._log is not None and self._log.stat().st_size > self._log_began
+        if not self._are_keys_hidden and has_written and self._is_triton():
             hide_arguments(self.pid or 0, self._keys)
             self._are_keys_hidden = True
+
+    def _is_triton(self) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/exe").samefile(find_triton().binary)
+        return False
 
     @property
     def _keys(self) -> tuple[str, str]:
