@@ -67,7 +67,7 @@ class LocalServer:
         shared_memory_key: str | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
-        self.host = host
+        self.host = _checked_host(host)
         self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
@@ -273,6 +273,12 @@ class LocalServer:
         )
 
 
+def _checked_host(host: str) -> str:
+    if ":" in host:
+        raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
+    return host
+
+
 def _checked_key(key: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
         raise LocalServerError(
@@ -304,6 +310,13 @@ def _choose_ports(host: str, *ports: int) -> list[int]:
             holder = stack.enter_context(socket.socket())
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if port == 0:
-                holder.bind((host, 0))
+                _bind(holder, host)
             chosen.append(port or holder.getsockname()[1])
         return chosen
+
+
+def _bind(holder: socket.socket, host: str) -> None:
+    try:
+        holder.bind((host, 0))
+    except OSError as error:
+        raise LocalServerError(f"cannot listen on {host}: {error.strerror or error}") from None
