@@ -12,8 +12,6 @@ import sys
 import urllib.error
 import urllib.request
 
-# Docker gives containers the proxies of its user; what is asked here is this container's own.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 TIMEOUT = 3.0  # seconds for each of the two questions; the container's health check allows 8 for both
 
 
@@ -29,8 +27,9 @@ def failure(url: str) -> str | None:
 
 def _ask(url: str, body: bytes | None) -> str | None:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # Docker gives containers its user's proxies
     try:
-        with _DIRECT.open(request, timeout=TIMEOUT) as response:
+        with direct.open(request, timeout=TIMEOUT) as response:
             response.read()
     except (OSError, urllib.error.URLError) as error:  # a status of 400 or more is an HTTPError, which is a URLError
         return str(error)
