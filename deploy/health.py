@@ -27,8 +27,9 @@ def failure(url: str) -> str | None:
 
 def _ask(url: str, body: bytes | None) -> str | None:
     request = urllib.request.Request(url, data=body, headers={"Content-Type": "application/json"})
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # Docker gives containers its user's proxies
     try:
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
+        with direct.open(request, timeout=TIMEOUT) as response:
             response.read()
     except (OSError, urllib.error.URLError) as error:  # a status of 400 or more is an HTTPError, which is a URLError
         return str(error)

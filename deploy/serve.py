@@ -66,8 +66,12 @@ def control_key(environ: Mapping[str, str]) -> str:
 
 
 def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -> None:
-    """As far as the container may, and not where the system promises no memory that it does not have."""
-    if promises.read_text().strip() == "2":
+    """As far as the container may, and not where stacks count that are not used: where the system promises no memory that it
+    does not have, or limits the address space."""
+    limited = any(
+        resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
+    )
+    if limited or promises.read_text().strip() == "2":
         return
     most = resource.getrlimit(resource.RLIMIT_STACK)[1]
     stack = STACK_BYTES if most == resource.RLIM_INFINITY else min(STACK_BYTES, most)

@@ -47,7 +47,7 @@ class GatewayThread:
         server: uvicorn.Server | None = None,
     ) -> None:
         """`server`: of another application than that of `settings`."""
-        self._socket = listen("127.0.0.1", 0)
+        self._socket = listen(settings.host, 0)
         self._server = server or make_server(settings, make_client)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._socket]}, daemon=True)
 

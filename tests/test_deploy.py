@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
 import re
 import subprocess
 import sys
@@ -256,7 +257,8 @@ def test_bodies_find_the_stack_that_they_need() -> None:
     """Of the process that becomes tritonserver; what may not be raised stays as it is."""
     code = f"import sys; sys.path.insert(0, {str(DEPLOY)!r}); import serve, resource; {{}}serve.raise_stack_limit(); print(resource.getrlimit(3))"
     lowered = "resource.setrlimit(3, (1 << 20, 4 << 20)); "
-    for before, expected in (("", serve.STACK_BYTES), (lowered, 4 << 20)):
+    bounded = "resource.setrlimit(3, (1 << 20, 4 << 20)); resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34)); "
+    for before, expected in (("", serve.STACK_BYTES), (lowered, 4 << 20), (bounded, 1 << 20)):
         done = subprocess.run([sys.executable, "-c", code.format(before)], capture_output=True, text=True, check=True)
         assert done.stdout.startswith(f"({expected}, ")
     assert serve.STACK_BYTES == stack_limit.STACK_BYTES == SERVICE["ulimits"]["stack"]
@@ -385,6 +387,15 @@ def test_health_needs_a_ready_server_and_an_engine_that_answers(ready: int, engi
     with answering(ready, engine) as url:
         found = health.failure(url)
     assert found is None if reason is None else re.match(reason, found)
+
+
+def test_health_asks_this_container_whatever_its_proxies_are() -> None:
+    """Docker sets them in every container where its user has some."""
+    proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
+    with answering(200, 200) as url:
+        environment = {**os.environ, **proxies, "AUTOGLM_HEALTH_URL": url}
+        done = subprocess.run([sys.executable, DEPLOY / "health.py"], env=environment, capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")
 
 
 def test_a_server_that_is_not_there_is_not_healthy() -> None:

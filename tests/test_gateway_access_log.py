@@ -263,13 +263,20 @@ async def test_a_line_commands_no_terminal_that_shows_it(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("trusted", "client"), [((), "127.0.0.1"), (("10.0.0.0/8",), "127.0.0.1"), (("127.0.0.1",), "203.0.113.9")]
+    ("host", "trusted", "client"),
+    [
+        ("127.0.0.1", (), "127.0.0.1"),
+        ("127.0.0.1", ("10.0.0.0/8",), "127.0.0.1"),
+        ("127.0.0.1", ("127.0.0.1",), "203.0.113.9"),
+        ("::", ("10.0.0.0/8",), "::ffff:127.0.0.1"),
+        ("::", ("127.0.0.0/8",), "203.0.113.9"),
+    ],
 )
 def test_who_asks_is_said_by_proxies_that_are_named_and_by_nobody_else(
-    tmp_path: Path, trusted: tuple[str, ...], client: str
+    tmp_path: Path, host: str, trusted: tuple[str, ...], client: str
 ) -> None:
     file = tmp_path / "log"
-    settings = GatewaySettings(access_log=str(file), trusted_proxies=trusted)
+    settings = GatewaySettings(host=host, open=True, access_log=str(file), trusted_proxies=trusted)
     with GatewayThread(settings, fake_client) as gateway:
         forwarded = {"X-Forwarded-For": "evil\x9b, 203.0.113.9", "X-Forwarded-Proto": "https"}
         httpx.get(f"{gateway.url}/health/live", headers={k: v.encode("latin-1") for k, v in forwarded.items()})  # type: ignore[arg-type]

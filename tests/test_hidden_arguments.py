@@ -32,6 +32,18 @@ def test_a_process_that_is_gone_or_closed_is_no_error(tmp_path: Path) -> None:
     assert not hide_arguments(1, ["x"], tmp_path)
 
 
+def test_programs_that_become_the_server_keep_the_keys_to_hand_on(tmp_path: Path) -> None:
+    """Whatever is in the log: the system's loader may warn there of each of them."""
+    log = tmp_path / "log"
+    server = LocalServer(tmp_path, log_file=log)
+    with subprocess.Popen([sys.executable, "-c", "input()", server.control_key], stdin=subprocess.PIPE) as before:
+        server._process = before
+        log.write_text("ERROR: ld.so: object from LD_PRELOAD cannot be preloaded: ignored.")
+        server._hide_keys()
+        assert command_line(before.pid)[-1] == server.control_key
+        before.communicate(b"\n")
+
+
 @pytest.mark.server
 def test_the_keys_of_a_server_are_not_in_its_command_line(server: LocalServer) -> None:
     assert server.pid is not None

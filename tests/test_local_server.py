@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from dataclasses import dataclass
@@ -63,6 +64,18 @@ def test_chosen_ports_differ() -> None:
     assert len(ports) == 3
     assert 0 not in ports
     assert LocalServer("x", http_port=8000).http_url == "http://127.0.0.1:8000"
+
+
+@pytest.mark.parametrize(
+    ("host", "sentence"),
+    [
+        ("::1", "the host '::1' is no IPv4 address or name; tritonserver is started on such alone"),
+        ("203.0.113.1", "cannot listen on 203.0.113.1: Cannot assign requested address"),
+    ],
+)
+def test_a_host_that_tritonserver_cannot_listen_on_is_one_sentence(host: str, sentence: str) -> None:
+    with pytest.raises(LocalServerError, match=f"^{re.escape(sentence)}$"):
+        LocalServer("x", host=host)
 
 
 def test_a_missing_repository_is_one_sentence(tmp_path: Path) -> None:

@@ -77,13 +77,25 @@ def test_its_threads_have_the_stack_for_it(triton: LocalServer) -> None:
     assert line.split()[3] == str(STACK_BYTES)
 
 
-def test_without_http_nobody_listens_there(repository: Path) -> None:
-    with LocalServer(repository, http=False) as running:
-        assert server_is_ready(running.grpc_url) and running.is_ready()
-        with pytest.raises(ConnectionRefusedError):
-            connect(running.http_port)
-        with connect(running.metrics_port), pytest.raises(AssertionError, match="no HTTP port"):
-            _ = running.http_url
+@pytest.fixture(scope="module")
+def quiet(repository: Path) -> Iterator[LocalServer]:
+    """Without HTTP, and with a log that says nothing of what the server does."""
+    with LocalServer(repository, http=False, log_file="/dev/null") as running:
+        yield running
+
+
+def test_without_http_nobody_listens_there(quiet: LocalServer) -> None:
+    assert server_is_ready(quiet.grpc_url) and quiet.is_ready()
+    with pytest.raises(ConnectionRefusedError):
+        connect(quiet.http_port)
+    with connect(quiet.metrics_port), pytest.raises(AssertionError, match="no HTTP port"):
+        _ = quiet.http_url
+
+
+def test_keys_are_hidden_whatever_the_log_is(quiet: LocalServer) -> None:
+    said = Path(f"/proc/{quiet.pid}/cmdline").read_text()
+    assert "--grpc-restricted-protocol=" in said
+    assert quiet.control_key not in said and quiet.shared_memory_key not in said
 
 
 def test_a_port_where_nobody_listens_is_not_ready() -> None:

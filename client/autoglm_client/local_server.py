@@ -67,7 +67,7 @@ class LocalServer:
         shared_memory_key: str | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
-        self.host = host
+        self.host = _checked_host(host)
         self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
@@ -157,7 +157,8 @@ class LocalServer:
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
-        self._hide_keys()
+        # Its log may be one that does not grow, or begin with the line of another program.
+        hide_arguments(self.pid or 0, self._keys)
         self._stubs = self._stubs or stub_processes(self.pid or 0)
 
     def _listens(self) -> bool:
@@ -165,10 +166,21 @@ class LocalServer:
         return all(is_listening(address) for address in self._addresses().values())
 
     def _hide_keys(self) -> None:
-        """Once the server has written to its log, it has read its arguments."""
-        if not self._are_keys_hidden and self._log and self._log.stat().st_size > self._log_began:
-            hide_arguments(self.pid or 0, (self.control_key, self.shared_memory_key))
+        """Once the server has written to its log, it has read its arguments. The programs that become it hand them on, so
+        theirs stay, whatever is written meanwhile."""
+        has_written = self._log is not None and self._log.stat().st_size > self._log_began
+        if not self._are_keys_hidden and has_written and self._is_triton():
+            hide_arguments(self.pid or 0, self._keys)
             self._are_keys_hidden = True
+
+    def _is_triton(self) -> bool:
+        with contextlib.suppress(OSError):
+            return Path(f"/proc/{self.pid}/exe").samefile(find_triton().binary)
+        return False
+
+    @property
+    def _keys(self) -> tuple[str, str]:
+        return self.control_key, self.shared_memory_key
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -265,6 +277,12 @@ class LocalServer:
         )
 
 
+def _checked_host(host: str) -> str:
+    if ":" in host:
+        raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
+    return host
+
+
 def _checked_key(key: str) -> str:
     if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
         raise LocalServerError(
@@ -280,7 +298,7 @@ def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Pop
                 command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
             )
     except OSError as error:
-        raise LocalServerError(f"{command[0]} cannot be started with the log {log}: {error.strerror}") from None
+        raise LocalServerError(f"tritonserver cannot be started with the log {log}: {error.strerror}") from None
 
 
 def _owners_alone(path: str, flags: int) -> int:
@@ -296,6 +314,13 @@ def _choose_ports(host: str, *ports: int) -> list[int]:
             holder = stack.enter_context(socket.socket())
             holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             if port == 0:
-                holder.bind((host, 0))
+                _bind(holder, host)
             chosen.append(port or holder.getsockname()[1])
         return chosen
+
+
+def _bind(holder: socket.socket, host: str) -> None:
+    try:
+        holder.bind((host, 0))
+    except OSError as error:
+        raise LocalServerError(f"cannot listen on {host}: {error.strerror or error}") from None

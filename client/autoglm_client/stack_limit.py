@@ -5,17 +5,21 @@ from __future__ import annotations
 import sys
 
 # 8 MiB end the server with a body of a few megabytes. A thread's stack is as large as the limit says; "unlimited" would mean
-# 2 MiB. What is not used takes no memory, unless the system promises none that it does not have (vm.overcommit_memory 2): there
-# the limit stays.
+# 2 MiB. What is not used takes no memory, but it counts where the system promises none that it does not have
+# (vm.overcommit_memory 2), and in limits of address space (ulimit -v, -d): there the limit stays.
 STACK_BYTES = 1 << 30
 _RAISE = f"""
 import os, resource, sys
 before, most = resource.getrlimit(resource.RLIMIT_STACK)
 stack = {STACK_BYTES} if most == resource.RLIM_INFINITY else min({STACK_BYTES}, most)
 with open("/proc/sys/vm/overcommit_memory") as promises:
-    stack = before if promises.read().strip() == "2" else stack
-resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
-os.execv(sys.argv[1], sys.argv[1:])
+    counts = promises.read().strip() == "2"
+counts |= any(resource.getrlimit(limit)[0] != resource.RLIM_INFINITY for limit in (resource.RLIMIT_AS, resource.RLIMIT_DATA))
+resource.setrlimit(resource.RLIMIT_STACK, (before if counts else stack, most))
+try:
+    os.execv(sys.argv[1], sys.argv[1:])
+except OSError as error:
+    sys.exit(f"error: {{sys.argv[1]}} cannot be started: {{error.strerror}}")
 """
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any, Protocol
 
@@ -50,7 +51,7 @@ class GrpcTransport:
         self._headers = tuple((headers or {}).items())
         self._request_headers = request_headers or dict
         compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
-        self._channel = grpc.aio.insecure_channel(address, options=_CHANNEL_OPTIONS, compression=compression)
+        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address), compression=compression)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def connect(self, timeout: float | None) -> None:
@@ -121,6 +122,20 @@ _CHANNEL_OPTIONS = (
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # two clients share no connection and no back-off
 )
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _channel_options(address: str) -> tuple[tuple[str, int], ...]:
+    """No proxy (`http_proxy`) leads to a server on this machine; gRPC would ask it all the same."""
+    is_here = _is_loopback(address.rpartition(":")[0].strip("[]"))
+    return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_here else _CHANNEL_OPTIONS
+
 
 # How gRPC words the loss of a connection, which it reports with the same code as a busy server.
 _CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")

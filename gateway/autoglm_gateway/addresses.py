@@ -40,6 +40,13 @@ def is_network(text: str) -> bool:
     return True
 
 
+def as_seen(networks: Sequence[str]) -> list[str]:
+    """With those of IPv4 also as a socket of both protocols (`::`) tells of them, within IPv6."""
+    known = [ipaddress.ip_network(network) for network in networks]
+    mapped = [f"::ffff:{one.network_address}/{96 + one.prefixlen}" for one in known if one.version == 4]
+    return [*networks, *mapped]
+
+
 def within(networks: Sequence[str]) -> Callable[[str], bool]:
     """Whether an address, as `counted_as` gives it, lies in one of them."""
     known = [ipaddress.ip_network(network) for network in networks]

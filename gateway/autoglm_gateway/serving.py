@@ -7,6 +7,7 @@ import socket
 
 import uvicorn
 
+from .addresses import as_seen
 from .app import MakeClient, create_app
 from .connections import protocol_of
 from .settings import GatewaySettings
@@ -41,7 +42,7 @@ def make_server(settings: GatewaySettings, make_client: MakeClient | None = None
             log_level="error",
             access_log=False,
             proxy_headers=bool(settings.trusted_proxies),
-            forwarded_allow_ips=list(settings.trusted_proxies),
+            forwarded_allow_ips=as_seen(settings.trusted_proxies),
         )
     )
 
