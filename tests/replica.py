@@ -50,10 +50,14 @@ class Replica:
                 env={**os.environ, "TMPDIR": str(self.temporary), "AUTOGLM_CACHE_MODE": "off"},
                 start_new_session=True,
             )
-        self._wait_until_ready()
-        self.start_seconds = time.monotonic() - began
-        self.family = self._members()
-        self._shared = shared_memory(*self.family.values())
+        try:
+            self._wait_until_ready()
+            self.start_seconds = time.monotonic() - began
+            self.family = self._members()
+            self._shared = shared_memory(*self.family.values())
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def url(self) -> str:
@@ -96,7 +100,6 @@ class Replica:
     def _wait_until_ready(self) -> None:
         wait_until(lambda: "ready; Ctrl-C" in self.said or self.has_ended)
         if self.has_ended or not self.answers():
-            self.kill()
             raise AssertionError(f"it did not start: {self.said}")
 
     def _members(self) -> dict[str, psutil.Process]:

@@ -15,14 +15,13 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.native_library import TARGET_VARIABLE, choose_library
+from autoglm_engine.native_program import PANEL, PROGRAM_FORMAT
 from autoglm_engine.native_runner import NativeRunner
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.native import compiler
 from autoglm_export.native.libraries import Libraries
 from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
 from autoglm_export.native_program import (
-    PANEL,
-    PROGRAM_FORMAT,
     interleave,
     mix_columns,
     mixed_vectors,

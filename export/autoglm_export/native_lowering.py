@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
+from autoglm_engine.native_program import PROGRAM_FORMAT, Buffer, Code
 
 from .calibration import Calibration, Centered
 from .decoder import build_decoder
@@ -24,9 +25,6 @@ from .lowering import Progress, no_progress
 from .native.libraries import Libraries
 from .native_program import (
     NONE,
-    PROGRAM_FORMAT,
-    Buffer,
-    Code,
     Epilogue,
     Layer,
     Operation,

@@ -1,4 +1,5 @@
-"""The native decoder's program and weights as files. The structures are those of `native/program.h`."""
+"""The native decoder's program and weights as files. The structures are those of `native/program.h`; what the engine
+checks of them is in its own `native_program`."""
 
 from __future__ import annotations
 
@@ -8,44 +9,21 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
+from autoglm_engine.native_program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
 
 from .reproducible import kernels
 from .rounding import round_columns
 from .spec import ModelSpec
 from .weights import prepared
 
-PROGRAM_FORMAT = 3
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector
-PANEL = 32  # columns of a packed matrix side by side
 GROUP = 4  # int8 weights of a column side by side
-LANES = 16
 WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
 MOST_MIXED = 32
 
 Floats = npt.NDArray[np.float32]
 Layer = tuple[Floats, Floats | None]  # weight [outputs, inputs] and bias
-
-
-class Buffer(IntEnum):
-    """The float buffers of a step, a row a token."""
-
-    RESIDUAL = 0
-    PROJECTED = 1
-    ATTENDED = 2
-    HIDDEN = 3
-    LOGITS = 4
-
-
-class Code(IntEnum):
-    EMBED = 0
-    NORM_QUANTISE = 1
-    QUANTISE = 2
-    LINEAR = 3
-    ADD_NORM = 4
-    APPEND = 5
-    ATTEND = 6
-    SELECT = 7
 
 
 class Epilogue(IntEnum):
