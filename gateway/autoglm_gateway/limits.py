@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from .errors import ApiError
 
 _BURST_S = 10.0  # so many seconds' worth of requests may come at once
+_ROUNDING = 1e-6  # of a token: who waited as long as was said is not refused for the last bit of a sum
 _RETRY_S = 1  # nobody can tell when another request ends
 
 
@@ -35,7 +36,7 @@ class TokenBucket:
         self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
         missing = min(num, self._capacity) - self._tokens
-        if missing > 0:
+        if missing > _ROUNDING:
             return missing / self._rate
         self._tokens -= num
         return 0.0
