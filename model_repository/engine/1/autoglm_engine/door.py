@@ -59,6 +59,7 @@ class Door:
             stream=checked.stream,
             arrival=arrival,
             deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
             prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,

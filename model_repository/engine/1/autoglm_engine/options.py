@@ -20,6 +20,8 @@ MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+MIN_HEARTBEAT_MS = 100
 MAX_PROMPT_LOOKUP = 16
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
@@ -60,6 +62,7 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("heartbeat_ms",       "INT32",  None,  MIN_HEARTBEAT_MS, HOUR_MS),
     Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
@@ -73,7 +76,7 @@ OPTIONS = {option.name: option for option in (
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
+OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "heartbeat_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +86,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    heartbeat_ms: int | None = None
     prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
