@@ -13,7 +13,7 @@ _OUTPUTS = {
     "cached_tokens": "INT32", "stage_times": "FP32",
 }  # fmt: skip
 
-_MODEL = '''
+_MODEL = """
 import threading
 import time
 from pathlib import Path
@@ -48,13 +48,16 @@ def answer(sender, seconds):
     }
     tensors = [pb_utils.Tensor(name, value) for name, value in values.items()]
     sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
-'''
+"""
 
 
 def write_silent_repository(folder: Path, *, without: tuple[str, ...] = ()) -> Path:
     """`without`: options that it does not know."""
     options = {name: kind for name, kind in _OPTIONS.items() if name not in without}
-    inputs = [_tensor("text_input", "STRING"), *(_tensor(name, kind, "optional: true") for name, kind in options.items())]
+    inputs = [
+        _tensor("text_input", "STRING"),
+        *(_tensor(name, kind, "optional: true") for name, kind in options.items()),
+    ]
     outputs = [_tensor(name, kind, dims=6 if name == "stage_times" else 1) for name, kind in _OUTPUTS.items()]
     (folder / "autoglm" / "1").mkdir(parents=True)
     (folder / "autoglm" / "1" / "model.py").write_text(_MODEL)
@@ -68,3 +71,9 @@ def write_silent_repository(folder: Path, *, without: tuple[str, ...] = ()) -> P
 
 def _tensor(name: str, kind: str, more: str = "", dims: int = 1) -> str:
     return f'{{ name: "{name}", data_type: TYPE_{kind}, dims: [ {dims} ] {more} }}'
+
+
+def num_asked(folder: Path) -> int:
+    """How many requests it took so far."""
+    file = folder / "asked"
+    return len(file.read_text().splitlines()) if file.exists() else 0

@@ -14,6 +14,7 @@ from .exceptions import (
     ClientClosedError,
     ConnectionLost,
     ConnectTimeout,
+    CredentialsError,
     FirstTokenTimeout,
     InterTokenTimeout,
     InvalidRequestError,
@@ -32,6 +33,7 @@ from .retries import NO_RETRIES, RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
+from .tls import TLS
 from .types import (
     Candidate,
     Health,
@@ -51,6 +53,7 @@ from .types import (
 __all__ = [
     "DEFAULT_URL",
     "NO_RETRIES",
+    "TLS",
     "AsyncClient",
     "AutoGLMError",
     "BlockingStream",
@@ -60,6 +63,7 @@ __all__ = [
     "ClientClosedError",
     "ConnectTimeout",
     "ConnectionLost",
+    "CredentialsError",
     "FirstTokenTimeout",
     "GenerationOptions",
     "Health",

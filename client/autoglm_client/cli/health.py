@@ -12,7 +12,7 @@ from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
 
 from . import arguments as args
-from .failures import fail
+from .failures import fail, with_advice
 from .output import notes, print_json
 
 
@@ -36,7 +36,7 @@ def health(url: args.Url = args.DEFAULT_URLS, json: args.Json = False) -> None:
         _show(state, stats)
     if not state.ready:
         if not json:
-            fail(state.detail if state.live else f"{state.detail}; start one with `autoglm serve`")
+            fail(state.detail if state.live else with_advice(state.detail))
         raise typer.Exit(1)
 
 
