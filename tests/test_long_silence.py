@@ -56,9 +56,11 @@ def test_what_the_rule_would_end_is_a_lost_connection_and_no_busy_server(
     server: LocalServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ping_each(monkeypatch, PER_PING_MS // 10)
-    with Client(server.grpc_url, timeouts=Timeouts(total=None), retries=NO_RETRIES) as client:
-        with pytest.raises(ConnectionLost, match="Too many pings"):
-            client.generate(str(SILENT_S))
+    with (
+        Client(server.grpc_url, timeouts=Timeouts(total=None), retries=NO_RETRIES) as client,
+        pytest.raises(ConnectionLost, match="Too many pings"),
+    ):
+        client.generate(str(SILENT_S))
 
 
 @pytest.mark.server

@@ -58,7 +58,7 @@ class AsyncClient:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
-        tls: TLS | bool = False,
+        tls: TLS | bool | None = None,
         headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
@@ -73,7 +73,7 @@ class AsyncClient:
         self._transport = transport or partial(
             GrpcTransport,
             gzip=gzip,
-            tls=(TLS() if tls else None) if isinstance(tls, bool) else tls,
+            tls=TLS() if tls is True else tls or None,
             headers=headers,
             unary_headers=self._sharing.headers if self._sharing else None,
         )

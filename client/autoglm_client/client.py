@@ -41,7 +41,7 @@ class Client:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
-        tls: TLS | bool = False,
+        tls: TLS | bool | None = None,
         headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:

@@ -31,6 +31,19 @@ def checked(headers: Mapping[str, str]) -> Metadata:
     return tuple((_name(name), _value(name, value)) for name, value in headers.items())
 
 
+def read_headers(text: str, source: str) -> dict[str, str]:
+    """A header a line, `Name: value`; empty lines are passed over. `source`: where they come from. Raises InvalidRequestError."""
+    found = dict[str, str]()
+    for number, line in enumerate(text.splitlines(), start=1):
+        name, colon, value = line.partition(":")
+        if not line.strip():
+            continue
+        if not colon:
+            raise InvalidRequestError(f"line {number} of {source} is no header: it must be Name: value")
+        found |= dict(checked({name.strip(): value.strip()}))
+    return found
+
+
 def without_trace(metadata: Metadata) -> Metadata:
     """For calls that are no part of what the caller does."""
     return tuple(entry for entry in metadata if entry[0] not in _TRACE)

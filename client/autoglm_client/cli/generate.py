@@ -14,10 +14,12 @@ from autoglm_client.types import Message, Prompt, Result
 
 from . import arguments as args
 from .configuring import command_settings
+from .connecting import Connection, connecting
 from .failures import CommandError
 from .output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
 
 
+@connecting
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
@@ -35,7 +37,8 @@ def generate(
     guided_regex: args.GuidedRegex = None,
     guided_grammar: args.GuidedGrammar = None,
     time_limit: args.TimeLimit = None,
-    url: args.Url = args.DEFAULT_URLS,
+    *,
+    connection: Connection,
     json: args.Json = False,
 ) -> None:
     """Ask once; the answer streams to stdout.
@@ -53,7 +56,7 @@ def generate(
     )
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
-    with Client(args.urls_of(url), timeouts=timeouts) as client:
+    with Client(connection.urls, timeouts=timeouts, tls=connection.tls, headers=connection.headers) as client:
         result = answer(client, asked, sampling.options(), show=not json)
     if json:
         print_json(result_json(result))
