@@ -1,13 +1,17 @@
 """A model repository that knows one trick: its `autoglm` says nothing for as many seconds as it is asked to, then answers.
 
-For tests of what a client does meanwhile. It writes a line to the file `asked` for each request that it takes.
+For tests of what a client does meanwhile. It writes a line to the file `asked` for each request that it takes. Its `engine`
+tells limits, and nothing else.
 """
 
 from __future__ import annotations
 
 from pathlib import Path
 
-_OPTIONS = {"stream": "BOOL", "deadline_ms": "INT32", "heartbeat_ms": "INT32", "cache": "STRING"}
+_OPTIONS = {
+    "stream": "BOOL", "deadline_ms": "INT32", "heartbeat_ms": "INT32", "cache": "STRING", "max_tokens": "INT32",
+    "temperature": "FP32",
+}  # fmt: skip
 _OUTPUTS = {
     "text_output": "STRING", "finish_reason": "STRING", "prompt_tokens": "INT32", "completion_tokens": "INT32",
     "cached_tokens": "INT32", "stage_times": "FP32",
@@ -51,6 +55,22 @@ def answer(sender, seconds):
 """
 
 
+_ENGINE = """
+import json
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+LIMITS = json.dumps({"max_length": 64, "vocab_size": 8, "num_slots": 1}).encode()
+
+
+class TritonPythonModel:
+    def execute(self, requests):
+        event = pb_utils.Tensor("event", np.frombuffer(LIMITS, dtype=np.uint8)[np.newaxis])
+        return [pb_utils.InferenceResponse([event]) for _ in requests]
+"""
+
+
 def write_silent_repository(folder: Path, *, without: tuple[str, ...] = ()) -> Path:
     """`without`: options that it does not know."""
     options = {name: kind for name, kind in _OPTIONS.items() if name not in without}
@@ -59,14 +79,20 @@ def write_silent_repository(folder: Path, *, without: tuple[str, ...] = ()) -> P
         *(_tensor(name, kind, "optional: true") for name, kind in options.items()),
     ]
     outputs = [_tensor(name, kind, dims=6 if name == "stage_times" else 1) for name, kind in _OUTPUTS.items()]
-    (folder / "autoglm" / "1").mkdir(parents=True)
-    (folder / "autoglm" / "1" / "model.py").write_text(_MODEL)
-    (folder / "autoglm" / "config.pbtxt").write_text(
-        'name: "autoglm"\nbackend: "python"\nmax_batch_size: 64\n'
-        f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
-        "model_transaction_policy { decoupled: true }\ninstance_group [ { kind: KIND_CPU, count: 1 } ]\n"
-    )
+    decoupled = "model_transaction_policy { decoupled: true }"
+    _write(folder / "autoglm", _MODEL, inputs, outputs, decoupled)
+    _write(folder / "engine", _ENGINE, [_tensor("control", "STRING")], [_tensor("event", "UINT8", dims=-1)], "")
     return folder
+
+
+def _write(folder: Path, model: str, inputs: list[str], outputs: list[str], more: str) -> None:
+    (folder / "1").mkdir(parents=True)
+    (folder / "1" / "model.py").write_text(model)
+    (folder / "config.pbtxt").write_text(
+        f'name: "{folder.name}"\nbackend: "python"\nmax_batch_size: 64\n'
+        f"input [ {', '.join(inputs)} ]\noutput [ {', '.join(outputs)} ]\n"
+        f"{more}\ninstance_group [ {{ kind: KIND_CPU, count: 1 }} ]\n"
+    )
 
 
 def _tensor(name: str, kind: str, more: str = "", dims: int = 1) -> str:

@@ -7,6 +7,7 @@ with LocalServer("model_repository", artifact="build/smollm2") as server:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
@@ -82,7 +83,7 @@ class LocalServer:
         self._env = dict(env or {})
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
         self._arguments = (*(tls.arguments() if tls else ()), *arguments)
-        self.client_tls = (client_tls or TLS(ca=tls.cert)) if tls else None
+        self.client_tls = _client_tls(tls, client_tls) if tls else None
         self._chosen_log = Path(log_file) if log_file else None
         self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -285,6 +286,16 @@ class LocalServer:
             f"--grpc-restricted-protocol={_CONTROL_APIS.removesuffix(',shared-memory')}:{control}",
             f"--grpc-restricted-protocol=shared-memory:{KEY_HEADER}={self.shared_memory_key}",
         )
+
+
+def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
+    """How this program asks its server: it trusts the very certificate, where it is not told of an authority."""
+    asked = own or TLS()
+    if server.client_ca is not None and asked.cert is None:
+        raise LocalServerError(
+            "a server that asks clients for certificates is looked at with one, too: give a certificate and key of this client"
+        )
+    return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
 
 def _checked_host(host: str) -> str:
