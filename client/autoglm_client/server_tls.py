@@ -26,8 +26,8 @@ class ServerTLS:
             if self.client_ca is not None:
                 context.load_verify_locations(self.client_ca)
         except OSError as error:  # ssl.SSLError is one
-            files = ", ".join(str(path) for path in (self.cert, self.key, self.client_ca) if path is not None)
-            raise LocalServerError(f"the files for TLS ({files}) cannot be used: {error.strerror or error}") from None
+            named = ", ".join(str(path) for path in (self.cert, self.key, self.client_ca) if path is not None)
+            raise LocalServerError(f"the files for TLS ({named}) cannot be used: {error.strerror or error}") from None
         files = ("--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}")
         mutual = ("--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}") if self.client_ca else ()
         return (*files, *mutual)

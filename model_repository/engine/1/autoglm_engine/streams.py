@@ -25,8 +25,9 @@ class StreamPacer:
 
     def silent(self, running: Iterable[Sequence], queued: Iterable[Waiting], now: float) -> list[Sequence | Waiting]:
         """Who gets a heartbeat: in the queue, and in a slot those whose answer comes whole."""
-        whole = [sequence for sequence in running if not sequence.request.stream]
-        return [source for source in (*whole, *queued) if self._may_beat(source, now)]
+        sources: list[Sequence | Waiting] = [sequence for sequence in running if not sequence.request.stream]
+        sources.extend(queued)
+        return [source for source in sources if self._may_beat(source, now)]
 
     def _may_speak(self, sequence: Sequence, pause: float, now: float) -> bool:
         if not sequence.output.ready:
