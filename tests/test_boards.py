@@ -202,15 +202,15 @@ def test_two_that_look_at_once_do_not_take_each_other_for_the_engine(tmp_path: P
 def test_the_tokenizer_seals_for_the_engine_that_runs(tmp_path: Path, server: ServerIdentity) -> None:
     engine = EngineBoard(server, tmp_path)
     with pytest.raises(Unavailable, match="the engine is not loaded"):
-        _ = engine.seal
+        engine.current()
     for _ in range(2):  # loaded, and loaded again
         with AckBoard(4, tmp_path, server) as board:
-            sealed = engine.seal.close(Kind.REQUEST, CONTENT)
+            sealed = engine.current().seal.close(Kind.REQUEST, CONTENT)
             assert board.seal.open(Kind.REQUEST, sealed).tobytes() == b"{}"
     leave_a_board(tmp_path)
-    _ = engine.seal  # whether it lives is the watch's affair
+    engine.current()  # whether it lives is the watch's affair
     with AckBoard(4, tmp_path, server) as board:
-        board.seal.open(Kind.REQUEST, engine.seal.close(Kind.REQUEST, CONTENT))
+        board.seal.open(Kind.REQUEST, engine.current().seal.close(Kind.REQUEST, CONTENT))
 
 
 def test_the_detokenizer_opens_what_its_own_engine_sealed(

@@ -16,12 +16,15 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
         from autoglm_engine.adapter import artifact_folder, engine_settings
+        from autoglm_engine.deployment import check_single_instance, check_version
         from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])

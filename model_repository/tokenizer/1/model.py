@@ -13,21 +13,25 @@ class TritonPythonModel:
         sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder, exits_with_engine
         from autoglm_engine.boards import EngineBoard
+        from autoglm_engine.deployment import check_version
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
+        from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.liveness import EngineWatch
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
         self.server = ServerProcess()
         self.server.end_with_it()
         identity = ServerIdentity.of_parent()
         self.refusal = EngineError
         self.kind = Kind.REQUEST
-        self.door = Door.load(artifact_folder(args["model_repository"]))
+        self.doors = FollowedArtifact(artifact_folder(args["model_repository"]), Door.load, most=1, let_go=Door.close)
+        self.doors.read()
         self.board = EngineBoard(identity)
         self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
@@ -39,8 +43,9 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            admitted = self.door.admit(tensors, request.parameters())
-            sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
+            board = self.board.current()
+            admitted = self.doors.of(board.artifact).admit(tensors, request.parameters())
+            sealed = board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
         except Exception as error:  # one request never takes its batch with it

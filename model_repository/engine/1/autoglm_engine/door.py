@@ -33,16 +33,21 @@ class Admitted:
 class Door:
     """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
 
-    def __init__(self, prompter: Prompter, rules: OptionRules, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, prompter: Prompter, rules: OptionRules, artifact: str, clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._artifact = artifact
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path) -> Door:
-        manifest = Manifest.load(folder)
+    def load(cls, folder: Path, manifest: Manifest) -> Door:
         verify_texts(folder, manifest)
-        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
+        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest), manifest.short_digest)
+
+    def close(self) -> None:
+        self._prompter.close()
 
     def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
@@ -67,7 +72,7 @@ class Door:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
         )
-        return Admitted(token_ids, pack_request(request))
+        return Admitted(token_ids, pack_request(request, self._artifact))
 
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
