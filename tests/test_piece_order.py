@@ -48,7 +48,7 @@ async def test_a_stream_ends_where_the_order_does(
     async with AsyncClient("fake:1", transport=lambda _: transport) as client:
         with pytest.raises(PieceOrderError, match=f"^{re.escape(sentence(came, due))}$") as failure:
             async for piece in client.stream("hi"):
-                texts.append(piece.text)
+                texts.append(piece.text)  # noqa: PERF401 - what came before the error counts
         await until(lambda: not transport.running)
     assert tuple(texts) == read, "what came after the fault was handed out"
     assert (failure.value.request_id, failure.value.endpoint) == (transport.requests[0].id, "fake:1")
@@ -61,9 +61,11 @@ async def test_a_stream_ends_where_the_order_does(
 @wrong
 def test_the_blocking_client_says_the_same(numbers: list[int], read: tuple[str, ...], came: int, due: int) -> None:
     transport = FakeTransport(Script(words=WORDS, numbers=numbers))
-    with Client("fake:1", transport=lambda _: transport) as client:
-        with pytest.raises(ProtocolError, match=re.escape(sentence(came, due))):
-            client.stream("hi").read_all()
+    with (
+        Client("fake:1", transport=lambda _: transport) as client,
+        pytest.raises(ProtocolError, match=re.escape(sentence(came, due))),
+    ):
+        client.stream("hi").read_all()
 
 
 async def test_a_whole_answer_has_the_number_0() -> None:

@@ -11,7 +11,7 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder
-        from autoglm_engine.boards import EventBoards
+        from autoglm_engine.boards import EventBoards, served_artifact
         from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
         from autoglm_engine.followed_artifact import FollowedArtifact
@@ -26,9 +26,10 @@ class TritonPythonModel:
         close_to_others()
         ServerProcess().end_with_it()
         self.refusal = EngineError
-        boards = EventBoards(ServerIdentity.of_parent())
+        identity = ServerIdentity.of_parent()
+        boards = EventBoards(identity)
         texts = FollowedArtifact(artifact_folder(args["model_repository"]), load_text, most=3)
-        texts.read()
+        texts.read(lambda: served_artifact(identity))
         self.pieces = Pieces(texts.of, boards.open)
 
     def execute(self, requests):

@@ -12,7 +12,7 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
         from autoglm_engine.adapter import artifact_folder, exits_with_engine
-        from autoglm_engine.boards import EngineBoard
+        from autoglm_engine.boards import EngineBoard, served_artifact
         from autoglm_engine.deployment import check_version
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
@@ -31,7 +31,7 @@ class TritonPythonModel:
         self.refusal = EngineError
         self.kind = Kind.REQUEST
         self.doors = FollowedArtifact(artifact_folder(args["model_repository"]), Door.load, most=1, let_go=Door.close)
-        self.doors.read()
+        self.doors.read(lambda: served_artifact(identity))
         self.board = EngineBoard(identity)
         self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):

@@ -125,6 +125,16 @@ def find_board(folder: Path, server: ServerIdentity) -> Board | None:
     return chosen
 
 
+def served_artifact(server: ServerIdentity, folder: Path = SHARED_MEMORY) -> str | None:
+    """Of the engine that is asked; None where there is none, or nobody asked it yet."""
+    board = find_board(folder, server)
+    if board is None:
+        return None
+    artifact = board.artifact if board.is_asked else None
+    board.close()
+    return artifact
+
+
 def boards_of(folder: Path, server: ServerIdentity) -> Iterator[Board]:
     """All boards of this server's engines, of whatever state; who takes one closes it."""
     for path in own_boards(folder):

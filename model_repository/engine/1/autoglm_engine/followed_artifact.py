@@ -3,6 +3,7 @@ artifact is replaced; they are not, and follow it."""
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,8 @@ from .errors import ArtifactError, Unavailable
 from .manifest import Manifest
 
 Part = TypeVar("Part")
+_PATIENCE_SECONDS = 60.0
+_POLL_SECONDS = 0.05
 
 
 class FollowedArtifact(Generic[Part]):
@@ -32,9 +35,21 @@ class FollowedArtifact(Generic[Part]):
         self._most = most
         self._parts: OrderedDict[str, Part] = OrderedDict()
 
-    def read(self) -> None:
-        """What lies in the folder now: at the start, before any engine asked for it. Raises ArtifactError."""
+    def read(self, served: Callable[[], str | None] = lambda: None, patience: float = _PATIENCE_SECONDS) -> None:
+        """What lies in the folder now: at the start. `served`: the artifact of an engine that answers requests meanwhile,
+        None without one. Where that is another artifact, the engine is being loaded anew beside this model, and the process
+        that this one is to replace goes on until the engine is there. Raises ArtifactError, also where it does not come
+        within `patience` seconds: then that process stays, which follows the engine by itself."""
+        give_up_at = time.monotonic() + patience
         manifest = Manifest.load(self._folder)
+        while (now := served()) not in (None, manifest.short_digest):
+            if time.monotonic() > give_up_at:
+                raise ArtifactError(
+                    f"the engine serves the artifact {now}, and {manifest.short_digest} lies in {self._folder}: "
+                    "load the engine again, which is enough"
+                )
+            time.sleep(_POLL_SECONDS)
+            manifest = Manifest.load(self._folder)
         self._keep(manifest.short_digest, self._load(self._folder, manifest))
 
     def of(self, artifact: str) -> Part:

@@ -51,7 +51,7 @@ class Pieces:
             acknowledge(ack)
         if event.error is not None:
             raise RequestFailed(event.error_code, event.error)
-        vocabulary = self._text_of(sent.artifact)
+        vocabulary = self._text_of(sent.artifact)  # also of an engine's first event, which has no text: it is read then
         text = piece_text(vocabulary, event)
         logprobs = json.dumps([_logprobs(vocabulary, entry) for entry in event.logprobs], ensure_ascii=False)
         return _tensors(sent, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
