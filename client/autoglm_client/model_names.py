@@ -27,6 +27,14 @@ class ModelNames:
         prefix = "" if ensemble == ENSEMBLE else f"{ensemble}-"
         return cls(ensemble, *(prefix + part for part in PARTS))
 
+    def of_default(self, model: str) -> str:
+        """What the default family's `model` is called here."""
+        return self.ensemble if model == ENSEMBLE else str(getattr(self, model))
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        return self.tokenizer, self.engine, self.detokenizer, self.embedder, self.ensemble
+
     @property
     def steps(self) -> tuple[str, str, str]:
         """Of the ensemble, in their order."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoglm_client.model_names import ENSEMBLE, ModelNames
-from autoglm_client.repositories import CONFIG
+from autoglm_client.repositories import parameters
 
 from .failures import CommandError
 
@@ -63,12 +63,8 @@ def check_slots(settings: ServingSettings, artifact: Path) -> None:
 def repository_parameters(repository: Path, model: str) -> dict[str, str]:
     """The settings among the `parameters` of each model's config.pbtxt, of those behind the ensemble `model`."""
     from autoglm_engine.neighbours import NAMES
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
 
     found: dict[str, str] = {}
     for step in ModelNames.of(model).steps:
-        text = (repository / step / CONFIG).read_text(encoding="utf-8")
-        config = text_format.Parse(text, model_config_pb2.ModelConfig())
-        found |= {name: value.string_value for name, value in config.parameters.items()}
+        found |= parameters(repository, step)
     return {name: value for name, value in found.items() if name not in NAMES}
