@@ -17,12 +17,13 @@ class AskedOptions:
         self.values = dict(values)
         self._names: dict[str, str] = {}
 
-    def put(self, option: str, value: Any, name: str) -> None:
-        """`name`: under which it was given. Raises InvalidRequest where it was given before, and differs."""
+    def put(self, option: str, value: Any, name: str, said: Any = None) -> None:
+        """`name`: under which it was given; `said`: as what, where that is not `value`. Raises InvalidRequest where it was
+        given before, and differs."""
         if option not in self.values:
             self.values[option], self._names[option] = value, name
         elif not _are_equal(self.values[option], value):
-            raise self.contradiction(option, name, value)
+            raise self.contradiction(option, name, value if said is None else said)
 
     def at_least(self, option: str, value: int, name: str) -> None:
         """`name` asks for something that needs so much. Raises InvalidRequest where 0 was given."""

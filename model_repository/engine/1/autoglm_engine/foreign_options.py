@@ -58,7 +58,7 @@ class ForeignOptions:
     def _take_end(self, asked: AskedOptions, end_id: int) -> None:
         """TensorRT-LLM's: the token that ends an answer; -1: none does."""
         if end_id == -1:
-            asked.put("ignore_eos", True, "end_id")
+            asked.put("ignore_eos", True, "end_id", said=end_id)
         elif end_id not in self._eos_token_ids:
             raise InvalidRequest(f"end_id is {end_id}; {self._ends()}, or end_id -1 for none")
 
@@ -86,7 +86,7 @@ class ForeignOptions:
             return
         kind = None if kind is None else text_of(kind, "guided_decoding_guide_type")
         if kind == "json":
-            asked.put("guided_json", b"true", "guided_decoding_guide_type")
+            asked.put("guided_json", b"true", "guided_decoding_guide_type", said=kind)
         elif kind in _GUIDES and guide is not None:
             asked.put(_GUIDES[kind], guide, "guided_decoding_guide")
         else:

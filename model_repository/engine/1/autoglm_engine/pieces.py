@@ -35,7 +35,7 @@ class Pieces:
         self._open_event = open_event
         self._clock = clock
         self._spent_ms: dict[int, tuple[str, float]] = {}
-        self._foreign = ForeignOutputs(self._token)
+        self._foreign = ForeignOutputs()
 
     @classmethod
     def load(cls, folder: Path, open_event: OpenEvent) -> Pieces:
@@ -58,7 +58,7 @@ class Pieces:
         logprobs = json.dumps([self._logprobs(entry) for entry in event.logprobs], ensure_ascii=False)
         outputs = _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
         if not FOREIGN_OUTPUTS.isdisjoint(wanted):
-            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted)
+            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, self._text)
         return outputs
 
     def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
@@ -74,10 +74,7 @@ class Pieces:
         return {**self._candidate(entry.token_id, entry.logprob), "top": top}
 
     def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
-        return {"token_id": token_id, "token": self._token(token_id), "logprob": logprob}
-
-    def _token(self, token_id: int) -> str:
-        return self._text.decode((token_id,), is_first=False)
+        return {"token_id": token_id, "token": self._text.decode((token_id,), is_first=False), "logprob": logprob}
 
 
 def piece_text(text: TokenText, event: Event) -> str:
