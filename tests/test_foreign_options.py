@@ -58,6 +58,8 @@ def ids(text: str) -> tuple[int, ...]:
 
 TRANSLATED: list[tuple[dict[str, Any], dict[str, Any]]] = [
     ({"stop_words": ["x", "y"]}, {"stop": ["x", "y"]}),
+    ({"stop_words": ""}, {}),
+    ({"stop_words": ["", "x"], "bad_words": ""}, {"stop": ["x"]}),
     ({"min_length": 4}, {"min_tokens": 4}),
     ({"random_seed": 7}, {"seed": 7}),
     ({"unsigned_seed": 2**64 - 1}, {"seed": 2**63 - 1}),

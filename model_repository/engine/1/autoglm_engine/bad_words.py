@@ -35,15 +35,18 @@ class BadWords:
 
 
 def word_tokens(raw: Sequence[bytes], encode: Callable[[str], list[int]]) -> Words:
-    """Each word as it is spelled at the beginning of a text and after a space. Raises InvalidRequest."""
+    """Each word as it is spelled at the beginning of a text and after a space; an empty one is none, as in TensorRT-LLM.
+    Raises InvalidRequest."""
     if len(raw) > MAX_BAD_WORDS:
         raise InvalidRequest(f"{NAME} has {len(raw)} words; at most {MAX_BAD_WORDS} are allowed")
     found: dict[tuple[int, ...], None] = {}
     for index, item in enumerate(raw):
         word = text_of(item, f"{NAME}[{index}]")
-        if not 1 <= len(word) <= MAX_BAD_WORD_CHARACTERS:
+        if not word:
+            continue
+        if len(word) > MAX_BAD_WORD_CHARACTERS:
             raise InvalidRequest(
-                f"{NAME}[{index}] has {len(word)} characters; 1 to {MAX_BAD_WORD_CHARACTERS} are allowed"
+                f"{NAME}[{index}] has {len(word)} characters; at most {MAX_BAD_WORD_CHARACTERS} are allowed"
             )
         spellings = [tuple(encode(text)) for text in (word, f" {word.lstrip(' ')}")]
         if not spellings[0]:

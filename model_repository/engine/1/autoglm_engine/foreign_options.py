@@ -43,7 +43,8 @@ class ForeignOptions:
 
     def _take(self, asked: AskedOptions, foreign: ForeignInput, value: Any) -> None:
         if foreign.meaning is Meaning.RENAMED:
-            asked.put(foreign.option, value, foreign.name)
+            # TensorRT-LLM's own examples send an empty word for none.
+            asked.put(foreign.option, [word for word in value if word] if foreign.is_list else value, foreign.name)
         elif foreign.meaning is Meaning.SEED:
             asked.put("seed", value & _SEED_BITS, foreign.name)
         elif foreign.meaning is Meaning.LOGPROBS and value:
