@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .core import CacheUse, SamplingOptions
+from .core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
 from .option_texts import check_bias, check_guides, read_bias, read_guided_json, text_of
@@ -21,6 +21,7 @@ DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
 MAX_PROMPT_LOOKUP = 16
+MAX_PRIORITY = 9
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
     "INT64": (int,),
@@ -60,6 +61,7 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("priority",           "INT32",  DEFAULT_PRIORITY, 0, MAX_PRIORITY),
     Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
@@ -73,7 +75,7 @@ OPTIONS = {option.name: option for option in (
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
+OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "priority", "prompt_lookup", "cache", "tenant", "user", "semantic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +85,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    priority: int = DEFAULT_PRIORITY
     prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
@@ -217,6 +220,7 @@ def _user(raw: bytes) -> str:
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "stop": _stop_strings,
+    "priority": lambda level: level or DEFAULT_PRIORITY,  # 0 is Triton's word for it
     "cache": _cache_use,
     "tenant": _tenant,
     "user": _user,
