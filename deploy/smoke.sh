@@ -59,13 +59,13 @@ done
 repository=$(cd "$repository" && pwd) artifact=$(cd "$artifact" && pwd)
 
 # Whatever ends this script ends what it started.
-container= server_pid= log=$(mktemp)
+container= server_pid= log=${AUTOGLM_SMOKE_LOG:-$(mktemp)}
 end_all() {
     [ -z "$container" ] || docker rm --force "$container" >/dev/null 2>&1 || true
     [ -z "$server_pid" ] || kill -KILL "$server_pid" 2>/dev/null || true
     container= server_pid=
 }
-trap 'end_all; rm -f "$log"' EXIT
+trap 'end_all; [ -n "${AUTOGLM_SMOKE_LOG:-}" ] || rm -f "$log"' EXIT
 trap 'exit 130' INT TERM
 
 # ready URL, alive COMMAND ...: waits until the server answers; 1 where it ends or takes too long.
@@ -100,7 +100,7 @@ report_end() {
     fi
 }
 
-local_runs() { grep -q "^State:[[:space:]]*[^Z]" "/proc/$server_pid/status" 2>/dev/null; } # no zombie
+local_runs() { [ -d "/proc/$server_pid" ] && ! grep -q "^State:[[:space:]]*Z" "/proc/$server_pid/status"; } # a zombie has ended
 container_runs() { [ "$(docker inspect --format '{{.State.Running}}' "$container" 2>/dev/null)" = true ]; }
 
 smoke_local() {
