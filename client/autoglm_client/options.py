@@ -26,7 +26,7 @@ class GenerationOptions:
     `semantic` true takes the kept answer to a question of the same meaning; false refuses it where the server gives it to all.
     `logit_bias`: what is added to the logit of a token id. `guided_json` (a JSON schema, as an object or as text),
     `guided_regex` and `guided_grammar` (Lark, or the name of a ready one such as `open-autoglm`) leave only answers of that
-    form; a request has one of them.
+    form; a request has one of them. `bad_words` are not in the answer: the tokens that spell one never follow each other.
     `tools`: functions that the model may call, in the form of OpenAI's API; with messages only. The calls are part of the
     answer's text, in the model's own form.
     """
@@ -55,6 +55,7 @@ class GenerationOptions:
     guided_json: Mapping[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    bad_words: str | Sequence[str] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
 
     def with_changes(self, changes: OptionChanges) -> GenerationOptions:
@@ -92,6 +93,7 @@ class OptionChanges(TypedDict, total=False):
     guided_json: Mapping[str, Any] | str | None
     guided_regex: str | None
     guided_grammar: str | None
+    bad_words: str | Sequence[str] | None
     tools: Sequence[Mapping[str, Any]] | None
 
 

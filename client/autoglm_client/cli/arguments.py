@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from autoglm_client.async_client import DEFAULT_URL
+from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.options import GenerationOptions
 from autoglm_client.triton_traces import traces_url
 
@@ -20,6 +21,12 @@ Url = Annotated[
         "--url",
         envvar="AUTOGLM_URL",
         help="Server's gRPC address; of several, set apart by commas, the first that works.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", envvar="AUTOGLM_MODEL", help="Whom to ask, of a server that has several: the name of its ensemble."
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
@@ -60,7 +67,9 @@ Repository = Annotated[
 Artifact = Annotated[
     Path | None,
     typer.Option(
-        "--artifact", envvar="AUTOGLM_ARTIFACT", help="Exported model. [default: engine/1/artifact in the repository]"
+        "--artifact",
+        envvar="AUTOGLM_ARTIFACT",
+        help="Exported model. [default: 1/artifact in the engine's folder of the repository]",
     ),
 ]
 Runtime = Annotated[
@@ -100,6 +109,7 @@ Otlp = Annotated[
 ]
 
 DEFAULT_URLS = DEFAULT_URL
+DEFAULT_MODEL = ENSEMBLE
 
 
 def urls_of(text: str) -> tuple[str, ...]:

@@ -40,6 +40,7 @@ def batch(
     priority: args.Priority = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
+    model: args.Model = args.DEFAULT_MODEL,
     json: args.Json = False,
 ) -> None:
     """Answer every line of a file. Run it again after an interruption: what is answered is not asked again.
@@ -63,7 +64,7 @@ def batch(
     limits = MapLimits(concurrency, prefetch_factor=command_settings().prefetch_factor, ordered=False)
     with Journal.open(target) as journal:
         waiting = [job for job in jobs if job.id not in journal.done]
-        client = AsyncClient(args.urls_of(url), timeouts=timeouts)
+        client = AsyncClient(args.urls_of(url), model=model, timeouts=timeouts)
         failed = asyncio.run(_answer(client, waiting, journal, limits)) if waiting else 0
     if json:
         counts = {"asked": len(waiting), "skipped": len(jobs) - len(waiting), "failed": failed}

@@ -43,6 +43,7 @@ class SamplingOptions:
     guided_json: str = ""  # a JSON schema; of the guides at most one is set
     guided_regex: str = ""
     guided_grammar: str = ""  # Lark, in llguidance's dialect
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that the completion must not hold
 
     @property
     def is_guided(self) -> bool:

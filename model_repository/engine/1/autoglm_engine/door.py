@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,8 +12,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bad_words import NAME as BAD_WORDS
+from .bad_words import word_tokens
 from .core import Request, TokenIds
 from .errors import InvalidRequest
+from .foreign_inputs import FOREIGN_INPUTS
+from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
@@ -23,6 +27,7 @@ from .wire import Packed, pack_request
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+_LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,16 +39,24 @@ class Admitted:
 class Door:
     """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
 
-    def __init__(self, prompter: Prompter, rules: OptionRules, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        prompter: Prompter,
+        rules: OptionRules,
+        clock: Callable[[], float] = time.monotonic,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
     def load(cls, folder: Path) -> Door:
         manifest = Manifest.load(folder)
         verify_texts(folder, manifest)
-        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
+        prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
+        return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
 
     def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
@@ -51,6 +64,10 @@ class Door:
         arrival = self._clock()
         given = read_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
+        if not FOREIGN_INPUTS.keys().isdisjoint(tensors):
+            values = self._with_foreign(values, tensors)
+        if BAD_WORDS in values:
+            values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
         prompt = self._prompt(tensors)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
@@ -73,6 +90,10 @@ class Door:
         )
         return Admitted(token_ids, pack_request(request))
 
+    def _with_foreign(self, values: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+        given = [name for name in FOREIGN_INPUTS if name in tensors]
+        return self._foreign.translate({name: read_value(name, tensors[name]) for name in given}, values)
+
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
         if len(given) != 1:
@@ -88,10 +109,10 @@ class Door:
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:
-    """The Python value of an option's tensor; `stop` is a list of bytes."""
-    if name == "stop":
+    """The Python value of an option's tensor; `stop`, say, is a list of bytes."""
+    if name in _LISTS:
         check_batch(name, array)
-        return list(array.reshape(-1))
+        return array.reshape(-1).tolist()
     value = read_single(name, array)
     return value.item() if isinstance(value, np.generic) else value
 

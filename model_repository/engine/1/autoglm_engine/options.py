@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from .bad_words import check_words
 from .core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
@@ -49,7 +50,7 @@ OPTIONS = {option.name: option for option in (
     Option("max_tokens",         "INT32",  DEFAULT_MAX_TOKENS, 1, "max_length"),
     Option("min_tokens",         "INT32",  0,     0,  "max_tokens"),
     Option("temperature",        "FP32",   0.0,   0,  100, from_model=True),
-    Option("top_k",              "INT32",  0,     0,  "vocab_size", from_model=True),
+    Option("top_k",              "INT32",  0,     -1, "vocab_size", from_model=True),
     Option("top_p",              "FP32",   1.0,   0,  1,   from_model=True, low_open=True),
     Option("min_p",              "FP32",   0.0,   0,  1),
     Option("repetition_penalty", "FP32",   1.0,   0,  10,  from_model=True, low_open=True),
@@ -71,6 +72,7 @@ OPTIONS = {option.name: option for option in (
     Option("guided_json",        "STRING", ""),
     Option("guided_regex",       "STRING", ""),
     Option("guided_grammar",     "STRING", ""),
+    Option("bad_words",          "STRING", ()),
 )}
 # fmt: on
 
@@ -115,7 +117,8 @@ class OptionRules:
         return rules
 
     def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
-        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes. Raises InvalidRequest."""
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes, `bad_words` as token
+        ids (`bad_words.word_tokens`). Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
@@ -145,6 +148,8 @@ class OptionRules:
     def _check_texts(self, sampling: SamplingOptions) -> None:
         check_guides(sampling)
         check_bias(sampling.logit_bias, self.vocab_size)
+        if sampling.bad_words:
+            check_words(sampling.bad_words, self.vocab_size)
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
@@ -219,6 +224,7 @@ def _user(raw: bytes) -> str:
 
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
+    "top_k": lambda value: 0 if value == -1 else value,  # vLLM's way to say that it is off
     "stop": _stop_strings,
     "priority": lambda level: level or DEFAULT_PRIORITY,  # 0 is Triton's word for it
     "cache": _cache_use,

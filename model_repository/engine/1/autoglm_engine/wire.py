@@ -91,7 +91,8 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
 def _sampling(raw: dict[str, Any]) -> SamplingOptions:
     stop = tuple(text("stop", string) for string in raw.pop("stop"))
     bias = tuple((integer("logit_bias", i), number("logit_bias", b, -MAX_NUMBER)) for i, b in raw.pop("logit_bias"))
-    return SamplingOptions(stop=stop, logit_bias=bias, **raw)
+    words = tuple(tuple(integer("bad_words", i) for i in sequence("bad_words", word)) for word in raw.pop("bad_words"))
+    return SamplingOptions(stop=stop, logit_bias=bias, bad_words=words, **raw)
 
 
 def pack_event(event: Event, ack: Ack | None) -> Packed:
