@@ -21,6 +21,7 @@ from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -57,10 +58,11 @@ class Door:
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
         return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
 
-    def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
-        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
+    def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
+        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
+        `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        check_parameters(parameters)
+        given = read_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
         if not FOREIGN_INPUTS.keys().isdisjoint(tensors):
             values = self._with_foreign(values, tensors)
@@ -69,14 +71,16 @@ class Door:
         prompt = self._prompt(tensors)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
+        limit_ms = shortest_deadline_ms(checked.deadline_ms, timeout_us, given)
         request = Request(
             id="",
             prompt_ids=token_ids,
             sampling=checked.sampling,
             stream=checked.stream,
             arrival=arrival,
-            deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            deadline=None if limit_ms is None else arrival + limit_ms / 1000,
             tokenize_ms=(self._clock() - arrival) * 1000,
+            priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,
             tenant=checked.tenant,
@@ -125,18 +129,20 @@ def check_batch(name: str, array: npt.NDArray[Any]) -> None:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
 
 
-def check_parameters(parameters: str) -> None:
+def read_parameters(parameters: str) -> dict[str, Any]:
     """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
 
     `/generate` turns every key that names no input into a parameter.
     """
     if not parameters or parameters == "{}":
-        return
-    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
+        return {}
+    given: dict[str, Any] = json.loads(parameters)
+    unknown = sorted(name for name in given if not _is_reserved(name))
     if unknown:
         known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
         raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
+    return given
 
 
 def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_")
+    return name.startswith("triton_") or name == TIMEOUT
