@@ -16,6 +16,7 @@
     ├── ProtocolError               the server answered something this client does not understand
     │   └── PieceOrderError         a part of the answer is missing or out of order
     ├── LocalServerError            the bundled server cannot start here, or ended: what was wrong, what to do
+    ├── RepositoryError             a model repository cannot be written so
     └── ClientClosedError           the client was closed, or is used from another event loop
 
 The text of each is one sentence for a person. `retryable` says whether the same request may be sent again
@@ -97,4 +98,8 @@ class ClientClosedError(AutoGLMError):
 
 
 class LocalServerError(AutoGLMError):
+    pass
+
+
+class RepositoryError(AutoGLMError):
     pass

@@ -1,5 +1,6 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -10,14 +11,15 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder, exits_with_engine
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.adapter import exits_with_engine
         from autoglm_engine.boards import EngineBoard, served_artifact
         from autoglm_engine.deployment import check_version
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
         from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
@@ -27,10 +29,12 @@ class TritonPythonModel:
         close_to_others()
         self.server = ServerProcess()
         self.server.end_with_it()
-        identity = ServerIdentity.of_parent()
+        neighbours = Neighbours.of(args["model_config"])
+        identity = ServerIdentity.of_parent(neighbours.engine)
         self.refusal = EngineError
         self.kind = Kind.REQUEST
-        self.doors = FollowedArtifact(artifact_folder(args["model_repository"]), Door.load, most=1, let_go=Door.close)
+        folder = neighbours.artifact_folder(args["model_repository"])
+        self.doors = FollowedArtifact(folder, Door.load, most=1, let_go=Door.close)
         self.doors.read(lambda: served_artifact(identity))
         self.board = EngineBoard(identity)
         self.watch = EngineWatch(identity, self.end_server)
@@ -44,7 +48,8 @@ class TritonPythonModel:
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             board = self.board.current()
-            admitted = self.doors.of(board.artifact).admit(tensors, request.parameters())
+            door = self.doors.of(board.artifact)
+            admitted = door.admit(tensors, request.parameters(), request.timeout())
             sealed = board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
@@ -72,3 +77,9 @@ class TritonPythonModel:
 def refused(error):
     code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

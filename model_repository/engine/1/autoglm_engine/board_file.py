@@ -1,5 +1,5 @@
-"""The acknowledgement board as a file of shared memory: what the engine, the tokenizer and the detokenizer of one server
-have in common, and nobody else can open.
+"""The acknowledgement board as a file of shared memory: what an engine, its tokenizer and its detokenizer have in
+common, and nobody else can open.
 
 Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
 
@@ -8,9 +8,10 @@ Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
     word 2        1 once the engine ended in order
     words 3-5     the server: `ServerIdentity`
     words 6-9     the key of the messages between the models: `seal`
-    word 10       the artifact that the engine serves: `Manifest.short_digest`
-    word 11       1 once the engine was asked, 2 once another engine of this server was asked in its place
-    words 12-15   zero
+    word 10       the engine: `ServerIdentity.engine`
+    word 11       the artifact that the engine serves: `Manifest.short_digest`
+    word 12       1 once the engine was asked, 2 once another engine of that name was asked in its place
+    words 13-15   zero
     words 16 ...  the cells; cell 0 is the probe's
 
 The engine's process holds a lock on the file for as long as it lives. A cell's number only grows.
@@ -40,7 +41,7 @@ PROBE_CELL = 0
 NO_ARTIFACT = "0" * 16
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 16
-_SENT, _ENDED, _SERVER, _KEY, _ARTIFACT, _DUTY = 1, 2, 3, 6, 10, 11
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY = 1, 2, 3, 6, 10, 11, 12
 _IS_ASKED, _IS_SUPERSEDED = 1, 2
 
 Words = npt.NDArray[np.uint64]
@@ -65,6 +66,7 @@ class Board:
         os.ftruncate(file, 8 * (_HEADER + num_cells))
         words = _map_words(file)
         words[_SERVER:_KEY] = server.pid, server.started, server.namespace
+        words[_ENGINE] = server.engine
         words[_KEY:][: KEY_BYTES // 8] = np.frombuffer(key, dtype=np.uint64)
         words[_ARTIFACT] = int(artifact, 16)
         words[0] = MAGIC
@@ -87,7 +89,7 @@ class Board:
 
     @property
     def server(self) -> ServerIdentity:
-        return ServerIdentity(*map(int, self._words[_SERVER:_KEY]))
+        return ServerIdentity(*map(int, [*self._words[_SERVER:_KEY], self._words[_ENGINE]]))
 
     # ---- the engine's side
 

@@ -1,4 +1,4 @@
-"""Finding the boards of this server's engine in shared memory, between everything else that lies there."""
+"""Finding the boards of a model's own engine in shared memory, between everything else that lies there."""
 
 from __future__ import annotations
 
@@ -41,13 +41,13 @@ class EngineBoard:
 
 
 class EventBoards:
-    """The detokenizer's side: opens events that this server's engine sealed."""
+    """The detokenizer's side: opens events that its own engine sealed."""
 
     def __init__(self, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
         self._boards = OpenBoards(server, Kind.EVENT, folder)
 
     def open(self, sealed: Packed) -> tuple[Packed, Callable[[Ack], None]]:
-        """The event, and how it is acknowledged. Raises InvalidRequest for what no engine of this server wrote."""
+        """The event, and how it is acknowledged. Raises InvalidRequest for what that engine did not write."""
         board = self._boards.of(sealed)
         return board.seal.open(Kind.EVENT, sealed), board.acknowledge
 
@@ -116,7 +116,7 @@ class OpenBoards:
 
 
 def find_board(folder: Path, server: ServerIdentity) -> Board | None:
-    """The board of the engine of this server that is asked, else of one that may come to be."""
+    """The board of that server's engine, of the one that is meant and asked, else of one that may come to be."""
     found = sorted(boards_of(folder, server), key=lambda board: board.is_asked)
     chosen = next((board for board in reversed(found) if not board.is_over), None)
     for board in found:

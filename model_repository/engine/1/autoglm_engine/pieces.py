@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .core import Event, TokenLogprobs
 from .errors import RequestFailed
+from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 from .manifest import Manifest
 from .prompt import TOKENIZER_NAME, load_tokenizer
 from .token_text import TokenText
@@ -36,9 +37,10 @@ class Pieces:
         self._open_event = open_event
         self._clock = clock
         self._spent_ms: dict[int, tuple[str, float]] = {}
+        self._foreign = ForeignOutputs()
 
-    def outputs(self, packed: Packed) -> Outputs:
-        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6].
+    def outputs(self, packed: Packed, wanted: Collection[str] = ()) -> Outputs:
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the `wanted`.
 
         Raises InvalidRequest for what is no event, RequestFailed for an event that says so, Unavailable where the event's
         artifact is not to be had.
@@ -54,7 +56,10 @@ class Pieces:
         vocabulary = self._text_of(sent.artifact)  # also of an engine's first event, which has no text: it is read then
         text = piece_text(vocabulary, event)
         logprobs = json.dumps([_logprobs(vocabulary, entry) for entry in event.logprobs], ensure_ascii=False)
-        return _tensors(sent, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+        outputs = _tensors(sent, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+        if not FOREIGN_OUTPUTS.isdisjoint(wanted):
+            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, vocabulary)
+        return outputs
 
     def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
         if ack is None:

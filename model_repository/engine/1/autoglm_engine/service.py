@@ -55,7 +55,8 @@ _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before i
 class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
     the model whose artifact is in `embedder`, and blocks; `died` is
-    called when no step can be computed any more, after every request was answered."""
+    called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
+    the only one of this process's server."""
 
     def __init__(
         self,
@@ -66,8 +67,9 @@ class EngineService:
         metrics: PublishedMetrics,
         ask: Callable[[Packed], object],
         embed: Embed,
-        embedder: Path,
+        embedder: Path | None,
         died: Callable[[], object],
+        identity: ServerIdentity | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
@@ -94,12 +96,9 @@ class EngineService:
         manifest.check_unchanged(folder)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
-        server = ServerIdentity.of_parent()
-        self._board = AckBoard(
-            num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS,
-            server=server,
-            artifact=manifest.short_digest,
-        )
+        server = identity or ServerIdentity.of_parent()
+        num_cells = 1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS
+        self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
         self._requests = RequestBoards(self._board, server)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
