@@ -21,11 +21,13 @@ from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .sampling_json import NAMES
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+SAMPLING_NAMES = frozenset(NAMES)
 _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
@@ -60,10 +62,10 @@ class Door:
     def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
         arrival = self._clock()
-        check_parameters(parameters)
+        sampling = check_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        if not FOREIGN_INPUTS.keys().isdisjoint(tensors):
-            values = self._with_foreign(values, tensors)
+        if sampling or not FOREIGN_INPUTS.keys().isdisjoint(tensors):
+            values = self._with_foreign(values, tensors, sampling)
         if BAD_WORDS in values:
             values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
         prompt = self._prompt(tensors)
@@ -86,9 +88,9 @@ class Door:
         )
         return Admitted(token_ids, pack_request(request))
 
-    def _with_foreign(self, values: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
+    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, sampling: Mapping[str, Any]) -> dict[str, Any]:
         given = [name for name in FOREIGN_INPUTS if name in tensors]
-        return self._foreign.translate({name: read_value(name, tensors[name]) for name in given}, values)
+        return self._foreign.translate({name: read_value(name, tensors[name]) for name in given}, values, sampling)
 
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
@@ -125,17 +127,21 @@ def check_batch(name: str, array: npt.NDArray[Any]) -> None:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
 
 
-def check_parameters(parameters: str) -> None:
-    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
+def check_parameters(parameters: str) -> dict[str, Any]:
+    """Those that are sampling parameters, which vLLM's backend takes so, too. Options are tensors here: any other request
+    parameter is most likely a misspelt one, so it is refused rather than ignored.
 
     `/generate` turns every key that names no input into a parameter.
     """
     if not parameters or parameters == "{}":
-        return
-    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
+        return {}
+    given = json.loads(parameters)
+    sampling = {name: given.pop(name) for name in SAMPLING_NAMES.intersection(given)}
+    unknown = sorted(name for name in given if not _is_reserved(name))
     if unknown:
         known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
         raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
+    return sampling
 
 
 def _is_reserved(name: str) -> bool:

@@ -6,6 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
 from .errors import InvalidRequest
 from .json_names import json_type
 from .option_texts import MOST_GUIDE_BYTES, text_of
@@ -33,6 +35,8 @@ NAMES = (
     *_WITHOUT_EFFECT,
     *_GUIDES,
 )
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 Given = Iterator[tuple[str, Any]]  # (option, its value as `OptionRules.check` takes it)
 
@@ -87,7 +91,11 @@ def _check_only(name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> int | float:
-    return _number_of_type(name, value, int if OPTIONS[name].dtype.startswith("INT") else float)
+    """As a tensor of the option's type would hold it, so that equal requests are equal however they were said."""
+    if OPTIONS[name].dtype.startswith("INT"):
+        return _number_of_type(name, value, int)
+    number = _number_of_type(name, value, float)
+    return float(np.float32(number)) if abs(number) < _LARGEST else number
 
 
 def _number_of_type(name: str, value: Any, kind: type[int] | type[float]) -> int | float:
