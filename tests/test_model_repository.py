@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_engine.adapter import artifact_folder, engine_settings
+from autoglm_engine.adapter import engine_settings
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
@@ -128,7 +128,11 @@ def test_the_engines_parameters_are_its_settings() -> None:
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
     assert settings == EngineSettings(
-        max_events_per_second=400, cache_mode="exact", semantic_cache="asked", speculation="auto"
+        max_events_per_second=400,
+        cache_mode="exact",
+        semantic_cache="asked",
+        speculation="auto",
+        redis_prefix="autoglm",
     )
     assert num_threads >= 1
 
@@ -156,11 +160,6 @@ def test_the_environment_goes_before_the_parameters() -> None:
 def test_a_wrong_setting_is_refused(name: str, value: str, sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(sentence)):
         engine_settings(f'{{"parameters": {{"{name}": {{"string_value": "{value}"}}}}}}', {})
-
-
-def test_the_artifact_is_beside_the_engine_or_where_the_environment_says() -> None:
-    assert artifact_folder("/m/tokenizer", {}) == Path("/m/engine/1/artifact")
-    assert artifact_folder("/m/tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
 
 
 def imported(folder: Path) -> dict[str, set[str]]:

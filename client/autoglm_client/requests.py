@@ -16,13 +16,11 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from .exceptions import InvalidRequestError
+from .model_names import ENSEMBLE, ModelNames
 from .options import GenerationOptions
 from .types import Conversation, Message, Prompt
 
-ENSEMBLE = "autoglm"
-ENGINE = "engine"
-STEPS = ("tokenizer", ENGINE, "detokenizer")
-
+_CONTROL = "control"
 _NUMBER_FORMATS = {"INT32": "<i", "INT64": "<q", "FP32": "<f"}
 
 OPTION_DATATYPES: Mapping[str, str] = {
@@ -40,6 +38,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "priority": "INT32",
     "prompt_lookup": "INT32",
     "cache": "STRING",
     "tenant": "STRING",
@@ -75,12 +74,16 @@ def generation_request(
     return request
 
 
-def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
-    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}`, `{"stats": true}`,
+def control_request(command: Mapping[str, Any], model: str = ENSEMBLE) -> pb.ModelInferRequest:
+    """A direct call of the engine behind the ensemble `model`: `{"cancel": [request_id, ...]}`, `{"stats": true}`,
     `{"limits": true}` or `{"flush": true}`."""
-    request = _empty_request(ENGINE, new_request_id())
-    _add(request, "control", "BYTES", [_string_bytes("control", json.dumps(command))])
+    request = _empty_request(ModelNames.of(model).engine, new_request_id())
+    _add(request, _CONTROL, "BYTES", [_string_bytes(_CONTROL, json.dumps(command))])
     return request
+
+
+def is_control(request: pb.ModelInferRequest) -> bool:
+    return any(tensor.name == _CONTROL for tensor in request.inputs)
 
 
 def messages_json(conversation: Conversation) -> str:

@@ -1,5 +1,6 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -10,12 +11,13 @@ import triton_python_backend_utils as pb_utils
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder, exits_with_engine
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.adapter import exits_with_engine
         from autoglm_engine.boards import EngineBoard
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
         from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
@@ -24,10 +26,11 @@ class TritonPythonModel:
         close_to_others()
         self.server = ServerProcess()
         self.server.end_with_it()
-        identity = ServerIdentity.of_parent()
+        neighbours = Neighbours.of(args["model_config"])
+        identity = ServerIdentity.of_parent(neighbours.engine)
         self.refusal = EngineError
         self.kind = Kind.REQUEST
-        self.door = Door.load(artifact_folder(args["model_repository"]))
+        self.door = Door.load(neighbours.artifact_folder(args["model_repository"]))
         self.board = EngineBoard(identity)
         self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
@@ -39,7 +42,7 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            admitted = self.door.admit(tensors, request.parameters())
+            admitted = self.door.admit(tensors, request.parameters(), request.timeout())
             sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
@@ -67,3 +70,9 @@ class TritonPythonModel:
 def refused(error):
     code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

@@ -22,6 +22,7 @@ from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
 from .sampling_json import NAMES
+from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
@@ -59,26 +60,29 @@ class Door:
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
         return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
 
-    def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
-        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
+    def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
+        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
+        `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        sampling = check_parameters(parameters)
+        given = read_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        if sampling or not FOREIGN_INPUTS.keys().isdisjoint(tensors):
-            values = self._with_foreign(values, tensors, sampling)
+        if not (FOREIGN_INPUTS.keys().isdisjoint(tensors) and SAMPLING_NAMES.isdisjoint(given)):
+            values = self._with_foreign(values, tensors, given)
         if BAD_WORDS in values:
             values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
         prompt = self._prompt(tensors)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
+        limit_ms = shortest_deadline_ms(checked.deadline_ms, timeout_us, given)
         request = Request(
             id="",
             prompt_ids=token_ids,
             sampling=checked.sampling,
             stream=checked.stream,
             arrival=arrival,
-            deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            deadline=None if limit_ms is None else arrival + limit_ms / 1000,
             tokenize_ms=(self._clock() - arrival) * 1000,
+            priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,
             tenant=checked.tenant,
@@ -88,9 +92,10 @@ class Door:
         )
         return Admitted(token_ids, pack_request(request))
 
-    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, sampling: Mapping[str, Any]) -> dict[str, Any]:
-        given = [name for name in FOREIGN_INPUTS if name in tensors]
-        return self._foreign.translate({name: read_value(name, tensors[name]) for name in given}, values, sampling)
+    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
+        sampling = {name: value for name, value in parameters.items() if name in SAMPLING_NAMES}
+        return self._foreign.translate(foreign, values, sampling)
 
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
@@ -127,22 +132,21 @@ def check_batch(name: str, array: npt.NDArray[Any]) -> None:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
 
 
-def check_parameters(parameters: str) -> dict[str, Any]:
-    """Those that are sampling parameters, which vLLM's backend takes so, too. Options are tensors here: any other request
-    parameter is most likely a misspelt one, so it is refused rather than ignored.
+def read_parameters(parameters: str) -> dict[str, Any]:
+    """Options are tensors; sampling parameters may also come as vLLM's backend takes them. Any other request parameter is
+    most likely a misspelt option, so it is refused rather than ignored.
 
     `/generate` turns every key that names no input into a parameter.
     """
     if not parameters or parameters == "{}":
         return {}
-    given = json.loads(parameters)
-    sampling = {name: given.pop(name) for name in SAMPLING_NAMES.intersection(given)}
+    given: dict[str, Any] = json.loads(parameters)
     unknown = sorted(name for name in given if not _is_reserved(name))
     if unknown:
         known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
         raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
-    return sampling
+    return given
 
 
 def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_")
+    return name.startswith("triton_") or name == TIMEOUT or name in SAMPLING_NAMES

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .bad_words import check_words
-from .core import CacheUse, SamplingOptions
+from .core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
 from .option_texts import check_bias, check_guides, read_bias, read_guided_json, text_of
@@ -22,6 +22,7 @@ DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
 MAX_PROMPT_LOOKUP = 16
+MAX_PRIORITY = 9
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
     "INT64": (int,),
@@ -61,6 +62,7 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("priority",           "INT32",  DEFAULT_PRIORITY, 0, MAX_PRIORITY),
     Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
@@ -75,7 +77,7 @@ OPTIONS = {option.name: option for option in (
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
+OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "priority", "prompt_lookup", "cache", "tenant", "user", "semantic")
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +87,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    priority: int = DEFAULT_PRIORITY
     prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
@@ -223,6 +226,7 @@ def _user(raw: bytes) -> str:
 _READERS: Mapping[str, Callable[[Any], Any]] = {
     "top_k": lambda value: 0 if value == -1 else value,  # vLLM's way to say that it is off
     "stop": _stop_strings,
+    "priority": lambda level: level or DEFAULT_PRIORITY,  # 0 is Triton's word for it
     "cache": _cache_use,
     "tenant": _tenant,
     "user": _user,
