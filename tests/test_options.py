@@ -51,6 +51,7 @@ def test_the_table_holds_every_sampling_option() -> None:
         "stream",
         "deadline_ms",
         "heartbeat_ms",
+        "priority",
         "prompt_lookup",
         "cache",
         "tenant",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import ssl
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 
 _SEQUENCE, _VERSION, _UTC_TIME, _GENERALIZED_TIME = 0x30, 0xA0, 0x17, 0x18
 _END = "-----END CERTIFICATE-----"
@@ -35,7 +35,7 @@ def _end_of(signed: bytes) -> datetime:
     text = written.decode("ascii")
     if kind == _UTC_TIME:  # of two digits for the year: 50 ... 99 are of the last century
         text = ("19" if text[:2] >= "50" else "20") + text
-    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=UTC)
+    return datetime.strptime(text, "%Y%m%d%H%M%SZ").replace(tzinfo=timezone.utc)
 
 
 def _part(der: bytes) -> tuple[int, bytes, bytes]:
@@ -43,7 +43,7 @@ def _part(der: bytes) -> tuple[int, bytes, bytes]:
     kind, length, at = der[0], der[1], 2
     if length & 0x80:
         size = length & 0x7F
-        length, at = int.from_bytes(der[2 : 2 + size]), 2 + size
+        length, at = int.from_bytes(der[2 : 2 + size], "big"), 2 + size
     if at + length > len(der):
         raise ValueError("the certificate ends early")
     return kind, der[at : at + length], der[at + length :]

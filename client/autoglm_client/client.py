@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream, Feed, pull
@@ -14,8 +14,8 @@ from .event_loop import EventLoopThread
 from .exceptions import AutoGLMError, ClientClosedError
 from .headers import Headers
 from .mapping import MapLimits, Progress
+from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import ENSEMBLE
 from .retries import RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
@@ -23,6 +23,9 @@ from .timeouts import Timeouts
 from .tls import TLS
 from .transport import Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Client:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ssl
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import datetime, timezone
 from pathlib import Path
 
 import grpc
@@ -59,7 +59,7 @@ def _check_date(cert: Path) -> None:
         end = not_after(cert.read_text(encoding="utf-8", errors="replace"))
     except ValueError as error:
         raise CredentialsError(f"the certificate {cert} cannot be read: {error}") from None
-    if end < datetime.now(UTC):
+    if end < datetime.now(timezone.utc):
         raise CredentialsError(f"the client's certificate {cert} expired on {end:%Y-%m-%d %H:%M} UTC")
 
 

@@ -12,10 +12,11 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from . import time_limit
 from .channel_failures import error_of_status, no_connection, unreachable
 from .exceptions import AutoGLMError, ConnectTimeout
 from .headers import Headers, Metadata, checked, source_of, without_trace
-from .requests import ENGINE
+from .requests import is_control
 from .responses import error_of
 from .tls import TLS
 
@@ -67,13 +68,13 @@ class GrpcTransport:
             await self._reconnect(timeout)
             return
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit.timeout(timeout):
                 while state is not _READY:
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
                     if state is _BROKEN:
                         raise await self._why_broken()
-        except TimeoutError:
+        except time_limit.LimitPassed:
             raise ConnectTimeout(
                 f"no connection to {self.address} within {timeout:g} s", endpoint=self.address
             ) from None
@@ -81,9 +82,9 @@ class GrpcTransport:
     async def _reconnect(self, timeout: float | None) -> None:
         """Wait long enough for one more attempt."""
         try:
-            async with asyncio.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
+            async with time_limit.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
                 await self._channel.wait_for_state_change(_BROKEN)
-        except TimeoutError:
+        except time_limit.LimitPassed:
             raise await self._why_broken() from None
 
     async def _why_broken(self) -> AutoGLMError:
@@ -109,7 +110,7 @@ class GrpcTransport:
 
     def _metadata(self, request: pb.ModelInferRequest) -> Metadata:
         """Control requests are no part of what the caller does."""
-        return self._control_headers() if request.model_name == ENGINE else self._headers()
+        return self._control_headers() if is_control(request) else self._headers()
 
     def _control_headers(self) -> Metadata:
         return without_trace(self._headers())

@@ -37,6 +37,7 @@ def chat(
     top_k: args.TopK = None,
     seed: args.Seed = None,
     stop: args.Stop = None,
+    model: args.Model = args.DEFAULT_MODEL,
     *,
     connection: Connection,
 ) -> None:
@@ -51,7 +52,7 @@ def chat(
     options = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options()
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # line editing and history for input()
-    with Client(connection.urls, tls=connection.tls, headers=connection.headers) as client:
+    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
         check_ready(client)
         notes().print("[dim]/help lists the commands[/]", markup=True)
         Conversation(client, options, system).run()

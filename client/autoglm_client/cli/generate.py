@@ -36,7 +36,9 @@ def generate(
     guided_json: args.GuidedJson = None,
     guided_regex: args.GuidedRegex = None,
     guided_grammar: args.GuidedGrammar = None,
+    priority: args.Priority = None,
     time_limit: args.TimeLimit = None,
+    model: args.Model = args.DEFAULT_MODEL,
     *,
     connection: Connection,
     json: args.Json = False,
@@ -50,13 +52,27 @@ def generate(
       git diff | autoglm generate - --system "Summarise this change." --stats
       autoglm generate "Name a colour and a fruit." --guided-regex "[a-z]+ [a-z]+"
       autoglm generate "Name a colour." --json | jq -r .text
+      autoglm generate --model phone "Open the settings"
     """
     sampling = args.Sampling(
-        max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic, guided_json, guided_regex, guided_grammar
+        max_tokens,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        stop,
+        cache,
+        semantic,
+        guided_json,
+        guided_regex,
+        guided_grammar,
+        priority,
     )
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
-    with Client(connection.urls, timeouts=timeouts, tls=connection.tls, headers=connection.headers) as client:
+    with Client(
+        connection.urls, model=model, timeouts=timeouts, tls=connection.tls, headers=connection.headers
+    ) as client:
         result = answer(client, asked, sampling.options(), show=not json)
     if json:
         print_json(result_json(result))
