@@ -14,6 +14,7 @@ from . import completions, docs_page, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
+from .servers import headers_to_servers, tls_to_servers
 from .settings import GatewaySettings
 from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics
@@ -25,10 +26,11 @@ MakeClient = Callable[[Sequence[str]], AsyncClient]
 
 def create_app(settings: GatewaySettings, make_client: MakeClient | None = None) -> FastAPI:
     """`make_client`: of the servers' addresses; called when the application starts. Raises OSError where the access log
-    cannot be opened, and ValueError where `settings.otlp` is no URL."""
+    cannot be opened, ValueError where `settings.otlp` is no URL, and SettingsError for files to the servers that cannot be used."""
     log, tracing = access_log(settings), tracing_for(settings)
-    headers = tracing.headers if tracing else None
-    make_client = make_client or partial(AsyncClient, headers=headers, timeouts=timeouts_of(settings))
+    headers = headers_to_servers(settings, tracing.headers if tracing else None)
+    tls = tls_to_servers(settings)
+    make_client = make_client or partial(AsyncClient, tls=tls, headers=headers, timeouts=timeouts_of(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
