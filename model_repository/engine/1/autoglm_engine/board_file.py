@@ -8,8 +8,9 @@ Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
     word 2        1 once the engine ended in order
     words 3-5     the server: `ServerIdentity`
     words 6-9     the key of the messages between the models: `seal`
-    word 10       the engine: `ServerIdentity.engine`
-    words 11-15   zero
+    words 10-11   zero
+    word 12       the engine: `ServerIdentity.engine`
+    words 13-15   zero
     words 16 ...  the cells; cell 0 is the probe's
 
 The engine's process holds a lock on the file for as long as it lives. A cell's number only grows.
@@ -38,7 +39,7 @@ PREFIX = "autoglm-acks-"
 PROBE_CELL = 0
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 16
-_SENT, _ENDED, _SERVER, _KEY, _ENGINE = 1, 2, 3, 6, 10
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE = 1, 2, 3, 6, 12
 
 Words = npt.NDArray[np.uint64]
 
