@@ -6,7 +6,7 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream, Feed, pull
@@ -21,6 +21,9 @@ from .stream import Stream
 from .timeouts import Timeouts
 from .transport import Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Client:

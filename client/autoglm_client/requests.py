@@ -34,10 +34,11 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "presence_penalty": "FP32",
     "frequency_penalty": "FP32",
     "seed": "INT64",
-    "stop": "STRING",
+    "stop": "STRINGS",
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "priority": "INT32",
     "prompt_lookup": "INT32",
     "cache": "STRING",
     "tenant": "STRING",
@@ -47,6 +48,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "guided_json": "JSON",
     "guided_regex": "STRING",
     "guided_grammar": "STRING",
+    "bad_words": "STRINGS",
     "tools": "JSON",
 }
 
@@ -102,8 +104,8 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
-    if datatype == "STRING":
-        if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
+    if datatype in ("STRING", "STRINGS"):
+        if strings := _strings(name, value) if datatype == "STRINGS" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
     elif datatype == "JSON":
         _add(request, name, "BYTES", [_string_bytes(name, _json(name, value))])
@@ -131,10 +133,10 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _stop_strings(value: Any) -> list[str]:
+def _strings(name: str, value: Any) -> list[str]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
-        raise InvalidRequestError(f"stop must be a string or a sequence of strings, got {value!r:.100}")
+        raise InvalidRequestError(f"{name} must be a string or a sequence of strings, got {value!r:.100}")
     return list(strings)
 
 

@@ -38,6 +38,7 @@ TopP = Annotated[
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="Who waits for a slot: 1 goes first, 9 last.")]
 Cache = Annotated[
     str | None,
     typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
@@ -130,6 +131,7 @@ class Sampling:
     guided_json: str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    priority: int | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -144,6 +146,7 @@ class Sampling:
             guided_json=_text_of("--guided-json", self.guided_json),
             guided_regex=self.guided_regex,
             guided_grammar=_text_of("--guided-grammar", self.guided_grammar),
+            priority=self.priority,
         )
 
 

@@ -34,6 +34,7 @@ def generate(
     guided_json: args.GuidedJson = None,
     guided_regex: args.GuidedRegex = None,
     guided_grammar: args.GuidedGrammar = None,
+    priority: args.Priority = None,
     time_limit: args.TimeLimit = None,
     url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
@@ -51,7 +52,18 @@ def generate(
       autoglm generate --model phone "Open the settings"
     """
     sampling = args.Sampling(
-        max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic, guided_json, guided_regex, guided_grammar
+        max_tokens,
+        temperature,
+        top_p,
+        top_k,
+        seed,
+        stop,
+        cache,
+        semantic,
+        guided_json,
+        guided_regex,
+        guided_grammar,
+        priority,
     )
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)

@@ -32,7 +32,7 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             event = pb_utils.get_input_tensor_by_name(request, "event").as_numpy()
-            outputs = self.pieces.outputs(event)
+            outputs = self.pieces.outputs(event, request.requested_output_names())
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))

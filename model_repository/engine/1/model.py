@@ -92,12 +92,21 @@ class Families:
         from autoglm_engine.published import PREFIX, unit_suffix
 
         if spec.name not in self.families:
-            kind = getattr(pb_utils.MetricFamily, spec.kind.name)
+            kind = getattr(pb_utils.MetricFamily, spec.kind.name, None)
+            if kind is None:  # Triton has histograms since 24.08
+                return NoSeries()
             name = f"{PREFIX}{spec.name}{unit_suffix(spec)}"
             self.families[spec.name] = pb_utils.MetricFamily(name=name, description=spec.description, kind=kind)
         labels = {**self.labels, spec.label: label} if spec.label else self.labels
         buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
         return self.families[spec.name].Metric(labels=labels, **buckets)
+
+
+class NoSeries:
+    """Of a kind that this Triton does not have: it is not published, and nothing else is missing."""
+
+    def observe(self, value):
+        pass
 
 
 def ask_detokenizer(name, packed):

@@ -42,7 +42,7 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            admitted = self.door.admit(tensors, request.parameters())
+            admitted = self.door.admit(tensors, request.parameters(), request.timeout())
             sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
