@@ -14,6 +14,7 @@
     ├── ConnectionLost              the connection broke while a request was under way
     ├── ServerError                 the server failed: its own sentence
     ├── ProtocolError               the server answered something this client does not understand
+    │   └── PieceOrderError         a part of the answer is missing or out of order
     ├── LocalServerError            the bundled server cannot start here, or ended: what was wrong, what to do
     ├── RepositoryError             a model repository cannot be written so
     └── ClientClosedError           the client was closed, or is used from another event loop
@@ -85,6 +86,10 @@ class ServerError(AutoGLMError):
 
 
 class ProtocolError(AutoGLMError):
+    pass
+
+
+class PieceOrderError(ProtocolError):
     pass
 
 

@@ -19,6 +19,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from .byte_code import compile_models
 from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
@@ -133,6 +134,7 @@ class LocalServer:
         install = find_triton()
         check_ports(self._addresses())
         sweep()
+        compile_models(self.model_repository)
         try:
             self._launch(install)
         except BaseException:
