@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,11 +16,13 @@ from .errors import InvalidRequest
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .request_parameters import check_parameters
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +48,7 @@ class Door:
     def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
         arrival = self._clock()
-        check_parameters(parameters)
+        check_parameters(parameters, INPUTS)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
         prompt = self._prompt(tensors)
         token_ids = prompt.token_ids
@@ -102,20 +103,3 @@ def read_single(name: str, array: npt.NDArray[Any]) -> Any:
 def check_batch(name: str, array: npt.NDArray[Any]) -> None:
     if array.ndim != 2 or array.shape[0] != 1:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
-
-
-def check_parameters(parameters: str) -> None:
-    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
-
-    `/generate` turns every key that names no input into a parameter.
-    """
-    if not parameters or parameters == "{}":
-        return
-    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
-    if unknown:
-        known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
-        raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
-
-
-def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_")

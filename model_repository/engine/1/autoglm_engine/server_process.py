@@ -11,8 +11,12 @@ import time
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
-# A number may be another process's by then: field 22 of its stat, when it began, tells.
-_KILL_LATER = 'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] && kill -9 {pid}'
+# A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may be its
+# first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor time is up.
+_KILL_LATER = (
+    'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] || exit; '
+    "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0"
+)
 
 
 class ServerProcess:
