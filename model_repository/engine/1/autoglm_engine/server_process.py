@@ -13,9 +13,11 @@ _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
 # A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may be its
 # first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor time is up.
+# The kernel looks at that while the process runs, and one that only waits hardly does: so it is given signals to handle.
 _KILL_LATER = (
     'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] || exit; '
-    "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0"
+    "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0; "
+    "i=0; while [ $i -lt 20000 ] && kill -15 {pid}; do i=$((i+1)); done"
 )
 
 
