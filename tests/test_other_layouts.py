@@ -53,7 +53,7 @@ def test_forwarded_headers_change_nothing(foreign: LocalServer) -> None:
     lower = {name.lower(): value for name, value in HEADERS.items()}  # as HTTP/2 wants them
     with Stream(foreign.grpc_url, lower) as stream:
         answer = stream.finish(
-            stream.send([tensor("text_input", QUESTION.encode()), tensor("max_tokens", 4)], priority=1)
+            stream.send([tensor("text_input", QUESTION.encode()), tensor("max_tokens", 4)], session_id="1")
         )
     assert (answer.error, answer.text) == ("", whole)
 

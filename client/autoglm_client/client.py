@@ -13,8 +13,8 @@ from .blocking import BlockingStream, Feed, pull
 from .event_loop import EventLoopThread
 from .exceptions import AutoGLMError, ClientClosedError
 from .mapping import MapLimits, Progress
+from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import ENSEMBLE
 from .retries import RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream

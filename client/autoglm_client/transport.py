@@ -14,7 +14,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 from . import time_limit
 from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
-from .requests import ENGINE
+from .requests import is_control
 from .responses import error_of
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
@@ -98,7 +98,7 @@ class GrpcTransport:
 
     def _metadata(self, request: pb.ModelInferRequest) -> tuple[tuple[str, str], ...]:
         """Control requests are no part of what the caller does."""
-        return () if request.model_name == ENGINE else tuple(self._request_headers().items())
+        return () if is_control(request) else tuple(self._request_headers().items())
 
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
         await self.connect(timeout)

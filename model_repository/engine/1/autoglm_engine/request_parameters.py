@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import json
 from collections.abc import Collection
+from typing import Any
 
 from .errors import InvalidRequest
 
@@ -34,18 +35,21 @@ _RENAMED = {
 }
 # What other servers have, and this one has not.
 _MISSING = (
-    *("n", "best_of", "beam_width", "num_return_sequences", "length_penalty", "sampling_parameters", "prompt_logprobs"),
-    *("bad_words", "stop_token_ids", "skip_special_tokens", "lora_name", "lora_task_id", "image", "images", "echo"),
+    *("beam_width", "num_return_sequences", "sampling_parameters", "prompt_logprobs", "end_id"),
+    *("lora_name", "lora_task_id", "image", "images", "echo"),
 )
 
 
-def check_parameters(parameters: str, options: Collection[str]) -> None:
-    """`parameters`: a JSON object, or nothing. `options`: the names of the input tensors. Raises InvalidRequest."""
+def read_parameters(parameters: str, options: Collection[str], used: Collection[str]) -> dict[str, Any]:
+    """Those that are `used`. `parameters`: a JSON object, or nothing. `options`: the names of the input tensors. Raises
+    InvalidRequest."""
     if not parameters or parameters == "{}":
-        return
-    for name in sorted(json.loads(parameters)):
+        return {}
+    given: dict[str, Any] = json.loads(parameters)
+    for name in sorted(given.keys() - used):
         if reason := _refusal(name, options):
             raise InvalidRequest(f"{reason}; the options are {', '.join(options)}")
+    return {name: value for name, value in given.items() if name in used}
 
 
 def _refusal(name: str, options: Collection[str]) -> str | None:
