@@ -72,7 +72,7 @@ test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on
 test-pythons: $(VENV)/test.stamp ## by hand: the models and the client under numpy 2, and other Pythons: make test-pythons PYTHONS="python3.10 python3.13"
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/pythons.py $(PYTHONS) $(PYTEST_FLAGS)
 
-hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes and 30,000 random requests against real servers
+hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes, reloads under load and 30,000 random requests against real servers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m hostile $(PYTEST_FLAGS)
 
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]

@@ -6,6 +6,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 
@@ -42,6 +43,13 @@ class ServerProcess:
         quiet = subprocess.DEVNULL
         subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         os.kill(self.pid, signal.SIGTERM)
+
+    def end_after_death(self, model: str) -> None:
+        """Of that model's process."""
+        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
+        sentence = f"Error: the {model}'s process died: the server ends, since it cannot answer any more"
+        print(sentence, file=sys.stderr, flush=True)
+        self.end()
 
     def _follow(self) -> None:
         self._wait()
