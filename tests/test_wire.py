@@ -52,10 +52,13 @@ ARTIFACT = "0123456789abcdef"
 ACKS = st.none() | st.builds(Ack, IDS, st.integers(1, 2**62))
 
 
-@given(SAMPLING, st.booleans(), st.none() | TIMES, st.text(max_size=5))
-def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: float | None, user: str) -> None:
+@given(SAMPLING, st.booleans(), st.none() | TIMES, st.text(max_size=5), st.none() | st.integers(100, 3_600_000))
+def test_a_request_survives(
+    sampling: SamplingOptions, stream: bool, deadline: float | None, user: str, heartbeat_ms: int | None
+) -> None:
     ids = np.array([1, 2, 3], dtype=np.int32)
     request = Request("r", ids, sampling, stream, arrival=1.25, deadline=deadline, tokenize_ms=0.5, user=user)
+    request = replace(request, heartbeat_ms=heartbeat_ms)
     packed = pack_request(request, ARTIFACT)
     assert packed.dtype == np.uint8
     assert unpack_request("r", ids, packed, ARTIFACT) == request

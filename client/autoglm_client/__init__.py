@@ -14,6 +14,7 @@ from .exceptions import (
     ClientClosedError,
     ConnectionLost,
     ConnectTimeout,
+    CredentialsError,
     FirstTokenTimeout,
     InterTokenTimeout,
     InvalidRequestError,
@@ -34,6 +35,7 @@ from .retries import NO_RETRIES, RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
+from .tls import TLS
 from .types import (
     Candidate,
     Health,
@@ -53,6 +55,7 @@ from .types import (
 __all__ = [
     "DEFAULT_URL",
     "NO_RETRIES",
+    "TLS",
     "AsyncClient",
     "AutoGLMError",
     "BlockingStream",
@@ -62,6 +65,7 @@ __all__ = [
     "ClientClosedError",
     "ConnectTimeout",
     "ConnectionLost",
+    "CredentialsError",
     "FirstTokenTimeout",
     "GenerationOptions",
     "Health",

@@ -12,6 +12,7 @@
     │   ├── InterTokenTimeout
     │   └── TotalTimeout
     ├── ConnectionLost              the connection broke while a request was under way
+    ├── CredentialsError            TLS, a certificate or a header does not fit: what was refused, and by whom
     ├── ServerError                 the server failed: its own sentence
     ├── ProtocolError               the server answered something this client does not understand
     │   └── PieceOrderError         a part of the answer is missing or out of order
@@ -79,6 +80,10 @@ class TotalTimeout(TimeLimitError):
 
 class ConnectionLost(AutoGLMError):
     retryable = True
+
+
+class CredentialsError(AutoGLMError):
+    pass
 
 
 class ServerError(AutoGLMError):

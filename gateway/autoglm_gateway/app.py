@@ -14,6 +14,7 @@ from . import completions, docs_page, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
+from .servers import headers_to_servers, tls_to_servers
 from .settings import GatewaySettings
 from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics
@@ -24,13 +25,14 @@ MakeClient = Callable[[Sequence[str], str], AsyncClient]  # of the servers' addr
 
 
 def create_app(settings: GatewaySettings, make_client: MakeClient | None = None) -> FastAPI:
-    """`make_client` is called for each model when the application starts. Raises OSError where the access log
-    cannot be opened, and ValueError where `settings.otlp` is no URL."""
+    """`make_client` is called for each model when the application starts. Raises OSError where the access log cannot be
+    opened, ValueError where `settings.otlp` is no URL, and SettingsError for files to the servers that cannot be used."""
     log, tracing = access_log(settings), tracing_for(settings)
-    headers = tracing.headers if tracing else None
+    headers = headers_to_servers(settings, tracing.headers if tracing else None)
+    tls = tls_to_servers(settings)
 
     def default_client(urls: Sequence[str], model: str) -> AsyncClient:
-        return AsyncClient(urls, model=model, headers=headers, timeouts=timeouts_of(settings))
+        return AsyncClient(urls, model=model, tls=tls, headers=headers, timeouts=timeouts_of(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

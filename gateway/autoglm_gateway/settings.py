@@ -78,6 +78,11 @@ class GatewaySettings:
     `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
     http://127.0.0.1:4318; None: there are none.
 
+    `server_tls`: connections to the servers are secure, and the public authorities are trusted; `server_tls_ca`: those of this
+    file are. `server_tls_cert`, `server_tls_key`: the gateway's own certificate, for servers that ask for one.
+    `server_tls_name`: the name in the servers' certificates, where it is not their addresses'. `server_headers_file`: headers
+    that go with every call to them, a line each, `Name: value`.
+
     `keys`: what `keys_file` and the environment held.
     """
 
@@ -106,6 +111,12 @@ class GatewaySettings:
     metrics_by_tenant: bool = False
     otlp: str | None = None
     keys: tuple[Key, ...] = field(default=(), repr=False)
+    server_tls: bool = False
+    server_tls_ca: str = ""
+    server_tls_cert: str = ""
+    server_tls_key: str = ""
+    server_tls_name: str = ""
+    server_headers_file: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -127,6 +138,8 @@ class GatewaySettings:
                 )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("tls_cert and tls_key belong together: one of them is missing")
+        if bool(self.server_tls_cert) != bool(self.server_tls_key):
+            raise SettingsError("server_tls_cert and server_tls_key belong together: one of them is missing")
         if not (self.keys or self.open or is_loopback(self.host)):
             raise SettingsError(
                 f"the host {self.host!r:.80} can be reached from elsewhere and there are no keys: "

@@ -29,6 +29,30 @@ def gateway(
             "--server", help="host:port of a server's gRPC endpoint; may be repeated.", show_default="127.0.0.1:8001"
         ),
     ] = None,
+    server_tls: Annotated[
+        bool | None,
+        typer.Option("--server-tls", help="Connect to the servers with TLS; the public authorities are trusted."),
+    ] = None,
+    server_tls_ca: Annotated[
+        str | None, typer.Option(help="Trust the authorities in this file (PEM) for it.", envvar="AUTOGLM_TLS_CA")
+    ] = None,
+    server_tls_cert: Annotated[
+        str | None,
+        typer.Option(help="The gateway's own certificate (PEM) for servers that ask.", envvar="AUTOGLM_TLS_CERT"),
+    ] = None,
+    server_tls_key: Annotated[
+        str | None, typer.Option(help="That certificate's key (PEM).", envvar="AUTOGLM_TLS_KEY")
+    ] = None,
+    server_tls_name: Annotated[
+        str | None,
+        typer.Option(
+            help="The name in the servers' certificates, where it is not their addresses'.",
+            envvar="AUTOGLM_TLS_SERVER_NAME",
+        ),
+    ] = None,
+    server_headers: Annotated[
+        str | None, typer.Option(help="File of headers for every call to the servers, a line each, 'Name: value'.")
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(help="Address to listen on; any but loopback needs keys, or --open.", show_default="127.0.0.1"),
@@ -120,6 +144,12 @@ def gateway(
     """
     said = {
         "servers": tuple(server) if server else None,
+        "server_tls": server_tls,
+        "server_tls_ca": server_tls_ca,
+        "server_tls_cert": server_tls_cert,
+        "server_tls_key": server_tls_key,
+        "server_tls_name": server_tls_name,
+        "server_headers_file": server_headers,
         "host": host,
         "port": port,
         "model": model,

@@ -15,11 +15,13 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import check_ports
 from autoglm_client.repositories import families
+from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
+from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
 from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models
@@ -55,6 +57,17 @@ def serve(
             help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
         ),
     ] = None,
+    grpc_tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the gRPC port (PEM, with its chain): clients connect with TLS.")
+    ] = None,
+    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    grpc_tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of these authorities (mutual TLS).")
+    ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsName = None,
     log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
     export_if_missing: Annotated[
         bool,
@@ -89,6 +102,7 @@ def serve(
       autoglm serve
       autoglm serve --gateway
       autoglm serve --artifact build/model --grpc-port 9001
+      autoglm serve --grpc-tls-cert server.pem --grpc-tls-key server.key --host 0.0.0.0
       autoglm serve --export-if-missing --log-file server.log
       autoglm serve --repository models --gateway
       autoglm serve --config serving.toml --print-config
@@ -124,6 +138,8 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        tls=_server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
+        client_tls=tls_of(False, tls_ca, tls_cert, tls_key, tls_server_name),
         arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
@@ -136,6 +152,14 @@ def serve(
                 _wait(server, check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
+
+
+def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTLS | None:
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise CommandError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return ServerTLS(cert=cert, key=key, client_ca=client_ca)
 
 
 def _only(names: list[str], chosen: str | None) -> str:

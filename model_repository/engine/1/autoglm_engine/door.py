@@ -85,6 +85,7 @@ class Door:
             stream=checked.stream,
             arrival=arrival,
             deadline=None if limit_ms is None else arrival + limit_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
             priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
