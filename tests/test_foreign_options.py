@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 EOS = 3
 TOKENIZER = letters_tokenizer()
-DOOR = Door(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), eos_token_ids=(EOS,))
+ARTIFACT = "0123456789abcdef"
+DOOR = Door(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), ARTIFACT, eos_token_ids=(EOS,))
 TYPES = {"INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "BOOL": np.bool_}
 
 
@@ -45,7 +46,7 @@ def tensor(name: str, value: Any) -> npt.NDArray[Any]:
 def admit(**given_values: Any) -> Request:
     tensors = {name: tensor(name, value) for name, value in {"text_input": "abc", **given_values}.items()}
     admitted = DOOR.admit(tensors)
-    return unpack_request("r", admitted.token_ids, admitted.request)
+    return unpack_request("r", admitted.token_ids, admitted.request, ARTIFACT)
 
 
 def admit_parameters(**values: Any) -> Request:

@@ -45,20 +45,24 @@ class Door:
         self,
         prompter: Prompter,
         rules: OptionRules,
+        artifact: str,
         clock: Callable[[], float] = time.monotonic,
         eos_token_ids: Collection[int] = (),
     ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._artifact = artifact
         self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path) -> Door:
-        manifest = Manifest.load(folder)
+    def load(cls, folder: Path, manifest: Manifest) -> Door:
         verify_texts(folder, manifest)
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
-        return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
+        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)
+
+    def close(self) -> None:
+        self._prompter.close()
 
     def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
@@ -81,6 +85,7 @@ class Door:
             stream=checked.stream,
             arrival=arrival,
             deadline=None if limit_ms is None else arrival + limit_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
             priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
@@ -90,7 +95,7 @@ class Door:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
         )
-        return Admitted(token_ids, pack_request(request))
+        return Admitted(token_ids, pack_request(request, self._artifact))
 
     def _with_foreign(self, values: dict[str, Any], tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
         foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
