@@ -52,7 +52,7 @@ def admit(**given_values: Any) -> Request:
 def admit_parameters(**values: Any) -> Request:
     """As Triton's request parameters."""
     admitted = DOOR.admit({"text_input": tensor("text_input", "abc")}, json.dumps(values))
-    return unpack_request("r", admitted.token_ids, admitted.request)
+    return unpack_request("r", admitted.token_ids, admitted.request, ARTIFACT)
 
 
 def parameters(**values: Any) -> dict[str, Any]:
