@@ -11,6 +11,8 @@ import os
 import re
 import resource
 import secrets
+import ssl
+import subprocess
 import sys
 from collections.abc import Mapping
 from importlib import metadata
@@ -23,6 +25,7 @@ EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than 
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 # Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
 STACK_BYTES = 1 << 30
+PING_MS = 10_000  # what clients may ping each, where Triton would end the connection of one that pings within 300 s
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
@@ -87,6 +90,33 @@ def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -
     resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 
 
+def tls_arguments(environ: Mapping[str, str]) -> list[str]:
+    """TLS of the gRPC port where AUTOGLM_GRPC_TLS_CERT and _KEY name files; with AUTOGLM_GRPC_TLS_CLIENT_CA clients need
+    certificates of its authorities, too."""
+    cert, key, client_ca = (environ.get(f"AUTOGLM_GRPC_TLS_{name}", "") for name in ("CERT", "KEY", "CLIENT_CA"))
+    if not (cert or key or client_ca):
+        return []
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    try:
+        context.load_cert_chain(cert, key, password=lambda: b"")
+        if client_ca:
+            context.load_verify_locations(client_ca)
+    except OSError as error:  # ssl.SSLError is one
+        names = "AUTOGLM_GRPC_TLS_CERT, AUTOGLM_GRPC_TLS_KEY and AUTOGLM_GRPC_TLS_CLIENT_CA"
+        raise Refusal(f"the files of {names} cannot be used: {error.strerror or error}") from None
+    files = ["--grpc-use-ssl=true", f"--grpc-server-cert={cert}", f"--grpc-server-key={key}"]
+    return [*files, *(["--grpc-use-ssl-mutual=true", f"--grpc-root-cert={client_ca}"] if client_ca else [])]
+
+
+def known_flags(program: str = "tritonserver") -> list[str]:
+    """Clients' shared memory is off by default since 26.05; older versions, where it is always on, refuse the flag."""
+    try:
+        said = subprocess.run([program, "--help"], capture_output=True, timeout=60, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # its start will say what is wrong
+        return []
+    return ["--allow-client-shm=true"] if b"--allow-client-shm" in said.stdout + said.stderr else []
+
+
 def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> list[str]:
     """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
     check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
@@ -101,6 +131,7 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
         "metrics-address": "0.0.0.0",
         "metrics-port": 8002,
         "http-restricted-api": f"{CONTROL_APIS}:autoglm-control-key={key}",
+        "grpc-http2-min-recv-ping-interval-without-data": PING_MS,
         "grpc-restricted-protocol": f"{CONTROL_APIS}:autoglm-control-key={key}",
     }
     return ["tritonserver", *(f"--{name}={value}" for name, value in options.items())]
@@ -111,11 +142,13 @@ def main() -> None:
     try:
         check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
         key = control_key(environment)
+        tls = tls_arguments(environment)
     except (Refusal, KeyError) as refusal:
         sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
     repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
+    arguments += [*tls, *known_flags()]
     raise_stack_limit()
     os.execvpe(arguments[0], arguments, environment)
 

@@ -20,9 +20,11 @@ from typing import Any
 
 import pytest
 import yaml
-from autoglm_client import local_server, stack_limit
+from autoglm_client import local_server, stack_limit, triton_flags
 from autoglm_client.local_server import LocalServer
+from autoglm_client.server_tls import ServerTLS
 from autoglm_client.triton_install import find_triton
+from certificates import Authority
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -65,6 +67,44 @@ def seconds(text: str) -> float:
     return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+)([sm])", text))
 
 
+# ---- what tritonserver is told
+
+
+def program(folder: Path, help_text: str) -> str:
+    made = folder / "tritonserver"
+    made.write_text(f"#!/bin/sh\necho '{help_text}' >&2\nexit 1\n")
+    made.chmod(0o755)
+    return str(made)
+
+
+def test_clients_shared_memory_is_allowed_where_the_server_has_to_be_told(tmp_path: Path) -> None:
+    told = ["--allow-client-shm=true"]
+    for text, flags in (("--allow-client-shm <boolean>", told), ("--allow-http <boolean>", [])):
+        named = program(tmp_path, text)
+        assert serve.known_flags(named) == flags
+        assert list(triton_flags.client_memory_arguments(Path(named))) == flags
+    assert serve.known_flags(str(tmp_path / "none")) == [] == serve.known_flags(str(tmp_path))
+    assert triton_flags.client_memory_arguments(tmp_path / "none") == ()
+
+
+def test_tls_of_the_container(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    signed = authority.sign("server", "triton")
+    files = {"AUTOGLM_GRPC_TLS_CERT": str(signed.cert), "AUTOGLM_GRPC_TLS_KEY": str(signed.key)}
+    server = ServerTLS(cert=signed.cert, key=signed.key)
+    assert serve.tls_arguments({}) == [] and serve.tls_arguments(files) == list(server.arguments())
+    mutual = files | {"AUTOGLM_GRPC_TLS_CLIENT_CA": str(authority.cert)}
+    server = ServerTLS(cert=signed.cert, key=signed.key, client_ca=authority.cert)
+    assert serve.tls_arguments(mutual) == list(server.arguments())
+    for wrong in (files | {"AUTOGLM_GRPC_TLS_KEY": "none"}, {"AUTOGLM_GRPC_TLS_CLIENT_CA": str(authority.cert)}):
+        with pytest.raises(serve.Refusal, match="AUTOGLM_GRPC_TLS_CERT"):
+            serve.tls_arguments(wrong)
+
+
+def test_the_container_and_serve_admit_the_same_pings() -> None:
+    assert set(triton_flags.PING_ARGUMENTS) <= set(serve.command(Path("/m"), "k" * 16))
+
+
 # ---- compose.yaml
 
 
@@ -99,7 +139,7 @@ def test_what_is_mounted_is_there_and_read_only() -> None:
 
 def test_the_ports_are_on_loopback_and_are_those_that_the_server_listens_on() -> None:
     listening = dict(
-        re.fullmatch(r"--([a-z-]+)=(.*)", flag).groups() for flag in serve.command(Path("/m"), "k" * 16)[1:]
+        re.fullmatch(r"--([a-z0-9-]+)=(.*)", flag).groups() for flag in serve.command(Path("/m"), "k" * 16)[1:]
     )  # type: ignore[union-attr]
     inside = {listening[f"{name}-port"] for name in ("grpc", "metrics")}
     assert listening["http-address"] == "127.0.0.1" == with_defaults(SERVICE["environment"]["AUTOGLM_HTTP_ADDRESS"])

@@ -303,9 +303,10 @@ def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
     check_vanishing(server, ten_killed_processes)
 
 
-def test_cut_connections_leave_no_slot_behind(server: LocalServer) -> None:
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False, "heartbeat_ms": 100}], ids=["stream", "whole"])
+def test_cut_connections_leave_no_slot_behind(server: LocalServer, asked: dict[str, object]) -> None:
     def ten_cut_connections() -> None:
-        for connection in [open_stream(server) for _ in range(10)]:
+        for connection in [open_stream(server, asked) for _ in range(10)]:
             connection.close()
 
     check_vanishing(server, ten_cut_connections)
@@ -332,10 +333,10 @@ def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
         print(f"slots were free after {', '.join(f'{seconds:.2f}' for seconds in times)} s")
 
 
-def open_stream(server: LocalServer) -> socket.socket:
-    """A raw connection on which an endless answer has begun."""
+def open_stream(server: LocalServer, asked: dict[str, object]) -> socket.socket:
+    """A raw connection on which something of an endless answer has come, if only a heartbeat."""
     connection = socket.create_connection((server.host, server.http_port), timeout=300)
-    body = json.dumps({"text_input": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True})
+    body = json.dumps({"text_input": "Once", **asked, "max_tokens": 900, "ignore_eos": True})
     connection.sendall(
         f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )

@@ -9,6 +9,7 @@ from typing import Any
 from .exceptions import ProtocolError, ServerUnavailableError
 from .requests import control_request
 from .responses import parse_control
+from .time_limit import LimitPassed
 from .transport import Transport
 
 
@@ -21,7 +22,7 @@ async def ask_engine(
     asking.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         return await asyncio.wait_for(asyncio.shield(asking), timeout)
-    except TimeoutError:
+    except LimitPassed:
         raise ServerUnavailableError(f"the engine did not answer within {timeout:g} s") from None
 
 

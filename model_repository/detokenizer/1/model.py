@@ -11,20 +11,28 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, shared_code(args))
-        from autoglm_engine.boards import EventBoards
+        from autoglm_engine.boards import EventBoards, served_artifact
+        from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
+        from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.pieces import Pieces
+        from autoglm_engine.pieces import Pieces, load_text
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
+        check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
         ServerProcess().end_with_it()
         self.refusal = EngineError
         neighbours = Neighbours.of(args["model_config"])
-        boards = EventBoards(ServerIdentity.of_parent(neighbours.engine))
-        self.pieces = Pieces.load(neighbours.artifact_folder(args["model_repository"]), boards.open)
+        identity = ServerIdentity.of_parent(neighbours.engine)
+        boards = EventBoards(identity)
+        texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
+        texts.read(lambda: served_artifact(identity))
+        self.pieces = Pieces(texts.of, boards.open)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]

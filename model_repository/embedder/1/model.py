@@ -12,12 +12,14 @@ import triton_python_backend_utils as pb_utils
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, shared_code(args))
+        from autoglm_engine.deployment import check_version
         from autoglm_engine.embedder import Embedder, is_exported
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.option_texts import text_of
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
         ServerProcess().end_with_it()
         self.text_of = text_of

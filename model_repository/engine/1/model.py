@@ -17,6 +17,7 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
         from autoglm_engine.adapter import engine_settings
+        from autoglm_engine.deployment import check_single_instance, check_version
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.published import PublishedMetrics
         from autoglm_engine.server_identity import ServerIdentity
@@ -24,6 +25,8 @@ class TritonPythonModel:
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])

@@ -13,9 +13,11 @@ class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, shared_code(args))
         from autoglm_engine.adapter import exits_with_engine
-        from autoglm_engine.boards import EngineBoard
+        from autoglm_engine.boards import EngineBoard, served_artifact
+        from autoglm_engine.deployment import check_version
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
+        from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.liveness import EngineWatch
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.seal import Kind
@@ -23,6 +25,7 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
         self.server = ServerProcess()
         self.server.end_with_it()
@@ -30,7 +33,9 @@ class TritonPythonModel:
         identity = ServerIdentity.of_parent(neighbours.engine)
         self.refusal = EngineError
         self.kind = Kind.REQUEST
-        self.door = Door.load(neighbours.artifact_folder(args["model_repository"]))
+        folder = neighbours.artifact_folder(args["model_repository"])
+        self.doors = FollowedArtifact(folder, Door.load, most=1, let_go=Door.close)
+        self.doors.read(lambda: served_artifact(identity))
         self.board = EngineBoard(identity)
         self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
@@ -42,8 +47,10 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            admitted = self.door.admit(tensors, request.parameters(), request.timeout())
-            sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
+            board = self.board.current()
+            door = self.doors.of(board.artifact)
+            admitted = door.admit(tensors, request.parameters(), request.timeout())
+            sealed = board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
         except Exception as error:  # one request never takes its batch with it

@@ -25,18 +25,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .board_file import PROBE_CELL, Board, board_name
+from .board_file import NO_ARTIFACT, PROBE_CELL, Board, board_name
 from .boards import SHARED_MEMORY, remove_stale_boards
-from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
+from .core import Event
+from .seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from .server_identity import ServerIdentity
-from .wire import Ack
+from .wire import Ack, Packed, pack_event
 
 
 class AckBoard:
     """The engine's side. The file is locked while it is in use, so that a board left behind by a killed engine is
-    recognised and removed when the next one is made."""
+    recognised and removed when the next one is made. `artifact`: `Manifest.short_digest` of what the engine serves."""
 
-    def __init__(self, num_cells: int, folder: Path = SHARED_MEMORY, server: ServerIdentity | None = None) -> None:
+    def __init__(
+        self,
+        num_cells: int,
+        folder: Path = SHARED_MEMORY,
+        server: ServerIdentity | None = None,
+        artifact: str = NO_ARTIFACT,
+    ) -> None:
         remove_stale_boards(folder)
         board_id = secrets.token_bytes(BOARD_ID_BYTES)
         self.num_cells = num_cells
@@ -47,7 +54,7 @@ class AckBoard:
         file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         key = secrets.token_bytes(KEY_BYTES)
-        self._board = Board.create(file, board_id, num_cells, server or ServerIdentity.of_parent(), key)
+        self._board = Board.create(file, board_id, num_cells, server or ServerIdentity.of_parent(), key, artifact)
         unlocked.rename(self._path)
 
     @property
@@ -55,8 +62,19 @@ class AckBoard:
         return self._path.name
 
     @property
+    def id(self) -> bytes:
+        return self._board.id
+
+    @property
     def seal(self) -> Seal:
         return self._board.seal
+
+    @property
+    def artifact(self) -> str:
+        return self._board.artifact
+
+    def note_asked(self) -> None:
+        self._board.note_asked()
 
     @property
     def mark(self) -> int:
@@ -103,7 +121,6 @@ class AckGate:
 
     def __init__(self, board: AckBoard, clock: Callable[[], float] = time.monotonic) -> None:
         self._board = board
-        self.seal = board.seal
         self._clock = clock
         self._lock = threading.Lock()
         self._streams: dict[str, _Stream] = {}
@@ -111,6 +128,11 @@ class AckGate:
         self._next_number = 1
         self._last_sent = 0
         self._last_probe = 0.0
+
+    def sealed(self, event: Event, ack: Ack | None, sequence_number: int = 0) -> Packed:
+        """The event as it goes to the detokenizer."""
+        packed = pack_event(event, ack, sequence_number, self._board.artifact)
+        return self._board.seal.close(Kind.EVENT, packed)
 
     def stamp(self, request_id: str) -> Ack:
         """The acknowledgement to ask for, right before an event is sent. `confirm` follows when it was."""

@@ -21,12 +21,14 @@ from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .sampling_json import NAMES
 from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+SAMPLING_NAMES = frozenset(NAMES)
 _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
@@ -43,20 +45,24 @@ class Door:
         self,
         prompter: Prompter,
         rules: OptionRules,
+        artifact: str,
         clock: Callable[[], float] = time.monotonic,
         eos_token_ids: Collection[int] = (),
     ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._artifact = artifact
         self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path) -> Door:
-        manifest = Manifest.load(folder)
+    def load(cls, folder: Path, manifest: Manifest) -> Door:
         verify_texts(folder, manifest)
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
-        return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
+        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)
+
+    def close(self) -> None:
+        self._prompter.close()
 
     def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
@@ -64,8 +70,8 @@ class Door:
         arrival = self._clock()
         given = read_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        if not FOREIGN_INPUTS.keys().isdisjoint(tensors):
-            values = self._with_foreign(values, tensors)
+        if not (FOREIGN_INPUTS.keys().isdisjoint(tensors) and SAMPLING_NAMES.isdisjoint(given)):
+            values = self._with_foreign(values, tensors, given)
         if BAD_WORDS in values:
             values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
         prompt = self._prompt(tensors)
@@ -79,6 +85,7 @@ class Door:
             stream=checked.stream,
             arrival=arrival,
             deadline=None if limit_ms is None else arrival + limit_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
             priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
@@ -88,11 +95,12 @@ class Door:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
         )
-        return Admitted(token_ids, pack_request(request))
+        return Admitted(token_ids, pack_request(request, self._artifact))
 
-    def _with_foreign(self, values: dict[str, Any], tensors: Tensors) -> dict[str, Any]:
-        given = [name for name in FOREIGN_INPUTS if name in tensors]
-        return self._foreign.translate({name: read_value(name, tensors[name]) for name in given}, values)
+    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
+        sampling = {name: value for name, value in parameters.items() if name in SAMPLING_NAMES}
+        return self._foreign.translate(foreign, values, sampling)
 
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
@@ -130,7 +138,8 @@ def check_batch(name: str, array: npt.NDArray[Any]) -> None:
 
 
 def read_parameters(parameters: str) -> dict[str, Any]:
-    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
+    """Options are tensors; sampling parameters may also come as vLLM's backend takes them. Any other request parameter is
+    most likely a misspelt option, so it is refused rather than ignored.
 
     `/generate` turns every key that names no input into a parameter.
     """
@@ -145,4 +154,4 @@ def read_parameters(parameters: str) -> dict[str, Any]:
 
 
 def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_") or name == TIMEOUT
+    return name.startswith("triton_") or name == TIMEOUT or name in SAMPLING_NAMES

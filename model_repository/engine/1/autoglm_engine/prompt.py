@@ -59,6 +59,11 @@ class Prompter:
             template.start()
         return cls(tokenizer, template, manifest.max_length)
 
+    def close(self) -> None:
+        """End the template's process."""
+        if self._template is not None:
+            self._template.close()
+
     def from_text(self, raw: bytes) -> Prompt:
         """With the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
         if not raw:

@@ -13,6 +13,7 @@ import numpy as np
 from .acks import AckBoard, AckGate
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
+from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
@@ -30,7 +31,6 @@ from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
-from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
@@ -93,10 +93,13 @@ class EngineService:
             num_slots=settings.num_slots(manifest.num_slots),
             device=settings.device,
         )
+        manifest.check_unchanged(folder)
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
+        server = identity or ServerIdentity.of_parent()
         num_cells = 1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS
-        self._board = AckBoard(num_cells, server=identity)
+        self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
+        self._requests = RequestBoards(self._board, server)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
@@ -156,8 +159,9 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            opened = self._board.seal.open(Kind.REQUEST, packed, beside=token_ids)
-            request = unpack_request(request_id, token_ids, opened)
+            opened = self._requests.open(packed, token_ids)
+            self._requests.note_asked()
+            request = unpack_request(request_id, token_ids, opened, self._board.artifact)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)

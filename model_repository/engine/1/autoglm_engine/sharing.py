@@ -241,7 +241,8 @@ class SharingEngine:
     def _compute(self, flight: Flight) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
             raise NotCached("the answer is not cached, and the request takes only one that is")
-        self._engine.submit(replace(flight.request, id=flight.id, stream=True, deadline=None))
+        asked = replace(flight.request, id=flight.id, stream=True, deadline=None, heartbeat_ms=None)
+        self._engine.submit(asked)
         flight.is_computed = True
 
     def _take_looked_up(self, now: float) -> None:
@@ -320,13 +321,13 @@ class SharingEngine:
         return out
 
     def _may_tell(self, member: Member, now: float) -> bool:
-        if not member.request.stream or not (member.has_news or member.flight.is_heartbeat):
-            return False
-        return (member.has_news and member.cursor == 0) or self._gate.may_read(member.request.id, now)
+        if member.wants_news:
+            return member.cursor == 0 or self._gate.may_read(member.request.id, now)
+        return member.is_due_a_heartbeat(now) and self._gate.may_read(member.request.id, now)
 
     def _tell(self, member: Member, now: float) -> None:
         try:
-            self._out.append(member.event(now, self._text))
+            self._out.append(member.event(now, self._text) if member.wants_news else member.heartbeat(now))
         except BaseException as error:
             member.failure = own_failure(error)
             self._leave(member, FinishReason.CANCELLED, now)
