@@ -18,7 +18,10 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-PLANS = ("tensorrt", "tensorrt-rtx")  # runtimes whose artifact loads in one version alone; each is the name of its package
+PLANS = (
+    "tensorrt",
+    "tensorrt-rtx",
+)  # runtimes whose artifact loads in one version alone; each is the name of its package
 PACKAGES = {"onnx": "onnxruntime", "native": ""}  # of the others: what must be installed
 HTTP_ADDRESS = "127.0.0.1"
 EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period

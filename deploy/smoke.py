@@ -73,7 +73,7 @@ class Server:
         control = json.dumps({"stats": True})
         status, found = self.ask("POST", f"/v2/models/{self.engine}/generate", {"control": control})
         if status != 200:
-            raise Failed(f"the engine answered {status}: {found}")
+            raise Failed(f"the engine answered {status} over /generate, which tritonserver has since 2.39: {found}")
         return dict(json.loads(bytes(found["event"])))
 
     def metrics_page(self) -> str:
@@ -267,7 +267,16 @@ def run(server: Server, *, with_reload: bool, show: Callable[[str], object] = pr
         except (Failed, KeyError, TypeError, ValueError, http.client.HTTPException, OSError) as error:
             num_failed += 1
             show(f"FAIL  {name}: {error if isinstance(error, Failed) else repr(error)}")
+            if not is_there(server):
+                show("FAIL  server: it has ended, so nothing else was asked")
+                return num_failed + 1
     return num_failed
+
+
+def is_there(server: Server) -> bool:
+    with contextlib.suppress(Failed):
+        return server.ask("GET", "/v2/health/live")[0] > 0
+    return False
 
 
 def main() -> None:

@@ -127,8 +127,10 @@ print(*(one.getsockname()[1] for one in held))')
     fi
     ended=0
     python3 "$here/smoke.py" --http "http://127.0.0.1:$1" --metrics "http://127.0.0.1:$3/metrics" --reload || ended=1
-    kill -TERM "$server_pid"
-    report_end "$(wait_end 45 local_runs)" || ended=1
+    if local_runs; then
+        kill -TERM "$server_pid"
+        report_end "$(wait_end 45 local_runs)" || ended=1
+    fi
     end_all
     return $ended
 }
@@ -157,8 +159,10 @@ smoke_container() {
 print("      python", sys.version.split()[0], "numpy", numpy.__version__)'
     ended=0
     python3 "$here/smoke.py" --http "http://$http" --metrics "http://$metrics/metrics" --reload || ended=1
-    docker kill --signal TERM "$container" >/dev/null
-    report_end "$(wait_end 45 container_runs)" || ended=1
+    if container_runs; then
+        docker kill --signal TERM "$container" >/dev/null
+        report_end "$(wait_end 45 container_runs)" || ended=1
+    fi
     end_all
     return $ended
 }

@@ -52,8 +52,9 @@ class Found:
     def row(self) -> str:
         minor = int(self.version.partition(".")[2] or 0)
         histograms = re.search(r"(\d+) of them histograms", "\n".join(self.lines))
-        checked = sum(line.startswith(("ok", "FAIL")) for line in self.lines)
-        said = "; ".join(self.failures) or f"all {checked}"
+        checked = sum(line.startswith("ok") for line in self.lines)
+        failed = [line.partition(":")[0] for line in self.failures]
+        said = f"{checked} hold; not: {', '.join(failed)}" if failed else f"all {checked} hold"
         return (
             f"| {self.version} ({RELEASES.get(minor, '?')}) | {self.wheel} | {said} "
             f"| {'yes' if histograms and int(histograms[1]) else 'no'} |"
@@ -74,16 +75,16 @@ def wheel_of(version: str, folder: Path) -> Path:
 def unpacked(version: str, folder: Path) -> TritonInstall:
     target = folder / version
     if not target.exists():
-        with zipfile.ZipFile(wheel_of(version, folder)) as wheel, tempfile.TemporaryDirectory(dir=folder) as partial:
+        with (
+            zipfile.ZipFile(wheel_of(version, folder)) as wheel,
+            tempfile.TemporaryDirectory(dir=folder, ignore_cleanup_errors=True) as partial,
+        ):
             wheel.extractall(partial)
             for program in (*Path(partial).rglob("tritonserver"), *Path(partial).rglob("triton_python_backend_stub")):
                 if program.is_file():
                     program.chmod(0o755)
             Path(partial).rename(target)
-            Path(partial).mkdir()
-    return TritonInstall(
-        target / "pytriton" / "tritonserver", target / "nvidia_pytriton.libs", find_python_library()
-    )
+    return TritonInstall(target / "pytriton" / "tritonserver", target / "nvidia_pytriton.libs", find_python_library())
 
 
 def launcher(install: TritonInstall, folder: Path) -> Path:
@@ -93,7 +94,7 @@ def launcher(install: TritonInstall, folder: Path) -> Path:
     backends = install.assemble_backends(folder)
     words = [str(install.binary), f"--backend-directory={backends}", f"--cache-directory={install.root / 'caches'}"]
     exports = "".join(f"export {name}='{value}'\n" for name, value in environment.items())
-    path.write_text(f"#!/bin/sh\n{exports}exec {' '.join(repr(word) for word in words)} \"$@\"\n")
+    path.write_text(f'#!/bin/sh\n{exports}exec {" ".join(repr(word) for word in words)} "$@"\n')
     path.chmod(0o755)
     return path
 
@@ -122,7 +123,9 @@ def table(results: Iterable[Found]) -> str:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("versions", nargs="*", default=WHEELS, help="of nvidia-pytriton; one for each server by default")
+    parser.add_argument(
+        "versions", nargs="*", default=WHEELS, help="of nvidia-pytriton; one for each server by default"
+    )
     parser.add_argument("--folder", type=Path, default=KEPT.parent / "triton", help="where wheels and servers are kept")
     parser.add_argument("--artifact", type=Path, help="[default: SmolLM2, exported for the native runtime]")
     parser.add_argument("--repository", type=Path, default=ROOT / "model_repository")
