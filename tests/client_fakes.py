@@ -54,7 +54,7 @@ class FakeTransport:
         await asyncio.sleep(script.connect_s)
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
-        if request.model_name == "engine":
+        if request.model_name.endswith("engine"):
             yield self._control(json.loads(request.raw_input_contents[0][4:]))
             return
         self.requests.append(request)

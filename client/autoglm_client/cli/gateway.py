@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.ports import cannot_listen
 
 from . import arguments as args
@@ -57,10 +58,21 @@ def gateway(
         typer.Option(help="Address to listen on; any but loopback needs keys, or --open.", show_default="127.0.0.1"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8080")] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name in answers.", show_default="autoglm")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name in answers of the server's model autoglm.", show_default="autoglm")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ensemble of the server to serve by its name, or NAME=ENSEMBLE by another; may be repeated.",
+            show_default="autoglm",
+        ),
+    ] = None,
     alias: Annotated[
         list[str] | None,
-        typer.Option(help="Another name for the model; may be repeated.", show_default="autoglm-phone-9b"),
+        typer.Option(
+            help="Another name for the model, of several NAME=MODEL; may be repeated.", show_default="autoglm-phone-9b"
+        ),
     ] = None,
     deadline_ms: Annotated[int | None, typer.Option(help="The most time that an answer may take.")] = None,
     tool_format: Annotated[
@@ -125,6 +137,7 @@ def gateway(
       autoglm gateway
       autoglm gateway --port 8080 --server gpu-a:8001 --server gpu-b:8001
       autoglm gateway --host 0.0.0.0 --keys keys.toml --concurrency 8 --access-log access.jsonl
+      autoglm gateway --models phone --models fast=chat
       autoglm gateway --config gateway.toml --print-config
       curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
            -d '{"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}]}'
@@ -140,7 +153,8 @@ def gateway(
         "host": host,
         "port": port,
         "model": model,
-        "aliases": tuple(alias) if alias else None,
+        "models": _named(models) if models else None,
+        "aliases": _aliases(alias) if alias else None,
         "deadline_ms": deadline_ms,
         "tool_format": tool_format,
         "keys_file": keys,
@@ -184,6 +198,30 @@ def gateway_key(
         raise CommandError(str(error)) from None
     notes().print(f"the key of {name}, shown this once:\n\n  {key}\n", soft_wrap=True)
     sys.stdout.write(f"{line}\n")
+
+
+def _named(models: list[str]) -> dict[str, str]:
+    """`NAME=ENSEMBLE`, or a name that is both."""
+    pairs = [
+        (name, ensemble if equals else name) for name, equals, ensemble in (text.partition("=") for text in models)
+    ]
+    return dict(pairs)
+
+
+def gateway_models(names: list[str], config: Path | None) -> list[str]:
+    """What the gateway beside a server is told of its models: nothing where there is autoglm alone, or its file names them."""
+    from autoglm_gateway.settings_error import SettingsError
+    from autoglm_gateway.settings_file import read_settings
+
+    try:
+        is_said = config is not None and "models" in read_settings(config)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+    return [] if is_said or names == [ENSEMBLE] else names
+
+
+def _aliases(texts: list[str]) -> tuple[str, ...] | dict[str, str]:
+    return _named(texts) if all("=" in text for text in texts) else tuple(texts)
 
 
 def _settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:

@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -24,15 +24,17 @@ _STOP_SECONDS = 10.0
 
 @contextmanager
 def gateway_beside(
-    server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None
+    server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None, models: Sequence[str] = ()
 ) -> Iterator[Callable[[], None]]:
-    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Gives a check that
+    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. `models`: the
+    server's, where it has others than autoglm. Gives a check that
     raises CommandError once it has ended, which is raised here, too, where it does not begin."""
     port = port or free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += _tls_arguments(server.client_tls)
     arguments += [] if config is None else ["--config", str(config)]
     arguments += [] if otlp is None else ["--otlp", otlp]
+    arguments += [word for model in models for word in ("--models", model)]
     process = start_child([sys.executable, "-m", "autoglm_client.cli", *arguments], env=_environment())
     try:
         _wait(process, host, port)

@@ -24,7 +24,7 @@ from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_env
 from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE
+from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -121,6 +121,7 @@ def serve(
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
+    models = gateway_models(names, gateway_config) if gateway else []
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
     for name in names:
         chosen = artifact_folder(artifact, folder, name)
@@ -145,7 +146,7 @@ def serve(
         http_line = f"HTTP     {server.http_url}\n" if server.http else ""
         notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
         try:
-            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
+            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp, models)
             with beside if gateway else nullcontext() as check:
                 notes().print("ready; Ctrl-C stops it")
                 _wait(server, check)
