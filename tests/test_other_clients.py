@@ -65,8 +65,9 @@ def test_python(server: LocalServer, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_cpp(server: LocalServer, tmp_path: Path) -> None:
     compiler, plugin, _ = needs("g++", "grpc_cpp_plugin", "protoc")
-    if not Path("/usr/include/grpcpp/grpcpp.h").exists():
-        pytest.skip("libgrpc++-dev is not installed")
+    for header, package in (("grpcpp/grpcpp.h", "libgrpc++-dev"), ("google/protobuf/message.h", "libprotobuf-dev")):
+        if not (Path("/usr/include") / header).exists():
+            pytest.skip(f"{package} is not installed")
     generate_code(tmp_path, plugin, "cpp")
     sources = sorted(tmp_path.glob("*.pb.cc"))
     libraries = ("-lgrpc++", "-lgrpc", "-lgpr", "-lprotobuf", "-lpthread")
