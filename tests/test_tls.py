@@ -26,12 +26,16 @@ from autoglm_client import (
     LocalServerError,
 )
 from autoglm_client.certificate_dates import not_after
+from autoglm_client.cli import gateway_process
 from autoglm_client.cli.app import app
 from autoglm_client.cli.connecting import headers_of, tls_of
 from autoglm_client.headers import read_headers, source_of
 from autoglm_client.ports import is_listening
 from autoglm_client.server_tls import ServerTLS
+from autoglm_gateway.servers import headers_to_servers, tls_to_servers
 from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings_error import SettingsError
+from autoglm_gateway.settings_file import as_toml
 from certificates import Authority, Signed
 from gateway_server import GatewayThread
 from silent_model import write_silent_repository
@@ -164,6 +168,37 @@ def test_nothing_that_asks_for_tls_is_no_tls() -> None:
     assert tls_of(False, None, None, None, "name") == TLS(server_name="name")
 
 
+def test_the_gateway_beside_a_server_is_told_how_to_reach_it(
+    made: Certificates, repository: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    server = ServerTLS(cert=made.server.cert, key=made.server.key, client_ca=made.authority.cert)
+    own = TLS(cert=made.client.cert, key=made.client.key)
+    asked = gateway_process._tls_arguments(LocalServer(repository, tls=server, client_tls=own).client_tls)
+    files = (("ca", made.server.cert), ("cert", made.client.cert), ("key", made.client.key))
+    assert asked == ["--server-tls", *(word for name, path in files for word in (f"--server-tls-{name}", str(path)))]
+    monkeypatch.setenv("AUTOGLM_TLS_CA", "elsewhere.pem")
+    assert gateway_process._tls_arguments(LocalServer(repository).client_tls) == []
+    assert "AUTOGLM_TLS_CA" not in gateway_process._environment(), "a server without TLS is reached without"
+
+
+def test_secrets_of_the_gateways_are_not_printed(tmp_path: Path) -> None:
+    headers = tmp_path / "headers"
+    headers.write_text("authorization: Bearer s3cret\n")
+    settings = GatewaySettings(server_headers_file=str(headers))
+    given = headers_to_servers(settings, lambda: {"traceparent": "00-1-1-01"})
+    assert given is not None and given() == {"authorization": "Bearer s3cret", "traceparent": "00-1-1-01"}
+    assert "s3cret" not in repr(settings) + as_toml(settings)
+    for text, sentence in (("s3cret", "line 1"), ("a b: s3cret", "'a b'")):
+        headers.write_text(text)
+        with pytest.raises(SettingsError, match=sentence) as caught:
+            headers_to_servers(settings)
+        assert "s3cret" not in str(caught.value)
+    with pytest.raises(SettingsError, match=r"TLS to the servers: .*none.pem"):
+        tls_to_servers(GatewaySettings(server_tls_ca="none.pem"))
+    with pytest.raises(SettingsError, match="belong together"):
+        GatewaySettings(server_tls_cert="cert.pem")
+
+
 # ---- the real server
 
 
@@ -227,9 +262,10 @@ def test_a_server_with_an_expired_certificate_is_not_asked(made: Certificates, r
 
 @pytest.mark.server
 def test_mutual_tls(mutual: LocalServer, made: Certificates) -> None:
+    assert mutual.is_healthy(), "who started the server looks at it as a client"
     ca = made.authority.cert
     assert ask(mutual.grpc_url, TLS(ca=ca, cert=made.client.cert, key=made.client.key)) == "so it was"
-    with pytest.raises(CannotConnectError, match="after the TLS handshake; it may ask for a client certificate"):
+    with pytest.raises(CannotConnectError, match="at the TLS handshake; it may ask for a client certificate"):
         ask(mutual.grpc_url, TLS(ca=ca))
     with pytest.raises(CannotConnectError, match=r"it may not trust the client certificate .*theirs-stranger.pem"):
         ask(mutual.grpc_url, TLS(ca=ca, cert=made.stranger.cert, key=made.stranger.key))

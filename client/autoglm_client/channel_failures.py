@@ -54,10 +54,14 @@ def unreachable(address: str, why: str = "no server answers there") -> CannotCon
 
 def no_connection(details: str, address: str, tls: TLS | None) -> AutoGLMError:
     """`details`: why no connection came about, in gRPC's words. `tls`: what the client tried it with."""
-    if tls is not None and (reason := _tls_reason(details)):
-        return CredentialsError(f"no secure connection to {address}: {reason}", endpoint=address)
-    if any(word in details.lower() for word in _CLOSED_WORDS):
+    words = details.lower()
+    named = next((reason for mark, reason in _TLS_REASONS if mark in words), None)
+    if tls is not None and named:
+        return CredentialsError(f"no secure connection to {address}: {named}", endpoint=address)
+    if any(word in words for word in _CLOSED_WORDS):
         return unreachable(address, _refusal(tls))
+    if tls is not None and _HANDSHAKE.search(details):
+        return CredentialsError(f"no secure connection to {address}: {details}", endpoint=address)
     return unreachable(address)
 
 
@@ -67,8 +71,8 @@ def _refusal(tls: TLS | None) -> str:
     if tls is None:
         return f"{CLOSED_AT_ONCE}; it may ask for TLS"
     if tls.cert is None:
-        return f"{CLOSED_AT_ONCE} after the TLS handshake; it may ask for a client certificate"
-    return f"{CLOSED_AT_ONCE} after the TLS handshake; it may not trust the client certificate {tls.cert}"
+        return f"{CLOSED_AT_ONCE} at the TLS handshake; it may ask for a client certificate"
+    return f"{CLOSED_AT_ONCE} at the TLS handshake; it may not trust the client certificate {tls.cert}"
 
 
 def error_of_status(code: grpc.StatusCode, details: str, address: str, tls: TLS | None = None) -> AutoGLMError:
@@ -86,10 +90,3 @@ def error_of_status(code: grpc.StatusCode, details: str, address: str, tls: TLS 
     failure = error_of(details, code.name)
     failure.endpoint = address
     return failure
-
-
-def _tls_reason(details: str) -> str | None:
-    words = details.lower()
-    if found := next((reason for mark, reason in _TLS_REASONS if mark in words), None):
-        return found
-    return f"the TLS handshake failed: {details}" if _HANDSHAKE.search(details) else None

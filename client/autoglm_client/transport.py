@@ -21,6 +21,7 @@ from .responses import error_of
 from .tls import TLS
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
+_REASON_S = 5.0  # the attempt that is under way may have to read all public authorities
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
@@ -90,7 +91,7 @@ class GrpcTransport:
     async def _why_broken(self) -> AutoGLMError:
         """A call on a channel that has no connection fails at once, and says why there is none."""
         try:
-            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_RECONNECT_S, metadata=self._control_headers())
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_REASON_S, metadata=self._control_headers())
         except grpc.aio.AioRpcError as error:
             return no_connection(error.details() or "", self.address, self._tls)
         return unreachable(self.address)  # it was there for a moment
