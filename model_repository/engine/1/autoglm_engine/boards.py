@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,16 +20,21 @@ _MAX_OPEN_BOARDS = 4  # an engine that was loaded again has a new board; the old
 
 
 class EngineBoard:
-    """The tokenizer's side: the board of the engine that runs now."""
+    """The tokenizer's side: the board of the engine that runs now. Thread-safe."""
 
     def __init__(self, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
         self._server = server
         self._folder = folder
+        self._lock = threading.Lock()
         self._board: Board | None = None
 
     @property
     def seal(self) -> Seal:
         """Raises Unavailable where no engine is loaded."""
+        with self._lock:
+            return self._seal()
+
+    def _seal(self) -> Seal:
         if self._board is not None and self._board.is_over:
             self._board.close()
             self._board = None

@@ -15,19 +15,40 @@ import numpy.typing as npt
 from .core import Request, TokenIds
 from .errors import InvalidRequest
 from .manifest import Manifest
-from .options import OPTIONS, OptionRules
+from .options import OPTIONS, OptionRules, read_tenant
 from .prompt import Prompt, Prompter, verify_texts
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+QUICK_BYTES = 4096  # of text; some 2 ms
 
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
     token_ids: TokenIds  # [num_prompt_tokens]
     request: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says, not yet encoded. `arrival`: seconds of the door's clock."""
+
+    arrival: float
+    values: dict[str, Any]  # options: name -> what the caller set
+    input_name: str  # text_input or messages
+    prompt: bytes
+    tools: bytes | None
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.prompt) + len(self.tools or b"")
+
+    @property
+    def tenant(self) -> str:
+        """Raises InvalidRequest."""
+        return read_tenant(self.values["tenant"]) if "tenant" in self.values else ""
 
 
 class Door:
@@ -44,14 +65,40 @@ class Door:
         verify_texts(folder, manifest)
         return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
 
+    @property
+    def prompter(self) -> Prompter:
+        return self._prompter
+
     def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
-        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
+        """All at once, on the caller's thread."""
+        return self.encode(self.read(tensors, parameters))
+
+    def read(self, tensors: Tensors, parameters: str = "") -> Asked:
+        """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch dimension.
+        `parameters`: Triton's request parameters as JSON."""
         arrival = self._clock()
         check_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        prompt = self._prompt(tensors)
-        token_ids = prompt.token_ids
-        checked = self._rules.check(values, prompt_length=len(token_ids))
+        given = [name for name in PROMPT_INPUTS if name in tensors]
+        if len(given) != 1:
+            said = "both are set" if given else "neither is set"
+            raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
+        prompt = read_single(given[0], tensors[given[0]])
+        self._prompter.check_size(prompt, given[0])
+        tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
+        if tools is not None and given[0] != "messages":
+            raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
+        return Asked(arrival, values, given[0], prompt, tools)
+
+    def is_quick(self, asked: Asked) -> bool:
+        """Encoding it is sure to take no longer than other work with a request."""
+        return asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and self._prompter.is_quick
+
+    def encode(self, asked: Asked, prompter: Prompter | None = None) -> Admitted:
+        """`prompter`: in place of the door's own."""
+        prompt = _prompt(asked, prompter or self._prompter)
+        token_ids, arrival = prompt.token_ids, asked.arrival
+        checked = self._rules.check(asked.values, prompt_length=len(token_ids))
         request = Request(
             id="",
             prompt_ids=token_ids,
@@ -69,18 +116,11 @@ class Door:
         )
         return Admitted(token_ids, pack_request(request))
 
-    def _prompt(self, tensors: Tensors) -> Prompt:
-        given = [name for name in PROMPT_INPUTS if name in tensors]
-        if len(given) != 1:
-            said = "both are set" if given else "neither is set"
-            raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
-        raw = read_single(given[0], tensors[given[0]])
-        tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
-        if given[0] == "messages":
-            return self._prompter.from_messages(raw, tools)
-        if tools is not None:
-            raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
-        return self._prompter.from_text(raw)
+
+def _prompt(asked: Asked, prompter: Prompter) -> Prompt:
+    if asked.input_name == "messages":
+        return prompter.from_messages(asked.prompt, asked.tools)
+    return prompter.from_text(asked.prompt)
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:

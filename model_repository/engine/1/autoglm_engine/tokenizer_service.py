@@ -1,0 +1,99 @@
+"""The tokenizer model without Triton: takes what a call brings, answers through `TokenizerReply`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from .boards import EngineBoard
+from .core import TokenIds
+from .door import Asked, Door, Tensors
+from .errors import EngineError, ShuttingDown
+from .prompt import Prompter
+from .seal import Kind
+from .tokenizer_pool import Job, TokenizerPool
+from .wire import Packed
+
+_log = logging.getLogger(__name__)
+
+
+class TokenizerReply(Protocol):
+    """One request's response sender. One of the two is called, once, on any thread."""
+
+    def send(self, token_ids: TokenIds, request: Packed) -> None: ...
+
+    def fail(self, code: str, message: str) -> None: ...
+
+
+class TokenizerService:
+    """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer_pool`."""
+
+    def __init__(self, door: Door, board: EngineBoard) -> None:
+        self._door = door
+        self._board = board
+        self._pool = TokenizerPool(door.prompter, door.prompter.another)
+        self._is_closed = False
+
+    @classmethod
+    def load(cls, folder: Path, board: EngineBoard) -> TokenizerService:
+        """Raises ArtifactError."""
+        return cls(Door.load(folder), board)
+
+    def take(self, tensors: Tensors, parameters: str, reply: TokenizerReply) -> None:
+        """Answers, now or later. What is found wrong without rendering and encoding is told at once."""
+
+        def begin() -> None:
+            asked = self._door.read(tensors, parameters)
+            if self._door.is_quick(asked):
+                self._answer(asked, self._door.prompter, reply)
+            else:
+                self._pool.put(self._job(asked, reply))
+
+        self._attempt(begin, reply)
+
+    def close(self) -> None:
+        """Everybody who waits is answered."""
+        self._is_closed = True
+        self._pool.close()
+
+    def _job(self, asked: Asked, reply: TokenizerReply) -> Job[Prompter]:
+        def work(prompter: Prompter) -> None:
+            self._answer(asked, prompter, reply)
+
+        def fail(error: EngineError) -> None:
+            reply.fail(error.code, str(error))
+
+        return Job(asked.tenant, asked.num_bytes, work, fail)
+
+    def _answer(self, asked: Asked, prompter: Prompter, reply: TokenizerReply) -> None:
+        made: list[tuple[TokenIds, Packed]] = []
+
+        def encode() -> None:
+            admitted = self._door.encode(asked, prompter)
+            sealed = self._board.seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
+            made.append((admitted.token_ids, sealed))
+
+        self._attempt(encode, reply)
+        for token_ids, sealed in made:
+            try:
+                reply.send(token_ids, sealed)
+            except Exception:
+                _log.exception("an encoded prompt could not be handed on")
+
+    def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
+        """Or tell why not: one request never takes others with it."""
+        try:
+            work()
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            known = self._told(error)
+            reply.fail(known.code, str(known))
+
+    def _told(self, error: BaseException) -> EngineError:
+        if self._is_closed:
+            return ShuttingDown("the server is shutting down")
+        if isinstance(error, EngineError):
+            return error
+        _log.error("a request could not be encoded", exc_info=error)
+        return EngineError(f"the tokenizer failed: {type(error).__name__}")
