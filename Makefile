@@ -79,8 +79,9 @@ test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
 
-lint: $(VENV)/test.stamp ## ruff and mypy --strict
+lint: $(VENV)/test.stamp ## ruff and mypy --strict, once more for Python 3.10 what runs there
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/py310 -p autoglm_engine -p autoglm_client -p autoglm_export
 
 serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --export-if-missing

@@ -144,7 +144,9 @@ def test_no_query_would_pass_with_a_name_or_a_label_misspelt(exposed: Exposed) -
     unseen = []
     for title, query, legend in targets():
         words = {
-            word for word in re.findall(r"[a-z_]{4,}", query.replace("$__rate_interval", "")) if word not in KEYWORDS
+            word
+            for word in re.findall(r"[a-z_][a-z0-9_]{3,}", query.replace("$__rate_interval", ""))
+            if word not in KEYWORDS
         }
         for word in words:
             wrong = re.sub(rf"\b{word}\b", f"{word}s", query)

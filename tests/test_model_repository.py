@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_engine.adapter import artifact_folder, engine_settings
+from autoglm_engine.adapter import engine_settings
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.foreign_inputs import FOREIGN_INPUTS
+from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
 from autoglm_engine.options import OPTIONS
 from autoglm_engine.settings import EngineSettings
 from google.protobuf import json_format, text_format
@@ -19,6 +21,7 @@ from tritonclient.grpc import model_config_pb2
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
+OTHERS_NAMES = ("ensemble", "vllm_model")  # the same steps under the names of other backends' models
 STEPS = MODELS[1:4]
 Tensor = tuple[str, tuple[int, ...]]  # type, dims
 
@@ -46,11 +49,11 @@ def documented(column: str) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", (*MODELS, *OTHERS_NAMES))
 def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
     parsed = config(model)
     assert parsed.name == model
-    assert parsed.max_batch_size > 0
+    assert (parsed.max_batch_size > 0) == (model != "vllm_model")  # vLLM's backend has no batch dimension
     assert "${" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -63,7 +66,8 @@ def test_every_step_batches(model: str) -> None:
 
 def test_the_public_tensors_are_the_documented_ones() -> None:
     ensemble = config("autoglm")
-    assert tensors(ensemble.input) == documented("input")
+    own = {name: tensor for name, tensor in tensors(ensemble.input).items() if name not in FOREIGN_INPUTS}
+    assert own == documented("input")
     assert tensors(ensemble.output) == documented("output")
     assert all(spec.optional for spec in ensemble.input)
 
@@ -80,15 +84,38 @@ def test_each_step_passes_on_what_the_next_one_takes() -> None:
     ensemble = config("autoglm")
     steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
     assert list(steps) == list(STEPS)
+    elsewhere = {"control", "unsigned_seed", *FOREIGN_OUTPUTS}
     for name, step in steps.items():
         parsed = config(name)
-        assert set(step.output_map) == set(tensors(parsed.output))
-        assert set(step.input_map) == set(tensors(parsed.input)) - {"control"}
+        assert set(step.output_map) == set(tensors(parsed.output)) - elsewhere
+        assert set(step.input_map) == set(tensors(parsed.input)) - elsewhere
         assert all(key == value for mapping in (step.input_map, step.output_map) for key, value in mapping.items())
-    assert tensors(config("tokenizer").input) == tensors(ensemble.input)
-    assert tensors(config("detokenizer").output) == tensors(ensemble.output)
+    assert tensors(config("tokenizer").input) == {**tensors(ensemble.input), "unsigned_seed": ("UINT64", (1,))}
+    assert tensors(ensemble.output).items() <= tensors(config("detokenizer").output).items()
+    assert set(tensors(config("detokenizer").output)) == {*tensors(ensemble.output), *FOREIGN_OUTPUTS}
     assert tensors(config("tokenizer").output).items() <= tensors(config("engine").input).items()
     assert tensors(config("engine").output) == tensors(config("detokenizer").input)
+
+
+@pytest.mark.parametrize("model", OTHERS_NAMES)
+def test_the_steps_answer_under_the_names_of_others_too(model: str) -> None:
+    """With the tensors of the steps, under names of their own."""
+    ensemble = config(model)
+    steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
+    own = {step.model_name: step for step in config("autoglm").ensemble_scheduling.step}
+    assert list(steps) == list(STEPS) and steps["engine"] == own["engine"]
+    assert all(spec.optional for spec in ensemble.input)
+    taken, given = tensors(config("tokenizer").input), tensors(config("detokenizer").output)
+    inputs, outputs = steps["tokenizer"].input_map, steps["detokenizer"].output_map
+    assert tensors(ensemble.input) == {name: taken[key] for key, name in inputs.items()}
+    assert tensors(ensemble.output) == {name: given[key] for key, name in outputs.items()}
+    assert set(FOREIGN_INPUTS) - {"unsigned_seed"} <= set(tensors(config("autoglm").input))
+
+
+def test_the_inputs_of_others_have_the_types_of_the_table() -> None:
+    found = tensors(config("tokenizer").input)
+    wanted = {name: (foreign.dtype, (-1 if foreign.is_list else 1,)) for name, foreign in FOREIGN_INPUTS.items()}
+    assert {name: found[name] for name in wanted} == wanted
 
 
 @pytest.mark.parametrize("model", ["engine", "detokenizer"])
@@ -101,7 +128,11 @@ def test_the_engines_parameters_are_its_settings() -> None:
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
     assert settings == EngineSettings(
-        max_events_per_second=400, cache_mode="exact", semantic_cache="asked", speculation="auto"
+        max_events_per_second=400,
+        cache_mode="exact",
+        semantic_cache="asked",
+        speculation="auto",
+        redis_prefix="autoglm",
     )
     assert num_threads >= 1
 
@@ -129,11 +160,6 @@ def test_the_environment_goes_before_the_parameters() -> None:
 def test_a_wrong_setting_is_refused(name: str, value: str, sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(sentence)):
         engine_settings(f'{{"parameters": {{"{name}": {{"string_value": "{value}"}}}}}}', {})
-
-
-def test_the_artifact_is_beside_the_engine_or_where_the_environment_says() -> None:
-    assert artifact_folder("/m/tokenizer", {}) == Path("/m/engine/1/artifact")
-    assert artifact_folder("/m/tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
 
 
 def imported(folder: Path) -> dict[str, set[str]]:

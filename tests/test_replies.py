@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
-from autoglm_engine.metrics import REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
+from autoglm_engine.metrics import REQUEST_PROMPT_TOKENS, REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
 from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
 from autoglm_engine.seal import SEAL_BYTES
@@ -188,7 +188,8 @@ def test_metrics_are_gathered_and_handed_on() -> None:
 
 
 def test_metric_names_follow_prometheus() -> None:
-    assert [unit_suffix(spec) for spec in (TOKENS_OUT, RUNNING, TIME_TO_FIRST_TOKEN)] == ["_total", "", "_seconds"]
+    shown = [unit_suffix(spec) for spec in (TOKENS_OUT, RUNNING, TIME_TO_FIRST_TOKEN, REQUEST_PROMPT_TOKENS)]
+    assert shown == ["_total", "", "_seconds", "_tokens"]
 
 
 def test_an_event_that_cannot_be_packed_ends_its_answer_with_an_error(gate: AckGate) -> None:

@@ -197,7 +197,7 @@ def test_metrics_are_published(server: LocalServer, stream: Stream) -> None:
     assert metric(server, "autoglm_time_to_first_token_seconds_count") >= 1
     assert metric(server, "autoglm_inter_token_latency_seconds_count") >= 4
     assert metric(server, "autoglm_slots") == 16
-    assert metric(server, 'autoglm_requests_total{finish_reason="length"}') >= 1
+    assert metric(server, 'autoglm_requests_total{finish_reason="length",model="autoglm",version="1"}') >= 1
 
 
 def test_control_apis_are_closed(server: LocalServer) -> None:

@@ -13,7 +13,14 @@ from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request
 from autoglm_engine.errors import InvalidRequest, NotCached, QueueFull, ShuttingDown
 from autoglm_engine.fingerprint import fingerprint
 from autoglm_engine.flight_gate import FlightGate
-from autoglm_engine.metrics import CACHE_BYTES, CACHE_HITS, REQUESTS, MemoryMetrics
+from autoglm_engine.metrics import (
+    CACHE_BYTES,
+    CACHE_HITS,
+    E2E_REQUEST_LATENCY,
+    REQUEST_GENERATION_TOKENS,
+    REQUESTS,
+    MemoryMetrics,
+)
 from autoglm_engine.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
@@ -253,6 +260,10 @@ def test_a_hit_is_the_same_answer_without_a_step(num_candidates: int) -> None:
     assert {event.cache_hit for event in first.events} == {CacheHit.NONE}
     assert (bench.engine.stats.steps, bench.engine.has_work) == (steps, False)
     assert (bench.metrics.value(CACHE_HITS), bench.metrics.value(REQUESTS, "length")) == (1, 2)
+    assert bench.metrics.histogram(REQUEST_GENERATION_TOKENS).total == 12
+    whole, took_ms = bench.metrics.histogram(E2E_REQUEST_LATENCY), sum(dataclasses.astuple(first.last.stages))
+    assert whole.num_values == 2
+    assert whole.total == pytest.approx(took_ms / 1e3), "a kept answer takes no time, whatever it took to make it"
 
 
 def test_a_hit_passes_a_full_queue(num_candidates: int) -> None:

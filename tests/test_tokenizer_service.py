@@ -101,7 +101,7 @@ class Made:
 
     def take(self, parameters: str = "", **values: Any) -> KeptAnswer:
         answer = KeptAnswer()
-        self.service.take(tensors(**values), parameters, answer)
+        self.service.take(tensors(**values), parameters, 0, answer)
         return answer
 
 
@@ -158,7 +158,7 @@ def test_a_request_arrived_when_it_came_and_waiting_counts_as_tokenizing(door: M
     [
         ({"text_input": "x", "messages": "[]"}, "", "a request needs text_input or messages"),
         ({"text_input": "x"}, '{"top": 1}', "unknown option top"),
-        ({"text_input": "x", "top_k": -1}, "", "top_k is -1"),
+        ({"text_input": "x", "min_tokens": -1}, "", "min_tokens is -1"),
         ({"messages": "no JSON"}, "", "messages is not JSON"),
         ({"messages": chat("hi"), "max_tokens": 0}, "", "max_tokens is 0"),
         ({"messages": chat("hi"), "tenant": b"\xff"}, "", "tenant is not valid UTF-8"),

@@ -116,7 +116,7 @@ WRONG_IN_REQUESTS: list[dict[str, Any]] = [
     {"sampling": {"max_tokens": 1, "stop": [], "logit_bias": [[1, float("inf")]]}},
     {"sampling": {"max_tokens": 1, "stop": [], "logit_bias": [], "heat": 1}},
     {"stream": 1}, {"stream": "true"}, {"arrival": -1}, {"arrival": float("nan")}, {"arrival": "1"}, {"arrival": 10**400},
-    {"deadline": float("inf")}, {"deadline": True}, {"tokenize_ms": -1}, {"prompt_lookup": 1.5}, {"cache": "always"},
+    {"deadline": float("inf")}, {"deadline": True}, {"tokenize_ms": -1}, {"priority": 0}, {"priority": 10}, {"priority": None}, {"prompt_lookup": 1.5}, {"cache": "always"},
     {"cache": []}, {"tenant": 1}, {"user": "x" * 257}, {"user": None}, {"semantic": 0}, {"question": ["x"]},
     {"question": [1, "x"]}, {"question": 5},
 ]  # fmt: skip

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Se
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -19,14 +19,18 @@ from .failover import Endpoint, EndpointPool
 from .flight import Flight
 from .launching import ENDPOINT_FAILURES, RequestLauncher
 from .mapping import MapLimits, Progress, bounded_map
+from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import ENSEMBLE, generation_request
+from .requests import generation_request
 from .retries import RetryPolicy
 from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
 from .transport import GrpcTransport, RequestHeaders, Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
@@ -37,7 +41,8 @@ _LONGEST_DEADLINE_MS = 86_400_000
 class AsyncClient:
     """Asks the ensemble on one or several servers. Use it within one event loop, best with `async with`.
 
-    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `options` and `timeouts` are the
+    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `model`: the ensemble, of servers that
+    have several; cancels, counters and limits are then those of its own engine. `options` and `timeouts` are the
     defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
     lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
     $AUTOGLM_SHARED_MEMORY_KEY. `headers` is called for each request, in the context of its caller, and goes with it as gRPC
@@ -178,7 +183,7 @@ class AsyncClient:
         """Of the first endpoint that is ready; of the first one where none is. Never raises: `detail` says what is wrong."""
         found = list[Health]()
         for endpoint in self._endpoints().endpoints:
-            found.append(await read_health(endpoint.transport, timeout))
+            found.append(await read_health(endpoint.transport, timeout, self._model))
             if found[-1].ready:
                 return found[-1]
         return found[0]
@@ -188,7 +193,7 @@ class AsyncClient:
 
     async def stats(self) -> Stats:
         """The engine's own counters, and Triton's of each model."""
-        return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
+        return await read_stats(self._endpoints().pick().transport, self._timeouts.connect, self._model)
 
     async def limits(self) -> ModelLimits:
         """Of the first endpoint that answers."""
@@ -196,14 +201,14 @@ class AsyncClient:
         for _ in pool.endpoints[1:]:
             endpoint = pool.pick()
             try:
-                return await read_limits(endpoint.transport, self._timeouts.connect)
+                return await read_limits(endpoint.transport, self._timeouts.connect, self._model)
             except ENDPOINT_FAILURES:
                 pool.failed(endpoint)
-        return await read_limits(pool.pick().transport, self._timeouts.connect)
+        return await read_limits(pool.pick().transport, self._timeouts.connect, self._model)
 
     async def flush_cache(self) -> int:
         """Have the server forget the answers it keeps; how many those were."""
-        return await flush_cache(self._endpoints().pick().transport, self._timeouts.connect)
+        return await flush_cache(self._endpoints().pick().transport, self._timeouts.connect, self._model)
 
     async def wait_until_ready(self, timeout: float = 120.0) -> Health:
         """Raises `ServerUnavailableError` when the server is not ready within `timeout` seconds."""
@@ -266,7 +271,7 @@ class AsyncClient:
         transport = self._transport(url)
         if self._sharing is not None:
             transport = SharedInputs(transport, self._sharing)
-        return Endpoint(url, transport, Canceller(transport, self._timeouts.connect))
+        return Endpoint(url, transport, Canceller(transport, self._timeouts.connect, self._model))
 
     def _track(self, flight: Flight) -> None:
         self._flights.add(flight)

@@ -15,6 +15,7 @@
     ├── ServerError                 the server failed: its own sentence
     ├── ProtocolError               the server answered something this client does not understand
     ├── LocalServerError            the bundled server cannot start here, or ended: what was wrong, what to do
+    ├── RepositoryError             a model repository cannot be written so
     └── ClientClosedError           the client was closed, or is used from another event loop
 
 The text of each is one sentence for a person. `retryable` says whether the same request may be sent again
@@ -92,4 +93,8 @@ class ClientClosedError(AutoGLMError):
 
 
 class LocalServerError(AutoGLMError):
+    pass
+
+
+class RepositoryError(AutoGLMError):
     pass

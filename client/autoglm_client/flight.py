@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 
 from tritonclient.grpc import service_pb2 as pb
 
+from . import time_limit
 from .exceptions import AutoGLMError, ConnectionLost
 from .responses import parse_generation
 from .timeouts import Limit
@@ -59,9 +60,9 @@ class Flight:
     async def _wait(self, limit: Limit | None) -> None:
         self._changed.clear()
         try:
-            async with asyncio.timeout_at(None if limit is None else limit.at):
+            async with time_limit.timeout_at(None if limit is None else limit.at):
                 await self._changed.wait()
-        except TimeoutError:
+        except time_limit.LimitPassed:
             assert limit is not None
             raise limit.exceeded(self.request_id, self.endpoint) from None
 

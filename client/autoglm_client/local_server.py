@@ -15,6 +15,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -22,8 +23,10 @@ from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
+from .model_names import ModelNames
 from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
+from .repositories import families
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
@@ -35,6 +38,7 @@ from .triton_install import TritonInstall, find_triton
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
 
 STARTUP_SECONDS = 180.0
+_ANSWER_SECONDS = 5.0  # that a control request may take
 EXIT_SECONDS = 2  # what tritonserver waits for requests under way
 _CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 _CONTROL_HEADER = "autoglm-control-key"
@@ -72,6 +76,7 @@ class LocalServer:
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
         self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
+        self.families = list[ModelNames]()  # of the repository when the server was started
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
@@ -124,6 +129,7 @@ class LocalServer:
             raise LocalServerError("this server was started already")
         if not self.model_repository.is_dir():
             raise LocalServerError(f"there is no model repository at {self.model_repository}")
+        self.families = families(self.model_repository)
         install = find_triton()
         check_ports(self._addresses())
         sweep()
@@ -190,24 +196,31 @@ class LocalServer:
         """Whether the server says that all models are loaded. It says so also of a model whose process died."""
         return self.is_alive() and server_is_ready(self.grpc_url)
 
-    def is_healthy(self, timeout: float = 5.0) -> bool:
-        """Whether every model's process lives and the engine answers within `timeout` seconds."""
-        return self.is_ready() and not self._dead_models() and engine_answers(self.grpc_url, timeout)
+    def is_healthy(self, timeout: float = _ANSWER_SECONDS) -> bool:
+        """Whether every model's process lives and each engine answers within `timeout` seconds."""
+        return bool(self.families) and all(self._is_healthy(names, timeout) for names in self.families)
+
+    def _is_healthy(self, names: ModelNames, timeout: float = _ANSWER_SECONDS) -> bool:
+        return self.is_ready() and not self._dead_models() and engine_answers(self.grpc_url, timeout, names.ensemble)
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
         raises, which is called again and again. A server that is too busy to answer is well."""
-        pulse = EnginePulse(lambda: cpu_seconds(pid for pid, model in self._stubs.items() if model == "engine"))
+        pulses = {names: EnginePulse(partial(self._cpu_seconds, names.engine)) for names in self.families}
         while self.is_alive():
             if check:
                 check()
             if dead := self._dead_models():
                 raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
-            if pulse.is_dead(answers=self.is_healthy()) and self.is_alive():
-                raise LocalServerError("the engine no longer answers")
+            for names, pulse in pulses.items():
+                if pulse.is_dead(answers=self._is_healthy(names)) and self.is_alive():
+                    raise LocalServerError(f"the model {names.engine} no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None
         raise LocalServerError(f"the server ended with exit code {code}: {ending_error(self.log_text())}")
+
+    def _cpu_seconds(self, model: str) -> float:
+        return cpu_seconds(pid for pid, of_model in self._stubs.items() if of_model == model)
 
     def _dead_models(self) -> list[str]:
         living = stub_processes(self.pid or 0)

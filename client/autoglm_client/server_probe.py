@@ -27,11 +27,11 @@ def server_is_ready(address: str, timeout: float = 2.0) -> bool:
             return False
 
 
-def engine_answers(address: str, timeout: float) -> bool:
-    """Whether the engine model answers a control request: its process lives and takes requests."""
+def engine_answers(address: str, timeout: float, model: str) -> bool:
+    """Whether the engine behind the ensemble `model` answers a control request: its process lives and takes requests."""
     with _stub(address) as stub:
         try:
-            answers = list(stub.ModelStreamInfer(iter([control_request({"stats": True})]), timeout=timeout))
+            answers = list(stub.ModelStreamInfer(iter([control_request({"stats": True}, model)]), timeout=timeout))
         except grpc.RpcError:
             return False
     return bool(answers) and not any(answer.error_message for answer in answers)

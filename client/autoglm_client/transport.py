@@ -12,8 +12,9 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from . import time_limit
 from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
-from .requests import ENGINE
+from .requests import is_control
 from .responses import error_of
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
@@ -63,13 +64,13 @@ class GrpcTransport:
             await self._reconnect(timeout)
             return
         try:
-            async with asyncio.timeout(timeout):
+            async with time_limit.timeout(timeout):
                 while state is not _READY:
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
                     if state is _BROKEN:
                         raise _unreachable(self.address)
-        except TimeoutError:
+        except time_limit.LimitPassed:
             raise ConnectTimeout(
                 f"no connection to {self.address} within {timeout:g} s", endpoint=self.address
             ) from None
@@ -77,9 +78,9 @@ class GrpcTransport:
     async def _reconnect(self, timeout: float | None) -> None:
         """Wait long enough for one more attempt."""
         try:
-            async with asyncio.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
+            async with time_limit.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
                 await self._channel.wait_for_state_change(_BROKEN)
-        except TimeoutError:
+        except time_limit.LimitPassed:
             raise _unreachable(self.address) from None
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
@@ -97,7 +98,7 @@ class GrpcTransport:
 
     def _metadata(self, request: pb.ModelInferRequest) -> tuple[tuple[str, str], ...]:
         """Control requests are no part of what the caller does."""
-        return () if request.model_name == ENGINE else tuple(self._request_headers().items())
+        return () if is_control(request) else tuple(self._request_headers().items())
 
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
         await self.connect(timeout)

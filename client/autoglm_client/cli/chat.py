@@ -36,6 +36,7 @@ def chat(
     seed: args.Seed = None,
     stop: args.Stop = None,
     url: args.Url = args.DEFAULT_URLS,
+    model: args.Model = args.DEFAULT_MODEL,
 ) -> None:
     """Talk with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
 
@@ -48,7 +49,7 @@ def chat(
     options = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options()
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # line editing and history for input()
-    with Client(args.urls_of(url)) as client:
+    with Client(args.urls_of(url), model=model) as client:
         check_ready(client)
         notes().print("[dim]/help lists the commands[/]", markup=True)
         Conversation(client, options, system).run()

@@ -14,6 +14,7 @@ import typer
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import check_ports
+from autoglm_client.repositories import families
 from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
@@ -70,6 +71,9 @@ def serve(
         Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
     ] = None,
     otlp: args.Otlp = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --print-config: whose settings, of a repository with several.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -86,28 +90,31 @@ def serve(
       autoglm serve --gateway
       autoglm serve --artifact build/model --grpc-port 9001
       autoglm serve --export-if-missing --log-file server.log
+      autoglm serve --repository models --gateway
       autoglm serve --config serving.toml --print-config
     """
-    folder = repository_folder(repository)
+    folder = repository_folder(repository, model)
     from_file = file_settings(config)
-    settings = serving_settings(folder, from_file)
+    names = [family.ensemble for family in families(folder)]
+    settings = {name: serving_settings(folder, from_file, model=name) for name in names}
     if print_config:
         from autoglm_engine.settings_file import as_toml
 
-        sys.stdout.write(as_toml(settings))
+        sys.stdout.write(as_toml(settings[_only(names, model)]))
         return
-    chosen = artifact_folder(artifact, folder)
     http = http_port is not None or not gateway
     http_port = _HTTP_PORT if http_port is None else http_port
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
-    ensure_exported(chosen, export_if_missing=export_if_missing)
-    check_slots(settings, chosen)
+    for name in names:
+        chosen = artifact_folder(artifact, folder, name)
+        ensure_exported(chosen, export_if_missing=export_if_missing)
+        check_slots(settings[name], chosen)
     server = LocalServer(
         folder,
-        artifact=chosen,
+        artifact=artifact,
         env=server_environment(from_file),
         host=host,
         http=http,
@@ -128,6 +135,12 @@ def serve(
                 _wait(server, check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
+
+
+def _only(names: list[str], chosen: str | None) -> str:
+    if chosen is None and len(names) > 1:
+        raise CommandError(f"each of {', '.join(names)} has settings of its own; name one with --model")
+    return chosen or names[0]
 
 
 def _wait(server: LocalServer, check: Callable[[], None] | None) -> None:

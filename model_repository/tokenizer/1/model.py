@@ -1,5 +1,6 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
+import json
 import sys
 import traceback
 from pathlib import Path
@@ -12,10 +13,11 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder, exits_with_engine
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.adapter import exits_with_engine
         from autoglm_engine.boards import EngineBoard
         from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
@@ -24,8 +26,11 @@ class TritonPythonModel:
         close_to_others()
         self.server = ServerProcess()
         self.server.end_with_it()
-        identity = ServerIdentity.of_parent()
-        self.service = TokenizerService.load(artifact_folder(args["model_repository"]), EngineBoard(identity))
+        neighbours = Neighbours.of(args["model_config"])
+        identity = ServerIdentity.of_parent(neighbours.engine)
+        self.service = TokenizerService.load(
+            neighbours.artifact_folder(args["model_repository"]), EngineBoard(identity)
+        )
         self.watch = EngineWatch(identity, self.end_server)
         if exits_with_engine(args["model_config"]):
             self.watch.start()
@@ -35,12 +40,12 @@ class TritonPythonModel:
             reply = TritonReply(request.get_response_sender())
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-                parameters = request.parameters()
+                parameters, timeout_us = request.parameters(), request.timeout()
             except Exception as error:  # one request never takes its batch with it
                 pb_utils.Logger.log_error(traceback.format_exc())
                 reply.fail("INTERNAL", f"the tokenizer failed: {type(error).__name__}")
                 continue
-            self.service.take(tensors, parameters, reply)
+            self.service.take(tensors, parameters, timeout_us, reply)
 
     def finalize(self):
         self.service.close()
@@ -69,3 +74,9 @@ class TritonReply:
         status = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
         error = pb_utils.TritonError(f"{code}: {message}", status)
         self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

@@ -1,5 +1,5 @@
-"""The acknowledgement board as a file of shared memory: what the engine, the tokenizer and the detokenizer of one server
-have in common, and nobody else can open.
+"""The acknowledgement board as a file of shared memory: what an engine, its tokenizer and its detokenizer have in
+common, and nobody else can open.
 
 Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
 
@@ -8,7 +8,8 @@ Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
     word 2        1 once the engine ended in order
     words 3-5     the server: `ServerIdentity`
     words 6-9     the key of the messages between the models: `seal`
-    words 10-15   zero
+    word 10       the engine: `ServerIdentity.engine`
+    words 11-15   zero
     words 16 ...  the cells; cell 0 is the probe's
 
 The engine's process holds a lock on the file for as long as it lives. A cell's number only grows.
@@ -37,7 +38,7 @@ PREFIX = "autoglm-acks-"
 PROBE_CELL = 0
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 16
-_SENT, _ENDED, _SERVER, _KEY = 1, 2, 3, 6
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE = 1, 2, 3, 6, 10
 
 Words = npt.NDArray[np.uint64]
 
@@ -57,6 +58,7 @@ class Board:
         os.ftruncate(file, 8 * (_HEADER + num_cells))
         words = _map_words(file)
         words[_SERVER:_KEY] = server.pid, server.started, server.namespace
+        words[_ENGINE] = server.engine
         words[_KEY:][: KEY_BYTES // 8] = np.frombuffer(key, dtype=np.uint64)
         words[0] = MAGIC
         return cls(board_id, file, words)
@@ -78,7 +80,7 @@ class Board:
 
     @property
     def server(self) -> ServerIdentity:
-        return ServerIdentity(*map(int, self._words[_SERVER:_KEY]))
+        return ServerIdentity(*map(int, [*self._words[_SERVER:_KEY], self._words[_ENGINE]]))
 
     # ---- the engine's side
 

@@ -1,4 +1,4 @@
-"""Finding the boards of this server's engine in shared memory, between everything else that lies there."""
+"""Finding the boards of a model's own engine in shared memory, between everything else that lies there."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class EngineBoard:
 
 
 class EventBoards:
-    """The detokenizer's side: opens events that this server's engine sealed."""
+    """The detokenizer's side: opens events that its own engine sealed."""
 
     def __init__(self, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
         self._server = server
@@ -54,7 +54,7 @@ class EventBoards:
         self._boards: OrderedDict[bytes, Board] = OrderedDict()
 
     def open(self, sealed: Packed) -> tuple[Packed, Callable[[Ack], None]]:
-        """The event, and how it is acknowledged. Raises InvalidRequest for what no engine of this server wrote."""
+        """The event, and how it is acknowledged. Raises InvalidRequest for what that engine did not write."""
         board = self._board(board_id_of(sealed))  # which is opened only if it is this user's own: `own_files`
         return board.seal.open(Kind.EVENT, sealed), board.acknowledge
 
@@ -73,7 +73,7 @@ class EventBoards:
 
 
 def find_board(folder: Path, server: ServerIdentity) -> Board | None:
-    """The board of this server's engine, if that has not ended in order."""
+    """The board of that server's engine, of the one that is meant, if it has not ended in order."""
     for path in own_boards(folder):
         board = Board.open(path)
         if board is not None and board.server == server and not board.is_over:

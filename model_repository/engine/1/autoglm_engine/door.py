@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,17 +12,23 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bad_words import NAME as BAD_WORDS
+from .bad_words import word_tokens
 from .core import Request, TokenIds
 from .errors import InvalidRequest
+from .foreign_inputs import FOREIGN_INPUTS
+from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules, read_tenant
 from .prompt import Prompt, Prompter, verify_texts
+from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
 QUICK_BYTES = 4096  # of text; some 2 ms
+_LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +43,9 @@ class Asked:
 
     arrival: float
     values: dict[str, Any]  # options: name -> what the caller set
+    foreign: dict[str, Any]  # the same of other backends' inputs
+    parameters: dict[str, Any]  # Triton's
+    timeout_us: int  # 0: none
     input_name: str  # text_input or messages
     prompt: bytes
     tools: bytes | None
@@ -54,31 +63,40 @@ class Asked:
 class Door:
     """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
 
-    def __init__(self, prompter: Prompter, rules: OptionRules, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        prompter: Prompter,
+        rules: OptionRules,
+        clock: Callable[[], float] = time.monotonic,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
     def load(cls, folder: Path) -> Door:
         manifest = Manifest.load(folder)
         verify_texts(folder, manifest)
-        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
+        prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
+        return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
 
     @property
     def prompter(self) -> Prompter:
         return self._prompter
 
-    def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
+    def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
         """All at once, on the caller's thread."""
-        return self.encode(self.read(tensors, parameters))
+        return self.encode(self.read(tensors, parameters, timeout_us))
 
-    def read(self, tensors: Tensors, parameters: str = "") -> Asked:
+    def read(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Asked:
         """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch dimension.
-        `parameters`: Triton's request parameters as JSON."""
+        `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        check_parameters(parameters)
+        checked_parameters = read_parameters(parameters)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
+        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
         given = [name for name in PROMPT_INPUTS if name in tensors]
         if len(given) != 1:
             said = "both are set" if given else "neither is set"
@@ -88,25 +106,35 @@ class Door:
         tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
         if tools is not None and given[0] != "messages":
             raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
-        return Asked(arrival, values, given[0], prompt, tools)
+        return Asked(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools)
 
     def is_quick(self, asked: Asked) -> bool:
         """Encoding it is sure to take no longer than other work with a request."""
-        return asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and self._prompter.is_quick
+        has_words = asked.foreign or BAD_WORDS in asked.values
+        is_short = asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and not has_words
+        return is_short and self._prompter.is_quick
 
     def encode(self, asked: Asked, prompter: Prompter | None = None) -> Admitted:
         """`prompter`: in place of the door's own."""
-        prompt = _prompt(asked, prompter or self._prompter)
-        token_ids, arrival = prompt.token_ids, asked.arrival
-        checked = self._rules.check(asked.values, prompt_length=len(token_ids))
+        prompter = prompter or self._prompter
+        arrival, values = asked.arrival, asked.values
+        if asked.foreign:
+            values = self._foreign.translate(asked.foreign, values)
+        if BAD_WORDS in values:
+            values = {**values, BAD_WORDS: word_tokens(values[BAD_WORDS], prompter.word_ids)}
+        prompt = _prompt(asked, prompter)
+        token_ids = prompt.token_ids
+        checked = self._rules.check(values, prompt_length=len(token_ids))
+        limit_ms = shortest_deadline_ms(checked.deadline_ms, asked.timeout_us, asked.parameters)
         request = Request(
             id="",
             prompt_ids=token_ids,
             sampling=checked.sampling,
             stream=checked.stream,
             arrival=arrival,
-            deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            deadline=None if limit_ms is None else arrival + limit_ms / 1000,
             tokenize_ms=(self._clock() - arrival) * 1000,
+            priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,
             tenant=checked.tenant,
@@ -124,10 +152,10 @@ def _prompt(asked: Asked, prompter: Prompter) -> Prompt:
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:
-    """The Python value of an option's tensor; `stop` is a list of bytes."""
-    if name == "stop":
+    """The Python value of an option's tensor; `stop`, say, is a list of bytes."""
+    if name in _LISTS:
         check_batch(name, array)
-        return list(array.reshape(-1))
+        return array.reshape(-1).tolist()
     value = read_single(name, array)
     return value.item() if isinstance(value, np.generic) else value
 
@@ -144,18 +172,20 @@ def check_batch(name: str, array: npt.NDArray[Any]) -> None:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
 
 
-def check_parameters(parameters: str) -> None:
+def read_parameters(parameters: str) -> dict[str, Any]:
     """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
 
     `/generate` turns every key that names no input into a parameter.
     """
     if not parameters or parameters == "{}":
-        return
-    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
+        return {}
+    given: dict[str, Any] = json.loads(parameters)
+    unknown = sorted(name for name in given if not _is_reserved(name))
     if unknown:
         known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
         raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
+    return given
 
 
 def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_")
+    return name.startswith("triton_") or name == TIMEOUT

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from .core import Event, TokenLogprobs
 from .errors import RequestFailed
+from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 from .manifest import Manifest
 from .prompt import TOKENIZER_NAME, load_tokenizer
 from .token_text import TokenText
@@ -34,14 +35,15 @@ class Pieces:
         self._open_event = open_event
         self._clock = clock
         self._spent_ms: dict[int, tuple[str, float]] = {}
+        self._foreign = ForeignOutputs()
 
     @classmethod
     def load(cls, folder: Path, open_event: OpenEvent) -> Pieces:
         Manifest.load(folder).verify_files(folder, (TOKENIZER_NAME,), digests=True)
         return cls(TokenText(load_tokenizer(folder)), open_event)
 
-    def outputs(self, packed: Packed) -> Outputs:
-        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6].
+    def outputs(self, packed: Packed, wanted: Collection[str] = ()) -> Outputs:
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the `wanted`.
 
         Raises InvalidRequest for what is no event, RequestFailed for an event that says so.
         """
@@ -54,7 +56,10 @@ class Pieces:
             raise RequestFailed(event.error_code, event.error)
         text = piece_text(self._text, event)
         logprobs = json.dumps([self._logprobs(entry) for entry in event.logprobs], ensure_ascii=False)
-        return _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+        outputs = _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+        if not FOREIGN_OUTPUTS.isdisjoint(wanted):
+            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, self._text)
+        return outputs
 
     def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
         if ack is None:

@@ -105,6 +105,10 @@ class Prompter:
         # Answers that act are not shared by what a question means: its details are the arguments.
         return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
 
+    def word_ids(self, text: str) -> list[int]:
+        """Without special tokens."""
+        return [int(token_id) for token_id in self._encoder.encode(text, "a word", special_tokens=False)]
+
     def _tools(self, raw: bytes | None) -> list[Tool] | None:
         if raw is None:
             return None

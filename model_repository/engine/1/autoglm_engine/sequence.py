@@ -11,8 +11,14 @@ from .sampling import TokenSampler
 from .speculation import Speculation
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Waiting:
+class _Referable:
+    """Weak references need a slot of their own, which dataclasses make since Python 3.11 only."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(_Referable):
     """A request without a slot."""
 
     request: Request

@@ -34,6 +34,7 @@ from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
+from .server_identity import ServerIdentity
 from .settings import EngineSettings
 from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
@@ -54,7 +55,8 @@ _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before i
 class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
     the model whose artifact is in `embedder`, and blocks; `died` is
-    called when no step can be computed any more, after every request was answered."""
+    called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
+    the only one of this process's server."""
 
     def __init__(
         self,
@@ -65,8 +67,9 @@ class EngineService:
         metrics: PublishedMetrics,
         ask: Callable[[Packed], object],
         embed: Embed,
-        embedder: Path,
+        embedder: Path | None,
         died: Callable[[], object],
+        identity: ServerIdentity | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
@@ -92,7 +95,8 @@ class EngineService:
         )
         warm_up(self._runner)
         # Who shares another's slot has a cell, too, and is bounded as the queue is.
-        self._board = AckBoard(num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS)
+        num_cells = 1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS
+        self._board = AckBoard(num_cells, server=identity)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS

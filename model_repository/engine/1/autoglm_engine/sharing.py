@@ -20,8 +20,9 @@ from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
 from .lookups import Lookups
-from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
+from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
+from .request_metrics import count_ended
 from .response_cache import ResponseCache, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
@@ -192,8 +193,8 @@ class SharingEngine:
         stages = replace(answer.stages, queue_ms=waited_ms(request, now, now), tokenize_ms=request.tokenize_ms)
         usage = replace(answer.usage, cached_tokens=0)
         assert answer.finish_reason is not None
-        self._metrics.inc(REQUESTS, label=answer.finish_reason.value)
         hit = replace(answer, request_id=request.id, usage=usage, stages=stages, cache_hit=CacheHit.EXACT)
+        count_ended(self._metrics, hit)
         return replace(hit, cache_age_ms=age * 1e3)
 
     def _read(self, key: bytes, request: Request) -> None:
@@ -342,7 +343,7 @@ class SharingEngine:
         self._out.append(event)
         self._forget(member)
         if not is_counted:
-            self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+            count_ended(self._metrics, event)
 
     def _end(self, flight: Flight, now: float) -> None:
         del self._by_id[flight.id]

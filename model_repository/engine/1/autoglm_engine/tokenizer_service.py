@@ -41,11 +41,11 @@ class TokenizerService:
         """Raises ArtifactError."""
         return cls(Door.load(folder), board)
 
-    def take(self, tensors: Tensors, parameters: str, reply: TokenizerReply) -> None:
-        """Answers, now or later. What is found wrong without rendering and encoding is told at once."""
+    def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
+        """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and encoding is told at once."""
 
         def begin() -> None:
-            asked = self._door.read(tensors, parameters)
+            asked = self._door.read(tensors, parameters, timeout_us)
             if self._door.is_quick(asked):
                 self._answer(asked, self._door.prompter, reply)
             else:

@@ -29,7 +29,7 @@ from .core import (
     Usage,
 )
 from .errors import CODES, InvalidRequest
-from .options import MAX_USER_CHARACTERS
+from .options import MAX_PRIORITY, MAX_USER_CHARACTERS
 from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
 Packed = npt.NDArray[np.uint8]
@@ -52,6 +52,7 @@ def pack_request(request: Request) -> Packed:
             "arrival": request.arrival,
             "deadline": request.deadline,
             "tokenize_ms": request.tokenize_ms,
+            "priority": request.priority,
             "prompt_lookup": request.prompt_lookup,
             "cache": request.cache.value,
             "tenant": request.tenant,
@@ -75,6 +76,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             arrival=number("arrival", raw["arrival"]),
             deadline=None if raw["deadline"] is None else number("deadline", raw["deadline"]),
             tokenize_ms=number("tokenize_ms", raw["tokenize_ms"]),
+            priority=integer("priority", raw["priority"], 1, MAX_PRIORITY),
             prompt_lookup=None if raw["prompt_lookup"] is None else integer("prompt_lookup", raw["prompt_lookup"]),
             cache=CacheUse(raw["cache"]),
             tenant=text("tenant", raw["tenant"]),
@@ -89,7 +91,8 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
 def _sampling(raw: dict[str, Any]) -> SamplingOptions:
     stop = tuple(text("stop", string) for string in raw.pop("stop"))
     bias = tuple((integer("logit_bias", i), number("logit_bias", b, -MAX_NUMBER)) for i, b in raw.pop("logit_bias"))
-    return SamplingOptions(stop=stop, logit_bias=bias, **raw)
+    words = tuple(tuple(integer("bad_words", i) for i in sequence("bad_words", word)) for word in raw.pop("bad_words"))
+    return SamplingOptions(stop=stop, logit_bias=bias, bad_words=words, **raw)
 
 
 def pack_event(event: Event, ack: Ack | None) -> Packed:
