@@ -227,5 +227,7 @@ def test_the_bytes_of_a_packed_entry_count() -> None:
     cache.settle(KEY, packed, packed)
     assert (cache.stats.bytes, cache.stats.entries) == (0, 0)
     kept = with_body(answer)
-    assert read_entry(KEY, pack_entry(KEY, replace(entry, head=replace(kept, request_id="")))) == read_entry(KEY, packed)
+    assert read_entry(KEY, pack_entry(KEY, replace(entry, head=replace(kept, request_id="")))) == read_entry(
+        KEY, packed
+    )
     assert with_body(kept) is kept and with_body(long_answer(3)).body is None
