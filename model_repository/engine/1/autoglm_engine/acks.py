@@ -77,6 +77,10 @@ class AckBoard:
         self._board.note_asked()
 
     @property
+    def was_asked(self) -> bool:
+        return self._board.was_asked
+
+    @property
     def mark(self) -> int:
         """Everything up to this number was handled. Read it before the cells that are compared with it."""
         return self._board.mark
@@ -128,6 +132,11 @@ class AckGate:
         self._next_number = 1
         self._last_sent = 0
         self._last_probe = 0.0
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether a request has come to the engine."""
+        return self._board.was_asked
 
     def sealed(self, event: Event, ack: Ack | None, sequence_number: int = 0) -> Packed:
         """The event as it goes to the detokenizer."""

@@ -136,6 +136,10 @@ class Board:
         return bool(self._words[_ENDED])
 
     @property
+    def was_asked(self) -> bool:
+        return bool(self._words[_DUTY])
+
+    @property
     def is_asked(self) -> bool:
         return bool(self._words[_DUTY] == _IS_ASKED)
 
