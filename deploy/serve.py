@@ -1,4 +1,4 @@
-"""The container's command: checks that this image can run the artifact, then becomes tritonserver.
+"""The container's command: checks that this image can run the artifacts, then becomes tritonserver.
 
 What it checks, the engine checks again when it loads; here the answer is one line, before anything is started.
 Standard library only.
@@ -18,7 +18,13 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
-RUNTIMES = ("tensorrt", "tensorrt-rtx")  # each is also the name of its Python package
+from engines import DEFAULT_ENGINE, engines, own_artifact
+
+PLANS = (
+    "tensorrt",
+    "tensorrt-rtx",
+)  # runtimes whose artifact loads in one version alone; each is the name of its package
+PACKAGES = {"onnx": "onnxruntime", "native": ""}  # of the others: what must be installed
 HTTP_ADDRESS = "127.0.0.1"
 EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
@@ -33,21 +39,40 @@ class Refusal(Exception):
 
 
 def check_artifact(artifact: Path) -> None:
-    """Raises Refusal unless the plan in `artifact` was built by the very TensorRT that is installed here."""
+    """Raises Refusal unless this image has the artifact's runtime: of TensorRT the very version that built the plan."""
     path = artifact / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         runtime, built_with = str(manifest["runtime"]), str(manifest["runtime_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{path} cannot be read: {error!r}; mount the folder that `autoglm export` wrote") from None
-    if runtime not in RUNTIMES:
-        raise Refusal(f"the artifact's runtime is {runtime!r}; this image serves {' and '.join(RUNTIMES)}")
+    if runtime in PACKAGES:
+        _check_package(runtime, PACKAGES[runtime])
+        return
+    if runtime not in PLANS:
+        raise Refusal(f"the artifact's runtime is {runtime!r}; images serve {', '.join((*PLANS, *PACKAGES))}")
     installed = _installed(runtime)
     if installed != built_with:
         raise Refusal(
             f"the artifact's plan was built by {runtime} {built_with}, this image has {installed or 'none'}; "
             f"build the image with TENSORRT_PACKAGE={runtime} TENSORRT_VERSION={built_with}, or export again"
         )
+
+
+def _check_package(runtime: str, package: str) -> None:
+    if package and _installed(package) is None:
+        raise Refusal(f"the artifact's runtime is {runtime}, this image has no {package}; build it of Dockerfile.cpu")
+
+
+def artifacts(repository: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Those that the engines of the repository will load. Raises Refusal where one of them is not named."""
+    found = list[Path]()
+    for engine in engines(repository) or [DEFAULT_ENGINE]:
+        own = own_artifact(repository, engine) if (repository / engine).is_dir() else None
+        if own is None and not environ.get("AUTOGLM_ARTIFACT"):
+            raise Refusal("AUTOGLM_ARTIFACT is not set")
+        found.append(own or Path(environ["AUTOGLM_ARTIFACT"]))
+    return found
 
 
 def _installed(package: str) -> str | None:
@@ -130,14 +155,15 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
 
 def main() -> None:
     environment = dict(os.environ)
+    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     try:
-        check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
+        for artifact in artifacts(repository, environment):
+            check_artifact(artifact)
         key = control_key(environment)
         tls = tls_arguments(environment)
-    except (Refusal, KeyError) as refusal:
-        sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
+    except Refusal as refusal:
+        sys.exit(f"Error: {refusal}")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
     arguments += [*tls, *known_flags()]
     raise_stack_limit()

@@ -237,9 +237,17 @@ def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_the_engine_imports_nothing_but_what_it_says() -> None:
-    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "llguidance", "__future__"} | set(
-        sys.stdlib_module_names
-    )
+    allowed = {
+        "numpy",
+        "tokenizers",
+        "jinja2",
+        "onnxruntime",
+        "redis",
+        "faiss",
+        "llguidance",
+        "tomli",
+        "__future__",
+    } | set(sys.stdlib_module_names)
     found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")
     assert set(found) <= allowed, {name: found[name] for name in set(found) - allowed}
     assert found["redis"] == {"redis_commands.py", "redis_tier.py"}, "without a redis_url it need not be installed"

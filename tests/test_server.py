@@ -246,7 +246,7 @@ def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
                 assert "Traceback" not in answer.error, name
                 assert answer.num_responses == 0, name
             answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
-            assert "unknown option temprature; the options are text_input" in answer.error
+            assert "unknown option temprature; the nearest is temperature; the options are text_input" in answer.error
             wait_for(lambda: bool(bad.control(stats=True)["running"] >= 10))
         finally:
             is_over.set()

@@ -19,13 +19,15 @@ class TritonPythonModel:
         from autoglm_engine.pieces import Pieces, load_text
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
-        ServerProcess().end_with_it()
+        server = ServerProcess()
+        server.end_with_it()
         self.refusal = EngineError
         neighbours = Neighbours.of(args["model_config"])
         identity = ServerIdentity.of_parent(neighbours.engine)
@@ -33,6 +35,7 @@ class TritonPythonModel:
         texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
         texts.read(lambda: served_artifact(identity))
         self.pieces = Pieces(texts.of, boards.open)
+        self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -49,6 +52,9 @@ class TritonPythonModel:
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+    def finalize(self):
+        self.fate.close()
 
 
 def shared_code(args):

@@ -17,14 +17,21 @@ class TritonPythonModel:
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.option_texts import text_of
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
-        ServerProcess().end_with_it()
+        server = ServerProcess()
+        server.end_with_it()
         self.text_of = text_of
-        folder = Neighbours.of(args["model_config"]).embedder_folder(args["model_repository"])
+        neighbours = Neighbours.of(args["model_config"])
+        folder = neighbours.embedder_folder(args["model_repository"])
         self.embedder = Embedder(folder) if folder and is_exported(folder) else None
+        self.fate = SharedFate(EMBEDDER, neighbours.engine, server.end_after_death)
+
+    def finalize(self):
+        self.fate.close()
 
     def execute(self, requests):
         """One run for the whole batch; a request whose text cannot be read fails alone."""

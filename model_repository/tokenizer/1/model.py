@@ -18,17 +18,17 @@ class TritonPythonModel:
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
         from autoglm_engine.followed_artifact import FollowedArtifact
-        from autoglm_engine.liveness import EngineWatch
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
-        self.server = ServerProcess()
-        self.server.end_with_it()
+        server = ServerProcess()
+        server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
         identity = ServerIdentity.of_parent(neighbours.engine)
         self.refusal = EngineError
@@ -37,9 +37,8 @@ class TritonPythonModel:
         self.doors = FollowedArtifact(folder, Door.load, most=1, let_go=Door.close)
         self.doors.read(lambda: served_artifact(identity))
         self.board = EngineBoard(identity)
-        self.watch = EngineWatch(identity, self.end_server)
-        if exits_with_engine(args["model_config"]):
-            self.watch.start()
+        is_shared = exits_with_engine(args["model_config"])
+        self.fate = SharedFate(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -64,14 +63,9 @@ class TritonPythonModel:
             ]
         )
 
-    def end_server(self):
-        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
-        print(
-            "Error: the engine's process died: the server ends, since it cannot answer any more",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.server.end()
+    def finalize(self):
+        if self.fate:
+            self.fate.close()
 
 
 def refused(error):
