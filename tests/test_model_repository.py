@@ -172,6 +172,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     )
     assert settings == EngineSettings(
         max_events_per_second=400,
+        default_deadline_ms=3_600_000,
         cache_mode="exact",
         semantic_cache="asked",
         speculation="auto",
