@@ -22,6 +22,13 @@ EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than 
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 # Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
 STACK_BYTES = 1 << 30
+MIB = 1 << 20
+BOARD_BYTES = MIB  # more than it takes where max_queue is below 60,000; the engine knows it exactly, and looks again
+NO_GROWTH = (
+    1 << 63
+) - 1  # a pool's step of growth that no file can take: it has its size from the start, or a body is refused
+SHARED_MEMORY = Path("/dev/shm")
+PYTHON_MODEL = re.compile(r"""^\s*backend\s*:\s*["']python["']""", re.MULTILINE)
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
 
@@ -54,6 +61,25 @@ def _installed(package: str) -> str | None:
         return None
 
 
+def pool_bytes(artifact: Path) -> int:
+    """Of the shared memory that each model passes its tensors through; as the engine computes it
+    (`autoglm_engine.shared_pools`)."""
+    max_length = int(json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["max_length"])
+    return max(8 * MIB, -(-(4 * MIB + 64 * max_length) // MIB) * MIB)
+
+
+def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMORY) -> None:
+    """Raises Refusal where less is free than the models' pools take, beside some for the engine's board."""
+    models = [path for path in repository.glob("*/config.pbtxt") if PYTHON_MODEL.search(path.read_text("utf-8"))]
+    needed, found = len(models) * pool + BOARD_BYTES, os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed:  # no blocks at all say that there is no limit
+        raise Refusal(
+            f"the server needs {needed / MIB:.1f} MiB of shared memory, and {free / MIB:.1f} MiB are free in {folder}; "
+            f"give it more: shm_size in compose.yaml, `--shm-size` of Docker, in Kubernetes an emptyDir of medium Memory"
+        )
+
+
 def control_key(environ: Mapping[str, str]) -> str:
     """AUTOGLM_CONTROL_KEY; where that is empty a random key, which opens the control APIs to nobody."""
     key = environ.get("AUTOGLM_CONTROL_KEY", "") or secrets.token_hex(16)
@@ -78,7 +104,7 @@ def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -
     resource.setrlimit(resource.RLIMIT_STACK, (stack, most))
 
 
-def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> list[str]:
+def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS, pool: int = 8 * MIB) -> list[str]:
     """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
     check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
     options = {
@@ -94,19 +120,27 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
         "http-restricted-api": f"{CONTROL_APIS}:autoglm-control-key={key}",
         "grpc-restricted-protocol": f"{CONTROL_APIS}:autoglm-control-key={key}",
     }
-    return ["tritonserver", *(f"--{name}={value}" for name, value in options.items())]
+    pools = {"shm-default-byte-size": pool, "shm-growth-byte-size": NO_GROWTH}
+    return [
+        "tritonserver",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--backend-config=python,{name}={value}" for name, value in pools.items()),
+    ]
 
 
 def main() -> None:
     environment = dict(os.environ)
     try:
-        check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
+        artifact = Path(environment["AUTOGLM_ARTIFACT"])
+        check_artifact(artifact)
         key = control_key(environment)
+        repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
+        pool = pool_bytes(artifact)
+        check_shared_memory(repository, pool)
     except (Refusal, KeyError) as refusal:
         sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
-    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
+    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS, pool)
     raise_stack_limit()
     os.execvpe(arguments[0], arguments, environment)
 

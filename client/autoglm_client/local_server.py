@@ -29,6 +29,7 @@ from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .shared_inputs import KEY_HEADER
+from .shared_pools import SharedPools
 from .stack_limit import with_stack
 from .triton_install import TritonInstall, find_triton
 
@@ -127,6 +128,7 @@ class LocalServer:
         install = find_triton()
         check_ports(self._addresses())
         sweep()
+        self._pools.check()
         try:
             self._launch(install)
         except BaseException:
@@ -246,6 +248,12 @@ class LocalServer:
         ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         return {setting: (self.host, port) for setting, port in ports.items()}
 
+    @property
+    def _pools(self) -> SharedPools:
+        named = {**os.environ, **self._env, **self._artifact_env()}.get("AUTOGLM_ARTIFACT")
+        artifact = Path(named) if named else self.model_repository / "engine" / "1" / "artifact"
+        return SharedPools.of(self.model_repository, artifact)
+
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
 
@@ -266,7 +274,9 @@ class LocalServer:
             "metrics-port": self.metrics_port,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
+        return with_stack(
+            [str(install.binary), *flags, *self._pools.arguments, *self._restrictions(), *self._arguments]
+        )
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"

@@ -15,6 +15,7 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import check_ports
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
@@ -105,6 +106,7 @@ def serve(
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
     ensure_exported(chosen, export_if_missing=export_if_missing)
     check_slots(settings, chosen)
+    SharedPools.of(folder, chosen, settings.max_queue).check()
     server = LocalServer(
         folder,
         artifact=chosen,

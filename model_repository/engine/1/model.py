@@ -15,7 +15,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
-        from autoglm_engine.adapter import artifact_folder, engine_settings
+        from autoglm_engine.adapter import artifact_folder, check_shared_memory, engine_settings
         from autoglm_engine.embedder import embedder_folder
         from autoglm_engine.published import PublishedMetrics
         from autoglm_engine.server_process import ServerProcess
@@ -25,6 +25,7 @@ class TritonPythonModel:
         close_to_others()
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
+        check_shared_memory(args["model_repository"], settings)
         self.service = EngineService(
             artifact_folder(args["model_repository"]),
             settings,

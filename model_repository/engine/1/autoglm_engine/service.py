@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .acks import AckBoard, AckGate
+from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
 from .core import Event, Request, Span, StepBatch, TokenIds
@@ -48,7 +48,6 @@ _CLOSE_SECONDS = 1.0  # for a step to end by itself
 _LAST_STEP_SECONDS = (
     2.0  # more for one that is longer, with everybody answered: the process ends in better order after it
 )
-_SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 
 
 class EngineService:
@@ -91,8 +90,7 @@ class EngineService:
             device=settings.device,
         )
         warm_up(self._runner)
-        # Who shares another's slot has a cell, too, and is bounded as the queue is.
-        self._board = AckBoard(num_cells=1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS)
+        self._board = AckBoard(cells_for(manifest.num_slots, settings.max_queue))
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
