@@ -141,13 +141,14 @@ class Attack:
         for size in (10 * _MIB, 70 * _MIB):
             yield from ([one] for one in hostile(size))
         num_sent = len(large) * (_PER_STREAM + 2)
-        for size, kind in itertools.product((200_000, 3 * _MIB, 1000, 7 * _MIB, _MIB), range(len(large))):
+        for size, kind in itertools.product((200_000, 3 * _MIB, 180_000, 7 * _MIB, _MIB), range(len(large))):
             if num_sent >= self._wanted:
                 return
             count = min(self._wanted - num_sent, 8 * _PER_STREAM if size < _MIB else _PER_STREAM)
             num_sent += count
             yield [hostile(size)[kind]] * count
-        yield [ordinary()] * max(self._wanted - num_sent, 0)
+        for _ in range(0, self._wanted - num_sent, _PER_STREAM):
+            yield [ordinary()] * _PER_STREAM
 
     def _send(self, requests: list[pb.ModelInferRequest]) -> None:
         try:
@@ -158,6 +159,9 @@ class Attack:
 
     def _count(self, answer: pb.ModelStreamInferResponse) -> None:
         said = answer.error_message
+        if not said and _finish(answer) == "length":
+            with self._lock:
+                self.num_ordinary += 1
         known = next((sentence for sentence in _SENTENCES if sentence in said), None)
         if said and known is None:
             self._fail(said)
@@ -205,8 +209,10 @@ class Attack:
 
 
 def _finish(answer: pb.ModelStreamInferResponse) -> str:
+    """Of an answer of the ensemble; empty before its end."""
     names = [output.name for output in answer.infer_response.outputs]
-    return answer.infer_response.raw_output_contents[names.index("finish_reason")][4:].decode()
+    contents = answer.infer_response.raw_output_contents
+    return contents[names.index("finish_reason")][4:].decode() if "finish_reason" in names else ""
 
 
 def main(artifact: Path, num_requests: int) -> dict[str, Any]:

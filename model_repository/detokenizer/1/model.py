@@ -1,10 +1,12 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
+
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -17,8 +19,10 @@ class TritonPythonModel:
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         self.refusal = EngineError
         boards = EventBoards(ServerIdentity.of_parent())
@@ -35,7 +39,7 @@ class TritonPythonModel:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         except Exception as error:  # one request never takes its batch with it
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

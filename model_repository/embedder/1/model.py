@@ -1,11 +1,13 @@
 """The embedder model: texts to unit vectors. What it does is in `autoglm_engine.embedder`."""
 
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
+
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -15,8 +17,10 @@ class TritonPythonModel:
         from autoglm_engine.option_texts import text_of
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         self.text_of = text_of
         folder = embedder_folder(args["model_repository"])
@@ -29,7 +33,7 @@ class TritonPythonModel:
         try:
             rows = iter(self.embedder.embed(texts) if texts else ())
         except Exception as error:
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("texts could not be embedded")
             return [refusal("INTERNAL", f"the embedder failed: {type(error).__name__}") for _ in requests]
         return [answer if not isinstance(answer, str) else embedding(next(rows)) for answer in answers]
 

@@ -1,15 +1,17 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
+import logging
 import os
 import sys
 import time
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -21,8 +23,10 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
         check_shared_memory(args["model_repository"], settings)
@@ -44,7 +48,7 @@ class TritonPythonModel:
             try:
                 self.take(request, reply)
             except Exception as error:  # one request never takes the others of its batch with it
-                pb_utils.Logger.log_error(traceback.format_exc())
+                LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
                 reply.fail("INTERNAL", f"the engine failed: {type(error).__name__}")
 
     def take(self, request, reply):
@@ -113,6 +117,6 @@ def ask_embedder(text):
 
 def end_process():
     """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
-    pb_utils.Logger.log_error("the engine cannot go on and ends its process")
+    LOG.error("the engine cannot go on and ends its process")
     time.sleep(1)  # the last answers pass through the detokenizer
     os._exit(1)

@@ -163,7 +163,7 @@ class EngineService:
             self._replies.refuse(request_id, error.code, str(error))
             return
         except Exception as error:
-            _log.exception("a request could not be taken")
+            _log.exception("a request could not be taken", extra={"request_id": request_id})
             self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
             return
         if self._replies.was_cancelled(caller_id, request.arrival):
