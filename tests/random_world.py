@@ -373,6 +373,7 @@ def random_request(draw: random.Random, name: str, clock: FakeClock, *, can_draf
         cache=draw.choices(list(CacheUse), [12, 2, 1, 1])[0],
         tenant=draw.choice(["", "", "a", "b"]),
         user=draw.choice(["", "x", "y"]),
+        priority=draw.choice([5, 5, 5, 1, 9]),
         prompt_lookup=draw.choice([None, None, 0, 3]) if can_draft else None,
     )
 

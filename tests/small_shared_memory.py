@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -35,6 +36,7 @@ _PER_STREAM = 60
 _NUM_ORDINARY = 2  # streams that ask again and again beside the hostile ones
 _MOUNT = f'mount -t tmpfs -o size={MEBIBYTES}m tmpfs {SHARED_MEMORY} && exec "$@"'
 _UNBOUNDED = (("grpc.max_send_message_length", -1), ("grpc.use_local_subchannel_pool", 1))
+_TROUBLE = re.compile(r"terminate called|what\(\):|Signal \(|died")
 _SENTENCES = ("INVALID_ARG: ", "UNAVAILABLE: no embedder", "Failed to increase the shared memory pool size")
 
 
@@ -190,8 +192,9 @@ class Attack:
             try:
                 urllib.request.build_opener(urllib.request.ProxyHandler({})).open(asked, timeout=SECONDS)
             except urllib.error.HTTPError as error:
-                said = error.read().decode()
-                self._count(pb.ModelStreamInferResponse(error_message=said))
+                self._count(pb.ModelStreamInferResponse(error_message=error.read().decode()))
+            except OSError as error:
+                self._fail(f"over HTTP: {error}")
 
     def _over_shared_memory(self) -> None:
         """Regions that are registered with the server's key, of a client that has large inputs and of one that asks too much."""
@@ -228,6 +231,7 @@ def main(artifact: Path, num_requests: int) -> dict[str, Any]:
             "refused": attack.refused,
             "failures": attack.failures,
             "healthy": server.is_healthy(timeout=60.0),
+            "log": [line for line in server.log_text().splitlines() if _TROUBLE.search(line)],
             "regions": regions,
         }
 

@@ -67,7 +67,7 @@ def test_options_arrive(client: Client) -> None:
     assert drawn[0] == drawn[1]
 
 
-@pytest.mark.parametrize(("option", "value"), [("temperature", -1.0), ("top_p", 0.0), ("max_tokens", 0), ("top_k", -1)])
+@pytest.mark.parametrize(("option", "value"), [("temperature", -1.0), ("top_p", 0.0), ("max_tokens", 0), ("top_k", -2)])
 def test_the_servers_refusals_are_typed_and_name_the_option(client: Client, option: str, value: float) -> None:
     with pytest.raises(InvalidRequestError, match=option):
         client.generate("hi", **{option: value})  # type: ignore[arg-type]
@@ -77,7 +77,9 @@ def test_map_health_models_and_stats(client: Client) -> None:
     results = list(client.map((f"Number {n}:" for n in range(20)), max_tokens=4, concurrency=8, ignore_eos=True))
     assert [result.usage.completion_tokens for result in results] == [4] * 20
     assert client.health().ready
-    assert {model.name for model in client.models()} == {"autoglm", "tokenizer", "engine", "detokenizer", "embedder"}
+    assert {model.name for model in client.models()} == {
+        *("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "ensemble", "vllm_model")
+    }
     stats = client.stats()
     assert stats.engine["running"] == 0 and stats.models["autoglm"].succeeded > 0
 

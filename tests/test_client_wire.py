@@ -27,7 +27,7 @@ from autoglm_client import (
     TotalTimeout,
 )
 from autoglm_client.options import OPTION_NAMES, OptionChanges
-from autoglm_client.requests import OPTION_DATATYPES, control_request, generation_request
+from autoglm_client.requests import OPTION_DATATYPES, control_request, generation_request, is_control
 from autoglm_client.responses import error_of, parse_control, parse_generation
 from autoglm_client.timeouts import Deadlines, connect_limit
 from client_fakes import control_response, end_mark, inputs_of, response, string_bytes
@@ -138,6 +138,9 @@ def test_control_requests_go_to_the_engine() -> None:
     assert request.model_name == "engine"
     assert json.loads(inputs_of(request)["control"][4:]) == {"cancel": ["a"]}
     assert parse_control(control_response({"cancelled": 1})) == {"cancelled": 1}
+    assert control_request({"stats": True}, "phone").model_name == "phone-engine"
+    asked = generation_request("hi", GenerationOptions(), stream=True, request_id="7")
+    assert is_control(request) and not is_control(asked)
 
 
 def test_a_response_is_read_whole() -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_engine.embedder import Embedder, EmbedderManifest, embedder_folder
+from autoglm_engine.embedder import Embedder, EmbedderManifest
 from autoglm_engine.errors import ArtifactError
 from autoglm_export.bundled import find_bundled
 from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder, read_checkpoint
@@ -91,8 +91,3 @@ def test_another_architecture_is_refused_before_anything_is_written(tmp_path: Pa
     with pytest.raises(UnsupportedModel, match="supported is the mean over tokens"):
         read_checkpoint(tmp_path)
     assert not (tmp_path / "out").exists()
-
-
-def test_it_lies_beside_the_engine_or_where_the_environment_says() -> None:
-    assert embedder_folder("/m/engine", {}) == Path("/m/embedder/1/artifact")
-    assert embedder_folder("/m/engine", {"AUTOGLM_EMBEDDER": "/e"}) == Path("/e")

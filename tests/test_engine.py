@@ -10,8 +10,13 @@ from autoglm_engine.core import FinishReason, Logits, Request, StepBatch, Usage
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import EngineError, InvalidRequest, QueueFull, ShuttingDown
 from autoglm_engine.metrics import (
+    E2E_REQUEST_LATENCY,
     INTER_TOKEN_LATENCY,
+    KV_CACHE_USAGE,
     PREFIX_HIT_TOKENS,
+    REQUEST_GENERATION_TOKENS,
+    REQUEST_PROMPT_TOKENS,
+    REQUEST_QUEUE_TIME,
     REQUESTS,
     RUNNING,
     SLOTS,
@@ -419,6 +424,30 @@ def test_silent_streams_get_heartbeats(num_candidates: int) -> None:
     assert not any(event.token_ids or event.is_last for event in bench.events)
 
 
+def test_whole_answers_get_the_heartbeats_that_they_ask_for(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
+    for name, heartbeat_ms in (("held", 250), ("queued", 500), ("never", None)):
+        bench.engine.submit(request(name, [1, 2, 3], max_tokens=9, ignore_eos=True, heartbeat_ms=heartbeat_ms))
+    beats = []
+    while not any(event.is_last for event in bench.events):
+        bench.clock.now += 0.125
+        beats += [event.request_id for event in bench.step() if not event.is_last]
+    assert beats == ["held", "held", "queued", "held", "held", "queued"]
+    (last,) = [event for event in bench.events if event.is_last]
+    assert list(last.token_ids) == expected_greedy([1, 2, 3], 9, VOCAB), "no heartbeat took a part of the answer along"
+    assert [event.usage.completion_tokens for event in bench.events if event.request_id == "held"] == [1, 3, 5, 7, 9]
+
+
+def test_a_stream_sets_its_own_heartbeat(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
+    script(bench, "")
+    bench.engine.submit(request("slow", stream=True, max_tokens=60, stop=("z" * 100,), heartbeat_ms=1000))
+    for _ in range(17):
+        bench.clock.now += 0.125
+        bench.step()
+    assert len(bench.events) == 2
+
+
 def test_no_heartbeat_passes_a_closed_gate(num_candidates: int) -> None:
     gate = Gate()
     gate.is_open = False
@@ -443,6 +472,7 @@ def test_metrics(num_candidates: int) -> None:
     metrics = bench.metrics
     assert metrics.value(RUNNING) == 1
     assert metrics.value(SLOTS, "busy") == 1
+    assert metrics.value(KV_CACHE_USAGE) == 1 / bench.limits.num_slots
     bench.engine.cancel(["c"])
     bench.step()
     assert metrics.value(REQUESTS, "length") == 2
@@ -455,6 +485,31 @@ def test_metrics(num_candidates: int) -> None:
     assert metrics.histogram(TIME_TO_FIRST_TOKEN).total == pytest.approx(1.04 + 0.01 + 0.01)
     assert metrics.histogram(INTER_TOKEN_LATENCY).num_values == 6
     assert sum(metrics.histogram(INTER_TOKEN_LATENCY).counts[3:5]) == 6  # 10 ms each, a bound, with its rounding
+    assert metrics.value(KV_CACHE_USAGE) == 0
+
+
+def test_what_is_measured_of_a_whole_request(num_candidates: int) -> None:
+    """Once each, when it ends: of one that came 1 s ago and ran, of one that was late in the queue, none of one that failed."""
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
+    bench.engine.submit(request("ran", list(range(1, 31)), max_tokens=4, ignore_eos=True, arrival=99.0))
+    bench.engine.submit(request("late", [7, 8], max_tokens=4, arrival=100.0, deadline=100.02))
+    bench.drain()
+    answer = answers(bench.events)["ran"].last
+    prompts, tokens = (bench.metrics.histogram(m) for m in (REQUEST_PROMPT_TOKENS, REQUEST_GENERATION_TOKENS))
+    queue, whole = (bench.metrics.histogram(m) for m in (REQUEST_QUEUE_TIME, E2E_REQUEST_LATENCY))
+    assert [one.num_values for one in (prompts, tokens, queue, whole)] == [2, 2, 2, 2]
+    assert (prompts.total, tokens.total) == (32, 4)
+    waited = bench.metrics.value(REQUESTS, "deadline")
+    assert waited == 1
+    late = answers(bench.events)["late"].last
+    assert queue.total == pytest.approx(1.0 + late.stages.queue_ms / 1e3)
+    ran_ms = answer.stages.queue_ms + answer.stages.prefill_ms + answer.stages.decode_ms
+    assert whole.total == pytest.approx((ran_ms + late.stages.queue_ms) / 1e3)
+    assert ran_ms / 1e3 == pytest.approx(bench.clock.now - 99.0, abs=0.05)
+    bench.engine.submit(request("fails", [1, 2]))
+    bench.engine.shut_down()
+    assert bench.metrics.value(REQUESTS, "error") == 1
+    assert prompts.num_values == bench.metrics.histogram(REQUEST_PROMPT_TOKENS).num_values == 2
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from autoglm_client import triton_install
 from autoglm_client.engine_pulse import EnginePulse, cpu_seconds
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
+from autoglm_client.model_names import ModelNames
 from autoglm_client.server_log import ending_error, last_line, startup_error
 from small_service import until
 
@@ -176,6 +177,7 @@ def test_what_a_process_uses_is_counted() -> None:
 
 def test_a_server_whose_engine_works_and_does_not_answer_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
     server = LocalServer("x")
+    server.families = [ModelNames.of("idle"), ModelNames.of("autoglm")]
     looks = []
 
     def check() -> None:
@@ -185,10 +187,11 @@ def test_a_server_whose_engine_works_and_does_not_answer_is_waited_for(monkeypat
 
     used = iter(range(100))
     monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: float(next(used)))
-    for name, found in (("is_alive", True), ("is_healthy", False), ("_dead_models", [])):
+    for name, found in (("is_alive", True), ("_dead_models", [])):
         monkeypatch.setattr(server, name, lambda found=found: found)
+    monkeypatch.setattr(server, "_is_healthy", lambda names: names.ensemble == "idle")
     with pytest.raises(InterruptedError):
         server.wait(0.0, check)
     monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: 0.0)
-    with pytest.raises(LocalServerError, match="the engine no longer answers"):
+    with pytest.raises(LocalServerError, match="the model engine no longer answers"):
         server.wait(0.0)

@@ -9,8 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_engine.adapter import artifact_folder, engine_settings
+from autoglm_engine.adapter import engine_settings
+from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.foreign_inputs import FOREIGN_INPUTS
+from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
 from autoglm_engine.options import OPTIONS
 from autoglm_engine.settings import EngineSettings
 from google.protobuf import json_format, text_format
@@ -19,6 +22,7 @@ from tritonclient.grpc import model_config_pb2
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
+OTHERS_NAMES = ("ensemble", "vllm_model")  # the same steps under the names of other backends' models
 STEPS = MODELS[1:4]
 Tensor = tuple[str, tuple[int, ...]]  # type, dims
 
@@ -46,11 +50,11 @@ def documented(column: str) -> dict[str, Tensor]:
     return found
 
 
-@pytest.mark.parametrize("model", MODELS)
+@pytest.mark.parametrize("model", (*MODELS, *OTHERS_NAMES))
 def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
     parsed = config(model)
     assert parsed.name == model
-    assert parsed.max_batch_size > 0
+    assert (parsed.max_batch_size > 0) == (model != "vllm_model")  # vLLM's backend has no batch dimension
     assert "${" not in (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
 
 
@@ -63,7 +67,8 @@ def test_every_step_has_a_queue_and_takes_any_length(model: str) -> None:
 
 def test_the_public_tensors_are_the_documented_ones() -> None:
     ensemble = config("autoglm")
-    assert tensors(ensemble.input) == documented("input")
+    own = {name: tensor for name, tensor in tensors(ensemble.input).items() if name not in FOREIGN_INPUTS}
+    assert own == documented("input")
     assert tensors(ensemble.output) == documented("output")
     assert all(spec.optional for spec in ensemble.input)
 
@@ -80,20 +85,85 @@ def test_each_step_passes_on_what_the_next_one_takes() -> None:
     ensemble = config("autoglm")
     steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
     assert list(steps) == list(STEPS)
+    elsewhere = {"control", "unsigned_seed", *FOREIGN_OUTPUTS}
     for name, step in steps.items():
         parsed = config(name)
-        assert set(step.output_map) == set(tensors(parsed.output))
-        assert set(step.input_map) == set(tensors(parsed.input)) - {"control"}
+        assert set(step.output_map) == set(tensors(parsed.output)) - elsewhere
+        assert set(step.input_map) == set(tensors(parsed.input)) - elsewhere
         assert all(key == value for mapping in (step.input_map, step.output_map) for key, value in mapping.items())
-    assert tensors(config("tokenizer").input) == tensors(ensemble.input)
-    assert tensors(config("detokenizer").output) == tensors(ensemble.output)
+    assert tensors(config("tokenizer").input) == {**tensors(ensemble.input), "unsigned_seed": ("UINT64", (1,))}
+    assert tensors(ensemble.output).items() <= tensors(config("detokenizer").output).items()
+    assert set(tensors(config("detokenizer").output)) == {*tensors(ensemble.output), *FOREIGN_OUTPUTS}
     assert tensors(config("tokenizer").output).items() <= tensors(config("engine").input).items()
     assert tensors(config("engine").output) == tensors(config("detokenizer").input)
 
 
+@pytest.mark.parametrize("model", OTHERS_NAMES)
+def test_the_steps_answer_under_the_names_of_others_too(model: str) -> None:
+    """With the tensors of the steps, under names of their own."""
+    ensemble = config(model)
+    steps = {step.model_name: step for step in ensemble.ensemble_scheduling.step}
+    own = {step.model_name: step for step in config("autoglm").ensemble_scheduling.step}
+    assert list(steps) == list(STEPS) and steps["engine"] == own["engine"]
+    assert all(spec.optional for spec in ensemble.input)
+    taken, given = tensors(config("tokenizer").input), tensors(config("detokenizer").output)
+    inputs, outputs = steps["tokenizer"].input_map, steps["detokenizer"].output_map
+    assert tensors(ensemble.input) == {name: taken[key] for key, name in inputs.items()}
+    assert tensors(ensemble.output) == {name: given[key] for key, name in outputs.items()}
+    assert set(FOREIGN_INPUTS) - {"unsigned_seed"} <= set(tensors(config("autoglm").input))
+
+
+def test_the_inputs_of_others_have_the_types_of_the_table() -> None:
+    found = tensors(config("tokenizer").input)
+    wanted = {name: (foreign.dtype, (-1 if foreign.is_list else 1,)) for name, foreign in FOREIGN_INPUTS.items()}
+    assert {name: found[name] for name in wanted} == wanted
+
+
+def in_json(parsed: Any) -> str:
+    """As Triton gives a config to its models."""
+    return json_format.MessageToJson(parsed, preserving_proto_field_name=True, including_default_value_fields=True)
+
+
 @pytest.mark.parametrize("model", ["engine", "detokenizer"])
 def test_the_order_of_events_needs_one_instance(model: str) -> None:
-    assert [group.count for group in config(model).instance_group] == [1]
+    parsed = config(model)
+    assert [group.count for group in parsed.instance_group] == [1]
+    check_single_instance(model, in_json(parsed))
+    parsed.instance_group[0].count = 2
+    with pytest.raises(InvalidRequest, match=rf"^{model} has 2 instances in instance_group, it must have 1"):
+        check_single_instance(model, in_json(parsed))
+    parsed.instance_group[0].count = 1
+    parsed.instance_group.add(count=1)
+    with pytest.raises(InvalidRequest, match="has 2 instances"):
+        check_single_instance(model, in_json(parsed))
+    del parsed.instance_group[:]
+    parsed.instance_group.add(count=1, gpus=[0, 1])
+    with pytest.raises(InvalidRequest, match="has 2 instances"):
+        check_single_instance(model, in_json(parsed))
+
+
+def test_pieces_leave_in_the_order_of_events() -> None:
+    """Each step of the ensemble keeps it on any Triton: by being decoupled, by preserve_ordering, or by coming before the
+    only model that answers more than once."""
+    assert config("engine").model_transaction_policy.decoupled
+    detokenizer = config("detokenizer")
+    assert detokenizer.dynamic_batching.preserve_ordering
+    check_preserves_order("detokenizer", in_json(detokenizer))
+    for wrong in ("dynamic_batching { }", ""):
+        other = text_format.Parse(wrong, model_config_pb2.ModelConfig())
+        with pytest.raises(
+            InvalidRequest, match=r"detokenizer must have dynamic_batching \{ preserve_ordering: true \}"
+        ):
+            check_preserves_order("detokenizer", in_json(other))
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_one_version_of_each_model_is_served(model: str) -> None:
+    check_version(model, "1")
+    with pytest.raises(InvalidRequest, match=f"^{model}/2 cannot be served: .* remove {model}/2$"):
+        check_version(model, "2")
+    source = (REPOSITORY / model / "1" / "model.py").read_text(encoding="utf-8")
+    assert 'check_version(args["model_name"], args["model_version"])' in source
 
 
 def test_the_engines_parameters_are_its_settings() -> None:
@@ -101,7 +171,11 @@ def test_the_engines_parameters_are_its_settings() -> None:
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
     assert settings == EngineSettings(
-        max_events_per_second=400, cache_mode="exact", semantic_cache="asked", speculation="auto"
+        max_events_per_second=400,
+        cache_mode="exact",
+        semantic_cache="asked",
+        speculation="auto",
+        redis_prefix="autoglm",
     )
     assert num_threads >= 1
 
@@ -129,11 +203,6 @@ def test_the_environment_goes_before_the_parameters() -> None:
 def test_a_wrong_setting_is_refused(name: str, value: str, sentence: str) -> None:
     with pytest.raises(InvalidRequest, match=re.escape(sentence)):
         engine_settings(f'{{"parameters": {{"{name}": {{"string_value": "{value}"}}}}}}', {})
-
-
-def test_the_artifact_is_beside_the_engine_or_where_the_environment_says() -> None:
-    assert artifact_folder("/m/tokenizer", {}) == Path("/m/engine/1/artifact")
-    assert artifact_folder("/m/tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
 
 
 def imported(folder: Path) -> dict[str, set[str]]:
@@ -168,9 +237,17 @@ def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_the_engine_imports_nothing_but_what_it_says() -> None:
-    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "llguidance", "__future__"} | set(
-        sys.stdlib_module_names
-    )
+    allowed = {
+        "numpy",
+        "tokenizers",
+        "jinja2",
+        "onnxruntime",
+        "redis",
+        "faiss",
+        "llguidance",
+        "tomli",
+        "__future__",
+    } | set(sys.stdlib_module_names)
     found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")
     assert set(found) <= allowed, {name: found[name] for name in set(found) - allowed}
     assert found["redis"] == {"redis_commands.py", "redis_tier.py"}, "without a redis_url it need not be installed"

@@ -222,3 +222,11 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
         relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.BOUNDS["fp16"]["relative_l2"]
     )
     assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)
+
+
+def test_smollm2_is_the_same_artifact_on_every_machine(artifact: Path) -> None:
+    """As AVX-512, AVX2 and portable code made it. It changes with the quantiser and with the program's format alone, and then
+    on every machine."""
+    files = Manifest.load(artifact).files
+    assert files["weights.bin"].sha256 == "f0fbfc04cd3a36edf72802c07c817c081a411f1d8b130ad5b11a1c25b25399e0"
+    assert files["program.bin"].sha256 == "91f6afb63717d2f3737f621adcb2960d3c079bec92820830ae55fc735fc84cbf"

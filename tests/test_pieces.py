@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import InvalidRequest, RequestFailed
+from autoglm_engine.errors import InvalidRequest, RequestFailed, Unavailable
 from autoglm_engine.pieces import Pieces
+from autoglm_engine.token_text import TokenText
 from autoglm_engine.wire import Ack, pack_event
 from fakes import letters_text, letters_tokenizer
 
@@ -33,7 +34,8 @@ def acknowledged() -> list[Ack]:
 
 @pytest.fixture
 def pieces(acknowledged: list[Ack]) -> Pieces:
-    return Pieces(letters_text(), lambda packed: (packed, acknowledged.append), Clock())
+    texts = {"": letters_text()}
+    return Pieces(lambda artifact: texts[artifact], lambda packed: (packed, acknowledged.append), Clock())
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -108,3 +110,80 @@ def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, ackn
         pieces.outputs(pack_event(failed, Ack(3, 9)))
     assert raised.value.wire_text == "UNAVAILABLE: the runner broke"
     assert acknowledged == [Ack(3, 9)]
+
+
+def test_a_piece_has_the_number_of_its_event(pieces: Pieces) -> None:
+    numbers = [pieces.outputs(pack_event(event("a"), None, number))["sequence_number"] for number in (0, 1, 7)]
+    assert [(number.dtype, number.tolist()) for number in numbers] == [(np.int32, [[n]]) for n in (0, 1, 7)]
+
+
+def test_an_event_is_acknowledged_also_where_its_artifact_is_gone(acknowledged: list[Ack]) -> None:
+    """It was handled: the stream is no lost one."""
+
+    def gone(artifact: str) -> TokenText:
+        raise Unavailable(f"no {artifact}")
+
+    pieces = Pieces(gone, lambda packed: (packed, acknowledged.append), Clock())
+    with pytest.raises(Unavailable, match="no 0123"):
+        pieces.outputs(pack_event(event("a"), Ack(3, 9), 0, "0123"))
+    assert acknowledged == [Ack(3, 9)]
+
+
+NAMES = (
+    "num_input_tokens",
+    "num_output_tokens",
+    "cumulative_logprob",
+    "output_log_probs",
+    "token_logprobs",
+    "end_reason",
+)
+
+
+def logprob(letter: str, value: float, *top: tuple[str, float]) -> TokenLogprobs:
+    return TokenLogprobs(ids(letter)[0], value, tuple((ids(other)[0], chance) for other, chance in top))
+
+
+def test_outputs_of_other_backends_are_made_where_they_are_wanted(pieces: Pieces) -> None:
+    packed = pack_event(event("ab", is_first=True), None)
+    own = set(pieces.outputs(packed))
+    assert not own & set(NAMES) and set(pieces.outputs(packed, own)) == own
+    found = pieces.outputs(packed, ["text_output", "num_input_tokens"])
+    assert set(found) - own == {"num_input_tokens"}
+
+
+def test_counts_are_of_one_response_and_its_end_is_as_vllm_says_it(pieces: Pieces) -> None:
+    found = pieces.outputs(pack_event(event("abc", is_first=True), None), NAMES)
+    assert [(found[name].dtype, found[name].tolist()) for name in NAMES[:2]] == [(np.int32, [[7]]), (np.int32, [[3]])]
+    assert found["end_reason"].tolist() == [[b"None"]]
+    assert found["token_logprobs"].tolist() == [[b"null"]]
+    assert (found["output_log_probs"].shape, found["cumulative_logprob"].tolist()) == ((1, 1, 0), [[0.0]])
+    last = pieces.outputs(pack_event(event(finish_reason=FinishReason.LENGTH), None), NAMES)
+    assert (last["end_reason"].tolist(), last["num_output_tokens"].tolist()) == ([[b"length"]], [[0]])
+
+
+def test_logprobs_are_summed_over_a_stream_and_not_over_two(pieces: Pieces) -> None:
+    sums = []
+    for cell, is_first, value in (
+        (1, True, -1.0),
+        (2, True, -8.0),
+        (1, False, -0.5),
+        (1, True, -2.0),
+        (1, False, -0.25),
+    ):
+        sent = event("a", is_first=is_first, logprobs=(logprob("a", value, ("a", value)),))
+        found = pieces.outputs(pack_event(sent, Ack(cell, 1)), NAMES)
+        assert found["output_log_probs"].tolist() == [[[value]]]
+        sums.append(found["cumulative_logprob"].item())
+    assert sums == [-1.0, -8.0, -1.5, -2.0, -2.25]
+
+
+def test_logprobs_look_as_vllms(pieces: Pieces) -> None:
+    """The rank of a token that is not among the likeliest is not known."""
+    told = (logprob("a", -1.0, ("b", -0.5), ("a", -1.0)), logprob("c", -9.0, ("b", -0.5)))
+    found = pieces.outputs(pack_event(event("ac", is_first=True, logprobs=told), None), NAMES)["token_logprobs"].item()
+    a, b, c = (str(ids(letter)[0]) for letter in "abc")
+    best = {"logprob": -0.5, "decoded_token": "b", "rank": 1}
+    assert json.loads(found) == [
+        {a: {"logprob": -1.0, "decoded_token": "a", "rank": 2}, b: best},
+        {c: {"logprob": -9.0, "decoded_token": "c"}, b: best},
+    ]

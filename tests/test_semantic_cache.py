@@ -508,13 +508,14 @@ def test_a_background_run_makes_way() -> None:
 
 @pytest.mark.slow
 def test_without_an_embedder_it_can_only_be_off(tmp_path: Path, embedder: Path) -> None:
-    def opened(folder: Path, **options: object) -> tuple[SemanticCache | None, str]:
+    def opened(folder: Path | None, **options: object) -> tuple[SemanticCache | None, str]:
         chosen = dataclasses.replace(EngineSettings(cache_mode="exact"), **options)  # type: ignore[arg-type]
         return open_semantic(chosen, "digest", folder, always_equal, MemoryMetrics())
 
     assert opened(tmp_path, semantic_cache="off") == (None, "the server's setting semantic_cache is off")
     cache, why = opened(tmp_path, semantic_cache="asked")
     assert cache is None and "make it with `autoglm export-embedder`" in why
+    assert opened(None, semantic_cache="asked")[1].endswith("these models have none: embedder_model is empty")
     with pytest.raises(ArtifactError, match="needs the embedder"):
         opened(tmp_path, semantic_cache="on")
     with pytest.raises(InvalidRequest, match="cache_mode exact; it is off"):

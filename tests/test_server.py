@@ -182,7 +182,7 @@ def test_metrics_are_published(server: LocalServer, stream: Stream) -> None:
     assert metric(server, "autoglm_time_to_first_token_seconds_count") >= 1
     assert metric(server, "autoglm_inter_token_latency_seconds_count") >= 4
     assert metric(server, "autoglm_slots") == 16
-    assert metric(server, 'autoglm_requests_total{finish_reason="length"}') >= 1
+    assert metric(server, 'autoglm_requests_total{finish_reason="length",model="autoglm",version="1"}') >= 1
 
 
 def test_control_apis_are_closed(server: LocalServer) -> None:
@@ -247,7 +247,7 @@ def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
                 assert "Traceback" not in answer.error, name
                 assert answer.num_responses == 0, name
             answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
-            assert "unknown option temprature; the options are text_input" in answer.error
+            assert "unknown option temprature; the nearest is temperature; the options are text_input" in answer.error
             wait_for(lambda: bool(bad.control(stats=True)["running"] >= 10))
         finally:
             is_over.set()
@@ -304,9 +304,10 @@ def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
     check_vanishing(server, ten_killed_processes)
 
 
-def test_cut_connections_leave_no_slot_behind(server: LocalServer) -> None:
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False, "heartbeat_ms": 100}], ids=["stream", "whole"])
+def test_cut_connections_leave_no_slot_behind(server: LocalServer, asked: dict[str, object]) -> None:
     def ten_cut_connections() -> None:
-        for connection in [open_stream(server) for _ in range(10)]:
+        for connection in [open_stream(server, asked) for _ in range(10)]:
             connection.close()
 
     check_vanishing(server, ten_cut_connections)
@@ -333,10 +334,10 @@ def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
         print(f"slots were free after {', '.join(f'{seconds:.2f}' for seconds in times)} s")
 
 
-def open_stream(server: LocalServer) -> socket.socket:
-    """A raw connection on which an endless answer has begun."""
+def open_stream(server: LocalServer, asked: dict[str, object]) -> socket.socket:
+    """A raw connection on which something of an endless answer has come, if only a heartbeat."""
     connection = socket.create_connection((server.host, server.http_port), timeout=300)
-    body = json.dumps({"text_input": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True})
+    body = json.dumps({"text_input": "Once", **asked, "max_tokens": 900, "ignore_eos": True})
     connection.sendall(
         f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )

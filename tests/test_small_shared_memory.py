@@ -18,7 +18,7 @@ pytestmark = [
 
 
 def check(found: dict[str, object], num_requests: int) -> None:
-    assert found["failures"] == [] and found["healthy"]
+    assert found["failures"] == [] and found["healthy"] and found["log"] == []
     assert found["mebibytes"] == MEBIBYTES
     assert found["regions"] == [POOL] * 4, "no pool grew"
     assert isinstance(found["requests"], int) and found["requests"] >= num_requests

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Se
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
@@ -17,31 +17,40 @@ from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
 from .failover import Endpoint, EndpointPool
 from .flight import Flight
+from .headers import Headers
 from .launching import ENDPOINT_FAILURES, RequestLauncher
 from .mapping import MapLimits, Progress, bounded_map
+from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import ENSEMBLE, generation_request
+from .requests import generation_request
 from .retries import RetryPolicy
 from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
-from .transport import GrpcTransport, RequestHeaders, Transport
+from .tls import TLS
+from .transport import GrpcTransport, Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
 _GRACE_S = 1.0  # from the client's own limit to the server's
 _LONGEST_DEADLINE_MS = 86_400_000
+_HEARTBEAT_MS = 5000  # of whole answers; each costs the server as much as a piece of a stream
 
 
 class AsyncClient:
     """Asks the ensemble on one or several servers. Use it within one event loop, best with `async with`.
 
-    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `options` and `timeouts` are the
+    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `model`: the ensemble, of servers that
+    have several; cancels, counters and limits are then those of its own engine. `options` and `timeouts` are the
     defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
     lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
-    $AUTOGLM_SHARED_MEMORY_KEY. `headers` is called for each request, in the context of its caller, and goes with it as gRPC
-    metadata: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
+    $AUTOGLM_SHARED_MEMORY_KEY. `tls`: connections are secure; True trusts the public authorities, `TLS(...)` says more. `headers` go
+    with every call as gRPC metadata: names and values, or a function that returns them, called in the context of each request's
+    caller: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
     """
 
     def __init__(
@@ -54,7 +63,8 @@ class AsyncClient:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
-        headers: RequestHeaders | None = None,
+        tls: TLS | bool | None = None,
+        headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
@@ -68,8 +78,9 @@ class AsyncClient:
         self._transport = transport or partial(
             GrpcTransport,
             gzip=gzip,
-            headers=self._sharing.headers if self._sharing else None,
-            request_headers=headers,
+            tls=TLS() if tls is True else tls or None,
+            headers=headers,
+            unary_headers=self._sharing.headers if self._sharing else None,
         )
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -178,7 +189,7 @@ class AsyncClient:
         """Of the first endpoint that is ready; of the first one where none is. Never raises: `detail` says what is wrong."""
         found = list[Health]()
         for endpoint in self._endpoints().endpoints:
-            found.append(await read_health(endpoint.transport, timeout))
+            found.append(await read_health(endpoint.transport, timeout, self._model))
             if found[-1].ready:
                 return found[-1]
         return found[0]
@@ -188,7 +199,7 @@ class AsyncClient:
 
     async def stats(self) -> Stats:
         """The engine's own counters, and Triton's of each model."""
-        return await read_stats(self._endpoints().pick().transport, self._timeouts.connect)
+        return await read_stats(self._endpoints().pick().transport, self._timeouts.connect, self._model)
 
     async def limits(self) -> ModelLimits:
         """Of the first endpoint that answers."""
@@ -196,14 +207,14 @@ class AsyncClient:
         for _ in pool.endpoints[1:]:
             endpoint = pool.pick()
             try:
-                return await read_limits(endpoint.transport, self._timeouts.connect)
+                return await read_limits(endpoint.transport, self._timeouts.connect, self._model)
             except ENDPOINT_FAILURES:
                 pool.failed(endpoint)
-        return await read_limits(pool.pick().transport, self._timeouts.connect)
+        return await read_limits(pool.pick().transport, self._timeouts.connect, self._model)
 
     async def flush_cache(self) -> int:
         """Have the server forget the answers it keeps; how many those were."""
-        return await flush_cache(self._endpoints().pick().transport, self._timeouts.connect)
+        return await flush_cache(self._endpoints().pick().transport, self._timeouts.connect, self._model)
 
     async def wait_until_ready(self, timeout: float = 120.0) -> Health:
         """Raises `ServerUnavailableError` when the server is not ready within `timeout` seconds."""
@@ -241,10 +252,12 @@ class AsyncClient:
         chosen = (options or self._options).with_changes(changes)
         if not streamed:
             chosen = _with_deadline(chosen, limits)
+        beating = chosen if streamed else _with_heartbeats(chosen)
         pool = self._endpoints()
 
-        def build(request_id: str) -> pb.ModelInferRequest:
-            return generation_request(prompt, chosen, stream=streamed, request_id=request_id, model=self._model)
+        def build(request_id: str, heartbeats: bool) -> pb.ModelInferRequest:
+            asked = beating if heartbeats else chosen
+            return generation_request(prompt, asked, stream=streamed, request_id=request_id, model=self._model)
 
         launcher = RequestLauncher(build, pool, self._retries, limits.connect, self._track)
         deadlines = Deadlines(limits, asyncio.get_running_loop().time(), streamed=streamed)
@@ -266,7 +279,7 @@ class AsyncClient:
         transport = self._transport(url)
         if self._sharing is not None:
             transport = SharedInputs(transport, self._sharing)
-        return Endpoint(url, transport, Canceller(transport, self._timeouts.connect))
+        return Endpoint(url, transport, Canceller(transport, self._timeouts.connect, self._model))
 
     def _track(self, flight: Flight) -> None:
         self._flights.add(flight)
@@ -279,8 +292,15 @@ class AsyncClient:
                 endpoint.canceller.cancel(flight)
 
 
+def _with_heartbeats(options: GenerationOptions) -> GenerationOptions:
+    """So that no proxy takes the connection for dead while an answer is made that comes whole, and the server notices where
+    its client is."""
+    return options if options.heartbeat_ms is not None else dataclasses.replace(options, heartbeat_ms=_HEARTBEAT_MS)
+
+
 def _with_deadline(options: GenerationOptions, limits: Timeouts) -> GenerationOptions:
-    """A server cannot notice that the client of an answer that comes whole is gone; so it is told when to give up."""
+    """A server that knows no heartbeats cannot notice that the client of an answer that comes whole is gone; so it is told
+    when to give up."""
     if options.deadline_ms is not None or limits.total is None:
         return options
     return dataclasses.replace(options, deadline_ms=min(int(1000 * (limits.total + _GRACE_S)), _LONGEST_DEADLINE_MS))

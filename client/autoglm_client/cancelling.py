@@ -17,11 +17,12 @@ _log = logging.getLogger("autoglm_client")
 
 class Canceller:
     """Cancels again as long as a stream goes on: a request may still be in the tokenizer when its cancel arrives at the
-    engine, which then knows nothing of it. Cancelling twice does no harm.
+    engine, which then knows nothing of it. Cancelling twice does no harm. `model`: the ensemble that was asked.
     """
 
-    def __init__(self, transport: Transport, connect_timeout: float | None) -> None:
+    def __init__(self, transport: Transport, connect_timeout: float | None, model: str) -> None:
         self._transport = transport
+        self._model = model
         self._connect_timeout = connect_timeout
         self._flights: set[Flight] = set()
         self._task: asyncio.Task[None] | None = None
@@ -64,7 +65,7 @@ class Canceller:
 
     async def _send(self, request_ids: list[str]) -> None:
         try:
-            await send_control(self._transport, {"cancel": request_ids}, self._connect_timeout)
+            await send_control(self._transport, {"cancel": request_ids}, self._connect_timeout, self._model)
         except AutoGLMError as error:
             _log.debug("a cancel did not reach the server: %s", error)
 

@@ -6,21 +6,26 @@ import contextlib
 import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
-from typing import Literal, Unpack, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream, Feed, pull
 from .event_loop import EventLoopThread
 from .exceptions import AutoGLMError, ClientClosedError
+from .headers import Headers
 from .mapping import MapLimits, Progress
+from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import ENSEMBLE
 from .retries import RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
+from .tls import TLS
 from .transport import Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 
 class Client:
@@ -39,6 +44,8 @@ class Client:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
+        tls: TLS | bool | None = None,
+        headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self._async = AsyncClient(
@@ -49,6 +56,8 @@ class Client:
             retries=retries,
             gzip=gzip,
             shared_memory=shared_memory,
+            tls=tls,
+            headers=headers,
             transport=transport,
         )
         self._thread = EventLoopThread()

@@ -9,26 +9,29 @@ from typing import Any
 from .exceptions import ProtocolError, ServerUnavailableError
 from .requests import control_request
 from .responses import parse_control
+from .time_limit import LimitPassed
 from .transport import Transport
 
 
-async def ask_engine(transport: Transport, command: Mapping[str, Any], timeout: float | None) -> dict[str, Any]:
+async def ask_engine(
+    transport: Transport, command: Mapping[str, Any], timeout: float | None, model: str
+) -> dict[str, Any]:
     """As `send_control`, for at most `timeout` seconds. Raises ServerUnavailableError after them."""
     # A task of its own, shielded: a stream must be read to its end, also when the answer comes too late.
-    asking = asyncio.create_task(send_control(transport, command, timeout))
+    asking = asyncio.create_task(send_control(transport, command, timeout, model))
     asking.add_done_callback(lambda task: task.cancelled() or task.exception())
     try:
         return await asyncio.wait_for(asyncio.shield(asking), timeout)
-    except TimeoutError:
+    except LimitPassed:
         raise ServerUnavailableError(f"the engine did not answer within {timeout:g} s") from None
 
 
 async def send_control(
-    transport: Transport, command: Mapping[str, Any], connect_timeout: float | None
+    transport: Transport, command: Mapping[str, Any], connect_timeout: float | None, model: str
 ) -> dict[str, Any]:
-    """`{"cancel": [request_id, ...]}` or `{"stats": true}`; reads the stream to its end, as every stream must be."""
+    """`{"cancel": [request_id, ...]}` or `{"stats": true}`, to the engine behind the ensemble `model`; reads the stream to its end, as every stream must be."""
     await transport.connect(connect_timeout)
-    answers = [response async for response in transport.stream(control_request(command)) if response.outputs]
+    answers = [response async for response in transport.stream(control_request(command, model)) if response.outputs]
     if not answers:
         raise ProtocolError("the engine gave no answer to a control request")
     return parse_control(answers[0])

@@ -16,13 +16,11 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from .exceptions import InvalidRequestError
+from .model_names import ENSEMBLE, ModelNames
 from .options import GenerationOptions
 from .types import Conversation, Message, Prompt
 
-ENSEMBLE = "autoglm"
-ENGINE = "engine"
-STEPS = ("tokenizer", ENGINE, "detokenizer")
-
+_CONTROL = "control"
 _NUMBER_FORMATS = {"INT32": "<i", "INT64": "<q", "FP32": "<f"}
 
 OPTION_DATATYPES: Mapping[str, str] = {
@@ -36,10 +34,12 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "presence_penalty": "FP32",
     "frequency_penalty": "FP32",
     "seed": "INT64",
-    "stop": "STRING",
+    "stop": "STRINGS",
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "heartbeat_ms": "INT32",
+    "priority": "INT32",
     "prompt_lookup": "INT32",
     "cache": "STRING",
     "tenant": "STRING",
@@ -49,6 +49,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "guided_json": "JSON",
     "guided_regex": "STRING",
     "guided_grammar": "STRING",
+    "bad_words": "STRINGS",
     "tools": "JSON",
 }
 
@@ -74,12 +75,16 @@ def generation_request(
     return request
 
 
-def control_request(command: Mapping[str, Any]) -> pb.ModelInferRequest:
-    """A direct call of the engine, past the ensemble: `{"cancel": [request_id, ...]}`, `{"stats": true}`,
+def control_request(command: Mapping[str, Any], model: str = ENSEMBLE) -> pb.ModelInferRequest:
+    """A direct call of the engine behind the ensemble `model`: `{"cancel": [request_id, ...]}`, `{"stats": true}`,
     `{"limits": true}` or `{"flush": true}`."""
-    request = _empty_request(ENGINE, new_request_id())
-    _add(request, "control", "BYTES", [_string_bytes("control", json.dumps(command))])
+    request = _empty_request(ModelNames.of(model).engine, new_request_id())
+    _add(request, _CONTROL, "BYTES", [_string_bytes(_CONTROL, json.dumps(command))])
     return request
+
+
+def is_control(request: pb.ModelInferRequest) -> bool:
+    return any(tensor.name == _CONTROL for tensor in request.inputs)
 
 
 def messages_json(conversation: Conversation) -> str:
@@ -100,8 +105,8 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
 
 
 def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
-    if datatype == "STRING":
-        if strings := _stop_strings(value) if name == "stop" else [_text(name, value)]:
+    if datatype in ("STRING", "STRINGS"):
+        if strings := _strings(name, value) if datatype == "STRINGS" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
     elif datatype == "JSON":
         _add(request, name, "BYTES", [_string_bytes(name, _json(name, value))])
@@ -129,10 +134,10 @@ def _text(name: str, value: Any) -> str:
     return value
 
 
-def _stop_strings(value: Any) -> list[str]:
+def _strings(name: str, value: Any) -> list[str]:
     strings = [value] if isinstance(value, str) else value
     if not isinstance(strings, Sequence) or not all(isinstance(text, str) for text in strings):
-        raise InvalidRequestError(f"stop must be a string or a sequence of strings, got {value!r:.100}")
+        raise InvalidRequestError(f"{name} must be a string or a sequence of strings, got {value!r:.100}")
     return list(strings)
 
 

@@ -2,38 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .exceptions import LocalServerError
 from .segment import FOLDER
 
+DEFAULT_MAX_QUEUE = 512
+
 
 @dataclass(frozen=True, slots=True)
 class SharedPools:
-    """`board_bytes`: of the engine's acknowledgement board."""
+    """`max_length`: of the longest of its artifacts. `board_bytes`: of all its engines' acknowledgement boards."""
 
     num_models: int
     max_length: int
     board_bytes: int
 
     @classmethod
-    def of(cls, repository: Path, artifact: Path, max_queue: int | None = None) -> SharedPools:
-        """Of an artifact that cannot be read nothing is known; its load will say so. `max_queue`: None for the default."""
+    def of(cls, repository: Path, artifacts: Iterable[tuple[Path, int]]) -> SharedPools:
+        """`artifacts`: each with its engine's `max_queue`. Of one that cannot be read nothing is known; its load will say so."""
         from autoglm_engine.acks import cells_for
         from autoglm_engine.board_file import file_bytes
         from autoglm_engine.errors import EngineError
         from autoglm_engine.manifest import Manifest
-        from autoglm_engine.settings import ServingSettings
         from autoglm_engine.shared_pools import num_python_models
 
-        try:
-            manifest = Manifest.load(artifact)
-            num_slots, max_length = manifest.num_slots, manifest.max_length
-        except EngineError:
-            num_slots, max_length = 0, 0
-        max_queue = ServingSettings().max_queue if max_queue is None else max_queue
-        return cls(num_python_models(repository), max_length, file_bytes(cells_for(num_slots, max_queue)))
+        max_length = board_bytes = 0
+        for artifact, max_queue in artifacts:
+            try:
+                manifest = Manifest.load(artifact)
+            except EngineError:
+                continue
+            max_length = max(max_length, manifest.max_length)
+            board_bytes += file_bytes(cells_for(manifest.num_slots, max_queue))
+        return cls(num_python_models(repository), max_length, board_bytes)
 
     @property
     def arguments(self) -> tuple[str, ...]:

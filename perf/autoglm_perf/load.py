@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions
+from autoglm_client.model_names import ENSEMBLE
 
 from .measures import RequestTiming
 from .workload import Workload
@@ -41,24 +42,30 @@ def greedy(max_tokens: int, cache: str | None = None) -> GenerationOptions:
 
 
 def measure_load(
-    url: str, workload: Workload, concurrency: int, progress: Progress | None = None
+    url: str, workload: Workload, concurrency: int, progress: Progress | None = None, model: str = ENSEMBLE
 ) -> list[RequestTiming]:
     """Ask every prompt of `workload`, past the cache, `concurrency` at any time; failed requests come with their error."""
     options = greedy(workload.max_tokens, cache="bypass")
     questions = [Question(prompt, options) for prompt in workload.prompts]
-    return [answer.timing for answer in ask_all(url, questions, concurrency, progress)]
+    return [answer.timing for answer in ask_all(url, questions, concurrency, progress, model)]
 
 
 def ask_all(
-    url: str, questions: Sequence[Question], concurrency: int, progress: Progress | None = None
+    url: str,
+    questions: Sequence[Question],
+    concurrency: int,
+    progress: Progress | None = None,
+    model: str = ENSEMBLE,
 ) -> list[Answered]:
     """In the order in which they were answered, `concurrency` under way at any time."""
-    return asyncio.run(_ask_all(url, questions, concurrency, progress or (lambda count: None)))
+    return asyncio.run(_ask_all(url, model, questions, concurrency, progress or (lambda count: None)))
 
 
-async def _ask_all(url: str, questions: Sequence[Question], concurrency: int, progress: Progress) -> list[Answered]:
+async def _ask_all(
+    url: str, model: str, questions: Sequence[Question], concurrency: int, progress: Progress
+) -> list[Answered]:
     waiting, answers = iter(questions), list[Answered]()
-    async with AsyncClient(url) as client, asyncio.TaskGroup() as workers:
+    async with AsyncClient(url, model=model) as client, asyncio.TaskGroup() as workers:
         for _ in range(concurrency):
             workers.create_task(_work(client, waiting, answers, progress))
     return answers

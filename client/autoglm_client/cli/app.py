@@ -19,6 +19,7 @@ from .generate import generate
 from .health import health
 from .inspecting import inspect
 from .profile import profile
+from .repository import repository
 from .serve import serve
 
 app = typer.Typer(
@@ -35,6 +36,7 @@ _COMMANDS = (
         export,
         export_embedder,
         inspect,
+        repository,
         serve,
         gateway,
         gateway_key,

@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from autoglm_client.async_client import DEFAULT_URL
+from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.options import GenerationOptions
 from autoglm_client.triton_traces import traces_url
 
@@ -22,6 +23,12 @@ Url = Annotated[
         help="Server's gRPC address; of several, set apart by commas, the first that works.",
     ),
 ]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", envvar="AUTOGLM_MODEL", help="Whom to ask, of a server that has several: the name of its ensemble."
+    ),
+]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
@@ -31,6 +38,7 @@ TopP = Annotated[
 TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
 Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
 Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="Who waits for a slot: 1 goes first, 9 last.")]
 Cache = Annotated[
     str | None,
     typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
@@ -59,7 +67,9 @@ Repository = Annotated[
 Artifact = Annotated[
     Path | None,
     typer.Option(
-        "--artifact", envvar="AUTOGLM_ARTIFACT", help="Exported model. [default: engine/1/artifact in the repository]"
+        "--artifact",
+        envvar="AUTOGLM_ARTIFACT",
+        help="Exported model. [default: 1/artifact in the engine's folder of the repository]",
     ),
 ]
 Runtime = Annotated[
@@ -99,6 +109,7 @@ Otlp = Annotated[
 ]
 
 DEFAULT_URLS = DEFAULT_URL
+DEFAULT_MODEL = ENSEMBLE
 
 
 def urls_of(text: str) -> tuple[str, ...]:
@@ -120,6 +131,7 @@ class Sampling:
     guided_json: str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    priority: int | None = None
 
     def options(self) -> GenerationOptions:
         return GenerationOptions(
@@ -134,6 +146,7 @@ class Sampling:
             guided_json=_text_of("--guided-json", self.guided_json),
             guided_regex=self.guided_regex,
             guided_grammar=_text_of("--guided-grammar", self.guided_grammar),
+            priority=self.priority,
         )
 
 

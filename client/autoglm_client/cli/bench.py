@@ -25,6 +25,7 @@ def bench(
     artifact: args.Artifact = None,
     repository: args.Repository = None,
     url: args.Url = args.DEFAULT_URLS,
+    model: args.Model = args.DEFAULT_MODEL,
     json: args.Json = False,
 ) -> None:
     """Measure a running server: prompts of 128 tokens, 64 new tokens each, greedy, streamed.
@@ -43,7 +44,7 @@ def bench(
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
         ) from None
-    folder = artifact_folder(artifact, repository_folder(repository))
+    folder = artifact_folder(artifact, repository_folder(repository, model), model)
     if not is_exported(folder):
         raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
     workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)
@@ -52,9 +53,13 @@ def bench(
         with Progress(console=notes(), transient=True) as bar:
             task = bar.add_task(f"{number} in flight", total=len(workload.prompts))
             timings = load.measure_load(
-                args.urls_of(url)[0], workload, number, lambda count, bar=bar, task=task: bar.advance(task, count)
+                args.urls_of(url)[0],
+                workload,
+                number,
+                lambda count, bar=bar, task=task: bar.advance(task, count),
+                model=model,
             )
-        runs.append(measures.summarise("autoglm", number, timings, measures.Goal()))
+        runs.append(measures.summarise(model, number, timings, measures.Goal()))
     if json:
         print_json({"workload": workload.name, "runs": [run.as_json() for run in runs]})
     else:

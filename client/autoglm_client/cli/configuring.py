@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from autoglm_client.model_names import ENSEMBLE, ModelNames
+from autoglm_client.repositories import parameters
+
 from .failures import CommandError
 
 if TYPE_CHECKING:
@@ -36,12 +39,12 @@ def command_settings(environ: Mapping[str, str] = os.environ) -> ServingSettings
 
 
 def serving_settings(
-    repository: Path, chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ
+    repository: Path, chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ, model: str = ENSEMBLE
 ) -> ServingSettings:
-    """What the models of the repository will read. Raises a sentence for a value that they would refuse."""
+    """What the models behind the ensemble `model` of the repository will read. Raises a sentence for a value that they would refuse."""
     from autoglm_engine.settings_file import settings_of
 
-    return settings_of(repository_parameters(repository), chosen, environ)
+    return settings_of(repository_parameters(repository, model), chosen, environ)
 
 
 def server_environment(chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
@@ -57,13 +60,11 @@ def check_slots(settings: ServingSettings, artifact: Path) -> None:
     settings.num_slots(Manifest.load(artifact).num_slots)
 
 
-def repository_parameters(repository: Path) -> dict[str, str]:
-    """`parameters` of every model's config.pbtxt."""
-    from google.protobuf import text_format
-    from tritonclient.grpc import model_config_pb2
+def repository_parameters(repository: Path, model: str) -> dict[str, str]:
+    """The settings among the `parameters` of each model's config.pbtxt, of those behind the ensemble `model`."""
+    from autoglm_engine.neighbours import NAMES
 
     found: dict[str, str] = {}
-    for path in sorted(repository.glob("*/config.pbtxt")):
-        config = text_format.Parse(path.read_text(encoding="utf-8"), model_config_pb2.ModelConfig())
-        found |= {name: value.string_value for name, value in config.parameters.items()}
-    return found
+    for step in ModelNames.of(model).steps:
+        found |= parameters(repository, step)
+    return {name: value for name, value in found.items() if name not in NAMES}

@@ -12,12 +12,14 @@ from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
 
 from . import arguments as args
-from .failures import fail
+from .connecting import Connection, connecting
+from .failures import fail, with_advice
 from .output import notes, print_json
 
 
-def health(url: args.Url = args.DEFAULT_URLS, json: args.Json = False) -> None:
-    """Whether the server, each model and the engine's loop answer, and what the engine is doing.
+@connecting
+def health(connection: Connection, model: args.Model = args.DEFAULT_MODEL, json: args.Json = False) -> None:
+    """Whether the server, each step of the model and the engine's loop answer, and what the engine is doing.
 
     The exit code is 0 when all is ready, else 1.
 
@@ -27,7 +29,7 @@ def health(url: args.Url = args.DEFAULT_URLS, json: args.Json = False) -> None:
       autoglm health --url gpu-box:8001 --json
       until autoglm health; do sleep 1; done
     """
-    with Client(args.urls_of(url)) as client:
+    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
         state = client.health()
         stats = client.stats() if state.ready else None
     if json:
@@ -36,7 +38,7 @@ def health(url: args.Url = args.DEFAULT_URLS, json: args.Json = False) -> None:
         _show(state, stats)
     if not state.ready:
         if not json:
-            fail(state.detail if state.live else f"{state.detail}; start one with `autoglm serve`")
+            fail(state.detail if state.live else with_advice(state.detail))
         raise typer.Exit(1)
 
 
@@ -46,13 +48,14 @@ def _as_json(state: Health, stats: Stats | None) -> dict[str, Any]:
 
 def _show(state: Health, stats: Stats | None) -> None:
     console = notes()
-    console.print(_row("server", state.live, "live", "not reachable"))
+    width = max(12, *map(len, state.models)) if state.models else 12
+    console.print(_row("server", width, state.live, "live", "not reachable"))
     for name, ready in state.models.items():
-        console.print(_row(name, ready, "ready", "not ready"))
+        console.print(_row(name, width, ready, "ready", "not ready"))
     if stats is not None:
         counters = ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in stats.engine.items())
-        console.print(f"engine now   {counters}")
+        console.print(f"{'engine now':<{width}} {counters}")
 
 
-def _row(name: str, good: bool, yes: str, no: str) -> Text:
-    return Text.assemble(f"{name:<12} ", (yes, "green") if good else (no, "red"))
+def _row(name: str, width: int, good: bool, yes: str, no: str) -> Text:
+    return Text.assemble(f"{name:<{width}} ", (yes, "green") if good else (no, "red"))

@@ -13,6 +13,7 @@ import typer
 from rich.progress import Progress
 
 from . import arguments as args
+from .connecting import Connection, connecting
 from .failures import CommandError
 from .output import SafeConsole, notes, print_json
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _REQUESTS = 64
 
 
+@connecting
 def profile(
     prompts: Annotated[
         Path | None,
@@ -46,7 +48,9 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the picture and the tables here.")
     ] = None,
-    url: args.Url = args.DEFAULT_URLS,
+    model: args.Model = args.DEFAULT_MODEL,
+    *,
+    connection: Connection,
     json: args.Json = False,
 ) -> None:
     """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
@@ -65,8 +69,9 @@ def profile(
     asked = _asked(prompts, max_tokens)
     wanted = requests if requests is not None or duration is not None else _REQUESTS
     load = Load(concurrency, wanted, duration)
-    with _server(start, artifact, repository) as (started_url, pid):
-        run = _run(started_url or args.urls_of(url)[0], asked, load, pid)
+    with _server(start, artifact, repository, model) as (started_url, pid):
+        target = Connection((started_url,)) if started_url else connection
+        run = _run(target, model, asked, load, pid)
     _report(run, svg, html, json=json)
 
 
@@ -94,7 +99,9 @@ def _asked(path: Path | None, max_tokens: int) -> Iterator[Asked]:
 
 
 @contextlib.contextmanager
-def _server(start: bool, artifact: Path | None, repository: Path | None) -> Iterator[tuple[str | None, int | None]]:
+def _server(
+    start: bool, artifact: Path | None, repository: Path | None, model: str
+) -> Iterator[tuple[str | None, int | None]]:
     """The address and process of a server that lives as long as the run; of none where one is not to be started."""
     if not start:
         yield None, None
@@ -104,38 +111,44 @@ def _server(start: bool, artifact: Path | None, repository: Path | None) -> Iter
     from .places import artifact_folder, repository_folder
     from .serve import ensure_exported, running
 
-    folder = repository_folder(repository)
-    chosen = artifact_folder(artifact, folder)
-    ensure_exported(chosen, export_if_missing=False)
-    server = LocalServer(folder, artifact=chosen, http=False)
+    folder = repository_folder(repository, model)
+    ensure_exported(artifact_folder(artifact, folder, model), export_if_missing=False)
+    server = LocalServer(folder, artifact=artifact, http=False)
     with running(server):
         yield server.grpc_url, server.pid
 
 
-def _run(url: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
+def _run(target: Connection, model: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
     with Progress(console=notes(), transient=True) as bar:
         task = bar.add_task(f"{load.concurrency} in flight", total=load.requests)
-        return asyncio.run(_drive(url, asked, load, server_pid, lambda: bar.advance(task)))
+        return asyncio.run(_drive(target, model, asked, load, server_pid, lambda: bar.advance(task)))
 
 
 async def _drive(
-    url: str, asked: Iterator[Asked], load: Load, server_pid: int | None, advance: Callable[[], None]
+    target: Connection,
+    model: str,
+    asked: Iterator[Asked],
+    load: Load,
+    server_pid: int | None,
+    advance: Callable[[], None],
 ) -> Run:
     from autoglm_client.async_client import AsyncClient
     from autoglm_client.exceptions import CannotConnectError
+    from autoglm_client.model_names import ModelNames
     from autoglm_client.profiling.driving import Probe, drive
     from autoglm_client.profiling.gpu import find_gpu
     from autoglm_client.profiling.host import find_host
     from autoglm_client.profiling.procfs import ProcFs
 
-    async with AsyncClient(url) as client:
+    url = target.urls[0]
+    async with AsyncClient(url, model=model, tls=target.tls, headers=target.headers) as client:
         state = await client.health()
         if not state.live:
             raise CannotConnectError(state.detail)
         if not state.ready:
             raise CommandError(f"the server is not ready: {state.detail}")
         proc = ProcFs()
-        host = find_host(proc, url, server_pid=server_pid)
+        host = find_host(proc, url, server_pid=server_pid, names=ModelNames.of(model))
         gpu = find_gpu() if host.cores else None
         host = dataclasses.replace(host, gpu=gpu.name if gpu else None)
         return await drive(client, asked, load, Probe(client, host, proc, gpu).sample, host, lambda _: advance())

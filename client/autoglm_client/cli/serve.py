@@ -14,15 +14,18 @@ import typer
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import check_ports
+from autoglm_client.repositories import families
+from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
+from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE
+from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -55,6 +58,17 @@ def serve(
             help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
         ),
     ] = None,
+    grpc_tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the gRPC port (PEM, with its chain): clients connect with TLS.")
+    ] = None,
+    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    grpc_tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of these authorities (mutual TLS).")
+    ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsName = None,
     log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
     export_if_missing: Annotated[
         bool,
@@ -71,6 +85,9 @@ def serve(
         Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
     ] = None,
     otlp: args.Otlp = None,
+    model: Annotated[
+        str | None, typer.Option("--model", help="With --print-config: whose settings, of a repository with several.")
+    ] = None,
     config: Annotated[
         Path | None,
         typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
@@ -86,30 +103,37 @@ def serve(
       autoglm serve
       autoglm serve --gateway
       autoglm serve --artifact build/model --grpc-port 9001
+      autoglm serve --grpc-tls-cert server.pem --grpc-tls-key server.key --host 0.0.0.0
       autoglm serve --export-if-missing --log-file server.log
+      autoglm serve --repository models --gateway
       autoglm serve --config serving.toml --print-config
     """
-    folder = repository_folder(repository)
+    folder = repository_folder(repository, model)
     from_file = file_settings(config)
-    settings = serving_settings(folder, from_file)
+    names = [family.ensemble for family in families(folder)]
+    settings = {name: serving_settings(folder, from_file, model=name) for name in names}
     if print_config:
         from autoglm_engine.settings_file import as_toml
 
-        sys.stdout.write(as_toml(settings))
+        sys.stdout.write(as_toml(settings[_only(names, model)]))
         return
-    chosen = artifact_folder(artifact, folder)
     http = http_port is not None or not gateway
     http_port = _HTTP_PORT if http_port is None else http_port
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
+    models = gateway_models(names, gateway_config) if gateway else []
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
-    ensure_exported(chosen, export_if_missing=export_if_missing)
-    check_slots(settings, chosen)
-    SharedPools.of(folder, chosen, settings.max_queue).check()
+    pools = list[tuple[Path, int]]()
+    for name in names:
+        chosen = artifact_folder(artifact, folder, name)
+        ensure_exported(chosen, export_if_missing=export_if_missing)
+        check_slots(settings[name], chosen)
+        pools.append((chosen, settings[name].max_queue))
+    SharedPools.of(folder, pools).check()
     server = LocalServer(
         folder,
-        artifact=chosen,
+        artifact=artifact,
         env=server_environment(from_file),
         host=host,
         http=http,
@@ -118,18 +142,34 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        tls=_server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
+        client_tls=tls_of(False, tls_ca, tls_cert, tls_key, tls_server_name),
         arguments=trace_arguments(otlp) if otlp else (),
     )
     with _terminated_like_interrupted(), running(server):
         http_line = f"HTTP     {server.http_url}\n" if server.http else ""
         notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
         try:
-            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
+            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp, models)
             with beside if gateway else nullcontext() as check:
                 notes().print("ready; Ctrl-C stops it")
                 _wait(server, check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
+
+
+def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTLS | None:
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise CommandError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return ServerTLS(cert=cert, key=key, client_ca=client_ca)
+
+
+def _only(names: list[str], chosen: str | None) -> str:
+    if chosen is None and len(names) > 1:
+        raise CommandError(f"each of {', '.join(names)} has settings of its own; name one with --model")
+    return chosen or names[0]
 
 
 def _wait(server: LocalServer, check: Callable[[], None] | None) -> None:

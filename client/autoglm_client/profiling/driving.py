@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from autoglm_client.async_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
+from autoglm_client.time_limit import LimitPassed
 
 from .figures import STAGES
 from .gpu import GpuMeter
@@ -86,21 +87,26 @@ async def drive(
     done = asyncio.Event()
     sampling = asyncio.create_task(_sample_on(probe, clock, samples, done))
     feed = _Feed(asked, load, clock)
-    lost: Exception | None = None  # what is raised inside `except*` would come out as a group
+    workers = [asyncio.create_task(_work(client, feed, on_answer)) for _ in range(load.concurrency)]
     try:
-        async with asyncio.TaskGroup() as group:
-            workers = [group.create_task(_work(client, feed, on_answer)) for _ in range(load.concurrency)]
-    except* CannotConnectError as group_of_errors:
-        lost = group_of_errors.exceptions[0]
+        answered = await _all_of(workers)
     finally:
         seconds = clock()
         done.set()
         await sampling
-    if lost is not None:
-        raise lost
     samples.append(await probe(clock))
-    records = sorted(itertools.chain(*(worker.result() for worker in workers)), key=lambda record: record.started)
+    records = sorted(itertools.chain(*answered), key=lambda record: record.started)
     return Run(load.concurrency, seconds, feed.last_at, tuple(records), tuple(samples), host)
+
+
+async def _all_of(workers: list[asyncio.Task[list[RequestRecord]]]) -> list[list[RequestRecord]]:
+    """Their results. What one of them raises, once the others have ended, too: it cancels them."""
+    try:
+        return await asyncio.gather(*workers)
+    finally:
+        for worker in workers:
+            worker.cancel()
+        await asyncio.wait(workers)
 
 
 class _Feed:
@@ -160,7 +166,7 @@ async def _sample_on(
     due = clock()
     while not done.is_set():
         due = max(due + SAMPLE_SECONDS, clock())
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(LimitPassed):
             await asyncio.wait_for(done.wait(), due - clock())
             return
         samples.append(await probe(clock))

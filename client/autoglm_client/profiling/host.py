@@ -9,16 +9,19 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TypeVar
 
+from autoglm_client.model_names import ENSEMBLE, PARTS, ModelNames
+
 from .procfs import ProcFs
 from .records import Host, HostState, Interface
 
 CLIENT = "client"
 SERVER = "tritonserver"
+_DEFAULT = ModelNames.of(ENSEMBLE)
 Figure = TypeVar("Figure", int, float)
 
 
-def find_host(proc: ProcFs, url: str, *, server_pid: int | None = None) -> Host:
-    """`url` is `host:port`. `server_pid` is known where this program started the server; else who listens is looked up."""
+def find_host(proc: ProcFs, url: str, *, server_pid: int | None = None, names: ModelNames = _DEFAULT) -> Host:
+    """`url` is `host:port`. `names`: of the models that are asked. `server_pid` is known where this program started the server; else who listens is looked up."""
     name, _, port = url.rpartition(":")
     address = _address(name.strip("[]"))
     interface = _interface(proc, address)
@@ -28,21 +31,22 @@ def find_host(proc: ProcFs, url: str, *, server_pid: int | None = None) -> Host:
     if pid is None:
         return Host(processes={CLIENT: os.getpid()}, interface=interface)
     return Host(
-        processes={**server_processes(proc, pid), CLIENT: os.getpid()},
+        processes={**server_processes(proc, pid, names), CLIENT: os.getpid()},
         cores=_cores(proc, pid),
         memory_bytes=proc.memory_limit(pid),
         interface=interface,
     )
 
 
-def server_processes(proc: ProcFs, pid: int) -> dict[str, int]:
-    """tritonserver and the processes of its Python models, by the models' names."""
+def server_processes(proc: ProcFs, pid: int, names: ModelNames = _DEFAULT) -> dict[str, int]:
+    """tritonserver and the processes of its Python models: those of `names` by what they do, others by their names."""
+    parts = {getattr(names, part): part for part in PARTS}
     found = {SERVER: pid}
     waiting = proc.children(pid)
     while waiting:
         child = waiting.pop(0)
         if name := _model_name(proc.command_line(child)):
-            found[_free_name(name, found)] = child
+            found[_free_name(parts.get(name, name), found)] = child
         waiting += proc.children(child)
     return found
 

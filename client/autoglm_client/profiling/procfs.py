@@ -165,7 +165,7 @@ def _number(text: str | None) -> int | None:
 
 
 def _ipv4(address: str) -> int:
-    return int.from_bytes(bytes(int(part) for part in address.split(".")))
+    return int.from_bytes(bytes(int(part) for part in address.split(".")), "big")
 
 
 def _little_endian(hexadecimal: str) -> int:

@@ -1,5 +1,6 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -11,22 +12,34 @@ LOG = logging.getLogger("autoglm_engine.model")
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder
-        from autoglm_engine.boards import EventBoards
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.boards import EventBoards, served_artifact
+        from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
-        from autoglm_engine.pieces import Pieces
+        from autoglm_engine.followed_artifact import FollowedArtifact
+        from autoglm_engine.neighbours import Neighbours
+        from autoglm_engine.pieces import Pieces, load_text
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
+        check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
         log_to_triton(pb_utils.Logger)
-        ServerProcess().end_with_it()
+        server = ServerProcess()
+        server.end_with_it()
         self.refusal = EngineError
-        boards = EventBoards(ServerIdentity.of_parent())
-        self.pieces = Pieces.load(artifact_folder(args["model_repository"]), boards.open)
+        neighbours = Neighbours.of(args["model_config"])
+        identity = ServerIdentity.of_parent(neighbours.engine)
+        boards = EventBoards(identity)
+        texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
+        texts.read(lambda: served_artifact(identity))
+        self.pieces = Pieces(texts.of, boards.open)
+        self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -34,7 +47,7 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             event = pb_utils.get_input_tensor_by_name(request, "event").as_numpy()
-            outputs = self.pieces.outputs(event)
+            outputs = self.pieces.outputs(event, request.requested_output_names())
         except self.refusal as error:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
@@ -43,3 +56,12 @@ class TritonPythonModel:
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+    def finalize(self):
+        self.fate.close()
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

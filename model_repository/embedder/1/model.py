@@ -1,5 +1,6 @@
 """The embedder model: texts to unit vectors. What it does is in `autoglm_engine.embedder`."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -12,19 +13,29 @@ LOG = logging.getLogger("autoglm_engine.model")
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.embedder import Embedder, embedder_folder, is_exported
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.deployment import check_version
+        from autoglm_engine.embedder import Embedder, is_exported
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.option_texts import text_of
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
         log_to_triton(pb_utils.Logger)
-        ServerProcess().end_with_it()
+        server = ServerProcess()
+        server.end_with_it()
         self.text_of = text_of
-        folder = embedder_folder(args["model_repository"])
-        self.embedder = Embedder(folder) if is_exported(folder) else None
+        neighbours = Neighbours.of(args["model_config"])
+        folder = neighbours.embedder_folder(args["model_repository"])
+        self.embedder = Embedder(folder) if folder and is_exported(folder) else None
+        self.fate = SharedFate(EMBEDDER, neighbours.engine, server.end_after_death)
+
+    def finalize(self):
+        self.fate.close()
 
     def execute(self, requests):
         """One run for the whole batch; a request whose text cannot be read fails alone."""
@@ -58,3 +69,9 @@ def embedding(row):
 def refusal(code, sentence):
     error = pb_utils.TritonError(f"{code}: {sentence}", getattr(pb_utils.TritonError, code))
     return pb_utils.InferenceResponse(error=error)
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

@@ -4,6 +4,7 @@ import logging
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -17,28 +18,36 @@ LOG = logging.getLogger("autoglm_engine.model")
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
-        from autoglm_engine.adapter import artifact_folder, check_shared_memory, engine_settings
-        from autoglm_engine.embedder import embedder_folder
+        from autoglm_engine.adapter import check_shared_memory, engine_settings
+        from autoglm_engine.deployment import check_single_instance, check_version
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.published import PublishedMetrics
+        from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
         log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
-        check_shared_memory(args["model_repository"], settings)
+        neighbours = Neighbours.of(args["model_config"])
+        artifact = neighbours.artifact_folder(args["model_repository"])
+        check_shared_memory(Path(args["model_repository"]).parent, artifact, settings)
+        families = Families({"model": neighbours.ensemble, "version": args["model_version"]})
         self.service = EngineService(
-            artifact_folder(args["model_repository"]),
+            artifact,
             settings,
             num_threads=num_threads,
-            metrics=PublishedMetrics(Families().series),
-            ask=ask_detokenizer,
-            embed=ask_embedder,
-            embedder=embedder_folder(args["model_repository"]),
+            metrics=PublishedMetrics(families.series),
+            ask=partial(ask_detokenizer, neighbours.detokenizer),
+            embed=partial(ask_embedder, neighbours.embedder),
+            embedder=neighbours.embedder_folder(args["model_repository"]),
             died=end_process,
+            identity=ServerIdentity.of_parent(args["model_name"]),
         )
         self.service.start()
 
@@ -81,34 +90,45 @@ class TritonReply:
 
 
 class Families:
-    """Triton's metric families, one for each metric of the engine; they must be kept alive."""
+    """Triton's metric families, one for each metric of the engine; they must be kept alive. `labels`: of all of them. The
+    families are the whole server's: without such labels several engines would write into one series."""
 
-    def __init__(self):
+    def __init__(self, labels):
+        self.labels = labels
         self.families = {}
 
     def series(self, spec, label):
         from autoglm_engine.published import PREFIX, unit_suffix
 
         if spec.name not in self.families:
-            kind = getattr(pb_utils.MetricFamily, spec.kind.name)
+            kind = getattr(pb_utils.MetricFamily, spec.kind.name, None)
+            if kind is None:  # older than histograms: docs/serving.md has the versions
+                return NoSeries()
             name = f"{PREFIX}{spec.name}{unit_suffix(spec)}"
             self.families[spec.name] = pb_utils.MetricFamily(name=name, description=spec.description, kind=kind)
-        labels = {spec.label: label} if spec.label else {}
+        labels = {**self.labels, spec.label: label} if spec.label else self.labels
         buckets = {"buckets": list(spec.buckets)} if spec.buckets else {}
         return self.families[spec.name].Metric(labels=labels, **buckets)
 
 
-def ask_detokenizer(packed):
+class NoSeries:
+    """Of a kind that this Triton does not have: it is not published, and nothing else is missing."""
+
+    def observe(self, value):
+        pass
+
+
+def ask_detokenizer(name, packed):
     event = pb_utils.Tensor("event", packed[np.newaxis])
-    call = pb_utils.InferenceRequest(model_name="detokenizer", requested_output_names=["finish_reason"], inputs=[event])
+    call = pb_utils.InferenceRequest(model_name=name, requested_output_names=["finish_reason"], inputs=[event])
     response = call.exec()
     if response.has_error():
         raise RuntimeError(response.error().message())
 
 
-def ask_embedder(text):
+def ask_embedder(name, text):
     tensor = pb_utils.Tensor("text", np.array([[text.encode()]], dtype=np.object_))
-    call = pb_utils.InferenceRequest(model_name="embedder", requested_output_names=["embedding"], inputs=[tensor])
+    call = pb_utils.InferenceRequest(model_name=name, requested_output_names=["embedding"], inputs=[tensor])
     response = call.exec()
     if response.has_error():
         raise RuntimeError(response.error().message())

@@ -1,5 +1,6 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
+import json
 import logging
 import sys
 from pathlib import Path
@@ -12,30 +13,36 @@ LOG = logging.getLogger("autoglm_engine.model")
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]).parent / "engine" / "1"))
-        from autoglm_engine.adapter import artifact_folder, exits_with_engine
-        from autoglm_engine.boards import EngineBoard
+        sys.path.insert(0, shared_code(args))
+        from autoglm_engine.adapter import exits_with_engine
+        from autoglm_engine.boards import EngineBoard, served_artifact
+        from autoglm_engine.deployment import check_version
         from autoglm_engine.door import Door
         from autoglm_engine.errors import EngineError
-        from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.followed_artifact import FollowedArtifact
+        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
         log_to_triton(pb_utils.Logger)
-        self.server = ServerProcess()
-        self.server.end_with_it()
-        identity = ServerIdentity.of_parent()
+        server = ServerProcess()
+        server.end_with_it()
+        neighbours = Neighbours.of(args["model_config"])
+        identity = ServerIdentity.of_parent(neighbours.engine)
         self.refusal = EngineError
         self.kind = Kind.REQUEST
-        self.door = Door.load(artifact_folder(args["model_repository"]))
+        folder = neighbours.artifact_folder(args["model_repository"])
+        self.doors = FollowedArtifact(folder, Door.load, most=1, let_go=Door.close)
+        self.doors.read(lambda: served_artifact(identity))
         self.board = EngineBoard(identity)
-        self.watch = EngineWatch(identity, self.end_server)
-        if exits_with_engine(args["model_config"]):
-            self.watch.start()
+        is_shared = exits_with_engine(args["model_config"])
+        self.fate = SharedFate(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -43,8 +50,10 @@ class TritonPythonModel:
     def answer(self, request):
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            admitted = self.door.admit(tensors, request.parameters())
-            sealed = self.board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
+            board = self.board.current()
+            door = self.doors.of(board.artifact)
+            admitted = door.admit(tensors, request.parameters(), request.timeout())
+            sealed = board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
         except self.refusal as error:
             return refused(error)
         except Exception as error:  # one request never takes its batch with it
@@ -58,16 +67,17 @@ class TritonPythonModel:
             ]
         )
 
-    def end_server(self):
-        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
-        print(
-            "Error: the engine's process died: the server ends, since it cannot answer any more",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.server.end()
+    def finalize(self):
+        if self.fate:
+            self.fate.close()
 
 
 def refused(error):
     code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
     return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+
+
+def shared_code(args):
+    """The folder of the package, which lies beside the engine."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")

@@ -10,6 +10,7 @@ from collections.abc import Sequence as Several
 from typing import Protocol
 
 from .admission_features import FeaturePolicy
+from .priorities import ByPriority
 from .sequence import Sequence, Waiting
 from .settings import EngineSettings
 from .slots import SlotTable
@@ -53,10 +54,12 @@ class Static:
 
 
 def make_policy(settings: EngineSettings, slots: SlotTable) -> AdmissionPolicy:
+    """The one that the settings name, within each class of priority. Closed batches know no priorities: they are there to
+    be compared with."""
     match settings.admission:
         case "features":
-            return FeaturePolicy(settings, slots)
+            return ByPriority(FeaturePolicy(settings, slots), settings)
         case "static":
             return Static(min(settings.static_size or slots.num_slots, slots.num_slots), settings.static_window_ms)
         case _:
-            return Fifo()
+            return ByPriority(Fifo(), settings)

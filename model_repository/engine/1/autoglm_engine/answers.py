@@ -74,9 +74,9 @@ class Answers:
         except BaseException as error:
             self._end(sequence, now, failure=own_failure(error, sequence.request.id))
 
-    def beat(self, waiting: Waiting, now: float) -> None:
-        waiting.last_event_at = now
-        self.events.append(waiting.event(now))
+    def beat(self, source: Sequence | Waiting, now: float) -> None:
+        source.last_event_at = now
+        self.events.append(source.heartbeat(now))
 
     def fail_all(self, now: float, failure: EngineError) -> None:
         """End every request that has not ended, and forget them all."""

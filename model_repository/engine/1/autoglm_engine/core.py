@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+DEFAULT_PRIORITY = 5
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class SamplingOptions:
     guided_json: str = ""  # a JSON schema; of the guides at most one is set
     guided_regex: str = ""
     guided_grammar: str = ""  # Lark, in llguidance's dialect
+    bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that the completion must not hold
 
     @property
     def is_guided(self) -> bool:
@@ -80,12 +82,16 @@ class Request:
     stream: bool = False
     arrival: float = 0.0
     deadline: float | None = None
+    heartbeat_ms: int | None = (
+        None  # silence after which it gets an empty event; None: as the setting says where it streams, else never
+    )
     tokenize_ms: float = 0.0
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart
     user: str = ""  # whose it is, if the caller says; requests of one user may be served together
     semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
     question: Question | None = None  # None: nothing of it can be compared
+    priority: int = DEFAULT_PRIORITY  # 1 is admitted first
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
     guide: AskedGuide | None = None  # of its `sampling`
 

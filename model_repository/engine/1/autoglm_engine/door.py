@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,16 +11,27 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .bad_words import NAME as BAD_WORDS
+from .bad_words import word_tokens
 from .core import Request, TokenIds
 from .errors import InvalidRequest
+from .foreign_inputs import FOREIGN_INPUTS
+from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .request_parameters import read_parameters
+from .sampling_json import NAMES
+from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
+SAMPLING_NAMES = frozenset(NAMES)
+_USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
+_LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,33 +43,53 @@ class Admitted:
 class Door:
     """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
 
-    def __init__(self, prompter: Prompter, rules: OptionRules, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        prompter: Prompter,
+        rules: OptionRules,
+        artifact: str,
+        clock: Callable[[], float] = time.monotonic,
+        eos_token_ids: Collection[int] = (),
+    ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._artifact = artifact
+        self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path) -> Door:
-        manifest = Manifest.load(folder)
+    def load(cls, folder: Path, manifest: Manifest) -> Door:
         verify_texts(folder, manifest)
-        return cls(Prompter.load(folder, manifest), OptionRules.of(manifest))
+        prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
+        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)
 
-    def admit(self, tensors: Tensors, parameters: str = "") -> Admitted:
-        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON."""
+    def close(self) -> None:
+        self._prompter.close()
+
+    def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
+        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
+        `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        check_parameters(parameters)
+        given = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
+        if not (FOREIGN_INPUTS.keys().isdisjoint(tensors) and SAMPLING_NAMES.isdisjoint(given)):
+            values = self._with_foreign(values, tensors, given)
+        if BAD_WORDS in values:
+            values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
         prompt = self._prompt(tensors)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
+        limit_ms = shortest_deadline_ms(checked.deadline_ms, timeout_us, given)
         request = Request(
             id="",
             prompt_ids=token_ids,
             sampling=checked.sampling,
             stream=checked.stream,
             arrival=arrival,
-            deadline=None if checked.deadline_ms is None else arrival + checked.deadline_ms / 1000,
+            deadline=None if limit_ms is None else arrival + limit_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
+            priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
             cache=checked.cache,
             tenant=checked.tenant,
@@ -67,7 +97,12 @@ class Door:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
         )
-        return Admitted(token_ids, pack_request(request))
+        return Admitted(token_ids, pack_request(request, self._artifact))
+
+    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
+        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
+        sampling = {name: value for name, value in parameters.items() if name in SAMPLING_NAMES}
+        return self._foreign.translate(foreign, values, sampling)
 
     def _prompt(self, tensors: Tensors) -> Prompt:
         given = [name for name in PROMPT_INPUTS if name in tensors]
@@ -84,10 +119,10 @@ class Door:
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:
-    """The Python value of an option's tensor; `stop` is a list of bytes."""
-    if name == "stop":
+    """The Python value of an option's tensor; `stop`, say, is a list of bytes."""
+    if name in _LISTS:
         check_batch(name, array)
-        return list(array.reshape(-1))
+        return array.reshape(-1).tolist()
     value = read_single(name, array)
     return value.item() if isinstance(value, np.generic) else value
 
@@ -102,20 +137,3 @@ def read_single(name: str, array: npt.NDArray[Any]) -> Any:
 def check_batch(name: str, array: npt.NDArray[Any]) -> None:
     if array.ndim != 2 or array.shape[0] != 1:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
-
-
-def check_parameters(parameters: str) -> None:
-    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
-
-    `/generate` turns every key that names no input into a parameter.
-    """
-    if not parameters or parameters == "{}":
-        return
-    unknown = sorted(name for name in json.loads(parameters) if not _is_reserved(name))
-    if unknown:
-        known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
-        raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
-
-
-def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_")

@@ -9,8 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,7 +21,6 @@ from .errors import ArtifactError
 from .manifest import MANIFEST_NAME, FileRecord, records_of, verify_files
 from .manifest_checks import OBJECT, TEXT, check, one_of, read_json, whole
 
-EMBEDDER_VARIABLE = "AUTOGLM_EMBEDDER"
 EMBEDDER_MODEL = "model.onnx"
 TOKENIZER = "tokenizer.json"
 KIND = "embedder"
@@ -81,12 +79,6 @@ class EmbedderManifest:
     def digest(self) -> str:
         """Embeddings of two embedders compare only where this is equal."""
         return hashlib.sha256(json.dumps(dataclasses.asdict(self), sort_keys=True).encode()).hexdigest()
-
-
-def embedder_folder(model_folder: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
-    """`model_folder`: any model's folder in the repository. AUTOGLM_EMBEDDER, else `embedder/1/artifact` beside it."""
-    chosen = environ.get(EMBEDDER_VARIABLE)
-    return Path(chosen) if chosen else Path(model_folder).parent / "embedder" / "1" / "artifact"
 
 
 def is_exported(folder: Path) -> bool:

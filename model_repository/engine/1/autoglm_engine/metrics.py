@@ -26,11 +26,16 @@ class MetricSpec:
     description: str
     label: str = ""  # the name of its one label; empty: none
     buckets: tuple[float, ...] = ()  # upper bounds, ascending
+    unit: str = "seconds"  # of a histogram; it ends the published name
 
 
 _TTFT_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 _LOOKUP_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0)
 _ITL_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.2, 0.5, 1.0, 5.0)
+
+_TOKEN_BUCKETS = (1, 4, 16, 64, 128, 256, 512, 1024, 2048, 4096, 8192, 16_384, 32_768, 131_072)
+_QUEUE_BUCKETS = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_REQUEST_BUCKETS = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 20.0, 30.0, 60.0, 120.0, 300.0)
 
 REQUESTS = MetricSpec("requests", Kind.COUNTER, "Requests that ended, by finish reason", label="finish_reason")
 TOKENS_IN = MetricSpec("tokens_in", Kind.COUNTER, "Prompt tokens of admitted requests")
@@ -44,8 +49,21 @@ TIME_TO_FIRST_TOKEN = MetricSpec(
 INTER_TOKEN_LATENCY = MetricSpec(
     "inter_token_latency", Kind.HISTOGRAM, "Seconds between two tokens of a request", buckets=_ITL_BUCKETS
 )
+REQUEST_PROMPT_TOKENS = MetricSpec(
+    "request_prompt", Kind.HISTOGRAM, "Prompt tokens of a request", buckets=_TOKEN_BUCKETS, unit="tokens"
+)
+REQUEST_GENERATION_TOKENS = MetricSpec(
+    "request_generation", Kind.HISTOGRAM, "Tokens of a request's answer", buckets=_TOKEN_BUCKETS, unit="tokens"
+)
+REQUEST_QUEUE_TIME = MetricSpec(
+    "request_queue_time", Kind.HISTOGRAM, "Seconds that a request waited for a slot", buckets=_QUEUE_BUCKETS
+)
+E2E_REQUEST_LATENCY = MetricSpec(
+    "e2e_request_latency", Kind.HISTOGRAM, "Seconds from a request's arrival to its end", buckets=_REQUEST_BUCKETS
+)
 RUNNING = MetricSpec("running", Kind.GAUGE, "Requests in a slot")
 WAITING = MetricSpec("waiting", Kind.GAUGE, "Requests in the queue")
+KV_CACHE_USAGE = MetricSpec("kv_cache_usage", Kind.GAUGE, "Share of the slots in which requests run, 0 to 1")
 SLOTS = MetricSpec("slots", Kind.GAUGE, "Slots by state: free, busy, retained", label="state")
 CACHE_HITS = MetricSpec("cache_hits", Kind.COUNTER, "Requests answered with a kept answer")
 CACHE_MISSES = MetricSpec("cache_misses", Kind.COUNTER, "Requests that looked for a kept answer and found none")
@@ -92,8 +110,13 @@ ALL_METRICS = (
     DRAFTS_ACCEPTED,
     TIME_TO_FIRST_TOKEN,
     INTER_TOKEN_LATENCY,
+    REQUEST_PROMPT_TOKENS,
+    REQUEST_GENERATION_TOKENS,
+    REQUEST_QUEUE_TIME,
+    E2E_REQUEST_LATENCY,
     RUNNING,
     WAITING,
+    KV_CACHE_USAGE,
     SLOTS,
     CACHE_HITS,
     CACHE_MISSES,

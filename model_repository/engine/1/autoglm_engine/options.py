@@ -8,7 +8,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from .core import CacheUse, SamplingOptions
+from .bad_words import check_words
+from .core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
 from .errors import ArtifactError, InvalidRequest
 from .manifest import Manifest
 from .option_texts import check_bias, check_guides, read_bias, read_guided_json, text_of
@@ -20,7 +21,10 @@ MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+MIN_HEARTBEAT_MS = 100
 MAX_PROMPT_LOOKUP = 16
+MAX_PRIORITY = 9
 _TYPES: dict[str, tuple[type, ...]] = {
     "INT32": (int,),
     "INT64": (int,),
@@ -48,7 +52,7 @@ OPTIONS = {option.name: option for option in (
     Option("max_tokens",         "INT32",  DEFAULT_MAX_TOKENS, 1, "max_length"),
     Option("min_tokens",         "INT32",  0,     0,  "max_tokens"),
     Option("temperature",        "FP32",   0.0,   0,  100, from_model=True),
-    Option("top_k",              "INT32",  0,     0,  "vocab_size", from_model=True),
+    Option("top_k",              "INT32",  0,     -1, "vocab_size", from_model=True),
     Option("top_p",              "FP32",   1.0,   0,  1,   from_model=True, low_open=True),
     Option("min_p",              "FP32",   0.0,   0,  1),
     Option("repetition_penalty", "FP32",   1.0,   0,  10,  from_model=True, low_open=True),
@@ -60,6 +64,8 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("heartbeat_ms",       "INT32",  None,  MIN_HEARTBEAT_MS, HOUR_MS),
+    Option("priority",           "INT32",  DEFAULT_PRIORITY, 0, MAX_PRIORITY),
     Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
     Option("tenant",             "STRING", ""),
@@ -69,11 +75,22 @@ OPTIONS = {option.name: option for option in (
     Option("guided_json",        "STRING", ""),
     Option("guided_regex",       "STRING", ""),
     Option("guided_grammar",     "STRING", ""),
+    Option("bad_words",          "STRING", ()),
 )}
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "prompt_lookup", "cache", "tenant", "user", "semantic")
+OTHER_THAN_SAMPLING = (
+    "stream",
+    "deadline_ms",
+    "heartbeat_ms",
+    "priority",
+    "prompt_lookup",
+    "cache",
+    "tenant",
+    "user",
+    "semantic",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,6 +100,8 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    heartbeat_ms: int | None = None
+    priority: int = DEFAULT_PRIORITY
     prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""
@@ -112,7 +131,8 @@ class OptionRules:
         return rules
 
     def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
-        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes. Raises InvalidRequest."""
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes, `bad_words` as token
+        ids (`bad_words.word_tokens`). Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
@@ -142,6 +162,8 @@ class OptionRules:
     def _check_texts(self, sampling: SamplingOptions) -> None:
         check_guides(sampling)
         check_bias(sampling.logit_bias, self.vocab_size)
+        if sampling.bad_words:
+            check_words(sampling.bad_words, self.vocab_size)
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
@@ -216,7 +238,9 @@ def _user(raw: bytes) -> str:
 
 
 _READERS: Mapping[str, Callable[[Any], Any]] = {
+    "top_k": lambda value: 0 if value == -1 else value,  # vLLM's way to say that it is off
     "stop": _stop_strings,
+    "priority": lambda level: level or DEFAULT_PRIORITY,  # 0 is Triton's word for it
     "cache": _cache_use,
     "tenant": _tenant,
     "user": _user,

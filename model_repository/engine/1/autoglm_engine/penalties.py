@@ -13,6 +13,7 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from .bad_words import BadWords
 from .candidates import Row
 from .core import SamplingOptions, TokenIds
 
@@ -25,7 +26,7 @@ Changes = tuple[TokenIds, npt.NDArray[np.float32], npt.NDArray[np.float32]]  # i
 class Penalties:
     """Repetition penalty over prompt and completion (Keskar et al. 2019, as in Hugging Face); presence and frequency
     penalties over the completion, of at most `max_tokens` (OpenAI's definition); `banned_ids` until `lift_bans`; biases
-    of some tokens (OpenAI's `logit_bias`) throughout."""
+    of some tokens (OpenAI's `logit_bias`) throughout, and what would complete one of the `bad_words`."""
 
     def __init__(
         self, options: SamplingOptions, prompt_ids: TokenIds, banned_ids: Iterable[int], max_tokens: int
@@ -39,15 +40,18 @@ class Penalties:
         seen = np.unique(prompt_ids) if self._repetition != 1.0 else np.empty(0, np.int32)
         # whether it changes a token for having been said; it may ban some all the same
         self.penalises = bool(self._repetition != 1.0 or self._presence or self._frequency)
-        self.is_needed = bool(self.penalises or self._bias)
-        capacity = len(seen) + len(self._banned) + len(self._bias) + (max_tokens if self.penalises else 0)
+        self._words = BadWords(options.bad_words) if options.bad_words else None
+        self._barred = self._words.next_banned() if self._words else frozenset()
+        self.is_needed = bool(self.penalises or self._bias or self._words)
+        capacity = len(seen) + len(self._banned) + len(self._bias) + len(options.bad_words)
+        capacity += max_tokens if self.penalises else 0
         self._ids = np.empty(capacity, np.int32)
         self._factors = np.ones(capacity, np.float32)
         self._offsets = np.zeros(capacity, np.float32)
         self._ids[: len(seen)], self._factors[: len(seen)] = seen, self._repetition
         self._places = {token_id: place for place, token_id in enumerate(seen.tolist())}
         self._changed = set(self._places.values())
-        for token_id in self._banned | self._bias.keys():
+        for token_id in self._banned | self._barred | self._bias.keys():
             self._update(token_id)
 
     @property
@@ -59,6 +63,11 @@ class Penalties:
         if self.penalises:
             self._counts[token_id] += 1
             self._update(token_id)
+        if self._words:
+            self._words.count(token_id)
+            before, self._barred = self._barred, self._words.next_banned()
+            for changed in before ^ self._barred:
+                self._update(changed)
 
     def lift_bans(self) -> None:
         banned, self._banned = self._banned, frozenset()
@@ -86,7 +95,8 @@ class Penalties:
         self._ids[place] = token_id
         if count := self._counts[token_id]:
             self._factors[place] = self._repetition
-        self._offsets[place] = -np.inf if token_id in self._banned else self._offset(token_id, count)
+        is_banned = token_id in self._banned or token_id in self._barred
+        self._offsets[place] = -np.inf if is_banned else self._offset(token_id, count)
         if before != (self._factors[place], self._offsets[place]):
             self._changed.add(place)
 

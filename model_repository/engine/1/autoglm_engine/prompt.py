@@ -59,6 +59,11 @@ class Prompter:
             template.start()
         return cls(tokenizer, template, manifest.max_length)
 
+    def close(self) -> None:
+        """End the template's process."""
+        if self._template is not None:
+            self._template.close()
+
     def from_text(self, raw: bytes) -> Prompt:
         """With the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
         if not raw:
@@ -79,6 +84,10 @@ class Prompter:
         ids = self._encode(rendered, "messages", special_tokens=False)
         # Answers that act are not shared by what a question means: its details are the arguments.
         return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
+
+    def word_ids(self, text: str) -> list[int]:
+        """Without special tokens."""
+        return self._ids(text, special_tokens=False)
 
     def _tools(self, raw: bytes | None) -> list[Tool] | None:
         if raw is None:

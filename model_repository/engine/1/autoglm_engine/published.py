@@ -87,7 +87,7 @@ class PublishedMetrics:
 
 
 def unit_suffix(spec: MetricSpec) -> str:
-    """Prometheus' naming: counters end with _total, times with their unit."""
+    """Prometheus' naming: counters end with _total, histograms with their unit."""
     if spec.kind is Kind.COUNTER:
         return "_total"
-    return "_seconds" if spec.kind is Kind.HISTOGRAM else ""
+    return f"_{spec.unit}" if spec.kind is Kind.HISTOGRAM else ""

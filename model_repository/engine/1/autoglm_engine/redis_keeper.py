@@ -254,7 +254,7 @@ class RedisKeeper:
 async def _within(seconds: float, work: Coroutine[Any, Any, object]) -> bool:
     try:
         await asyncio.wait_for(work, seconds)
-    except TimeoutError:
+    except asyncio.TimeoutError:  # the built-in one since Python 3.11
         return False
     return True
 

@@ -26,7 +26,9 @@ from .settings import EngineSettings
 from .tiers import Found
 from .write_queue import Write, WriteQueue
 
-_FAILURES = (RedisError, OSError, RuntimeError, concurrent.futures.CancelledError)  # OSError: time-outs, too
+# Time-outs are OSErrors since Python 3.11 only.
+_TIME_OUTS = (asyncio.TimeoutError, concurrent.futures.TimeoutError)
+_FAILURES = (RedisError, OSError, *_TIME_OUTS, RuntimeError, concurrent.futures.CancelledError)
 _CLOSE_SECONDS = 1.0
 _GONE = -2  # what PTTL says of an entry that ended while it was asked for
 

@@ -1,4 +1,4 @@
-"""What makes a message between two models of one server believable: only they know the key, and everybody with the port
+"""What makes a message between two models that work together believable: only they know the key, and everybody with the port
 may call them.
 
 A sealed message: board  8 bytes   the id of the engine's board, which has the key
@@ -71,5 +71,5 @@ def board_id_of(sealed: Packed) -> bytes:
 def forged(kind: Kind) -> InvalidRequest:
     return InvalidRequest(
         f"{kind.value} has no valid seal: it must be what another model of this server wrote, unchanged; "
-        "requests go to the model autoglm"
+        "requests go to the ensemble, such as autoglm"
     )

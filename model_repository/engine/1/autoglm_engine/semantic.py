@@ -18,7 +18,7 @@ from .vector_index import VectorIndex
 def open_semantic(
     settings: EngineSettings,
     answer_digest: str,
-    embedder: Path,
+    embedder: Path | None,
     embed: Embed,
     metrics: Metrics,
     clock: Callable[[], float] = time.monotonic,
@@ -26,12 +26,16 @@ def open_semantic(
     """(the cache, ""), or (None, why not). Where the settings want it for every request it must be there: then raises
     InvalidRequest or ArtifactError instead.
 
-    `embedder`: the folder of its artifact; `embed` asks the model that serves it."""
+    `embedder`: the folder of its artifact, None where these models have none; `embed` asks the model that serves it."""
     if settings.semantic_cache == "off":
         return None, "the server's setting semantic_cache is off"
     try:
         if settings.cache_mode == "off":
             raise InvalidRequest("the semantic cache needs the setting cache_mode exact; it is off")
+        if embedder is None:
+            raise ArtifactError(
+                "the semantic cache needs an embedder, and these models have none: embedder_model is empty"
+            )
         if not is_exported(embedder):
             raise ArtifactError(
                 f"the semantic cache needs the embedder, and there is none at {embedder}; make it with `autoglm export-embedder`"

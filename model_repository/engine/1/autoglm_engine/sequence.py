@@ -11,8 +11,14 @@ from .sampling import TokenSampler
 from .speculation import Speculation
 
 
-@dataclass(slots=True, eq=False, weakref_slot=True)
-class Waiting:
+class _Referable:
+    """Weak references need a slot of their own, which dataclasses make since Python 3.11 only."""
+
+    __slots__ = ("__weakref__",)
+
+
+@dataclass(slots=True, eq=False)
+class Waiting(_Referable):
     """A request without a slot."""
 
     request: Request
@@ -41,6 +47,9 @@ class Waiting:
     ) -> Event:
         usage = Usage(len(self.request.prompt_ids), 0, 0)
         return _with_failure(Event(self.request.id, (), usage, self.stages(now), finish_reason), failure)
+
+    def heartbeat(self, now: float) -> Event:
+        return self.event(now)
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,6 +152,11 @@ class Sequence:
             logprobs=logprobs,
         )
         return _with_failure(event, failure)
+
+    def heartbeat(self, now: float) -> Event:
+        """What is ready stays for a later event."""
+        usage = Usage(self.num_prompt_tokens, self.num_told, self.num_cached)
+        return Event(self.request.id, (), usage, self._stages(now))
 
     def _stages(self, now: float) -> Stages:
         first = self.first_token_at

@@ -1,11 +1,14 @@
-"""Which server a model's process belongs to. A process id alone says little: it is used again, and where shared memory is
-the host's (`--ipc=host`) the servers of two containers can both have the id 1."""
+"""Which server a model's process belongs to, and which of its engines. A process id alone says little: it is used again, and
+where shared memory is the host's (`--ipc=host`) the servers of two containers can both have the id 1."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
+
+from .neighbours import DEFAULT_ENGINE
 
 _STARTED = 19  # field 22 of /proc/PID/stat, counted behind the name; see proc_pid_stat(5)
 
@@ -15,14 +18,20 @@ class ServerIdentity:
     pid: int
     started: int  # in clock ticks since the machine's start
     namespace: int  # of process ids
+    engine: int  # of the engine model's name: 64 bits of BLAKE2b
 
     @classmethod
-    def of(cls, pid: int) -> ServerIdentity:
-        """Of a process in this process's own namespace. Raises OSError where there is none."""
+    def of(cls, pid: int, engine: str = DEFAULT_ENGINE) -> ServerIdentity:
+        """Of a server in this process's own namespace. Raises OSError where there is none."""
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return cls(pid, int(fields[_STARTED]), os.stat("/proc/self/ns/pid").st_ino)  # noqa: PTH116 - a link of /proc
+        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link of /proc
+        return cls(pid, int(fields[_STARTED]), namespace, _number_of(engine))
 
     @classmethod
-    def of_parent(cls) -> ServerIdentity:
-        """Of the tritonserver whose model this process is."""
-        return cls.of(os.getppid())
+    def of_parent(cls, engine: str = DEFAULT_ENGINE) -> ServerIdentity:
+        """Of the tritonserver whose model this process is, and the engine that it works with."""
+        return cls.of(os.getppid(), engine)
+
+
+def _number_of(name: str) -> int:
+    return int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest(), "little")

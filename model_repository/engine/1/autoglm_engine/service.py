@@ -13,6 +13,7 @@ import numpy as np
 from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
+from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
@@ -30,10 +31,10 @@ from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
-from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
+from .server_identity import ServerIdentity
 from .settings import EngineSettings
 from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
@@ -53,7 +54,8 @@ _LAST_STEP_SECONDS = (
 class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
     the model whose artifact is in `embedder`, and blocks; `died` is
-    called when no step can be computed any more, after every request was answered."""
+    called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
+    the only one of this process's server."""
 
     def __init__(
         self,
@@ -64,8 +66,9 @@ class EngineService:
         metrics: PublishedMetrics,
         ask: Callable[[Packed], object],
         embed: Embed,
-        embedder: Path,
+        embedder: Path | None,
         died: Callable[[], object],
+        identity: ServerIdentity | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
@@ -89,8 +92,12 @@ class EngineService:
             num_slots=settings.num_slots(manifest.num_slots),
             device=settings.device,
         )
+        manifest.check_unchanged(folder)
         warm_up(self._runner)
-        self._board = AckBoard(cells_for(manifest.num_slots, settings.max_queue))
+        server = identity or ServerIdentity.of_parent()
+        num_cells = cells_for(manifest.num_slots, settings.max_queue)
+        self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
+        self._requests = RequestBoards(self._board, server)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
@@ -150,8 +157,9 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            opened = self._board.seal.open(Kind.REQUEST, packed, beside=token_ids)
-            request = unpack_request(request_id, token_ids, opened)
+            opened = self._requests.open(packed, token_ids)
+            self._requests.note_asked()
+            request = unpack_request(request_id, token_ids, opened, self._board.artifact)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)

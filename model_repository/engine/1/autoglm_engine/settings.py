@@ -94,7 +94,7 @@ class EngineSettings:
     `admission_path_weight`, `admission_burst_weight`, `admission_user_weight`: what the share of a prompt that a slot holds,
     having come within `admission_burst_ms` of the oldest, and being of a running request's user count for.
     `admission_max_passed`, `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long
-    ago, goes first.
+    ago, goes first; of a class of priority that was, one does (`priorities`).
     `static_size`, `static_window_ms`: a static batch is closed when it has so many requests (0: one for each slot), or so
     long after the first of them came.
     """

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import tomllib
-from collections.abc import Mapping
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ from .settings import ServingSettings
 Value = str | int | float | bool
 VARIABLE_PREFIX = "AUTOGLM_"
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
-_PARSERS = {".toml": tomllib.loads, ".json": json.loads}
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(ServingSettings)}
 
 
@@ -74,6 +73,24 @@ def _parse(path: Path) -> dict[str, Any]:
     if not isinstance(found, dict):
         raise InvalidRequest(f"{path} holds {type(found).__name__}; it must hold one table of settings")
     return found
+
+
+def _parse_toml(text: str) -> dict[str, Any]:
+    """Only where a file is read: Python 3.10 has no parser, and no model's process needs one."""
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        try:
+            import tomli as tomllib
+        except ModuleNotFoundError:
+            raise InvalidRequest(
+                "Python 3.10 reads .toml with the package tomli: pip install tomli, or use .json"
+            ) from None
+    found: dict[str, Any] = tomllib.loads(text)
+    return found
+
+
+_PARSERS: Mapping[str, Callable[[str], object]] = {".toml": _parse_toml, ".json": json.loads}
 
 
 def _default(name: str) -> Any:

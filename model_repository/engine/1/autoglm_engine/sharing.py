@@ -20,8 +20,9 @@ from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
 from .lookups import Lookups
-from .metrics import CACHE_COALESCED, REQUESTS, Metrics, NoMetrics
+from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
+from .request_metrics import count_ended
 from .response_cache import ResponseCache, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
@@ -192,8 +193,8 @@ class SharingEngine:
         stages = replace(answer.stages, queue_ms=waited_ms(request, now, now), tokenize_ms=request.tokenize_ms)
         usage = replace(answer.usage, cached_tokens=0)
         assert answer.finish_reason is not None
-        self._metrics.inc(REQUESTS, label=answer.finish_reason.value)
         hit = replace(answer, request_id=request.id, usage=usage, stages=stages, cache_hit=CacheHit.EXACT)
+        count_ended(self._metrics, hit)
         return replace(hit, cache_age_ms=age * 1e3)
 
     def _read(self, key: bytes, request: Request) -> None:
@@ -240,7 +241,8 @@ class SharingEngine:
     def _compute(self, flight: Flight) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
             raise NotCached("the answer is not cached, and the request takes only one that is")
-        self._engine.submit(replace(flight.request, id=flight.id, stream=True, deadline=None))
+        asked = replace(flight.request, id=flight.id, stream=True, deadline=None, heartbeat_ms=None)
+        self._engine.submit(asked)
         flight.is_computed = True
 
     def _take_looked_up(self, now: float) -> None:
@@ -319,13 +321,13 @@ class SharingEngine:
         return out
 
     def _may_tell(self, member: Member, now: float) -> bool:
-        if not member.request.stream or not (member.has_news or member.flight.is_heartbeat):
-            return False
-        return (member.has_news and member.cursor == 0) or self._gate.may_read(member.request.id, now)
+        if member.wants_news:
+            return member.cursor == 0 or self._gate.may_read(member.request.id, now)
+        return member.is_due_a_heartbeat(now) and self._gate.may_read(member.request.id, now)
 
     def _tell(self, member: Member, now: float) -> None:
         try:
-            self._out.append(member.event(now, self._text))
+            self._out.append(member.event(now, self._text) if member.wants_news else member.heartbeat(now))
         except BaseException as error:
             member.failure = own_failure(error, member.request.id)
             self._leave(member, FinishReason.CANCELLED, now)
@@ -342,7 +344,7 @@ class SharingEngine:
         self._out.append(event)
         self._forget(member)
         if not is_counted:
-            self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+            count_ended(self._metrics, event)
 
     def _end(self, flight: Flight, now: float) -> None:
         del self._by_id[flight.id]

@@ -9,8 +9,8 @@ from .core import Event
 from .metrics import (
     DRAFTS_ACCEPTED,
     INTER_TOKEN_LATENCY,
+    KV_CACHE_USAGE,
     PREFIX_HIT_TOKENS,
-    REQUESTS,
     RUNNING,
     SLOTS,
     TIME_TO_FIRST_TOKEN,
@@ -20,6 +20,7 @@ from .metrics import (
     WAITING,
     Metrics,
 )
+from .request_metrics import count_ended
 from .scheduler import Scheduler
 from .sequence import Sequence
 
@@ -39,6 +40,11 @@ class EngineStats:
     prefix_hit_tokens: int = 0
     tokens_drafted: int = 0
     drafts_accepted: int = 0
+
+    @property
+    def kv_cache_usage(self) -> float:
+        """Share of the slots in which requests run: a slot holds the keys and values of one, at its full length."""
+        return self.slots_busy / max(1, self.slots_free + self.slots_busy + self.slots_retained)
 
 
 class Tally:
@@ -76,7 +82,7 @@ class Tally:
             self._metrics.inc(DRAFTS_ACCEPTED, num_accepted)
 
     def ended(self, event: Event) -> None:
-        self._metrics.inc(REQUESTS, label=event.finish_reason.value if event.finish_reason else "error")
+        count_ended(self._metrics, event)
 
     def report(self, scheduler: Scheduler) -> None:
         """Take the snapshot and publish it, once a step; gauges only where they changed, since publishing may be slow."""
@@ -88,6 +94,7 @@ class Tally:
         for metric, label, old, new in (
             (RUNNING, "", before.running, now.running),
             (WAITING, "", before.waiting, now.waiting),
+            (KV_CACHE_USAGE, "", before.kv_cache_usage, now.kv_cache_usage),
             (SLOTS, "free", before.slots_free, now.slots_free),
             (SLOTS, "busy", before.slots_busy, now.slots_busy),
             (SLOTS, "retained", before.slots_retained, now.slots_retained),

@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterable
 from .acks import AckGate
 from .core import Event, Stages, Usage
 from .periodic import Periodic
-from .seal import Kind
-from .wire import Ack, Packed, pack_event
+from .wire import Ack, Packed
 
 _POLL_SECONDS = 0.04
 
@@ -40,8 +39,8 @@ class VanishedWatch:
             self._ask(self._probe(ack))
 
     def _greet(self) -> bool:
-        """So that the detokenizer has the board open before the first answer, and can read the last ones of an engine
-        that ends and takes the board with it. While the server starts, the detokenizer may not be loaded yet."""
+        """So that the detokenizer has read the engine's artifact and has the board open before the first answer, and can
+        read the last ones of an engine that ends and takes the board with it. While the server starts, the detokenizer may not be loaded yet."""
         try:
             self._ask(self._probe(self._gate.greeting()))
         except Exception:
@@ -49,4 +48,4 @@ class VanishedWatch:
         return True
 
     def _probe(self, ack: Ack) -> Packed:
-        return self._gate.seal.close(Kind.EVENT, pack_event(Event("", (), Usage(0, 0, 0), Stages()), ack))
+        return self._gate.sealed(Event("", (), Usage(0, 0, 0), Stages()), ack)
