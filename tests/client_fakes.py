@@ -25,6 +25,7 @@ class Script:
     fail_after: tuple[int, AutoGLMError] | None = None  # (number of words, error)
     heartbeats: int = 0
     kept: tuple[str, float] = ("none", 0.0)  # (cache hit, its age in ms)
+    numbers: Sequence[int] | None = None  # of the responses, heartbeats included; None: the server sends none
     connect_s: float = 0.0
 
 
@@ -53,7 +54,7 @@ class FakeTransport:
         await asyncio.sleep(script.connect_s)
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
-        if request.model_name == "engine":
+        if request.model_name.endswith("engine"):
             yield self._control(json.loads(request.raw_input_contents[0][4:]))
             return
         self.requests.append(request)
@@ -94,8 +95,9 @@ class FakeTransport:
     async def _answer(self, request: pb.ModelInferRequest, script: Script) -> AsyncIterator[pb.ModelInferResponse]:
         if script.errors:
             raise script.errors.pop(0)
+        numbers = iter(script.numbers or ())
         for _ in range(script.heartbeats):
-            yield response("", "", 0)
+            yield response("", "", 0, number=next(numbers, None))
         streamed, said = wants_stream(request), ""
         for number, word in enumerate(script.words, start=1):
             await asyncio.sleep(script.pause_s)
@@ -104,10 +106,11 @@ class FakeTransport:
             if script.fail_after and number > script.fail_after[0]:
                 raise script.fail_after[1]
             if request.id in self.cancelled:
-                yield response("", "cancelled", number)
+                yield response("", "cancelled", number, number=next(numbers, None))
                 return
             if streamed or is_last:
-                yield response(said, script.finish_reason if is_last else "", number, kept=script.kept)
+                finish_reason = script.finish_reason if is_last else ""
+                yield response(said, finish_reason, number, kept=script.kept, number=next(numbers, None))
         yield end_mark()
 
     def _control(self, command: dict[str, Any]) -> pb.ModelInferResponse:
@@ -141,7 +144,13 @@ def string_bytes(text: str) -> bytes:
 
 
 def response(
-    text: str, finish_reason: str, num_tokens: int, logprobs: str = "[]", *, kept: tuple[str, float] = ("none", 0.0)
+    text: str,
+    finish_reason: str,
+    num_tokens: int,
+    logprobs: str = "[]",
+    *,
+    kept: tuple[str, float] = ("none", 0.0),
+    number: int | None = None,
 ) -> pb.ModelInferResponse:
     made = pb.ModelInferResponse(model_name="autoglm")
     values: dict[str, bytes] = {
@@ -155,6 +164,8 @@ def response(
         "cache_hit": string_bytes(kept[0]),
         "cache_age_ms": struct.pack("<f", kept[1]),
     }
+    if number is not None:
+        values["sequence_number"] = struct.pack("<i", number)
     for name, raw in values.items():
         made.outputs.add(name=name)
         made.raw_output_contents.append(raw)

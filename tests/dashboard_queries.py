@@ -12,7 +12,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 _OF_PROMETHEUS = frozenset({"job", "instance"})  # labels that a scrape adds
 _OF_COUNTERS = frozenset({"rate", "increase", "irate"})
-_VARIABLES = {"$__rate_interval": "1m"}
+_VARIABLES = {"$__rate_interval": "1m", "$model": ".*"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -211,11 +211,12 @@ def request(
     deadline: float | None = None,
     arrival: float = 0.0,
     user: str = "",
+    heartbeat_ms: int | None = None,
     **options: object,
 ) -> Request:
     sampling = SamplingOptions(**{"max_tokens": 8, **options})  # type: ignore[arg-type]
     ids = np.array([1, 2, 3] if prompt is None else prompt, np.int32)
-    return Request(request_id, ids, sampling, stream, arrival, deadline, user=user)
+    return Request(request_id, ids, sampling, stream, arrival, deadline, user=user, heartbeat_ms=heartbeat_ms)
 
 
 @dataclass

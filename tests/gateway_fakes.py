@@ -31,7 +31,7 @@ class Opened:
 @asynccontextmanager
 async def opened(settings: GatewaySettings, transport: FakeTransport | None = None) -> AsyncIterator[Opened]:
     server = transport or FakeTransport()
-    app = create_app(settings, lambda urls: AsyncClient(urls, transport=lambda _: server))
+    app = create_app(settings, lambda urls, model: AsyncClient(urls, model=model, transport=lambda _: server))
     inner = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=inner, base_url=BASE) as http:
         yield Opened(app, http)

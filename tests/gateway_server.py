@@ -17,9 +17,9 @@ from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport
 
 
-def fake_client(urls: object, transport: FakeTransport | None = None) -> AsyncClient:
+def fake_client(urls: object, model: str, transport: FakeTransport | None = None) -> AsyncClient:
     """In front of a server that lives in the test."""
-    return AsyncClient("fake", transport=lambda _: transport or FakeTransport())
+    return AsyncClient("fake", model=model, transport=lambda _: transport or FakeTransport())
 
 
 @contextmanager

@@ -28,7 +28,7 @@ _OPTION_TYPES = {
     "max_tokens": "INT32", "min_tokens": "INT32", "temperature": "FP32", "top_k": "INT32", "top_p": "FP32",
     "min_p": "FP32", "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
     "seed": "INT64", "stop": "BYTES", "ignore_eos": "BOOL", "stream": "BOOL", "logprobs": "INT32",
-    "deadline_ms": "INT32", "priority": "INT32", "prompt_lookup": "INT32", "text_input": "BYTES", "messages": "BYTES", "control": "BYTES", "cache": "BYTES", "tenant": "BYTES", "user": "BYTES",
+    "deadline_ms": "INT32", "heartbeat_ms": "INT32", "priority": "INT32", "prompt_lookup": "INT32", "text_input": "BYTES", "messages": "BYTES", "control": "BYTES", "cache": "BYTES", "tenant": "BYTES", "user": "BYTES",
 }  # fmt: skip
 
 
@@ -52,10 +52,10 @@ def tensor(name: str, value: Any, dtype: str | None = None, shape: list[int] | N
 class Stream:
     """One gRPC stream with any number of requests in flight, told apart by their ids."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         self._client = triton.InferenceServerClient(url)
         self._results: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self._client.start_stream(lambda result, error: self._results.put((result, error)))
+        self._client.start_stream(lambda result, error: self._results.put((result, error)), headers=headers)
         self.answers: dict[str, Answer] = {}
         self.ended: set[str] = set()
 

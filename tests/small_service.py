@@ -108,7 +108,7 @@ def serving(
 
 def submit(service: EngineService, request: Request) -> KeptReply:
     reply = KeptReply()
-    packed = pack_request(dataclasses.replace(request, guide=None))
+    packed = pack_request(dataclasses.replace(request, guide=None), service._board.artifact)
     sealed = service._board.seal.close(Kind.REQUEST, packed, beside=request.prompt_ids)
     service.submit(request.id, request.prompt_ids, sealed, reply)
     return reply

@@ -19,7 +19,7 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.native_program import HEADER_FIELDS, OPERATION_FIELDS, read_program
-from autoglm_engine.pieces import Pieces
+from autoglm_engine.pieces import load_text
 from native_artifacts import LIBRARY, relist, write_native_artifact
 from tiny_decoders import SPECS, onnx_runner, random_weights
 
@@ -59,8 +59,8 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def test_an_artifact_as_it_was_exported_loads(native: Path) -> None:
     load(native)
-    Door.load(native)
-    Pieces.load(native, lambda ack: None)
+    Door.load(native, Manifest.load(native))
+    load_text(native, Manifest.load(native))
 
 
 @pytest.mark.parametrize("name", NATIVE_FILES)
@@ -89,19 +89,19 @@ def test_a_changed_graph_is_found(name: str, tmp_path: Path) -> None:
 def test_the_other_models_look_at_what_they_read(name: str, native: Path) -> None:
     flip(native / name)
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
-        Door.load(native)
+        Door.load(native, Manifest.load(native))
     if name == "tokenizer.json":
         with pytest.raises(ArtifactError, match="is not the file that was exported"):
-            Pieces.load(native, lambda ack: None)
+            load_text(native, Manifest.load(native))
 
 
 def test_a_template_that_nobody_exported_is_refused(native: Path) -> None:
     (native / "chat_template.jinja").unlink()
     relist(native)
-    Door.load(native)
+    Door.load(native, Manifest.load(native))
     (native / "chat_template.jinja").write_text("{{ 'evil' }}")
     with pytest.raises(ArtifactError, match=r"does not list chat_template\.jinja"):
-        Door.load(native)
+        Door.load(native, Manifest.load(native))
 
 
 def test_an_embedder_is_looked_at_too(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from autoglm_engine.acks import AckBoard
 from autoglm_engine.board_file import PREFIX, Board, board_name
-from autoglm_engine.boards import EngineBoard, EventBoards, find_board, remove_stale_boards
+from autoglm_engine.boards import EngineBoard, EventBoards, RequestBoards, boards_of, find_board, remove_stale_boards
 from autoglm_engine.errors import InvalidRequest, Unavailable
 from autoglm_engine.liveness import EngineWatch
 from autoglm_engine.periodic import Periodic
@@ -26,6 +26,7 @@ from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.wire import Ack
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
+IDS = np.array([1, 2, 3], dtype=np.int32)
 STRANGER = 65534  # nobody
 NAME = PREFIX + "0123456789abcdef"
 Make = Callable[[Path], object]
@@ -202,15 +203,15 @@ def test_two_that_look_at_once_do_not_take_each_other_for_the_engine(tmp_path: P
 def test_the_tokenizer_seals_for_the_engine_that_runs(tmp_path: Path, server: ServerIdentity) -> None:
     engine = EngineBoard(server, tmp_path)
     with pytest.raises(Unavailable, match="the engine is not loaded"):
-        _ = engine.seal
+        engine.current()
     for _ in range(2):  # loaded, and loaded again
         with AckBoard(4, tmp_path, server) as board:
-            sealed = engine.seal.close(Kind.REQUEST, CONTENT)
+            sealed = engine.current().seal.close(Kind.REQUEST, CONTENT)
             assert board.seal.open(Kind.REQUEST, sealed).tobytes() == b"{}"
     leave_a_board(tmp_path)
-    _ = engine.seal  # whether it lives is the watch's affair
+    engine.current()  # whether it lives is the watch's affair
     with AckBoard(4, tmp_path, server) as board:
-        board.seal.open(Kind.REQUEST, engine.seal.close(Kind.REQUEST, CONTENT))
+        board.seal.open(Kind.REQUEST, engine.current().seal.close(Kind.REQUEST, CONTENT))
 
 
 def test_the_detokenizer_opens_what_its_own_engine_sealed(
@@ -246,6 +247,66 @@ def test_names_of_boards_that_are_not_there_push_no_board_out(tmp_path: Path, se
 
 def test_a_board_says_nothing_to_others(board: AckBoard, tmp_path: Path) -> None:
     assert (tmp_path / board.name).stat().st_mode & 0o777 == 0o600
+
+
+# ---- two engines of one server, while one is loaded in the other's place
+
+
+def test_the_tokenizer_works_for_the_engine_that_is_asked(tmp_path: Path, server: ServerIdentity) -> None:
+    tokenizer = EngineBoard(server, tmp_path)
+    with AckBoard(4, tmp_path, server, "a" * 16) as elder:
+        elders = RequestBoards(elder, server, tmp_path)
+        elders.note_asked()
+        assert tokenizer.current().artifact == "a" * 16
+        with AckBoard(4, tmp_path, server, "b" * 16) as newer:
+            requests = RequestBoards(newer, server, tmp_path)
+            for each in (tokenizer, EngineBoard(server, tmp_path)):
+                assert each.current().id == elder.id, "nobody asked the new one yet"
+            requests.note_asked()
+            elders.note_asked()  # by one that began before
+            for each in (tokenizer, EngineBoard(server, tmp_path)):
+                assert each.current().id == newer.id
+                assert each.current().artifact == "b" * 16
+
+
+def test_each_engine_opens_what_was_sealed_for_the_other(tmp_path: Path, server: ServerIdentity) -> None:
+    with AckBoard(4, tmp_path, server) as elder, AckBoard(4, tmp_path, server) as newer:
+        by_elder, by_newer = RequestBoards(elder, server, tmp_path), RequestBoards(newer, server, tmp_path)
+        for board in (elder, newer):
+            sealed = board.seal.close(Kind.REQUEST, CONTENT, IDS)
+            assert by_elder.open(sealed, IDS).tobytes() == by_newer.open(sealed, IDS).tobytes() == b"{}"
+            for wrong in (IDS[:2], IDS[::-1]):
+                with pytest.raises(InvalidRequest, match="request has no valid seal"):
+                    by_newer.open(sealed, wrong)
+        with pytest.raises(InvalidRequest, match="request has no valid seal"):
+            by_newer.open(elder.seal.close(Kind.EVENT, CONTENT), IDS)
+    late = elder.seal.close(Kind.REQUEST, CONTENT, IDS)
+    assert by_newer.open(late, IDS).tobytes() == b"{}", "of an engine that has ended meanwhile"
+    stranger = dataclasses.replace(server, started=5)
+    with AckBoard(4, tmp_path, stranger) as other, pytest.raises(InvalidRequest):
+        by_newer.open(other.seal.close(Kind.REQUEST, CONTENT, IDS), IDS)
+
+
+def test_an_engine_that_is_loaded_in_anothers_place_is_watched(tmp_path: Path, server: ServerIdentity) -> None:
+    watch = EngineWatch(server, lambda: None, tmp_path)
+    with AckBoard(4, tmp_path, server):
+        assert not watch.look()
+        leave_a_board(tmp_path)  # one that failed at its load: the other goes on
+        assert not watch.look()
+    (dead,) = tmp_path.iterdir()
+    dead.unlink()
+    assert not watch.look(), "its load failed long ago"
+
+
+def test_the_death_of_the_new_engine_counts_once_the_old_one_has_ended(tmp_path: Path, server: ServerIdentity) -> None:
+    watch = EngineWatch(server, lambda: None, tmp_path)
+    with AckBoard(4, tmp_path, server):
+        assert not watch.look()
+        leave_a_board(tmp_path)
+        opened = [board for board in boards_of(tmp_path, server) if board.is_abandoned]
+        opened[0].note_asked()
+        assert not watch.look(), "requests are under way in the old one"
+    assert watch.look()
 
 
 # ---- threads

@@ -97,7 +97,7 @@ def test_equal_requests_at_once_share_a_slot(client: Client, server: LocalServer
 
 def test_readers_of_one_computation_that_all_vanish_leave_no_slot_behind(server: LocalServer) -> None:
     def ten_cut_connections() -> None:
-        for connection in [open_stream(server) for _ in range(10)]:
+        for connection in [open_stream(server, {"stream": True}) for _ in range(10)]:
             connection.close()
 
     check_vanishing(server, ten_cut_connections)

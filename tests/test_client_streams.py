@@ -29,6 +29,7 @@ from autoglm_client import (
     Stream,
     Timeouts,
     TotalTimeout,
+    time_limit,
 )
 from client_fakes import FakeTransport, Script, control_response, inputs_of
 from tritonclient.grpc import service_pb2 as pb
@@ -42,7 +43,7 @@ def client_of(transport: FakeTransport, **settings: object) -> AsyncClient:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
+    async with time_limit.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -88,7 +89,7 @@ async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:
         await client.chat([{"role": "user", "content": "hi"}], temperature=0.0)
     assert (result.text, result.time_to_first_token_ms) == ("one two three", None)
     assert inputs_of(transport.requests[0])["stream"] == b"\x00"
-    assert set(inputs_of(transport.requests[1])) == {"messages", "temperature", "stream", "deadline_ms"}
+    assert set(inputs_of(transport.requests[1])) == {"messages", "temperature", "stream", "deadline_ms", "heartbeat_ms"}
     assert len({request.id for request in transport.requests}) == 2
 
 
@@ -137,7 +138,35 @@ async def test_what_computed_nothing_is_tried_again_under_a_new_id(error: AutoGL
     transport = FakeTransport(Script(errors=[error, error]))
     async with client_of(transport) as client:
         assert (await client.generate("hi")).text == "one two three"
-    assert len({request.id for request in transport.requests}) == 3
+        result = await client.generate("hi")
+    assert len({request.id for request in transport.requests}) == 4 and result.attempts == 1
+
+
+@pytest.mark.parametrize(("error", "is_said"), [(ConnectionLost("cut"), True), (QueueFullError("full"), False)])
+async def test_what_may_be_computed_twice_is_said(
+    error: AutoGLMError, is_said: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with client_of(FakeTransport(Script(errors=[error]))) as client:
+        assert (await client.generate("hi")).attempts == 2
+    assert [f"{error}; request" in record.getMessage() for record in caplog.records] == [True] * is_said
+
+
+UNKNOWN = InvalidRequestError("unexpected inference input 'heartbeat_ms' for model 'autoglm'")
+
+
+async def test_a_server_without_heartbeats_is_asked_again_once_and_then_without() -> None:
+    transport = FakeTransport(Script(errors=[UNKNOWN]))
+    async with client_of(transport, retries=NO_RETRIES) as client:
+        assert [(await client.generate("hi")).attempts for _ in range(2)] == [1, 1]
+    assert ["heartbeat_ms" in inputs_of(request) for request in transport.requests] == [True, False, False]
+
+
+async def test_heartbeats_that_the_caller_asked_for_are_not_left_out() -> None:
+    transport = FakeTransport(Script(errors=[UNKNOWN, UNKNOWN]))
+    async with client_of(transport) as client:
+        with pytest.raises(InvalidRequestError, match="heartbeat_ms"):
+            await client.generate("hi", heartbeat_ms=1000)
+    assert [inputs_of(request)["heartbeat_ms"] for request in transport.requests] == [struct.pack("<i", 1000)] * 2
 
 
 async def test_attempts_are_bounded_and_the_servers_faults_are_not_retried() -> None:
@@ -264,7 +293,7 @@ async def leave_by_dropping(client: AsyncClient) -> None:
 
 async def leave_by_timeout(client: AsyncClient) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
+        async with time_limit.timeout(0.02):
             await client.generate("hi")
 
 

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import promql_parser as promql
 import pytest
 import yaml
 from autoglm_client.local_server import LocalServer
 from autoglm_gateway.settings import GatewaySettings
-from dashboard_queries import Exposed, complaints
+from dashboard_queries import Exposed, complaints, selectors
 from gateway_server import GatewayThread
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
@@ -80,7 +81,10 @@ def test_the_dashboard_can_be_imported() -> None:
     board = dashboard()
     panels = board["panels"]
     assert [panel["title"] for panel in panels if panel["type"] == "row"] == ROWS
-    assert [variable["type"] for variable in board["templating"]["list"]] == ["datasource"]
+    assert [(one["name"], one["type"]) for one in board["templating"]["list"]] == [
+        ("datasource", "datasource"),
+        ("model", "query"),
+    ]
     assert len({panel["id"] for panel in panels}) == len(panels) and board["uid"] and board["schemaVersion"] >= 36
     shown = [panel for panel in panels if panel["type"] != "row"]
     assert all(one["datasource"]["uid"] == "${datasource}" for panel in shown for one in (panel, *panel["targets"]))
@@ -90,6 +94,15 @@ def test_the_dashboard_can_be_imported() -> None:
     ]
     assert len(cells) == len(set(cells)) and max(x for x, _ in cells) < 24
     assert len({(panel["title"]) for panel in shown}) == len(shown)
+
+
+def test_figures_of_engines_can_be_told_apart_by_model() -> None:
+    """A server may have several engines: each query of their metrics has the filter that chooses one."""
+    for title, query, _ in targets():
+        for selector in selectors(promql.parse(query.replace("$__rate_interval", "1m"))):
+            is_engines = re.match("autoglm_(?!gateway_)", selector.name)
+            filters = [(matcher.name, matcher.value) for matcher in selector.matchers.matchers]
+            assert (("model", "$model") in filters) == bool(is_engines), title
 
 
 def test_the_scrape_configuration_names_both_servers() -> None:

@@ -20,9 +20,13 @@ from typing import Any
 
 import pytest
 import yaml
-from autoglm_client import local_server, stack_limit
+from autoglm_client import local_server, stack_limit, triton_flags
 from autoglm_client.local_server import LocalServer
+from autoglm_client.repositories import families, own_artifact
+from autoglm_client.repository_writer import Family, write_family
+from autoglm_client.server_tls import ServerTLS
 from autoglm_client.triton_install import find_triton
+from certificates import Authority
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -34,11 +38,14 @@ DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def load_script(name: str) -> ModuleType:
-    """A script of the image, which is in no package."""
+    """A script of the image, which is in no package; those beside it are found by it."""
+    if str(DEPLOY) not in sys.path:
+        sys.path.append(str(DEPLOY))
     spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -63,6 +70,44 @@ def build_arguments() -> dict[str, str]:
 def seconds(text: str) -> float:
     units = {"s": 1, "m": 60}
     return sum(float(number) * units[unit] for number, unit in re.findall(r"(\d+)([sm])", text))
+
+
+# ---- what tritonserver is told
+
+
+def program(folder: Path, help_text: str) -> str:
+    made = folder / "tritonserver"
+    made.write_text(f"#!/bin/sh\necho '{help_text}' >&2\nexit 1\n")
+    made.chmod(0o755)
+    return str(made)
+
+
+def test_clients_shared_memory_is_allowed_where_the_server_has_to_be_told(tmp_path: Path) -> None:
+    told = ["--allow-client-shm=true"]
+    for text, flags in (("--allow-client-shm <boolean>", told), ("--allow-http <boolean>", [])):
+        named = program(tmp_path, text)
+        assert serve.known_flags(named) == flags
+        assert list(triton_flags.client_memory_arguments(Path(named))) == flags
+    assert serve.known_flags(str(tmp_path / "none")) == [] == serve.known_flags(str(tmp_path))
+    assert triton_flags.client_memory_arguments(tmp_path / "none") == ()
+
+
+def test_tls_of_the_container(tmp_path: Path) -> None:
+    authority = Authority(tmp_path)
+    signed = authority.sign("server", "triton")
+    files = {"AUTOGLM_GRPC_TLS_CERT": str(signed.cert), "AUTOGLM_GRPC_TLS_KEY": str(signed.key)}
+    server = ServerTLS(cert=signed.cert, key=signed.key)
+    assert serve.tls_arguments({}) == [] and serve.tls_arguments(files) == list(server.arguments())
+    mutual = files | {"AUTOGLM_GRPC_TLS_CLIENT_CA": str(authority.cert)}
+    server = ServerTLS(cert=signed.cert, key=signed.key, client_ca=authority.cert)
+    assert serve.tls_arguments(mutual) == list(server.arguments())
+    for wrong in (files | {"AUTOGLM_GRPC_TLS_KEY": "none"}, {"AUTOGLM_GRPC_TLS_CLIENT_CA": str(authority.cert)}):
+        with pytest.raises(serve.Refusal, match="AUTOGLM_GRPC_TLS_CERT"):
+            serve.tls_arguments(wrong)
+
+
+def test_the_container_and_serve_admit_the_same_pings() -> None:
+    assert set(triton_flags.PING_ARGUMENTS) <= set(serve.command(Path("/m"), "k" * 16))
 
 
 # ---- compose.yaml
@@ -99,7 +144,7 @@ def test_what_is_mounted_is_there_and_read_only() -> None:
 
 def test_the_ports_are_on_loopback_and_are_those_that_the_server_listens_on() -> None:
     listening = dict(
-        re.fullmatch(r"--([a-z-]+)=(.*)", flag).groups() for flag in serve.command(Path("/m"), "k" * 16)[1:]
+        re.fullmatch(r"--([a-z0-9-]+)=(.*)", flag).groups() for flag in serve.command(Path("/m"), "k" * 16)[1:]
     )  # type: ignore[union-attr]
     inside = {listening[f"{name}-port"] for name in ("grpc", "metrics")}
     assert listening["http-address"] == "127.0.0.1" == with_defaults(SERVICE["environment"]["AUTOGLM_HTTP_ADDRESS"])
@@ -332,6 +377,26 @@ def test_another_artifact_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_each_engines_own_artifact_is_checked(tmp_path: Path) -> None:
+    """As the client's tools and the models find them."""
+    repository, artifact = tmp_path / "models", tmp_path / "artifact"
+    artifact.mkdir()
+    environ = {"AUTOGLM_ARTIFACT": "/artifact"}
+    with pytest.raises(serve.Refusal, match="AUTOGLM_ARTIFACT is not set"):
+        serve.artifacts(repository, {})
+    assert serve.artifacts(repository, environ) == [Path("/artifact")]
+    for name in ("phone", "chat"):
+        write_family(Family(name, ROOT / "model_repository", artifact, link=True), repository)
+    assert serve.artifacts(repository, {}) == [own_artifact(repository, names) for names in families(repository)]
+    write_family(Family("autoglm", ROOT / "model_repository", artifact, link=True), repository)
+    (repository / "someones-engine").mkdir()
+    (repository / "someones-engine" / "config.pbtxt").touch()
+    with pytest.raises(serve.Refusal, match="AUTOGLM_ARTIFACT is not set"):
+        serve.artifacts(repository, {})
+    assert len(serve.artifacts(repository, environ)) == 3 == len(families(repository))
+    assert set(serve.engines(repository)) == {names.engine for names in families(repository)}
+
+
 def test_the_command_refuses_before_it_starts_anything(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, DEPLOY / "serve.py"],
@@ -381,12 +446,25 @@ def answering(ready: int, engine: int) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ready", "engine", "reason"),
-    [(200, 200, None), (503, 200, "the server is not ready: .*503"), (200, 500, "the engine does not answer: .*500")],
+    [
+        (200, 200, None),
+        (503, 200, "the server is not ready: .*503"),
+        (200, 500, "the model engine does not answer: .*500"),
+    ],
 )
 def test_health_needs_a_ready_server_and_an_engine_that_answers(ready: int, engine: int, reason: str | None) -> None:
     with answering(ready, engine) as url:
         found = health.failure(url)
     assert found is None if reason is None else re.match(reason, found)
+
+
+@pytest.mark.slow
+def test_health_asks_every_engine() -> None:
+    with answering(200, 200) as url:
+        assert health.failure(url, ["engine"]) is None
+        assert re.match(
+            "the model phone-engine does not answer: .*404", health.failure(url, ["engine", "phone-engine"])
+        )
 
 
 def test_health_asks_this_container_whatever_its_proxies_are() -> None:

@@ -424,6 +424,30 @@ def test_silent_streams_get_heartbeats(num_candidates: int) -> None:
     assert not any(event.token_ids or event.is_last for event in bench.events)
 
 
+def test_whole_answers_get_the_heartbeats_that_they_ask_for(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
+    for name, heartbeat_ms in (("held", 250), ("queued", 500), ("never", None)):
+        bench.engine.submit(request(name, [1, 2, 3], max_tokens=9, ignore_eos=True, heartbeat_ms=heartbeat_ms))
+    beats = []
+    while not any(event.is_last for event in bench.events):
+        bench.clock.now += 0.125
+        beats += [event.request_id for event in bench.step() if not event.is_last]
+    assert beats == ["held", "held", "queued", "held", "held", "queued"]
+    (last,) = [event for event in bench.events if event.is_last]
+    assert list(last.token_ids) == expected_greedy([1, 2, 3], 9, VOCAB), "no heartbeat took a part of the answer along"
+    assert [event.usage.completion_tokens for event in bench.events if event.request_id == "held"] == [1, 3, 5, 7, 9]
+
+
+def test_a_stream_sets_its_own_heartbeat(num_candidates: int) -> None:
+    bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
+    script(bench, "")
+    bench.engine.submit(request("slow", stream=True, max_tokens=60, stop=("z" * 100,), heartbeat_ms=1000))
+    for _ in range(17):
+        bench.clock.now += 0.125
+        bench.step()
+    assert len(bench.events) == 2
+
+
 def test_no_heartbeat_passes_a_closed_gate(num_candidates: int) -> None:
     gate = Gate()
     gate.is_open = False

@@ -23,7 +23,8 @@ from hypothesis import strategies as st
 
 EOS = 3
 TOKENIZER = letters_tokenizer()
-DOOR = Door(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), eos_token_ids=(EOS,))
+ARTIFACT = "0123456789abcdef"
+DOOR = Door(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), ARTIFACT, eos_token_ids=(EOS,))
 TYPES = {"INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "BOOL": np.bool_}
 
 
@@ -45,7 +46,13 @@ def tensor(name: str, value: Any) -> npt.NDArray[Any]:
 def admit(**given_values: Any) -> Request:
     tensors = {name: tensor(name, value) for name, value in {"text_input": "abc", **given_values}.items()}
     admitted = DOOR.admit(tensors)
-    return unpack_request("r", admitted.token_ids, admitted.request)
+    return unpack_request("r", admitted.token_ids, admitted.request, ARTIFACT)
+
+
+def admit_parameters(**values: Any) -> Request:
+    """As Triton's request parameters."""
+    admitted = DOOR.admit({"text_input": tensor("text_input", "abc")}, json.dumps(values))
+    return unpack_request("r", admitted.token_ids, admitted.request, ARTIFACT)
 
 
 def parameters(**values: Any) -> dict[str, Any]:
@@ -159,6 +166,24 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
         (parameters(guided_decoding=[]), "sampling_parameters.guided_decoding is a list; it must be an object"),
         (parameters(guided_decoding={"choice": [1]}), "sampling_parameters.guided_decoding.choice is [1]; it must be a list of strings"),
 ]  # fmt: skip
+
+
+def test_a_request_parameter_may_be_a_sampling_parameter_of_vllms() -> None:
+    """As the example client of `vllm_backend` sends them: texts."""
+    said = {"temperature": "0.5", "top_p": "0.95", "max_tokens": "100"}
+    asked = admit_parameters(**said, triton_enable_empty_final_response=True).sampling
+    assert asked == admit(temperature=0.5, top_p=0.95, max_tokens=100).sampling
+    for wrong, sentence in (
+        ({"n": 2}, "sampling_parameters.n is 2; it must be 1 here"),
+        (
+            {"top": "1"},
+            "unknown option top; the nearest is stop; the options are text_input, messages, tools, max_tokens",
+        ),
+        ({"max_tokens": "many"}, 'sampling_parameters.max_tokens is "many"; it must be a whole number'),
+    ):
+        with pytest.raises(InvalidRequest) as refusal:
+            admit_parameters(**wrong)
+        assert str(refusal.value).startswith(sentence)
 
 
 @pytest.mark.parametrize(("foreign", "sentence"), REFUSED)

@@ -20,7 +20,9 @@ Opened = Callable[..., object]
 
 @asynccontextmanager
 async def opened(transport: FakeTransport, **settings: object) -> AsyncIterator[openai.AsyncOpenAI]:
-    app = create_app(GatewaySettings(**settings), lambda urls: AsyncClient(urls, transport=lambda _: transport))  # type: ignore[arg-type, return-value]
+    app = create_app(
+        GatewaySettings(**settings), lambda urls, model: AsyncClient(urls, model=model, transport=lambda _: transport)
+    )  # type: ignore[arg-type, return-value]
     inner = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

@@ -28,7 +28,8 @@ CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 @asynccontextmanager
 async def in_front_of(transports: dict[str, FakeTransport]) -> AsyncIterator[httpx.AsyncClient]:
     app = create_app(
-        GatewaySettings(servers=tuple(transports)), lambda urls: AsyncClient(urls, transport=transports.__getitem__)
+        GatewaySettings(servers=tuple(transports)),
+        lambda urls, model: AsyncClient(urls, model=model, transport=transports.__getitem__),
     )
     inner = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with app.router.lifespan_context(app), httpx.AsyncClient(transport=inner, base_url=BASE) as http:

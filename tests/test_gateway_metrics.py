@@ -30,7 +30,7 @@ Samples = dict[tuple[str, frozenset[tuple[str, str]]], float]
 @asynccontextmanager
 async def running(transport: FakeTransport) -> AsyncIterator[tuple[FastAPI, httpx.AsyncClient]]:
     settings = GatewaySettings()
-    app = create_app(settings, lambda urls: AsyncClient(urls, transport=lambda _: transport))  # type: ignore[arg-type, return-value]
+    app = create_app(settings, lambda urls, model: AsyncClient(urls, model=model, transport=lambda _: transport))  # type: ignore[arg-type, return-value]
     inner = httpx.ASGITransport(app, raise_app_exceptions=False)
     async with (
         app.router.lifespan_context(app),

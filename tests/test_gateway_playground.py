@@ -23,7 +23,9 @@ LOADED = re.compile(r"""(?:src|<link [^>]*href)="([^"]+)"|from "([^"]+)"|url\(([
 @pytest_asyncio.fixture
 async def http() -> AsyncIterator[httpx.AsyncClient]:
     transport = FakeTransport()
-    app = create_app(GatewaySettings(), lambda urls: AsyncClient(urls, transport=lambda _: transport))  # type: ignore[arg-type, return-value]
+    app = create_app(
+        GatewaySettings(), lambda urls, model: AsyncClient(urls, model=model, transport=lambda _: transport)
+    )  # type: ignore[arg-type, return-value]
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://gateway") as client:
         yield client
 

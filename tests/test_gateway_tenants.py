@@ -26,7 +26,9 @@ LONG = Script(words=["word "] * NUM_WORDS, pause_s=0.05)  # longer than anything
 
 @contextmanager
 def running(settings: GatewaySettings, transport: FakeTransport) -> Iterator[GatewayThread]:
-    with GatewayThread(settings, lambda urls: AsyncClient(urls, transport=lambda _: transport)) as gateway:
+    with GatewayThread(
+        settings, lambda urls, model: AsyncClient(urls, model=model, transport=lambda _: transport)
+    ) as gateway:
         yield gateway
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from autoglm_engine.adapter import engine_settings
+from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
@@ -58,9 +59,9 @@ def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_every_step_batches(model: str) -> None:
+def test_every_step_has_a_queue_and_takes_any_length(model: str) -> None:
     parsed = config(model)
-    assert parsed.HasField("dynamic_batching")
+    assert parsed.HasField("dynamic_batching"), "a queue, and an order that it keeps, also where a batch is one request"
     assert all(spec.allow_ragged_batch for spec in parsed.input if -1 in spec.dims)
 
 
@@ -118,9 +119,51 @@ def test_the_inputs_of_others_have_the_types_of_the_table() -> None:
     assert {name: found[name] for name in wanted} == wanted
 
 
+def in_json(parsed: Any) -> str:
+    """As Triton gives a config to its models."""
+    return json_format.MessageToJson(parsed, preserving_proto_field_name=True, including_default_value_fields=True)
+
+
 @pytest.mark.parametrize("model", ["engine", "detokenizer"])
 def test_the_order_of_events_needs_one_instance(model: str) -> None:
-    assert [group.count for group in config(model).instance_group] == [1]
+    parsed = config(model)
+    assert [group.count for group in parsed.instance_group] == [1]
+    check_single_instance(model, in_json(parsed))
+    parsed.instance_group[0].count = 2
+    with pytest.raises(InvalidRequest, match=rf"^{model} has 2 instances in instance_group, it must have 1"):
+        check_single_instance(model, in_json(parsed))
+    parsed.instance_group[0].count = 1
+    parsed.instance_group.add(count=1)
+    with pytest.raises(InvalidRequest, match="has 2 instances"):
+        check_single_instance(model, in_json(parsed))
+    del parsed.instance_group[:]
+    parsed.instance_group.add(count=1, gpus=[0, 1])
+    with pytest.raises(InvalidRequest, match="has 2 instances"):
+        check_single_instance(model, in_json(parsed))
+
+
+def test_pieces_leave_in_the_order_of_events() -> None:
+    """Each step of the ensemble keeps it on any Triton: by being decoupled, by preserve_ordering, or by coming before the
+    only model that answers more than once."""
+    assert config("engine").model_transaction_policy.decoupled
+    detokenizer = config("detokenizer")
+    assert detokenizer.dynamic_batching.preserve_ordering
+    check_preserves_order("detokenizer", in_json(detokenizer))
+    for wrong in ("dynamic_batching { }", ""):
+        other = text_format.Parse(wrong, model_config_pb2.ModelConfig())
+        with pytest.raises(
+            InvalidRequest, match=r"detokenizer must have dynamic_batching \{ preserve_ordering: true \}"
+        ):
+            check_preserves_order("detokenizer", in_json(other))
+
+
+@pytest.mark.parametrize("model", MODELS[1:])
+def test_one_version_of_each_model_is_served(model: str) -> None:
+    check_version(model, "1")
+    with pytest.raises(InvalidRequest, match=f"^{model}/2 cannot be served: .* remove {model}/2$"):
+        check_version(model, "2")
+    source = (REPOSITORY / model / "1" / "model.py").read_text(encoding="utf-8")
+    assert 'check_version(args["model_name"], args["model_version"])' in source
 
 
 def test_the_engines_parameters_are_its_settings() -> None:
@@ -129,6 +172,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     )
     assert settings == EngineSettings(
         max_events_per_second=400,
+        default_deadline_ms=3_600_000,
         cache_mode="exact",
         semantic_cache="asked",
         speculation="auto",
@@ -194,9 +238,17 @@ def test_arrows_point_one_way(folder: str, forbidden: set[str]) -> None:
 
 
 def test_the_engine_imports_nothing_but_what_it_says() -> None:
-    allowed = {"numpy", "tokenizers", "jinja2", "onnxruntime", "redis", "faiss", "llguidance", "__future__"} | set(
-        sys.stdlib_module_names
-    )
+    allowed = {
+        "numpy",
+        "tokenizers",
+        "jinja2",
+        "onnxruntime",
+        "redis",
+        "faiss",
+        "llguidance",
+        "tomli",
+        "__future__",
+    } | set(sys.stdlib_module_names)
     found = imported(REPOSITORY / "engine" / "1" / "autoglm_engine")
     assert set(found) <= allowed, {name: found[name] for name in set(found) - allowed}
     assert found["redis"] == {"redis_commands.py", "redis_tier.py"}, "without a redis_url it need not be installed"

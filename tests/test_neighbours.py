@@ -98,10 +98,10 @@ def test_no_name_of_one_family_is_one_of_anothers() -> None:
 def test_a_tokenizer_seals_for_its_own_engine(tmp_path: Path) -> None:
     with AckBoard(4, tmp_path, identity("x-engine")) as one:
         with pytest.raises(Unavailable, match="the engine is not loaded"):
-            _ = EngineBoard(identity("y-engine"), tmp_path).seal
+            EngineBoard(identity("y-engine"), tmp_path).current()
         with AckBoard(4, tmp_path, identity("y-engine")) as other:
             for own, strange, name in ((one, other, "x-engine"), (other, one, "y-engine")):
-                sealed = EngineBoard(identity(name), tmp_path).seal.close(Kind.REQUEST, CONTENT)
+                sealed = EngineBoard(identity(name), tmp_path).current().seal.close(Kind.REQUEST, CONTENT)
                 assert own.seal.open(Kind.REQUEST, sealed).tobytes() == b"{}"
                 with pytest.raises(InvalidRequest, match="request has no valid seal"):
                     strange.seal.open(Kind.REQUEST, sealed)

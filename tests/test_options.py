@@ -47,9 +47,17 @@ def test_nothing_set_gives_the_defaults() -> None:
 
 def test_the_table_holds_every_sampling_option() -> None:
     names = {field.name for field in dataclasses.fields(SamplingOptions)}
-    assert names | {"stream", "deadline_ms", "priority", "prompt_lookup", "cache", "tenant", "user", "semantic"} == set(
-        OPTIONS
-    )
+    assert names | {
+        "stream",
+        "deadline_ms",
+        "heartbeat_ms",
+        "priority",
+        "prompt_lookup",
+        "cache",
+        "tenant",
+        "user",
+        "semantic",
+    } == set(OPTIONS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)

@@ -7,8 +7,9 @@ import json
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import InvalidRequest, RequestFailed
+from autoglm_engine.errors import InvalidRequest, RequestFailed, Unavailable
 from autoglm_engine.pieces import Pieces
+from autoglm_engine.token_text import TokenText
 from autoglm_engine.wire import Ack, pack_event
 from fakes import letters_text, letters_tokenizer
 
@@ -33,7 +34,8 @@ def acknowledged() -> list[Ack]:
 
 @pytest.fixture
 def pieces(acknowledged: list[Ack]) -> Pieces:
-    return Pieces(letters_text(), lambda packed: (packed, acknowledged.append), Clock())
+    texts = {"": letters_text()}
+    return Pieces(lambda artifact: texts[artifact], lambda packed: (packed, acknowledged.append), Clock())
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -107,6 +109,23 @@ def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, ackn
     with pytest.raises(RequestFailed, match="the runner broke") as raised:
         pieces.outputs(pack_event(failed, Ack(3, 9)))
     assert raised.value.wire_text == "UNAVAILABLE: the runner broke"
+    assert acknowledged == [Ack(3, 9)]
+
+
+def test_a_piece_has_the_number_of_its_event(pieces: Pieces) -> None:
+    numbers = [pieces.outputs(pack_event(event("a"), None, number))["sequence_number"] for number in (0, 1, 7)]
+    assert [(number.dtype, number.tolist()) for number in numbers] == [(np.int32, [[n]]) for n in (0, 1, 7)]
+
+
+def test_an_event_is_acknowledged_also_where_its_artifact_is_gone(acknowledged: list[Ack]) -> None:
+    """It was handled: the stream is no lost one."""
+
+    def gone(artifact: str) -> TokenText:
+        raise Unavailable(f"no {artifact}")
+
+    pieces = Pieces(gone, lambda packed: (packed, acknowledged.append), Clock())
+    with pytest.raises(Unavailable, match="no 0123"):
+        pieces.outputs(pack_event(event("a"), Ack(3, 9), 0, "0123"))
     assert acknowledged == [Ack(3, 9)]
 
 

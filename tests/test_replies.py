@@ -15,7 +15,7 @@ from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
 from autoglm_engine.seal import SEAL_BYTES
 from autoglm_engine.tokenizer_pool import MOST_SECONDS
-from autoglm_engine.wire import Packed, unpack_event
+from autoglm_engine.wire import Packed, unpack_sent_event
 from fakes import FakeClock
 
 
@@ -23,12 +23,15 @@ from fakes import FakeClock
 class FakeReply:
     sent: list[tuple[Event, bool]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
+    numbers: list[int] = field(default_factory=list)
     broken: bool = False
 
     def send(self, packed: Packed, *, last: bool) -> None:
         if self.broken:
             raise RuntimeError("the stream is gone")
-        self.sent.append((unpack_event(packed[SEAL_BYTES:])[0], last))
+        sent = unpack_sent_event(packed[SEAL_BYTES:])
+        self.sent.append((sent.event, last))
+        self.numbers.append(sent.sequence_number)
 
     def fail(self, code: str, message: str) -> None:
         self.failed.append((code, message))
@@ -203,3 +206,16 @@ def test_an_event_that_cannot_be_packed_ends_its_answer_with_an_error(gate: AckG
     assert [last for _, last in reply.sent] == [False, True]
     assert reply.sent[-1][0].error is not None and reply.sent[-1][0].error_code == "INTERNAL"
     assert [last for _, last in other.sent] == [True]
+
+
+def test_the_events_of_an_answer_are_numbered_from_0_whoever_shares_the_engine(gate: AckGate) -> None:
+    replies, one, other = Replies(gate), FakeReply(), FakeReply()
+    first, second = replies.open("same", one), replies.open("same", other)
+    for request_id in (first, second, first, first, second):
+        replies(event(request_id))
+    for request_id in (first, second):
+        replies(event(request_id, FinishReason.STOP))
+    assert [one.numbers, other.numbers] == [[0, 1, 2, 3], [0, 1, 2]]
+    whole = FakeReply()
+    replies(event(replies.open("same", whole), FinishReason.STOP))
+    assert whole.numbers == [0]

@@ -227,8 +227,9 @@ BAD_TENSORS: list[tuple[str, list[Any], str]] = [
     ("max_tokens 1e9", [tensor("text_input", b"x"), tensor("max_tokens", 10**9)], "max_tokens is 1000000000; it must be"),
     ("wrong dtype", [tensor("text_input", b"x"), tensor("max_tokens", 5, dtype="INT64")], "data-type is 'INT64'"),
     ("wrong shape", [tensor("text_input", b"x"), tensor("max_tokens", [5, 6])], "unexpected shape for input 'max_tokens'"),
-    ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "first (batch) dimension must be 1"),
-    ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "text_input has 50000000 bytes, which cannot fit"),
+    ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "batch-size must be <= 1 for 'autoglm'"),
+    ("5 MB", [tensor("text_input", b"x" * 5_000_000)], "text_input has 5000000 bytes, which cannot fit"),
+    ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "Failed to increase the shared memory pool size"),
     ("unknown tensor", [tensor("text_input", b"x"), tensor("heat", 1.0, dtype="FP32")], "heat"),
 ]  # fmt: skip
 
@@ -261,7 +262,7 @@ def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
                 assert "Traceback" not in answer.error, name
                 assert answer.num_responses == 0, name
             answer = bad.finish(bad.send([tensor("text_input", b"x")], temprature="1"))
-            assert "unknown option temprature; the options are text_input" in answer.error
+            assert "unknown option temprature; the nearest is temperature; the options are text_input" in answer.error
             wait_for(lambda: bool(bad.control(stats=True)["running"] >= 10))
         finally:
             is_over.set()
@@ -275,7 +276,7 @@ def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
     [
         (b'{"text_input": "x", "temprature": 1}', 400, "unknown option temprature"),
         (b'{"text_input": "x", "temperature": NaN}', 400, "temperature is nan"),
-        (b'{"text_input": ["x", "y"]}', 400, "first (batch) dimension must be 1"),
+        (b'{"text_input": ["x", "y"]}', 400, "batch-size must be <= 1 for 'autoglm'"),
         (b"{}", 400, "request has 0 inputs"),
         (b'{"text_input": "x", "max_tokens": "many"}', 500, "Unable to parse 'data'"),  # Triton's own words and status
         (b"{", 500, "failed to parse the request JSON"),
@@ -318,9 +319,10 @@ def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
     check_vanishing(server, ten_killed_processes)
 
 
-def test_cut_connections_leave_no_slot_behind(server: LocalServer) -> None:
+@pytest.mark.parametrize("asked", [{"stream": True}, {"stream": False, "heartbeat_ms": 100}], ids=["stream", "whole"])
+def test_cut_connections_leave_no_slot_behind(server: LocalServer, asked: dict[str, object]) -> None:
     def ten_cut_connections() -> None:
-        for connection in [open_stream(server) for _ in range(10)]:
+        for connection in [open_stream(server, asked) for _ in range(10)]:
             connection.close()
 
     check_vanishing(server, ten_cut_connections)
@@ -347,10 +349,10 @@ def check_vanishing(server: LocalServer, vanish: Callable[[], None]) -> None:
         print(f"slots were free after {', '.join(f'{seconds:.2f}' for seconds in times)} s")
 
 
-def open_stream(server: LocalServer) -> socket.socket:
-    """A raw connection on which an endless answer has begun."""
+def open_stream(server: LocalServer, asked: dict[str, object]) -> socket.socket:
+    """A raw connection on which something of an endless answer has come, if only a heartbeat."""
     connection = socket.create_connection((server.host, server.http_port), timeout=300)
-    body = json.dumps({"text_input": "Once", "stream": True, "max_tokens": 900, "ignore_eos": True})
+    body = json.dumps({"text_input": "Once", **asked, "max_tokens": 900, "ignore_eos": True})
     connection.sendall(
         f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
     )

@@ -482,6 +482,34 @@ def test_followers_are_bounded_and_silence_is_broken_for_all() -> None:
     assert bench.events[-1].cache_hit is CacheHit.EXACT
 
 
+def test_readers_of_whole_answers_get_their_own_heartbeats() -> None:
+    bench = shared_bench()
+    for name, more in {"a": {"heartbeat_ms": 100}, "b": {"heartbeat_ms": 200}, "c": {}, "d": {"stream": True}}.items():
+        submit(bench, request(name, max_tokens=20, ignore_eos=True, **more))
+    while bench.engine.has_work:
+        bench.clock.now += 0.04
+        bench.step()
+    found = answers(bench.events)
+    assert len(found["c"].events) == 1 and len(found["a"].events) > len(found["b"].events) > 2
+    for name in "abcd":
+        assert found[name].token_ids == expected_greedy([1, 2, 3], 20, VOCAB), name
+    assert not any(event.token_ids for name in "ab" for event in found[name].events[:-1])
+    assert found["a"].events[0].usage.completion_tokens > 0
+
+
+def test_a_closed_gate_holds_heartbeats_of_whole_answers() -> None:
+    class Closed:
+        def may_send(self, request_id: str, now: float) -> bool:
+            return False
+
+    bench = shared_bench(inner=Closed())
+    submit(bench, request("a", max_tokens=20, ignore_eos=True, heartbeat_ms=100))
+    while bench.engine.has_work:
+        bench.clock.now += 0.04
+        bench.step()
+    assert len(bench.events) == 1
+
+
 # ---- no answer changes
 
 OPTIONS = st.fixed_dictionaries(
@@ -492,6 +520,7 @@ OPTIONS = st.fixed_dictionaries(
         "ignore_eos": st.booleans(),
         "logprobs": st.just(2),
         "stream": st.booleans(),
+        "heartbeat_ms": st.just(100),
         "top_k": st.just(3),
     },
 )
@@ -568,7 +597,8 @@ def check(events: list[Event], callers: list[Visit], also_shared: Sequence[Visit
     for caller in callers:
         one, got = caller.request, found[caller.request.id]
         assert sum(event.is_last for event in got.events) == 1 and got.last.is_last
-        assert one.stream or len(got.events) == 1
+        assert one.stream or one.heartbeat_ms or len(got.events) == 1
+        assert one.stream or not any(event.token_ids for event in got.events[:-1])
         assert [event.is_first for event in got.events if event.token_ids] in ([], [True, *[False] * (sum(bool(e.token_ids) for e in got.events) - 1)])  # fmt: skip
         key = fingerprint("", replace(one, tenant=""))
         if got.last.cache_hit is not CacheHit.NONE:

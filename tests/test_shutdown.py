@@ -14,6 +14,7 @@ from autoglm_engine import service as service_module
 from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine import Engine
 from autoglm_engine.loop import EngineLoop
+from autoglm_engine.replies import _Entry
 from autoglm_engine.runner import Limits
 from autoglm_engine.service import EngineService
 from engine_bench import TEXT, VOCAB
@@ -109,7 +110,7 @@ def test_a_reader_that_blocks_keeps_nobody_else_from_the_end(tmp_path: Path, run
 
     blocked, may_go_on = threading.Event(), threading.Event()
     with serving(tmp_path / "a", runner) as service:
-        service._replies._replies["blocks#1"] = ("blocks", Blocks())
+        service._replies._replies["blocks#1"] = _Entry("blocks", Blocks())
         service._loop.submit(request("blocks#1", stream=True, max_tokens=60, ignore_eos=True))
         assert blocked.wait(PATIENCE)
         others = [submit(service, request(f"r{i}", [i], max_tokens=60, ignore_eos=True)) for i in range(8)]

@@ -13,6 +13,8 @@ from autoglm_engine.tokenizer_pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, 
 from fakes import FakeClock
 from small_service import PATIENCE, until
 
+END = ShuttingDown("the server is shutting down")
+
 
 class FakeTool:
     def __init__(self) -> None:
@@ -76,7 +78,7 @@ def make() -> Iterator[Callable[..., World]]:
 
     yield made
     for world in worlds:
-        world.pool.close()
+        world.pool.close(END, PATIENCE)
 
 
 @pytest.fixture
@@ -158,8 +160,8 @@ def test_at_the_end_everybody_is_answered_and_what_runs_is_ended(world: World) -
     world.put("waits", "a")
     world.put("short", "b", num_bytes=1)
     world.wait("short")
-    world.pool.close(PATIENCE)
-    assert sorted(world.done) == ["runs", "short"] and isinstance(world.failed["waits"], ShuttingDown)
+    world.pool.close(END, PATIENCE)
+    assert sorted(world.done) == ["runs", "short"] and world.failed["waits"] is END
     assert all(tool.killed.is_set() and tool.is_closed for tool in world.used.values())
     with pytest.raises(ShuttingDown):
         world.put("after")

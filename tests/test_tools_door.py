@@ -200,7 +200,7 @@ def test_too_deep_schemas_are_the_callers_fault(tokenizer: Tokenizer) -> None:
 
 
 def test_the_door_takes_tools_with_messages_only(tokenizer: Tokenizer) -> None:
-    door = Door(Prompter(tokenizer, ChatTemplate(QWEN, {}), 4096), OptionRules(4096, 300, {}))
+    door = Door(Prompter(tokenizer, ChatTemplate(QWEN, {}), 4096), OptionRules(4096, 300, {}), "0123456789abcdef")
     given = {"messages": tensor(json.dumps(ASKED)), "tools": tensor(json.dumps([CLOCK]))}
     admitted = door.admit(given)
     assert b'{"name": "now"}' in tokenizer.decode(admitted.token_ids.tolist()).encode()

@@ -9,8 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import CODES, InvalidRequest
-from autoglm_engine.wire import Ack, Packed, pack_event, pack_request, unpack_event, unpack_request
+from autoglm_engine.errors import CODES, InvalidRequest, Unavailable
+from autoglm_engine.wire import (
+    Ack,
+    Packed,
+    SentEvent,
+    pack_event,
+    pack_request,
+    unpack_event,
+    unpack_request,
+    unpack_sent_event,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -39,22 +48,29 @@ EVENTS = st.builds(
     error=st.none() | st.text(),
     error_code=st.sampled_from(CODES),
 ).map(lambda event: event if event.error is not None else replace(event, error_code=""))
+ARTIFACT = "0123456789abcdef"
 ACKS = st.none() | st.builds(Ack, IDS, st.integers(1, 2**62))
 
 
-@given(SAMPLING, st.booleans(), st.none() | TIMES, st.text(max_size=5))
-def test_a_request_survives(sampling: SamplingOptions, stream: bool, deadline: float | None, user: str) -> None:
+@given(SAMPLING, st.booleans(), st.none() | TIMES, st.text(max_size=5), st.none() | st.integers(100, 3_600_000))
+def test_a_request_survives(
+    sampling: SamplingOptions, stream: bool, deadline: float | None, user: str, heartbeat_ms: int | None
+) -> None:
     ids = np.array([1, 2, 3], dtype=np.int32)
     request = Request("r", ids, sampling, stream, arrival=1.25, deadline=deadline, tokenize_ms=0.5, user=user)
-    packed = pack_request(request)
+    request = replace(request, heartbeat_ms=heartbeat_ms)
+    packed = pack_request(request, ARTIFACT)
     assert packed.dtype == np.uint8
-    assert unpack_request("r", ids, packed) == request
+    unpacked = unpack_request("r", ids, packed, ARTIFACT)
+    assert unpacked.prompt_ids is ids
+    assert replace(unpacked, prompt_ids=b"") == replace(request, prompt_ids=b"")  # arrays cannot be compared so
 
 
 @pytest.mark.slow
-@given(EVENTS, ACKS)
-def test_an_event_survives(event: Event, ack: Ack | None) -> None:
-    packed = pack_event(event, ack)
+@given(EVENTS, ACKS, IDS)
+def test_an_event_survives(event: Event, ack: Ack | None, number: int) -> None:
+    packed = pack_event(event, ack, number, ARTIFACT)
+    assert unpack_sent_event(packed) == SentEvent(event, ack, number, ARTIFACT)
     assert packed.dtype == np.uint8
     assert unpack_event(packed) == (event, ack)
     assert unpack_event(packed[np.newaxis]) == (event, ack)  # as Triton hands it over
@@ -78,7 +94,7 @@ def test_anything_else_is_refused(raw: bytes) -> None:
     with pytest.raises(InvalidRequest):
         unpack_event(packed)
     with pytest.raises(InvalidRequest):
-        unpack_request("r", np.array([1], dtype=np.int32), packed)
+        unpack_request("r", np.array([1], dtype=np.int32), packed, ARTIFACT)
 
 
 @pytest.mark.parametrize(
@@ -98,6 +114,7 @@ WRONG_IN_EVENTS: list[dict[str, Any]] = [
     {"stages": ["1", 0, 0, 0, 0]}, {"finish": "done"}, {"finish": 1}, {"text_bytes": -1}, {"text_bytes": 2**31}, {"first": 1},
     {"logprobs": [[1, 2]]}, {"logprobs": [[-1, 0.5, []]]}, {"logprobs": [[1, "x", []]]}, {"logprobs": [[1, 0.5, [[1]]]]},
     {"error": ["NO_SUCH_CODE", "x"]}, {"error": ["__class__", "x"]}, {"error": [["INTERNAL"], "x"]}, {"error": ["INTERNAL", 1]},
+    {"sequence": -1}, {"sequence": "0"}, {"sequence": 1.5}, {"sequence": 2**31}, {"artifact": 5}, {"artifact": None},
     {"error": "INTERNAL"}, {"cache": ["perhaps", 0.0]}, {"cache": ["exact", float("nan")]}, {"cache": ["exact", -1]},
 ]  # fmt: skip
 
@@ -118,18 +135,31 @@ WRONG_IN_REQUESTS: list[dict[str, Any]] = [
     {"stream": 1}, {"stream": "true"}, {"arrival": -1}, {"arrival": float("nan")}, {"arrival": "1"}, {"arrival": 10**400},
     {"deadline": float("inf")}, {"deadline": True}, {"tokenize_ms": -1}, {"priority": 0}, {"priority": 10}, {"priority": None}, {"prompt_lookup": 1.5}, {"cache": "always"},
     {"cache": []}, {"tenant": 1}, {"user": "x" * 257}, {"user": None}, {"semantic": 0}, {"question": ["x"]},
-    {"question": [1, "x"]}, {"question": 5},
+    {"question": [1, "x"]}, {"question": 5}, {"artifact": 5}, {"artifact": None},
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize("wrong", WRONG_IN_REQUESTS, ids=lambda wrong: str(wrong)[:60])
 def test_every_field_of_a_request_has_a_type_and_a_range(wrong: dict[str, Any]) -> None:
     ids = np.array([1], dtype=np.int32)
-    packed = pack_request(Request("r", ids, SamplingOptions(max_tokens=1), arrival=1.0))
+    packed = pack_request(Request("r", ids, SamplingOptions(max_tokens=1), arrival=1.0), ARTIFACT)
     right = json.loads(packed.tobytes())
-    unpack_request("r", ids, packed_json(right))
+    unpack_request("r", ids, packed_json(right), ARTIFACT)
     with pytest.raises(InvalidRequest):
-        unpack_request("r", ids, packed_json({**right, **wrong}))
+        unpack_request("r", ids, packed_json({**right, **wrong}), ARTIFACT)
+
+
+def test_what_was_tokenized_for_another_artifact_is_refused_and_may_come_again() -> None:
+    """Its token ids mean other text there."""
+    ids = np.array([1], dtype=np.int32)
+    packed = pack_request(Request("r", ids, SamplingOptions(max_tokens=1), arrival=1.0), "fedcba9876543210")
+    sentence = (
+        "the request was tokenized for the artifact fedcba9876543210, and the engine serves 0123456789abcdef: "
+        "a reload is under way; send it again"
+    )
+    with pytest.raises(Unavailable) as refused:
+        unpack_request("r", ids, packed, ARTIFACT)
+    assert refused.value.wire_text == f"UNAVAILABLE: {sentence}"
 
 
 def packed_json(raw: dict[str, Any]) -> Packed:

@@ -14,11 +14,13 @@ from .exceptions import (
     ClientClosedError,
     ConnectionLost,
     ConnectTimeout,
+    CredentialsError,
     FirstTokenTimeout,
     InterTokenTimeout,
     InvalidRequestError,
     LocalServerError,
     NotCachedError,
+    PieceOrderError,
     ProtocolError,
     QueueFullError,
     RepositoryError,
@@ -33,6 +35,7 @@ from .retries import NO_RETRIES, RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
+from .tls import TLS
 from .types import (
     Candidate,
     Health,
@@ -52,6 +55,7 @@ from .types import (
 __all__ = [
     "DEFAULT_URL",
     "NO_RETRIES",
+    "TLS",
     "AsyncClient",
     "AutoGLMError",
     "BlockingStream",
@@ -61,6 +65,7 @@ __all__ = [
     "ClientClosedError",
     "ConnectTimeout",
     "ConnectionLost",
+    "CredentialsError",
     "FirstTokenTimeout",
     "GenerationOptions",
     "Health",
@@ -74,6 +79,7 @@ __all__ = [
     "ModelLimits",
     "NotCachedError",
     "Piece",
+    "PieceOrderError",
     "ProtocolError",
     "QueueFullError",
     "RepositoryError",

@@ -17,6 +17,7 @@ from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
 from .failover import Endpoint, EndpointPool
 from .flight import Flight
+from .headers import Headers
 from .launching import ENDPOINT_FAILURES, RequestLauncher
 from .mapping import MapLimits, Progress, bounded_map
 from .model_names import ENSEMBLE
@@ -26,7 +27,8 @@ from .retries import RetryPolicy
 from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
-from .transport import GrpcTransport, RequestHeaders, Transport
+from .tls import TLS
+from .transport import GrpcTransport, Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 if TYPE_CHECKING:
@@ -36,6 +38,7 @@ DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
 _GRACE_S = 1.0  # from the client's own limit to the server's
 _LONGEST_DEADLINE_MS = 86_400_000
+_HEARTBEAT_MS = 5000  # of whole answers; each costs the server as much as a piece of a stream
 
 
 class AsyncClient:
@@ -45,8 +48,9 @@ class AsyncClient:
     have several; cancels, counters and limits are then those of its own engine. `options` and `timeouts` are the
     defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
     lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
-    $AUTOGLM_SHARED_MEMORY_KEY. `headers` is called for each request, in the context of its caller, and goes with it as gRPC
-    metadata: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
+    $AUTOGLM_SHARED_MEMORY_KEY. `tls`: connections are secure; True trusts the public authorities, `TLS(...)` says more. `headers` go
+    with every call as gRPC metadata: names and values, or a function that returns them, called in the context of each request's
+    caller: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
     """
 
     def __init__(
@@ -59,7 +63,8 @@ class AsyncClient:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
-        headers: RequestHeaders | None = None,
+        tls: TLS | bool | None = None,
+        headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
@@ -73,8 +78,9 @@ class AsyncClient:
         self._transport = transport or partial(
             GrpcTransport,
             gzip=gzip,
-            headers=self._sharing.headers if self._sharing else None,
-            request_headers=headers,
+            tls=TLS() if tls is True else tls or None,
+            headers=headers,
+            unary_headers=self._sharing.headers if self._sharing else None,
         )
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -246,10 +252,12 @@ class AsyncClient:
         chosen = (options or self._options).with_changes(changes)
         if not streamed:
             chosen = _with_deadline(chosen, limits)
+        beating = chosen if streamed else _with_heartbeats(chosen)
         pool = self._endpoints()
 
-        def build(request_id: str) -> pb.ModelInferRequest:
-            return generation_request(prompt, chosen, stream=streamed, request_id=request_id, model=self._model)
+        def build(request_id: str, heartbeats: bool) -> pb.ModelInferRequest:
+            asked = beating if heartbeats else chosen
+            return generation_request(prompt, asked, stream=streamed, request_id=request_id, model=self._model)
 
         launcher = RequestLauncher(build, pool, self._retries, limits.connect, self._track)
         deadlines = Deadlines(limits, asyncio.get_running_loop().time(), streamed=streamed)
@@ -284,8 +292,15 @@ class AsyncClient:
                 endpoint.canceller.cancel(flight)
 
 
+def _with_heartbeats(options: GenerationOptions) -> GenerationOptions:
+    """So that no proxy takes the connection for dead while an answer is made that comes whole, and the server notices where
+    its client is."""
+    return options if options.heartbeat_ms is not None else dataclasses.replace(options, heartbeat_ms=_HEARTBEAT_MS)
+
+
 def _with_deadline(options: GenerationOptions, limits: Timeouts) -> GenerationOptions:
-    """A server cannot notice that the client of an answer that comes whole is gone; so it is told when to give up."""
+    """A server that knows no heartbeats cannot notice that the client of an answer that comes whole is gone; so it is told
+    when to give up."""
     if options.deadline_ms is not None or limits.total is None:
         return options
     return dataclasses.replace(options, deadline_ms=min(int(1000 * (limits.total + _GRACE_S)), _LONGEST_DEADLINE_MS))

@@ -12,6 +12,7 @@ from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream, Feed, pull
 from .event_loop import EventLoopThread
 from .exceptions import AutoGLMError, ClientClosedError
+from .headers import Headers
 from .mapping import MapLimits, Progress
 from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
@@ -19,6 +20,7 @@ from .retries import RetryPolicy
 from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
+from .tls import TLS
 from .transport import Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
@@ -42,6 +44,8 @@ class Client:
         retries: RetryPolicy | None = None,
         gzip: bool = False,
         shared_memory: bool | SharedMemory = False,
+        tls: TLS | bool | None = None,
+        headers: Headers | None = None,
         transport: Callable[[str], Transport] | None = None,
     ) -> None:
         self._async = AsyncClient(
@@ -52,6 +56,8 @@ class Client:
             retries=retries,
             gzip=gzip,
             shared_memory=shared_memory,
+            tls=tls,
+            headers=headers,
             transport=transport,
         )
         self._thread = EventLoopThread()

@@ -12,8 +12,10 @@
     │   ├── InterTokenTimeout
     │   └── TotalTimeout
     ├── ConnectionLost              the connection broke while a request was under way
+    ├── CredentialsError            TLS, a certificate or a header does not fit: what was refused, and by whom
     ├── ServerError                 the server failed: its own sentence
     ├── ProtocolError               the server answered something this client does not understand
+    │   └── PieceOrderError         a part of the answer is missing or out of order
     ├── LocalServerError            the bundled server cannot start here, or ended: what was wrong, what to do
     ├── RepositoryError             a model repository cannot be written so
     └── ClientClosedError           the client was closed, or is used from another event loop
@@ -80,11 +82,19 @@ class ConnectionLost(AutoGLMError):
     retryable = True
 
 
+class CredentialsError(AutoGLMError):
+    pass
+
+
 class ServerError(AutoGLMError):
     pass
 
 
 class ProtocolError(AutoGLMError):
+    pass
+
+
+class PieceOrderError(ProtocolError):
     pass
 
 

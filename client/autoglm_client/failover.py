@@ -15,6 +15,7 @@ class Endpoint:
     transport: Transport
     canceller: Canceller
     avoid_until: float = field(default=float("-inf"))
+    knows_heartbeats: bool = True  # until it says otherwise
 
 
 class EndpointPool:

@@ -13,7 +13,8 @@ from collections.abc import AsyncIterator
 from tritonclient.grpc import service_pb2 as pb
 
 from . import time_limit
-from .exceptions import AutoGLMError, ConnectionLost
+from .exceptions import AutoGLMError, ConnectionLost, ProtocolError
+from .piece_order import PieceOrder
 from .responses import parse_generation
 from .timeouts import Limit
 from .transport import Transport
@@ -78,11 +79,23 @@ class Flight:
             self._changed.set()
 
     async def _read_all(self, responses: AsyncIterator[pb.ModelInferResponse]) -> None:
+        order = PieceOrder()
         async for response in responses:
             if not self._ended:
-                await self._take(parse_generation(response, self._elapsed_ms()))
+                await self._take(self._parsed(response, order))
         if not self._ended:
             raise ConnectionLost("the server ended the answer before its last piece")
+
+    def _parsed(self, response: pb.ModelInferResponse, order: PieceOrder) -> Piece | None:
+        """None for what is no piece; also after a response that ends the answer as a failure: the rest is drained."""
+        try:
+            order.check(response)
+            return parse_generation(response, self._elapsed_ms())
+        except ProtocolError as error:
+            self._fail(error)
+            self._ended = True
+            self._changed.set()
+            return None
 
     async def _take(self, piece: Piece | None) -> None:
         if piece is None:

@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import AutoGLMError, ConnectionLost, ConnectTimeout, ServerUnavailableError
+from .exceptions import (
+    AutoGLMError,
+    ConnectionLost,
+    ConnectTimeout,
+    InvalidRequestError,
+    ServerUnavailableError,
+)
 from .failover import Endpoint, EndpointPool
 from .flight import Flight
 from .requests import new_request_id
 from .retries import RetryPolicy
 from .timeouts import Limit
 
+_log = logging.getLogger("autoglm_client")
 ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)
 
 
 class RequestLauncher:
-    """The `Launcher` of one request. Each attempt has an id of its own, so that none is taken for another."""
+    """The `Launcher` of one request. Each attempt has an id of its own, so that none is taken for another. `build` makes the
+    request of an id, with or without the heartbeats that not every server knows."""
 
     def __init__(
         self,
-        build: Callable[[str], pb.ModelInferRequest],
+        build: Callable[[str, bool], pb.ModelInferRequest],
         pool: EndpointPool,
         policy: RetryPolicy,
         connect_timeout: float | None,
@@ -40,21 +49,31 @@ class RequestLauncher:
         self._endpoint = self._pool.pick()
         flight = Flight(
             self._endpoint.transport,
-            self._build(new_request_id()),
+            self._build(new_request_id(), self._endpoint.knows_heartbeats),
             endpoint=self._endpoint.address,
             connect_timeout=self._connect_timeout,
         )
         self._on_launch(flight)
         return flight
 
+    @property
+    def num_attempts(self) -> int:
+        """Those that were begun."""
+        return self._failed_attempts + 1
+
     async def retry(self, error: AutoGLMError, limit: Limit | None) -> bool:
         assert self._endpoint is not None, "a retry follows a launch"
+        if self._endpoint.knows_heartbeats and _is_about_heartbeats(error):
+            self._endpoint.knows_heartbeats = False
+            return True
         if isinstance(error, ENDPOINT_FAILURES):
             self._pool.failed(self._endpoint)
         self._failed_attempts += 1
         num_endpoints = len(self._pool.endpoints)
         if not self._policy.allows(error, failed_attempts=self._failed_attempts, endpoints=num_endpoints):
             return False
+        if isinstance(error, ConnectionLost):  # what was computed of it, or may still be, is computed again
+            _log.warning("%s; request %s is sent again", error, error.request_id)
         await _sleep(self._policy.delay_s(self._failed_attempts, endpoints=num_endpoints), error, limit)
         return True
 
@@ -66,6 +85,11 @@ class RequestLauncher:
     def answered(self) -> None:
         assert self._endpoint is not None
         self._pool.answered(self._endpoint)
+
+
+def _is_about_heartbeats(error: AutoGLMError) -> bool:
+    """Triton's sentence about an input that a model does not have."""
+    return isinstance(error, InvalidRequestError) and "unexpected inference input 'heartbeat_ms'" in str(error)
 
 
 async def _sleep(seconds: float, error: AutoGLMError, limit: Limit | None) -> None:

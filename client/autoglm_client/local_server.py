@@ -7,6 +7,7 @@ with LocalServer("model_repository", artifact="build/smollm2") as server:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import re
 import secrets
@@ -19,6 +20,7 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from .byte_code import compile_models
 from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
@@ -26,13 +28,17 @@ from .hidden_arguments import hide_arguments
 from .model_names import ModelNames
 from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
-from .repositories import families
+from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
+from .server_tls import ServerTLS
 from .shared_inputs import KEY_HEADER
+from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
 from .stack_limit import with_stack
+from .tls import TLS
+from .triton_flags import PING_ARGUMENTS, client_memory_arguments
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
@@ -52,7 +58,8 @@ class LocalServer:
     shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
     `shared_memory_key`, for clients on this host (random where it is not given). Both are taken out of the command line,
     which everybody on the machine can read, as soon as the server has read them. Without `http` there is no HTTP port, for
-    those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too.
+    those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too. `tls`:
+    of the gRPC port, which this program then asks with `client_tls`.
     """
 
     def __init__(
@@ -69,6 +76,8 @@ class LocalServer:
         log_file: str | Path | None = None,
         arguments: tuple[str, ...] = (),
         shared_memory_key: str | None = None,
+        tls: ServerTLS | None = None,
+        client_tls: TLS | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
         self.host = checked_host(host)
@@ -80,7 +89,8 @@ class LocalServer:
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
         self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
-        self._arguments = arguments
+        self._arguments = (*(tls.arguments() if tls else ()), *arguments)
+        self.client_tls = _client_tls(tls, client_tls) if tls else None
         self._chosen_log = Path(log_file) if log_file else None
         self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -133,6 +143,8 @@ class LocalServer:
         install = find_triton()
         check_ports(self._addresses())
         sweep()
+        compile_models(self.model_repository)
+        self._pools.check()
         try:
             self._launch(install)
         except BaseException:
@@ -194,14 +206,16 @@ class LocalServer:
 
     def is_ready(self) -> bool:
         """Whether the server says that all models are loaded. It says so also of a model whose process died."""
-        return self.is_alive() and server_is_ready(self.grpc_url)
+        return self.is_alive() and server_is_ready(self.grpc_url, tls=self.client_tls)
 
     def is_healthy(self, timeout: float = _ANSWER_SECONDS) -> bool:
         """Whether every model's process lives and each engine answers within `timeout` seconds."""
         return bool(self.families) and all(self._is_healthy(names, timeout) for names in self.families)
 
     def _is_healthy(self, names: ModelNames, timeout: float = _ANSWER_SECONDS) -> bool:
-        return self.is_ready() and not self._dead_models() and engine_answers(self.grpc_url, timeout, names.ensemble)
+        if not self.is_ready() or self._dead_models():
+            return False
+        return engine_answers(self.grpc_url, timeout, names.ensemble, tls=self.client_tls)
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
@@ -259,6 +273,16 @@ class LocalServer:
         ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         return {setting: (self.host, port) for setting, port in ports.items()}
 
+    @property
+    def _pools(self) -> SharedPools:
+        named = {**os.environ, **self._env, **self._artifact_env()}.get("AUTOGLM_ARTIFACT")
+        chosen = Path(named) if named else None
+        folders = [
+            own_artifact(self.model_repository, names) or chosen or default_artifact(self.model_repository, names)
+            for names in families(self.model_repository)
+        ]
+        return SharedPools.of(self.model_repository, [(folder, DEFAULT_MAX_QUEUE) for folder in folders])
+
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
 
@@ -279,7 +303,10 @@ class LocalServer:
             "metrics-port": self.metrics_port,
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
-        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
+        flags += [*PING_ARGUMENTS, *client_memory_arguments(install.binary, install.environment(os.environ))]
+        return with_stack(
+            [str(install.binary), *flags, *self._pools.arguments, *self._restrictions(), *self._arguments]
+        )
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"
@@ -288,6 +315,16 @@ class LocalServer:
             f"--grpc-restricted-protocol={_CONTROL_APIS.removesuffix(',shared-memory')}:{control}",
             f"--grpc-restricted-protocol=shared-memory:{KEY_HEADER}={self.shared_memory_key}",
         )
+
+
+def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
+    """How this program asks its server: it trusts the very certificate, where it is not told of an authority."""
+    asked = own or TLS()
+    if server.client_ca is not None and asked.cert is None:
+        raise LocalServerError(
+            "a server that asks clients for certificates is looked at with one, too: give a certificate and key of this client"
+        )
+    return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
 
 def checked_host(host: str) -> str:

@@ -17,6 +17,7 @@ class GenerationOptions:
     `temperature` 0 is greedy. `stop` strings are matched on text and do not appear in the answer. `logprobs` n asks for
     the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit, counted
     from the request's arrival: the answer then ends early, with the finish reason `deadline`.
+    `heartbeat_ms`: after so long a silence the server says that it is still at work; a client that is gone is noticed by it.
     `priority`: of those that wait for a slot 1 goes first and 9 last; 0 and None are the default, 5.
     `prompt_lookup`: at most so many tokens are drafted at a time from what the request has said; no answer changes.
     `cache` says what the server's response cache may do: default, bypass, refresh, or only (then a miss raises
@@ -45,6 +46,7 @@ class GenerationOptions:
     ignore_eos: bool | None = None
     logprobs: int | None = None
     deadline_ms: int | None = None
+    heartbeat_ms: int | None = None
     priority: int | None = None
     prompt_lookup: int | None = None
     cache: str | None = None
@@ -83,6 +85,7 @@ class OptionChanges(TypedDict, total=False):
     ignore_eos: bool | None
     logprobs: int | None
     deadline_ms: int | None
+    heartbeat_ms: int | None
     priority: int | None
     prompt_lookup: int | None
     cache: str | None

@@ -38,6 +38,7 @@ OPTION_DATATYPES: Mapping[str, str] = {
     "ignore_eos": "BOOL",
     "logprobs": "INT32",
     "deadline_ms": "INT32",
+    "heartbeat_ms": "INT32",
     "priority": "INT32",
     "prompt_lookup": "INT32",
     "cache": "STRING",

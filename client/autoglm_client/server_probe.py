@@ -11,6 +11,7 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from .requests import control_request
+from .tls import TLS
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else a server that did not listen yet is left alone for a while
@@ -18,18 +19,18 @@ _OPTIONS = (
 )
 
 
-def server_is_ready(address: str, timeout: float = 2.0) -> bool:
+def server_is_ready(address: str, timeout: float = 2.0, *, tls: TLS | None = None) -> bool:
     """Whether the server says that all its models are loaded."""
-    with _stub(address) as stub:
+    with _stub(address, tls) as stub:
         try:
             return bool(stub.ServerReady(pb.ServerReadyRequest(), timeout=timeout).ready)
         except grpc.RpcError:
             return False
 
 
-def engine_answers(address: str, timeout: float, model: str) -> bool:
+def engine_answers(address: str, timeout: float, model: str, *, tls: TLS | None = None) -> bool:
     """Whether the engine behind the ensemble `model` answers a control request: its process lives and takes requests."""
-    with _stub(address) as stub:
+    with _stub(address, tls) as stub:
         try:
             answers = list(stub.ModelStreamInfer(iter([control_request({"stats": True}, model)]), timeout=timeout))
         except grpc.RpcError:
@@ -38,8 +39,12 @@ def engine_answers(address: str, timeout: float, model: str) -> bool:
 
 
 @contextmanager
-def _stub(address: str) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
-    with grpc.insecure_channel(address, options=_OPTIONS) as channel:
+def _stub(address: str, tls: TLS | None) -> Iterator[service_pb2_grpc.GRPCInferenceServiceStub]:
+    if tls is None:
+        opened = grpc.insecure_channel(address, options=_OPTIONS)
+    else:
+        opened = grpc.secure_channel(address, tls.credentials(), options=(*_OPTIONS, *tls.channel_options))
+    with opened as channel:
         yield service_pb2_grpc.GRPCInferenceServiceStub(channel)
 
 

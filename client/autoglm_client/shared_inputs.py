@@ -22,6 +22,7 @@ from .segment import Block, Segment, remove_stale
 from .transport import Transport
 
 _log = logging.getLogger(__name__)
+_HINT = " (since 26.05 tritonserver has to be started with --allow-client-shm=true)"
 _TIMEOUT_S = 5.0
 KEY_HEADER = "autoglm-shared-memory-key"
 KEY_VARIABLE = "AUTOGLM_SHARED_MEMORY_KEY"
@@ -127,7 +128,10 @@ class SharedInputs:
 
     def _refuse(self, error: Exception) -> None:
         self._is_refused = True
-        _log.warning("shared memory is not used, large inputs are sent: %s", error)
+        hint = (
+            _HINT if any(word in str(error).lower() for word in ("disabled", "not allowed", "allow-client-shm")) else ""
+        )
+        _log.warning("shared memory is not used, large inputs are sent: %s%s", error, hint)
 
     async def _forget(self, segment: Segment) -> None:
         if self._segment is segment:

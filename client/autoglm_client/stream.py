@@ -21,6 +21,9 @@ class Launcher(Protocol):
         """Whether to launch again after `error`; waits first. Raises the limit's error where it passes meanwhile."""
         ...
 
+    @property
+    def num_attempts(self) -> int: ...
+
     def leave(self, flight: Flight) -> None: ...
 
     def answered(self) -> None: ...
@@ -133,6 +136,7 @@ class Stream:
             logprobs=tuple(self._logprobs),
             cache_hit=last.cache_hit,
             cache_age_ms=last.cache_age_ms,
+            attempts=self._launcher.num_attempts,
         )
 
     def _leave(self) -> None:

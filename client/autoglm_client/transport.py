@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import grpc
@@ -13,15 +13,16 @@ from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
 from . import time_limit
-from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout, ServerUnavailableError
+from .channel_failures import error_of_status, no_connection, unreachable
+from .exceptions import AutoGLMError, ConnectTimeout
+from .headers import Headers, Metadata, checked, source_of, without_trace
 from .requests import is_control
 from .responses import error_of
+from .tls import TLS
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
-
-RequestHeaders = Callable[[], Mapping[str, str]]  # of the request that begins
 
 
 class Transport(Protocol):
@@ -38,21 +39,24 @@ class Transport(Protocol):
 
 class GrpcTransport:
     """One long-lived HTTP/2 channel; every request is a stream of its own on it. Used from one event loop. `headers` go
-    with unary calls, what `request_headers` returns with each generation: it is called in the context of whoever asks."""
+    with every call: fixed ones, or what a function returns, which is called in the context of whoever asks.
+    `unary_headers` go with unary calls, too."""
 
     def __init__(
         self,
         address: str,
         *,
         gzip: bool = False,
-        headers: Mapping[str, str] | None = None,
-        request_headers: RequestHeaders | None = None,
+        tls: TLS | None = None,
+        headers: Headers | None = None,
+        unary_headers: Mapping[str, str] | None = None,
     ) -> None:
         self.address = address
-        self._headers = tuple((headers or {}).items())
-        self._request_headers = request_headers or dict
+        self._tls = tls
+        self._headers = source_of(headers)
+        self._unary_headers = checked(unary_headers or {})
         compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
-        self._channel = grpc.aio.insecure_channel(address, options=_channel_options(address), compression=compression)
+        self._channel = _channel(address, tls, compression)
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     async def connect(self, timeout: float | None) -> None:
@@ -69,7 +73,7 @@ class GrpcTransport:
                     await self._channel.wait_for_state_change(state)
                     state = self._channel.get_state(try_to_connect=True)
                     if state is _BROKEN:
-                        raise _unreachable(self.address)
+                        raise await self._why_broken()
         except time_limit.LimitPassed:
             raise ConnectTimeout(
                 f"no connection to {self.address} within {timeout:g} s", endpoint=self.address
@@ -81,7 +85,15 @@ class GrpcTransport:
             async with time_limit.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
                 await self._channel.wait_for_state_change(_BROKEN)
         except time_limit.LimitPassed:
-            raise _unreachable(self.address) from None
+            raise await self._why_broken() from None
+
+    async def _why_broken(self) -> AutoGLMError:
+        """A call on a channel that has no connection fails at once, and says why there is none."""
+        try:
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_RECONNECT_S, metadata=self._control_headers())
+        except grpc.aio.AioRpcError as error:
+            return no_connection(error.details() or "", self.address, self._tls)
+        return unreachable(self.address)  # it was there for a moment
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
@@ -94,18 +106,29 @@ class GrpcTransport:
                     raise error_of(response.error_message)
                 yield response.infer_response
         except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise await _typed(error, call, self.address) from None
+            raise await self._typed(error, call) from None
 
-    def _metadata(self, request: pb.ModelInferRequest) -> tuple[tuple[str, str], ...]:
+    def _metadata(self, request: pb.ModelInferRequest) -> Metadata:
         """Control requests are no part of what the caller does."""
-        return () if is_control(request) else tuple(self._request_headers().items())
+        return self._control_headers() if is_control(request) else self._headers()
+
+    def _control_headers(self) -> Metadata:
+        return without_trace(self._headers())
 
     async def unary(self, method: str, request: Any, timeout: float | None) -> Any:
+        metadata = (*self._control_headers(), *self._unary_headers)
         await self.connect(timeout)
         try:
-            return await getattr(self._stub, method)(request, timeout=timeout, metadata=self._headers)
+            return await getattr(self._stub, method)(request, timeout=timeout, metadata=metadata)
         except grpc.aio.AioRpcError as error:
-            raise _error_of_status(error.code(), error.details() or "", self.address) from None
+            raise await self._typed(error, error) from None
+
+    async def _typed(self, error: Exception, call: Any) -> AutoGLMError:
+        if isinstance(error, grpc.aio.AioRpcError):
+            code, details = error.code(), error.details()
+        else:
+            code, details = await call.code(), await call.details()
+        return error_of_status(code, details or "", self.address, self._tls)
 
     async def close(self) -> None:
         await self._channel.close()
@@ -114,7 +137,9 @@ class GrpcTransport:
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    ("grpc.keepalive_time_ms", 30_000),
+    # Triton takes one ping in 300 s from a client that it sends nothing, and ends the connection with the third before its
+    # time (--grpc-http2-min-recv-ping-interval-without-data, --grpc-http2-max-ping-strikes).
+    ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 20_000),  # without it 60 s hold for the answer to a ping of the keepalive, too
     ("grpc.http2.max_pings_without_data", 0),
@@ -125,6 +150,14 @@ _CHANNEL_OPTIONS = (
 )
 
 
+def _channel(address: str, tls: TLS | None, compression: grpc.Compression) -> grpc.aio.Channel:
+    options = _channel_options(address)
+    if tls is None:
+        return grpc.aio.insecure_channel(address, options=options, compression=compression)
+    options = (*options, *tls.channel_options)
+    return grpc.aio.secure_channel(address, tls.credentials(), options=options, compression=compression)
+
+
 def _is_loopback(host: str) -> bool:
     try:
         return host == "localhost" or ipaddress.ip_address(host).is_loopback
@@ -132,38 +165,7 @@ def _is_loopback(host: str) -> bool:
         return False
 
 
-def _channel_options(address: str) -> tuple[tuple[str, int], ...]:
+def _channel_options(address: str) -> tuple[tuple[str, int | str], ...]:
     """No proxy (`http_proxy`) leads to a server on this machine; gRPC would ask it all the same."""
     is_here = _is_loopback(address.rpartition(":")[0].strip("[]"))
     return (*_CHANNEL_OPTIONS, ("grpc.enable_http_proxy", 0)) if is_here else _CHANNEL_OPTIONS
-
-
-# How gRPC words the loss of a connection, which it reports with the same code as a busy server.
-_CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")
-_LOST_WORDS = ("socket closed", "connection reset", "broken pipe", "goaway", "recvmsg", "ping timeout", "keepalive")
-_EXITING_WORDS = "server exiting"  # how Triton answers between the signal that ends it and its end
-
-
-def _unreachable(address: str) -> CannotConnectError:
-    return CannotConnectError(f"cannot reach {address}: no server answers there", endpoint=address)
-
-
-async def _typed(error: Exception, call: Any, address: str) -> AutoGLMError:
-    if isinstance(error, grpc.aio.AioRpcError):
-        return _error_of_status(error.code(), error.details() or "", address)
-    return _error_of_status(await call.code(), await call.details() or "", address)
-
-
-def _error_of_status(code: grpc.StatusCode, details: str, address: str) -> AutoGLMError:
-    words = details.lower()
-    if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _CONNECT_WORDS):
-        return _unreachable(address)
-    if code is grpc.StatusCode.UNAVAILABLE and any(word in words for word in _LOST_WORDS):
-        return ConnectionLost(f"the connection to {address} broke: {details}", endpoint=address)
-    if code is grpc.StatusCode.UNAVAILABLE and _EXITING_WORDS in words:
-        return ServerUnavailableError(f"the server at {address} is shutting down", endpoint=address)
-    if code is grpc.StatusCode.DEADLINE_EXCEEDED:
-        return ConnectTimeout(f"{address} did not answer in time", endpoint=address)
-    failure = error_of(details, code.name)
-    failure.endpoint = address
-    return failure

@@ -84,6 +84,7 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] = ()
     cache_hit: str = "none"
     cache_age_ms: float = 0.0
+    attempts: int = 1  # how often the request was sent; more than 1: earlier ones failed, or their connection broke
 
     @property
     def tokens_per_second(self) -> float:

@@ -14,27 +14,32 @@ from . import completions, docs_page, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
 from .layers import access_log, add_layers
+from .servers import headers_to_servers, tls_to_servers
 from .settings import GatewaySettings
 from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics
 from .telemetry.traced import tracing_for
-from .upstream import Upstream, timeouts_of
+from .upstream import Upstreams, timeouts_of
 
-MakeClient = Callable[[Sequence[str]], AsyncClient]
+MakeClient = Callable[[Sequence[str], str], AsyncClient]  # of the servers' addresses, for an ensemble
 
 
 def create_app(settings: GatewaySettings, make_client: MakeClient | None = None) -> FastAPI:
-    """`make_client`: of the servers' addresses; called when the application starts. Raises OSError where the access log
-    cannot be opened, and ValueError where `settings.otlp` is no URL."""
+    """`make_client` is called for each model when the application starts. Raises OSError where the access log cannot be
+    opened, ValueError where `settings.otlp` is no URL, and SettingsError for files to the servers that cannot be used."""
     log, tracing = access_log(settings), tracing_for(settings)
-    headers = tracing.headers if tracing else None
-    make_client = make_client or partial(AsyncClient, headers=headers, timeouts=timeouts_of(settings))
+    headers = headers_to_servers(settings, tracing.headers if tracing else None)
+    tls = tls_to_servers(settings)
+
+    def default_client(urls: Sequence[str], model: str) -> AsyncClient:
+        return AsyncClient(urls, model=model, tls=tls, headers=headers, timeouts=timeouts_of(settings))
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         with log or nullcontext():
-            async with make_client(settings.servers) as client:
-                app.state.upstream = Upstream(client)
+            make = partial(make_client or default_client, settings.servers)
+            async with Upstreams(settings.served.values(), make) as upstreams:
+                app.state.upstreams = upstreams
                 yield
         if tracing:
             await asyncio.to_thread(tracing.close)

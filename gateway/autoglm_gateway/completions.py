@@ -26,7 +26,7 @@ from .telemetry.observed import observed_in
 from .tools.shape import ToolShape
 from .tools.use import tool_use
 from .translation import Bounds, chat_options, completion_options, conversation, of_choice
-from .upstream import Upstream
+from .upstream import Upstream, Upstreams
 
 MOST_CHOICES = 64  # of one request, over all its prompts
 
@@ -38,28 +38,27 @@ router = APIRouter(route_class=JsonRoute)
 )
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
-    model = _served(body, request.app.state.settings)
+    upstream = _upstream(body, request)
     turns = conversation(body.messages)
-    limits = await _limits(request)
+    limits = await _limits(request, upstream)
     options = chat_options(body, _bounds(request, limits))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := tool_use(body, request.app.state.settings.tool_format, limits):
         options, shape = use.applied(options), ToolShape(chat, use)
-    return await _answer(body, request, [turns], options, Head(model, chat.prefix), shape)
+    return await _answer(body, request, upstream, [turns], options, Head(body.model, chat.prefix), shape)
 
 
 @router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
-    model = _served(body, request.app.state.settings)
-    options = completion_options(body, _bounds(request, await _limits(request)))
+    upstream = _upstream(body, request)
+    options = completion_options(body, _bounds(request, await _limits(request, upstream)))
     shape = CompletionShape(body.logprobs)
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
-    return await _answer(body, request, texts, options, Head(model, shape.prefix), shape)
+    return await _answer(body, request, upstream, texts, options, Head(body.model, shape.prefix), shape)
 
 
-async def _limits(request: Request) -> ModelLimits:
-    upstream: Upstream = request.app.state.upstream
+async def _limits(request: Request, upstream: Upstream) -> ModelLimits:
     return await unless_gone(request.receive, upstream.limits())
 
 
@@ -69,7 +68,13 @@ def _bounds(request: Request, limits: ModelLimits) -> Bounds:
 
 
 async def _answer(
-    body: Generation, request: Request, prompts: Sequence[Prompt], options: GenerationOptions, head: Head, shape: Shape
+    body: Generation,
+    request: Request,
+    upstream: Upstream,
+    prompts: Sequence[Prompt],
+    options: GenerationOptions,
+    head: Head,
+    shape: Shape,
 ) -> Response:
     """`n` choices of each prompt, whole or as they are generated."""
     count = body.n or 1
@@ -83,7 +88,6 @@ async def _answer(
         body.includes_usage,
         observed_in(request.scope),
     )
-    upstream: Upstream = request.app.state.upstream
     observing = Asking(upstream.client, asked.observed)
     if not body.stream:
         return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
@@ -110,10 +114,12 @@ def _take_places(request: Request, num_choices: int) -> None:
         places.take(num_choices - 1)
 
 
-def _served(body: Generation, settings: GatewaySettings) -> str:
-    """The name that the answer carries: the one that was asked for."""
-    if settings.served_as(body.model) is None:
+def _upstream(body: Generation, request: Request) -> Upstream:
+    """Of the model that was asked for; the answer carries the very name."""
+    settings: GatewaySettings = request.app.state.settings
+    upstreams: Upstreams = request.app.state.upstreams
+    if (ensemble := settings.served_as(body.model)) is None:
         raise unknown_model(body.model, settings.names)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-    return body.model
+    return upstreams.of(ensemble)

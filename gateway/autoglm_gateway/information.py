@@ -11,7 +11,7 @@ from . import document
 from .answer_schema import Liveness, ModelAnswer, ModelList, Version
 from .errors import unknown_model
 from .settings import GatewaySettings
-from .upstream import Upstream
+from .upstream import Upstreams
 from .version import software_version
 
 router = APIRouter()
@@ -47,10 +47,10 @@ async def version() -> dict[str, str]:
 @router.get("/health", response_model=None, responses=document.readiness())
 @router.get("/health/ready", response_model=None, responses=document.readiness())
 async def ready(request: Request) -> Response:
-    """A server behind it answers, too. What is wrong (it may name addresses) is said where nobody needs a key."""
-    upstream: Upstream = request.app.state.upstream
+    """A server behind it answers, too, with each of the models. What is wrong (it may name addresses) is said where nobody needs a key."""
+    upstreams: Upstreams = request.app.state.upstreams
     settings: GatewaySettings = request.app.state.settings
-    state = await upstream.health()
+    state = await upstreams.health()
     said = {"ready": state.ready} if settings.keys else {"ready": state.ready, "detail": state.detail}
     return JSONResponse(said, 200 if state.ready else 503)
 

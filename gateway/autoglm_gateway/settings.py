@@ -6,6 +6,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from autoglm_client.model_names import ENSEMBLE
+
 from .addresses import is_loopback, is_network
 from .keys import Key
 from .ranges import check_ranges
@@ -58,8 +60,9 @@ class GatewaySettings:
     """`SettingsError` is raised for a value outside its range, naming both.
 
     `host`, `port`: where it listens; port 0 takes a free one.
-    `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `model`: the name that answers
-    carry, and `aliases`: other names for it. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers
+    `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `models`: the names that answers
+    carry -> ensembles of the servers; without it `model` is the only name, of the ensemble autoglm. `aliases`: other names
+    for them. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers
     are under way. `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form
     in which the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
 
@@ -75,14 +78,20 @@ class GatewaySettings:
     `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
     http://127.0.0.1:4318; None: there are none.
 
+    `server_tls`: connections to the servers are secure, and the public authorities are trusted; `server_tls_ca`: those of this
+    file are. `server_tls_cert`, `server_tls_key`: the gateway's own certificate, for servers that ask for one.
+    `server_tls_name`: the name in the servers' certificates, where it is not their addresses'. `server_headers_file`: headers
+    that go with every call to them, a line each, `Name: value`.
+
     `keys`: what `keys_file` and the environment held.
     """
 
     host: str = "127.0.0.1"
     port: int = 8080
     servers: tuple[str, ...] = ("127.0.0.1:8001",)
-    model: str = "autoglm"
-    aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": "autoglm"})
+    model: str = ENSEMBLE
+    models: Mapping[str, str] = field(default_factory=dict)
+    aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": ENSEMBLE})
     max_body_bytes: int = 4 * MIB
     max_held_bytes: int = 256 * MIB
     deadline_ms: int | None = None
@@ -102,6 +111,12 @@ class GatewaySettings:
     metrics_by_tenant: bool = False
     otlp: str | None = None
     keys: tuple[Key, ...] = field(default=(), repr=False)
+    server_tls: bool = False
+    server_tls_ca: str = ""
+    server_tls_cert: str = ""
+    server_tls_key: str = ""
+    server_tls_name: str = ""
+    server_headers_file: str = ""
 
     def __post_init__(self) -> None:
         check_ranges(self, _RANGES)
@@ -113,13 +128,18 @@ class GatewaySettings:
             raise SettingsError(
                 f"max_held_bytes is {self.max_held_bytes}; it must be {self.max_body_bytes} (max_body_bytes) at least"
             )
+        if self.models and self.model != ENSEMBLE:
+            raise SettingsError(f"model is {self.model!r:.80} beside models; one of them says all names")
         for alias, meant in self.aliases.items():
-            if meant != self.model:
+            if meant not in self.served:
+                names = ", ".join(map(repr, self.served))
                 raise SettingsError(
-                    f"the alias {alias!r:.80} means {meant!r:.80}; it must mean the model, {self.model!r:.80}"
+                    f"the alias {alias!r:.80} means {meant!r:.80}; it must mean the model, {names:.200}"
                 )
         if bool(self.tls_cert) != bool(self.tls_key):
             raise SettingsError("tls_cert and tls_key belong together: one of them is missing")
+        if bool(self.server_tls_cert) != bool(self.server_tls_key):
+            raise SettingsError("server_tls_cert and server_tls_key belong together: one of them is missing")
         if not (self.keys or self.open or is_loopback(self.host)):
             raise SettingsError(
                 f"the host {self.host!r:.80} can be reached from elsewhere and there are no keys: "
@@ -134,10 +154,14 @@ class GatewaySettings:
                 raise SettingsError(f"trusted_proxies has {network!r:.80}; it must be like 10.0.0.7 or 10.0.0.0/24")
 
     def served_as(self, name: str) -> str | None:
-        """The model that `name` means; None where it means none."""
-        meant = self.aliases.get(name, name)
-        return meant if meant == self.model else None
+        """The ensemble that `name` means; None where it means none."""
+        return self.served.get(self.aliases.get(name, name))
+
+    @property
+    def served(self) -> Mapping[str, str]:
+        """Names -> ensembles of the servers."""
+        return self.models or {self.model: ENSEMBLE}
 
     @property
     def names(self) -> tuple[str, ...]:
-        return (self.model, *self.aliases)
+        return (*self.served, *self.aliases)

@@ -27,11 +27,15 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> GatewaySettings:
-    """With the keys of the file that `values` name, or of the environment. `aliases` may be names alone. Raises SettingsError."""
+    """With the keys of the file that `values` name, or of the environment. `aliases` may be names alone where there is one
+    model to mean. Raises SettingsError."""
     default = GatewaySettings()
-    aliases, model = values.get("aliases", tuple(default.aliases)), values.get("model", default.model)
+    names = tuple(values.get("models") or (values.get("model", default.model),))
+    aliases = values.get("aliases", tuple(default.aliases) if len(names) == 1 else ())
     if not isinstance(aliases, Mapping):
-        aliases = dict.fromkeys(aliases, model)
+        if aliases and len(names) > 1:
+            raise SettingsError(f"the alias {aliases[0]!r:.80} says not which of {', '.join(names):.200} it means")
+        aliases = dict.fromkeys(aliases, names[0])
     return GatewaySettings(**{**values, "aliases": aliases, "keys": _keys(values.get("keys_file", ""), environ)})
 
 

@@ -1,10 +1,12 @@
-"""The servers behind the gateway."""
+"""The servers behind the gateway, and the models on them."""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from time import monotonic
+from types import TracebackType
+from typing import Self
 
 from autoglm_client import AsyncClient, AutoGLMError, Health, ModelLimits, Timeouts
 
@@ -22,6 +24,30 @@ def timeouts_of(settings: GatewaySettings) -> Timeouts:
     begun and stands still is given up."""
     total = None if settings.deadline_ms is None else settings.deadline_ms / 1000 + _GRACE_S
     return Timeouts(first_token=None, between_tokens=_STILL_S, total=total)
+
+
+class Upstreams:
+    """One for each ensemble of the servers, whose clients `make` makes; they live as long as the context."""
+
+    def __init__(self, ensembles: Iterable[str], make: Callable[[str], AsyncClient]) -> None:
+        self._clients = {name: make(name) for name in ensembles}
+        self._upstreams = {name: Upstream(client) for name, client in self._clients.items()}
+
+    def of(self, ensemble: str) -> Upstream:
+        return self._upstreams[ensemble]
+
+    async def health(self) -> Health:
+        """Of all of them: ready where each is, else what is wrong with one."""
+        states = await asyncio.gather(*(upstream.health() for upstream in self._upstreams.values()))
+        return next((state for state in states if not state.ready), states[0])
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await asyncio.gather(*(client.close() for client in self._clients.values()))
 
 
 class Upstream:

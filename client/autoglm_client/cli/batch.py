@@ -17,10 +17,12 @@ from autoglm_client.timeouts import Timeouts
 from . import arguments as args
 from .batch_files import Job, Journal, read_jobs
 from .configuring import command_settings
+from .connecting import Connection, connecting
 from .failures import CommandError
 from .output import notes, print_json, result_json
 
 
+@connecting
 def batch(
     file: Annotated[
         Path, typer.Argument(help='JSON lines: {"prompt": ...} or {"messages": [...]}, with options and an id.')
@@ -39,8 +41,9 @@ def batch(
     semantic: args.Semantic = None,
     priority: args.Priority = None,
     time_limit: args.TimeLimit = None,
-    url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
+    *,
+    connection: Connection,
     json: args.Json = False,
 ) -> None:
     """Answer every line of a file. Run it again after an interruption: what is answered is not asked again.
@@ -64,7 +67,9 @@ def batch(
     limits = MapLimits(concurrency, prefetch_factor=command_settings().prefetch_factor, ordered=False)
     with Journal.open(target) as journal:
         waiting = [job for job in jobs if job.id not in journal.done]
-        client = AsyncClient(args.urls_of(url), model=model, timeouts=timeouts)
+        client = AsyncClient(
+            connection.urls, model=model, timeouts=timeouts, tls=connection.tls, headers=connection.headers
+        )
         failed = asyncio.run(_answer(client, waiting, journal, limits)) if waiting else 0
     if json:
         counts = {"asked": len(waiting), "skipped": len(jobs) - len(waiting), "failed": failed}

@@ -16,6 +16,7 @@ from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Message, Result
 
 from . import arguments as args
+from .connecting import Connection, connecting
 from .failures import CommandError, fail, sentence_of
 from .output import notes, stage_table, summary_line, write_answer
 
@@ -27,6 +28,7 @@ _HELP = """/reset          forget the conversation
 /exit           leave (so does Ctrl-D); Ctrl-C cancels an answer"""
 
 
+@connecting
 def chat(
     system: args.System = None,
     max_tokens: args.MaxTokens = None,
@@ -35,8 +37,9 @@ def chat(
     top_k: args.TopK = None,
     seed: args.Seed = None,
     stop: args.Stop = None,
-    url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
+    *,
+    connection: Connection,
 ) -> None:
     """Talk with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
 
@@ -49,7 +52,7 @@ def chat(
     options = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options()
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # line editing and history for input()
-    with Client(args.urls_of(url), model=model) as client:
+    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
         check_ready(client)
         notes().print("[dim]/help lists the commands[/]", markup=True)
         Conversation(client, options, system).run()

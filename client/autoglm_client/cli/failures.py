@@ -11,6 +11,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
+from autoglm_client.channel_failures import CLOSED_AT_ONCE
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.printable import visible
 
@@ -57,12 +58,17 @@ def fail(sentence: str) -> None:
 
 def sentence_of(error: Exception) -> str:
     if isinstance(error, CannotConnectError):
-        return f"{error}; start one with `autoglm serve`"
+        return with_advice(str(error))
     if isinstance(error, AutoGLMError | CommandError) or _is_of_our_packages(error):
         return str(error)
     if isinstance(error, OSError) and error.filename:
         return f"{error.filename}: {error.strerror}"
     return f"{type(error).__name__}: {' '.join(str(error).split())} (AUTOGLM_DEBUG=1 shows where)"
+
+
+def with_advice(sentence: str) -> str:
+    """Where no server seems to be there."""
+    return sentence if CLOSED_AT_ONCE in sentence else f"{sentence}; start one with `autoglm serve`"
 
 
 def needs(module: str, extra: str) -> ModuleType:

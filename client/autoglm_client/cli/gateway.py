@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.ports import cannot_listen
 
 from . import arguments as args
@@ -28,15 +29,50 @@ def gateway(
             "--server", help="host:port of a server's gRPC endpoint; may be repeated.", show_default="127.0.0.1:8001"
         ),
     ] = None,
+    server_tls: Annotated[
+        bool | None,
+        typer.Option("--server-tls", help="Connect to the servers with TLS; the public authorities are trusted."),
+    ] = None,
+    server_tls_ca: Annotated[
+        str | None, typer.Option(help="Trust the authorities in this file (PEM) for it.", envvar="AUTOGLM_TLS_CA")
+    ] = None,
+    server_tls_cert: Annotated[
+        str | None,
+        typer.Option(help="The gateway's own certificate (PEM) for servers that ask.", envvar="AUTOGLM_TLS_CERT"),
+    ] = None,
+    server_tls_key: Annotated[
+        str | None, typer.Option(help="That certificate's key (PEM).", envvar="AUTOGLM_TLS_KEY")
+    ] = None,
+    server_tls_name: Annotated[
+        str | None,
+        typer.Option(
+            help="The name in the servers' certificates, where it is not their addresses'.",
+            envvar="AUTOGLM_TLS_SERVER_NAME",
+        ),
+    ] = None,
+    server_headers: Annotated[
+        str | None, typer.Option(help="File of headers for every call to the servers, a line each, 'Name: value'.")
+    ] = None,
     host: Annotated[
         str | None,
         typer.Option(help="Address to listen on; any but loopback needs keys, or --open.", show_default="127.0.0.1"),
     ] = None,
     port: Annotated[int | None, typer.Option(help="0 takes a free one.", show_default="8080")] = None,
-    model: Annotated[str | None, typer.Option(help="The model's name in answers.", show_default="autoglm")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="Name in answers of the server's model autoglm.", show_default="autoglm")
+    ] = None,
+    models: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Ensemble of the server to serve by its name, or NAME=ENSEMBLE by another; may be repeated.",
+            show_default="autoglm",
+        ),
+    ] = None,
     alias: Annotated[
         list[str] | None,
-        typer.Option(help="Another name for the model; may be repeated.", show_default="autoglm-phone-9b"),
+        typer.Option(
+            help="Another name for the model, of several NAME=MODEL; may be repeated.", show_default="autoglm-phone-9b"
+        ),
     ] = None,
     deadline_ms: Annotated[int | None, typer.Option(help="The most time that an answer may take.")] = None,
     tool_format: Annotated[
@@ -101,16 +137,24 @@ def gateway(
       autoglm gateway
       autoglm gateway --port 8080 --server gpu-a:8001 --server gpu-b:8001
       autoglm gateway --host 0.0.0.0 --keys keys.toml --concurrency 8 --access-log access.jsonl
+      autoglm gateway --models phone --models fast=chat
       autoglm gateway --config gateway.toml --print-config
       curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
            -d '{"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}]}'
     """
     said = {
         "servers": tuple(server) if server else None,
+        "server_tls": server_tls,
+        "server_tls_ca": server_tls_ca,
+        "server_tls_cert": server_tls_cert,
+        "server_tls_key": server_tls_key,
+        "server_tls_name": server_tls_name,
+        "server_headers_file": server_headers,
         "host": host,
         "port": port,
         "model": model,
-        "aliases": tuple(alias) if alias else None,
+        "models": _named(models) if models else None,
+        "aliases": _aliases(alias) if alias else None,
         "deadline_ms": deadline_ms,
         "tool_format": tool_format,
         "keys_file": keys,
@@ -154,6 +198,30 @@ def gateway_key(
         raise CommandError(str(error)) from None
     notes().print(f"the key of {name}, shown this once:\n\n  {key}\n", soft_wrap=True)
     sys.stdout.write(f"{line}\n")
+
+
+def _named(models: list[str]) -> dict[str, str]:
+    """`NAME=ENSEMBLE`, or a name that is both."""
+    pairs = [
+        (name, ensemble if equals else name) for name, equals, ensemble in (text.partition("=") for text in models)
+    ]
+    return dict(pairs)
+
+
+def gateway_models(names: list[str], config: Path | None) -> list[str]:
+    """What the gateway beside a server is told of its models: nothing where there is autoglm alone, or its file names them."""
+    from autoglm_gateway.settings_error import SettingsError
+    from autoglm_gateway.settings_file import read_settings
+
+    try:
+        is_said = config is not None and "models" in read_settings(config)
+    except SettingsError as error:
+        raise CommandError(str(error)) from None
+    return [] if is_said or names == [ENSEMBLE] else names
+
+
+def _aliases(texts: list[str]) -> tuple[str, ...] | dict[str, str]:
+    return _named(texts) if all("=" in text for text in texts) else tuple(texts)
 
 
 def gateway_settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from autoglm_client.children import start_child
 from autoglm_client.local_server import LocalServer
+from autoglm_client.tls import TLS
 
 from .failures import CommandError
 
@@ -22,15 +24,18 @@ _STOP_SECONDS = 10.0
 
 @contextmanager
 def gateway_beside(
-    server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None
+    server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None, models: Sequence[str] = ()
 ) -> Iterator[Callable[[], None]]:
-    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. Gives a check that
+    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. `models`: the
+    server's, where it has others than autoglm. Gives a check that
     raises CommandError once it has ended, which is raised here, too, where it does not begin."""
     port = port or free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
+    arguments += _tls_arguments(server.client_tls)
     arguments += [] if config is None else ["--config", str(config)]
     arguments += [] if otlp is None else ["--otlp", otlp]
-    process = start_child([sys.executable, "-m", "autoglm_client.cli", *arguments])
+    arguments += [word for model in models for word in ("--models", model)]
+    process = start_child([sys.executable, "-m", "autoglm_client.cli", *arguments], env=_environment())
     try:
         _wait(process, host, port)
         yield lambda: _check_alive(process)
@@ -42,6 +47,21 @@ def gateway_beside(
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """How this server is reached, the arguments say."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("AUTOGLM_TLS")}
+
+
+def _tls_arguments(tls: TLS | None) -> list[str]:
+    if tls is None:
+        return []
+    said = {"ca": tls.ca, "cert": tls.cert, "key": tls.key, "name": tls.server_name}
+    return [
+        "--server-tls",
+        *(word for name, value in said.items() if value for word in (f"--server-tls-{name}", str(value))),
+    ]
 
 
 def free_port(host: str) -> int:

@@ -14,10 +14,12 @@ from autoglm_client.types import Message, Prompt, Result
 
 from . import arguments as args
 from .configuring import command_settings
+from .connecting import Connection, connecting
 from .failures import CommandError
 from .output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
 
 
+@connecting
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
@@ -36,8 +38,9 @@ def generate(
     guided_grammar: args.GuidedGrammar = None,
     priority: args.Priority = None,
     time_limit: args.TimeLimit = None,
-    url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
+    *,
+    connection: Connection,
     json: args.Json = False,
 ) -> None:
     """Ask once; the answer streams to stdout.
@@ -67,7 +70,9 @@ def generate(
     )
     timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
-    with Client(args.urls_of(url), model=model, timeouts=timeouts) as client:
+    with Client(
+        connection.urls, model=model, timeouts=timeouts, tls=connection.tls, headers=connection.headers
+    ) as client:
         result = answer(client, asked, sampling.options(), show=not json)
     if json:
         print_json(result_json(result))

@@ -12,11 +12,13 @@ from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
 
 from . import arguments as args
-from .failures import fail
+from .connecting import Connection, connecting
+from .failures import fail, with_advice
 from .output import notes, print_json
 
 
-def health(url: args.Url = args.DEFAULT_URLS, model: args.Model = args.DEFAULT_MODEL, json: args.Json = False) -> None:
+@connecting
+def health(connection: Connection, model: args.Model = args.DEFAULT_MODEL, json: args.Json = False) -> None:
     """Whether the server, each step of the model and the engine's loop answer, and what the engine is doing.
 
     The exit code is 0 when all is ready, else 1.
@@ -27,7 +29,7 @@ def health(url: args.Url = args.DEFAULT_URLS, model: args.Model = args.DEFAULT_M
       autoglm health --url gpu-box:8001 --json
       until autoglm health; do sleep 1; done
     """
-    with Client(args.urls_of(url), model=model) as client:
+    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
         state = client.health()
         stats = client.stats() if state.ready else None
     if json:
@@ -36,7 +38,7 @@ def health(url: args.Url = args.DEFAULT_URLS, model: args.Model = args.DEFAULT_M
         _show(state, stats)
     if not state.ready:
         if not json:
-            fail(state.detail if state.live else f"{state.detail}; start one with `autoglm serve`")
+            fail(state.detail if state.live else with_advice(state.detail))
         raise typer.Exit(1)
 
 

@@ -13,6 +13,7 @@ import typer
 from rich.progress import Progress
 
 from . import arguments as args
+from .connecting import Connection, connecting
 from .failures import CommandError
 from .output import SafeConsole, notes, print_json
 
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 _REQUESTS = 64
 
 
+@connecting
 def profile(
     prompts: Annotated[
         Path | None,
@@ -46,8 +48,9 @@ def profile(
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the picture and the tables here.")
     ] = None,
-    url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
+    *,
+    connection: Connection,
     json: args.Json = False,
 ) -> None:
     """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
@@ -67,7 +70,8 @@ def profile(
     wanted = requests if requests is not None or duration is not None else _REQUESTS
     load = Load(concurrency, wanted, duration)
     with _server(start, artifact, repository, model) as (started_url, pid):
-        run = _run(started_url or args.urls_of(url)[0], model, asked, load, pid)
+        target = Connection((started_url,)) if started_url else connection
+        run = _run(target, model, asked, load, pid)
     _report(run, svg, html, json=json)
 
 
@@ -114,14 +118,19 @@ def _server(
         yield server.grpc_url, server.pid
 
 
-def _run(url: str, model: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
+def _run(target: Connection, model: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
     with Progress(console=notes(), transient=True) as bar:
         task = bar.add_task(f"{load.concurrency} in flight", total=load.requests)
-        return asyncio.run(_drive(url, model, asked, load, server_pid, lambda: bar.advance(task)))
+        return asyncio.run(_drive(target, model, asked, load, server_pid, lambda: bar.advance(task)))
 
 
 async def _drive(
-    url: str, model: str, asked: Iterator[Asked], load: Load, server_pid: int | None, advance: Callable[[], None]
+    target: Connection,
+    model: str,
+    asked: Iterator[Asked],
+    load: Load,
+    server_pid: int | None,
+    advance: Callable[[], None],
 ) -> Run:
     from autoglm_client.async_client import AsyncClient
     from autoglm_client.exceptions import CannotConnectError
@@ -131,7 +140,8 @@ async def _drive(
     from autoglm_client.profiling.host import find_host
     from autoglm_client.profiling.procfs import ProcFs
 
-    async with AsyncClient(url, model=model) as client:
+    url = target.urls[0]
+    async with AsyncClient(url, model=model, tls=target.tls, headers=target.headers) as client:
         state = await client.health()
         if not state.live:
             raise CannotConnectError(state.detail)

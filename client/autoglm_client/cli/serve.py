@@ -15,14 +15,17 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer, checked_host, checked_key
 from autoglm_client.ports import check_ports
 from autoglm_client.repositories import families
+from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
 from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
+from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_settings
+from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models, gateway_settings
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -55,6 +58,17 @@ def serve(
             help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
         ),
     ] = None,
+    grpc_tls_cert: Annotated[
+        Path | None, typer.Option(help="Certificate of the gRPC port (PEM, with its chain): clients connect with TLS.")
+    ] = None,
+    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    grpc_tls_client_ca: Annotated[
+        Path | None, typer.Option(help="Take only clients with a certificate of these authorities (mutual TLS).")
+    ] = None,
+    tls_ca: TlsCa = None,
+    tls_cert: TlsCert = None,
+    tls_key: TlsKey = None,
+    tls_server_name: TlsName = None,
     log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
     export_if_missing: Annotated[
         bool,
@@ -89,6 +103,7 @@ def serve(
       autoglm serve
       autoglm serve --gateway
       autoglm serve --artifact build/model --grpc-port 9001
+      autoglm serve --grpc-tls-cert server.pem --grpc-tls-key server.key --host 0.0.0.0
       autoglm serve --export-if-missing --log-file server.log
       autoglm serve --repository models --gateway
       autoglm serve --config serving.toml --print-config
@@ -105,17 +120,22 @@ def serve(
     http = http_port is not None or not gateway
     http_port = _HTTP_PORT if http_port is None else http_port
     _check_early(host, shared_memory_key)
+    server_tls = _server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca)
     arguments = trace_arguments(otlp) if otlp else ()
     if gateway:
         gateway_settings(gateway_config, {"host": gateway_host or host, **({"otlp": otlp} if otlp else {})})
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
+    models = gateway_models(names, gateway_config) if gateway else []
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
+    pools = list[tuple[Path, int]]()
     for name in names:
         chosen = artifact_folder(artifact, folder, name)
         ensure_exported(chosen, export_if_missing=export_if_missing)
         check_slots(settings[name], chosen)
+        pools.append((chosen, settings[name].max_queue))
+    SharedPools.of(folder, pools).check()
     server = LocalServer(
         folder,
         artifact=artifact,
@@ -127,13 +147,15 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
+        tls=server_tls,
+        client_tls=tls_of(False, tls_ca, tls_cert, tls_key, tls_server_name),
         arguments=arguments,
     )
     with _terminated_like_interrupted(), running(server):
         http_line = f"HTTP     {server.http_url}\n" if server.http else ""
         notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
         try:
-            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp)
+            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp, models)
             with beside if gateway else nullcontext() as check:
                 notes().print("ready; Ctrl-C stops it")
                 _wait(server, check)
@@ -146,6 +168,14 @@ def _check_early(host: str, shared_memory_key: str | None) -> None:
     checked_host(host)
     if shared_memory_key is not None:
         checked_key(shared_memory_key)
+
+
+def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTLS | None:
+    if cert is None and key is None and client_ca is None:
+        return None
+    if cert is None or key is None:
+        raise CommandError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
+    return ServerTLS(cert=cert, key=key, client_ca=client_ca)
 
 
 def _only(names: list[str], chosen: str | None) -> str:

@@ -1,30 +1,45 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
+
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, shared_code(args))
-        from autoglm_engine.boards import EventBoards
+        from autoglm_engine.boards import EventBoards, served_artifact
+        from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
+        from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.pieces import Pieces
+        from autoglm_engine.pieces import Pieces, load_text
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
+        check_single_instance(args["model_name"], args["model_config"])
+        check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
-        ServerProcess().end_with_it()
+        log_to_triton(pb_utils.Logger)
+        server = ServerProcess()
+        server.end_with_it()
         self.refusal = EngineError
         neighbours = Neighbours.of(args["model_config"])
-        boards = EventBoards(ServerIdentity.of_parent(neighbours.engine))
-        self.pieces = Pieces.load(neighbours.artifact_folder(args["model_repository"]), boards.open)
+        identity = ServerIdentity.of_parent(neighbours.engine)
+        boards = EventBoards(identity)
+        texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
+        texts.read(lambda: served_artifact(identity))
+        self.pieces = Pieces(texts.of, boards.open)
+        self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -37,10 +52,13 @@ class TritonPythonModel:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         except Exception as error:  # one request never takes its batch with it
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
+
+    def finalize(self):
+        self.fate.close()
 
 
 def shared_code(args):

@@ -1,70 +1,68 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
     def initialize(self, args):
         sys.path.insert(0, shared_code(args))
         from autoglm_engine.adapter import exits_with_engine
-        from autoglm_engine.boards import EngineBoard
-        from autoglm_engine.liveness import EngineWatch
+        from autoglm_engine.boards import EngineBoard, served_artifact
+        from autoglm_engine.deployment import check_version
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
+        from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.tokenizer_service import TokenizerService
+        from autoglm_engine.triton_log import log_to_triton
 
+        check_version(args["model_name"], args["model_version"])
         close_to_others()
-        self.server = ServerProcess()
-        self.server.end_with_it()
+        log_to_triton(pb_utils.Logger)
+        server = ServerProcess()
+        server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
         identity = ServerIdentity.of_parent(neighbours.engine)
-        self.service = TokenizerService.load(
-            neighbours.artifact_folder(args["model_repository"]), EngineBoard(identity)
-        )
-        self.watch = EngineWatch(identity, self.end_server)
-        if exits_with_engine(args["model_config"]):
-            self.watch.start()
+        folder = neighbours.artifact_folder(args["model_repository"])
+        self.service = TokenizerService(folder, EngineBoard(identity))
+        self.service.read(lambda: served_artifact(identity))
+        is_shared = exits_with_engine(args["model_config"])
+        self.fate = SharedFate(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
 
     def execute(self, requests):
         for request in requests:
-            reply = TritonReply(request.get_response_sender())
+            reply = TritonReply(request.get_response_sender(), request.request_id())
             try:
                 tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
                 parameters, timeout_us = request.parameters(), request.timeout()
             except Exception as error:  # one request never takes its batch with it
-                pb_utils.Logger.log_error(traceback.format_exc())
+                LOG.exception("a request could not be read", extra={"request_id": reply.request_id})
                 reply.fail("INTERNAL", f"the tokenizer failed: {type(error).__name__}")
                 continue
             self.service.take(tensors, parameters, timeout_us, reply)
 
     def finalize(self):
         self.service.close()
-
-    def end_server(self):
-        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
-        print(
-            "Error: the engine's process died: the server ends, since it cannot answer any more",
-            file=sys.stderr,
-            flush=True,
-        )
-        self.server.end()
+        if self.fate:
+            self.fate.close()
 
 
 class TritonReply:
     """One response, which is the last."""
 
-    def __init__(self, sender):
+    def __init__(self, sender, request_id):
         self.sender = sender
+        self.request_id = request_id
 
     def send(self, token_ids, request):
         tensors = [pb_utils.Tensor("token_ids", token_ids[np.newaxis]), pb_utils.Tensor("request", request[np.newaxis])]

@@ -9,7 +9,9 @@ Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
     words 3-5     the server: `ServerIdentity`
     words 6-9     the key of the messages between the models: `seal`
     word 10       the engine: `ServerIdentity.engine`
-    words 11-15   zero
+    word 11       the artifact that the engine serves: `Manifest.short_digest`
+    word 12       1 once the engine was asked, 2 once another engine of that name was asked in its place
+    words 13-15   zero
     words 16 ...  the cells; cell 0 is the probe's
 
 The engine's process holds a lock on the file for as long as it lives. A cell's number only grows.
@@ -36,9 +38,11 @@ from .wire import Ack
 MAGIC = 0x3230_4B43_414D_4C47
 PREFIX = "autoglm-acks-"
 PROBE_CELL = 0
+NO_ARTIFACT = "0" * 16
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 16
-_SENT, _ENDED, _SERVER, _KEY, _ENGINE = 1, 2, 3, 6, 10
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY = 1, 2, 3, 6, 10, 11, 12
+_IS_ASKED, _IS_SUPERSEDED = 1, 2
 
 Words = npt.NDArray[np.uint64]
 
@@ -47,19 +51,25 @@ class Board:
     """An open board. `board_id`: 8 bytes, from its name."""
 
     def __init__(self, board_id: bytes, file: int, words: Words) -> None:
+        self.id = board_id
         self._file = file
         self._words = words
+        self.artifact = f"{int(words[_ARTIFACT]):016x}"
         self.num_cells = len(words) - _HEADER
         self.seal = Seal(board_id, words[_KEY:][: KEY_BYTES // 8].tobytes())
 
     @classmethod
-    def create(cls, file: int, board_id: bytes, num_cells: int, server: ServerIdentity, key: bytes) -> Board:
-        """Write an empty one into a new file."""
-        os.ftruncate(file, 8 * (_HEADER + num_cells))
+    def create(
+        cls, file: int, board_id: bytes, num_cells: int, server: ServerIdentity, key: bytes, artifact: str = NO_ARTIFACT
+    ) -> Board:
+        """Write an empty one into a new file. All of its memory is taken here: where there is none, this raises OSError,
+        and no later touch of a page ends a process (SIGBUS)."""
+        os.posix_fallocate(file, 0, file_bytes(num_cells))
         words = _map_words(file)
         words[_SERVER:_KEY] = server.pid, server.started, server.namespace
         words[_ENGINE] = server.engine
         words[_KEY:][: KEY_BYTES // 8] = np.frombuffer(key, dtype=np.uint64)
+        words[_ARTIFACT] = int(artifact, 16)
         words[0] = MAGIC
         return cls(board_id, file, words)
 
@@ -96,6 +106,15 @@ class Board:
         """Before an event of that number is sent."""
         self._words[_SENT] = number
 
+    def note_asked(self) -> None:
+        """The engine is the one that Triton sends requests to, unless it was that before."""
+        if not self._words[_DUTY]:
+            self._words[_DUTY] = _IS_ASKED
+
+    def supersede(self) -> None:
+        """Said by a later engine of the same server, once that is asked."""
+        self._words[_DUTY] = _IS_SUPERSEDED
+
     def end(self) -> None:
         """In order: from here on its being unlocked is no death."""
         self._words[_ENDED] = 1
@@ -118,9 +137,17 @@ class Board:
         return bool(self._words[_ENDED])
 
     @property
+    def was_asked(self) -> bool:
+        return bool(self._words[_DUTY])
+
+    @property
+    def is_asked(self) -> bool:
+        return bool(self._words[_DUTY] == _IS_ASKED)
+
+    @property
     def is_over(self) -> bool:
-        """Its engine ended, or it was removed in favour of another engine's."""
-        return self.has_ended or os.fstat(self._file).st_nlink == 0
+        """Its engine ended, or another one is asked in its place, or it was removed in favour of another engine's."""
+        return self.has_ended or bool(self._words[_DUTY] == _IS_SUPERSEDED) or os.fstat(self._file).st_nlink == 0
 
     @property
     def is_abandoned(self) -> bool:
@@ -131,6 +158,10 @@ class Board:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def file_bytes(num_cells: int) -> int:
+    return 8 * (_HEADER + num_cells)
 
 
 def board_name(board_id: bytes) -> str:

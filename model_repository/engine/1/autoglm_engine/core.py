@@ -82,6 +82,9 @@ class Request:
     stream: bool = False
     arrival: float = 0.0
     deadline: float | None = None
+    heartbeat_ms: int | None = (
+        None  # silence after which it gets an empty event; None: as the setting says where it streams, else never
+    )
     tokenize_ms: float = 0.0
     cache: CacheUse = CacheUse.DEFAULT
     tenant: str = ""  # answers are kept for each tenant apart

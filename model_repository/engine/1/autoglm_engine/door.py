@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,12 +20,17 @@ from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules, read_tenant
 from .prompt import Prompt, Prompter, verify_texts
+from .request_parameters import read_parameters
+from .sampling_json import NAMES
 from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
+SAMPLING_NAMES = frozenset(NAMES)
+_USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
 QUICK_BYTES = 4096  # of text; some 2 ms
 _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
@@ -51,6 +55,15 @@ class Asked:
     tools: bytes | None
 
     @property
+    def sampling(self) -> dict[str, Any]:
+        """Of the parameters what vLLM's clients send so."""
+        return {name: value for name, value in self.parameters.items() if name in SAMPLING_NAMES}
+
+    @property
+    def is_foreign(self) -> bool:
+        return bool(self.foreign or self.sampling)
+
+    @property
     def num_bytes(self) -> int:
         return len(self.prompt) + len(self.tools or b"")
 
@@ -67,20 +80,24 @@ class Door:
         self,
         prompter: Prompter,
         rules: OptionRules,
+        artifact: str,
         clock: Callable[[], float] = time.monotonic,
         eos_token_ids: Collection[int] = (),
     ) -> None:
         self._prompter = prompter
         self._rules = rules
+        self._artifact = artifact
         self._foreign = ForeignOptions(eos_token_ids, prompter.word_ids)
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path) -> Door:
-        manifest = Manifest.load(folder)
+    def load(cls, folder: Path, manifest: Manifest) -> Door:
         verify_texts(folder, manifest)
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
-        return cls(prompter, rules, eos_token_ids=manifest.eos_token_ids)
+        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)
+
+    def close(self) -> None:
+        self._prompter.close()
 
     @property
     def prompter(self) -> Prompter:
@@ -94,7 +111,7 @@ class Door:
         """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch dimension.
         `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        checked_parameters = read_parameters(parameters)
+        checked_parameters = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
         foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
         given = [name for name in PROMPT_INPUTS if name in tensors]
@@ -110,7 +127,7 @@ class Door:
 
     def is_quick(self, asked: Asked) -> bool:
         """Encoding it is sure to take no longer than other work with a request."""
-        has_words = asked.foreign or BAD_WORDS in asked.values
+        has_words = asked.is_foreign or BAD_WORDS in asked.values
         is_short = asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and not has_words
         return is_short and self._prompter.is_quick
 
@@ -118,8 +135,8 @@ class Door:
         """`prompter`: in place of the door's own."""
         prompter = prompter or self._prompter
         arrival, values = asked.arrival, asked.values
-        if asked.foreign:
-            values = self._foreign.translate(asked.foreign, values)
+        if asked.is_foreign:
+            values = self._foreign.translate(asked.foreign, values, asked.sampling)
         if BAD_WORDS in values:
             values = {**values, BAD_WORDS: word_tokens(values[BAD_WORDS], prompter.word_ids)}
         prompt = _prompt(asked, prompter)
@@ -133,6 +150,7 @@ class Door:
             stream=checked.stream,
             arrival=arrival,
             deadline=None if limit_ms is None else arrival + limit_ms / 1000,
+            heartbeat_ms=checked.heartbeat_ms,
             tokenize_ms=(self._clock() - arrival) * 1000,
             priority=checked.priority,
             prompt_lookup=checked.prompt_lookup,
@@ -142,7 +160,7 @@ class Door:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
         )
-        return Admitted(token_ids, pack_request(request))
+        return Admitted(token_ids, pack_request(request, self._artifact))
 
 
 def _prompt(asked: Asked, prompter: Prompter) -> Prompt:
@@ -170,22 +188,3 @@ def read_single(name: str, array: npt.NDArray[Any]) -> Any:
 def check_batch(name: str, array: npt.NDArray[Any]) -> None:
     if array.ndim != 2 or array.shape[0] != 1:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
-
-
-def read_parameters(parameters: str) -> dict[str, Any]:
-    """Options are tensors. A request parameter is most likely a misspelt one, so it is refused rather than ignored.
-
-    `/generate` turns every key that names no input into a parameter.
-    """
-    if not parameters or parameters == "{}":
-        return {}
-    given: dict[str, Any] = json.loads(parameters)
-    unknown = sorted(name for name in given if not _is_reserved(name))
-    if unknown:
-        known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
-        raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
-    return given
-
-
-def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_") or name == TIMEOUT

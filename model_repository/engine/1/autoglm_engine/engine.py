@@ -3,7 +3,7 @@
 `submit` and `cancel` may be called from any thread and take effect at the next step; one thread calls `step`.
 A step: collect the step in flight (wait, sample) -> take what arrived -> end what was cancelled or is late -> plan ->
 issue -> put what was collected into answers, while a device computes -> events. Each request ends with exactly one last
-event; one that is not streamed has no other.
+event; one that is not streamed has no other but the heartbeats that it asked for.
 
 Plans are made, and so slots given away, copied and rewritten, only while no step is in flight. A collected token that
 ends its request whatever the text says (end of sequence, length) frees the slot before the plan. One that completes a
@@ -195,8 +195,8 @@ class Engine:
         """Who has news, and may: see `streams`."""
         for sequence in self._pacer.speakers(self._scheduler.running, now):
             self._answers.speak(sequence, now)
-        for waiting in self._pacer.silent(self._queue_head(), now):
-            self._answers.beat(waiting, now)
+        for source in self._pacer.silent(self._scheduler.running, self._queue_head(), now):
+            self._answers.beat(source, now)
 
     def _admit(self, waiting: Waiting, allocation: Allocation, now: float) -> Sequence:
         request = waiting.request
@@ -251,7 +251,9 @@ class Engine:
                 try:
                     self._take_all(choices, now)
                 except BaseException as error:
-                    self._answers.cut_off(choices.sequence, now, failure=own_failure(error))
+                    self._answers.cut_off(
+                        choices.sequence, now, failure=own_failure(error, choices.sequence.request.id)
+                    )
 
     def _take_all(self, choices: Choices, now: float) -> None:
         sequence = choices.sequence

@@ -77,15 +77,30 @@ class Member:
     leaves: FinishReason | None = None  # the flight was asked to end for it, as its last reader
     first_token_at: float | None = None
     failure: EngineError | None = None  # its own, of what it should have been told
+    last_event_at: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.last_event_at = self.joined_at
 
     @property
-    def has_news(self) -> bool:
-        return self.cursor < len(self.flight.token_ids)
+    def wants_news(self) -> bool:
+        """It streams, and there are tokens that it was not sent."""
+        return self.request.stream and self.cursor < len(self.flight.token_ids)
+
+    def is_due_a_heartbeat(self, now: float) -> bool:
+        if self.request.heartbeat_ms is None:  # those of the computation, where it streams
+            return self.request.stream and self.flight.is_heartbeat
+        return now - self.last_event_at >= self.request.heartbeat_ms / 1e3
+
+    def heartbeat(self, now: float) -> Event:
+        self.last_event_at = now
+        usage = self.flight.latest.usage if self.flight.latest else Usage(len(self.request.prompt_ids), 0, 0)
+        return Event(self.request.id, (), usage, self._stages(now))
 
     def event(self, now: float, text: TokenText, finish_reason: FinishReason | None = None) -> Event:
         """What it was not sent yet, as one event. `finish_reason`: it leaves before the flight ends."""
         flight, start = self.flight, self.cursor
-        self.cursor = len(flight.token_ids)
+        self.cursor, self.last_event_at = len(flight.token_ids), now
         latest = flight.latest
         if self.first_token_at is None and self.cursor:
             self.first_token_at = now

@@ -64,7 +64,7 @@ class ForeignOptions:
             raise InvalidRequest(f"end_id is {end_id}; {self._ends()}, or end_id -1 for none")
 
     def _take_sampling(self, asked: AskedOptions, raw: bytes | None, parameters: Mapping[str, Any]) -> None:
-        given = dict(parameters) if raw is None else read_object(raw)
+        given = parameters if raw is None else read_object(raw)  # vLLM's backend looks at one of the two as well
         for option, value in options_of(given):
             name = f"{SAMPLING_PARAMETERS}.{option}"
             if option == "stop_token_ids":

@@ -3,11 +3,11 @@ ends; a server that can answer nothing had better end, so that whoever runs it s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from .board_file import Board
-from .boards import SHARED_MEMORY, find_board
+from .boards import SHARED_MEMORY, boards_of
 from .periodic import Periodic
 from .server_identity import ServerIdentity
 
@@ -21,7 +21,7 @@ class EngineWatch:
         self._server = server
         self._died = died
         self._folder = folder
-        self._board: Board | None = None
+        self._boards: dict[bytes, Board] = {}
         self._is_told = False
         self._thread = Periodic("engine-watch", _POLL_SECONDS, self._tell, "the engine cannot be watched")
 
@@ -32,19 +32,28 @@ class EngineWatch:
         self._thread.close(timeout)
 
     def look(self) -> bool:
-        """Whether the engine's process died. One that ended in order did not; another may be loaded after it.
+        """Whether the engine's process died, and no other lives that is loaded in its place or was before. One that ended in
+        order did not die.
 
-        The board stays open, so that a death shows also when somebody removed what the dead engine left behind."""
-        if self._board is None:
-            self._board = find_board(self._folder, self._server)
-        if self._board is None:
-            return False
-        if self._board.is_abandoned:
-            return True
-        if self._board.has_ended:
-            self._board.close()
-            self._board = None
+        The boards stay open, so that a death shows also when somebody removed what the dead engine left behind."""
+        self._open_new()
+        self._let_go(board for board in self._boards.values() if board.has_ended)
+        dead = [board for board in self._boards.values() if board.is_abandoned]
+        if len(dead) == len(self._boards):
+            return bool(dead)
+        self._let_go(board for board in dead if not board.is_asked)  # nobody waits for it
         return False
+
+    def _open_new(self) -> None:
+        for board in boards_of(self._folder, self._server):
+            if board.id in self._boards:
+                board.close()
+            else:
+                self._boards[board.id] = board
+
+    def _let_go(self, boards: Iterable[Board]) -> None:
+        for board in list(boards):
+            self._boards.pop(board.id).close()
 
     def _tell(self) -> None:
         if not self._is_told and self.look():

@@ -96,6 +96,17 @@ class Manifest:
         whole = json.dumps([said, details, contents], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
 
+    @property
+    def short_digest(self) -> str:
+        """16 hexadecimal digits: enough to tell the artifacts apart that one server has had."""
+        return self.digest[:16]
+
+    def check_unchanged(self, folder: Path) -> None:
+        """Raises ArtifactError where another artifact was put into `folder` since this manifest was read there: what was
+        read after it may then be of either."""
+        if Manifest.load(folder).digest != self.digest:
+            raise ArtifactError(f"the artifact at {folder} was replaced while it was read; load it again")
+
     def save(self, folder: Path) -> None:
         text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")

@@ -21,6 +21,8 @@ MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
 DAY_MS = 86_400_000
+HOUR_MS = 3_600_000
+MIN_HEARTBEAT_MS = 100
 MAX_PROMPT_LOOKUP = 16
 MAX_PRIORITY = 9
 _TYPES: dict[str, tuple[type, ...]] = {
@@ -62,6 +64,7 @@ OPTIONS = {option.name: option for option in (
     Option("stream",             "BOOL",   False),
     Option("logprobs",           "INT32",  0,     0,  20),
     Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
+    Option("heartbeat_ms",       "INT32",  None,  MIN_HEARTBEAT_MS, HOUR_MS),
     Option("priority",           "INT32",  DEFAULT_PRIORITY, 0, MAX_PRIORITY),
     Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
     Option("cache",              "STRING", CacheUse.DEFAULT),
@@ -77,7 +80,17 @@ OPTIONS = {option.name: option for option in (
 # fmt: on
 
 
-OTHER_THAN_SAMPLING = ("stream", "deadline_ms", "priority", "prompt_lookup", "cache", "tenant", "user", "semantic")
+OTHER_THAN_SAMPLING = (
+    "stream",
+    "deadline_ms",
+    "heartbeat_ms",
+    "priority",
+    "prompt_lookup",
+    "cache",
+    "tenant",
+    "user",
+    "semantic",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +100,7 @@ class Checked:
     sampling: SamplingOptions
     stream: bool
     deadline_ms: int | None
+    heartbeat_ms: int | None = None
     priority: int = DEFAULT_PRIORITY
     prompt_lookup: int | None = None
     cache: CacheUse = CacheUse.DEFAULT

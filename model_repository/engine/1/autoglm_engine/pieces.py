@@ -17,9 +17,10 @@ from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 from .manifest import Manifest
 from .prompt import TOKENIZER_NAME, load_tokenizer
 from .token_text import TokenText
-from .wire import Ack, Packed, unpack_event
+from .wire import Ack, Packed, SentEvent, unpack_sent_event
 
 Outputs = dict[str, npt.NDArray[Any]]
+TextOf = Callable[[str], TokenText]  # by the artifact's `Manifest.short_digest`
 OpenEvent = Callable[[Packed], tuple[Packed, Callable[[Ack], None]]]  # a sealed event -> (it, how it is acknowledged)
 
 
@@ -27,38 +28,37 @@ class Pieces:
     """Text of the pieces of all streams. Every piece decodes on its own; all that is kept is the time spent so far, by
     acknowledgement cell, so there is a bound to it.
 
-    `open_event` takes the seal off. Each event is acknowledged before its outputs leave.
+    `text_of` gives the text of an artifact's token ids, or raises EngineError. `open_event` takes the seal off. Each event
+    is acknowledged before its outputs leave.
     """
 
-    def __init__(self, text: TokenText, open_event: OpenEvent, clock: Callable[[], float] = time.monotonic) -> None:
-        self._text = text
+    def __init__(self, text_of: TextOf, open_event: OpenEvent, clock: Callable[[], float] = time.monotonic) -> None:
+        self._text_of = text_of
         self._open_event = open_event
         self._clock = clock
         self._spent_ms: dict[int, tuple[str, float]] = {}
         self._foreign = ForeignOutputs()
 
-    @classmethod
-    def load(cls, folder: Path, open_event: OpenEvent) -> Pieces:
-        Manifest.load(folder).verify_files(folder, (TOKENIZER_NAME,), digests=True)
-        return cls(TokenText(load_tokenizer(folder)), open_event)
-
     def outputs(self, packed: Packed, wanted: Collection[str] = ()) -> Outputs:
         """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the `wanted`.
 
-        Raises InvalidRequest for what is no event, RequestFailed for an event that says so.
+        Raises InvalidRequest for what is no event, RequestFailed for an event that says so, Unavailable where the event's
+        artifact is not to be had.
         """
         begin = self._clock()
         content, acknowledge = self._open_event(packed)
-        event, ack = unpack_event(content)
+        sent = unpack_sent_event(content)
+        event, ack = sent.event, sent.ack
         if ack is not None:
             acknowledge(ack)
         if event.error is not None:
             raise RequestFailed(event.error_code, event.error)
-        text = piece_text(self._text, event)
-        logprobs = json.dumps([self._logprobs(entry) for entry in event.logprobs], ensure_ascii=False)
-        outputs = _tensors(event, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
+        vocabulary = self._text_of(sent.artifact)  # also of an engine's first event, which has no text: it is read then
+        text = piece_text(vocabulary, event)
+        logprobs = json.dumps([_logprobs(vocabulary, entry) for entry in event.logprobs], ensure_ascii=False)
+        outputs = _tensors(sent, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
         if not FOREIGN_OUTPUTS.isdisjoint(wanted):
-            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, self._text)
+            outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, vocabulary)
         return outputs
 
     def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
@@ -69,12 +69,11 @@ class Pieces:
         self._spent_ms[ack.cell] = (event.request_id, total_ms)
         return total_ms
 
-    def _logprobs(self, entry: TokenLogprobs) -> dict[str, Any]:
-        top = [self._candidate(token_id, logprob) for token_id, logprob in entry.top]
-        return {**self._candidate(entry.token_id, entry.logprob), "top": top}
 
-    def _candidate(self, token_id: int, logprob: float) -> dict[str, Any]:
-        return {"token_id": token_id, "token": self._text.decode((token_id,), is_first=False), "logprob": logprob}
+def load_text(folder: Path, manifest: Manifest) -> TokenText:
+    """Raises ArtifactError."""
+    manifest.verify_files(folder, (TOKENIZER_NAME,), digests=True)
+    return TokenText(load_tokenizer(folder))
 
 
 def piece_text(text: TokenText, event: Event) -> str:
@@ -84,8 +83,17 @@ def piece_text(text: TokenText, event: Event) -> str:
     return piece.encode()[: event.text_bytes].decode(errors="ignore")  # the engine cuts between characters
 
 
-def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Outputs:
-    stages = event.stages
+def _logprobs(vocabulary: TokenText, entry: TokenLogprobs) -> dict[str, Any]:
+    top = [_candidate(vocabulary, token_id, logprob) for token_id, logprob in entry.top]
+    return {**_candidate(vocabulary, entry.token_id, entry.logprob), "top": top}
+
+
+def _candidate(vocabulary: TokenText, token_id: int, logprob: float) -> dict[str, Any]:
+    return {"token_id": token_id, "token": vocabulary.decode((token_id,), is_first=False), "logprob": logprob}
+
+
+def _tensors(sent: SentEvent, text: str, logprobs: str, detokenize_ms: float) -> Outputs:
+    event, stages = sent.event, sent.event.stages
     times = [stages.queue_ms, stages.tokenize_ms, stages.prefill_ms, stages.decode_ms, detokenize_ms, stages.embed_ms]
     return {
         "text_output": _string(text),
@@ -97,6 +105,7 @@ def _tensors(event: Event, text: str, logprobs: str, detokenize_ms: float) -> Ou
         "logprobs_output": _string(logprobs),
         "cache_hit": _string(event.cache_hit.value),
         "cache_age_ms": np.array([[event.cache_age_ms]], dtype=np.float32),
+        "sequence_number": _int(sent.sequence_number),
     }
 
 

@@ -20,8 +20,7 @@ from .acks import AckGate
 from .core import Event, Stages, Usage
 from .errors import EngineError
 from .recent_ids import RecentIds
-from .seal import Kind
-from .wire import Ack, Packed, pack_event
+from .wire import Packed
 
 _log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0  # for a request that reaches the server after its cancel
@@ -39,6 +38,13 @@ class Reply(Protocol):
         ...
 
 
+@dataclass(slots=True)
+class _Entry:
+    caller_id: str
+    reply: Reply
+    num_sent: int = 0  # events, which are numbered so, from 0 on
+
+
 @dataclass(frozen=True, slots=True)
 class Cancel:
     at: float
@@ -54,7 +60,7 @@ class Replies:
         self._clock = clock
         self._lock = threading.Lock()
         self._numbers = itertools.count(1)
-        self._replies: dict[str, tuple[str, Reply]] = {}  # engine's id -> (caller's id, reply)
+        self._replies: dict[str, _Entry] = {}  # by the engine's id
         self._sending = ""  # whose event is on its way
         self._used = RecentIds()  # callers' ids
         self._cancels: dict[str, Cancel] = {}  # by caller's id; of the last few seconds
@@ -63,7 +69,7 @@ class Replies:
         """The id under which the engine gets the request."""
         request_id = f"{caller_id}#{next(self._numbers)}"
         with self._lock:
-            self._replies[request_id] = (caller_id, reply)
+            self._replies[request_id] = _Entry(caller_id, reply)
             self._used.add(caller_id)
         return request_id
 
@@ -71,8 +77,8 @@ class Replies:
         """The engine did not take the request."""
         if entry := self._close(request_id):
             with self._lock:
-                self._meet(entry[0])
-            entry[1].fail(code, message)
+                self._meet(entry.caller_id)
+            entry.reply.fail(code, message)
 
     def end_all(self, failure: EngineError, timeout: float | None = None) -> None:
         """Answer everybody who has no last answer yet, from any thread. What the engine still says to them goes nowhere. A
@@ -84,13 +90,13 @@ class Replies:
         thread.start()
         thread.join(timeout)
 
-    def _end(self, left: dict[str, tuple[str, Reply]], failure: EngineError) -> None:
-        for request_id, (_, reply) in left.items():
+    def _end(self, left: dict[str, _Entry], failure: EngineError) -> None:
+        for request_id, entry in left.items():
             event = Event(request_id, (), Usage(0, 0, 0), Stages(), error=str(failure), error_code=failure.code)
             try:
-                reply.send(self._sealed(event), last=True)
+                entry.reply.send(self._gate.sealed(event, None), last=True)
             except Exception as error:
-                _log.error("request %s could not be told of the end", request_id, exc_info=error)
+                _log.error("the end could not be told", exc_info=error, extra={"request_id": request_id})
 
     def find(self, caller_ids: Iterable[str]) -> list[str]:
         """The engine's ids of these callers' requests; those without an id cannot be meant."""
@@ -99,7 +105,7 @@ class Replies:
         with self._lock:
             recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < _OVERTAKEN_SECONDS}
             self._cancels = recent | {caller: Cancel(now, caller in self._used) for caller in wanted}
-            return [request_id for request_id, (caller, _) in self._replies.items() if caller in wanted]
+            return [request_id for request_id, entry in self._replies.items() if entry.caller_id in wanted]
 
     def was_cancelled(self, caller_id: str, arrival: float) -> bool:
         """Whether a cancel came before the request, which reached the server at `arrival`. One for an id that was in use
@@ -117,13 +123,14 @@ class Replies:
         entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)
         if entry is None:
             return
-        packed, is_last = self._packed(event), event.is_last
+        packed, is_last = self._packed(event, entry.num_sent), event.is_last
         if packed is None:  # what was to be told is lost, so the answer ends here
-            packed, is_last = self._sealed(_lost(event)), True
+            packed, is_last = self._gate.sealed(_lost(event), None), True
             self._close(event.request_id)
+        entry.num_sent += 1
         self._sending = event.request_id
         try:
-            entry[1].send(packed, last=is_last)
+            entry.reply.send(packed, last=is_last)
         finally:
             self._sending = ""
             self._gate.confirm(event.request_id)
@@ -136,21 +143,18 @@ class Replies:
             self._cancels[caller_id] = replace(cancel, is_known=True)
         return cancel
 
-    def _packed(self, event: Event) -> Packed | None:
+    def _packed(self, event: Event, sequence_number: int) -> Packed | None:
         try:
-            return self._sealed(event, self._gate.stamp(event.request_id))
+            return self._gate.sealed(event, self._gate.stamp(event.request_id), sequence_number)
         except Exception as error:
-            _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
+            _log.error("an event cannot be packed", exc_info=error, extra={"request_id": event.request_id})
             return None
 
-    def _sealed(self, event: Event, ack: Ack | None = None) -> Packed:
-        return self._gate.seal.close(Kind.EVENT, pack_event(event, ack))
-
-    def _entry(self, request_id: str) -> tuple[str, Reply] | None:
+    def _entry(self, request_id: str) -> _Entry | None:
         with self._lock:
             return self._replies.get(request_id)
 
-    def _close(self, request_id: str) -> tuple[str, Reply] | None:
+    def _close(self, request_id: str) -> _Entry | None:
         with self._lock:
             return self._replies.pop(request_id, None)
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+import numpy as np
+
+from .core import SamplingOptions
 from .errors import InvalidRequest
 from .json_names import json_type
 from .option_texts import MOST_GUIDE_BYTES, text_of
@@ -14,7 +18,7 @@ from .options import OPTIONS
 NAME = "sampling_parameters"
 MAX_BYTES = 4 * MOST_GUIDE_BYTES
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
-_NUMBERS = tuple(option.name for option in OPTIONS.values() if option.low is not None)
+_NUMBERS = tuple(field.name for field in dataclasses.fields(SamplingOptions) if OPTIONS[field.name].low is not None)
 # What is done anyway, and what would ask for more.
 _ONLY: dict[str, Any] = {
     "n": 1,
@@ -27,12 +31,14 @@ _ONLY: dict[str, Any] = {
 _WITHOUT_EFFECT = ("early_stopping", "length_penalty", "spaces_between_special_tokens")
 _GUIDES = ("guided_decoding", "structured_outputs")
 NAMES = (
-    *(name for name in _NUMBERS if name not in ("deadline_ms", "prompt_lookup")),
+    *_NUMBERS,
     *("ignore_eos", "stop", "bad_words", "stop_token_ids", "logit_bias"),
     *_ONLY,
     *_WITHOUT_EFFECT,
     *_GUIDES,
 )
+
+_LARGEST = float(np.finfo(np.float32).max)
 
 Given = Iterator[tuple[str, Any]]  # (option, its value as `OptionRules.check` takes it)
 
@@ -87,7 +93,11 @@ def _check_only(name: str, value: Any) -> None:
 
 
 def _number(name: str, value: Any) -> int | float:
-    return _number_of_type(name, value, int if OPTIONS[name].dtype.startswith("INT") else float)
+    """As a tensor of the option's type would hold it, so that equal requests are equal however they were said."""
+    if OPTIONS[name].dtype.startswith("INT"):
+        return _number_of_type(name, value, int)
+    number = _number_of_type(name, value, float)
+    return float(np.float32(number)) if abs(number) < _LARGEST else number
 
 
 def _number_of_type(name: str, value: Any, kind: type[int] | type[float]) -> int | float:

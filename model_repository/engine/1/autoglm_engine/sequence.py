@@ -48,6 +48,9 @@ class Waiting(_Referable):
         usage = Usage(len(self.request.prompt_ids), 0, 0)
         return _with_failure(Event(self.request.id, (), usage, self.stages(now), finish_reason), failure)
 
+    def heartbeat(self, now: float) -> Event:
+        return self.event(now)
+
 
 @dataclass(frozen=True, slots=True)
 class Taken:
@@ -149,6 +152,11 @@ class Sequence:
             logprobs=logprobs,
         )
         return _with_failure(event, failure)
+
+    def heartbeat(self, now: float) -> Event:
+        """What is ready stays for a later event."""
+        usage = Usage(self.num_prompt_tokens, self.num_told, self.num_cached)
+        return Event(self.request.id, (), usage, self._stages(now))
 
     def _stages(self, now: float) -> Stages:
         first = self.first_token_at

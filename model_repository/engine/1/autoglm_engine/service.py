@@ -10,9 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from .acks import AckBoard, AckGate
+from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
+from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
@@ -30,7 +31,6 @@ from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
 from .runner import Runner, run_step
-from .seal import Kind
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
@@ -49,7 +49,6 @@ _CLOSE_SECONDS = 1.0  # for a step to end by itself
 _LAST_STEP_SECONDS = (
     2.0  # more for one that is longer, with everybody answered: the process ends in better order after it
 )
-_SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 
 
 class EngineService:
@@ -93,10 +92,12 @@ class EngineService:
             num_slots=settings.num_slots(manifest.num_slots),
             device=settings.device,
         )
+        manifest.check_unchanged(folder)
         warm_up(self._runner)
-        # Who shares another's slot has a cell, too, and is bounded as the queue is.
-        num_cells = 1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS
-        self._board = AckBoard(num_cells, server=identity)
+        server = identity or ServerIdentity.of_parent()
+        num_cells = cells_for(manifest.num_slots, settings.max_queue)
+        self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
+        self._requests = RequestBoards(self._board, server)
         gate = AckGate(self._board)
         shared = FlightGate(gate)
         fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
@@ -156,8 +157,9 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            opened = self._board.seal.open(Kind.REQUEST, packed, beside=token_ids)
-            request = unpack_request(request_id, token_ids, opened)
+            opened = self._requests.open(packed, token_ids)
+            self._requests.note_asked()
+            request = unpack_request(request_id, token_ids, opened, self._board.artifact)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
@@ -169,7 +171,7 @@ class EngineService:
             self._replies.refuse(request_id, error.code, str(error))
             return
         except Exception as error:
-            _log.exception("a request could not be taken")
+            _log.exception("a request could not be taken", extra={"request_id": request_id})
             self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
             return
         if self._replies.was_cancelled(caller_id, request.arrival):

@@ -271,7 +271,8 @@ class SharingEngine:
     def _compute(self, flight: Flight) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
             raise NotCached("the answer is not cached, and the request takes only one that is")
-        self._engine.submit(replace(flight.request, id=flight.id, stream=True, deadline=None))
+        asked = replace(flight.request, id=flight.id, stream=True, deadline=None, heartbeat_ms=None)
+        self._engine.submit(asked)
         flight.is_computed = True
 
     def _take_looked_up(self, now: float) -> None:
@@ -284,7 +285,7 @@ class SharingEngine:
                 try:
                     self._compute(flight)
                 except BaseException as error:
-                    self._fail(flight, own_failure(error), now)
+                    self._fail(flight, own_failure(error, flight.request.id), now)
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
@@ -351,15 +352,15 @@ class SharingEngine:
         return out
 
     def _may_tell(self, member: Member, now: float) -> bool:
-        if not member.request.stream or not (member.has_news or member.flight.is_heartbeat):
-            return False
-        return (member.has_news and member.cursor == 0) or self._gate.may_read(member.request.id, now)
+        if member.wants_news:
+            return member.cursor == 0 or self._gate.may_read(member.request.id, now)
+        return member.is_due_a_heartbeat(now) and self._gate.may_read(member.request.id, now)
 
     def _tell(self, member: Member, now: float) -> None:
         try:
-            self._out.append(member.event(now, self._text))
+            self._out.append(member.event(now, self._text) if member.wants_news else member.heartbeat(now))
         except BaseException as error:
-            member.failure = own_failure(error)
+            member.failure = own_failure(error, member.request.id)
             self._leave(member, FinishReason.CANCELLED, now)
 
     def _end_member(self, member: Member, now: float, reason: FinishReason | None = None, *, is_counted: bool) -> None:
@@ -367,7 +368,7 @@ class SharingEngine:
         try:
             event = member.event(now, self._text, reason) if member.failure is None else None
         except BaseException as error:
-            member.failure, event = own_failure(error), None
+            member.failure, event = own_failure(error, member.request.id), None
         if event is None:
             assert member.failure is not None
             event = _failed(member.request, member.failure)
@@ -401,7 +402,7 @@ class SharingEngine:
             for tier in flight.tiers:
                 tier.keep(flight.key, flight.request, answer)
         except BaseException as error:
-            own_failure(error)
+            own_failure(error, flight.request.id)
 
     def _keep_here(self, key: bytes, answer: Event, age: float = 0.0) -> None:
         if (entry := self._cache.keep(key, answer, age)) is not None:

@@ -1,9 +1,10 @@
-"""Which streams speak after a step: new tokens, paced, and heartbeats so that a reader who left is noticed."""
+"""Which requests speak after a step: new tokens, paced, and heartbeats so that a reader who left is noticed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from .core import Request
 from .gate import StreamGate
 from .sequence import Sequence, Waiting
 from .settings import EngineSettings
@@ -22,20 +23,27 @@ class StreamPacer:
         pause = self._seconds_per_event * len(streams)  # all streams share the rate evenly
         return [sequence for sequence in streams if self._may_speak(sequence, pause, now)]
 
-    def silent(self, queued: Iterable[Waiting], now: float) -> list[Waiting]:
-        """Who gets a heartbeat in the queue."""
-        streams = (waiting for waiting in queued if waiting.request.stream)
-        return [waiting for waiting in streams if self._is_silent(waiting, now) and self._gate_is_open(waiting, now)]
+    def silent(self, running: Iterable[Sequence], queued: Iterable[Waiting], now: float) -> list[Sequence | Waiting]:
+        """Who gets a heartbeat: in the queue, and in a slot those whose answer comes whole."""
+        sources: list[Sequence | Waiting] = [sequence for sequence in running if not sequence.request.stream]
+        sources.extend(queued)
+        return [source for source in sources if self._may_beat(source, now)]
 
     def _may_speak(self, sequence: Sequence, pause: float, now: float) -> bool:
         if not sequence.output.ready:
-            return self._is_silent(sequence, now) and self._gate_is_open(sequence, now)
+            return self._may_beat(sequence, now)
         if not sequence.sent_any:
             return True
         return now - sequence.last_event_at >= pause and self._gate_is_open(sequence, now)
 
-    def _is_silent(self, source: Sequence | Waiting, now: float) -> bool:
-        return now - source.last_event_at >= self._heartbeat
+    def _may_beat(self, source: Sequence | Waiting, now: float) -> bool:
+        heartbeat = self._heartbeat_of(source.request)
+        return heartbeat is not None and now - source.last_event_at >= heartbeat and self._gate_is_open(source, now)
+
+    def _heartbeat_of(self, request: Request) -> float | None:
+        if request.heartbeat_ms is not None:
+            return request.heartbeat_ms / 1e3
+        return self._heartbeat if request.stream else None
 
     def _gate_is_open(self, source: Sequence | Waiting, now: float) -> bool:
         return self._gate.may_send(source.request.id, now)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from .errors import EngineError, QueueFull, ShuttingDown, Unavailable
+from .errors import EngineError, QueueFull, Unavailable
 
 _log = logging.getLogger(__name__)
 SHORT_BYTES = 16_384
@@ -73,13 +73,13 @@ class TokenizerPool(Generic[T]):
         self._long = Lane("tokenizer-long", another, LONG, num_threads=num_long, idle_seconds=idle_seconds, clock=clock)
 
     def put(self, job: Job[T]) -> None:
-        """Raises QueueFull, ShuttingDown, and Unavailable where there is no thread for it."""
+        """Raises QueueFull, what it was closed with, and Unavailable where there is no thread for it."""
         (self._short if job.num_bytes <= SHORT_BYTES else self._long).put(job)
 
-    def close(self, seconds: float = 1.0) -> None:
-        """What waits fails with ShuttingDown; what is under way is ended, and waited for as long as `seconds`."""
+    def close(self, failure: EngineError, seconds: float) -> None:
+        """What waits fails with `failure`; what is under way is ended, and waited for as long as `seconds`."""
         for lane in (self._short, self._long):
-            lane.end()
+            lane.end(failure)
         for lane in (self._short, self._long):
             lane.join(seconds)
 
@@ -114,29 +114,29 @@ class Lane(Generic[T]):
         self._running: Counter[str] = Counter()
         self._tools: dict[int, T] = {}  # by thread
         self._threads: list[threading.Thread] = []
-        self._is_closed = False
+        self._end: EngineError | None = None
 
     def put(self, job: Job[T]) -> None:
         """As `TokenizerPool.put`."""
         with self._changed:
-            if self._is_closed:
-                raise _shutting_down()
+            if self._end is not None:
+                raise self._end
             self._check_room(job)
             self._start_thread()
             self._waiting.setdefault(job.tenant, deque()).append((self._clock(), job))
             self._count(job, 1)
             self._changed.notify()
 
-    def end(self) -> None:
+    def end(self, failure: EngineError) -> None:
         with self._changed:
-            self._is_closed = True
+            self._end = failure
             left = [job for jobs in self._waiting.values() for _, job in jobs]
             self._waiting.clear()
             tools = list(self._tools.values())
             self._changed.notify_all()
         for tool in tools:
             tool.kill()
-        self._fail(left, _shutting_down())
+        self._fail(left, failure)
 
     def join(self, seconds: float) -> None:
         for thread in self._threads:
@@ -212,7 +212,7 @@ class Lane(Generic[T]):
         with self._changed:
             self._num_idle += 1
             try:
-                while (taken := self._take()) is None and not self._is_closed:
+                while (taken := self._take()) is None and self._end is None:
                     has_tool = self._idle_seconds is not None and threading.get_ident() in self._tools
                     if not self._changed.wait(self._idle_seconds if has_tool else None) and has_tool:
                         self._let_go()
@@ -226,8 +226,8 @@ class Lane(Generic[T]):
             tool = self._tools.get(me)
             if tool is None:
                 tool = self._tools[me] = self._make_tool()
-        if self._is_closed:
-            self._fail([job], _shutting_down())
+        if self._end is not None:
+            self._fail([job], self._end)
             return
         job.work(tool)
 
@@ -243,7 +243,3 @@ class Lane(Generic[T]):
                 job.fail(error)
             except Exception:
                 _log.exception("a request could not be told that its prompt is not encoded")
-
-
-def _shutting_down() -> ShuttingDown:
-    return ShuttingDown("the server is shutting down")

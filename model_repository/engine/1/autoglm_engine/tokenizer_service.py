@@ -1,99 +1,55 @@
-"""The tokenizer model without Triton: takes what a call brings, answers through `TokenizerReply`."""
+"""The tokenizer model without Triton: a desk for the artifact that the engine serves."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Protocol
 
 from .boards import EngineBoard
-from .core import TokenIds
-from .door import Asked, Door, Tensors
-from .errors import EngineError, ShuttingDown
-from .prompt import Prompter
-from .seal import Kind
-from .tokenizer_pool import Job, TokenizerPool
-from .wire import Packed
+from .door import Tensors
+from .errors import EngineError, ShuttingDown, Unavailable
+from .followed_artifact import FollowedArtifact
+from .tokenizer_desk import TokenizerDesk, TokenizerReply
 
 _log = logging.getLogger(__name__)
-
-
-class TokenizerReply(Protocol):
-    """One request's response sender. One of the two is called, once, on any thread."""
-
-    def send(self, token_ids: TokenIds, request: Packed) -> None: ...
-
-    def fail(self, code: str, message: str) -> None: ...
+_LAST_SECONDS = 1.0
 
 
 class TokenizerService:
-    """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer_pool`."""
+    """All of it is for the thread that brings requests."""
 
-    def __init__(self, door: Door, board: EngineBoard) -> None:
-        self._door = door
+    def __init__(self, folder: Path, board: EngineBoard) -> None:
         self._board = board
-        self._pool = TokenizerPool(door.prompter, door.prompter.another)
-        self._is_closed = False
+        self._is_ending = False
+        load = partial(TokenizerDesk.load, board)
+        self._desks = FollowedArtifact(folder, load, most=1, let_go=self._let_go)
 
-    @classmethod
-    def load(cls, folder: Path, board: EngineBoard) -> TokenizerService:
-        """Raises ArtifactError."""
-        return cls(Door.load(folder), board)
+    def read(self, served: Callable[[], str | None]) -> None:
+        """As `FollowedArtifact.read`."""
+        self._desks.read(served)
 
     def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
-        """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and encoding is told at once."""
-
-        def begin() -> None:
-            asked = self._door.read(tensors, parameters, timeout_us)
-            if self._door.is_quick(asked):
-                self._answer(asked, self._door.prompter, reply)
-            else:
-                self._pool.put(self._job(asked, reply))
-
-        self._attempt(begin, reply)
+        """As `TokenizerDesk.take`."""
+        try:
+            desk = self._desks.of(self._board.current().artifact)
+        except EngineError as error:
+            reply.fail(error.code, str(error))
+            return
+        except Exception as error:  # one request never takes its batch with it
+            _log.exception("the artifact that is served could not be read", extra={"request_id": reply.request_id})
+            reply.fail("INTERNAL", f"the tokenizer failed: {type(error).__name__}")
+            return
+        desk.take(tensors, parameters, timeout_us, reply)
 
     def close(self) -> None:
         """Everybody who waits is answered."""
-        self._is_closed = True
-        self._pool.close()
+        self._is_ending = True
+        self._desks.close()
 
-    def _job(self, asked: Asked, reply: TokenizerReply) -> Job[Prompter]:
-        def work(prompter: Prompter) -> None:
-            self._answer(asked, prompter, reply)
-
-        def fail(error: EngineError) -> None:
-            reply.fail(error.code, str(error))
-
-        return Job(asked.tenant, asked.num_bytes, work, fail)
-
-    def _answer(self, asked: Asked, prompter: Prompter, reply: TokenizerReply) -> None:
-        made: list[tuple[TokenIds, Packed]] = []
-
-        def encode() -> None:
-            admitted = self._door.encode(asked, prompter)
-            sealed = self._board.seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
-            made.append((admitted.token_ids, sealed))
-
-        self._attempt(encode, reply)
-        for token_ids, sealed in made:
-            try:
-                reply.send(token_ids, sealed)
-            except Exception:
-                _log.exception("an encoded prompt could not be handed on")
-
-    def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
-        """Or tell why not: one request never takes others with it."""
-        try:
-            work()
-        except BaseException as error:  # a panic of a library in Rust is no Exception
-            known = self._told(error)
-            reply.fail(known.code, str(known))
-
-    def _told(self, error: BaseException) -> EngineError:
-        if self._is_closed:
-            return ShuttingDown("the server is shutting down")
-        if isinstance(error, EngineError):
-            return error
-        _log.error("a request could not be encoded", exc_info=error)
-        return EngineError(f"the tokenizer failed: {type(error).__name__}")
+    def _let_go(self, desk: TokenizerDesk) -> None:
+        if self._is_ending:
+            desk.close(ShuttingDown("the server is shutting down"), _LAST_SECONDS)
+        else:
+            desk.close(Unavailable("the model was loaded anew; send the request again"), 0.0)

@@ -1,8 +1,8 @@
 """What travels between the three steps: JSON in UINT8 tensors.
 
 Request (tokenizer -> engine): everything of `core.Request` but its id and token ids, which travel on their own.
-Event (engine -> detokenizer): `core.Event` and the cell in which the detokenizer acknowledges it.
-Both travel sealed (`seal`); events also lie in the caches. Each field is held to its type and range all the same.
+Event (engine -> detokenizer): `core.Event`, the cell in which the detokenizer acknowledges it, and its place in its answer.
+Each names the artifact (`Manifest.short_digest`) whose vocabulary its token ids are of. Both travel sealed (`seal`); events also lie in the caches. Each field is held to its type and range all the same.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .core import (
     TokenLogprobs,
     Usage,
 )
-from .errors import CODES, InvalidRequest
+from .errors import CODES, InvalidRequest, Unavailable
 from .options import MAX_PRIORITY, MAX_USER_CHARACTERS
 from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
@@ -44,14 +44,26 @@ class Ack:
     number: int
 
 
-def pack_request(request: Request) -> Packed:
+@dataclass(frozen=True, slots=True)
+class SentEvent:
+    """An event as it arrives. `sequence_number`: 0, 1, 2, ... within one answer. `artifact`: whose token ids these are."""
+
+    event: Event
+    ack: Ack | None
+    sequence_number: int
+    artifact: str
+
+
+def pack_request(request: Request, artifact: str) -> Packed:
     """A uint8 array [num_bytes]."""
     return _pack(
         {
+            "artifact": artifact,
             "sampling": dataclasses.asdict(request.sampling),
             "stream": request.stream,
             "arrival": request.arrival,
             "deadline": request.deadline,
+            "heartbeat_ms": request.heartbeat_ms,
             "tokenize_ms": request.tokenize_ms,
             "priority": request.priority,
             "prompt_lookup": request.prompt_lookup,
@@ -64,10 +76,12 @@ def pack_request(request: Request) -> Packed:
     )
 
 
-def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Request:
-    """Raises InvalidRequest when `packed` did not come from `pack_request`; the options' ranges are not checked."""
+def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifact: str) -> Request:
+    """Raises InvalidRequest when `packed` did not come from `pack_request`, Unavailable when its token ids are not of
+    `artifact`; the options' ranges are not checked."""
     raw = _unpack(packed, "request")
     try:
+        check_artifact(text("artifact", raw["artifact"]), artifact)
         question = raw["question"]
         return Request(
             id=request_id,
@@ -76,6 +90,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed) -> Requ
             stream=flag("stream", raw["stream"]),
             arrival=number("arrival", raw["arrival"]),
             deadline=None if raw["deadline"] is None else number("deadline", raw["deadline"]),
+            heartbeat_ms=None if raw["heartbeat_ms"] is None else integer("heartbeat_ms", raw["heartbeat_ms"]),
             tokenize_ms=number("tokenize_ms", raw["tokenize_ms"]),
             priority=integer("priority", raw["priority"], 1, MAX_PRIORITY),
             prompt_lookup=None if raw["prompt_lookup"] is None else integer("prompt_lookup", raw["prompt_lookup"]),
@@ -96,8 +111,16 @@ def _sampling(raw: dict[str, Any]) -> SamplingOptions:
     return SamplingOptions(stop=stop, logit_bias=bias, bad_words=words, **raw)
 
 
-def pack_event(event: Event, ack: Ack | None) -> Packed:
-    """A uint8 array [num_bytes]."""
+def check_artifact(tokenized_for: str, served: str) -> None:
+    if tokenized_for != served:
+        raise Unavailable(
+            f"the request was tokenized for the artifact {tokenized_for:.16}, and the engine serves {served}: "
+            "a reload is under way; send it again"
+        )
+
+
+def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact: str = "") -> Packed:
+    """A uint8 array [num_bytes]. Events that are kept, and not sent, have no number and no artifact."""
     raw: dict[str, Any] = {
         "id": event.request_id,
         "usage": dataclasses.astuple(event.usage),
@@ -115,6 +138,10 @@ def pack_event(event: Event, ack: Ack | None) -> Packed:
         raw["cache"] = (event.cache_hit.value, event.cache_age_ms)
     if ack is not None:
         raw["ack"] = (ack.cell, ack.number)
+    if sequence_number:
+        raw["sequence"] = sequence_number
+    if artifact:
+        raw["artifact"] = artifact
     return _pack(raw) if event.body is None else _packed_with(raw, event.body)
 
 
@@ -146,9 +173,20 @@ def _raw_logprobs(entry: TokenLogprobs) -> tuple[int, float, Any]:
 
 def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
     """Raises InvalidRequest when `packed` did not come from `pack_event`."""
+    sent = unpack_sent_event(packed)
+    return sent.event, sent.ack
+
+
+def unpack_sent_event(packed: Packed) -> SentEvent:
+    """Raises InvalidRequest when `packed` did not come from `pack_event`."""
     raw = _unpack(packed, "event")
     try:
-        return _event(raw), _ack(raw.get("ack"))
+        return SentEvent(
+            _event(raw),
+            _ack(raw.get("ack")),
+            integer("sequence", raw.get("sequence", 0)),
+            text("artifact", raw.get("artifact", "")),
+        )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"event is not what the engine model writes: {error}") from None
 

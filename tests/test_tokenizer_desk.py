@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,12 +16,12 @@ from autoglm_engine.core import TokenIds
 from autoglm_engine.door import QUICK_BYTES, Door, Tensors
 from autoglm_engine.encoder_process import EncoderLimits
 from autoglm_engine.encoding import BoundedEncoder
-from autoglm_engine.errors import Unavailable
+from autoglm_engine.errors import ShuttingDown, Unavailable
 from autoglm_engine.options import OptionRules
 from autoglm_engine.prompt import ChatTemplate, Prompter
 from autoglm_engine.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from autoglm_engine.template_process import TemplateLimits
-from autoglm_engine.tokenizer_service import TokenizerService
+from autoglm_engine.tokenizer_desk import TokenizerDesk
 from autoglm_engine.wire import Packed, unpack_request
 from fakes import FakeClock, byte_tokenizer
 from small_service import PATIENCE
@@ -32,21 +33,23 @@ pytestmark = pytest.mark.slow
 SEAL = Seal(b"b" * BOARD_ID_BYTES, b"k" * KEY_BYTES)
 TEMPLATE = "{% if messages[0].content == 'evil' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}"
 MAX_LENGTH = 40_000
+END = ShuttingDown("the server is shutting down")
 
 
 class FakeBoard(EngineBoard):
     def __init__(self) -> None:
         self.is_there = True
 
-    @property
-    def seal(self) -> Seal:
+    def current(self) -> Any:
         if not self.is_there:
             raise Unavailable("the engine is not loaded; try again later")
-        return SEAL
+        return SimpleNamespace(seal=SEAL)
 
 
 class KeptAnswer:
     """A response sender that keeps what it was sent, and by which thread."""
+
+    request_id = "mine"
 
     def __init__(self) -> None:
         self.sent: list[tuple[TokenIds, Packed]] = []
@@ -97,11 +100,11 @@ class Made:
         encoder = BoundedEncoder.load(path, tokenizer, EncoderLimits(seconds=0.5, seconds_a_byte=0.0))
         template = ChatTemplate(TEMPLATE, {}, TemplateLimits(seconds=0.5))
         prompter = Prompter(tokenizer, template, MAX_LENGTH, encoder)
-        self.service = TokenizerService(Door(prompter, OptionRules(MAX_LENGTH, 300, {}), self.clock), self.board)
+        self.desk = TokenizerDesk(Door(prompter, OptionRules(MAX_LENGTH, 300, {}), "artifact", self.clock), self.board)
 
     def take(self, parameters: str = "", **values: Any) -> KeptAnswer:
         answer = KeptAnswer()
-        self.service.take(tensors(**values), parameters, 0, answer)
+        self.desk.take(tensors(**values), parameters, 0, answer)
         return answer
 
 
@@ -115,7 +118,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Made]]:
 
     yield one
     for each in made:
-        each.service.close()
+        each.desk.close(END, PATIENCE)
 
 
 @pytest.fixture
@@ -138,7 +141,7 @@ def test_what_may_take_long_is_answered_by_another_thread(door: Made, given: dic
     answer = door.take(**given, tenant="me").wait()
     assert answer.thread is not threading.current_thread()
     ((ids, sealed),) = answer.sent
-    request = unpack_request("", ids, SEAL.open(Kind.REQUEST, sealed, beside=ids))
+    request = unpack_request("", ids, SEAL.open(Kind.REQUEST, sealed, beside=ids), "artifact")
     assert request.tenant == "me" and request.prompt_ids.tolist() == ids.tolist()
 
 
@@ -149,7 +152,7 @@ def test_a_request_arrived_when_it_came_and_waiting_counts_as_tokenizing(door: M
     door.clock.now += 2.0
     slow.wait()
     ((ids, sealed),) = answer.wait().sent
-    request = unpack_request("", ids, SEAL.open(Kind.REQUEST, sealed, beside=ids))
+    request = unpack_request("", ids, SEAL.open(Kind.REQUEST, sealed, beside=ids), "artifact")
     assert (request.arrival, request.deadline, request.tokenize_ms) == (100.0, 107.0, 2000.0)
 
 
@@ -225,7 +228,7 @@ def test_at_the_end_everybody_is_answered(make: Callable[..., Made]) -> None:
     door = make(r"\s+$")
     door.take(text_input="x" * 20_000).wait()  # its process runs
     taken = [door.take(text_input=" " * 39_000 + "x") for _ in range(4)]
-    door.service.close()
+    door.desk.close(END, PATIENCE)
     failures = [answer.wait().failures[0] for answer in taken]
     assert ("UNAVAILABLE", "the server is shutting down") in failures
     assert {code for code, _ in failures} <= {"UNAVAILABLE", "INVALID_ARG"}  # one may have been over by then
