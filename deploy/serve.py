@@ -1,4 +1,4 @@
-"""The container's command: checks that this image can run the artifact, then becomes tritonserver.
+"""The container's command: checks that this image can run the artifacts, then becomes tritonserver.
 
 What it checks, the engine checks again when it loads; here the answer is one line, before anything is started.
 Standard library only.
@@ -17,6 +17,8 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+
+from engines import DEFAULT_ENGINE, engines, own_artifact
 
 RUNTIMES = ("tensorrt", "tensorrt-rtx")  # each is also the name of its Python package
 HTTP_ADDRESS = "127.0.0.1"
@@ -48,6 +50,17 @@ def check_artifact(artifact: Path) -> None:
             f"the artifact's plan was built by {runtime} {built_with}, this image has {installed or 'none'}; "
             f"build the image with TENSORRT_PACKAGE={runtime} TENSORRT_VERSION={built_with}, or export again"
         )
+
+
+def artifacts(repository: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Those that the engines of the repository will load. Raises Refusal where one of them is not named."""
+    found = list[Path]()
+    for engine in engines(repository) or [DEFAULT_ENGINE]:
+        own = own_artifact(repository, engine) if (repository / engine).is_dir() else None
+        if own is None and not environ.get("AUTOGLM_ARTIFACT"):
+            raise Refusal("AUTOGLM_ARTIFACT is not set")
+        found.append(own or Path(environ["AUTOGLM_ARTIFACT"]))
+    return found
 
 
 def _installed(package: str) -> str | None:
@@ -130,14 +143,15 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
 
 def main() -> None:
     environment = dict(os.environ)
+    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     try:
-        check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
+        for artifact in artifacts(repository, environment):
+            check_artifact(artifact)
         key = control_key(environment)
         tls = tls_arguments(environment)
-    except (Refusal, KeyError) as refusal:
-        sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
+    except Refusal as refusal:
+        sys.exit(f"Error: {refusal}")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
     arguments += [*tls, *known_flags()]
     raise_stack_limit()
