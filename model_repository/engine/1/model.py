@@ -66,6 +66,10 @@ class TritonPythonModel:
         else:
             reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
 
+    def is_ready(self):
+        """Asked by Triton from 26.03 on; earlier ones look at nothing but the process."""
+        return self.service.healthy
+
     def finalize(self):
         self.service.close()
 
