@@ -20,7 +20,11 @@ from pathlib import Path
 
 from engines import DEFAULT_ENGINE, engines, own_artifact
 
-RUNTIMES = ("tensorrt", "tensorrt-rtx")  # each is also the name of its Python package
+PLANS = (
+    "tensorrt",
+    "tensorrt-rtx",
+)  # runtimes whose artifact loads in one version alone; each is the name of its package
+PACKAGES = {"onnx": "onnxruntime", "native": ""}  # of the others: what must be installed
 HTTP_ADDRESS = "127.0.0.1"
 EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
@@ -35,21 +39,29 @@ class Refusal(Exception):
 
 
 def check_artifact(artifact: Path) -> None:
-    """Raises Refusal unless the plan in `artifact` was built by the very TensorRT that is installed here."""
+    """Raises Refusal unless this image has the artifact's runtime: of TensorRT the very version that built the plan."""
     path = artifact / "manifest.json"
     try:
         manifest = json.loads(path.read_text(encoding="utf-8"))
         runtime, built_with = str(manifest["runtime"]), str(manifest["runtime_version"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise Refusal(f"{path} cannot be read: {error!r}; mount the folder that `autoglm export` wrote") from None
-    if runtime not in RUNTIMES:
-        raise Refusal(f"the artifact's runtime is {runtime!r}; this image serves {' and '.join(RUNTIMES)}")
+    if runtime in PACKAGES:
+        _check_package(runtime, PACKAGES[runtime])
+        return
+    if runtime not in PLANS:
+        raise Refusal(f"the artifact's runtime is {runtime!r}; images serve {', '.join((*PLANS, *PACKAGES))}")
     installed = _installed(runtime)
     if installed != built_with:
         raise Refusal(
             f"the artifact's plan was built by {runtime} {built_with}, this image has {installed or 'none'}; "
             f"build the image with TENSORRT_PACKAGE={runtime} TENSORRT_VERSION={built_with}, or export again"
         )
+
+
+def _check_package(runtime: str, package: str) -> None:
+    if package and _installed(package) is None:
+        raise Refusal(f"the artifact's runtime is {runtime}, this image has no {package}; build it of Dockerfile.cpu")
 
 
 def artifacts(repository: Path, environ: Mapping[str, str]) -> list[Path]:

@@ -102,7 +102,7 @@ class Families:
 
         if spec.name not in self.families:
             kind = getattr(pb_utils.MetricFamily, spec.kind.name, None)
-            if kind is None:  # Triton has histograms since 24.08
+            if kind is None:  # older than histograms: docs/serving.md has the versions
                 return NoSeries()
             name = f"{PREFIX}{spec.name}{unit_suffix(spec)}"
             self.families[spec.name] = pb_utils.MetricFamily(name=name, description=spec.description, kind=kind)
