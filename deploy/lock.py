@@ -1,9 +1,10 @@
-"""Writes requirements.lock: what requirements.txt needs, with the hashes of the wheels that may be installed for it.
+"""Writes requirements.lock and requirements-cpu.lock: what the .txt of the same name needs, with the hashes of the wheels
+that may be installed for it.
 
     python deploy/lock.py
 
 pip resolves within constraints.txt, once for each Python and processor that the image may have, and installs nothing. It asks the
-package index that pip is set up for. Run it whenever requirements.txt or constraints.txt change.
+package index that pip is set up for. Run it whenever one of those files or constraints.txt change.
 """
 
 from __future__ import annotations
@@ -17,27 +18,29 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
+NAMES = ("requirements", "requirements-cpu")
 PYTHONS = ("3.11", "3.12")  # those that numpy below 2 has wheels for
 PROCESSORS = ("x86_64", "aarch64")
 _GLIBC = (17, 24, 27, 28, 31, 34, 35, 39)  # 2.x; Ubuntu 24.04 has 2.39
 _HEAD = """\
-# Made by `python deploy/lock.py` from requirements.txt and constraints.txt; pip installs it with --require-hashes.
+# Made by `python deploy/lock.py` from {name}.txt and constraints.txt; pip installs it with --require-hashes.
 # For Python {pythons} on {processors}.
 """
 
 
 def main() -> None:
-    pins = defaultdict[str, set[str]](set)
-    for python in PYTHONS:
-        for processor in PROCESSORS:
-            print(f"resolving for Python {python} on {processor} ...", file=sys.stderr)
-            for name, digest in resolved(python, processor):
-                pins[name].add(digest)
-    (FOLDER / "requirements.lock").write_text(lock_of(pins), encoding="utf-8")
+    for name in NAMES:
+        pins = defaultdict[str, set[str]](set)
+        for python in PYTHONS:
+            for processor in PROCESSORS:
+                print(f"resolving {name} for Python {python} on {processor} ...", file=sys.stderr)
+                for pin, digest in resolved(name, python, processor):
+                    pins[pin].add(digest)
+        (FOLDER / f"{name}.lock").write_text(lock_of(name, pins), encoding="utf-8")
 
 
-def lock_of(pins: dict[str, set[str]]) -> str:
-    head = _HEAD.format(pythons=" and ".join(PYTHONS), processors=" and ".join(PROCESSORS))
+def lock_of(name: str, pins: dict[str, set[str]]) -> str:
+    head = _HEAD.format(name=name, pythons=" and ".join(PYTHONS), processors=" and ".join(PROCESSORS))
     lines = [
         " \\\n    ".join([pin, *(f"--hash=sha256:{digest}" for digest in sorted(digests))])
         for pin, digests in sorted(pins.items())
@@ -45,11 +48,11 @@ def lock_of(pins: dict[str, set[str]]) -> str:
     return head + "\n".join(lines) + "\n"
 
 
-def resolved(python: str, processor: str) -> list[tuple[str, str]]:
+def resolved(name: str, python: str, processor: str) -> list[tuple[str, str]]:
     """(name==version, SHA-256 of its wheel) of each package."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.json"
-        subprocess.run(_command(python, processor, report, Path(folder) / "nothing"), check=True)
+        subprocess.run(_command(name, python, processor, report, Path(folder) / "nothing"), check=True)
         found: list[dict[str, Any]] = json.loads(report.read_text(encoding="utf-8"))["install"]
     return [(_pin(one["metadata"]), one["download_info"]["archive_info"]["hashes"]["sha256"]) for one in found]
 
@@ -58,10 +61,10 @@ def _pin(metadata: dict[str, str]) -> str:
     return f"{metadata['name'].lower().replace('_', '-')}=={metadata['version']}"
 
 
-def _command(python: str, processor: str, report: Path, target: Path) -> list[str]:
+def _command(name: str, python: str, processor: str, report: Path, target: Path) -> list[str]:
     platforms = [f"manylinux_2_{minor}_{processor}" for minor in _GLIBC] + [f"manylinux2014_{processor}"]
     abis = [f"cp{python.replace('.', '')}", "abi3", "none"]
-    files = ["--requirement", str(FOLDER / "requirements.txt"), "--constraint", str(FOLDER.parent / "constraints.txt")]
+    files = ["--requirement", str(FOLDER / f"{name}.txt"), "--constraint", str(FOLDER.parent / "constraints.txt")]
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:"),
         *(f"--report={report}", f"--target={target}", f"--python-version={python}", "--implementation=cp"),

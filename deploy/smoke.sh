@@ -21,6 +21,7 @@ metrics and reloading, ends it, and prints one line a check. Exit code 1 where o
   --docker-flags TEXT more flags for docker run, as "--gpus all"
   --image NAME        image without its tag [nvcr.io/nvidia/tritonserver]
   --timeout SECONDS   for a server to be ready [600]
+  --log FILE          with --local: keep the server's log there
 EOF
 }
 
@@ -29,13 +30,13 @@ fail() {
     exit 2
 }
 
-local_server= repository=$here/../model_repository artifact=${AUTOGLM_ARTIFACT:-}
-install= docker_flags= image=nvcr.io/nvidia/tritonserver timeout=600 tags=
+local_server='' repository=$here/../model_repository artifact=${AUTOGLM_ARTIFACT:-}
+install='' docker_flags='' image=nvcr.io/nvidia/tritonserver timeout=600 log='' tags=''
 while [ $# -gt 0 ]; do
     case $1 in
     --help | -h) usage && exit 0 ;;
     --local) local_server=1 ;;
-    --repository | --artifact | --install | --docker-flags | --image | --timeout)
+    --repository | --artifact | --install | --docker-flags | --image | --timeout | --log)
         [ $# -gt 1 ] || fail "$1 needs a value"
         case $1 in
         --repository) repository=$2 ;;
@@ -44,6 +45,7 @@ while [ $# -gt 0 ]; do
         --docker-flags) docker_flags=$2 ;;
         --image) image=$2 ;;
         --timeout) timeout=$2 ;;
+        --log) log=$2 ;;
         esac
         shift
         ;;
@@ -59,13 +61,14 @@ done
 repository=$(cd "$repository" && pwd) artifact=$(cd "$artifact" && pwd)
 
 # Whatever ends this script ends what it started.
-container= server_pid= log=${AUTOGLM_SMOKE_LOG:-$(mktemp)}
+container='' server_pid='' scratch=$(mktemp)
+[ -n "$log" ] || log=$scratch
 end_all() {
     [ -z "$container" ] || docker rm --force "$container" >/dev/null 2>&1 || true
     [ -z "$server_pid" ] || kill -KILL "$server_pid" 2>/dev/null || true
-    container= server_pid=
+    container='' server_pid=''
 }
-trap 'end_all; [ -n "${AUTOGLM_SMOKE_LOG:-}" ] || rm -f "$log"' EXIT
+trap 'end_all; rm -f "$scratch"' EXIT
 trap 'exit 130' INT TERM
 
 # ready URL, alive COMMAND ...: waits until the server answers; 1 where it ends or takes too long.
@@ -100,7 +103,9 @@ report_end() {
     fi
 }
 
+# shellcheck disable=SC2329 # passed by name
 local_runs() { [ -d "/proc/$server_pid" ] && ! grep -q "^State:[[:space:]]*Z" "/proc/$server_pid/status"; } # a zombie has ended
+# shellcheck disable=SC2329 # passed by name
 container_runs() { [ "$(docker inspect --format '{{.State.Running}}' "$container" 2>/dev/null)" = true ]; }
 
 smoke_local() {
@@ -122,8 +127,10 @@ print(*(one.getsockname()[1] for one in held))')
     fi
     ended=0
     python3 "$here/smoke.py" --http "http://127.0.0.1:$1" --metrics "http://127.0.0.1:$3/metrics" --reload || ended=1
-    kill -TERM "$server_pid"
-    report_end "$(wait_end 45 local_runs)" || ended=1
+    if local_runs; then
+        kill -TERM "$server_pid"
+        report_end "$(wait_end 45 local_runs)" || ended=1
+    fi
     end_all
     return $ended
 }
@@ -141,7 +148,7 @@ smoke_container() {
             python3 -m pip install --quiet --require-hashes --requirement /deploy/requirements.lock
             [ -z "$AUTOGLM_INSTALL" ] || python3 -m pip install --quiet --constraint /deploy/requirements.txt $AUTOGLM_INSTALL
             exec tritonserver --model-repository=/model_repository --model-control-mode=explicit --load-model=autoglm
-        ' >/dev/null || { echo "FAIL  start: docker run failed" && container= && return 1; }
+        ' >/dev/null || { echo "FAIL  start: docker run failed" && container='' && return 1; }
     http=$(docker port "$container" 8000/tcp | head -n 1) metrics=$(docker port "$container" 8002/tcp | head -n 1)
     if ! wait_ready "http://$http/v2/health/ready" container_runs; then
         echo "FAIL  start: $(docker logs "$container" 2>&1 | tail -n 1)"
@@ -152,8 +159,10 @@ smoke_container() {
 print("      python", sys.version.split()[0], "numpy", numpy.__version__)'
     ended=0
     python3 "$here/smoke.py" --http "http://$http" --metrics "http://$metrics/metrics" --reload || ended=1
-    docker kill --signal TERM "$container" >/dev/null
-    report_end "$(wait_end 45 container_runs)" || ended=1
+    if container_runs; then
+        docker kill --signal TERM "$container" >/dev/null
+        report_end "$(wait_end 45 container_runs)" || ended=1
+    fi
     end_all
     return $ended
 }
