@@ -17,7 +17,7 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-cpus hostile test-gpu test-triton conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -69,6 +69,9 @@ test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real
 test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/cpus.py $(PYTEST_FLAGS)
 
+test-pythons: $(VENV)/test.stamp ## by hand: the models and the client under numpy 2, and other Pythons: make test-pythons PYTHONS="python3.10 python3.13"
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/pythons.py $(PYTHONS) $(PYTEST_FLAGS)
+
 hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes, reloads under load and 30,000 random requests against real servers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m hostile $(PYTEST_FLAGS)
 
@@ -78,6 +81,9 @@ test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make 
 
 test-triton: $(VENV)/test.stamp ## by hand, about half an hour: the smoke set on every tritonserver that PyPI has
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/triton_matrix.py $(MATRIX_FLAGS)
+
+drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare environment, perf_analyzer and genai-perf ask the exported model
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/drop_in.py $(DROP_IN_FLAGS)
 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/test_api_document.py -k schemathesis $(PYTEST_FLAGS)

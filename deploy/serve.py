@@ -1,4 +1,4 @@
-"""The container's command: checks that this image can run the artifact, then becomes tritonserver.
+"""The container's command: checks that this image can run the artifacts, then becomes tritonserver.
 
 What it checks, the engine checks again when it loads; here the answer is one line, before anything is started.
 Standard library only.
@@ -18,6 +18,8 @@ from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
 
+from engines import DEFAULT_ENGINE, engines, own_artifact
+
 PLANS = (
     "tensorrt",
     "tensorrt-rtx",
@@ -28,6 +30,12 @@ EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than 
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 # Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
 STACK_BYTES = 1 << 30
+MIB = 1 << 20
+SMALLEST_POOL = 8 * MIB
+BOARD_BYTES = MIB  # more than boards take where max_queue is below 60,000; the engine knows it exactly, and looks again
+NO_GROWTH = (1 << 63) - 1  # a step of growth that no file can take: a pool has its size from the start
+SHARED_MEMORY = Path("/dev/shm")
+PYTHON_MODEL = re.compile(r"""^\s*backend\s*:\s*["']python["']""", re.MULTILINE)
 PING_MS = 10_000  # what clients may ping each, where Triton would end the connection of one that pings within 300 s
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
@@ -62,11 +70,41 @@ def _check_package(runtime: str, package: str) -> None:
         raise Refusal(f"the artifact's runtime is {runtime}, this image has no {package}; build it of Dockerfile.cpu")
 
 
+def artifacts(repository: Path, environ: Mapping[str, str]) -> list[Path]:
+    """Those that the engines of the repository will load. Raises Refusal where one of them is not named."""
+    found = list[Path]()
+    for engine in engines(repository) or [DEFAULT_ENGINE]:
+        own = own_artifact(repository, engine) if (repository / engine).is_dir() else None
+        if own is None and not environ.get("AUTOGLM_ARTIFACT"):
+            raise Refusal("AUTOGLM_ARTIFACT is not set")
+        found.append(own or Path(environ["AUTOGLM_ARTIFACT"]))
+    return found
+
+
 def _installed(package: str) -> str | None:
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
         return None
+
+
+def pool_bytes(artifact: Path) -> int:
+    """Of the shared memory that each model passes its tensors through; as the engine computes it
+    (`autoglm_engine.shared_pools`)."""
+    max_length = int(json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["max_length"])
+    return max(SMALLEST_POOL, -(-(4 * MIB + 64 * max_length) // MIB) * MIB)
+
+
+def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMORY) -> None:
+    """Raises Refusal where less is free than the models' pools take, beside some for the engine's board."""
+    models = [path for path in repository.glob("*/config.pbtxt") if PYTHON_MODEL.search(path.read_text("utf-8"))]
+    needed, found = len(models) * pool + BOARD_BYTES, os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed:  # no blocks at all say that there is no limit
+        raise Refusal(
+            f"the server needs {needed / MIB:.1f} MiB of shared memory, and {free / MIB:.1f} MiB are free in {folder}; "
+            f"give it more: shm_size in compose.yaml, `--shm-size` of Docker, in Kubernetes an emptyDir of medium Memory"
+        )
 
 
 def control_key(environ: Mapping[str, str]) -> str:
@@ -120,7 +158,7 @@ def known_flags(program: str = "tritonserver") -> list[str]:
     return ["--allow-client-shm=true"] if b"--allow-client-shm" in said.stdout + said.stderr else []
 
 
-def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> list[str]:
+def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS, pool: int = SMALLEST_POOL) -> list[str]:
     """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
     check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
     options = {
@@ -137,20 +175,29 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
         "grpc-http2-min-recv-ping-interval-without-data": PING_MS,
         "grpc-restricted-protocol": f"{CONTROL_APIS}:autoglm-control-key={key}",
     }
-    return ["tritonserver", *(f"--{name}={value}" for name, value in options.items())]
+    pools = {"shm-default-byte-size": pool, "shm-growth-byte-size": NO_GROWTH}
+    return [
+        "tritonserver",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--backend-config=python,{name}={value}" for name, value in pools.items()),
+    ]
 
 
 def main() -> None:
     environment = dict(os.environ)
+    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     try:
-        check_artifact(Path(environment["AUTOGLM_ARTIFACT"]))
+        found = list(artifacts(repository, environment))
+        for artifact in found:
+            check_artifact(artifact)
         key = control_key(environment)
         tls = tls_arguments(environment)
-    except (Refusal, KeyError) as refusal:
-        sys.exit(f"Error: {refusal}" if isinstance(refusal, Refusal) else "Error: AUTOGLM_ARTIFACT is not set")
+        pool = max(map(pool_bytes, found), default=SMALLEST_POOL)
+        check_shared_memory(repository, pool)
+    except Refusal as refusal:
+        sys.exit(f"Error: {refusal}")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
-    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
+    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS, pool)
     arguments += [*tls, *known_flags()]
     raise_stack_limit()
     os.execvpe(arguments[0], arguments, environment)

@@ -52,10 +52,10 @@ def tensor(name: str, value: Any, dtype: str | None = None, shape: list[int] | N
 class Stream:
     """One gRPC stream with any number of requests in flight, told apart by their ids."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         self._client = triton.InferenceServerClient(url)
         self._results: queue.Queue[tuple[Any, Any]] = queue.Queue()
-        self._client.start_stream(lambda result, error: self._results.put((result, error)))
+        self._client.start_stream(lambda result, error: self._results.put((result, error)), headers=headers)
         self.answers: dict[str, Answer] = {}
         self.ended: set[str] = set()
 

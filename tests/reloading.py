@@ -117,6 +117,11 @@ class Crowd:
             except AutoGLMError as error:
                 self.asked.failures.append(f"{type(error).__name__}: {error}")
 
+    def taken(self) -> Asked:
+        """What came since the last look."""
+        asked, self.asked = self.asked, Asked()
+        return asked
+
     async def more(self, number: int) -> None:
         """Wait for so many more answers."""
         enough = len(self.asked.answers) + number
@@ -158,9 +163,17 @@ class Reloads:
         self._artifacts = artifacts
         self._known: list[Answers] = []
         self._served = 0
+        self._client = AsyncClient(server.grpc_url)
 
-    async def learn(self) -> None:
-        """What both answer, with nobody else there."""
+    async def __aenter__(self) -> Reloads:
+        """Knowing what both answer, with nobody else there."""
+        await self._learn()
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        await self._client.close()
+
+    async def _learn(self) -> None:
         self._known = [await answers_of(self._server.grpc_url)]
         await self._replace(1)
         first = QUESTIONS[0]
@@ -197,25 +210,21 @@ class Reloads:
             await asyncio.to_thread(load_engine, self._server)
 
     async def _answer(self, question: Question) -> str:
-        async with AsyncClient(self._server.grpc_url) as client:
-            return await answer_of(client, question, streamed=True)
+        return await answer_of(self._client, question, streamed=True)
 
 
-async def check_reloads(reloads: Reloads, url: str, times: int) -> Counter[str]:
+async def check_reloads(reloads: Reloads, crowd: Crowd, times: int) -> Counter[str]:
     """Under load: each answer is wholly one artifact's, none is lost, and after each reload all are the new one's."""
-    await reloads.learn()
-    crowd, total = Crowd(url), Counter[str]()
+    total = Counter[str]()
     for _ in range(times):
         await crowd.more(10)
         await reloads.once()
         await crowd.more(10)  # those that began before
-        total += reloads.tally(crowd.asked)
-        crowd.asked.answers.clear()
+        total += reloads.tally(crowd.taken())
         await crowd.more(10)
-        after = reloads.tally(crowd.asked)
+        after = reloads.tally(crowd.taken())
         assert set(after) == {reloads.served}, after
         total += after
-        crowd.asked.answers.clear()
     total += reloads.tally(await crowd.stop())
     assert set(total) == {"old", "new"}, total
     return total

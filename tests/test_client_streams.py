@@ -29,6 +29,7 @@ from autoglm_client import (
     Stream,
     Timeouts,
     TotalTimeout,
+    time_limit,
 )
 from client_fakes import FakeTransport, Script, control_response, inputs_of
 from tritonclient.grpc import service_pb2 as pb
@@ -42,7 +43,7 @@ def client_of(transport: FakeTransport, **settings: object) -> AsyncClient:
 
 
 async def until(condition: Callable[[], bool], seconds: float = 60.0) -> None:
-    async with asyncio.timeout(seconds):
+    async with time_limit.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.002)
 
@@ -292,7 +293,7 @@ async def leave_by_dropping(client: AsyncClient) -> None:
 
 async def leave_by_timeout(client: AsyncClient) -> None:
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.02):
+        async with time_limit.timeout(0.02):
             await client.generate("hi")
 
 

@@ -22,6 +22,8 @@ import pytest
 import yaml
 from autoglm_client import local_server, stack_limit, triton_flags
 from autoglm_client.local_server import LocalServer
+from autoglm_client.repositories import families, own_artifact
+from autoglm_client.repository_writer import Family, write_family
 from autoglm_client.server_tls import ServerTLS
 from autoglm_client.triton_install import find_triton
 from certificates import Authority
@@ -38,7 +40,9 @@ DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
 def load_script(name: str) -> ModuleType:
-    """A script of the image, which is in no package."""
+    """A script of the image, which is in no package; those beside it are found by it."""
+    if str(DEPLOY) not in sys.path:
+        sys.path.append(str(DEPLOY))
     spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
@@ -412,6 +416,26 @@ def test_another_artifact_is_refused_in_one_sentence(
     assert "\n" not in str(caught.value)
 
 
+def test_each_engines_own_artifact_is_checked(tmp_path: Path) -> None:
+    """As the client's tools and the models find them."""
+    repository, artifact = tmp_path / "models", tmp_path / "artifact"
+    artifact.mkdir()
+    environ = {"AUTOGLM_ARTIFACT": "/artifact"}
+    with pytest.raises(serve.Refusal, match="AUTOGLM_ARTIFACT is not set"):
+        serve.artifacts(repository, {})
+    assert serve.artifacts(repository, environ) == [Path("/artifact")]
+    for name in ("phone", "chat"):
+        write_family(Family(name, ROOT / "model_repository", artifact, link=True), repository)
+    assert serve.artifacts(repository, {}) == [own_artifact(repository, names) for names in families(repository)]
+    write_family(Family("autoglm", ROOT / "model_repository", artifact, link=True), repository)
+    (repository / "someones-engine").mkdir()
+    (repository / "someones-engine" / "config.pbtxt").touch()
+    with pytest.raises(serve.Refusal, match="AUTOGLM_ARTIFACT is not set"):
+        serve.artifacts(repository, {})
+    assert len(serve.artifacts(repository, environ)) == 3 == len(families(repository))
+    assert set(serve.engines(repository)) == {names.engine for names in families(repository)}
+
+
 def test_the_command_refuses_before_it_starts_anything(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, DEPLOY / "serve.py"],
@@ -461,12 +485,25 @@ def answering(ready: int, engine: int) -> Iterator[str]:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("ready", "engine", "reason"),
-    [(200, 200, None), (503, 200, "the server is not ready: .*503"), (200, 500, "the engine does not answer: .*500")],
+    [
+        (200, 200, None),
+        (503, 200, "the server is not ready: .*503"),
+        (200, 500, "the model engine does not answer: .*500"),
+    ],
 )
 def test_health_needs_a_ready_server_and_an_engine_that_answers(ready: int, engine: int, reason: str | None) -> None:
     with answering(ready, engine) as url:
         found = health.failure(url)
     assert found is None if reason is None else re.match(reason, found)
+
+
+@pytest.mark.slow
+def test_health_asks_every_engine() -> None:
+    with answering(200, 200) as url:
+        assert health.failure(url, ["engine"]) is None
+        assert re.match(
+            "the model phone-engine does not answer: .*404", health.failure(url, ["engine", "phone-engine"])
+        )
 
 
 def test_health_asks_this_container_whatever_its_proxies_are() -> None:

@@ -52,7 +52,7 @@ def admit(**given_values: Any) -> Request:
 def admit_parameters(**values: Any) -> Request:
     """As Triton's request parameters."""
     admitted = DOOR.admit({"text_input": tensor("text_input", "abc")}, json.dumps(values))
-    return unpack_request("r", admitted.token_ids, admitted.request)
+    return unpack_request("r", admitted.token_ids, admitted.request, ARTIFACT)
 
 
 def parameters(**values: Any) -> dict[str, Any]:
@@ -175,7 +175,10 @@ def test_a_request_parameter_may_be_a_sampling_parameter_of_vllms() -> None:
     assert asked == admit(temperature=0.5, top_p=0.95, max_tokens=100).sampling
     for wrong, sentence in (
         ({"n": 2}, "sampling_parameters.n is 2; it must be 1 here"),
-        ({"top": "1"}, "unknown option top; the options are text_input, messages, tools, max_tokens"),
+        (
+            {"top": "1"},
+            "unknown option top; the nearest is stop; the options are text_input, messages, tools, max_tokens",
+        ),
         ({"max_tokens": "many"}, 'sampling_parameters.max_tokens is "many"; it must be a whole number'),
     ):
         with pytest.raises(InvalidRequest) as refusal:

@@ -12,6 +12,7 @@ import tomllib
 from pathlib import Path
 
 import pytest
+import pythons
 from artifacts import ROOT
 from autoglm_client import time_limit
 from autoglm_engine import redis_tier
@@ -53,3 +54,10 @@ def test_the_client_asks_for_what_older_pythons_lack() -> None:
     conditional = {need.name for need in needs if need.marker}
     assert conditional == {"async-timeout", "tomli"}
     assert all(need.marker.evaluate(older) and not need.marker.evaluate(newer) for need in needs if need.marker)
+
+
+def test_what_other_pythons_run_is_there() -> None:
+    names = [f"test_{name}.py" for name in pythons.TESTS] + [pythons.SERVER_TESTS]
+    assert [name for name in names if not (ROOT / "tests" / name).is_file()] == []
+    pins = PROJECT["project"]["optional-dependencies"]["serve"]
+    assert pythons.ALONE[0] in pins and pythons.NUMPY_OF_TRITON in pins

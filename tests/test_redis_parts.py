@@ -64,6 +64,7 @@ def test_addresses_are_shown_without_their_password(url: str, shown: str) -> Non
         ("unix://run/redis.sock", "names no socket"),
         ("redis://bob:***@cache", "hidden when it was printed"),
         (f"redis://:{SECRET} @cache", "none of the schemes"),
+        (f"redis://user:{SECRET}][1?@cache", "none of the schemes"),
     ],
 )
 def test_what_is_no_address_is_refused_without_showing_what_may_be_a_password(url: str, problem: str) -> None:

@@ -19,6 +19,7 @@ from reloading import (
     EXPLICIT,
     POLL,
     QUESTIONS,
+    Crowd,
     Reloads,
     Repository,
     answer_of,
@@ -39,7 +40,8 @@ def artifacts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 async def test_explicit_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Path, Path], tmp_path: Path) -> None:
     repository = Repository(tmp_path, artifacts[0])
     with repository.serve(*EXPLICIT) as server:
-        await check_reloads(Reloads(repository, server, artifacts), server.grpc_url, times=2)
+        async with Reloads(repository, server, artifacts) as reloads:
+            await check_reloads(reloads, Crowd(server.grpc_url), times=2)
         await until(lambda: list(stub_processes(server.pid or 0).values()).count("engine") == 1)
         (engine,) = [pid for pid, model in stub_processes(server.pid or 0).items() if model == "engine"]
         os.kill(engine, signal.SIGKILL)
@@ -51,7 +53,8 @@ async def test_polled_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Path,
     repository = Repository(tmp_path, artifacts[0])
     with repository.serve(*POLL) as server:
         before = stub_processes(server.pid or 0)
-        await check_reloads(Reloads(repository, server, artifacts), server.grpc_url, times=2)
+        async with Reloads(repository, server, artifacts) as reloads:
+            await check_reloads(reloads, Crowd(server.grpc_url), times=2)
         after = stub_processes(server.pid or 0)
         assert {pid for pid, model in before.items() if model != "engine"} <= set(after), (
             "all of them were loaded twice"
@@ -63,7 +66,7 @@ async def test_polled_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Path,
 async def check_a_second_version_changes_nothing(repository: Repository, server: LocalServer) -> None:
     """Triton would report it ready, while everything in it came from version 1."""
     before, engine = await answers_of(server.grpc_url), repository.path / "engine"
-    shutil.copytree(engine / "1", engine / "2")
+    shutil.copytree(engine / "1", repository.path.parent / "copy").rename(engine / "2")
     await until(lambda: "engine/2 cannot be served: the only version of each model is 1" in server.log_text())
     with triton.InferenceServerClient(server.grpc_url) as client:
         assert not client.is_model_ready("engine", "2")

@@ -18,6 +18,8 @@ import subprocess, sys, time
 model = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 time.sleep(600)
 """
+_WAITING_SERVER = f"import signal; signal.signal(15, lambda *_: None)\n{_SERVER}"  # as one with requests in flight
+NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 _MODEL = """
 import os, sys, time
 from autoglm_engine.server_process import ServerProcess
@@ -50,6 +52,24 @@ def test_a_server_is_told_to_end_and_then_made_to(before: str, ends_by: signal.S
     assert server.wait() == -ends_by
     server.communicate()
     wait_for_end(model)
+
+
+def may_make_namespaces() -> bool:
+    return subprocess.run([*NAMESPACE, "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not may_make_namespaces(), reason="only root may make a namespace of process ids")
+def test_the_first_process_of_a_container_is_made_to_end_too() -> None:
+    """No signal of its own container reaches it: of SIGTERM it makes what it likes, SIGKILL it does not see."""
+    asked = "server.end_with_it(); server.end(); print('asked', flush=True); os.kill(1, 9); time.sleep(0.5)"
+    server = psutil.Popen(
+        [*NAMESPACE, sys.executable, "-c", _WAITING_SERVER, _MODEL.format(line=asked)], stdout=subprocess.PIPE
+    )
+    assert server.stdout.readline() == b"asked\n"
+    assert server.stdout.readline() == b"2\n"  # the model and its server went on
+    server.wait()
+    server.communicate()
 
 
 def test_the_number_of_a_server_that_ended_is_nobodys() -> None:

@@ -22,6 +22,12 @@ from .repository_names import renamed, with_parameters
 
 _VERSION = "1"
 _ARTIFACT = f"{_VERSION}/artifact"  # from the model's folder
+_PACKAGE = "autoglm_engine"
+_TEXTS = (
+    "manifest.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+)  # of an artifact: all that is read of it but by the engine
 _LEFT_OUT = ("__pycache__", "artifact")
 _DEFAULT = ModelNames.of(ENSEMBLE)
 
@@ -30,7 +36,8 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 class Family:
     """`source`: the model repository of the tree. `artifact`, `embedder`: exported folders; without an embedder there is no
     such model. `settings`: model of the default family -> parameter -> value. `link`: symbolic links to code and artifacts in
-    place of copies."""
+    place of copies. `alone`: each model carries the code and what it reads of the artifact, as a model must that Triton fetches
+    by itself, out of a repository that is no folder."""
 
     name: str
     source: Path
@@ -38,6 +45,7 @@ class Family:
     embedder: Path | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     link: bool = False
+    alone: bool = False
 
     @property
     def names(self) -> ModelNames:
@@ -73,6 +81,12 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
     artifact = {_DEFAULT.engine: family.artifact, _DEFAULT.embedder: family.embedder}.get(model)
     if artifact is not None:
         _place(artifact, folder / _ARTIFACT, link=family.link)
+    if family.alone and model not in (_DEFAULT.ensemble, _DEFAULT.engine):
+        _place(family.source / _DEFAULT.engine / _VERSION / _PACKAGE, version / _PACKAGE, link=family.link)
+    if family.alone and model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
+        (folder / _ARTIFACT).mkdir()
+        for text in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
+            _place(text, folder / _ARTIFACT / text.name, link=family.link)
     try:
         text = renamed((source / CONFIG).read_text(encoding="utf-8"), model, family.names)
         text = with_parameters(text, {**_own(family, model), **family.settings.get(model, {})})

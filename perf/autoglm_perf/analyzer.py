@@ -66,11 +66,17 @@ class _Workplace:
 @contextmanager
 def _workplace(workload: Workload, cache: str) -> Iterator[_Workplace]:
     binary = find_binary()
-    with tempfile.TemporaryDirectory(prefix="autoglm-perf-") as scratch:
-        environment = {**os.environ, "LD_LIBRARY_PATH": str(_library_folder(Path(scratch)))}
+    with analyzer_environment() as environment, tempfile.TemporaryDirectory(prefix="autoglm-perf-") as scratch:
         input_file = Path(scratch) / "input.json"
         input_file.write_text(json.dumps(input_data(workload, cache)))
         yield _Workplace(binary, environment, input_file, workload.max_tokens)
+
+
+@contextmanager
+def analyzer_environment() -> Iterator[dict[str, str]]:
+    """This process', with the libraries that the binary needs. Raises AnalyzerUnavailable."""
+    with tempfile.TemporaryDirectory(prefix="autoglm-perf-") as scratch:
+        yield {**os.environ, "LD_LIBRARY_PATH": str(_library_folder(Path(scratch)))}
 
 
 def input_data(workload: Workload, cache: str) -> dict[str, Any]:

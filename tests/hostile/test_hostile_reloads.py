@@ -42,7 +42,8 @@ async def test_reloads_lose_no_answer_and_mix_none(
 ) -> None:
     repository = Repository(tmp_path, artifacts[0])
     with repository.serve(*mode) as server:
-        total = await check_reloads(Reloads(repository, server, artifacts), server.grpc_url, times=RELOADS)
+        async with Reloads(repository, server, artifacts) as reloads:
+            total = await check_reloads(reloads, Crowd(server.grpc_url), times=RELOADS)
     print(f"\n{RELOADS} reloads: {dict(total)}")
 
 
@@ -50,16 +51,15 @@ async def test_all_models_are_loaded_again_at_once(artifacts: tuple[Path, Path],
     """The new tokenizer and detokenizer wait for the new engine, and the old ones serve the old one meanwhile."""
     repository = Repository(tmp_path, artifacts[0])
     with repository.serve(*POLL) as server:
-        reloads = Reloads(repository, server, artifacts)
-        await reloads.learn()
-        crowd = Crowd(server.grpc_url)
-        for number in range(max(1, RELOADS // 3)):
-            await crowd.more(10)
-            for model in ("tokenizer", "detokenizer"):
-                (repository.path / model / "1" / "reload").write_text(str(number))
-            await reloads.once()
-            await crowd.more(10)
-        total = reloads.tally(await crowd.stop())
+        async with Reloads(repository, server, artifacts) as reloads:
+            crowd = Crowd(server.grpc_url)
+            for number in range(max(1, RELOADS // 3)):
+                await crowd.more(10)
+                for model in ("tokenizer", "detokenizer"):
+                    (repository.path / model / "1" / "reload").write_text(str(number))
+                await reloads.once()
+                await crowd.more(10)
+            total = reloads.tally(await crowd.stop())
         assert server.log_text().count("successfully loaded 'tokenizer'") >= 2
     assert set(total) == {"old", "new"}, total
     print(f"\n{dict(total)}")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from .foreign_options import ForeignOptions
 from .manifest import Manifest
 from .options import OPTIONS, OptionRules
 from .prompt import Prompt, Prompter, verify_texts
+from .request_parameters import read_parameters
 from .sampling_json import NAMES
 from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
@@ -28,7 +28,9 @@ from .wire import Packed, pack_request
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
+_USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
 _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
@@ -68,7 +70,7 @@ class Door:
         """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
         `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        given = read_parameters(parameters)
+        given = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
         if not (FOREIGN_INPUTS.keys().isdisjoint(tensors) and SAMPLING_NAMES.isdisjoint(given)):
             values = self._with_foreign(values, tensors, given)
@@ -135,23 +137,3 @@ def read_single(name: str, array: npt.NDArray[Any]) -> Any:
 def check_batch(name: str, array: npt.NDArray[Any]) -> None:
     if array.ndim != 2 or array.shape[0] != 1:
         raise InvalidRequest(f"{name} has shape {list(array.shape)}; its first (batch) dimension must be 1")
-
-
-def read_parameters(parameters: str) -> dict[str, Any]:
-    """Options are tensors; sampling parameters may also come as vLLM's backend takes them. Any other request parameter is
-    most likely a misspelt option, so it is refused rather than ignored.
-
-    `/generate` turns every key that names no input into a parameter.
-    """
-    if not parameters or parameters == "{}":
-        return {}
-    given: dict[str, Any] = json.loads(parameters)
-    unknown = sorted(name for name in given if not _is_reserved(name))
-    if unknown:
-        known = ", ".join((*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS))
-        raise InvalidRequest(f"unknown option {', '.join(unknown)}; the options are {known}")
-    return given
-
-
-def _is_reserved(name: str) -> bool:
-    return name.startswith("triton_") or name == TIMEOUT or name in SAMPLING_NAMES

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
 from .errors import InvalidRequest
 
 _SCHEMES = ("redis", "rediss", "unix")
 _HIDDEN = "***"
+# Brackets stand around an IPv6 address, or what is before them was a password. Python 3.10 takes them anywhere.
+_AUTHORITY = re.compile(r"([^\[\]]*@)?(\[[^\[\]@]*\](:[^\[\]@]*)?|[^\[\]@]*)")
 _TLS_OPTIONS = ("ssl_ca_certs", "ssl_certfile", "ssl_keyfile", "ssl_cert_reqs", "ssl_check_hostname")
 _ALLOWED = "redis://[user:password@]host[:port][/database], rediss:// for TLS, or unix:///path/of/socket[?db=n]"
 
@@ -65,7 +68,8 @@ def _split(url: str) -> SplitResult | None:
         parts = urlsplit(url)
     except ValueError:
         return None
-    return parts if "://" in url and url.isprintable() and " " not in url else None
+    is_sound = "://" in url and url.isprintable() and " " not in url and _AUTHORITY.fullmatch(parts.netloc)
+    return parts if is_sound else None
 
 
 def _port(parts: SplitResult) -> int | None:

@@ -6,13 +6,20 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import threading
 import time
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
-# A number may be another process's by then: field 22 of its stat, when it began, tells.
-_KILL_LATER = 'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] && kill -9 {pid}'
+# A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may be its
+# first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor time is up.
+# The kernel looks at that while the process runs, and one that only waits hardly does: so it is given signals to handle.
+_KILL_LATER = (
+    'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] || exit; '
+    "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0; "
+    "i=0; while [ $i -lt 20000 ] && kill -15 {pid}; do i=$((i+1)); done"
+)
 
 
 class ServerProcess:
@@ -36,6 +43,13 @@ class ServerProcess:
         quiet = subprocess.DEVNULL
         subprocess.Popen(["sh", "-c", command], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
         os.kill(self.pid, signal.SIGTERM)
+
+    def end_after_death(self, model: str) -> None:
+        """Of that model's process."""
+        # Straight to the log: Triton's logger takes its time, and the server may be gone before.
+        sentence = f"Error: the {model}'s process died: the server ends, since it cannot answer any more"
+        print(sentence, file=sys.stderr, flush=True)
+        self.end()
 
     def _follow(self) -> None:
         self._wait()
