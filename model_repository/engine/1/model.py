@@ -1,5 +1,6 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
+import json
 import logging
 import os
 import sys
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+RELEASE = "0.1.0"  # of the package that this file goes with
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
 LOG = logging.getLogger("autoglm_engine.model")
@@ -17,7 +19,7 @@ LOG = logging.getLogger("autoglm_engine.model")
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
+        find_package(args)
         from autoglm_engine.adapter import check_shared_memory, engine_settings
         from autoglm_engine.deployment import check_single_instance, check_version
         from autoglm_engine.neighbours import Neighbours
@@ -69,6 +71,10 @@ class TritonPythonModel:
             self.service.submit(request.request_id(), ids.copy(), packed, reply)
         else:
             reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
+
+    def is_ready(self):
+        """Asked by Triton from 26.03 on; earlier ones look at nothing but the process."""
+        return self.service.healthy
 
     def finalize(self):
         self.service.close()
@@ -140,3 +146,19 @@ def end_process():
     LOG.error("the engine cannot go on and ends its process")
     time.sleep(1)  # the last answers pass through the detokenizer
     os._exit(1)
+
+
+def find_package(args):
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    model = Path(args["model_repository"])
+    places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]
+    sys.path[:0] = [str(place) for place in places if (place / "autoglm_engine").is_dir()][:1]
+    try:
+        from autoglm_engine.release import check_release
+    except ModuleNotFoundError:
+        where = f"neither in {places[0]} nor in {places[1]}, and not installed"
+        raise RuntimeError(
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+        ) from None
+    check_release(args["model_name"], RELEASE)

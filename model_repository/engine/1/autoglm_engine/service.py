@@ -149,6 +149,11 @@ class EngineService:
         self._metrics.close(_CLOSE_SECONDS)
         self._loop.close(_LAST_STEP_SECONDS)
 
+    @property
+    def healthy(self) -> bool:
+        """Whether steps are computed."""
+        return self._loop.healthy
+
     def _deliver(self, event: Event) -> None:
         if not self._background.take(event):
             self._replies(event)
@@ -204,7 +209,7 @@ class EngineService:
                 counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}
                 redis = self._redis.stats if self._redis else {}
                 semantic = self._semantic.stats if self._semantic else {}
-                return {"healthy": self._loop.healthy, **counted, **redis, **semantic}
+                return {"healthy": self.healthy, **counted, **redis, **semantic}
             case {"limits": True, **rest} if not rest:
                 return self._limits
             case {"flush": True, **rest} if not rest:
