@@ -86,8 +86,8 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
         _place(family.source / _DEFAULT.engine / _VERSION / _PACKAGE, version / _PACKAGE, link=family.link)
     if family.alone and model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
         (folder / _ARTIFACT).mkdir()
-        for text in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
-            _place(text, folder / _ARTIFACT / text.name, link=family.link)
+        for part in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
+            _place(part, folder / _ARTIFACT / part.name, link=family.link)
     try:
         text = renamed((source / CONFIG).read_text(encoding="utf-8"), model, family.names)
         text = with_parameters(text, {**_own(family, model), **family.settings.get(model, {})})
