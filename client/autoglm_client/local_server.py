@@ -225,7 +225,12 @@ class LocalServer:
             if check:
                 check()
             if dead := self._dead_models():
-                raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
+                others = (
+                    f" (those of {', '.join(dead[1:])}, too)" if dead[1:] else ""
+                )  # which the first took along, or not
+                raise LocalServerError(
+                    f"the process of the model {dead[0]} died{others}, so the server cannot answer any more"
+                )
             for names, pulse in pulses.items():
                 if pulse.is_dead(answers=self._is_healthy(names)) and self.is_alive():
                     raise LocalServerError(f"the model {names.engine} no longer answers")
@@ -237,8 +242,10 @@ class LocalServer:
         return cpu_seconds(pid for pid, of_model in self._stubs.items() if of_model == model)
 
     def _dead_models(self) -> list[str]:
-        living = stub_processes(self.pid or 0)
-        return [model for pid, model in self._stubs.items() if pid not in living]
+        """Engines first: a server may end with its engine, and with it all others."""
+        living, engines = stub_processes(self.pid or 0), [names.engine for names in self.families]
+        dead = [model for pid, model in self._stubs.items() if pid not in living]
+        return sorted(dead, key=lambda model: model not in engines)
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
