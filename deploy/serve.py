@@ -150,7 +150,7 @@ def tls_arguments(environ: Mapping[str, str]) -> list[str]:
 
 
 def known_flags(program: str = "tritonserver") -> list[str]:
-    """Clients' shared memory is off by default since 26.05; older versions, where it is always on, refuse the flag."""
+    """Clients' shared memory is off by default since 26.04; older versions, where it is always on, refuse the flag."""
     try:
         said = subprocess.run([program, "--help"], capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):  # its start will say what is wrong

@@ -21,6 +21,11 @@ PROGRAMS = ROOT / "docs" / "clients"
 PROTOS = ("grpc_service.proto", "model_config.proto")
 JARS = Path("/usr/share/java")
 LIBRARIES = ("grpc-api", "grpc-stub", "grpc-core", "grpc-protobuf", "grpc-protobuf-lite", "protobuf", "guava")
+NETTY = (
+    "buffer", "codec", "codec-http", "codec-http2", "codec-socks", "common", "handler", "handler-proxy", "resolver",
+    "transport", "transport-native-unix-common",
+)  # fmt: skip
+NETWORK = ("grpc-netty", "grpc-context", "perfmark-api", "failureaccess", *(f"netty-{part}" for part in NETTY))
 SECONDS = 600
 
 
@@ -77,8 +82,9 @@ def test_cpp(server: LocalServer, tmp_path: Path) -> None:
     assert is_idle(server)
 
 
+@pytest.mark.server
 @pytest.mark.slow
-def test_java_compiles(tmp_path: Path) -> None:
+def test_java(server: LocalServer, tmp_path: Path) -> None:
     compiler, plugin, _ = needs("javac", "grpc_java_plugin", "protoc")
     jars = [JARS / f"{name}.jar" for name in LIBRARIES]
     if missing := [jar for jar in jars if not jar.exists()]:
@@ -93,6 +99,11 @@ def test_java_compiles(tmp_path: Path) -> None:
     )
     classpath = ":".join(map(str, jars))
     run(compiler, "-cp", classpath, "-d", "out", PROGRAMS / "Cancel.java", annotation, *sources, folder=tmp_path)
+    if not (JARS / "netty-codec-http2.jar").exists():
+        pytest.skip("it compiles, but libnetty-java is not installed to run it with")
+    everything = ":".join(["out", classpath, *(str(JARS / f"{name}.jar") for name in NETWORK)])
+    said = run(*needs("java"), "-cp", everything, "Cancel", server.grpc_url, folder=tmp_path)
+    assert said == "finish reason: cancelled\n" and is_idle(server)
 
 
 @pytest.mark.server
