@@ -59,9 +59,9 @@ def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_every_step_batches(model: str) -> None:
+def test_every_step_has_a_queue_and_takes_any_length(model: str) -> None:
     parsed = config(model)
-    assert parsed.HasField("dynamic_batching")
+    assert parsed.HasField("dynamic_batching"), "a queue, and an order that it keeps, also where a batch is one request"
     assert all(spec.allow_ragged_batch for spec in parsed.input if -1 in spec.dims)
 
 

@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import http.client
 import json
+import os
+import shutil
+import signal
+import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
+from autoglm_client.repository_writer import Family, write_family
 from conftest import MODEL_REPOSITORY
 from raw_grpc import Stream, tensor
 
@@ -80,3 +86,90 @@ def test_an_id_over_http_names_the_request_and_cancels_it(foreign: LocalServer) 
     last = json.loads(body.strip().splitlines()[-1].removeprefix("data: "))
     assert (status, last["finish_reason"]) == (200, "cancelled")
     assert last["completion_tokens"] < 900
+
+
+# ---- models that lie elsewhere
+
+
+@pytest.fixture(scope="module")
+def apart(artifact: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """A repository for each model, as Triton makes one of each that it fetches from afar; none may be written to."""
+    folder = tmp_path_factory.mktemp("apart")
+    names = write_family(Family("autoglm", MODEL_REPOSITORY, artifact, link=False, alone=True), folder / "whole")
+    repositories = []
+    for name in names:
+        (folder / name).mkdir()
+        (folder / "whole" / name).rename(folder / name / name)
+        repositories.append(folder / name)
+    return repositories
+
+
+def options(repositories: list[Path]) -> dict[str, Any]:
+    """`LocalServer` names one repository by itself."""
+    return {
+        "model_repository": repositories[0],
+        "arguments": tuple(f"--model-repository={repository}" for repository in repositories[1:]),
+        "env": {"AUTOGLM_CACHE_MODE": "off", "PYTHONDONTWRITEBYTECODE": "1"},
+    }
+
+
+def test_models_that_lie_apart_answer(apart: list[Path]) -> None:
+    with mounted_read_only(apart) as repositories, LocalServer(**options(repositories)) as server:
+        status, body = post(server, "autoglm/generate", text_input=QUESTION, max_tokens=4)
+        assert (status, json.loads(body)["completion_tokens"]) == (200, 4)
+        assert "Read-only file system" not in server.log_text()
+
+
+def test_a_model_without_its_code_is_one_sentence(apart: list[Path], tmp_path: Path) -> None:
+    """As it is fetched from a repository that was copied as it is in the tree."""
+    repositories = [path for path in apart if path.name != "tokenizer"]
+    shutil.copytree(
+        MODEL_REPOSITORY / "tokenizer", tmp_path / "bare" / "tokenizer", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    (tmp_path / "old" / "autoglm_engine").mkdir(parents=True)
+    (tmp_path / "old" / "autoglm_engine" / "__init__.py").touch()  # before this project's, where that is installed
+    changed = options([*repositories, tmp_path / "bare"])
+    changed["env"]["PYTHONPATH"] = str(tmp_path / "old")
+    sentence = r"there is no package autoglm_engine .*: neither in .*/tokenizer/1 nor in"
+    with pytest.raises(LocalServerError, match=sentence), LocalServer(**changed):
+        pass
+
+
+@contextmanager
+def mounted_read_only(folders: list[Path]) -> Iterator[list[Path]]:
+    """The same folders, mounted elsewhere so that nobody can write."""
+    with ExitStack() as stack:
+        mounts = []
+        for folder in folders:
+            mount = folder.with_name(f"{folder.name}-mounted")
+            mount.mkdir()
+            stack.callback(mount.rmdir)
+            subprocess.run(["mount", "--bind", "-o", "ro", folder, mount], check=True, capture_output=True)
+            stack.callback(subprocess.run, ["umount", "--lazy", mount], check=True)
+            mounts.append(mount)
+        yield mounts
+
+
+# ---- what dies
+
+
+@pytest.mark.parametrize("model", ["tokenizer", "detokenizer", "embedder"])
+def test_a_server_ends_with_each_of_its_models(artifact: Path, model: str) -> None:
+    """Under anybody's tritonserver: nobody but the models themselves looks after them here."""
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
+        (pid,) = (pid for pid, name in server._stubs.items() if name == model)
+        os.kill(pid, signal.SIGKILL)
+        while server.is_alive():
+            threading.Event().wait(0.05)
+        assert f"Error: the {model}'s process died: the server ends" in server.log_text()
+
+
+def test_explicit_mode_loads_the_embedder_where_it_is_named(artifact: Path) -> None:
+    def is_ready(server: LocalServer, model: str) -> bool:
+        with closing(http.client.HTTPConnection(server.host, server.http_port, timeout=60)) as connection:
+            connection.request("GET", f"/v2/models/{model}/ready")
+            return connection.getresponse().status == 200
+
+    explicit = ("--model-control-mode=explicit", "--load-model=autoglm", "--load-model=embedder")
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, arguments=explicit) as server:
+        assert is_ready(server, "autoglm") and is_ready(server, "embedder")

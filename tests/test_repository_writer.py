@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_client import repository_writer
 from autoglm_client.cli import app
 from autoglm_client.cli.configuring import serving_settings
 from autoglm_client.exceptions import RepositoryError
@@ -19,6 +20,8 @@ from autoglm_client.model_names import ModelNames
 from autoglm_client.repositories import families, own_artifact, parameters
 from autoglm_client.repository_names import renamed, with_parameters
 from autoglm_client.repository_writer import Family, write_family
+from autoglm_engine import prompt
+from autoglm_engine.manifest import MANIFEST_NAME
 from autoglm_engine.neighbours import Neighbours
 from autoglm_engine.settings import EngineSettings
 from google.protobuf import json_format, text_format
@@ -202,11 +205,29 @@ def test_a_half_of_a_family_is_taken_back(tmp_path: Path, artifact: Path, monkey
 
 
 def test_what_a_killed_one_left_is_removed(tmp_path: Path, artifact: Path) -> None:
-    left, living = (tmp_path / "models" / f".phone.partial-{pid}" for pid in (4_194_305, 1))
+    left, living = (tmp_path / f".models-phone.partial-{pid}" for pid in (4_194_305, 1))
     for folder in (left, living):
         (folder / "phone-engine").mkdir(parents=True)
     write_family(Family("phone", TREE, artifact), tmp_path / "models")
     assert not left.exists() and living.exists()
+
+
+@pytest.mark.parametrize(("beside", "place"), [(True, ""), (False, "models")])
+def test_a_half_written_model_is_kept_out_of_the_repository_where_that_can_be(
+    tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, place: str
+) -> None:
+    """Triton 2.51 does not start over a hidden folder that is no model."""
+    rename, stages = Path.rename, set[Path]()
+
+    def noted(path: Path, target: Path) -> object:
+        stages.add(path.parent.parent.relative_to(tmp_path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    monkeypatch.setattr(os, "access", lambda path, mode: beside)
+    write_family(Family("phone", TREE, artifact), tmp_path / "models")
+    assert stages == {Path(place)}
+    assert [path.name for path in tmp_path.rglob("*.partial-*")] == []
 
 
 # ---- the command
@@ -262,3 +283,32 @@ def test_its_help_has_examples_and_the_range_of_names() -> None:
     shown = re.sub(r"\s+", " ", cli("--help").stdout)
     assert "autoglm repository models --name phone --artifact build/phone" in shown
     assert "up to 48 letters, digits, . _ and -" in shown
+
+
+# ---- models that stand alone
+
+
+def test_a_model_that_stands_alone_carries_code_and_texts(artifact: Path, tmp_path: Path) -> None:
+    assert cli(tmp_path / "models", "--artifact", artifact, "--alone").exit_code == 0
+    package = {path.name for path in (TREE / "engine" / "1" / "autoglm_engine").glob("*.py")}
+    for model in ("tokenizer", "detokenizer", "engine"):
+        version = tmp_path / "models" / model / "1"
+        assert {path.name for path in (version / "autoglm_engine").glob("*.py")} == package
+        assert (version / "artifact" / "manifest.json").read_bytes() == (artifact / "manifest.json").read_bytes()
+    texts = {path.name for path in (tmp_path / "models" / "tokenizer" / "1" / "artifact").iterdir()}
+    assert texts <= set(repository_writer._TEXTS) == {prompt.TOKENIZER_NAME, prompt.TEMPLATE_NAME, MANIFEST_NAME}
+    assert not list((tmp_path / "models" / "autoglm" / "1").glob("*.py"))
+
+
+@pytest.mark.parametrize("name", ["autoglm", "phone"])
+def test_a_model_that_was_fetched_alone_finds_its_artifact_in_its_own_folder(
+    artifact: Path, tmp_path: Path, name: str
+) -> None:
+    write_family(Family(name, TREE, artifact, alone=True), tmp_path / "models")
+    names = ModelNames.of(name)
+    for number, model in enumerate((names.tokenizer, names.engine, names.detokenizer)):
+        alone = tmp_path / f"folder{number}"  # a name that is not the model's, as Triton makes them
+        (tmp_path / "models" / model).rename(alone)
+        text = json_format.MessageToJson(config(alone / "config.pbtxt"), preserving_proto_field_name=True)
+        found = Neighbours.of(text).artifact_folder(alone, {})
+        assert found == alone / "1" / "artifact" and (found / "manifest.json").is_file()

@@ -28,13 +28,14 @@ from .hidden_arguments import hide_arguments
 from .model_names import ModelNames
 from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
-from .repositories import families
+from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .server_tls import ServerTLS
 from .shared_inputs import KEY_HEADER
+from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
 from .stack_limit import with_stack
 from .tls import TLS
 from .triton_flags import PING_ARGUMENTS, client_memory_arguments
@@ -79,11 +80,11 @@ class LocalServer:
         client_tls: TLS | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
-        self.host = _checked_host(host)
+        self.host = checked_host(host)
         self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
-        self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
+        self.shared_memory_key = checked_key(shared_memory_key or secrets.token_hex(16))
         self.families = list[ModelNames]()  # of the repository when the server was started
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
@@ -143,6 +144,7 @@ class LocalServer:
         check_ports(self._addresses())
         sweep()
         compile_models(self.model_repository)
+        self._pools.check()
         try:
             self._launch(install)
         except BaseException:
@@ -223,7 +225,12 @@ class LocalServer:
             if check:
                 check()
             if dead := self._dead_models():
-                raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
+                others = (
+                    f" (those of {', '.join(dead[1:])}, too)" if dead[1:] else ""
+                )  # which the first took along, or not
+                raise LocalServerError(
+                    f"the process of the model {dead[0]} died{others}, so the server cannot answer any more"
+                )
             for names, pulse in pulses.items():
                 if pulse.is_dead(answers=self._is_healthy(names)) and self.is_alive():
                     raise LocalServerError(f"the model {names.engine} no longer answers")
@@ -235,8 +242,10 @@ class LocalServer:
         return cpu_seconds(pid for pid, of_model in self._stubs.items() if of_model == model)
 
     def _dead_models(self) -> list[str]:
-        living = stub_processes(self.pid or 0)
-        return [model for pid, model in self._stubs.items() if pid not in living]
+        """Engines first: a server may end with its engine, and with it all others."""
+        living, engines = stub_processes(self.pid or 0), [names.engine for names in self.families]
+        dead = [model for pid, model in self._stubs.items() if pid not in living]
+        return sorted(dead, key=lambda model: model not in engines)
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
@@ -271,6 +280,16 @@ class LocalServer:
         ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         return {setting: (self.host, port) for setting, port in ports.items()}
 
+    @property
+    def _pools(self) -> SharedPools:
+        named = {**os.environ, **self._env, **self._artifact_env()}.get("AUTOGLM_ARTIFACT")
+        chosen = Path(named) if named else None
+        folders = [
+            own_artifact(self.model_repository, names) or chosen or default_artifact(self.model_repository, names)
+            for names in families(self.model_repository)
+        ]
+        return SharedPools.of(self.model_repository, [(folder, DEFAULT_MAX_QUEUE) for folder in folders])
+
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
 
@@ -292,7 +311,9 @@ class LocalServer:
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
         flags += [*PING_ARGUMENTS, *client_memory_arguments(install.binary, install.environment(os.environ))]
-        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
+        return with_stack(
+            [str(install.binary), *flags, *self._pools.arguments, *self._restrictions(), *self._arguments]
+        )
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"
@@ -313,13 +334,15 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
     return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
 
-def _checked_host(host: str) -> str:
+def checked_host(host: str) -> str:
+    """Raises LocalServerError."""
     if ":" in host:
         raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
     return host
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """Raises LocalServerError."""
     if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
         raise LocalServerError(
             f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"

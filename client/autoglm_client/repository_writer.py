@@ -1,8 +1,9 @@
 """Writes a family of models into a model repository, of the tree's: code, configuration, artifact.
 
-The folders are made in a hidden one of the repository, `.NAME.partial-PID`, and then renamed, the ensemble's last: a server
-that looks meanwhile finds no half of a model. After a crash only the hidden folder is left; the next one to write the same
-name removes it once its process is gone.
+The folders are made in a hidden one beside the repository, `.REPOSITORY-NAME.partial-PID`, and then renamed, the ensemble's
+last: a server that looks meanwhile finds no half of a model. After a crash only the hidden folder is left; the next one to write
+the same name removes it once its process is gone. Inside of the repository it would be a model that Triton cannot load; it is
+made there only where the repository is a mount of its own, or where nothing can be written beside it.
 """
 
 from __future__ import annotations
@@ -22,6 +23,12 @@ from .repository_names import renamed, with_parameters
 
 _VERSION = "1"
 _ARTIFACT = f"{_VERSION}/artifact"  # from the model's folder
+_PACKAGE = "autoglm_engine"
+_TEXTS = (
+    "manifest.json",
+    "tokenizer.json",
+    "chat_template.jinja",
+)  # of an artifact: all that is read of it but by the engine
 _LEFT_OUT = ("__pycache__", "artifact")
 _DEFAULT = ModelNames.of(ENSEMBLE)
 
@@ -30,7 +37,8 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 class Family:
     """`source`: the model repository of the tree. `artifact`, `embedder`: exported folders; without an embedder there is no
     such model. `settings`: model of the default family -> parameter -> value. `link`: symbolic links to code and artifacts in
-    place of copies."""
+    place of copies. `alone`: each model carries the code and what it reads of the artifact, as a model must that Triton fetches
+    by itself, out of a repository that is no folder."""
 
     name: str
     source: Path
@@ -38,6 +46,7 @@ class Family:
     embedder: Path | None = None
     settings: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     link: bool = False
+    alone: bool = False
 
     @property
     def names(self) -> ModelNames:
@@ -73,12 +82,25 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
     artifact = {_DEFAULT.engine: family.artifact, _DEFAULT.embedder: family.embedder}.get(model)
     if artifact is not None:
         _place(artifact, folder / _ARTIFACT, link=family.link)
+    if family.alone:
+        _place_what_is_read(family, model, folder)
     try:
         text = renamed((source / CONFIG).read_text(encoding="utf-8"), model, family.names)
         text = with_parameters(text, {**_own(family, model), **family.settings.get(model, {})})
     except ValueError as error:
         raise RepositoryError(f"{source / CONFIG} is not the tree's: {error}") from None
     (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _place_what_is_read(family: Family, model: str, folder: Path) -> None:
+    """Of the engine's folder, by the models beside it."""
+    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer, _DEFAULT.embedder):
+        package = Path(_VERSION) / _PACKAGE
+        _place(family.source / _DEFAULT.engine / package, folder / package, link=family.link)
+    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
+        (folder / _ARTIFACT).mkdir()
+        for path in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
+            _place(path, folder / _ARTIFACT / path.name, link=family.link)
 
 
 def _own(family: Family, model: str) -> dict[str, str]:
@@ -132,8 +154,9 @@ def _written(repository: Path) -> Iterator[None]:
 def _stage(repository: Path, name: str) -> Iterator[Path]:
     is_new = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(repository, name)
-    stage = repository / f".{name}.partial-{os.getpid()}"
+    place = _hidden_place(repository.resolve(), name)
+    _remove_leftovers(place)
+    stage = place.with_name(f"{place.name}.partial-{os.getpid()}")
     stage.mkdir()
     try:
         yield stage
@@ -143,8 +166,15 @@ def _stage(repository: Path, name: str) -> Iterator[Path]:
             repository.rmdir()
 
 
-def _remove_leftovers(repository: Path, name: str) -> None:
-    for path in repository.glob(f".{name}.partial-*"):
+def _hidden_place(repository: Path, name: str) -> Path:
+    """Hidden folders are named after this path."""
+    beside = repository.parent
+    can_move = os.access(beside, os.W_OK) and beside.stat().st_dev == repository.stat().st_dev
+    return beside / f".{repository.name}-{name}" if can_move else repository / f".{name}"
+
+
+def _remove_leftovers(place: Path) -> None:
+    for path in place.parent.glob(f"{place.name}.partial-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(path, ignore_errors=True)

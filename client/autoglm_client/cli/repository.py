@@ -44,6 +44,13 @@ def repository(
     link: Annotated[
         bool, typer.Option("--link", help="Symbolic links to code and artifacts in place of copies.")
     ] = False,
+    alone: Annotated[
+        bool,
+        typer.Option(
+            "--alone",
+            help="Each model carries all that it needs, as s3:// and other repositories that are no folder want it.",
+        ),
+    ] = False,
     source: Annotated[
         Path | None, typer.Option(help="Where the code is from. [default: the bundled model repository]")
     ] = None,
@@ -56,6 +63,7 @@ def repository(
       autoglm repository models --name phone --artifact build/phone
       autoglm repository models --name chat --artifact build/chat --config chat.toml
       autoglm repository models --name draft --artifact build/chat --link
+      autoglm repository bucket --alone
       autoglm serve --repository models --gateway
       autoglm generate --model phone "Open the settings"
     """
@@ -69,6 +77,7 @@ def repository(
         _checked_embedder(embedder, bundled),
         _parameters(config),
         link,
+        alone,
     )
     check_slots(serving_settings(bundled, file_settings(config), {}), family.artifact)
     written = write_family(family, folder)

@@ -1,16 +1,19 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
+RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
+
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, shared_code(args))
+        find_package(args)
         from autoglm_engine.boards import EventBoards, served_artifact
         from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
@@ -21,11 +24,13 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         self.refusal = EngineError
@@ -48,7 +53,7 @@ class TritonPythonModel:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         except Exception as error:  # one request never takes its batch with it
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
@@ -57,7 +62,17 @@ class TritonPythonModel:
         self.fate.close()
 
 
-def shared_code(args):
-    """The folder of the package, which lies beside the engine."""
+def find_package(args):
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
     named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
-    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")
+    model = Path(args["model_repository"])
+    places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]
+    sys.path[:0] = [str(place) for place in places if (place / "autoglm_engine").is_dir()][:1]
+    try:
+        from autoglm_engine.release import check_release
+    except ModuleNotFoundError:
+        where = f"neither in {places[0]} nor in {places[1]}, and not installed"
+        raise RuntimeError(
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+        ) from None
+    check_release(args["model_name"], RELEASE)

@@ -1,17 +1,20 @@
 """The embedder model: texts to unit vectors. What it does is in `autoglm_engine.embedder`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
+
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, shared_code(args))
+        find_package(args)
         from autoglm_engine.deployment import check_version
         from autoglm_engine.embedder import Embedder, is_exported
         from autoglm_engine.neighbours import Neighbours
@@ -19,9 +22,11 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         self.text_of = text_of
@@ -40,7 +45,7 @@ class TritonPythonModel:
         try:
             rows = iter(self.embedder.embed(texts) if texts else ())
         except Exception as error:
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("texts could not be embedded")
             return [refusal("INTERNAL", f"the embedder failed: {type(error).__name__}") for _ in requests]
         return [answer if not isinstance(answer, str) else embedding(next(rows)) for answer in answers]
 
@@ -67,7 +72,17 @@ def refusal(code, sentence):
     return pb_utils.InferenceResponse(error=error)
 
 
-def shared_code(args):
-    """The folder of the package, which lies beside the engine."""
+def find_package(args):
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
     named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
-    return str(Path(args["model_repository"]).parent / named.get("string_value", "engine") / "1")
+    model = Path(args["model_repository"])
+    places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]
+    sys.path[:0] = [str(place) for place in places if (place / "autoglm_engine").is_dir()][:1]
+    try:
+        from autoglm_engine.release import check_release
+    except ModuleNotFoundError:
+        where = f"neither in {places[0]} nor in {places[1]}, and not installed"
+        raise RuntimeError(
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+        ) from None
+    check_release(args["model_name"], RELEASE)

@@ -1,22 +1,26 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
+import json
+import logging
 import os
 import sys
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+RELEASE = "0.1.0"  # of the package that this file goes with
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
+
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
     def initialize(self, args):
-        sys.path.insert(0, str(Path(args["model_repository"]) / "1"))
-        from autoglm_engine.adapter import engine_settings
+        find_package(args)
+        from autoglm_engine.adapter import check_shared_memory, engine_settings
         from autoglm_engine.deployment import check_single_instance, check_version
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.published import PublishedMetrics
@@ -24,16 +28,20 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
         neighbours = Neighbours.of(args["model_config"])
+        artifact = neighbours.artifact_folder(args["model_repository"])
+        check_shared_memory(Path(args["model_repository"]).parent, artifact, settings)
         families = Families({"model": neighbours.ensemble, "version": args["model_version"]})
         self.service = EngineService(
-            neighbours.artifact_folder(args["model_repository"]),
+            artifact,
             settings,
             num_threads=num_threads,
             metrics=PublishedMetrics(families.series),
@@ -51,7 +59,7 @@ class TritonPythonModel:
             try:
                 self.take(request, reply)
             except Exception as error:  # one request never takes the others of its batch with it
-                pb_utils.Logger.log_error(traceback.format_exc())
+                LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
                 reply.fail("INTERNAL", f"the engine failed: {type(error).__name__}")
 
     def take(self, request, reply):
@@ -63,6 +71,10 @@ class TritonPythonModel:
             self.service.submit(request.request_id(), ids.copy(), packed, reply)
         else:
             reply.fail("INVALID_ARG", "the engine takes control, or token_ids and request")
+
+    def is_ready(self):
+        """Asked by Triton from 26.03 on; earlier ones look at nothing but the process."""
+        return self.service.healthy
 
     def finalize(self):
         self.service.close()
@@ -131,6 +143,22 @@ def ask_embedder(name, text):
 
 def end_process():
     """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
-    pb_utils.Logger.log_error("the engine cannot go on and ends its process")
+    LOG.error("the engine cannot go on and ends its process")
     time.sleep(1)  # the last answers pass through the detokenizer
     os._exit(1)
+
+
+def find_package(args):
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    model = Path(args["model_repository"])
+    places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]
+    sys.path[:0] = [str(place) for place in places if (place / "autoglm_engine").is_dir()][:1]
+    try:
+        from autoglm_engine.release import check_release
+    except ModuleNotFoundError:
+        where = f"neither in {places[0]} nor in {places[1]}, and not installed"
+        raise RuntimeError(
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+        ) from None
+    check_release(args["model_name"], RELEASE)

@@ -35,11 +35,13 @@ class Neighbours:
 
     def artifact_folder(self, model_folder: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
         """`model_folder`: any of the models' folders in the repository. The family's own artifact, where a path that is not
-        absolute begins in the engine's folder; else AUTOGLM_ARTIFACT, else `1/artifact` in the engine's folder.
+        absolute begins in the engine's folder; else AUTOGLM_ARTIFACT, else `1/artifact` in the engine's folder. A model that
+        Triton fetched alone, as it does from a remote repository, has its own folder in place of the engine's.
 
         The environment is the whole server's: it does not go before what one family has for itself, since then all would
         answer alike."""
-        engine = Path(model_folder).parent / self.engine
+        beside = Path(model_folder).parent / self.engine
+        engine = beside if beside.is_dir() else Path(model_folder)
         if self.artifact:
             return engine / self.artifact
         chosen = environ.get(ARTIFACT_VARIABLE)
