@@ -69,13 +69,13 @@ def test_python(server: LocalServer, tmp_path: Path) -> None:
 @pytest.mark.server
 @pytest.mark.slow
 def test_cpp(server: LocalServer, tmp_path: Path) -> None:
-    compiler, plugin, _ = needs("g++", "grpc_cpp_plugin", "protoc")
+    compiler, plugin, *_ = needs("g++", "grpc_cpp_plugin", "protoc", "pkg-config")
     for header, package in (("grpcpp/grpcpp.h", "libgrpc++-dev"), ("google/protobuf/message.h", "libprotobuf-dev")):
         if not (Path("/usr/include") / header).exists():
             pytest.skip(f"{package} is not installed")
     generate_code(tmp_path, plugin, "cpp")
     sources = sorted(tmp_path.glob("*.pb.cc"))
-    libraries = ("-lgrpc++", "-lgrpc", "-lgpr", "-lprotobuf", "-lpthread")
+    libraries = run("pkg-config", "--libs", "grpc++", "protobuf", folder=tmp_path).split()
     made = (compiler, "-std=c++17", "-Wall", "-I.", PROGRAMS / "cancel.cc", *sources, *libraries, "-o", "cancel")
     run(*made, folder=tmp_path)
     assert run("./cancel", server.grpc_url, folder=tmp_path) == "finish reason: cancelled\n"

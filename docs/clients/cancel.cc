@@ -1,7 +1,7 @@
 // Streams an answer from the ensemble `autoglm`, cancels it after two pieces, and reads it to its end.
 //
 //   protoc --cpp_out=. --grpc_out=. --plugin=protoc-gen-grpc=$(which grpc_cpp_plugin) grpc_service.proto model_config.proto
-//   g++ -std=c++17 cancel.cc *.pb.cc -lgrpc++ -lprotobuf -o cancel && ./cancel 127.0.0.1:8001
+//   g++ -std=c++17 cancel.cc *.pb.cc $(pkg-config --libs grpc++ protobuf) -o cancel && ./cancel 127.0.0.1:8001
 //
 // The two .proto files are Triton's: github.com/triton-inference-server/common, protobuf/.
 
