@@ -143,14 +143,13 @@ class Attack:
         for size in (10 * _MIB, 70 * _MIB):
             yield from ([one] for one in hostile(size))
         num_sent = len(large) * (_PER_STREAM + 2)
-        for size, kind in itertools.product((200_000, 3 * _MIB, 180_000, 7 * _MIB, _MIB), range(len(large))):
+        sizes = (200_000, 3 * _MIB, 180_000, 7 * _MIB, _MIB)
+        for size, kind in itertools.cycle(itertools.product(sizes, range(len(large)))):
             if num_sent >= self._wanted:
                 return
             count = min(self._wanted - num_sent, 8 * _PER_STREAM if size < _MIB else _PER_STREAM)
             num_sent += count
             yield [hostile(size)[kind]] * count
-        for _ in range(0, self._wanted - num_sent, _PER_STREAM):
-            yield [ordinary()] * _PER_STREAM
 
     def _send(self, requests: list[pb.ModelInferRequest]) -> None:
         try:
