@@ -17,7 +17,7 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-cpus test-pythons hostile test-gpu drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -78,6 +78,9 @@ hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
 	@$(BIN)/python tests/gpu/available.py
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m gpu tests/gpu $(PYTEST_FLAGS)
+
+test-triton: $(VENV)/test.stamp ## by hand, about half an hour: the smoke set on every tritonserver that PyPI has
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/triton_matrix.py $(MATRIX_FLAGS)
 
 drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare environment, perf_analyzer and genai-perf ask the exported model
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/drop_in.py $(DROP_IN_FLAGS)

@@ -30,6 +30,12 @@ EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than 
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
 # Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
 STACK_BYTES = 1 << 30
+MIB = 1 << 20
+SMALLEST_POOL = 8 * MIB
+BOARD_BYTES = MIB  # more than boards take where max_queue is below 60,000; the engine knows it exactly, and looks again
+NO_GROWTH = (1 << 63) - 1  # a step of growth that no file can take: a pool has its size from the start
+SHARED_MEMORY = Path("/dev/shm")
+PYTHON_MODEL = re.compile(r"""^\s*backend\s*:\s*["']python["']""", re.MULTILINE)
 PING_MS = 10_000  # what clients may ping each, where Triton would end the connection of one that pings within 300 s
 _KEY = re.compile(r"[A-Za-z0-9_-]{16,128}")
 
@@ -82,6 +88,25 @@ def _installed(package: str) -> str | None:
         return None
 
 
+def pool_bytes(artifact: Path) -> int:
+    """Of the shared memory that each model passes its tensors through; as the engine computes it
+    (`autoglm_engine.shared_pools`)."""
+    max_length = int(json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["max_length"])
+    return max(SMALLEST_POOL, -(-(4 * MIB + 64 * max_length) // MIB) * MIB)
+
+
+def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMORY) -> None:
+    """Raises Refusal where less is free than the models' pools take, beside some for the engine's board."""
+    models = [path for path in repository.glob("*/config.pbtxt") if PYTHON_MODEL.search(path.read_text("utf-8"))]
+    needed, found = len(models) * pool + BOARD_BYTES, os.statvfs(folder)
+    free = found.f_bavail * found.f_frsize
+    if found.f_blocks and free < needed:  # no blocks at all say that there is no limit
+        raise Refusal(
+            f"the server needs {needed / MIB:.1f} MiB of shared memory, and {free / MIB:.1f} MiB are free in {folder}; "
+            f"give it more: shm_size in compose.yaml, `--shm-size` of Docker, in Kubernetes an emptyDir of medium Memory"
+        )
+
+
 def control_key(environ: Mapping[str, str]) -> str:
     """AUTOGLM_CONTROL_KEY; where that is empty a random key, which opens the control APIs to nobody."""
     key = environ.get("AUTOGLM_CONTROL_KEY", "") or secrets.token_hex(16)
@@ -125,7 +150,7 @@ def tls_arguments(environ: Mapping[str, str]) -> list[str]:
 
 
 def known_flags(program: str = "tritonserver") -> list[str]:
-    """Clients' shared memory is off by default since 26.05; older versions, where it is always on, refuse the flag."""
+    """Clients' shared memory is off by default since 26.04; older versions, where it is always on, refuse the flag."""
     try:
         said = subprocess.run([program, "--help"], capture_output=True, timeout=60, check=False)
     except (OSError, subprocess.TimeoutExpired):  # its start will say what is wrong
@@ -133,7 +158,7 @@ def known_flags(program: str = "tritonserver") -> list[str]:
     return ["--allow-client-shm=true"] if b"--allow-client-shm" in said.stdout + said.stderr else []
 
 
-def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> list[str]:
+def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS, pool: int = SMALLEST_POOL) -> list[str]:
     """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
     check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
     options = {
@@ -150,21 +175,29 @@ def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS) -> lis
         "grpc-http2-min-recv-ping-interval-without-data": PING_MS,
         "grpc-restricted-protocol": f"{CONTROL_APIS}:autoglm-control-key={key}",
     }
-    return ["tritonserver", *(f"--{name}={value}" for name, value in options.items())]
+    pools = {"shm-default-byte-size": pool, "shm-growth-byte-size": NO_GROWTH}
+    return [
+        "tritonserver",
+        *(f"--{name}={value}" for name, value in options.items()),
+        *(f"--backend-config=python,{name}={value}" for name, value in pools.items()),
+    ]
 
 
 def main() -> None:
     environment = dict(os.environ)
     repository = Path(environment.get("AUTOGLM_MODEL_REPOSITORY", "/model_repository"))
     try:
-        for artifact in artifacts(repository, environment):
+        found = list(artifacts(repository, environment))
+        for artifact in found:
             check_artifact(artifact)
         key = control_key(environment)
         tls = tls_arguments(environment)
+        pool = max(map(pool_bytes, found), default=SMALLEST_POOL)
+        check_shared_memory(repository, pool)
     except Refusal as refusal:
         sys.exit(f"Error: {refusal}")
     environment.pop("AUTOGLM_CONTROL_KEY", None)  # the models have no use for it
-    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS)
+    arguments = command(repository, key, environment.get("AUTOGLM_HTTP_ADDRESS", "") or HTTP_ADDRESS, pool)
     arguments += [*tls, *known_flags()]
     raise_stack_limit()
     os.execvpe(arguments[0], arguments, environment)

@@ -389,7 +389,7 @@ def random_sampling(draw: random.Random) -> SamplingOptions:
     options |= draw.choice(
         [{}, {}, {}, {"repetition_penalty": 1.2}, {"frequency_penalty": 0.4}, {"presence_penalty": 1.0}]
     )
-    options |= draw.choice([{}, {}, {}, {"logit_bias": ((7, 4.0), (9, -100.0))}])
+    options |= draw.choice([{}, {}, {}, {"logit_bias": ((7, 4.0), (9, -100.0))}, {"bad_words": ((7, 8), (9,))}])
     options |= draw.choice([{}, {}, {"logprobs": draw.randint(1, 3)}])
     if draw.random() < 0.2:
         return SamplingOptions(**options, guided_regex=draw.choice(REGEXES))

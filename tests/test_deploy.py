@@ -32,6 +32,8 @@ from packaging.requirements import Requirement
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
+DOCKERFILE_CPU = (DEPLOY / "Dockerfile.cpu").read_text(encoding="utf-8")
+LOCKS = ("requirements", "requirements-cpu")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICE: dict[str, Any] = COMPOSE["services"]["triton"]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
@@ -45,6 +47,7 @@ def load_script(name: str) -> ModuleType:
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # dataclasses look there
     spec.loader.exec_module(module)
     return module
 
@@ -57,8 +60,8 @@ def with_defaults(text: object) -> str:
     return DEFAULT.sub(lambda match: match[2], str(text))
 
 
-def instructions(name: str) -> list[str]:
-    joined = re.sub(r"\\\n\s*", "", DOCKERFILE)
+def instructions(name: str, dockerfile: str = DOCKERFILE) -> list[str]:
+    joined = re.sub(r"\\\n\s*", "", dockerfile)
     return [line.removeprefix(f"{name} ") for line in joined.splitlines() if line.startswith(f"{name} ")]
 
 
@@ -112,8 +115,9 @@ def test_the_container_and_serve_admit_the_same_pings() -> None:
 # ---- compose.yaml
 
 
-def test_the_compose_file_is_valid_in_the_compose_specification() -> None:
-    command = ["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / "compose.yaml")]
+@pytest.mark.parametrize("name", ["compose.yaml", "compose-cpu.yaml"])
+def test_the_compose_file_is_valid_in_the_compose_specification(name: str) -> None:
+    command = ["-m", "check_jsonschema", "--builtin-schema", "vendor.compose-spec", str(DEPLOY / name)]
     done = subprocess.run([sys.executable, *command], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
 
@@ -197,12 +201,38 @@ def copied_files() -> set[str]:
     return copied
 
 
-def test_what_the_image_copies_is_there_and_in_the_build_context() -> None:
-    sources = {source for line in instructions("COPY") for source in line.split()[:-1]}
+def test_what_the_images_copy_is_there_and_in_the_build_context() -> None:
+    copied = [line for text in (DOCKERFILE, DOCKERFILE_CPU) for line in instructions("COPY", text)]
+    sources = {source for line in copied for source in line.split()[:-1]}
     allowed = {line[1:] for line in (DEPLOY / ".dockerignore").read_text().splitlines() if line.startswith("!")}
     assert sources == allowed
     assert all((DEPLOY / source).is_file() for source in sources)
     assert SERVICE["build"]["context"] == "."
+
+
+def test_the_image_of_the_cpu_is_the_other_one_without_tensorrt() -> None:
+    """The same base, user and command; what it installs is locked, all of it."""
+    for name in ("FROM", "USER", "ENV", "EXPOSE", "STOPSIGNAL", "CMD"):
+        assert instructions(name, DOCKERFILE_CPU) == instructions(name)
+    tag = f"TRITON_TAG={build_arguments()['TRITON_TAG']}"
+    assert instructions("ARG", DOCKERFILE_CPU) == [tag]
+    (installed,) = instructions("RUN", DOCKERFILE_CPU)
+    assert "--require-hashes" in installed and installed.split()[-1] == "/opt/autoglm/requirements-cpu.lock"
+    assert {"serve.py", "health.py"} < {
+        source for line in instructions("COPY", DOCKERFILE_CPU) for source in line.split()[:-1]
+    }
+
+
+def test_compose_for_the_cpu_differs_in_the_gpu_alone() -> None:
+    cpu = yaml.safe_load((DEPLOY / "compose-cpu.yaml").read_text(encoding="utf-8"))["services"]["triton"]
+    of_the_gpu = {"memlock": SERVICE["ulimits"]["memlock"]}
+    assert cpu["build"]["dockerfile"] == "Dockerfile.cpu"
+    assert cpu["build"]["args"] == {"TRITON_TAG": SERVICE["build"]["args"]["TRITON_TAG"]}
+    assert {**cpu["ulimits"], **of_the_gpu} == SERVICE["ulimits"]
+    assert cpu["deploy"]["resources"] == {"limits": SERVICE["deploy"]["resources"]["limits"]}
+    same = SERVICE.keys() - {"image", "build", "ulimits", "deploy"}
+    assert {name: cpu[name] for name in same} == {name: SERVICE[name] for name in same}
+    assert cpu.keys() == SERVICE.keys()
 
 
 def test_the_image_is_built_as_it_should_be() -> None:
@@ -242,28 +272,30 @@ def test_the_image_has_the_versions_that_the_project_is_tested_with() -> None:
         assert need.specifier.contains(served[need.name]), f"{need} against {served[need.name]}"
 
 
-def locked() -> dict[str, list[str]]:
+def locked(name: str = "requirements") -> dict[str, list[str]]:
     """Pin -> hashes, as pip reads the file."""
-    text = (DEPLOY / "requirements.lock").read_text().replace("\\\n", "")
+    text = (DEPLOY / f"{name}.lock").read_text().replace("\\\n", "")
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {pin: hashes for pin, *hashes in lines}
 
 
-def test_every_wheel_of_the_image_has_its_hash_and_the_version_of_the_constraints() -> None:
-    constraints, lock = pins(ROOT / "constraints.txt"), dict(pin.split("==") for pin in locked())
+@pytest.mark.parametrize("name", LOCKS)
+def test_every_wheel_of_the_image_has_its_hash_and_the_version_of_the_constraints(name: str) -> None:
+    constraints, lock = pins(ROOT / "constraints.txt"), dict(pin.split("==") for pin in locked(name))
     canonical = {name.replace("_", "-"): version for name, version in constraints.items()}
     assert lock.items() <= canonical.items()
-    assert pins(DEPLOY / "requirements.txt").items() <= lock.items()
-    hashes = [one for of_package in locked().values() for one in of_package]
-    assert all(locked().values()) and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
+    assert pins(DEPLOY / f"{name}.txt").items() <= lock.items()
+    hashes = [one for of_package in locked(name).values() for one in of_package]
+    assert all(locked(name).values()) and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.parametrize("lock", LOCKS)
 @pytest.mark.parametrize("python", ["3.11", "3.12"])
-def test_what_a_locked_package_needs_is_locked_too(python: str) -> None:
+def test_what_a_locked_package_needs_is_locked_too(python: str, lock: str) -> None:
     """As the packages that are installed here say it; pip would refuse to install one without a hash."""
     where = {"extra": "", "python_version": python, "python_full_version": f"{python}.9", "platform_machine": "x86_64"}
-    names = {pin.split("==")[0] for pin in locked()}
+    names = {pin.split("==")[0] for pin in locked(lock)}
     for name in names:
         needs = [Requirement(text) for text in metadata.requires(name) or []]
         wanted = {
@@ -358,12 +390,20 @@ def test_the_tensorrt_that_built_the_plan_is_accepted(tmp_path: Path, monkeypatc
     serve.check_artifact(write_manifest(tmp_path, runtime="tensorrt", runtime_version="11.4.0.106"))
 
 
+@pytest.mark.parametrize("runtime", ["native", "onnx"])
+def test_an_artifact_of_the_cpu_is_accepted(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the same version or another: the engine knows what it reads. The native one needs no package."""
+    with_installed(monkeypatch, **({"onnxruntime": "1.31.1"} if runtime == "onnx" else {}))
+    serve.check_artifact(write_manifest(tmp_path, runtime=runtime, runtime_version="1.30.0"))
+
+
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
         ({"runtime": "tensorrt", "runtime_version": "11.3.0.9"}, r"by tensorrt 11\.3\.0\.9, this image has 11\.4\.0\.106; build"),
         ({"runtime": "tensorrt-rtx", "runtime_version": "1.7.1.116"}, r"by tensorrt-rtx 1\.7\.1\.116, this image has none; build .* TENSORRT_PACKAGE=tensorrt-rtx TENSORRT_VERSION=1\.7\.1\.116"),
-        ({"runtime": "native", "runtime_version": "0.1.0"}, r"runtime is 'native'; this image serves tensorrt and tensorrt-rtx"),
+        ({"runtime": "onnx", "runtime_version": "1.31.1"}, r"runtime is onnx, this image has no onnxruntime; build it of Dockerfile\.cpu"),
+        ({"runtime": "tflite", "runtime_version": "1"}, r"runtime is 'tflite'; images serve tensorrt, tensorrt-rtx, onnx, native"),
         ({"runtime": "tensorrt"}, r"manifest\.json cannot be read: KeyError"),
     ],
 )  # fmt: skip

@@ -75,6 +75,14 @@ def test_tritons_openai_frontend_asks_as_of_vllm(server: LocalServer, own: Answe
     assert math.isclose(found.all("cumulative_logprob")[-1], sum(token["logprob"] for token in chosen), rel_tol=1e-5)
 
 
+def test_vllms_example_client_has_its_sampling_parameters_beside_the_tensors(
+    server: LocalServer, own: Answered
+) -> None:
+    text = [tensor("text_input", "BYTES", TEXT.encode(), batch=False), tensor("stream", "BOOL", True, batch=False)]
+    found = ask(server.grpc_url, "vllm_model", text, {"temperature": "0.0", "top_p": "0.95", "max_tokens": "12"})
+    assert (found.text, found.error) == (own.text, "")
+
+
 def test_log_probabilities_as_tensorrt_llm_gives_them(server: LocalServer) -> None:
     asked = [*frontend_trtllm(stream=True, **GREEDY), tensor("return_log_probs", "BOOL", True, batch=True)]
     found = ask(server.grpc_url, "ensemble", asked)

@@ -12,7 +12,7 @@ from autoglm_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings import GatewaySettings
-from client_fakes import FakeTransport, Script
+from client_fakes import FakeTransport, Script, inputs_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 Opened = Callable[..., object]
@@ -103,6 +103,17 @@ async def test_what_is_wrong_is_refused_by_name(changes: dict[str, object], fiel
             await client.chat.completions.create(**{"model": "autoglm", "messages": HELLO, **changes})  # type: ignore[call-overload]
     assert caught.value.param == field and field.split("[")[0] in caught.value.message
     assert caught.value.status_code == (404 if field == "model" else 400) and not transport.requests
+
+
+async def test_vllms_ways_to_say_things_are_passed_on() -> None:
+    """As its own server takes them: no top_k is -1, and bad_words are texts."""
+    transport = FakeTransport()
+    async with opened(transport) as client:
+        said = {"top_k": -1, "bad_words": ["ugly", "very bad"]}
+        await client.completions.create(model="autoglm", prompt="once", extra_body=said)
+    sent = inputs_of(transport.requests[0])
+    assert int.from_bytes(sent["top_k"], "little", signed=True) == -1
+    assert sent["bad_words"] == b"\x04\0\0\0ugly\x08\0\0\0very bad"
 
 
 async def test_choices_draw_with_seeds_of_their_own_and_share_the_prompt() -> None:

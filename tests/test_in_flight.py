@@ -211,6 +211,7 @@ OPTIONS = st.fixed_dictionaries(
         "ignore_eos": st.booleans(),
         "stop": st.sampled_from([("a",), ("b", "Zq"), ("0",)]),
         "logprobs": st.sampled_from([2]),
+        "bad_words": st.sampled_from([((3,), (1, 2)), ((5, 6, 7), (5, 9), (9, 5))]),
         "stream": st.booleans(),
     },
 )

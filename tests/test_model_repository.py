@@ -59,9 +59,9 @@ def test_a_config_parses_and_is_named_after_its_folder(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS[1:])
-def test_every_step_batches(model: str) -> None:
+def test_every_step_has_a_queue_and_takes_any_length(model: str) -> None:
     parsed = config(model)
-    assert parsed.HasField("dynamic_batching")
+    assert parsed.HasField("dynamic_batching"), "a queue, and an order that it keeps, also where a batch is one request"
     assert all(spec.allow_ragged_batch for spec in parsed.input if -1 in spec.dims)
 
 
@@ -172,6 +172,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     )
     assert settings == EngineSettings(
         max_events_per_second=400,
+        default_deadline_ms=3_600_000,
         cache_mode="exact",
         semantic_cache="asked",
         speculation="auto",

@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 from collections.abc import Iterator
+from functools import partial
 
 import httpx
 import pytest
@@ -104,7 +105,7 @@ def test_a_number_that_cannot_be_read_is_a_protocol_error() -> None:
 @pytest.fixture
 def gateway() -> Iterator[GatewayThread]:
     transport = FakeTransport(Script(words=WORDS, numbers=[0, 2, 1, 3]))
-    with GatewayThread(GatewaySettings(), lambda urls: fake_client(urls, transport)) as running:
+    with GatewayThread(GatewaySettings(), partial(fake_client, transport=transport)) as running:
         yield running
 
 

@@ -66,7 +66,7 @@ async def test_polled_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Path,
 async def check_a_second_version_changes_nothing(repository: Repository, server: LocalServer) -> None:
     """Triton would report it ready, while everything in it came from version 1."""
     before, engine = await answers_of(server.grpc_url), repository.path / "engine"
-    shutil.copytree(engine / "1", engine / "2")
+    shutil.copytree(engine / "1", repository.path.parent / "copy").rename(engine / "2")
     await until(lambda: "engine/2 cannot be served: the only version of each model is 1" in server.log_text())
     with triton.InferenceServerClient(server.grpc_url) as client:
         assert not client.is_model_ready("engine", "2")

@@ -205,11 +205,29 @@ def test_a_half_of_a_family_is_taken_back(tmp_path: Path, artifact: Path, monkey
 
 
 def test_what_a_killed_one_left_is_removed(tmp_path: Path, artifact: Path) -> None:
-    left, living = (tmp_path / "models" / f".phone.partial-{pid}" for pid in (4_194_305, 1))
+    left, living = (tmp_path / f".models-phone.partial-{pid}" for pid in (4_194_305, 1))
     for folder in (left, living):
         (folder / "phone-engine").mkdir(parents=True)
     write_family(Family("phone", TREE, artifact), tmp_path / "models")
     assert not left.exists() and living.exists()
+
+
+@pytest.mark.parametrize(("beside", "place"), [(True, ""), (False, "models")])
+def test_a_half_written_model_is_kept_out_of_the_repository_where_that_can_be(
+    tmp_path: Path, artifact: Path, monkeypatch: pytest.MonkeyPatch, beside: bool, place: str
+) -> None:
+    """Triton 2.51 does not start over a hidden folder that is no model."""
+    rename, stages = Path.rename, set[Path]()
+
+    def noted(path: Path, target: Path) -> object:
+        stages.add(path.parent.parent.relative_to(tmp_path))
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", noted)
+    monkeypatch.setattr(os, "access", lambda path, mode: beside)
+    write_family(Family("phone", TREE, artifact), tmp_path / "models")
+    assert stages == {Path(place)}
+    assert [path.name for path in tmp_path.rglob("*.partial-*")] == []
 
 
 # ---- the command

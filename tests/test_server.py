@@ -212,8 +212,9 @@ BAD_TENSORS: list[tuple[str, list[Any], str]] = [
     ("max_tokens 1e9", [tensor("text_input", b"x"), tensor("max_tokens", 10**9)], "max_tokens is 1000000000; it must be"),
     ("wrong dtype", [tensor("text_input", b"x"), tensor("max_tokens", 5, dtype="INT64")], "data-type is 'INT64'"),
     ("wrong shape", [tensor("text_input", b"x"), tensor("max_tokens", [5, 6])], "unexpected shape for input 'max_tokens'"),
-    ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "first (batch) dimension must be 1"),
-    ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "text_input has 50000000 bytes, which cannot fit"),
+    ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "batch-size must be <= 1 for 'autoglm'"),
+    ("5 MB", [tensor("text_input", b"x" * 5_000_000)], "text_input has 5000000 bytes, which cannot fit"),
+    ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "Failed to increase the shared memory pool size"),
     ("unknown tensor", [tensor("text_input", b"x"), tensor("heat", 1.0, dtype="FP32")], "heat"),
 ]  # fmt: skip
 
@@ -260,7 +261,7 @@ def test_bad_input_is_answered_and_disturbs_nobody(server: LocalServer) -> None:
     [
         (b'{"text_input": "x", "temprature": 1}', 400, "unknown option temprature"),
         (b'{"text_input": "x", "temperature": NaN}', 400, "temperature is nan"),
-        (b'{"text_input": ["x", "y"]}', 400, "first (batch) dimension must be 1"),
+        (b'{"text_input": ["x", "y"]}', 400, "batch-size must be <= 1 for 'autoglm'"),
         (b"{}", 400, "request has 0 inputs"),
         (b'{"text_input": "x", "max_tokens": "many"}', 500, "Unable to parse 'data'"),  # Triton's own words and status
         (b"{", 500, "failed to parse the request JSON"),

@@ -82,6 +82,7 @@ OPTIONS = st.fixed_dictionaries(
         "logprobs": st.integers(0, 3),
         "temperature": st.sampled_from([0.0, 0.0, 0.8]),
         "seed": st.just(5),
+        "bad_words": st.sampled_from([((3,),), ((1, 2), (14, 15, 16))]),
     },
 ).map(lambda options: {"seed": 5, **options, "min_tokens": min(options.get("min_tokens", 0), options["max_tokens"])})
 PROMPTS = st.builds(

@@ -20,6 +20,7 @@ from autoglm_engine.tally import EngineStats
 from autoglm_engine.token_text import TokenText
 from autoglm_perf.copying import COPYING, FREE, chats
 from autoglm_perf.workload import reference_workload
+from conftest import MODEL_REPOSITORY
 
 pytestmark = pytest.mark.slow
 
@@ -89,9 +90,11 @@ def test_what_a_step_costs_is_measured(runner: Runner) -> None:
 
 
 @pytest.mark.server
-def test_a_request_through_the_server(server: LocalServer) -> None:
+def test_a_request_through_the_server(artifact: Path) -> None:
+    """Where drafts are made whether they pay or not: what pays is measured when the server starts."""
     prompt = "Repeat: one two three four five six. one two three four five six. one two three four"
-    with Client(server.grpc_url) as client:
+    settings = {"AUTOGLM_CACHE_MODE": "off", "AUTOGLM_SPECULATION": "on"}
+    with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=settings) as server, Client(server.grpc_url) as client:
         texts = {}
         for asked in (0, 8):
             before = client.stats().engine

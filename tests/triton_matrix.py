@@ -105,7 +105,7 @@ def smoke(version: str, folder: Path, artifact: Path, repository: Path) -> Found
         program = launcher(unpacked(version, folder), Path(scratch))
         command = [ROOT / "deploy" / "smoke.sh", "--local", "--artifact", artifact, "--repository", repository]
         done = subprocess.run(
-            [*map(str, command), "--timeout", "300"],
+            [*map(str, command), "--timeout", "300", "--log", str(folder / f"{version}.log")],
             env={**os.environ, "TRITONSERVER": str(program)},
             capture_output=True,
             text=True,

@@ -28,13 +28,14 @@ from .hidden_arguments import hide_arguments
 from .model_names import ModelNames
 from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
-from .repositories import families
+from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .server_tls import ServerTLS
 from .shared_inputs import KEY_HEADER
+from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
 from .stack_limit import with_stack
 from .tls import TLS
 from .triton_flags import PING_ARGUMENTS, client_memory_arguments
@@ -143,6 +144,7 @@ class LocalServer:
         check_ports(self._addresses())
         sweep()
         compile_models(self.model_repository)
+        self._pools.check()
         try:
             self._launch(install)
         except BaseException:
@@ -271,6 +273,16 @@ class LocalServer:
         ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
         return {setting: (self.host, port) for setting, port in ports.items()}
 
+    @property
+    def _pools(self) -> SharedPools:
+        named = {**os.environ, **self._env, **self._artifact_env()}.get("AUTOGLM_ARTIFACT")
+        chosen = Path(named) if named else None
+        folders = [
+            own_artifact(self.model_repository, names) or chosen or default_artifact(self.model_repository, names)
+            for names in families(self.model_repository)
+        ]
+        return SharedPools.of(self.model_repository, [(folder, DEFAULT_MAX_QUEUE) for folder in folders])
+
     def _artifact_env(self) -> dict[str, str]:
         return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
 
@@ -292,7 +304,9 @@ class LocalServer:
         }
         flags = [f"--{name}={value}" for name, value in options.items()]
         flags += [*PING_ARGUMENTS, *client_memory_arguments(install.binary, install.environment(os.environ))]
-        return with_stack([str(install.binary), *flags, *self._restrictions(), *self._arguments])
+        return with_stack(
+            [str(install.binary), *flags, *self._pools.arguments, *self._restrictions(), *self._arguments]
+        )
 
     def _restrictions(self) -> tuple[str, ...]:
         control = f"{_CONTROL_HEADER}={self.control_key}"

@@ -1,8 +1,9 @@
 """Writes a family of models into a model repository, of the tree's: code, configuration, artifact.
 
-The folders are made in a hidden one of the repository, `.NAME.partial-PID`, and then renamed, the ensemble's last: a server
-that looks meanwhile finds no half of a model. After a crash only the hidden folder is left; the next one to write the same
-name removes it once its process is gone.
+The folders are made in a hidden one beside the repository, `.REPOSITORY-NAME.partial-PID`, and then renamed, the ensemble's
+last: a server that looks meanwhile finds no half of a model. After a crash only the hidden folder is left; the next one to write
+the same name removes it once its process is gone. Inside of the repository it would be a model that Triton cannot load; it is
+made there only where the repository is a mount of its own, or where nothing can be written beside it.
 """
 
 from __future__ import annotations
@@ -153,8 +154,9 @@ def _written(repository: Path) -> Iterator[None]:
 def _stage(repository: Path, name: str) -> Iterator[Path]:
     is_new = not repository.exists()
     repository.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(repository, name)
-    stage = repository / f".{name}.partial-{os.getpid()}"
+    place = _hidden_place(repository.resolve(), name)
+    _remove_leftovers(place)
+    stage = place.with_name(f"{place.name}.partial-{os.getpid()}")
     stage.mkdir()
     try:
         yield stage
@@ -164,8 +166,15 @@ def _stage(repository: Path, name: str) -> Iterator[Path]:
             repository.rmdir()
 
 
-def _remove_leftovers(repository: Path, name: str) -> None:
-    for path in repository.glob(f".{name}.partial-*"):
+def _hidden_place(repository: Path, name: str) -> Path:
+    """Hidden folders are named after this path."""
+    beside = repository.parent
+    can_move = os.access(beside, os.W_OK) and beside.stat().st_dev == repository.stat().st_dev
+    return beside / f".{repository.name}-{name}" if can_move else repository / f".{name}"
+
+
+def _remove_leftovers(place: Path) -> None:
+    for path in place.parent.glob(f"{place.name}.partial-*"):
         pid = path.name.rpartition("-")[2]
         if pid.isdigit() and not Path(f"/proc/{pid}").exists():
             shutil.rmtree(path, ignore_errors=True)

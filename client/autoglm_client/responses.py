@@ -31,6 +31,9 @@ _MISS = re.compile(r"\bnot cached\b")
 _TRITON_REFUSAL = re.compile(
     r"unexpected (inference input|shape|datatype|data-type)|unknown model|expected \d+ inputs|byte size"
 )
+# What Triton says of it names a region and advises who runs the server.
+_TOO_LARGE = re.compile(r"Failed to increase the shared memory pool size")
+_SEND_LESS = "the request is larger than the shared memory in which the server's models take one; send less"
 
 
 def parse_generation(response: pb.ModelInferResponse, elapsed_ms: float = 0.0) -> Piece | None:
@@ -69,6 +72,8 @@ def error_of(text: str, code: str = "") -> AutoGLMError:
     sentence = " ".join(_TRITON_PREFIX.sub("", text).split()) or "the server gave no reason"
     if marked := _CODE_MARK.match(sentence):
         code, sentence = marked["code"], sentence[marked.end() :]
+    elif _TOO_LARGE.match(sentence):
+        return InvalidRequestError(_SEND_LESS)
     match code:
         case "NOT_FOUND" if _MISS.search(sentence):
             return NotCachedError(sentence)

@@ -6,6 +6,7 @@ It is a file of /dev/shm, locked while its process lives, so that those of kille
 from __future__ import annotations
 
 import fcntl
+import logging
 import mmap
 import os
 import secrets
@@ -14,6 +15,7 @@ import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
+_log = logging.getLogger(__name__)
 FOLDER = Path("/dev/shm")
 _PREFIX = "autoglm-inputs-"
 _ALIGNMENT = 4096
@@ -26,7 +28,9 @@ class Block:
 
 
 class Segment:
-    """`size` bytes at most; memory is taken with first use and kept until `close`, or until the process ends.
+    """`size` bytes at most; memory is taken with first use and kept until `close`, or until the process ends. It is taken
+    before it is written to, so that a full `folder` shows as a block that cannot be had, and not as the end of the process
+    (SIGBUS).
 
     Raises OSError where this system has no such memory.
     """
@@ -39,6 +43,9 @@ class Segment:
         file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
         os.ftruncate(file, size)
+        self._file = file
+        self._is_told = False
+        self._num_taken = 0  # bytes from the beginning on that there is memory for
         self._memory = mmap.mmap(file, size)
         unlocked.rename(folder / self.name)
         self._finalizer = weakref.finalize(self, _remove, folder / self.name, file, os.getpid())
@@ -48,11 +55,27 @@ class Segment:
         wanted = -(-max(len(content), 1) // _ALIGNMENT) * _ALIGNMENT
         for place, free in enumerate(self._free):
             if free.size >= wanted:
+                if not self._take(free.offset + wanted):
+                    return None
                 rest = Block(free.offset + wanted, free.size - wanted)
                 self._free[place : place + 1] = [rest] if rest.size else []
                 self._memory[free.offset : free.offset + len(content)] = content
                 return Block(free.offset, wanted)
         return None
+
+    def _take(self, end: int) -> bool:
+        """Whether there is memory for the bytes before `end`."""
+        if end <= self._num_taken:
+            return True
+        try:
+            os.posix_fallocate(self._file, self._num_taken, end - self._num_taken)
+        except OSError as error:
+            if not self._is_told:
+                _log.warning("shared memory has no room, large inputs are sent: %s", error.strerror)
+            self._is_told = True
+            return False
+        self._num_taken = end
+        return True
 
     def release(self, block: Block) -> None:
         self._free.append(block)

@@ -22,7 +22,7 @@ from .segment import Block, Segment, remove_stale
 from .transport import Transport
 
 _log = logging.getLogger(__name__)
-_HINT = " (since 26.05 tritonserver has to be started with --allow-client-shm=true)"
+_HINT = " (since 26.04 tritonserver has to be started with --allow-client-shm=true)"
 _TIMEOUT_S = 5.0
 KEY_HEADER = "autoglm-shared-memory-key"
 KEY_VARIABLE = "AUTOGLM_SHARED_MEMORY_KEY"

@@ -96,7 +96,7 @@ class GrpcTransport:
         return unreachable(self.address)  # it was there for a moment
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
-        # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver 2.51 itself.
+        # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver up to 26.03 itself.
         try:
             call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
             await call.write(request)

@@ -20,6 +20,7 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
 PromptText = Annotated[str, Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
+BadWord = Annotated[str, Field(max_length=256)]
 Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
@@ -91,7 +92,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class Extensions(Strict):
     """What this server can do beside: `docs/serving.md` has the ranges."""
 
-    top_k: Annotated[int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1)] | None = None  # vLLM's way to say that it is off: -1
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None
     min_tokens: Annotated[int, Field(ge=0)] | None = None
     repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] | None = None
@@ -102,6 +103,7 @@ class Extensions(Strict):
     guided_json: dict[str, Any] | str | None = None
     guided_regex: str | None = None
     guided_grammar: str | None = None
+    bad_words: Annotated[Items[BadWord], Field(max_length=64)] | None = None
 
 
 class Generation(Extensions, RouterDefaults):

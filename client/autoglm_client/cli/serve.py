@@ -17,6 +17,7 @@ from autoglm_client.ports import check_ports
 from autoglm_client.repositories import families
 from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
 from . import arguments as args
@@ -123,10 +124,13 @@ def serve(
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
     models = gateway_models(names, gateway_config) if gateway else []
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
+    pools = list[tuple[Path, int]]()
     for name in names:
         chosen = artifact_folder(artifact, folder, name)
         ensure_exported(chosen, export_if_missing=export_if_missing)
         check_slots(settings[name], chosen)
+        pools.append((chosen, settings[name].max_queue))
+    SharedPools.of(folder, pools).check()
     server = LocalServer(
         folder,
         artifact=artifact,

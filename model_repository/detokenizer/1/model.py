@@ -1,13 +1,14 @@
 """The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import triton_python_backend_utils as pb_utils
 
 RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -23,11 +24,13 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         self.refusal = EngineError
@@ -50,7 +53,7 @@ class TritonPythonModel:
             code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
         except Exception as error:  # one request never takes its batch with it
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
             text = f"INTERNAL: the detokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])

@@ -1,14 +1,15 @@
 """The embedder model: texts to unit vectors. What it does is in `autoglm_engine.embedder`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -21,9 +22,11 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         self.text_of = text_of
@@ -42,7 +45,7 @@ class TritonPythonModel:
         try:
             rows = iter(self.embedder.embed(texts) if texts else ())
         except Exception as error:
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("texts could not be embedded")
             return [refusal("INTERNAL", f"the embedder failed: {type(error).__name__}") for _ in requests]
         return [answer if not isinstance(answer, str) else embedding(next(rows)) for answer in answers]
 

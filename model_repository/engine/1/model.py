@@ -1,10 +1,10 @@
 """The engine model: a decoupled adapter over `autoglm_engine.service`."""
 
 import json
+import logging
 import os
 import sys
 import time
-import traceback
 from functools import partial
 from pathlib import Path
 
@@ -14,11 +14,13 @@ import triton_python_backend_utils as pb_utils
 RELEASE = "0.1.0"  # of the package that this file goes with
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 
+LOG = logging.getLogger("autoglm_engine.model")
+
 
 class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
-        from autoglm_engine.adapter import engine_settings
+        from autoglm_engine.adapter import check_shared_memory, engine_settings
         from autoglm_engine.deployment import check_single_instance, check_version
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.published import PublishedMetrics
@@ -26,16 +28,20 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
         neighbours = Neighbours.of(args["model_config"])
+        artifact = neighbours.artifact_folder(args["model_repository"])
+        check_shared_memory(Path(args["model_repository"]).parent, artifact, settings)
         families = Families({"model": neighbours.ensemble, "version": args["model_version"]})
         self.service = EngineService(
-            neighbours.artifact_folder(args["model_repository"]),
+            artifact,
             settings,
             num_threads=num_threads,
             metrics=PublishedMetrics(families.series),
@@ -53,7 +59,7 @@ class TritonPythonModel:
             try:
                 self.take(request, reply)
             except Exception as error:  # one request never takes the others of its batch with it
-                pb_utils.Logger.log_error(traceback.format_exc())
+                LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
                 reply.fail("INTERNAL", f"the engine failed: {type(error).__name__}")
 
     def take(self, request, reply):
@@ -137,7 +143,7 @@ def ask_embedder(name, text):
 
 def end_process():
     """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
-    pb_utils.Logger.log_error("the engine cannot go on and ends its process")
+    LOG.error("the engine cannot go on and ends its process")
     time.sleep(1)  # the last answers pass through the detokenizer
     os._exit(1)
 

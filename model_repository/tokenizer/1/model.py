@@ -1,14 +1,15 @@
 """The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
 
 import json
+import logging
 import sys
-import traceback
 from pathlib import Path
 
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
 RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
 
 
 class TritonPythonModel:
@@ -26,9 +27,11 @@ class TritonPythonModel:
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
+        log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
@@ -55,7 +58,7 @@ class TritonPythonModel:
         except self.refusal as error:
             return refused(error)
         except Exception as error:  # one request never takes its batch with it
-            pb_utils.Logger.log_error(traceback.format_exc())
+            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
             text = f"INTERNAL: the tokenizer failed: {type(error).__name__}"
             return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
         return pb_utils.InferenceResponse(

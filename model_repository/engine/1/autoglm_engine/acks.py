@@ -25,17 +25,27 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .board_file import NO_ARTIFACT, PROBE_CELL, Board, board_name
+from .board_file import NO_ARTIFACT, PROBE_CELL, Board, board_name, file_bytes
 from .boards import SHARED_MEMORY, remove_stale_boards
 from .core import Event
+from .errors import Unavailable
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from .server_identity import ServerIdentity
 from .wire import Ack, Packed, pack_event
 
+_SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
+
+
+def cells_for(num_slots: int, max_queue: int) -> int:
+    """The probe's, and one for each stream there may be: who shares another's slot has one, too, and is bounded as the
+    queue is."""
+    return 1 + num_slots + 2 * max_queue + _SPARE_CELLS
+
 
 class AckBoard:
     """The engine's side. The file is locked while it is in use, so that a board left behind by a killed engine is
-    recognised and removed when the next one is made. `artifact`: `Manifest.short_digest` of what the engine serves."""
+    recognised and removed when the next one is made. `artifact`: `Manifest.short_digest` of what the engine serves. Raises
+    Unavailable where shared memory has no room for it."""
 
     def __init__(
         self,
@@ -48,13 +58,18 @@ class AckBoard:
         board_id = secrets.token_bytes(BOARD_ID_BYTES)
         self.num_cells = num_cells
         self._path = folder / board_name(board_id)
-        unlocked = (
-            folder / f".{self._path.name}"
-        )  # under its own name it is whole, and locked, from the first moment on
+        unlocked = folder / f".{self._path.name}"  # under its own name it is whole, and locked, from the first moment
         file = os.open(unlocked, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
         fcntl.flock(file, fcntl.LOCK_EX)
-        key = secrets.token_bytes(KEY_BYTES)
-        self._board = Board.create(file, board_id, num_cells, server or ServerIdentity.of_parent(), key, artifact)
+        server, key = server or ServerIdentity.of_parent(), secrets.token_bytes(KEY_BYTES)
+        try:
+            self._board = Board.create(file, board_id, num_cells, server, key, artifact)
+        except OSError as error:
+            unlocked.unlink()
+            os.close(file)
+            raise Unavailable(
+                f"{folder} has no {file_bytes(num_cells)} bytes for the acknowledgement board: {error.strerror}"
+            ) from None
         unlocked.rename(self._path)
 
     @property
@@ -75,6 +90,10 @@ class AckBoard:
 
     def note_asked(self) -> None:
         self._board.note_asked()
+
+    @property
+    def was_asked(self) -> bool:
+        return self._board.was_asked
 
     @property
     def mark(self) -> int:
@@ -128,6 +147,11 @@ class AckGate:
         self._next_number = 1
         self._last_sent = 0
         self._last_probe = 0.0
+
+    @property
+    def was_asked(self) -> bool:
+        """Whether a request has come to the engine."""
+        return self._board.was_asked
 
     def sealed(self, event: Event, ack: Ack | None, sequence_number: int = 0) -> Packed:
         """The event as it goes to the detokenizer."""

@@ -5,12 +5,18 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from .acks import cells_for
+from .board_file import file_bytes
+from .boards import SHARED_MEMORY
 from .errors import InvalidRequest
+from .manifest import Manifest
 from .neighbours import NAMES, parameters
 from .settings import EngineSettings
 from .settings_file import parse_text, variable
+from .shared_pools import check_size, needed_bytes, num_python_models
 
 _THREADS = "num_threads"
 
@@ -31,6 +37,15 @@ def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) 
     threads = int(parse_text(_THREADS, texts.pop(_THREADS, "0")))
     values: dict[str, Any] = {name: parse_text(name, text) for name, text in texts.items()}
     return EngineSettings(**values), threads or len(os.sched_getaffinity(0))
+
+
+def check_shared_memory(
+    repository: Path, artifact: Path, settings: EngineSettings, folder: Path = SHARED_MEMORY
+) -> None:
+    """Raises Unavailable where this machine's or container's shared memory is too small for the repository's models."""
+    manifest = Manifest.load(artifact)
+    board = file_bytes(cells_for(manifest.num_slots, settings.max_queue))
+    check_size(needed_bytes(num_python_models(repository), manifest.max_length, board), folder)
 
 
 def exits_with_engine(model_config: str, environ: Mapping[str, str] = os.environ) -> bool:

@@ -72,7 +72,7 @@ class Answers:
         try:
             self.events.append(sequence.event(now))
         except BaseException as error:
-            self._end(sequence, now, failure=own_failure(error))
+            self._end(sequence, now, failure=own_failure(error, sequence.request.id))
 
     def beat(self, source: Sequence | Waiting, now: float) -> None:
         source.last_event_at = now
@@ -95,7 +95,7 @@ class Answers:
             try:
                 reason = sequence.tell(taken)
             except BaseException as error:
-                failure = own_failure(error)
+                failure = own_failure(error, sequence.request.id)
             if reason is not None or failure is not None:
                 break
         self._untold.pop(sequence, None)
@@ -125,6 +125,6 @@ def _ending(source: Sequence | Waiting, now: float, reason: FinishReason | None,
     try:
         return source.event(now, finish_reason=reason, failure=failure)
     except BaseException as error:
-        failure = failure or own_failure(error)
+        failure = failure or own_failure(error, source.request.id)
         usage = Usage(len(source.request.prompt_ids), 0, 0)
         return Event(source.request.id, (), usage, Stages(), error=str(failure), error_code=failure.code)

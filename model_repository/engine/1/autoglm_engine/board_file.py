@@ -62,8 +62,9 @@ class Board:
     def create(
         cls, file: int, board_id: bytes, num_cells: int, server: ServerIdentity, key: bytes, artifact: str = NO_ARTIFACT
     ) -> Board:
-        """Write an empty one into a new file."""
-        os.ftruncate(file, 8 * (_HEADER + num_cells))
+        """Write an empty one into a new file. All of its memory is taken here: where there is none, this raises OSError,
+        and no later touch of a page ends a process (SIGBUS)."""
+        os.posix_fallocate(file, 0, file_bytes(num_cells))
         words = _map_words(file)
         words[_SERVER:_KEY] = server.pid, server.started, server.namespace
         words[_ENGINE] = server.engine
@@ -136,6 +137,10 @@ class Board:
         return bool(self._words[_ENDED])
 
     @property
+    def was_asked(self) -> bool:
+        return bool(self._words[_DUTY])
+
+    @property
     def is_asked(self) -> bool:
         return bool(self._words[_DUTY] == _IS_ASKED)
 
@@ -153,6 +158,10 @@ class Board:
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def file_bytes(num_cells: int) -> int:
+    return 8 * (_HEADER + num_cells)
 
 
 def board_name(board_id: bytes) -> str:

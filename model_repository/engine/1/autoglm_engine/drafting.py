@@ -71,7 +71,7 @@ class Drafter:
                 try:
                     draft = _draft(sequence, sequence.speculation)
                 except BaseException as error:
-                    failed.append((sequence, own_failure(error)))
+                    failed.append((sequence, own_failure(error, sequence.request.id)))
                     continue
                 places.append(place)
                 drafts.append(draft)

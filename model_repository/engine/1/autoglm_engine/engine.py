@@ -251,7 +251,9 @@ class Engine:
                 try:
                     self._take_all(choices, now)
                 except BaseException as error:
-                    self._answers.cut_off(choices.sequence, now, failure=own_failure(error))
+                    self._answers.cut_off(
+                        choices.sequence, now, failure=own_failure(error, choices.sequence.request.id)
+                    )
 
     def _take_all(self, choices: Choices, now: float) -> None:
         sequence = choices.sequence

@@ -32,16 +32,16 @@ class EngineWatch:
         self._thread.close(timeout)
 
     def look(self) -> bool:
-        """Whether the engine's process died, and no other lives that is loaded in its place or was before. One that ended in
-        order did not die.
+        """Whether the process of an engine died that requests go to. One that ended in order did not die; nor does one count
+        that nobody asked yet, or asks any more, while another lives.
 
         The boards stay open, so that a death shows also when somebody removed what the dead engine left behind."""
         self._open_new()
         self._let_go(board for board in self._boards.values() if board.has_ended)
         dead = [board for board in self._boards.values() if board.is_abandoned]
-        if len(dead) == len(self._boards):
+        if any(board.is_asked for board in dead) or len(dead) == len(self._boards):
             return bool(dead)
-        self._let_go(board for board in dead if not board.is_asked)  # nobody waits for it
+        self._let_go(dead)
         return False
 
     def _open_new(self) -> None:

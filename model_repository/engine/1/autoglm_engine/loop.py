@@ -146,4 +146,4 @@ class EngineLoop:
                 try:
                     self._sink(event)
                 except Exception as error:
-                    _log.error("an event of request %s was not sent", event.request_id, exc_info=error)
+                    _log.error("an event was not sent", exc_info=error, extra={"request_id": event.request_id})

@@ -14,12 +14,12 @@ _log = logging.getLogger(__name__)
 _NOBODYS_OWN = (DeviceError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
-def own_failure(error: BaseException) -> EngineError:
-    """What the caller is told. To be called in an `except BaseException`: a panic of a library in Rust is no Exception.
+def own_failure(error: BaseException, request_id: str = "") -> EngineError:
+    """What the caller is told; the log names the request. To be called in an `except BaseException`: a panic of a library in Rust is no Exception.
     Raises `error` on where it is not the request's own."""
     if isinstance(error, _NOBODYS_OWN):
         raise error
     if isinstance(error, EngineError):
         return error
-    _log.error("a request failed by itself", exc_info=error)
+    _log.error("a request failed by itself", exc_info=error, extra={"request_id": request_id})
     return EngineError(f"the engine failed on this request: {type(error).__name__}")

@@ -95,7 +95,7 @@ class Replies:
             try:
                 entry.reply.send(self._gate.sealed(event, None), last=True)
             except Exception as error:
-                _log.error("request %s could not be told of the end", request_id, exc_info=error)
+                _log.error("the end could not be told", exc_info=error, extra={"request_id": request_id})
 
     def find(self, caller_ids: Iterable[str]) -> list[str]:
         """The engine's ids of these callers' requests; those without an id cannot be meant."""
@@ -143,7 +143,7 @@ class Replies:
         try:
             return self._gate.sealed(event, self._gate.stamp(event.request_id), sequence_number)
         except Exception as error:
-            _log.error("an event of request %s cannot be packed", event.request_id, exc_info=error)
+            _log.error("an event cannot be packed", exc_info=error, extra={"request_id": event.request_id})
             return None
 
     def _entry(self, request_id: str) -> _Entry | None:

@@ -142,7 +142,7 @@ class Scheduler:
         try:
             sequence = admit(waiting, allocation)
         except BaseException as error:
-            plan.refused.append((waiting, own_failure(error)))
+            plan.refused.append((waiting, own_failure(error, waiting.request.id)))
             self.slots.release(allocation.slot, retain=False)
             self.waiting.remove(waiting)
             return None
@@ -156,7 +156,7 @@ class Scheduler:
         try:
             span = self._span(sequence, budget)
         except BaseException as error:
-            plan.failed.append((sequence, own_failure(error)))
+            plan.failed.append((sequence, own_failure(error, sequence.request.id)))
             return 0
         plan.spans.append(span)
         plan.sequences.append(sequence)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .acks import AckBoard, AckGate
+from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
 from .boards import RequestBoards
@@ -49,7 +49,6 @@ _CLOSE_SECONDS = 1.0  # for a step to end by itself
 _LAST_STEP_SECONDS = (
     2.0  # more for one that is longer, with everybody answered: the process ends in better order after it
 )
-_SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 
 
 class EngineService:
@@ -95,9 +94,8 @@ class EngineService:
         )
         manifest.check_unchanged(folder)
         warm_up(self._runner)
-        # Who shares another's slot has a cell, too, and is bounded as the queue is.
         server = identity or ServerIdentity.of_parent()
-        num_cells = 1 + manifest.num_slots + 2 * settings.max_queue + _SPARE_CELLS
+        num_cells = cells_for(manifest.num_slots, settings.max_queue)
         self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
         self._requests = RequestBoards(self._board, server)
         gate = AckGate(self._board)
@@ -178,7 +176,7 @@ class EngineService:
             self._replies.refuse(request_id, error.code, str(error))
             return
         except Exception as error:
-            _log.exception("a request could not be taken")
+            _log.exception("a request could not be taken", extra={"request_id": request_id})
             self._replies.refuse(request_id, "INTERNAL", f"the engine failed on this request: {type(error).__name__}")
             return
         if self._replies.was_cancelled(caller_id, request.arrival):

@@ -173,6 +173,7 @@ class ServingSettings(EngineSettings):
     """
 
     max_events_per_second: float = 400.0
+    default_deadline_ms: int = 3_600_000
     cache_mode: str = "exact"
     semantic_cache: str = "asked"
     speculation: str = "auto"

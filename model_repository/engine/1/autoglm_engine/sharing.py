@@ -255,7 +255,7 @@ class SharingEngine:
                 try:
                     self._compute(flight)
                 except BaseException as error:
-                    self._fail(flight, own_failure(error), now)
+                    self._fail(flight, own_failure(error, flight.request.id), now)
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
@@ -329,7 +329,7 @@ class SharingEngine:
         try:
             self._out.append(member.event(now, self._text) if member.wants_news else member.heartbeat(now))
         except BaseException as error:
-            member.failure = own_failure(error)
+            member.failure = own_failure(error, member.request.id)
             self._leave(member, FinishReason.CANCELLED, now)
 
     def _end_member(self, member: Member, now: float, reason: FinishReason | None = None, *, is_counted: bool) -> None:
@@ -337,7 +337,7 @@ class SharingEngine:
         try:
             event = member.event(now, self._text, reason) if member.failure is None else None
         except BaseException as error:
-            member.failure, event = own_failure(error), None
+            member.failure, event = own_failure(error, member.request.id), None
         if event is None:
             assert member.failure is not None
             event = _failed(member.request, member.failure)
@@ -371,7 +371,7 @@ class SharingEngine:
             for tier in flight.tiers:
                 tier.keep(flight.key, flight.request, answer)
         except BaseException as error:
-            own_failure(error)
+            own_failure(error, flight.request.id)
 
     def _close(self, flight: Flight) -> None:
         """Nobody joins it from now on."""

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 import time
+from collections.abc import Sequence
 
 import numpy as np
 
 from .core import Span, StepBatch
 from .runner import Runner
 
-_REPEATS = 7
+_REPEATS = 11
 _MOST_DRAFTS = 8
 _RANGE = (1.0, 1000.0)
 
@@ -22,7 +24,8 @@ def measure_fixed_rows(runner: Runner) -> float:
     past = min(limits.prefill_chunk, limits.max_length - 1 - drafts)
     if past:
         runner.issue(StepBatch((Span(0, 0, np.zeros(past, np.int32), wants_logits=False),))).result()
-    return fixed_rows(_seconds(runner, past, 0), _seconds(runner, past, drafts), drafts)
+    seconds_of_one, seconds_of_more = _seconds(runner, past, (0, drafts))
+    return fixed_rows(seconds_of_one, seconds_of_more, drafts)
 
 
 def fixed_rows(seconds_of_one: float, seconds_of_more: float, num_more: int) -> float:
@@ -34,12 +37,17 @@ def fixed_rows(seconds_of_one: float, seconds_of_more: float, num_more: int) -> 
     return max(low, seconds_of_one / seconds_a_row - 1)
 
 
-def _seconds(runner: Runner, past: int, num_drafts: int) -> float:
-    """The best of a few: others may use the machine."""
-    batch = StepBatch((Span(0, past, np.zeros(1 + num_drafts, np.int32), wants_logits=True, num_drafts=num_drafts),))
-    times = []
+def _seconds(runner: Runner, past: int, num_drafts: Sequence[int]) -> list[float]:
+    """Of a step with each of those: the best of a few, in turns, since others may use the machine."""
+    rows = [np.zeros(1 + drafts, np.int32) for drafts in num_drafts]
+    batches = [
+        StepBatch((Span(0, past, ids, wants_logits=True, num_drafts=drafts),))
+        for ids, drafts in zip(rows, num_drafts, strict=True)
+    ]
+    best = [math.inf] * len(batches)
     for _ in range(_REPEATS):
-        start = time.perf_counter()
-        runner.issue(batch).result()
-        times.append(time.perf_counter() - start)
-    return min(times)
+        for place, batch in enumerate(batches):
+            start = time.perf_counter()
+            runner.issue(batch).result()
+            best[place] = min(best[place], time.perf_counter() - start)
+    return best

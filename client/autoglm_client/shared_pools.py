@@ -1,0 +1,57 @@
+"""The shared memory that a server started here gets: how much its models' pools take, and whether there is so much."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from .exceptions import LocalServerError
+from .segment import FOLDER
+
+DEFAULT_MAX_QUEUE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class SharedPools:
+    """`max_length`: of the longest of its artifacts. `board_bytes`: of all its engines' acknowledgement boards."""
+
+    num_models: int
+    max_length: int
+    board_bytes: int
+
+    @classmethod
+    def of(cls, repository: Path, artifacts: Iterable[tuple[Path, int]]) -> SharedPools:
+        """`artifacts`: each with its engine's `max_queue`. Of one that cannot be read nothing is known; its load will say so."""
+        from autoglm_engine.acks import cells_for
+        from autoglm_engine.board_file import file_bytes
+        from autoglm_engine.errors import EngineError
+        from autoglm_engine.manifest import Manifest
+        from autoglm_engine.shared_pools import num_python_models
+
+        max_length = board_bytes = 0
+        for artifact, max_queue in artifacts:
+            try:
+                manifest = Manifest.load(artifact)
+            except EngineError:
+                continue
+            max_length = max(max_length, manifest.max_length)
+            board_bytes += file_bytes(cells_for(manifest.num_slots, max_queue))
+        return cls(num_python_models(repository), max_length, board_bytes)
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """For tritonserver."""
+        from autoglm_engine.shared_pools import pool_arguments, pool_bytes
+
+        return pool_arguments(pool_bytes(self.max_length))
+
+    def check(self, folder: Path = FOLDER) -> None:
+        """Raises LocalServerError where shared memory has less free than they take."""
+        from autoglm_engine.errors import Unavailable
+        from autoglm_engine.shared_pools import check_free, needed_bytes
+
+        try:
+            check_free(needed_bytes(self.num_models, self.max_length, self.board_bytes), folder)
+        except Unavailable as error:
+            raise LocalServerError(str(error)) from None
