@@ -22,7 +22,7 @@ ENVIRONMENTS = ROOT / "build" / "pythons"
 TESTS = (
     *("acks", "admission", "answer_digest", "batching", "boards", "engine", "guides", "in_flight", "loop", "options"),
     *("pieces", "prompt", "prompt_lookup", "redis_parts", "redis_tier", "replies", "request_parameters", "sampling"),
-    *("scheduler", "seal", "settings", "sharing", "shutdown", "slots", "speculation", "stops", "tiers", "token_text"),
+    *("scheduler", "seal", "settings", "sharing", "slots", "speculation", "stops", "tiers", "token_text"),
     *("wire", "client_map", "client_streams", "client_wire"),
 )
 SERVER_TESTS = "test_other_layouts.py"
@@ -64,7 +64,7 @@ class Round:
         self.python.with_name("made").touch()
 
     def test(self, *arguments: str) -> str:
-        paths = [ROOT / "client", ROOT / "export", ROOT / "model_repository" / "engine" / "1"]
+        paths = [ROOT / "client", ROOT / "export", ROOT / "perf", ROOT / "model_repository" / "engine" / "1"]
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
