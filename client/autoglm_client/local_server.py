@@ -80,11 +80,11 @@ class LocalServer:
         client_tls: TLS | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
-        self.host = _checked_host(host)
+        self.host = checked_host(host)
         self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
-        self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
+        self.shared_memory_key = checked_key(shared_memory_key or secrets.token_hex(16))
         self.families = list[ModelNames]()  # of the repository when the server was started
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
@@ -334,13 +334,15 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
     return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
 
-def _checked_host(host: str) -> str:
+def checked_host(host: str) -> str:
+    """Raises LocalServerError."""
     if ":" in host:
         raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
     return host
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """Raises LocalServerError."""
     if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
         raise LocalServerError(
             f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"

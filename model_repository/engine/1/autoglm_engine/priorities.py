@@ -41,10 +41,10 @@ class ByPriority:
         self._passed: dict[int, Passed] = {}
 
     def choose(self, queue: deque[Waiting], running: Several[Sequence], now: float) -> int | None:
-        classes = by_class(queue)
-        if len(classes) == 1:
+        if len({waiting.request.priority for waiting in queue}) == 1:  # as it is where nobody sets one
             self._passed.clear()
             return self.within.choose(queue, running, now)
+        classes = by_class(queue)
         self._passed = {level: passed for level, passed in self._passed.items() if level in classes}
         level = self._level(classes, now)
         places = classes[level]
