@@ -37,19 +37,22 @@ def test_without_parameters_the_names_are_those_of_the_tree() -> None:
     assert default == Neighbours(names.ensemble, names.engine, names.detokenizer, names.embedder, artifact="")
 
 
-def test_the_artifact_is_beside_the_engine_or_where_the_environment_says() -> None:
+def test_the_artifact_is_beside_the_engine_or_where_the_environment_says(tmp_path: Path) -> None:
     neighbours = Neighbours.of(config(max_queue="5"))
-    assert neighbours.artifact_folder("/m/tokenizer", {}) == Path("/m/engine/1/artifact")
-    assert neighbours.artifact_folder("/m/tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
+    for folder, holder in ((tmp_path, "tokenizer"), (tmp_path, "engine")):  # fetched alone, and beside its engine
+        (folder / holder).mkdir()
+        assert neighbours.artifact_folder(folder / "tokenizer", {}) == folder / holder / "1" / "artifact"
+        assert neighbours.artifact_folder(folder / "tokenizer", {"AUTOGLM_ARTIFACT": "/a"}) == Path("/a")
 
 
 @pytest.mark.parametrize("environ", [{}, {"AUTOGLM_ARTIFACT": "/a"}])
-def test_the_environment_does_not_replace_a_familys_own_artifact(environ: dict[str, str]) -> None:
+def test_the_environment_does_not_replace_a_familys_own_artifact(tmp_path: Path, environ: dict[str, str]) -> None:
     """Or every family of the server would answer alike."""
+    (tmp_path / "x-engine").mkdir()
     beside = Neighbours.of(config(engine_model="x-engine", artifact="1/artifact"))
-    assert beside.artifact_folder("/m/x-tokenizer", environ) == Path("/m/x-engine/1/artifact")
+    assert beside.artifact_folder(tmp_path / "x-tokenizer", environ) == tmp_path / "x-engine" / "1" / "artifact"
     elsewhere = Neighbours.of(config(engine_model="x-engine", artifact="/models/x"))
-    assert elsewhere.artifact_folder("/m/x-engine", environ) == Path("/models/x")
+    assert elsewhere.artifact_folder(tmp_path / "x-engine", environ) == Path("/models/x")
 
 
 def test_the_embedder_lies_in_its_own_folder_or_where_the_environment_says() -> None:

@@ -14,7 +14,7 @@ import typer
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer, checked_host, checked_key
 from autoglm_client.ports import check_ports
-from autoglm_client.repositories import families
+from autoglm_client.repositories import families, own_artifact
 from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.shared_pools import SharedPools
@@ -130,6 +130,7 @@ def serve(
     models = gateway_models(names, gateway_config) if gateway else []
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
     pools = list[tuple[Path, int]]()
+    _tell_unused(artifact, folder)
     for name in names:
         chosen = artifact_folder(artifact, folder, name)
         ensure_exported(chosen, export_if_missing=export_if_missing)
@@ -176,6 +177,11 @@ def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> 
     if cert is None or key is None:
         raise CommandError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
     return ServerTLS(cert=cert, key=key, client_ca=client_ca)
+
+
+def _tell_unused(artifact: Path | None, folder: Path) -> None:
+    if artifact is not None and all(own_artifact(folder, names) for names in families(folder)):
+        notes().print(f"--artifact is not used: every model of {folder} has its own", markup=False, soft_wrap=True)
 
 
 def _only(names: list[str], chosen: str | None) -> str:
