@@ -91,7 +91,11 @@ def _installed(package: str) -> str | None:
 def pool_bytes(artifact: Path) -> int:
     """Of the shared memory that each model passes its tensors through; as the engine computes it
     (`autoglm_engine.shared_pools`)."""
-    max_length = int(json.loads((artifact / "manifest.json").read_text(encoding="utf-8"))["max_length"])
+    path = artifact / "manifest.json"
+    try:
+        max_length = int(json.loads(path.read_text(encoding="utf-8"))["max_length"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise Refusal(f"{path} does not say how long its slots are: {error!r}; export it again") from None
     return max(SMALLEST_POOL, -(-(4 * MIB + 64 * max_length) // MIB) * MIB)
 
 

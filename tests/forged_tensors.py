@@ -194,7 +194,7 @@ class Attacker:
         model, inputs = self._draw.choice(wrong)
         return (
             self._stream.finish(self._stream.send(inputs, model)).error
-            if model == "engine"
+            if model in ("engine", "tokenizer")  # decoupled
             else self._infer(model, inputs)
         )
 
@@ -214,8 +214,9 @@ class Attacker:
     def _real_request(self) -> tuple[list[int], bytes]:
         if not self._requests or self._draw.random() < 0.01:
             inputs = {"text_input": f"Tale {self._draw.random()}".encode(), "stream": True, "max_tokens": 8}
-            answer = self._unary.infer("tokenizer", [tensor(name, value) for name, value in inputs.items()])
-            self._requests = [(answer.as_numpy("token_ids").reshape(-1).tolist(), answer.as_numpy("request").tobytes())]
+            tensors = [tensor(name, value) for name, value in inputs.items()]
+            answer = self._stream.finish(self._stream.send(tensors, "tokenizer")).last
+            self._requests = [(answer["token_ids"].reshape(-1).tolist(), answer["request"].tobytes())]
         return self._requests[0]
 
     def _real_event(self) -> bytes:

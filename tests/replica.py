@@ -110,7 +110,7 @@ class Replica:
 
 def _name(process: psutil.Process) -> str:
     words = " ".join(process.cmdline())
-    if model := re.search(r"/(\w+)/1/model\.py", words):
+    if model := re.search(r"/([\w.-]+)/1/model\.py", words):
         return model[1]
     known = {
         "autoglm_client.cli gateway": "gateway",

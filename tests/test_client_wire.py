@@ -187,6 +187,12 @@ def test_a_response_that_breaks_the_contract_is_a_protocol_error() -> None:
             "send less",
         ),
         ("", ServerError, "no reason"),
+        (
+            "Request for unknown model: 'autoglm' has no available versions",  # it was unloaded, and may come back
+            ServerUnavailableError,
+            "Request for unknown model: 'autoglm' has no available versions",
+        ),
+        ("Request for unknown model: 'x' is not found", InvalidRequestError, "'x' is not found"),
     ],
 )
 def test_error_texts_become_typed_errors(text: str, kind: type[Exception], sentence: str) -> None:

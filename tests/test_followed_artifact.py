@@ -85,3 +85,47 @@ def test_one_that_is_gone_or_damaged(tmp_path: Path) -> None:
         Followed(tmp_path).of(first)
     with pytest.raises(ArtifactError, match="is missing; run `autoglm export`"):
         Followed(tmp_path / "none").read()
+
+
+def test_one_that_is_loaded_beside_a_reload_waits_for_the_engine(tmp_path: Path) -> None:
+    first, second = put(tmp_path, "llama"), put(tmp_path, "qwen2")
+    followed = Followed(tmp_path)
+    served = iter([first, first, second])
+    followed.read(lambda: next(served), patience=60)
+    assert next(served, None) is None and followed.loaded == ["qwen2"], "it is read while the engine is waited for"
+    assert followed.of(second) == "qwen2" and followed.loaded == ["qwen2"]
+
+
+def test_what_is_replaced_meanwhile_is_read_again(tmp_path: Path) -> None:
+    first, second = put(tmp_path, "llama"), put(tmp_path, "qwen2")
+    followed = Followed(tmp_path)
+    last = ""
+
+    def served() -> str:
+        nonlocal last
+        if not last:
+            last = put(tmp_path, "qwen3")
+            return first
+        return last
+
+    followed.read(served, patience=60)
+    assert (followed.loaded, followed.ended) == (["qwen2", "qwen3"], ["qwen2"])
+    assert last != second and followed.of(last) == "qwen3"
+
+
+def test_an_engine_that_never_follows_is_one_sentence(tmp_path: Path) -> None:
+    """The process before goes on, with the engine's artifact."""
+    first, second = put(tmp_path, "llama"), put(tmp_path, "qwen2")
+    followed = Followed(tmp_path)
+    sentence = f"the engine serves the artifact {first}, and {second} lies in {tmp_path}: load the engine again, which is enough"
+    with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
+        followed.read(lambda: first, patience=0)
+    assert followed.ended == ["qwen2"]
+
+
+@pytest.mark.parametrize("serves", [None, "this one"])
+def test_without_another_engine_nothing_is_waited_for(tmp_path: Path, serves: str | None) -> None:
+    artifact = put(tmp_path, "llama")
+    followed = Followed(tmp_path)
+    followed.read(lambda: serves and artifact, patience=0)
+    assert followed.of(artifact) == "llama" and followed.loaded == ["llama"]

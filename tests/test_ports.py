@@ -75,3 +75,23 @@ def test_serve_tries_all_ports_before_it_exports_or_starts(taken: int, option: s
     assert done.stderr.startswith(f"error: cannot listen on 127.0.0.1:{taken}: ") and done.stderr.count("\n") == 1
     assert f"(process {os.getpid()})" in done.stderr and option in done.stderr
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("given", "sentence"),
+    [
+        (["--host", "::1"], "the host '::1' is no IPv4 address or name"),
+        (["--shared-memory-key", "short"], "the shared-memory key has 5 characters"),
+        (["--gateway", "--gateway-host", "0.0.0.0"], "keys"),
+        (["--gateway", "--gateway-config", "/no/such/file.toml"], "/no/such/file.toml"),
+    ],
+)
+def test_serve_refuses_what_it_cannot_use_before_it_exports(given: list[str], sentence: str, tmp_path: Path) -> None:
+    others = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gateway-port", "0"]
+    command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--export-if-missing", *others, *given]
+    command += ["--repository", str(MODEL_REPOSITORY), "--artifact", str(tmp_path / "artifact")]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
+    assert done.returncode == 1 and done.stdout == "" and not list(tmp_path.iterdir())
+    assert done.stderr.startswith("error: ") and sentence in done.stderr and done.stderr.count("\n") == 1

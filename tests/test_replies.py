@@ -14,6 +14,7 @@ from autoglm_engine.metrics import REQUEST_PROMPT_TOKENS, REQUESTS, RUNNING, TIM
 from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
 from autoglm_engine.seal import SEAL_BYTES
+from autoglm_engine.tokenizer_pool import MOST_SECONDS
 from autoglm_engine.wire import Packed, unpack_sent_event
 from fakes import FakeClock
 
@@ -98,6 +99,18 @@ def test_a_cancel_that_came_first_is_remembered_for_a_while(gate: AckGate) -> No
     assert not replies.was_cancelled("", later)  # requests without an id are never meant
     clock.now += CANCEL_MEMORY_SECONDS
     assert not replies.was_cancelled("b", later)
+
+
+def test_a_cancel_is_remembered_as_long_as_a_prompt_may_wait_to_be_encoded(gate: AckGate) -> None:
+    clock = FakeClock()
+    replies = Replies(gate, clock)
+    arrival = clock.now - 0.5
+    replies.find(["a", "b"])
+    clock.now += MOST_SECONDS + 5
+    assert replies.was_cancelled("a", arrival)
+    replies.find(["c"])
+    clock.now += MOST_SECONDS
+    assert not replies.was_cancelled("b", arrival)
 
 
 def end(replies: Replies, request_id: str) -> None:

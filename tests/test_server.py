@@ -160,6 +160,21 @@ def test_a_cancel_may_overtake_its_request(stream: Stream) -> None:
     assert stream.finish(request_id).finish_reason == "cancelled"
 
 
+def test_long_prompts_of_one_tenant_hold_up_nobody_elses(server: LocalServer, stream: Stream) -> None:
+    """Each of them takes 0.2 s to encode, and is then refused."""
+    long = json.dumps([{"role": "user", "content": ("\n" + " " * 80) * 1020}])
+    with ThreadPoolExecutor(8) as pool:
+        held = [pool.submit(generate, server, messages=long, tenant="long") for _ in range(8)]
+        time.sleep(0.2)  # they are there first
+        short = [stream.generate("Once", tenant=b"short", max_tokens=2)]
+        short.append(stream.send([tensor("messages", QUESTION.encode()), tensor("max_tokens", 2)]))
+        for request_id in short:
+            assert stream.finish(request_id).finish_reason == "length"
+        assert sum(future.done() for future in held) < 5
+        assert {future.result()[0] for future in held} == {400}
+    assert all("the model takes 1 to 1023" in future.result()[1]["error"] for future in held)
+
+
 def test_a_late_cancel_does_not_end_the_next_request_of_that_id(stream: Stream) -> None:
     request_id = stream.generate(max_tokens=2, ignore_eos=True)
     assert stream.finish(request_id).finish_reason == "length"

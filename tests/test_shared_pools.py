@@ -136,6 +136,9 @@ def test_the_container_computes_the_same(tmp_path: Path) -> None:
     for max_length in (1, 1024, 65_536, 65_537, 131_072, 1_000_000):
         (tmp_path / "manifest.json").write_text(json.dumps({"max_length": max_length}))
         assert serve.pool_bytes(tmp_path) == pool_bytes(max_length)
+    (tmp_path / "manifest.json").write_text("{}")
+    with pytest.raises(serve.Refusal, match="does not say how long its slots are"):
+        serve.pool_bytes(tmp_path)
     flags = serve.command(Path("/m"), "k" * 16, pool=9 * MIB)
     assert tuple(flag for flag in flags if flag.startswith("--backend-config=")) == pool_arguments(9 * MIB)
 

@@ -5,16 +5,24 @@ from __future__ import annotations
 import asyncio
 import itertools
 import json
+import os
+import re
+import sys
 import time
 import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import httpx
+import psutil
 import pytest
 from autoglm_client import AsyncClient, AutoGLMError, Client, LocalServer, Stats
+from autoglm_gateway.settings import GatewaySettings
+from gateway_server import GatewayThread
 from prometheus_client.parser import text_string_to_metric_families
 from raw_grpc import Stream, tensor
+from replica import free_ports, wait_until
 from test_client_server import kill_stub
 from two_models import LENGTHS, ONE, OTHER, write_both
 
@@ -175,11 +183,20 @@ def test_health_is_of_the_model_that_is_asked_about(clients: dict[str, Client], 
             nobody.generate("hi")
 
 
-@pytest.mark.parametrize("ends", ["true", "false"])
-def test_an_engine_that_dies_is_its_own_neighbours_affair(tmp_path: Path, ends: str) -> None:
-    """With `exit_with_engine` they end the server; without it the other model goes on as if nothing were."""
+def test_one_gateway_serves_both(server: LocalServer, clients: dict[str, Client]) -> None:
+    settings = GatewaySettings(servers=(server.grpc_url,), models={ONE: ONE, "fast": OTHER}, aliases={})
+    alone = {model: clients[model].generate("Through HTTP", cache="bypass", **GREEDY).text for model in BOTH}
+    with GatewayThread(settings) as gateway, httpx.Client(base_url=gateway.url, timeout=300) as http:
+        assert [model["id"] for model in http.get("/v1/models").json()["data"]] == [ONE, "fast"]
+        assert http.get("/health/ready").status_code == 200
+        for name, model in ((ONE, ONE), ("fast", OTHER)):
+            answer = http.post("/v1/completions", json={"model": name, "prompt": "Through HTTP", **GREEDY}).json()
+            assert (answer["model"], answer["choices"][0]["text"]) == (name, alone[model])
+
+
+def test_without_exit_with_engine_the_other_model_goes_on(tmp_path: Path) -> None:
     with (
-        LocalServer(write_both(tmp_path, exit_with_engine=ends)) as server,
+        LocalServer(write_both(tmp_path, exit_with_engine="false")) as server,
         Client(server.grpc_url, model=OTHER) as other,
         Client(server.grpc_url, model=ONE) as one,
     ):
@@ -187,12 +204,6 @@ def test_an_engine_that_dies_is_its_own_neighbours_affair(tmp_path: Path, ends: 
         one.generate("Hello", **GREEDY)
         kill_stub(server, f"{ONE}-engine")
         give_up_at = time.monotonic() + 60
-        if ends == "true":
-            while server.is_alive():
-                assert time.monotonic() < give_up_at
-                time.sleep(0.05)
-            assert "the engine's process died: the server ends" in server.log_text()
-            return
         while one.health().ready:
             assert time.monotonic() < give_up_at
         time.sleep(1)  # two looks of the watches
@@ -200,3 +211,36 @@ def test_an_engine_that_dies_is_its_own_neighbours_affair(tmp_path: Path, ends: 
         assert other.generate("Hello", **GREEDY).text == expected
         with pytest.raises(AutoGLMError):
             one.generate("Hello", **GREEDY)
+
+
+def test_serve_of_both_ends_when_one_engine_dies(tmp_path: Path) -> None:
+    """`autoglm serve`, with a gateway that serves both; its owner starts it again."""
+    ports, log = free_ports(), tmp_path / "serve.log"
+    named = [word for option, port in ports.items() for word in (option, str(port))]
+    command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway", "--repository", write_both(tmp_path)]
+    with log.open("wb") as output:
+        # An artifact for the whole server is none for models that have their own.
+        environment = {**os.environ, "TMPDIR": str(tmp_path), "AUTOGLM_ARTIFACT": "/nowhere"}
+        serving = psutil.Popen([*map(str, command), *named], stdout=output, stderr=output, env=environment)
+    try:
+        wait_until(lambda: "ready; Ctrl-C" in log.read_text() or serving.poll() is not None)
+        assert serving.poll() is None, log.read_text()
+        url = f"http://127.0.0.1:{ports['--gateway-port']}/v1/completions"
+        answers = [
+            httpx.post(url, json={"model": model, "prompt": "Hello", **GREEDY}, timeout=300).json() for model in BOTH
+        ]
+        assert len({answer["choices"][0]["text"] for answer in answers}) == 2, answers
+        engines = [
+            child
+            for child in serving.children(recursive=True)
+            if any(f"/{ONE}-engine/" in word for word in child.cmdline())
+        ]
+        engines[0].kill()
+        assert serving.wait(120) == 1
+        assert re.search(rf"the process of the model .*{ONE}-engine.*|the server ended", log.read_text()), (
+            log.read_text()
+        )
+    finally:
+        if serving.is_running():
+            serving.terminate()
+            serving.wait(120)

@@ -80,11 +80,11 @@ class LocalServer:
         client_tls: TLS | None = None,
     ) -> None:
         self.model_repository = Path(model_repository).resolve()
-        self.host = _checked_host(host)
+        self.host = checked_host(host)
         self.http = http
         self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
         self.control_key = secrets.token_hex(16)
-        self.shared_memory_key = _checked_key(shared_memory_key or secrets.token_hex(16))
+        self.shared_memory_key = checked_key(shared_memory_key or secrets.token_hex(16))
         self.families = list[ModelNames]()  # of the repository when the server was started
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
@@ -225,7 +225,12 @@ class LocalServer:
             if check:
                 check()
             if dead := self._dead_models():
-                raise LocalServerError(f"the process of the model {dead[0]} died, so the server cannot answer any more")
+                others = (
+                    f" (those of {', '.join(dead[1:])}, too)" if dead[1:] else ""
+                )  # which the first took along, or not
+                raise LocalServerError(
+                    f"the process of the model {dead[0]} died{others}, so the server cannot answer any more"
+                )
             for names, pulse in pulses.items():
                 if pulse.is_dead(answers=self._is_healthy(names)) and self.is_alive():
                     raise LocalServerError(f"the model {names.engine} no longer answers")
@@ -237,8 +242,10 @@ class LocalServer:
         return cpu_seconds(pid for pid, of_model in self._stubs.items() if of_model == model)
 
     def _dead_models(self) -> list[str]:
-        living = stub_processes(self.pid or 0)
-        return [model for pid, model in self._stubs.items() if pid not in living]
+        """Engines first: a server may end with its engine, and with it all others."""
+        living, engines = stub_processes(self.pid or 0), [names.engine for names in self.families]
+        dead = [model for pid, model in self._stubs.items() if pid not in living]
+        return sorted(dead, key=lambda model: model not in engines)
 
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
@@ -327,13 +334,15 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
     return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
 
-def _checked_host(host: str) -> str:
+def checked_host(host: str) -> str:
+    """Raises LocalServerError."""
     if ":" in host:
         raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
     return host
 
 
-def _checked_key(key: str) -> str:
+def checked_key(key: str) -> str:
+    """Raises LocalServerError."""
     if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
         raise LocalServerError(
             f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"

@@ -82,18 +82,25 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
     artifact = {_DEFAULT.engine: family.artifact, _DEFAULT.embedder: family.embedder}.get(model)
     if artifact is not None:
         _place(artifact, folder / _ARTIFACT, link=family.link)
-    if family.alone and model not in (_DEFAULT.ensemble, _DEFAULT.engine):
-        _place(family.source / _DEFAULT.engine / _VERSION / _PACKAGE, version / _PACKAGE, link=family.link)
-    if family.alone and model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
-        (folder / _ARTIFACT).mkdir()
-        for part in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
-            _place(part, folder / _ARTIFACT / part.name, link=family.link)
+    if family.alone:
+        _place_what_is_read(family, model, folder)
     try:
         text = renamed((source / CONFIG).read_text(encoding="utf-8"), model, family.names)
         text = with_parameters(text, {**_own(family, model), **family.settings.get(model, {})})
     except ValueError as error:
         raise RepositoryError(f"{source / CONFIG} is not the tree's: {error}") from None
     (folder / CONFIG).write_text(text, encoding="utf-8")
+
+
+def _place_what_is_read(family: Family, model: str, folder: Path) -> None:
+    """Of the engine's folder, by the models beside it."""
+    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer, _DEFAULT.embedder):
+        package = Path(_VERSION) / _PACKAGE
+        _place(family.source / _DEFAULT.engine / package, folder / package, link=family.link)
+    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
+        (folder / _ARTIFACT).mkdir()
+        for path in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
+            _place(path, folder / _ARTIFACT / path.name, link=family.link)
 
 
 def _own(family: Family, model: str) -> dict[str, str]:

@@ -28,6 +28,7 @@ _TRITON_PREFIX = re.compile(r"^(in ensemble '[^']*', )?(Failed to process the re
 _CODE_MARK = re.compile(r"(?P<code>[A-Z_]{5,}): ")
 _BUSY = re.compile(r"\bqueue|requests wait")
 _MISS = re.compile(r"\bnot cached\b")
+_NOT_LOADED = re.compile(r"has no available versions")  # Triton of a model that is there and is not loaded
 _TRITON_REFUSAL = re.compile(
     r"unexpected (inference input|shape|datatype|data-type)|unknown model|expected \d+ inputs|byte size"
 )
@@ -72,6 +73,8 @@ def error_of(text: str, code: str = "") -> AutoGLMError:
     sentence = " ".join(_TRITON_PREFIX.sub("", text).split()) or "the server gave no reason"
     if marked := _CODE_MARK.match(sentence):
         code, sentence = marked["code"], sentence[marked.end() :]
+    elif _NOT_LOADED.search(sentence):
+        code = "UNAVAILABLE"
     elif _TOO_LARGE.match(sentence):
         return InvalidRequestError(_SEND_LESS)
     match code:

@@ -51,13 +51,20 @@ def _stub(address: str, tls: TLS | None) -> Iterator[service_pb2_grpc.GRPCInfere
 def stub_processes(server_pid: int) -> dict[int, str]:
     """The processes of the server's Python models: pid -> model. Those that ended are left out."""
     found: dict[int, str] = {}
-    for listing in Path(f"/proc/{server_pid}/task").glob("*/children"):
+    for listing in _listings(server_pid):
         for pid in _read(listing).split():
             arguments = _read(Path(f"/proc/{pid}/cmdline")).split("\0")  # empty for one that ended
             model_file = next((Path(a) for a in arguments if a.endswith("/model.py")), None)
             if model_file:
                 found[int(pid)] = model_file.parent.parent.name
     return found
+
+
+def _listings(server_pid: int) -> list[Path]:
+    try:
+        return list(Path(f"/proc/{server_pid}/task").glob("*/children"))
+    except OSError:  # the server ended meanwhile
+        return []
 
 
 def _read(path: Path) -> str:

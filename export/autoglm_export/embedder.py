@@ -19,6 +19,7 @@ from .embedder_graph import EncoderShape, write_encoder
 from .errors import CheckpointError, UnsupportedModel
 from .safetensors_reader import SafetensorsStore
 from .staging import check_replaceable, staged
+from .tokenizer_trial import try_tokenizer
 
 BUNDLED_EMBEDDER = "all-minilm-l6-v2"
 _WEIGHTS = "model.safetensors"
@@ -40,9 +41,11 @@ def export_embedder(checkpoint: str | Path, output: Path) -> EmbedderManifest:
     bundled = name == BUNDLED_EMBEDDER and not Path(checkpoint).exists()
     folder = find_bundled(name).parent if bundled else Path(checkpoint)
     found = read_checkpoint(folder)
+    tokenizer = (folder / TOKENIZER).read_bytes()
+    try_tokenizer(tokenizer)
     with staged(output) as stage:
         write_encoder(stage, SafetensorsStore([folder / _WEIGHTS]), found.shape)
-        (stage / TOKENIZER).write_bytes((folder / TOKENIZER).read_bytes())
+        (stage / TOKENIZER).write_bytes(tokenizer)
         manifest = EmbedderManifest.of(
             stage,
             model_name=name if bundled else folder.resolve().name,

@@ -22,6 +22,7 @@ from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
+from .tokenizer_trial import try_tokenizer
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
@@ -60,6 +61,7 @@ def export(
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
     source = open_checkpoint(path, name=name)
+    try_tokenizer(source.tokenizer)
     offered = fitting(offered, source.spec, precision)
     plans = [_plan(source.spec, each, precision, max_slots, max_length, prefill_chunk) for each in offered.names]
     texts = _encoded(source, texts_of(calibration)) if any(map(_is_calibrated, plans)) else []

@@ -9,6 +9,7 @@ from starlette.middleware.cors import CORSMiddleware
 
 from .body_limit import BodyBounds, BodyLimit
 from .guard import Guard
+from .head_requests import HeadAsGet
 from .key_scheme import describe_keys
 from .settings import GatewaySettings
 from .telemetry.access_log import AccessLog
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, tracing: Tracing | None) -> None:
     """Each is around what was added before: refusals of the guard can be read by web pages, stand in the log and are counted,
     but have no span."""
+    app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, bounds=BodyBounds.of(settings))
     if tracing:
         app.add_middleware(Traced, tracing=tracing)

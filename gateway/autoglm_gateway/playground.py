@@ -51,11 +51,11 @@ def page_files() -> dict[str, PageFile]:
 def make_router() -> APIRouter:
     router, files = APIRouter(include_in_schema=False), page_files()
 
-    @router.api_route("/", methods=["GET", "HEAD"])
+    @router.get("/")
     async def index(request: Request) -> Response:
         return _answer(request, files[INDEX])
 
-    @router.api_route("/page/{name}", methods=["GET", "HEAD"])
+    @router.get("/page/{name}")
     async def file(name: str, request: Request) -> Response:
         if name not in files:
             raise HTTPException(404, "there is no such file")

@@ -170,7 +170,7 @@ def gateway(
         "allow_origins": tuple(allow_origin) if allow_origin else None,
         "trusted_proxies": tuple(trusted_proxy) if trusted_proxy else None,
     }
-    settings = _settings(config, {name: value for name, value in said.items() if value is not None})
+    settings = gateway_settings(config, {name: value for name, value in said.items() if value is not None})
     if print_config:
         from autoglm_gateway.settings_file import as_toml
 
@@ -224,7 +224,8 @@ def _aliases(texts: list[str]) -> tuple[str, ...] | dict[str, str]:
     return _named(texts) if all("=" in text for text in texts) else tuple(texts)
 
 
-def _settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
+def gateway_settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
+    """`said`: settings that go before the file's. Raises CommandError."""
     from autoglm_gateway.settings_error import SettingsError
     from autoglm_gateway.settings_file import read_settings, settings_of
 

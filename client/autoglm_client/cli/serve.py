@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
+from autoglm_client.local_server import LocalServer, checked_host, checked_key
 from autoglm_client.ports import check_ports
 from autoglm_client.repositories import families
 from autoglm_client.server_tls import ServerTLS
@@ -25,7 +25,7 @@ from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_env
 from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models
+from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models, gateway_settings
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -119,6 +119,11 @@ def serve(
         return
     http = http_port is not None or not gateway
     http_port = _HTTP_PORT if http_port is None else http_port
+    _check_early(host, shared_memory_key)
+    server_tls = _server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca)
+    arguments = trace_arguments(otlp) if otlp else ()
+    if gateway:
+        gateway_settings(gateway_config, {"host": gateway_host or host, **({"otlp": otlp} if otlp else {})})
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
     beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
@@ -142,9 +147,9 @@ def serve(
         metrics_port=metrics_port,
         log_file=log_file,
         shared_memory_key=shared_memory_key,
-        tls=_server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca),
+        tls=server_tls,
         client_tls=tls_of(False, tls_ca, tls_cert, tls_key, tls_server_name),
-        arguments=trace_arguments(otlp) if otlp else (),
+        arguments=arguments,
     )
     with _terminated_like_interrupted(), running(server):
         http_line = f"HTTP     {server.http_url}\n" if server.http else ""
@@ -156,6 +161,13 @@ def serve(
                 _wait(server, check)
         except KeyboardInterrupt:
             notes().print("\nstopping")
+
+
+def _check_early(host: str, shared_memory_key: str | None) -> None:
+    """What the server would refuse after a model was exported for it."""
+    checked_host(host)
+    if shared_memory_key is not None:
+        checked_key(shared_memory_key)
 
 
 def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTLS | None:

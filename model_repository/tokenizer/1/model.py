@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 RELEASE = "0.1.0"  # of the package that this file goes with
 LOG = logging.getLogger("autoglm_engine.model")
 
@@ -18,15 +19,12 @@ class TritonPythonModel:
         from autoglm_engine.adapter import exits_with_engine
         from autoglm_engine.boards import EngineBoard, served_artifact
         from autoglm_engine.deployment import check_version
-        from autoglm_engine.door import Door
-        from autoglm_engine.errors import EngineError
-        from autoglm_engine.followed_artifact import FollowedArtifact
         from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.seal import Kind
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.tokenizer_service import TokenizerService
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
@@ -36,46 +34,45 @@ class TritonPythonModel:
         server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
         identity = ServerIdentity.of_parent(neighbours.engine)
-        self.refusal = EngineError
-        self.kind = Kind.REQUEST
         folder = neighbours.artifact_folder(args["model_repository"])
-        self.doors = FollowedArtifact(folder, Door.load, most=1, let_go=Door.close)
-        self.doors.read(lambda: served_artifact(identity))
-        self.board = EngineBoard(identity)
+        self.service = TokenizerService(folder, EngineBoard(identity))
+        self.service.read(lambda: served_artifact(identity))
         is_shared = exits_with_engine(args["model_config"])
         self.fate = SharedFate(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
 
     def execute(self, requests):
-        return [self.answer(request) for request in requests]
-
-    def answer(self, request):
-        try:
-            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            board = self.board.current()
-            door = self.doors.of(board.artifact)
-            admitted = door.admit(tensors, request.parameters(), request.timeout())
-            sealed = board.seal.close(self.kind, admitted.request, beside=admitted.token_ids)
-        except self.refusal as error:
-            return refused(error)
-        except Exception as error:  # one request never takes its batch with it
-            LOG.exception("a request could not be answered", extra={"request_id": request.request_id()})
-            text = f"INTERNAL: the tokenizer failed: {type(error).__name__}"
-            return pb_utils.InferenceResponse(error=pb_utils.TritonError(text))
-        return pb_utils.InferenceResponse(
-            [
-                pb_utils.Tensor("token_ids", admitted.token_ids[np.newaxis]),
-                pb_utils.Tensor("request", sealed[np.newaxis]),
-            ]
-        )
+        for request in requests:
+            reply = TritonReply(request.get_response_sender(), request.request_id())
+            try:
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+                parameters, timeout_us = request.parameters(), request.timeout()
+            except Exception as error:  # one request never takes its batch with it
+                LOG.exception("a request could not be read", extra={"request_id": reply.request_id})
+                reply.fail("INTERNAL", f"the tokenizer failed: {type(error).__name__}")
+                continue
+            self.service.take(tensors, parameters, timeout_us, reply)
 
     def finalize(self):
+        self.service.close()
         if self.fate:
             self.fate.close()
 
 
-def refused(error):
-    code = getattr(pb_utils.TritonError, error.code, pb_utils.TritonError.INTERNAL)
-    return pb_utils.InferenceResponse(error=pb_utils.TritonError(error.wire_text, code))
+class TritonReply:
+    """One response, which is the last."""
+
+    def __init__(self, sender, request_id):
+        self.sender = sender
+        self.request_id = request_id
+
+    def send(self, token_ids, request):
+        tensors = [pb_utils.Tensor("token_ids", token_ids[np.newaxis]), pb_utils.Tensor("request", request[np.newaxis])]
+        self.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+
+    def fail(self, code, message):
+        status = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)
+        error = pb_utils.TritonError(f"{code}: {message}", status)
+        self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
 
 def find_package(args):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -21,15 +22,20 @@ _MAX_OPEN_BOARDS = 4  # an engine that was loaded again has a new board; the old
 
 
 class EngineBoard:
-    """The tokenizer's side: the board of the engine that Triton sends requests to."""
+    """The tokenizer's side: the board of the engine that Triton sends requests to. Thread-safe."""
 
     def __init__(self, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
         self._server = server
         self._folder = folder
+        self._lock = threading.Lock()
         self._board: Board | None = None
 
     def current(self) -> Board:
         """Raises Unavailable where no engine is loaded."""
+        with self._lock:
+            return self._current()
+
+    def _current(self) -> Board:
         if self._board is not None and self._board.is_over:
             self._board.close()
             self._board = None

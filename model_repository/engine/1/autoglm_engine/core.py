@@ -151,6 +151,7 @@ class Event:
     error_code: str = ""
     cache_hit: CacheHit = CacheHit.NONE
     cache_age_ms: float = 0.0  # of a kept answer
+    body: bytes | None = None  # of a long kept answer: `wire.pack_body`, in place of all that it holds
 
     @property
     def is_last(self) -> bool:

@@ -18,7 +18,7 @@ from .errors import InvalidRequest
 from .foreign_inputs import FOREIGN_INPUTS
 from .foreign_options import ForeignOptions
 from .manifest import Manifest
-from .options import OPTIONS, OptionRules
+from .options import OPTIONS, OptionRules, read_tenant
 from .prompt import Prompt, Prompter, verify_texts
 from .request_parameters import read_parameters
 from .sampling_json import NAMES
@@ -31,6 +31,7 @@ TOOLS_INPUT = "tools"
 INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
 _USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
+QUICK_BYTES = 4096  # of text; some 2 ms
 _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
 
 
@@ -38,6 +39,38 @@ _LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUT
 class Admitted:
     token_ids: TokenIds  # [num_prompt_tokens]
     request: Packed
+
+
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """What a request says, not yet encoded. `arrival`: seconds of the door's clock."""
+
+    arrival: float
+    values: dict[str, Any]  # options: name -> what the caller set
+    foreign: dict[str, Any]  # the same of other backends' inputs
+    parameters: dict[str, Any]  # Triton's
+    timeout_us: int  # 0: none
+    input_name: str  # text_input or messages
+    prompt: bytes
+    tools: bytes | None
+
+    @property
+    def sampling(self) -> dict[str, Any]:
+        """Of the parameters what vLLM's clients send so."""
+        return {name: value for name, value in self.parameters.items() if name in SAMPLING_NAMES}
+
+    @property
+    def is_foreign(self) -> bool:
+        return bool(self.foreign or self.sampling)
+
+    @property
+    def num_bytes(self) -> int:
+        return len(self.prompt) + len(self.tools or b"")
+
+    @property
+    def tenant(self) -> str:
+        """Raises InvalidRequest."""
+        return read_tenant(self.values["tenant"]) if "tenant" in self.values else ""
 
 
 class Door:
@@ -66,20 +99,50 @@ class Door:
     def close(self) -> None:
         self._prompter.close()
 
+    @property
+    def prompter(self) -> Prompter:
+        return self._prompter
+
     def admit(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Admitted:
-        """`tensors`: name -> array with a leading batch dimension. `parameters`: Triton's request parameters as JSON.
-        `timeout_us`: the request's timeout in microseconds, 0 for none."""
+        """All at once, on the caller's thread."""
+        return self.encode(self.read(tensors, parameters, timeout_us))
+
+    def read(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Asked:
+        """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch dimension.
+        `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in microseconds, 0 for none."""
         arrival = self._clock()
-        given = read_parameters(parameters, INPUTS, _USED)
+        checked_parameters = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
-        if not (FOREIGN_INPUTS.keys().isdisjoint(tensors) and SAMPLING_NAMES.isdisjoint(given)):
-            values = self._with_foreign(values, tensors, given)
+        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
+        given = [name for name in PROMPT_INPUTS if name in tensors]
+        if len(given) != 1:
+            said = "both are set" if given else "neither is set"
+            raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
+        prompt = read_single(given[0], tensors[given[0]])
+        self._prompter.check_size(prompt, given[0])
+        tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
+        if tools is not None and given[0] != "messages":
+            raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
+        return Asked(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools)
+
+    def is_quick(self, asked: Asked) -> bool:
+        """Encoding it is sure to take no longer than other work with a request."""
+        has_words = asked.is_foreign or BAD_WORDS in asked.values
+        is_short = asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and not has_words
+        return is_short and self._prompter.is_quick
+
+    def encode(self, asked: Asked, prompter: Prompter | None = None) -> Admitted:
+        """`prompter`: in place of the door's own."""
+        prompter = prompter or self._prompter
+        arrival, values = asked.arrival, asked.values
+        if asked.is_foreign:
+            values = self._foreign.translate(asked.foreign, values, asked.sampling)
         if BAD_WORDS in values:
-            values[BAD_WORDS] = word_tokens(values[BAD_WORDS], self._prompter.word_ids)
-        prompt = self._prompt(tensors)
+            values = {**values, BAD_WORDS: word_tokens(values[BAD_WORDS], prompter.word_ids)}
+        prompt = _prompt(asked, prompter)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
-        limit_ms = shortest_deadline_ms(checked.deadline_ms, timeout_us, given)
+        limit_ms = shortest_deadline_ms(checked.deadline_ms, asked.timeout_us, asked.parameters)
         request = Request(
             id="",
             prompt_ids=token_ids,
@@ -99,23 +162,11 @@ class Door:
         )
         return Admitted(token_ids, pack_request(request, self._artifact))
 
-    def _with_foreign(self, values: dict[str, Any], tensors: Tensors, parameters: Mapping[str, Any]) -> dict[str, Any]:
-        foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
-        sampling = {name: value for name, value in parameters.items() if name in SAMPLING_NAMES}
-        return self._foreign.translate(foreign, values, sampling)
 
-    def _prompt(self, tensors: Tensors) -> Prompt:
-        given = [name for name in PROMPT_INPUTS if name in tensors]
-        if len(given) != 1:
-            said = "both are set" if given else "neither is set"
-            raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
-        raw = read_single(given[0], tensors[given[0]])
-        tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
-        if given[0] == "messages":
-            return self._prompter.from_messages(raw, tools)
-        if tools is not None:
-            raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
-        return self._prompter.from_text(raw)
+def _prompt(asked: Asked, prompter: Prompter) -> Prompt:
+    if asked.input_name == "messages":
+        return prompter.from_messages(asked.prompt, asked.tools)
+    return prompter.from_text(asked.prompt)
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:

@@ -115,6 +115,7 @@ class Member:
             is_first=start == 0 and self.cursor > 0,
             logprobs=tuple(flight.logprobs[start:]),
             cache_hit=found.hit if found else self.hit,
+            body=found.answer.body if found else None,
             cache_age_ms=found.age * 1e3 if found else 0.0,
         )
         if finish_reason is not None:  # what is held back, as the beginning of a stop string, it is never sent

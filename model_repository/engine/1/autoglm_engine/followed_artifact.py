@@ -41,16 +41,23 @@ class FollowedArtifact(Generic[Part]):
         that this one is to replace goes on until the engine is there. Raises ArtifactError, also where it does not come
         within `patience` seconds: then that process stays, which follows the engine by itself."""
         give_up_at = time.monotonic() + patience
-        manifest = Manifest.load(self._folder)
-        while (now := served()) not in (None, manifest.short_digest):
+        artifact, part = self._read_any()  # at once, since from the moment it is served there is somebody who waits
+        while (now := served()) not in (None, artifact):
             if time.monotonic() > give_up_at:
+                self._let_go(part)
                 raise ArtifactError(
-                    f"the engine serves the artifact {now}, and {manifest.short_digest} lies in {self._folder}: "
+                    f"the engine serves the artifact {now}, and {artifact} lies in {self._folder}: "
                     "load the engine again, which is enough"
                 )
             time.sleep(_POLL_SECONDS)
-            manifest = Manifest.load(self._folder)
-        self._keep(manifest.short_digest, self._load(self._folder, manifest))
+            if Manifest.load(self._folder).short_digest != artifact:
+                self._let_go(part)
+                artifact, part = self._read_any()
+        self._keep(artifact, part)
+
+    def _read_any(self) -> tuple[str, Part]:
+        manifest = Manifest.load(self._folder)
+        return manifest.short_digest, self._load(self._folder, manifest)
 
     def of(self, artifact: str) -> Part:
         """`artifact`: `Manifest.short_digest`. Raises Unavailable where another one lies in the folder by now."""
@@ -60,6 +67,11 @@ class FollowedArtifact(Generic[Part]):
         part = self._read(artifact)
         self._keep(artifact, part)
         return part
+
+    def close(self) -> None:
+        """Let go of all."""
+        while self._parts:
+            self._let_go(self._parts.popitem()[1])
 
     def _read(self, artifact: str) -> Part:
         try:

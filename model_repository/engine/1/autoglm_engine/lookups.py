@@ -11,10 +11,11 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .core import Request
 from .daemon_threads import DaemonThreads
+from .response_cache import with_body
 from .tiers import Found, Missed, Tier
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,8 @@ class Lookups:
         found: Found | Missed | None = None
         try:
             found = line.tier.find(lookup.key, lookup.request)
+            if isinstance(found, Found):
+                found = replace(found, answer=with_body(found.answer))
         except Exception as error:  # a cache that fails is a cache that has nothing
             _log.error("a lookup in %s failed", type(line.tier).__name__, exc_info=error)
         with self._lock:

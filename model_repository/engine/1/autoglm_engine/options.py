@@ -212,7 +212,8 @@ def _cache_use(raw: bytes) -> CacheUse:
         raise InvalidRequest(f"cache is {text!r:.40}; allowed are {allowed}") from None
 
 
-def _tenant(raw: bytes) -> str:
+def read_tenant(raw: bytes) -> str:
+    """Raises InvalidRequest."""
     text = text_of(raw, "tenant")
     check_tenant(text)
     return text
@@ -242,7 +243,7 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "stop": _stop_strings,
     "priority": lambda level: level or DEFAULT_PRIORITY,  # 0 is Triton's word for it
     "cache": _cache_use,
-    "tenant": _tenant,
+    "tenant": read_tenant,
     "user": _user,
     "logit_bias": read_bias,
     "guided_json": read_guided_json,

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from .core import Question, TokenIds
+from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .errors import ArtifactError, InvalidRequest
 from .jinja_template import asks_for_tools
 from .json_names import json_type
@@ -40,12 +40,12 @@ class Prompt:
 
 
 class Prompter:
-    """Makes prompts for one artifact. `Tokenizer` and template are read once."""
+    """Makes prompts for one artifact: one at a time where it renders, or encodes what is long."""
 
-    def __init__(self, tokenizer: Tokenizer, template: ChatTemplate | None, max_length: int) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
+    def __init__(
+        self, tokenizer: Tokenizer, template: ChatTemplate | None, max_length: int, encoder: Encoder | None = None
+    ) -> None:
+        self._encoder = encoder or PlainEncoder(tokenizer)
         self._template = template
         self._max_tokens = max_length - 1  # one position is left for the answer
         self._longest_token = _longest_token(tokenizer)
@@ -57,18 +57,38 @@ class Prompter:
         template = ChatTemplate.load(folder, tokenizer, manifest)
         if template is not None:
             template.start()
-        return cls(tokenizer, template, manifest.max_length)
+        encoder = BoundedEncoder.load(folder / TOKENIZER_NAME, tokenizer)
+        return cls(tokenizer, template, manifest.max_length, encoder)
+
+    def another(self) -> Prompter:
+        """To be used beside this one: with processes of its own, which start when they are needed."""
+        other = copy.copy(self)
+        other._encoder = self._encoder.another()
+        other._template = None if self._template is None else self._template.another()
+        return other
+
+    @property
+    def is_quick(self) -> bool:
+        """`from_text` takes no longer with a short text than its length says."""
+        return self._encoder.is_tame
 
     def close(self) -> None:
-        """End the template's process."""
+        """Let go of its processes; they start again where it is used again."""
+        self._encoder.close()
         if self._template is not None:
             self._template.close()
+
+    def kill(self) -> None:
+        """Ends what is being made, from any thread."""
+        self._encoder.kill()
+        if self._template is not None:
+            self._template.kill()
 
     def from_text(self, raw: bytes) -> Prompt:
         """With the special tokens that the tokenizer itself adds. Raises InvalidRequest."""
         if not raw:
             raise InvalidRequest("text_input is empty; it must have at least one character")
-        self._check_size(raw, "text_input")
+        self.check_size(raw, "text_input")
         text = text_of(raw, "text_input")
         return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
@@ -76,10 +96,10 @@ class Prompter:
         """Of the rendered conversation; `tools`: what the model may call, as JSON. Raises InvalidRequest."""
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
-        self._check_size(raw, "messages")
+        self.check_size(raw, "messages")
         messages = parse_messages(text_of(raw, "messages"))
         rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
-        if any("\ud800" <= character <= "\udfff" for character in rendered):
+        if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
         # Answers that act are not shared by what a question means: its details are the arguments.
@@ -87,15 +107,15 @@ class Prompter:
 
     def word_ids(self, text: str) -> list[int]:
         """Without special tokens."""
-        return self._ids(text, special_tokens=False)
+        return [int(token_id) for token_id in self._encoder.encode(text, "a word", special_tokens=False)]
 
     def _tools(self, raw: bytes | None) -> list[Tool] | None:
         if raw is None:
             return None
-        self._check_size(raw, "tools")
+        self.check_size(raw, "tools")
         return parse_tools(text_of(raw, "tools"))
 
-    def _check_size(self, raw: bytes, name: str) -> None:
+    def check_size(self, raw: bytes, name: str) -> None:
         """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the
         longest one."""
         if len(raw) > self._max_bytes:
@@ -109,18 +129,15 @@ class Prompter:
         # beginning ends, it may cut a token into as many as the longest one has bytes.
         enough = self._max_tokens + self._longest_token
         beginning = text[: enough * _CHARACTERS_PER_TOKEN]
-        ids = self._ids(beginning, special_tokens)
+        ids = self._encoder.encode(beginning, name, special_tokens=special_tokens)
         if len(beginning) < len(text) and len(ids) <= enough:
-            beginning, ids = text, self._ids(text, special_tokens)
-        if not ids:
+            beginning, ids = text, self._encoder.encode(text, name, special_tokens=special_tokens)
+        if not len(ids):
             raise InvalidRequest(f"{name} encodes to no token; it must encode to at least 1")
         if len(ids) > self._max_tokens:
             count = f"{len(ids)}" if len(beginning) == len(text) else f"more than {self._max_tokens}"
             raise InvalidRequest(f"{name} has {count} tokens; the model takes 1 to {self._max_tokens}")
-        return np.asarray(ids, dtype=np.int32)
-
-    def _ids(self, text: str, special_tokens: bool) -> list[int]:
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens).ids)
+        return ids
 
 
 class ChatTemplate:
@@ -145,12 +162,22 @@ class ChatTemplate:
         special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
         return cls(path.read_text(encoding="utf-8"), special)
 
+    def another(self) -> ChatTemplate:
+        """To render beside this one: with a process of its own, which is not started."""
+        other = copy.copy(self)
+        other._process = self._process.another()
+        return other
+
     def start(self) -> None:
         """Compile it now, and not with the first request. Raises ArtifactError."""
         self._process.start()
 
     def close(self) -> None:
         self._process.close()
+
+    def kill(self) -> None:
+        """Ends what is being rendered, from any thread."""
+        self._process.kill()
 
     def render(
         self,
@@ -236,6 +263,14 @@ def _check_message(message: Any, name: str) -> None:
 def _check_part(part: Any, name: str) -> None:
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise InvalidRequest(f'{name} must be {{"type": "text", "text": string}}: this model reads text only')
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def _longest_token(tokenizer: Tokenizer) -> int:

@@ -23,7 +23,8 @@ from .recent_ids import RecentIds
 from .wire import Packed
 
 _log = logging.getLogger(__name__)
-CANCEL_MEMORY_SECONDS = 5.0
+CANCEL_MEMORY_SECONDS = 5.0  # for a request that reaches the server after its cancel
+_OVERTAKEN_SECONDS = 60.0  # for one that was there: it may wait as long to be encoded
 
 
 class Reply(Protocol):
@@ -102,7 +103,7 @@ class Replies:
         wanted = set(caller_ids) - {""}
         now = self._clock()
         with self._lock:
-            recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < CANCEL_MEMORY_SECONDS}
+            recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < _OVERTAKEN_SECONDS}
             self._cancels = recent | {caller: Cancel(now, caller in self._used) for caller in wanted}
             return [request_id for request_id, entry in self._replies.items() if entry.caller_id in wanted]
 
@@ -111,9 +112,12 @@ class Replies:
         before is for what had arrived by then; of a new id, whoever comes first was overtaken."""
         with self._lock:
             cancel = self._meet(caller_id)
-        if cancel is None or self._clock() - cancel.at >= CANCEL_MEMORY_SECONDS:
+        if cancel is None:
             return False
-        return arrival <= cancel.at or not cancel.is_known
+        age = self._clock() - cancel.at
+        if arrival <= cancel.at:
+            return age < _OVERTAKEN_SECONDS
+        return not cancel.is_known and age < CANCEL_MEMORY_SECONDS
 
     def __call__(self, event: Event) -> None:
         entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)

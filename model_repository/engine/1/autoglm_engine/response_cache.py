@@ -26,20 +26,34 @@ from .metrics import (
     Metrics,
     MetricSpec,
 )
-from .wire import pack_event, unpack_event
+from .wire import pack_body, pack_event, unpack_event
 
+MOST_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
+_BYTES_A_VALUE = 100  # of Python's objects for them
 _CHECK_BYTES = 16
 ENTRY_OVERHEAD = 400  # bytes of Python's objects around an entry's content, measured generously
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    content: bytes  # a packed event: the whole answer
+    content: bytes  # a packed event: the whole answer. Of a long one `pack_body`; empty until it is packed
     check: bytes  # of key and content
     kept_at: float
+    head: Event | None = None  # of a long one: the rest of it, or all until it is packed
+
+    @property
+    def is_long(self) -> bool:
+        """Reading it takes milliseconds, which are nobody's who waits for something else."""
+        return self.head is not None
+
+    @property
+    def is_packed(self) -> bool:
+        return bool(self.content)
 
     @property
     def num_bytes(self) -> int:
+        if self.head is not None and not self.content:
+            return num_values(self.head) * _BYTES_A_VALUE + ENTRY_OVERHEAD
         return len(self.content) + ENTRY_OVERHEAD
 
 
@@ -101,11 +115,30 @@ class ResponseCache:
         """Seconds."""
         return self._clock() - entry.kept_at
 
-    def keep(self, key: bytes, answer: Event, age: float = 0.0) -> None:
+    def keep(self, key: bytes, answer: Event, age: float = 0.0) -> Entry | None:
         """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept; what was
-        kept under the key goes all the same, since this is the answer now."""
-        content = pack_event(replace(answer, request_id="", stages=Stages()), None).tobytes()
-        entry = Entry(content, _check(key, content), self._clock() - age)
+        kept under the key goes all the same, since this is the answer now. A long one is to be packed with `pack_entry`, on
+        a thread that nobody waits for, and then kept with `settle`: such a one is returned."""
+        answer = replace(answer, request_id="", stages=Stages())
+        kept_at = self._clock() - age
+        if num_values(answer) > MOST_AT_ONCE:
+            entry = Entry(b"", b"", kept_at, answer)
+        else:
+            content = pack_event(answer, None).tobytes()
+            entry = Entry(content, _check(key, content), kept_at)
+        self._put(key, entry)
+        return None if entry.is_packed else entry
+
+    def settle(self, key: bytes, entry: Entry, packed: Entry) -> None:
+        """`packed` in the place of `entry`, where that is still there."""
+        if self._entries.get(key) is entry:
+            self._put(key, packed)
+
+    def get(self, key: bytes) -> Entry | None:
+        """What lies there now, whatever its age. It counts as nothing."""
+        return self._entries.get(key)
+
+    def _put(self, key: bytes, entry: Entry) -> None:
         self._drop(key)
         if entry.num_bytes > self._max_bytes:
             self._report()
@@ -115,7 +148,8 @@ class ResponseCache:
         while self.stats.bytes > self._max_bytes:
             self._drop(next(iter(self._entries)))
             self._count(CACHE_EVICTIONS)
-        self._count(CACHE_STORES)
+        if entry.is_packed:
+            self._count(CACHE_STORES)
         self._report()
 
     def flush(self) -> int:
@@ -146,10 +180,33 @@ class ResponseCache:
         self._metrics.set(CACHE_ENTRIES, self.stats.entries)
 
 
+def num_values(answer: Event) -> int:
+    """Numbers that are written down to pack it."""
+    return len(answer.token_ids) + sum(2 + 2 * len(entry.top) for entry in answer.logprobs)
+
+
+def with_body(answer: Event) -> Event:
+    """Any thread: a long one with its `body`."""
+    is_long = answer.body is None and num_values(answer) > MOST_AT_ONCE
+    return replace(answer, body=pack_body(answer)) if is_long else answer
+
+
+def pack_entry(key: bytes, entry: Entry) -> Entry:
+    """Any thread: a long one that is not packed."""
+    assert entry.head is not None, "an entry that is packed when it is kept"
+    content = entry.head.body or pack_body(entry.head)
+    head = replace(entry.head, token_ids=(), logprobs=(), text_bytes=None, is_first=False, body=None)
+    return Entry(content, _check(key, content), entry.kept_at, head)
+
+
 def read_entry(key: bytes, entry: Entry) -> Event | None:
-    """Any thread. None for an entry that is damaged."""
+    """Any thread. None for an entry that is damaged. A long one comes as the event's `body`."""
+    if not entry.is_packed:
+        entry = pack_entry(key, entry)
     if _check(key, entry.content) != entry.check:
         return None
+    if entry.head is not None:
+        return replace(entry.head, body=entry.content)
     try:
         return unpack_event(np.frombuffer(entry.content, dtype=np.uint8))[0]
     except InvalidRequest:

@@ -14,16 +14,18 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
+from .daemon_threads import DaemonThreads
 from .engine import Engine
 from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
 from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
 from .flights import Flight, Member, waited_ms
+from .kept_reader import KeptReader
 from .lookups import Lookups
 from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
 from .request_metrics import count_ended
-from .response_cache import ResponseCache, read_entry
+from .response_cache import Entry, ResponseCache, pack_entry, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
 from .tiers import Found, Tier
@@ -58,7 +60,9 @@ class SharingEngine:
         self._clock = clock
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
-        self._lookups = Lookups(tiers, lambda: self.wake(), clock)
+        self._reader = KeptReader(self._read_kept)
+        self._lookups = Lookups((self._reader, *tiers), lambda: self.wake(), clock)
+        self._packing = DaemonThreads(1, "cache-pack")
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
@@ -83,16 +87,15 @@ class SharingEngine:
             self._check_may_come(request)
             generation = self._generation
             entry = None if request.cache is CacheUse.REFRESH else self._cache.look(key)
-        answer = (
-            None if entry is None else read_entry(key, entry)
-        )  # a long one takes a while, and nobody waits for that
+        is_read_later = entry is not None and entry.is_long
+        answer = None if entry is None or is_read_later else read_entry(key, entry)
         with self._lock:
             self._check_may_come(request)
-            if entry is not None:
+            if entry is not None and not is_read_later:
                 self._cache.was_read(key, entry, answer)
                 if answer is not None and generation == self._generation:
                     return [self._kept(answer, self._cache.age(entry), request)]
-            self._read(key, request)
+            self._read(key, request, is_read_later=is_read_later)
             return []
 
     def cancel(self, request_ids: Iterable[str]) -> int:
@@ -173,7 +176,32 @@ class SharingEngine:
 
     def close(self) -> None:
         """Let go of the tiers. After `shut_down`, whose answers do not wait for what a tier still has to do."""
+        self._packing.close()
         self._lookups.close()
+
+    # ---- threads that nobody waits for
+
+    def _read_kept(self, key: bytes) -> Found | None:
+        """Of the cache of this process."""
+        with self._lock:
+            entry, generation = self._cache.get(key), self._generation
+        if entry is None:
+            return None
+        answer = read_entry(key, entry)
+        with self._lock:
+            self._cache.was_read(key, entry, answer)
+            if answer is None or generation != self._generation:
+                return None
+            return Found(answer, self._cache.age(entry), CacheHit.EXACT, is_kept_here=True)
+
+    def _pack(self, key: bytes, entry: Entry) -> None:
+        try:
+            packed = pack_entry(key, entry)
+        except BaseException as error:  # an answer that cannot be kept is only computed again
+            own_failure(error)
+            return
+        with self._lock:
+            self._cache.settle(key, entry, packed)
 
     # ---- under the lock
 
@@ -197,13 +225,14 @@ class SharingEngine:
         count_ended(self._metrics, hit)
         return replace(hit, cache_age_ms=age * 1e3)
 
-    def _read(self, key: bytes, request: Request) -> None:
+    def _read(self, key: bytes, request: Request, *, is_read_later: bool) -> None:
         """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
-        with who would not."""
+        with who would not. `is_read_later`: the cache has it, and it is long."""
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None:
-            self._begin(Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers))
+            flight = Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers)
+            self._begin(flight, (self._reader, *tiers) if is_read_later else tiers)
             return
         if self._num_followers >= self._settings.max_queue:
             raise QueueFull(f"{self._num_followers} requests wait for others already, which is the limit")
@@ -212,7 +241,8 @@ class SharingEngine:
         self._metrics.inc(CACHE_COALESCED)
         self._add(flight, request, CacheHit.COALESCED)
 
-    def _begin(self, flight: Flight) -> None:
+    def _begin(self, flight: Flight, asked: tuple[Tier, ...]) -> None:
+        """`asked`: who is asked for its answer first."""
         request = flight.request
         if request.cache is CacheUse.REFRESH:
             self._outdate(flight.key)
@@ -220,7 +250,7 @@ class SharingEngine:
         self._add(flight, request, CacheHit.NONE)
         try:
             may_look = request.cache is not CacheUse.REFRESH
-            if not (may_look and self._lookups.start(flight.id, flight.key, request, flight.tiers)):
+            if not (may_look and self._lookups.start(flight.id, flight.key, request, asked)):
                 self._compute(flight)
         except BaseException:
             del self._by_id[flight.id], self._members[request.id]
@@ -261,8 +291,9 @@ class SharingEngine:
         flight.found, flight.embed_ms = found, found.embed_ms
         usage = replace(found.answer.usage, cached_tokens=0)
         flight.take(replace(found.answer, request_id=flight.id, usage=usage))
-        if found.hit is CacheHit.EXACT and flight.may_keep_found and self._may_keep(flight):
-            self._cache.keep(flight.key, found.answer, found.age)
+        is_new = found.hit is CacheHit.EXACT and not found.is_kept_here
+        if is_new and flight.may_keep_found and self._may_keep(flight):
+            self._keep_here(flight.key, found.answer, found.age)
         self._end(flight, now)
 
     def _fail(self, flight: Flight, error: EngineError, now: float) -> None:
@@ -367,11 +398,15 @@ class SharingEngine:
             self._lookups.forget(flight.key, but=flight.tiers)
         try:
             answer = flight.whole(self._text)
-            self._cache.keep(flight.key, answer)
+            self._keep_here(flight.key, answer)
             for tier in flight.tiers:
                 tier.keep(flight.key, flight.request, answer)
         except BaseException as error:
             own_failure(error, flight.request.id)
+
+    def _keep_here(self, key: bytes, answer: Event, age: float = 0.0) -> None:
+        if (entry := self._cache.keep(key, answer, age)) is not None:
+            self._packing.put(lambda: self._pack(key, entry))
 
     def _close(self, flight: Flight) -> None:
         """Nobody joins it from now on."""

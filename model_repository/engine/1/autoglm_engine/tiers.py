@@ -20,6 +20,7 @@ class Found:
     age: float
     hit: CacheHit
     embed_ms: float = 0.0
+    is_kept_here: bool = False  # by the cache of this process
 
 
 @dataclass(frozen=True, slots=True)

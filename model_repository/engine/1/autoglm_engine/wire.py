@@ -33,6 +33,7 @@ from .options import MAX_PRIORITY, MAX_USER_CHARACTERS
 from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
 Packed = npt.NDArray[np.uint8]
+_CHUNK = 32  # tokens
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,18 +123,15 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
     """A uint8 array [num_bytes]. Events that are kept, and not sent, have no number and no artifact."""
     raw: dict[str, Any] = {
         "id": event.request_id,
-        "tokens": event.token_ids,
         "usage": dataclasses.astuple(event.usage),
         "stages": dataclasses.astuple(event.stages),
     }
+    if event.body is None:
+        raw |= _body(event)
+        if event.logprobs:
+            raw["logprobs"] = [_raw_logprobs(entry) for entry in event.logprobs]
     if event.finish_reason is not None:
         raw["finish"] = event.finish_reason.value
-    if event.text_bytes is not None:
-        raw["text_bytes"] = event.text_bytes
-    if event.is_first:
-        raw["first"] = True
-    if event.logprobs:
-        raw["logprobs"] = [(entry.token_id, entry.logprob, entry.top) for entry in event.logprobs]
     if event.error is not None:
         raw["error"] = (event.error_code, event.error)
     if event.cache_hit is not CacheHit.NONE:
@@ -144,7 +142,33 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
         raw["sequence"] = sequence_number
     if artifact:
         raw["artifact"] = artifact
-    return _pack(raw)
+    return _pack(raw) if event.body is None else _packed_with(raw, event.body)
+
+
+def pack_body(event: Event) -> bytes:
+    """What of an event is the same for all who get it: token ids, where their text ends, log-probabilities. The members of
+    a JSON object, in pieces of which each holds the interpreter's lock for a moment alone."""
+    members = json.dumps(_body(event), separators=(",", ":"))[1:-1]
+    entries = event.logprobs
+    if not entries:
+        return members.encode()
+    chunks = (entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK))
+    texts = (json.dumps([_raw_logprobs(entry) for entry in chunk], separators=(",", ":"))[1:-1] for chunk in chunks)
+    return f'{members},"logprobs":[{",".join(texts)}]'.encode()
+
+
+def _body(event: Event) -> dict[str, Any]:
+    """But the log-probabilities."""
+    raw: dict[str, Any] = {"tokens": event.token_ids}
+    if event.text_bytes is not None:
+        raw["text_bytes"] = event.text_bytes
+    if event.is_first:
+        raw["first"] = True
+    return raw
+
+
+def _raw_logprobs(entry: TokenLogprobs) -> tuple[int, float, Any]:
+    return entry.token_id, entry.logprob, entry.top
 
 
 def unpack_event(packed: Packed) -> tuple[Event, Ack | None]:
@@ -206,6 +230,11 @@ def _ack(raw: Any) -> Ack | None:
 
 def _pack(raw: dict[str, Any]) -> Packed:
     return np.frombuffer(json.dumps(raw, separators=(",", ":")).encode(), dtype=np.uint8)
+
+
+def _packed_with(raw: dict[str, Any], body: bytes) -> Packed:
+    head = json.dumps(raw, separators=(",", ":"))[:-1].encode()
+    return np.frombuffer(b"".join((head, b",", body, b"}")), dtype=np.uint8)
 
 
 def _unpack(packed: Packed, name: str) -> dict[str, Any]:

@@ -1,0 +1,106 @@
+"""What the tokenizer model does with requests of one artifact: takes what a call brings, answers through `TokenizerReply`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Protocol
+
+from .boards import EngineBoard
+from .core import TokenIds
+from .door import Asked, Door, Tensors
+from .errors import EngineError
+from .manifest import Manifest
+from .prompt import Prompter
+from .seal import Kind
+from .tokenizer_pool import Job, TokenizerPool
+from .wire import Packed
+
+_log = logging.getLogger(__name__)
+
+
+class TokenizerReply(Protocol):
+    """One request's response sender. One of the two is called, once, on any thread."""
+
+    @property
+    def request_id(self) -> str:
+        """The caller's, for the log."""
+        ...
+
+    def send(self, token_ids: TokenIds, request: Packed) -> None: ...
+
+    def fail(self, code: str, message: str) -> None: ...
+
+
+class TokenizerDesk:
+    """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer_pool`."""
+
+    def __init__(self, door: Door, board: EngineBoard) -> None:
+        self._door = door
+        self._board = board
+        self._pool = TokenizerPool(door.prompter, door.prompter.another)
+        self._end: EngineError | None = None
+
+    @classmethod
+    def load(cls, board: EngineBoard, folder: Path, manifest: Manifest) -> TokenizerDesk:
+        """Raises ArtifactError."""
+        return cls(Door.load(folder, manifest), board)
+
+    def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
+        """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and encoding is told at once."""
+
+        def begin() -> None:
+            asked = self._door.read(tensors, parameters, timeout_us)
+            if self._door.is_quick(asked):
+                self._answer(asked, self._door.prompter, reply)
+            else:
+                self._pool.put(self._job(asked, reply))
+
+        self._attempt(begin, reply)
+
+    def close(self, failure: EngineError, seconds: float) -> None:
+        """Everybody who waits is answered with `failure`; what is under way is ended, and waited for as long as `seconds`."""
+        self._end = failure
+        self._pool.close(failure, seconds)
+        self._door.close()
+
+    def _job(self, asked: Asked, reply: TokenizerReply) -> Job[Prompter]:
+        def work(prompter: Prompter) -> None:
+            self._answer(asked, prompter, reply)
+
+        def fail(error: EngineError) -> None:
+            reply.fail(error.code, str(error))
+
+        return Job(asked.tenant, asked.num_bytes, work, fail)
+
+    def _answer(self, asked: Asked, prompter: Prompter, reply: TokenizerReply) -> None:
+        made: list[tuple[TokenIds, Packed]] = []
+
+        def encode() -> None:
+            admitted = self._door.encode(asked, prompter)
+            sealed = self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
+            made.append((admitted.token_ids, sealed))
+
+        self._attempt(encode, reply)
+        for token_ids, sealed in made:
+            try:
+                reply.send(token_ids, sealed)
+            except Exception:
+                _log.exception("an encoded prompt could not be handed on", extra={"request_id": reply.request_id})
+
+    def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
+        """Or tell why not: one request never takes others with it."""
+        try:
+            work()
+        except BaseException as error:  # a panic of a library in Rust is no Exception
+            known = self._told(error, reply.request_id)
+            reply.fail(known.code, str(known))
+
+    def _told(self, error: BaseException, request_id: str) -> EngineError:
+        if self._end is not None:
+            return self._end
+        if isinstance(error, EngineError):
+            return error
+        _log.error("a request could not be encoded", exc_info=error, extra={"request_id": request_id})
+        return EngineError(f"the tokenizer failed: {type(error).__name__}")

@@ -1,0 +1,233 @@
+"""A long kept answer costs neither who submits nor who steps any time that grows with it, and it is the same answer."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from autoglm_engine import response_cache
+from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from autoglm_engine.errors import NotCached
+from autoglm_engine.response_cache import MOST_AT_ONCE, ResponseCache, num_values, pack_entry, read_entry, with_body
+from autoglm_engine.tiers import Found
+from autoglm_engine.wire import Ack, pack_body, pack_event, unpack_event
+from engine_bench import Bench
+from fakes import FakeClock, request
+from small_service import until
+from test_sharing import counted, shared_bench, submit
+
+KEY = b"k" * 32
+LONG = {"max_tokens": 40, "logprobs": 5, "ignore_eos": True}
+
+
+def long_answer(num_tokens: int = 100, num_top: int = 20) -> Event:
+    top = tuple((token_id, -0.5 * token_id) for token_id in range(num_top))
+    entries = tuple(TokenLogprobs(token_id, -1.25 * token_id, top) for token_id in range(num_tokens))
+    usage = Usage(7, num_tokens, 3)
+    return Event("r", tuple(range(num_tokens)), usage, Stages(), FinishReason.STOP, 5, is_first=True, logprobs=entries)
+
+
+class Worked:
+    """The threads on which long answers were packed and read."""
+
+    def __init__(self, patch: pytest.MonkeyPatch) -> None:
+        self.packed: list[str] = []
+        self.read: list[str] = []
+        patch.setattr(response_cache, "pack_body", self._noting(self.packed, response_cache.pack_body))
+        patch.setattr(response_cache, "unpack_event", self._noting(self.read, response_cache.unpack_event))
+        patch.setattr(response_cache, "_check", self._noting(self.read, response_cache._check))
+
+    def _noting(self, names: list[str], work: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*arguments: Any) -> Any:
+            names.append(threading.current_thread().name.rsplit("-", 1)[0])
+            return work(*arguments)
+
+        return noted
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
+    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", 50)
+    made = shared_bench()
+    yield made
+    made.engine.close()  # type: ignore[attr-defined]
+
+
+def entry_of(bench: Bench) -> Any:
+    return next(iter(bench.engine._cache._entries.values()))  # type: ignore[attr-defined]
+
+
+def last_of(bench: Bench, request_id: str) -> Event:
+    """Steps until it was told everything."""
+
+    def is_told() -> bool:
+        bench.step()
+        return any(event.is_last for event in bench.events if event.request_id == request_id)
+
+    until(is_told)
+    (last,) = [event for event in bench.events if event.request_id == request_id and event.is_last]
+    return last
+
+
+def as_read(event: Event) -> Event:
+    """As the detokenizer sees it, but for what is each reader's own."""
+    read, _ = unpack_event(pack_event(event, None))
+    return replace(
+        read,
+        request_id="",
+        stages=Stages(),
+        usage=replace(read.usage, cached_tokens=0),
+        cache_hit=CacheHit.NONE,
+        cache_age_ms=0.0,
+    )
+
+
+def ask(name: str, **options: Any) -> Request:
+    return request(name, **{**LONG, **options})
+
+
+@pytest.mark.parametrize("ack", [None, Ack(3, 2**40)])
+@pytest.mark.parametrize("answer", [long_answer(), long_answer(33, 0), replace(long_answer(0), text_bytes=None)])
+def test_a_packed_body_is_read_as_what_it_was_made_of(answer: Event, ack: Ack | None) -> None:
+    packed = replace(answer, token_ids=(), logprobs=(), text_bytes=None, is_first=False, body=pack_body(answer))
+    assert unpack_event(pack_event(packed, ack)) == (answer, ack)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_threads_of_their_own_pack_and_read_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+    worked = Worked(monkeypatch)
+    bench.run(ask("first"))
+    computed = last_of(bench, "first")
+    until(lambda: bool(entry_of(bench).is_packed))
+    bench.clock.now += 2.0
+    for name in ("again", "and again"):
+        submit(bench, replace(ask(name), stream=stream))
+        kept = last_of(bench, name)
+        assert (kept.cache_hit, kept.cache_age_ms) == (CacheHit.EXACT, pytest.approx(2000.0, abs=10))
+        assert kept.body is not None and as_read(kept) == as_read(computed)
+    assert (set(worked.packed), set(worked.read)) == ({"cache-pack"}, {"cache-pack", "lookup"})
+    assert (counted(bench)["hits"], counted(bench)["stores"], len(bench.runner.batches)) == (
+        2,
+        1,
+        len(bench.runner.batches),
+    )
+    assert not {event.request_id for event in bench.events} - {"first", "again", "and again"}
+    bench.assert_idle()
+
+
+def test_a_short_one_is_given_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", MOST_AT_ONCE)
+    bench.run(ask("first"))
+    (kept,) = bench.engine.submit(ask("again"))  # type: ignore[misc]
+    assert kept.body is None and as_read(kept) == as_read(last_of(bench, "first"))
+
+
+def test_it_is_there_before_it_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench.engine._packing, "put", lambda work: None)  # type: ignore[attr-defined]
+    bench.run(ask("first"))
+    num_steps = len(bench.runner.batches)
+    submit(
+        bench,
+        ask(
+            "again",
+        ),
+    )
+    kept = last_of(bench, "again")
+    assert kept.cache_hit is CacheHit.EXACT and as_read(kept) == as_read(last_of(bench, "first"))
+    assert len(bench.runner.batches) == num_steps
+    assert counted(bench)["bytes"] > 0
+
+
+@pytest.mark.parametrize("use", [CacheUse.DEFAULT, CacheUse.ONLY])
+@pytest.mark.parametrize("how", ["damaged", "flushed"])
+def test_what_is_lost_meanwhile_is_computed_anew(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, how: str, use: CacheUse
+) -> None:
+    bench.run(ask("first"))
+    until(lambda: bool(entry_of(bench).is_packed))
+    entries = bench.engine._cache._entries  # type: ignore[attr-defined]
+    if how == "damaged":
+        ((key, entry),) = entries.items()
+        entries[key] = replace(entry, content=entry.content[:-1] + b"?")
+        submit(bench, replace(ask("again"), cache=use))
+    else:
+        read = threading.Event()
+        begun = threading.Event()
+
+        def slow(*arguments: Any) -> Event | None:
+            begun.set()
+            assert read.wait(60)
+            return read_entry(*arguments)
+
+        monkeypatch.setattr("autoglm_engine.sharing.read_entry", slow)
+        submit(bench, replace(ask("again"), cache=use))
+        assert begun.wait(60)
+        bench.engine.flush()  # type: ignore[attr-defined]
+        read.set()
+    last = last_of(bench, "again")
+    if use is CacheUse.ONLY:
+        assert (last.error_code, last.error) == (
+            NotCached.code,
+            "the answer is not cached, and the request takes only one that is",
+        )
+    else:
+        assert last.cache_hit is CacheHit.NONE and as_read(last) == as_read(last_of(bench, "first"))
+    assert counted(bench)["corrupted"] == (how == "damaged")
+
+
+def test_who_reads_a_long_answer_can_be_cancelled(bench: Bench) -> None:
+    bench.run(ask("first"))
+    submit(bench, ask("again"))
+    bench.engine.cancel(["again"])
+    assert last_of(bench, "again").finish_reason in (FinishReason.CANCELLED, FinishReason.LENGTH)
+    bench.assert_idle()
+
+
+def test_what_another_tier_found_is_packed_where_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", 50)
+    worked = Worked(monkeypatch)
+
+    class Full:
+        most_seconds = 60.0
+
+        def wants(self, request: Request) -> bool:
+            return True
+
+        def find(self, key: bytes, request: Request) -> Found:
+            return Found(replace(long_answer(), request_id=""), 1.0, CacheHit.EXACT)
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: None
+
+    bench = shared_bench(tiers=(Full(),))
+    submit(bench, ask("first"))
+    found = last_of(bench, "first")
+    assert as_read(found) == as_read(long_answer())
+    assert worked.packed == ["lookup"]
+    until(lambda: bool(entry_of(bench).is_packed))
+    assert worked.packed == ["lookup"]  # once
+    bench.engine.close()  # type: ignore[attr-defined]
+
+
+def test_the_bytes_of_a_packed_entry_count() -> None:
+    cache = ResponseCache(1 << 20, 60.0, shared_bench().metrics, FakeClock())
+    answer = long_answer()
+    assert num_values(answer) > MOST_AT_ONCE
+    entry = cache.keep(KEY, answer)
+    assert entry is not None and cache.stats.bytes == entry.num_bytes > 100_000 and cache.stats.stores == 0
+    packed = pack_entry(KEY, entry)
+    cache.settle(KEY, entry, packed)
+    assert (cache.get(KEY), cache.stats.bytes, cache.stats.stores) == (packed, packed.num_bytes, 1)
+    cache.settle(KEY, entry, pack_entry(KEY, entry))  # late
+    assert cache.get(KEY) is packed
+    cache.flush()
+    cache.settle(KEY, packed, packed)
+    assert (cache.stats.bytes, cache.stats.entries) == (0, 0)
+    kept = with_body(answer)
+    assert read_entry(KEY, pack_entry(KEY, replace(entry, head=replace(kept, request_id="")))) == read_entry(
+        KEY, packed
+    )
+    assert with_body(kept) is kept and with_body(long_answer(3)).body is None
