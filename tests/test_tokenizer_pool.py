@@ -205,6 +205,20 @@ def test_a_thread_that_gets_no_tool_tells_so_and_goes_on() -> None:
         pool.close(END, 1.0)
 
 
+def test_work_that_raises_costs_no_thread() -> None:
+    done = threading.Event()
+    pool = TokenizerPool(FakeTool(), FakeTool)
+    try:
+        for num_bytes in [1, SHORT_BYTES + 1] * 3:  # more than there are threads
+            pool.put(Job("", num_bytes, lambda tool: 1 / 0, lambda error: None))
+        for num_bytes in (1, SHORT_BYTES + 1):
+            done.clear()
+            pool.put(Job("", num_bytes, lambda tool: done.set(), lambda error: None))
+            assert done.wait(PATIENCE)
+    finally:
+        pool.close(END, 1.0)
+
+
 def test_a_system_without_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

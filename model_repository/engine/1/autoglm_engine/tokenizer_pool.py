@@ -230,7 +230,10 @@ class Lane(Generic[T]):
         if self._end is not None:
             self._fail([job], self._end)
             return
-        job.work(tool)
+        try:
+            job.work(tool)
+        except Exception as error:  # the thread is everybody's
+            _log.error("a prompt's work failed", exc_info=error)
 
     def _own_tool(self) -> T:
         me = threading.get_ident()
