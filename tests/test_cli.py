@@ -14,6 +14,7 @@ from autoglm_client import InvalidRequestError, QueueFullError, async_client
 from autoglm_client.cli import app
 from autoglm_client.cli.failures import FriendlyGroup
 from client_fakes import FakeTransport, Script, inputs_of
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 COMMANDS = [
@@ -21,6 +22,7 @@ COMMANDS = [
     "export",
     "export-embedder",
     "inspect",
+    "repository",
     "serve",
     "gateway",
     "gateway-key",
@@ -34,8 +36,8 @@ COMMANDS = [
 Use = Callable[[FakeTransport], FakeTransport]
 
 
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200", "TERM": "dumb"})
+def run(*arguments: str, stdin: str | None = None, columns: str = "200") -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": columns, "TERM": "dumb"})
 
 
 @pytest.fixture
@@ -64,7 +66,20 @@ def test_help_of_every_command_has_examples_that_name_only_known_options(command
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_all_that_is_written(command: str) -> None:
+    """Square brackets, too, which rich takes for its marks and leaves out where no backslash is before them."""
+    described = get_command(app).commands[command]  # type: ignore[attr-defined]
+    shown = "".join(re.findall(r"[^\s│]", run(command, "--help", columns="500").output))
+    texts = [described.help, *(parameter.help for parameter in described.params if getattr(parameter, "help", None))]
+    for text in texts:
+        written = "".join(text.replace("\b", "").replace("\\[", "[").split())
+        assert written in shown, text
+
+
+@pytest.mark.slow
 def test_all_commands_are_listed_and_nothing_asked_shows_help() -> None:
+    assert list(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
     assert all(command in run("--help").output for command in COMMANDS)
     assert "Usage" in run().output
     assert run("--version").output.strip() == "0.1.0"

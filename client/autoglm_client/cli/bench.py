@@ -18,7 +18,7 @@ def bench(
     concurrency: Annotated[
         list[int] | None,
         typer.Option(
-            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. [default: 1 and 16]"
+            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. \\[default: 1 and 16]"
         ),
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests a run.")] = 64,

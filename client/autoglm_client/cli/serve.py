@@ -55,7 +55,7 @@ def serve(
         str | None,
         typer.Option(
             envvar=KEY_VARIABLE,
-            help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
+            help="Clients on this host that know it may pass large inputs through shared memory. \\[default: random]",
         ),
     ] = None,
     grpc_tls_cert: Annotated[
