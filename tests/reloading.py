@@ -35,7 +35,7 @@ Answers = dict[Question, str]
 _MAX_LENGTH = 256
 
 
-def write_artifact(folder: Path, *, seed: int, stride: int, vocab_size: int) -> Manifest:
+def write_artifact(folder: Path, *, seed: int, stride: int, vocab_size: int, max_length: int = _MAX_LENGTH) -> Manifest:
     """One token a byte, in the order that `stride` makes: another one than 1 is another vocabulary."""
     spec = dataclasses.replace(SPECS["llama"], vocab_size=vocab_size)
     noise = np.random.default_rng(seed)
@@ -43,7 +43,7 @@ def write_artifact(folder: Path, *, seed: int, stride: int, vocab_size: int) -> 
         name: weight + noise.normal(0, 0.02, weight.shape).astype(weight.dtype)
         for name, weight in random_weights(spec).items()
     }
-    write_native_artifact(folder, spec, weights=weights, max_length=_MAX_LENGTH)
+    write_native_artifact(folder, spec, weights=weights, max_length=max_length)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={token: i * stride % 256 for i, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

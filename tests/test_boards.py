@@ -24,6 +24,7 @@ from autoglm_engine.periodic import Periodic
 from autoglm_engine.seal import Kind
 from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.wire import Ack
+from fakes import FakeClock
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
 IDS = np.array([1, 2, 3], dtype=np.int32)
@@ -329,3 +330,19 @@ def test_a_periodic_thread_outlives_what_its_work_raises(caplog: pytest.LogCaptu
     thread.close()
     told = [record.getMessage() for record in caplog.records]
     assert told == ["it cannot be done: PermissionError: one", "it cannot be done: PermissionError: other"]
+
+
+def test_what_fails_now_and_then_is_told_once_a_while(caplog: pytest.LogCaptureFixture) -> None:
+    """As the search for vanished clients does when the server stops."""
+    clock = FakeClock()
+    fails = iter([True, False, True, True, False, True])
+
+    def work() -> None:
+        if next(fails):
+            raise RuntimeError("Server not ready")
+
+    periodic = Periodic("test", 1.0, work, "it cannot be done", clock)
+    for seconds in (0.0, 0.1, 0.1, 59.0, 0.1, 60.0):
+        clock.now += seconds
+        periodic.once()
+    assert len(caplog.records) == 2

@@ -192,6 +192,11 @@ def test_a_response_that_breaks_the_contract_is_a_protocol_error() -> None:
             ServerUnavailableError,
             "Request for unknown model: 'autoglm' has no available versions",
         ),
+        (
+            "[request id: x] Server is stopping, scheduler for model has stopped accepting new inference requests",
+            ServerUnavailableError,
+            "Server is stopping",
+        ),
         ("Request for unknown model: 'x' is not found", InvalidRequestError, "'x' is not found"),
     ],
 )

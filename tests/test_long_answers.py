@@ -231,3 +231,51 @@ def test_the_bytes_of_a_packed_entry_count() -> None:
         KEY, packed
     )
     assert with_body(kept) is kept and with_body(long_answer(3)).body is None
+
+
+def test_what_is_too_large_for_one_piece_is_neither_kept_nor_joined_late() -> None:
+    """It would be refused on its way out: computed, and streamed, it arrives."""
+    bench = shared_bench(most_kept=5 * 12 * 14)  # five tokens with five candidates each
+    submit(bench, replace(ask("first"), stream=True))
+    bench.step()
+    submit(bench, replace(ask("early"), stream=True))
+    for _ in range(20):
+        bench.step()
+    submit(bench, replace(ask("late"), stream=True))
+    answers = {name: last_of(bench, name) for name in ("first", "early", "late")}
+    assert {name: last.cache_hit for name, last in answers.items()} == {
+        "first": CacheHit.NONE,
+        "early": CacheHit.COALESCED,
+        "late": CacheHit.NONE,
+    }
+    assert all(sum(len(e.token_ids) for e in bench.events if e.request_id == name) == 40 for name in answers)
+    assert (counted(bench)["stores"], counted(bench)["entries"]) == (0, 0)
+    submit(bench, ask("small", max_tokens=4))
+    last_of(bench, "small")
+    assert counted(bench)["stores"] == 1
+    bench.assert_idle()
+    bench.engine.close()  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(("most", "is_given"), [(None, True), (30_000, False)])
+def test_what_a_tier_found_and_is_too_large_is_computed(
+    monkeypatch: pytest.MonkeyPatch, most: int | None, is_given: bool
+) -> None:
+    """A server with more shared memory kept it."""
+
+    class Full:
+        most_seconds = 60.0
+
+        def wants(self, request: Request) -> bool:
+            return True
+
+        def find(self, key: bytes, request: Request) -> Found:
+            return Found(replace(long_answer(200), request_id=""), 1.0, CacheHit.EXACT)
+
+        def __getattr__(self, name: str) -> Any:
+            return lambda *arguments: None
+
+    bench = shared_bench(tiers=(Full(),), most_kept=most)
+    submit(bench, ask("first"))
+    assert (last_of(bench, "first").cache_hit is CacheHit.EXACT) == is_given
+    bench.engine.close()  # type: ignore[attr-defined]

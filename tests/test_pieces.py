@@ -38,6 +38,10 @@ def pieces(acknowledged: list[Ack]) -> Pieces:
     return Pieces(lambda artifact: texts[artifact], lambda packed: (packed, acknowledged.append), Clock())
 
 
+def with_room(room: int | None, acknowledged: list[Ack]) -> Pieces:
+    return Pieces(lambda artifact: letters_text(), lambda packed: (packed, acknowledged.append), room=room)
+
+
 def ids(text: str) -> tuple[int, ...]:
     return tuple(TOKENIZER.encode(text).ids)
 
@@ -187,3 +191,23 @@ def test_logprobs_look_as_vllms(pieces: Pieces) -> None:
         {a: {"logprob": -1.0, "decoded_token": "a", "rank": 2}, b: best},
         {c: {"logprob": -9.0, "decoded_token": "c"}, b: best},
     ]
+
+
+def test_an_answer_without_room_in_shared_memory_is_refused_and_acknowledged(acknowledged: list[Ack]) -> None:
+    """Where Triton finds no room for it, others may be lost with it."""
+    top = tuple((token_id, -0.123456789) for token_id in range(20))
+    large = event("ab" * 300, logprobs=tuple(TokenLogprobs(1, -0.5, top) for _ in range(600)))
+    packed = pack_event(large, Ack(3, 5))
+    outputs = with_room(None, acknowledged).outputs(packed)
+    needed = packed.nbytes + sum(
+        len(array.item()) if array.dtype == np.object_ else array.nbytes for array in outputs.values()
+    )
+    assert needed > 2 * packed.nbytes
+    for room, fits in ((needed, True), (needed - 1, False)):
+        pieces = with_room(room, acknowledged)
+        if fits:
+            assert pieces.outputs(packed)["text_output"] == outputs["text_output"]
+            continue
+        with pytest.raises(InvalidRequest, match=rf"takes {needed} bytes in one piece, and {room} of .*streamed"):
+            pieces.outputs(packed)
+    assert acknowledged == [Ack(3, 5)] * 3

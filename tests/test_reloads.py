@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,7 @@ from autoglm_client import AsyncClient, AutoGLMError, PieceOrderError
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_probe import stub_processes
+from autoglm_engine.liveness import _POLL_SECONDS
 from reloading import (
     EXPLICIT,
     POLL,
@@ -42,11 +44,28 @@ async def test_explicit_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Pat
     with repository.serve(*EXPLICIT) as server:
         async with Reloads(repository, server, artifacts) as reloads:
             await check_reloads(reloads, Crowd(server.grpc_url), times=2)
+        await asyncio.to_thread(check_a_load_that_fails_ends_nothing, repository, server)
         await until(lambda: list(stub_processes(server.pid or 0).values()).count("engine") == 1)
         (engine,) = [pid for pid, model in stub_processes(server.pid or 0).items() if model == "engine"]
         os.kill(engine, signal.SIGKILL)
         await until(lambda: not server.is_alive())  # the death of one that was loaded later is noticed, too
         assert "Error: the engine's process died" in server.log_text()
+
+
+def check_a_load_that_fails_ends_nothing(repository: Repository, server: LocalServer) -> None:
+    """Of an engine that has its board by then, and no other beside it."""
+    key = {"triton-grpc-protocol-autoglm-control-key": server.control_key}
+    setting = '"semantic_cache" value { string_value: "%s"'
+    with triton.InferenceServerClient(server.grpc_url) as client:
+        for model in ("autoglm", "engine"):
+            client.unload_model(model, headers=key)
+        repository.edit("engine/config.pbtxt", setting % "asked", setting % "on")
+        with pytest.raises(triton.InferenceServerException, match="the semantic cache needs"):
+            client.load_model("engine", headers=key)
+        time.sleep(3 * _POLL_SECONDS)  # the tokenizer looks that often
+        repository.edit("engine/config.pbtxt", setting % "on", setting % "asked")
+        client.load_model("autoglm", headers=key)
+    assert asyncio.run(answers_of(server.grpc_url))
 
 
 async def test_polled_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Path, Path], tmp_path: Path) -> None:

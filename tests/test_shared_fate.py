@@ -11,7 +11,16 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from autoglm_engine import service as service_module
+from autoglm_engine.boards import SHARED_MEMORY, boards_of
+from autoglm_engine.errors import ArtifactError
+from autoglm_engine.liveness import EngineWatch
+from autoglm_engine.runner import Limits
+from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
+from engine_bench import VOCAB
+from fakes import FakeRunner
+from small_service import serving
 
 # A model's process: loaded on the first line, unloaded in order on the second.
 _MODEL = """
@@ -100,6 +109,34 @@ def test_one_that_died_beside_its_successor_is_nobodys_end(tmp_path: Path) -> No
         before.wait()
         here.looks()
         assert here.dead == []
+
+
+@pytest.mark.parametrize("where", ["open_semantic", "load_redis_tier"])
+def test_an_engine_that_cannot_be_loaded_did_not_die(tmp_path: Path, where: str) -> None:
+    """The server says why, and goes on: it may have other models, or be given another setting."""
+    server = ServerIdentity.of(os.getpid(), f"unloadable {where}")
+    watch = EngineWatch(server, lambda: None)
+
+    def refuse(*arguments: object) -> None:
+        assert not watch.look() and watch._boards, "it is known by now"
+        raise ArtifactError("there is no embedder")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(service_module, where, refuse)
+        with pytest.raises(ArtifactError), serving(tmp_path, FakeRunner(Limits(4, 64, 8, VOCAB)), identity=server):
+            pass
+    assert not watch.look()
+    assert not list(boards_of(SHARED_MEMORY, server))
+
+
+def test_a_model_that_cannot_watch_did_not_die(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError):
+        Watching(TOKENIZER, tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:

@@ -26,10 +26,12 @@ from autoglm_engine.shared_pools import (
     MIB,
     check_free,
     check_size,
+    kept_bytes,
     needed_bytes,
     num_python_models,
     pool_arguments,
     pool_bytes,
+    room_bytes,
 )
 from small_service import write_artifact
 
@@ -59,6 +61,12 @@ def memory(monkeypatch: pytest.MonkeyPatch) -> Memory:
 )
 def test_a_pool_is_as_large_as_the_longest_text_needs(max_length: int, mebibytes: int) -> None:
     assert pool_bytes(max_length) == mebibytes * MIB
+
+
+def test_only_a_pool_that_does_not_grow_bounds_an_answer() -> None:
+    assert (room_bytes(MIB), kept_bytes(MIB), room_bytes(0), kept_bytes(0)) == (None,) * 4, "Triton's own, which grows"
+    assert (room_bytes(8 * MIB), kept_bytes(8 * MIB)) == (7.75 * MIB, 2 * MIB)
+    assert room_bytes(64 * MIB) == 63.75 * MIB, "what an operator gave"
 
 
 def test_the_repositorys_models_fit_into_what_docker_gives() -> None:

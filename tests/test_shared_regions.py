@@ -15,7 +15,7 @@ from autoglm_client.local_server import LocalServer, _spawn
 from autoglm_client.private_memory import wrapped
 from autoglm_client.server_probe import stub_processes
 from autoglm_engine.boards import SHARED_MEMORY
-from autoglm_engine.shared_regions import close_to_others, mapped_files
+from autoglm_engine.shared_regions import close_to_others, largest_bytes, mapped_files
 
 SELF = Path("/proc/self/maps")
 # Another user: opens each file given, and tells which could be read.
@@ -50,6 +50,14 @@ def mapped(path: Path, mode: int) -> mmap.mmap:
 
 def mode_of(path: Path) -> int:
     return path.stat().st_mode & 0o777
+
+
+def test_the_largest_region_of_this_process_is_known(tmp_path: Path) -> None:
+    assert largest_bytes(tmp_path) == 0
+    region = mapped(tmp_path / "region", 0o600)
+    (tmp_path / "not mapped").write_bytes(bytes(2 * len(region)))
+    assert largest_bytes(tmp_path) == len(region)
+    region.close()
 
 
 def test_what_this_process_maps_becomes_its_owners_alone(tmp_path: Path) -> None:

@@ -41,6 +41,7 @@ def shared_bench(
     num_slots: int = 4,
     tiers: tuple[Tier, ...] = (),
     logits_per_span: int = 1,
+    most_kept: int | None = None,
     **options: object,
 ) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
@@ -48,7 +49,15 @@ def shared_bench(
     limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
     bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
     bench.engine = SharingEngine(  # type: ignore[assignment]
-        bench.engine, "digest", TEXT, chosen, gate, tiers=tiers, metrics=bench.metrics, clock=bench.clock
+        bench.engine,
+        "digest",
+        TEXT,
+        chosen,
+        gate,
+        tiers=tiers,
+        metrics=bench.metrics,
+        clock=bench.clock,
+        most_kept=most_kept,
     )
     return bench
 

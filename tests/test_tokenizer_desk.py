@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_engine import tokenizer_desk
 from autoglm_engine.boards import EngineBoard
 from autoglm_engine.core import TokenIds
 from autoglm_engine.door import QUICK_BYTES, Door, Tensors
@@ -233,3 +234,35 @@ def test_at_the_end_everybody_is_answered(make: Callable[..., Made]) -> None:
     assert ("UNAVAILABLE", "the server is shutting down") in failures
     assert {code for code, _ in failures} <= {"UNAVAILABLE", "INVALID_ARG"}  # one may have been over by then
     assert door.take(messages=chat("hi")).wait().failures == [("UNAVAILABLE", "the server is shutting down")]
+
+
+class CrowdedAnswer(KeptAnswer):
+    """Shared memory has no room for it a few times."""
+
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def _end(self) -> None:
+        self.times -= 1
+        if self.times >= 0:
+            self.sent.clear()
+            self.failures.clear()
+            raise OSError("Failed to increase the shared memory pool size")
+        super()._end()
+
+
+@pytest.mark.parametrize("text", ["short", "a" * (QUICK_BYTES + 1), ""])
+def test_what_found_no_room_in_shared_memory_is_sent_again(door: Made, text: str) -> None:
+    """Somebody's large body lies there for a moment; a request that is never answered would wait for ever."""
+    answer = CrowdedAnswer(times=3)
+    door.desk.take(tensors(text_input=text), "", 0, answer)
+    assert len(answer.wait().sent) == bool(text)
+
+
+@pytest.mark.parametrize("text", ["short", "a" * (QUICK_BYTES + 1)])
+def test_what_cannot_be_sent_costs_nobody_else(door: Made, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
+    monkeypatch.setattr(tokenizer_desk, "_SEND_SECONDS", 0.01)
+    for _ in range(3):
+        door.desk.take(tensors(text_input=text), "", 0, CrowdedAnswer(times=10**6))
+    assert door.take(text_input=text).wait().sent

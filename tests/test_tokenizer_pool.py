@@ -180,6 +180,45 @@ def test_an_idle_thread_lets_go_of_its_tool(make: Callable[..., World]) -> None:
     assert not world.tools[0].is_closed
 
 
+def test_a_thread_that_gets_no_tool_tells_so_and_goes_on() -> None:
+    """As where the system has no more file descriptors for a while."""
+    failed: list[EngineError] = []
+    done = threading.Event()
+    is_refused = True
+
+    def another() -> FakeTool:
+        if is_refused:
+            raise OSError(24, "Too many open files")
+        return FakeTool()
+
+    pool = TokenizerPool(FakeTool(), another)
+    try:
+        for _ in range(3):  # more than there are threads
+            count = len(failed)
+            pool.put(Job("", SHORT_BYTES + 1, lambda tool: done.set(), failed.append))
+            until(lambda count=count: len(failed) > count)  # type: ignore[misc]
+        assert all(isinstance(error, Unavailable) and "Too many open files" in str(error) for error in failed)
+        is_refused = False
+        pool.put(Job("", SHORT_BYTES + 1, lambda tool: done.set(), failed.append))
+        assert done.wait(PATIENCE)
+    finally:
+        pool.close(END, 1.0)
+
+
+def test_work_that_raises_costs_no_thread() -> None:
+    done = threading.Event()
+    pool = TokenizerPool(FakeTool(), FakeTool)
+    try:
+        for num_bytes in [1, SHORT_BYTES + 1] * 3:  # more than there are threads
+            pool.put(Job("", num_bytes, lambda tool: 1 / 0, lambda error: None))
+        for num_bytes in (1, SHORT_BYTES + 1):
+            done.clear()
+            pool.put(Job("", num_bytes, lambda tool: done.set(), lambda error: None))
+            assert done.wait(PATIENCE)
+    finally:
+        pool.close(END, 1.0)
+
+
 def test_a_system_without_threads(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(thread: threading.Thread) -> None:
         raise RuntimeError("can't start new thread")

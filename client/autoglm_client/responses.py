@@ -28,13 +28,16 @@ _TRITON_PREFIX = re.compile(r"^(in ensemble '[^']*', )?(Failed to process the re
 _CODE_MARK = re.compile(r"(?P<code>[A-Z_]{5,}): ")
 _BUSY = re.compile(r"\bqueue|requests wait")
 _MISS = re.compile(r"\bnot cached\b")
-_NOT_LOADED = re.compile(r"has no available versions")  # Triton of a model that is there and is not loaded
+# Triton of a model that is there and is not loaded, and of what reaches a step of the ensemble after SIGTERM.
+_NOT_LOADED = re.compile(r"has no available versions|Server is stopping|Server not ready")
 _TRITON_REFUSAL = re.compile(
     r"unexpected (inference input|shape|datatype|data-type)|unknown model|expected \d+ inputs|byte size"
 )
 # What Triton says of it names a region and advises who runs the server.
 _TOO_LARGE = re.compile(r"Failed to increase the shared memory pool size")
-_SEND_LESS = "the request is larger than the shared memory in which the server's models take one; send less"
+_SEND_LESS = (
+    "the request, or its answer, is larger than the shared memory that the server's models have for one; send less"
+)
 
 
 def parse_generation(response: pb.ModelInferResponse, elapsed_ms: float = 0.0) -> Piece | None:

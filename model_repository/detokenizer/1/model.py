@@ -23,13 +23,15 @@ class TritonPythonModel:
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
-        from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.shared_pools import room_bytes
+        from autoglm_engine.shared_regions import close_to_others, largest_bytes
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         check_preserves_order(args["model_name"], args["model_config"])
         close_to_others()
+        room = room_bytes(largest_bytes())
         log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
@@ -39,7 +41,7 @@ class TritonPythonModel:
         boards = EventBoards(identity)
         texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
         texts.read(lambda: served_artifact(identity))
-        self.pieces = Pieces(texts.of, boards.open)
+        self.pieces = Pieces(texts.of, boards.open, room=room)
         self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):

@@ -27,12 +27,14 @@ class TritonPythonModel:
         from autoglm_engine.server_identity import ServerIdentity
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
-        from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.shared_pools import kept_bytes
+        from autoglm_engine.shared_regions import close_to_others, largest_bytes
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
+        most_kept = kept_bytes(largest_bytes())
         log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
@@ -50,6 +52,7 @@ class TritonPythonModel:
             embedder=neighbours.embedder_folder(args["model_repository"]),
             died=end_process,
             identity=ServerIdentity.of_parent(args["model_name"]),
+            most_kept=most_kept,
         )
         self.service.start()
 

@@ -10,6 +10,7 @@ import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 RELEASE = "0.1.0"  # of the package that this file goes with
+SMALL_BYTES = 4096
 LOG = logging.getLogger("autoglm_engine.model")
 
 
@@ -59,15 +60,24 @@ class TritonPythonModel:
 
 
 class TritonReply:
-    """One response, which is the last."""
+    """One response, which is the last. A `send` that raised may be tried again."""
 
     def __init__(self, sender, request_id):
         self.sender = sender
+        self.is_sent = False
         self.request_id = request_id
 
     def send(self, token_ids, request):
         tensors = [pb_utils.Tensor("token_ids", token_ids[np.newaxis]), pb_utils.Tensor("request", request[np.newaxis])]
-        self.sender.send(pb_utils.InferenceResponse(tensors), flags=FINAL)
+        response = pb_utils.InferenceResponse(tensors)
+        if token_ids.nbytes + request.nbytes <= SMALL_BYTES:
+            self.sender.send(response, flags=FINAL)
+            return
+        # Where shared memory has no room just now: with the final flag Triton would close the sender all the same.
+        if not self.is_sent:
+            self.sender.send(response)
+            self.is_sent = True
+        self.sender.send(flags=FINAL)
 
     def fail(self, code, message):
         status = getattr(pb_utils.TritonError, code, pb_utils.TritonError.INTERNAL)

@@ -20,7 +20,8 @@ import secrets
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -110,6 +111,15 @@ class AckBoard:
         self._board.end()
         self._path.unlink(missing_ok=True)
         self._board.close()
+
+    @contextmanager
+    def ended_by_failure(self) -> Iterator[None]:
+        """What is done with it belongs to a model's load: one that fails ends it in order, for it is nobody's death."""
+        try:
+            yield
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> AckBoard:
         return self

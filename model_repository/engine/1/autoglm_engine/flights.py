@@ -39,6 +39,12 @@ class Flight:
     def join_key(self) -> tuple[bytes, tuple[Tier, ...]]:
         return self.key, self.tiers
 
+    @property
+    def num_values(self) -> int:
+        """As `response_cache.num_values`, of what it said so far."""
+        each = 2 + 2 * len(self.logprobs[0].top) if self.logprobs else 0
+        return len(self.token_ids) + each * len(self.logprobs)
+
     def take(self, event: Event) -> None:
         self.num_told = len(self.token_ids)
         self.token_ids += event.token_ids

@@ -4,20 +4,31 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
+_QUIET_SECONDS = 60.0
 
 
 class Periodic:
-    """Calls `work` every `seconds` until `close`. What that raises is logged, once for as long as it stays the same, as
-    `failure` and its own words; the next call comes all the same."""
+    """Calls `work` every `seconds` until `close`. What that raises is logged as `failure` and its own words, once for as
+    long as it is the same and comes again within a minute; the next call comes all the same."""
 
-    def __init__(self, name: str, seconds: float, work: Callable[[], object], failure: str) -> None:
+    def __init__(
+        self,
+        name: str,
+        seconds: float,
+        work: Callable[[], object],
+        failure: str,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
         self._seconds = seconds
         self._work = work
         self._failure = failure
+        self._clock = clock
         self._told = ""
+        self._failed_at = 0.0
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
 
@@ -36,9 +47,9 @@ class Periodic:
     def once(self) -> None:
         try:
             self._work()
-            self._told = ""
         except Exception as error:
             said = f"{type(error).__name__}: {error}"
-            if said != self._told:
+            now = self._clock()
+            if said != self._told or now - self._failed_at >= _QUIET_SECONDS:
                 _log.warning("%s: %s", self._failure, said)
-            self._told = said
+            self._told, self._failed_at = said, now

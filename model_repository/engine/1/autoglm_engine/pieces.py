@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .core import Event, TokenLogprobs
-from .errors import RequestFailed
+from .errors import InvalidRequest, RequestFailed
 from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 from .manifest import Manifest
 from .prompt import TOKENIZER_NAME, load_tokenizer
@@ -22,6 +22,7 @@ from .wire import Ack, Packed, SentEvent, unpack_sent_event
 Outputs = dict[str, npt.NDArray[Any]]
 TextOf = Callable[[str], TokenText]  # by the artifact's `Manifest.short_digest`
 OpenEvent = Callable[[Packed], tuple[Packed, Callable[[Ack], None]]]  # a sealed event -> (it, how it is acknowledged)
+_SMALL_EVENT = 1 << 17  # bytes; its outputs always find room
 
 
 class Pieces:
@@ -29,13 +30,20 @@ class Pieces:
     acknowledgement cell, so there is a bound to it.
 
     `text_of` gives the text of an artifact's token ids, or raises EngineError. `open_event` takes the seal off. Each event
-    is acknowledged before its outputs leave.
+    is acknowledged before its outputs leave. `room`: bytes that an event and its outputs may have together; None: any.
     """
 
-    def __init__(self, text_of: TextOf, open_event: OpenEvent, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self,
+        text_of: TextOf,
+        open_event: OpenEvent,
+        clock: Callable[[], float] = time.monotonic,
+        room: int | None = None,
+    ) -> None:
         self._text_of = text_of
         self._open_event = open_event
         self._clock = clock
+        self._room = room
         self._spent_ms: dict[int, tuple[str, float]] = {}
         self._foreign = ForeignOutputs()
 
@@ -43,7 +51,7 @@ class Pieces:
         """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the `wanted`.
 
         Raises InvalidRequest for what is no event, RequestFailed for an event that says so, Unavailable where the event's
-        artifact is not to be had.
+        artifact is not to be had, and for an event whose outputs have no room.
         """
         begin = self._clock()
         content, acknowledge = self._open_event(packed)
@@ -59,7 +67,18 @@ class Pieces:
         outputs = _tensors(sent, text, logprobs, self._spent(event, ack, (self._clock() - begin) * 1000))
         if not FOREIGN_OUTPUTS.isdisjoint(wanted):
             outputs |= self._foreign.of(event, None if ack is None else ack.cell, wanted, vocabulary)
+        self._check_room(packed.nbytes, outputs)
         return outputs
+
+    def _check_room(self, event_bytes: int, outputs: Outputs) -> None:
+        if self._room is None or event_bytes < _SMALL_EVENT:
+            return
+        needed = event_bytes + sum(map(_num_bytes, outputs.values()))
+        if needed > self._room:
+            raise InvalidRequest(
+                f"the answer takes {needed} bytes in one piece, and {self._room} of shared memory are there for it; "
+                "have it streamed, or ask for fewer log-probabilities or tokens"
+            )
 
     def _spent(self, event: Event, ack: Ack | None, now_ms: float) -> float:
         if ack is None:
@@ -111,6 +130,10 @@ def _tensors(sent: SentEvent, text: str, logprobs: str, detokenize_ms: float) ->
 
 def _string(value: str) -> npt.NDArray[Any]:
     return np.array([[value.encode()]], dtype=np.object_)
+
+
+def _num_bytes(output: npt.NDArray[Any]) -> int:
+    return sum(map(len, output.flat)) if output.dtype == np.object_ else output.nbytes
 
 
 def _int(value: int) -> npt.NDArray[Any]:

@@ -30,6 +30,7 @@ from .wire import pack_body, pack_event, unpack_event
 
 MOST_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
 _BYTES_A_VALUE = 100  # of Python's objects for them
+BYTES_A_PACKED_VALUE = 14  # a token id and its log-probability are two
 _CHECK_BYTES = 16
 ENTRY_OVERHEAD = 400  # bytes of Python's objects around an entry's content, measured generously
 

@@ -55,7 +55,7 @@ class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
     the model whose artifact is in `embedder`, and blocks; `died` is
     called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
-    the only one of this process's server."""
+    the only one of this process's server. `most_kept`: as `SharingEngine`'s."""
 
     def __init__(
         self,
@@ -69,6 +69,7 @@ class EngineService:
         embedder: Path | None,
         died: Callable[[], object],
         identity: ServerIdentity | None = None,
+        most_kept: int | None = None,
     ) -> None:
         manifest = Manifest.load(folder)
         self._rules = OptionRules.of(manifest)
@@ -97,44 +98,48 @@ class EngineService:
         server = identity or ServerIdentity.of_parent()
         num_cells = cells_for(manifest.num_slots, settings.max_queue)
         self._board = AckBoard(num_cells, server=server, artifact=manifest.short_digest)
-        self._requests = RequestBoards(self._board, server)
-        gate = AckGate(self._board)
-        shared = FlightGate(gate)
-        fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
-        engine = Engine(
-            self._runner,
-            text,
-            manifest.eos_token_ids,
-            settings,
-            gate=shared,
-            metrics=metrics,
-            fixed_rows=fixed_rows,
-        )
-        digest = answer_digest(manifest)
-        self._semantic, self._no_semantic = open_semantic(settings, digest, embedder, embed, metrics)
-        self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
-        tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
-        self._engine = SharingEngine(engine, digest, text, settings, shared, tiers=tiers, metrics=metrics)
-        self._replies = Replies(gate)
-        self._loop = EngineLoop(self._engine, self._deliver, died)
-        self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
-        if self._semantic:
-            self._semantic.checks = SemanticChecks(
-                self._background.compute,
-                lambda event: piece_text(text, event),
-                embed,
-                self._semantic.switch_off,
+        with self._board.ended_by_failure():
+            self._requests = RequestBoards(self._board, server)
+            gate = AckGate(self._board)
+            shared = FlightGate(gate)
+            fixed_rows = measure_fixed_rows(self._runner) if self._runner.limits.can_verify_drafts else FIXED_ROWS
+            engine = Engine(
+                self._runner,
+                text,
+                manifest.eos_token_ids,
                 settings,
-                metrics,
+                gate=shared,
+                metrics=metrics,
+                fixed_rows=fixed_rows,
             )
-        self._engine.wake = self._guides.wake = self._loop.wake
-        self._watch = VanishedWatch(gate, self._loop.cancel, ask)
-        self._metrics = metrics
+            digest = answer_digest(manifest)
+            self._semantic, self._no_semantic = open_semantic(settings, digest, embedder, embed, metrics)
+            self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
+            tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
+            self._engine = SharingEngine(
+                engine, digest, text, settings, shared, tiers=tiers, metrics=metrics, most_kept=most_kept
+            )
+            self._replies = Replies(gate)
+            self._loop = EngineLoop(self._engine, self._deliver, died)
+            self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
+            if self._semantic:
+                self._semantic.checks = SemanticChecks(
+                    self._background.compute,
+                    lambda event: piece_text(text, event),
+                    embed,
+                    self._semantic.switch_off,
+                    settings,
+                    metrics,
+                )
+            self._engine.wake = self._guides.wake = self._loop.wake
+            self._watch = VanishedWatch(gate, self._loop.cancel, ask)
+            self._metrics = metrics
 
     def start(self) -> None:
-        self._loop.start()
-        self._watch.start()
-        self._metrics.start()
+        with self._board.ended_by_failure():
+            self._loop.start()
+            self._watch.start()
+            self._metrics.start()
 
     def close(self) -> None:
         """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended, which

@@ -36,11 +36,12 @@ class SharedFate:
         pid: int | None = None,
     ) -> None:
         self._mark = AckBoard(1, folder, _identity(role, engine, pid))
-        self._watches = [
-            EngineWatch(_identity(other, engine, pid), partial(died, other), folder) for other in _WATCHED[role]
-        ]
-        for watch in self._watches:
-            watch.start()
+        with self._mark.ended_by_failure():
+            self._watches = [
+                EngineWatch(_identity(other, engine, pid), partial(died, other), folder) for other in _WATCHED[role]
+            ]
+            for watch in self._watches:
+                watch.start()
 
     def close(self) -> None:
         for watch in self._watches:

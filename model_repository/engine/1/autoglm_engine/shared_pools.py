@@ -19,6 +19,8 @@ SMALLEST_POOL = 8 * MIB  # takes what the gateway lets in, 4 MiB, and the senten
 _OWN = 4 * MIB  # options, events and answers that pass at the same time
 # Text has 3 to 6 bytes a token. What is wider still, such as blanks, and comes near the model's length, may be refused.
 _BYTES_A_TOKEN = 32
+_FRAMES = MIB // 4
+_KEPT_SHARE = 4
 _TEXTS = 2  # messages and tools
 # The step that a pool grows by: what is added to it is no size of a file, so that growing fails at once, as an error.
 _NO_GROWTH = (1 << 63) - 1
@@ -30,6 +32,18 @@ def pool_bytes(max_length: int) -> int:
     """Of each model: whole MiB. `max_length`: tokens of the artifact's slots."""
     wanted = _OWN + _TEXTS * _BYTES_A_TOKEN * max_length
     return max(SMALLEST_POOL, -(-wanted // MIB) * MIB)
+
+
+def room_bytes(pool: int) -> int | None:
+    """What a model's request and its answer may take together in a pool that has `pool` bytes when the model is loaded. None
+    for one that grows. Closer to its end Triton may not find room for the answer's frame, and end the process."""
+    return pool - _FRAMES if pool >= SMALLEST_POOL else None
+
+
+def kept_bytes(pool: int) -> int | None:
+    """Of an answer, packed, that passes through such a pool in one piece: with its log-probabilities it leaves the
+    detokenizer some three times as large. None: whatever it has."""
+    return pool // _KEPT_SHARE if pool >= SMALLEST_POOL else None
 
 
 def pool_arguments(num_bytes: int) -> tuple[str, str]:

@@ -25,6 +25,11 @@ def close_to_others(folder: Path = SHARED_MEMORY, maps: Path = Path("/proc/self/
             os.close(file)
 
 
+def largest_bytes(folder: Path = SHARED_MEMORY, maps: Path = Path("/proc/self/maps")) -> int:
+    """Of the files of `folder` that this process maps: at load, its model's pool. 0 where it maps none."""
+    return max((path.stat().st_size for path in mapped_files(folder, maps)), default=0)
+
+
 def mapped_files(folder: Path, maps: Path) -> set[Path]:
     """Those that are still there under the name they were mapped by, and that are regular files."""
     found = set()

@@ -25,7 +25,7 @@ from .lookups import Lookups
 from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
 from .request_metrics import count_ended
-from .response_cache import Entry, ResponseCache, pack_entry, read_entry
+from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
 from .settings import EngineSettings
 from .tally import EngineStats
 from .tiers import Found, Tier
@@ -36,7 +36,8 @@ _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 class SharingEngine:
     """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is the engine's. `tiers` are asked in their order for
-    what this process does not keep."""
+    what this process does not keep. `most_kept`: bytes of an answer that can be given in one piece, None for any: what is
+    larger is not kept, nor read by who comes late, so that it goes out as it is computed."""
 
     def __init__(
         self,
@@ -49,6 +50,7 @@ class SharingEngine:
         tiers: Sequence[Tier] = (),
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
+        most_kept: int | None = None,
     ) -> None:
         self.wake: Callable[[], object] = lambda: None  # called, on any thread, when a step has something to do
         self._engine = engine
@@ -58,6 +60,7 @@ class SharingEngine:
         self._gate = gate
         self._metrics = metrics or NoMetrics()
         self._clock = clock
+        self._most_kept = most_kept
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
         self._reader = KeptReader(self._read_kept)
@@ -230,7 +233,7 @@ class SharingEngine:
         with who would not. `is_read_later`: the cache has it, and it is long."""
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
-        if flight is None:
+        if flight is None or self._is_too_large(flight):
             flight = Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers)
             self._begin(flight, (self._reader, *tiers) if is_read_later else tiers)
             return
@@ -278,7 +281,7 @@ class SharingEngine:
     def _take_looked_up(self, now: float) -> None:
         for flight_id, found in self._lookups.take():
             flight = self._by_id.get(flight_id)  # None: its readers left meanwhile
-            if flight is not None and isinstance(found, Found):
+            if flight is not None and isinstance(found, Found) and not self._is_refused(found):
                 self._give_found(flight, found, now)
             elif flight is not None:
                 flight.embed_ms = found.embed_ms if found else 0.0
@@ -286,6 +289,14 @@ class SharingEngine:
                     self._compute(flight)
                 except BaseException as error:
                     self._fail(flight, own_failure(error, flight.request.id), now)
+
+    def _is_too_large(self, flight: Flight) -> bool:
+        """To be told in one piece what it has said so far."""
+        return self._most_kept is not None and flight.num_values * BYTES_A_PACKED_VALUE > self._most_kept
+
+    def _is_refused(self, found: Found) -> bool:
+        """Another server, with more memory, may have kept it."""
+        return self._most_kept is not None and len(found.answer.body or b"") > self._most_kept
 
     def _give_found(self, flight: Flight, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
@@ -392,6 +403,8 @@ class SharingEngine:
         """An answer that cannot be kept is only computed again."""
         latest = flight.latest
         if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
+            return
+        if self._is_too_large(flight):
             return
         if flight.request.cache is CacheUse.REFRESH:
             self._outdate_found(flight.key)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
@@ -18,6 +19,8 @@ from .tokenizer_pool import Job, TokenizerPool
 from .wire import Packed
 
 _log = logging.getLogger(__name__)
+_SEND_SECONDS = 5.0
+_SEND_PAUSE = 0.005
 
 
 class TokenizerReply(Protocol):
@@ -84,10 +87,7 @@ class TokenizerDesk:
 
         self._attempt(encode, reply)
         for token_ids, sealed in made:
-            try:
-                reply.send(token_ids, sealed)
-            except Exception:
-                _log.exception("an encoded prompt could not be handed on", extra={"request_id": reply.request_id})
+            self._hand_on(lambda: reply.send(token_ids, sealed), reply)  # noqa: B023 - called at once
 
     def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
         """Or tell why not: one request never takes others with it."""
@@ -95,7 +95,20 @@ class TokenizerDesk:
             work()
         except BaseException as error:  # a panic of a library in Rust is no Exception
             known = self._told(error, reply.request_id)
-            reply.fail(known.code, str(known))
+            self._hand_on(lambda: reply.fail(known.code, str(known)), reply)
+
+    def _hand_on(self, send: Callable[[], None], reply: TokenizerReply) -> None:
+        """Again and again for a while: what others send may have filled the shared memory just now."""
+        give_up_at = time.monotonic() + _SEND_SECONDS
+        while True:
+            try:
+                send()
+                return
+            except Exception as error:
+                if self._end is not None or time.monotonic() >= give_up_at:
+                    _log.error("an answer was not sent", exc_info=error, extra={"request_id": reply.request_id})
+                    return
+            time.sleep(_SEND_PAUSE)
 
     def _told(self, error: BaseException, request_id: str) -> EngineError:
         if self._end is not None:

@@ -221,15 +221,26 @@ class Lane(Generic[T]):
                 self._num_idle -= 1
 
     def _work(self, job: Job[T]) -> None:
-        me = threading.get_ident()
-        with self._changed:
-            tool = self._tools.get(me)
-            if tool is None:
-                tool = self._tools[me] = self._make_tool()
+        try:
+            tool = self._own_tool()
+        except Exception as error:  # the system has no file descriptors, say; the thread lives on, and tries again
+            _log.error("a thread that encodes prompts cannot begin", exc_info=error)
+            self._fail([job], Unavailable(f"the tokenizer cannot begin on the prompt ({error}); try again later"))
+            return
         if self._end is not None:
             self._fail([job], self._end)
             return
-        job.work(tool)
+        try:
+            job.work(tool)
+        except Exception as error:  # the thread is everybody's
+            _log.error("a prompt's work failed", exc_info=error)
+
+    def _own_tool(self) -> T:
+        me = threading.get_ident()
+        with self._changed:
+            if me not in self._tools:
+                self._tools[me] = self._make_tool()
+            return self._tools[me]
 
     def _let_go(self) -> None:
         with self._changed:
