@@ -333,3 +333,13 @@ def test_every_command_that_asks_a_server_can_do_it_over_tls(command: str) -> No
     described = get_command(app).commands[command]  # type: ignore[attr-defined]
     options = {option for parameter in described.params for option in parameter.opts}
     assert {"--url", "--tls", "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header"} <= options
+
+
+def test_who_asks_for_a_model_that_is_not_there_learns_of_the_option(use: Use) -> None:
+    use(FakeTransport(Script(errors=[InvalidRequestError("Request for unknown model: 'autoglm' is not found")])))
+    assert "is not found; --model names the one to ask" in run("generate", "hi").stderr
+
+
+def test_bench_with_an_artifact_needs_no_repository_with_that_model(tmp_path: Path) -> None:
+    result = run("bench", "--model", "phone", "--artifact", str(tmp_path))
+    assert result.stderr.startswith(f"error: there is no exported model at {tmp_path}")

@@ -46,7 +46,7 @@ def bench(
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
         ) from None
-    folder = artifact_folder(artifact, repository_folder(repository, model), model)
+    folder = artifact or artifact_folder(None, repository_folder(repository, model), model)
     if not is_exported(folder):
         raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
     workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)
