@@ -314,3 +314,32 @@ def test_generate_asks_for_the_whole_answer_where_streaming_is_off(use: Use, mon
     transport = use(FakeTransport())
     assert run("generate", "hi").stdout == "one two three\n"
     assert inputs_of(transport.requests[0])["stream"] == b"\x00"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["gateway"], ["gateway", "--print-config"], ["gateway-key", "alice"], ["serve", "--gateway"]]
+)
+def test_a_python_that_is_too_old_for_the_gateway_is_one_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoglm_client.cli.gateway.running_python", lambda: (3, 10))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == "error: the gateway needs Python 3.11 or later, and this is 3.10\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "batch", "health", "bench", "profile"])
+def test_every_command_that_asks_a_server_can_do_it_over_tls(command: str) -> None:
+    described = get_command(app).commands[command]  # type: ignore[attr-defined]
+    options = {option for parameter in described.params for option in parameter.opts}
+    assert {"--url", "--tls", "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header"} <= options
+
+
+def test_who_asks_for_a_model_that_is_not_there_learns_of_the_option(use: Use) -> None:
+    use(FakeTransport(Script(errors=[InvalidRequestError("Request for unknown model: 'autoglm' is not found")])))
+    assert "is not found; --model names the one to ask" in run("generate", "hi").stderr
+
+
+def test_bench_with_an_artifact_needs_no_repository_with_that_model(tmp_path: Path) -> None:
+    result = run("bench", "--model", "phone", "--artifact", str(tmp_path))
+    assert result.stderr.startswith(f"error: there is no exported model at {tmp_path}")
