@@ -14,6 +14,7 @@ from autoglm_client import InvalidRequestError, QueueFullError, async_client
 from autoglm_client.cli import app
 from autoglm_client.cli.failures import FriendlyGroup
 from client_fakes import FakeTransport, Script, inputs_of
+from typer.main import get_command
 from typer.testing import CliRunner, Result
 
 COMMANDS = [
@@ -21,6 +22,7 @@ COMMANDS = [
     "export",
     "export-embedder",
     "inspect",
+    "repository",
     "serve",
     "gateway",
     "gateway-key",
@@ -34,8 +36,8 @@ COMMANDS = [
 Use = Callable[[FakeTransport], FakeTransport]
 
 
-def run(*arguments: str, stdin: str | None = None) -> Result:
-    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "200", "TERM": "dumb"})
+def run(*arguments: str, stdin: str | None = None, columns: str = "200") -> Result:
+    return CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": columns, "TERM": "dumb"})
 
 
 @pytest.fixture
@@ -64,7 +66,20 @@ def test_help_of_every_command_has_examples_that_name_only_known_options(command
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_all_that_is_written(command: str) -> None:
+    """Square brackets, too, which rich takes for its marks and leaves out where no backslash is before them."""
+    described = get_command(app).commands[command]  # type: ignore[attr-defined]
+    shown = "".join(re.findall(r"[^\s│]", run(command, "--help", columns="500").output))
+    texts = [described.help, *(parameter.help for parameter in described.params if getattr(parameter, "help", None))]
+    for text in texts:
+        written = "".join(text.replace("\b", "").replace("\\[", "[").split())
+        assert written in shown, text
+
+
+@pytest.mark.slow
 def test_all_commands_are_listed_and_nothing_asked_shows_help() -> None:
+    assert list(get_command(app).commands) == COMMANDS  # type: ignore[attr-defined]
     assert all(command in run("--help").output for command in COMMANDS)
     assert "Usage" in run().output
     assert run("--version").output.strip() == "0.1.0"
@@ -299,3 +314,32 @@ def test_generate_asks_for_the_whole_answer_where_streaming_is_off(use: Use, mon
     transport = use(FakeTransport())
     assert run("generate", "hi").stdout == "one two three\n"
     assert inputs_of(transport.requests[0])["stream"] == b"\x00"
+
+
+@pytest.mark.parametrize(
+    "arguments", [["gateway"], ["gateway", "--print-config"], ["gateway-key", "alice"], ["serve", "--gateway"]]
+)
+def test_a_python_that_is_too_old_for_the_gateway_is_one_sentence(
+    arguments: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("autoglm_client.cli.gateway.running_python", lambda: (3, 10))
+    result = run(*arguments)
+    assert result.exit_code == 1
+    assert result.stderr == "error: the gateway needs Python 3.11 or later, and this is 3.10\n"
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "batch", "health", "bench", "profile"])
+def test_every_command_that_asks_a_server_can_do_it_over_tls(command: str) -> None:
+    described = get_command(app).commands[command]  # type: ignore[attr-defined]
+    options = {option for parameter in described.params for option in parameter.opts}
+    assert {"--url", "--tls", "--tls-ca", "--tls-cert", "--tls-key", "--tls-server-name", "--header"} <= options
+
+
+def test_who_asks_for_a_model_that_is_not_there_learns_of_the_option(use: Use) -> None:
+    use(FakeTransport(Script(errors=[InvalidRequestError("Request for unknown model: 'autoglm' is not found")])))
+    assert "is not found; --model names the one to ask" in run("generate", "hi").stderr
+
+
+def test_bench_with_an_artifact_needs_no_repository_with_that_model(tmp_path: Path) -> None:
+    result = run("bench", "--model", "phone", "--artifact", str(tmp_path))
+    assert result.stderr.startswith(f"error: there is no exported model at {tmp_path}")

@@ -45,11 +45,12 @@ def samples(text: str) -> Samples:
 
 
 async def counted(http: httpx.AsyncClient) -> Callable[..., float]:
-    """Of one scrape: `value(name, label=...)`."""
+    """Of one scrape: `value(name, label=...)`, whatever the other labels are."""
     found = samples((await http.get("/metrics")).text)
 
     def value(name: str, **labels: str) -> float:
-        return found.get((f"autoglm_gateway_{name}", frozenset(labels.items())), 0.0)
+        wanted = f"autoglm_gateway_{name}"
+        return sum(seen for (one, has), seen in found.items() if one == wanted and labels.items() <= has)
 
     return value
 
@@ -134,10 +135,10 @@ async def test_with_keys_tenants_and_refusals_are_counted_and_keys_are_not_shown
         page = (await gateway.http.get("/metrics", headers=bearer(prometheus))).text
     found = samples(page)
 
-    def requests(**labels: str) -> float:
-        return found["autoglm_gateway_requests_total", frozenset(labels.items())]
+    def requests(model: str = "", **labels: str) -> float:
+        return found["autoglm_gateway_requests_total", frozenset({**labels, "model": model}.items())]
 
-    assert requests(endpoint=CHAT, status="200", tenant="alice") == 1
+    assert requests("autoglm", endpoint=CHAT, status="200", tenant="alice") == 1
     assert (
         requests(endpoint=CHAT, status="401", tenant="") == 1 == requests(endpoint="/metrics", status="401", tenant="")
     )
@@ -175,6 +176,7 @@ def ended(tenant: str | None = None, cache_hit: str = "none") -> Observed:
     usage, stages = Usage(8, 5, 2), StageTimes(1, 1, 1, 1, 1)
     piece = Piece("", "stop", usage, stages, cache_hit=cache_hit)
     seen = Observed(CHAT, 10.0, 11.0, streamed=True, first_at=10.25, response=200, complete=True, caller=Caller(tenant))
+    seen.served = "autoglm"
     seen.answers.append(Answered(piece, 10.75, 10.25))
     return seen
 
@@ -189,10 +191,13 @@ def test_tenants_are_told_apart_only_where_the_settings_say_so() -> None:
     apart, together = GatewayMetrics(by_tenant=True), GatewayMetrics()
     for metrics in (apart, together):
         recorded(metrics, ended("acme"))
-    of_acme = {"endpoint": CHAT, "tenant": "acme"}
+    of_acme = {"endpoint": CHAT, "model": "autoglm", "tenant": "acme"}
     assert apart.registry.get_sample_value("autoglm_gateway_tokens_in_total", of_acme) == 8
     assert apart.registry.get_sample_value("autoglm_gateway_requests_total", {**of_acme, "status": "200"}) == 1
-    assert together.registry.get_sample_value("autoglm_gateway_tokens_in_total", {"endpoint": CHAT}) == 8
+    assert (
+        together.registry.get_sample_value("autoglm_gateway_tokens_in_total", {"endpoint": CHAT, "model": "autoglm"})
+        == 8
+    )
 
 
 def test_kept_answers_count_as_hits_and_not_as_fast_tokens() -> None:
@@ -201,13 +206,15 @@ def test_kept_answers_count_as_hits_and_not_as_fast_tokens() -> None:
         recorded(metrics, ended(cache_hit=kind))
     value, tokens = metrics.registry.get_sample_value, "autoglm_gateway_time_per_output_token_seconds"
     assert [
-        value("autoglm_gateway_cache_hits_total", {"kind": kind}) for kind in ("exact", "semantic", "coalesced")
+        value("autoglm_gateway_cache_hits_total", {"model": "autoglm", "kind": kind})
+        for kind in ("exact", "semantic", "coalesced")
     ] == [
         1,
         1,
         1,
     ]
-    assert value(f"{tokens}_count", {"endpoint": CHAT}) == 2 and value(f"{tokens}_sum", {"endpoint": CHAT}) == 0.25
+    labels = {"endpoint": CHAT, "model": "autoglm"}
+    assert value(f"{tokens}_count", labels) == 2 and value(f"{tokens}_sum", labels) == 0.25
 
 
 def test_every_error_of_the_client_has_a_known_kind() -> None:

@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 from autoglm_client import AsyncClient
-from autoglm_client.exceptions import CannotConnectError
+from autoglm_client.exceptions import CannotConnectError, ServerError
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings import GatewaySettings
 from autoglm_gateway.settings_error import SettingsError
@@ -59,6 +59,23 @@ async def test_limits_are_the_models_own() -> None:
             await http.post("/v1/completions", json={"model": name, "prompt": "a", "max_tokens": 65})
     asked = {name: struct.unpack("<i", inputs_of(server.requests[0])["max_tokens"]) for name, server in servers.items()}
     assert asked == {"phone": (65,), "chat": (64,)}  # what the model can hold
+
+
+async def test_each_model_is_counted_apart_an_alias_as_what_it_means() -> None:
+    servers = {name: FakeTransport() for name in MODELS.values()}
+    servers["chat"].script = Script(errors=[ServerError("broken")])
+    async with in_front_of(GatewaySettings(models=MODELS, aliases={"nine": "phone"}), servers) as http:
+        for name in ("phone", "nine", "fast", "made-up"):
+            await http.post("/v1/completions", json={"model": name, "prompt": "a"})
+        shown = (await http.get("/metrics")).text
+    counts = dict(line.rsplit(" ", 1) for line in shown.splitlines() if not line.startswith("#"))
+    asked = 'autoglm_gateway_requests_total{endpoint="/v1/completions",model="%s",status="%d"}'
+    found = {asked % at: counts[asked % at] for at in (("phone", 200), ("fast", 500), ("", 404))}
+    assert list(found.values()) == ["2.0", "1.0", "1.0"]
+    assert counts['autoglm_gateway_upstream_errors_total{kind="server_error",model="fast"}'] == "1.0"
+    assert counts['autoglm_gateway_upstream_errors_total{kind="server_error",model="phone"}'] == "0.0"
+    assert counts['autoglm_gateway_tokens_out_total{endpoint="/v1/completions",model="phone"}'] == "6.0"
+    assert "nine" not in shown and "made-up" not in shown
 
 
 async def test_it_is_ready_where_all_of_them_are() -> None:

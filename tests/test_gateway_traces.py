@@ -65,7 +65,7 @@ async def running(
     transports: list[MetadataTransport] = []
     metadata: list[dict[str, str]] = []
 
-    def connected(urls: Any, *, headers: Any, timeouts: Any) -> AsyncClient:
+    def connected(urls: Any, *, headers: Any, **others: Any) -> AsyncClient:
         transports.append(MetadataTransport(headers, script))
         transports[0].metadata = metadata
         return AsyncClient(urls, transport=lambda _: transports[0])  # type: ignore[arg-type, return-value]

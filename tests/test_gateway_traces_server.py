@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import re
 import secrets
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -130,11 +131,13 @@ async def test_the_client_alone_hands_a_trace_to_the_server_and_nothing_else_is_
     traced: LocalServer, collector: Collector
 ) -> None:
     contexts = [context() for _ in range(4)]
-    told = iter([{}, *(headers for _, _, headers in contexts)])
-    async with AsyncClient(traced.grpc_url, headers=lambda: next(told)) as client:
-        for _ in range(5):
+    told: dict[str, str] = {}
+    async with AsyncClient(traced.grpc_url, headers=lambda: told) as client:
+        for headers in ({}, *(headers for _, _, headers in contexts)):
+            told = headers
             await client.generate("Once", max_tokens=3)
-        await client.limits()  # a control request: not asked for headers
+        of_control, _, told = context()
+        await client.limits()
     callers = {trace_id: caller for trace_id, caller, _ in contexts}
     give_up_at = time.monotonic() + 60
     while not (joined := [span for span in named(collector.spans, "InferRequest") if span.trace_id in callers]):
@@ -142,6 +145,7 @@ async def test_the_client_alone_hands_a_trace_to_the_server_and_nothing_else_is_
         await asyncio.sleep(0.05)
     assert all(span.parent_id == callers[span.trace_id] for span in joined)
     assert all(span.parent_id for span in named(collector.spans, "InferRequest"))
+    assert of_control not in {span.trace_id for span in collector.spans}
 
 
 async def test_many_at_once_are_each_in_their_own_trace(gateway: GatewayThread, collector: Collector) -> None:
@@ -189,6 +193,6 @@ def test_a_stream_that_is_left_ends_in_its_trace_and_frees_its_slot(
     assert ours.attributes["http.response.status_code"] == 499
     assert_joined(ours, tritons)
     give_up_at = time.monotonic() + 60
-    while "autoglm_running 0" not in httpx.get(traced.metrics_url, timeout=60).text:
+    while not re.search(r"^autoglm_running\{.*\} 0$", httpx.get(traced.metrics_url, timeout=60).text, re.MULTILINE):
         assert time.monotonic() < give_up_at
         time.sleep(0.1)

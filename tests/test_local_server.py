@@ -14,7 +14,7 @@ from autoglm_client.engine_pulse import EnginePulse, cpu_seconds
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.model_names import ModelNames
-from autoglm_client.server_log import ending_error, last_line, startup_error
+from autoglm_client.server_log import ending_error, last_line, startup_error, unready_reason
 from small_service import until
 
 STARTED = """\
@@ -57,6 +57,17 @@ def test_the_reason_of_an_end() -> None:
     pinned = "E1123 21:48:57.5 3 x.cc:1] failed to allocate pinned system memory: no pinned memory pool"
     assert ending_error(f"{pinned}\nNon-graceful termination detected.\n") == "Non-graceful termination detected."
     assert last_line("") == ""
+
+
+def test_a_model_that_does_not_come_is_named() -> None:
+    began = [
+        f'I1129 21:30:32.836905 7 model_lifecycle.cc:472] "loading: {model}:1"' for model in ("engine", "x-tokenizer")
+    ]
+    loaded = "I1129 21:30:32.837174 7 model_lifecycle.cc:839] \"successfully loaded '{}'\""
+    assert unready_reason("\n".join([*began, loaded.format("engine")])) == "still loading x-tokenizer"
+    assert unready_reason("\n".join([*began, *map(loaded.format, ("engine", "x-tokenizer"))])) == (
+        "successfully loaded 'x-tokenizer'"
+    )
 
 
 def test_chosen_ports_differ() -> None:

@@ -113,6 +113,17 @@ def test_the_steps_answer_under_the_names_of_others_too(model: str) -> None:
     assert set(FOREIGN_INPUTS) - {"unsigned_seed"} <= set(tensors(config("autoglm").input))
 
 
+@pytest.mark.parametrize(
+    ("model", "otherwise"),
+    [("ensemble", {"seed": "unsigned_seed"}), ("vllm_model", {"logprobs": "return_logprobs"})],  # as they have it
+)
+def test_every_option_can_be_set_under_the_names_of_others_too(model: str, otherwise: dict[str, str]) -> None:
+    step = next(step for step in config(model).ensemble_scheduling.step if step.model_name == "tokenizer")
+    own = ("text_input", "messages", "tools", *OPTIONS)
+    assert {otherwise.get(name, name) for name in own} <= set(step.input_map)
+    assert all(step.input_map[name] == name for name in own if name not in otherwise)
+
+
 def test_the_inputs_of_others_have_the_types_of_the_table() -> None:
     found = tensors(config("tokenizer").input)
     wanted = {name: (foreign.dtype, (-1 if foreign.is_list else 1,)) for name, foreign in FOREIGN_INPUTS.items()}

@@ -15,7 +15,7 @@ import pytest
 from artifacts import with_limits
 from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.prompt import Prompter
+from autoglm_engine.prompt import Prompter, load_tokenizer
 from autoglm_export.bundled import resolve
 from autoglm_export.reference import Reference
 from autoglm_gateway.settings import GatewaySettings
@@ -83,7 +83,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
 
     path, _ = resolve("smollm2")
     model, manifest = Reference.load(path).model, Manifest.load(exact)
-    prompter = Prompter.load(exact, manifest)
+    prompter, tokenizer = Prompter.load(exact, manifest), load_tokenizer(exact)
     found = []
     for messages in CONVERSATIONS:
         ids = prompter.from_messages(messages_text(messages)).token_ids
@@ -103,7 +103,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
         leads = [float(best - second) for best, second in (scores[0].topk(2).values for scores in generated.scores)]
         assert min(leads) > LEAST_LEAD, "so near a tie that rounding would decide"
         output = generated.sequences[0, len(ids) :].tolist()
-        found.append((prompter._tokenizer.decode(output, skip_special_tokens=True), len(output)))
+        found.append((tokenizer.decode(output, skip_special_tokens=True), len(output)))
     return found
 
 

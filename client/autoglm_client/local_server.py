@@ -30,7 +30,7 @@ from .ports import Address, check_ports, is_listening
 from .private_memory import wrapped
 from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
-from .server_log import ending_error, last_line, startup_error
+from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .server_tls import ServerTLS
@@ -171,7 +171,9 @@ class LocalServer:
             if not self.is_alive():
                 raise LocalServerError(f"the server did not start: {startup_error(self.log_text())}")
             if elapsed > timeout:
-                raise LocalServerError(f"the server was not ready after {timeout:g} s: {last_line(self.log_text())}")
+                raise LocalServerError(
+                    f"the server was not ready after {timeout:g} s: {unready_reason(self.log_text())}"
+                )
             if progress:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)

@@ -9,6 +9,7 @@ _SPOKEN_LEVEL = re.compile(r"^error: ", re.IGNORECASE)
 _RAISED = re.compile(r"(Failed to initialize Python stub|Failed to create instance): (\w+(\.\w+)*: )?(?P<message>.+)$")
 _STACK = re.compile(r"(\\n)+(At:.*)?$")  # a log line has the stack on it, with escaped line ends
 _FAILED = re.compile(r"failed to load '(?P<model>\w+)'[^:]*: (?P<message>.+)$")
+_LOADING, _LOADED = re.compile(r'"loading: ([^:"]+):\d+"'), re.compile(r"successfully loaded '([^']+)'")
 _NO_GPU = re.compile(r"CUDA|NVML|DCGM|pinned", re.IGNORECASE)  # said on every machine without a GPU
 
 
@@ -28,6 +29,13 @@ def startup_error(log: str) -> str:
         if failed := _FAILED.search(line):
             return f"the model {failed['model']} failed to load: {failed['message']}"
     return errors[0] if errors else last_line(log) or "it wrote no log"
+
+
+def unready_reason(log: str) -> str:
+    """Why a server that has not ended is not ready: the models that it still loads, else the last line."""
+    loaded = set(_LOADED.findall(log))
+    loading = [model for model in dict.fromkeys(_LOADING.findall(log)) if model not in loaded]
+    return f"still loading {', '.join(loading)}" if loading else last_line(log)
 
 
 def ending_error(log: str) -> str:

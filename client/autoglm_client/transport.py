@@ -12,12 +12,13 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
-from . import time_limit
+from . import silence, time_limit
 from .channel_failures import error_of_status, no_connection, unreachable
-from .exceptions import AutoGLMError, ConnectTimeout
+from .exceptions import AutoGLMError, ConnectionLost, ConnectTimeout
 from .headers import Headers, Metadata, checked, source_of, without_trace
 from .requests import is_control
 from .responses import error_of
+from .silence import SilenceWatch
 from .tls import TLS
 
 _RECONNECT_S = 0.7  # the longest back-off and a little more
@@ -56,9 +57,16 @@ class GrpcTransport:
         self._tls = tls
         self._headers = source_of(headers)
         self._unary_headers = checked(unary_headers or {})
-        compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
-        self._channel = _channel(address, tls, compression)
+        self._compression = grpc.Compression.Gzip if gzip else grpc.Compression.NoCompression
+        self._watch = SilenceWatch(self._is_there, self._connect_anew)
+        self._open()
+
+    def _open(self) -> None:
+        self._channel = self._new_channel()
         self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _new_channel(self) -> grpc.aio.Channel:
+        return _channel(self.address, self._tls, self._compression)
 
     async def connect(self, timeout: float | None) -> None:
         """Wait for the connection, and fail as soon as an attempt to connect does."""
@@ -98,16 +106,59 @@ class GrpcTransport:
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver up to 26.03 itself.
+        call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
+        clock = asyncio.get_running_loop().time
+        with self._watch.of(call) as watched:
+            try:
+                await call.write(request)
+                await call.done_writing()
+                async for response in call:
+                    watched.heard_at = clock()
+                    if response.error_message:
+                        raise error_of(response.error_message)
+                    yield response.infer_response
+            except (grpc.aio.AioRpcError, asyncio.InvalidStateError, asyncio.CancelledError) as error:
+                if watched.is_given_up:
+                    raise self._gone() from None
+                if isinstance(error, asyncio.CancelledError):
+                    raise
+                raise await self._typed(error, call) from None
+
+    async def _is_there(self) -> bool:
+        """Whether a server that was silent for long answers at all."""
+        return await self._answers() or await self._takes_connections()
+
+    async def _takes_connections(self) -> bool:
+        channel = self._new_channel()
         try:
-            call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
-            await call.write(request)
-            await call.done_writing()
-            async for response in call:
-                if response.error_message:
-                    raise error_of(response.error_message)
-                yield response.infer_response
-        except (grpc.aio.AioRpcError, asyncio.InvalidStateError) as error:
-            raise await self._typed(error, call) from None
+            async with time_limit.timeout(silence.ASK_S):
+                while (state := channel.get_state(try_to_connect=True)) not in (_READY, _BROKEN):
+                    await channel.wait_for_state_change(state)
+            return state is _READY
+        except time_limit.LimitPassed:
+            return False
+        finally:
+            await channel.close()
+
+    async def _answers(self) -> bool:
+        try:
+            metadata = self._control_headers()
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=silence.ASK_S, metadata=metadata)
+        except grpc.aio.AioRpcError as error:
+            return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
+        return True
+
+    async def _connect_anew(self) -> None:
+        """What lies on the connection to a server that is gone would wait there for ever."""
+        gone = self._channel
+        self._open()
+        await gone.close()
+
+    def _gone(self) -> ConnectionLost:
+        seconds = f"{silence.SILENT_S:g}"
+        return ConnectionLost(
+            f"the server at {self.address} was silent for {seconds} s and then answered nothing", endpoint=self.address
+        )
 
     def _metadata(self, request: pb.ModelInferRequest) -> Metadata:
         """Control requests are no part of what the caller does."""
@@ -132,6 +183,7 @@ class GrpcTransport:
         return error_of_status(code, details or "", self.address, self._tls)
 
     async def close(self) -> None:
+        self._watch.close()
         await self._channel.close()
 
 
@@ -145,7 +197,10 @@ _CHANNEL_OPTIONS = (
     ("grpc.http2.ping_timeout_ms", 20_000),  # without it 60 s hold for the answer to a ping of the keepalive, too
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.min_reconnect_backoff_ms", 100),
+    (
+        "grpc.min_reconnect_backoff_ms",
+        20_000,
+    ),  # how long one attempt may take; `Timeouts.connect` bounds the wait for it
     ("grpc.max_reconnect_backoff_ms", 500),
     ("grpc.use_local_subchannel_pool", 1),  # two clients share no connection and no back-off
 )

@@ -48,7 +48,7 @@ def create_app(settings: GatewaySettings, make_client: MakeClient | None = None)
         title="AutoGLM-Triton", version="1", lifespan=lifespan, docs_url=None, redoc_url=None, redirect_slashes=False
     )
     app.state.settings = settings
-    app.state.metrics = GatewayMetrics(by_tenant=settings.metrics_by_tenant)
+    app.state.metrics = GatewayMetrics(models=settings.served, by_tenant=settings.metrics_by_tenant)
     add_error_handlers(app)
     for part in (completions, information, exposition, docs_page):
         app.include_router(part.router)

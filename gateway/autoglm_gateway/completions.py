@@ -118,8 +118,9 @@ def _upstream(body: Generation, request: Request) -> Upstream:
     """Of the model that was asked for; the answer carries the very name."""
     settings: GatewaySettings = request.app.state.settings
     upstreams: Upstreams = request.app.state.upstreams
-    if (ensemble := settings.served_as(body.model)) is None:
+    if (model := settings.meant(body.model)) is None:
         raise unknown_model(body.model, settings.names)
+    observed_in(request.scope).served = model
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-    return upstreams.of(ensemble)
+    return upstreams.of(settings.served[model])

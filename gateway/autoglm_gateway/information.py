@@ -27,7 +27,7 @@ async def models(request: Request) -> dict[str, Any]:
 @router.get("/v1/models/{name:path}", response_model=None, responses=document.information(ModelAnswer, 404))
 async def model(name: str, request: Request) -> dict[str, Any]:
     settings: GatewaySettings = request.app.state.settings
-    if settings.served_as(name) is None:
+    if settings.meant(name) is None:
         raise unknown_model(name, settings.names)
     return _model(name)
 

@@ -35,7 +35,7 @@ def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, t
         app.add_middleware(
             CORSMiddleware,
             allow_origins=settings.allow_origins,
-            allow_methods=["GET", "POST"],
+            allow_methods=["GET", "HEAD", "POST"],
             allow_headers=["*"],  # OpenAI's package for browsers adds a dozen of its own
             expose_headers=[REQUEST_ID, "Retry-After"],
         )

@@ -153,9 +153,10 @@ class GatewaySettings:
             if not is_network(network):
                 raise SettingsError(f"trusted_proxies has {network!r:.80}; it must be like 10.0.0.7 or 10.0.0.0/24")
 
-    def served_as(self, name: str) -> str | None:
-        """The ensemble that `name` means; None where it means none."""
-        return self.served.get(self.aliases.get(name, name))
+    def meant(self, name: str) -> str | None:
+        """The model that `name`, its own or an alias, means; None where it means none."""
+        model = self.aliases.get(name, name)
+        return model if model in self.served else None
 
     @property
     def served(self) -> Mapping[str, str]:

@@ -6,9 +6,11 @@ import asyncio
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 
-from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions
+from autoglm_client import TLS, AsyncClient, AutoGLMError, GenerationOptions
+from autoglm_client.headers import Headers
 from autoglm_client.model_names import ENSEMBLE
 
 from .measures import RequestTiming
@@ -42,12 +44,18 @@ def greedy(max_tokens: int, cache: str | None = None) -> GenerationOptions:
 
 
 def measure_load(
-    url: str, workload: Workload, concurrency: int, progress: Progress | None = None, model: str = ENSEMBLE
+    url: str,
+    workload: Workload,
+    concurrency: int,
+    progress: Progress | None = None,
+    model: str = ENSEMBLE,
+    tls: TLS | None = None,
+    headers: Headers | None = None,
 ) -> list[RequestTiming]:
     """Ask every prompt of `workload`, past the cache, `concurrency` at any time; failed requests come with their error."""
     options = greedy(workload.max_tokens, cache="bypass")
     questions = [Question(prompt, options) for prompt in workload.prompts]
-    return [answer.timing for answer in ask_all(url, questions, concurrency, progress, model)]
+    return [answer.timing for answer in ask_all(url, questions, concurrency, progress, model, tls, headers)]
 
 
 def ask_all(
@@ -56,16 +64,19 @@ def ask_all(
     concurrency: int,
     progress: Progress | None = None,
     model: str = ENSEMBLE,
+    tls: TLS | None = None,
+    headers: Headers | None = None,
 ) -> list[Answered]:
     """In the order in which they were answered, `concurrency` under way at any time."""
-    return asyncio.run(_ask_all(url, model, questions, concurrency, progress or (lambda count: None)))
+    client = partial(AsyncClient, url, model=model, tls=tls, headers=headers)
+    return asyncio.run(_ask_all(client, questions, concurrency, progress or (lambda count: None)))
 
 
 async def _ask_all(
-    url: str, model: str, questions: Sequence[Question], concurrency: int, progress: Progress
+    connect: Callable[[], AsyncClient], questions: Sequence[Question], concurrency: int, progress: Progress
 ) -> list[Answered]:
     waiting, answers = iter(questions), list[Answered]()
-    async with AsyncClient(url, model=model) as client, asyncio.TaskGroup() as workers:
+    async with connect() as client, asyncio.TaskGroup() as workers:
         for _ in range(concurrency):
             workers.create_task(_work(client, waiting, answers, progress))
     return answers

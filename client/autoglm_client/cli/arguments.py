@@ -61,7 +61,7 @@ TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help
 Repository = Annotated[
     Path | None,
     typer.Option(
-        "--repository", envvar="AUTOGLM_REPOSITORY", help="Triton model repository. [default: the bundled one]"
+        "--repository", envvar="AUTOGLM_REPOSITORY", help="Triton model repository. \\[default: the bundled one]"
     ),
 ]
 Artifact = Annotated[
@@ -69,14 +69,14 @@ Artifact = Annotated[
     typer.Option(
         "--artifact",
         envvar="AUTOGLM_ARTIFACT",
-        help="Exported model. [default: 1/artifact in the engine's folder of the repository]",
+        help="Exported model. \\[default: 1/artifact in the engine's folder of the repository]",
     ),
 ]
 Runtime = Annotated[
     str | None,
     typer.Option(
         "--runtime",
-        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. [default: auto]",
+        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. \\[default: auto]",
     ),
 ]
 Precision = Annotated[
@@ -84,7 +84,7 @@ Precision = Annotated[
     typer.Option(
         "--precision",
         help="native: int8; onnx: int8 or fp32 on a CPU, fp16 on a GPU; TensorRT: bf16, fp16, fp8 or int4. "
-        "[default: int8; TensorRT: bf16]",
+        "\\[default: int8; TensorRT: bf16]",
     ),
 ]
 
@@ -104,7 +104,7 @@ Otlp = Annotated[
         "--otlp",
         envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
         callback=_collector,
-        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. [default: none]",
+        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. \\[default: none]",
     ),
 ]
 

@@ -28,7 +28,7 @@ def batch(
         Path, typer.Argument(help='JSON lines: {"prompt": ...} or {"messages": [...]}, with options and an id.')
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Answers. [default: FILE with .answers.jsonl]")
+        Path | None, typer.Option("--output", "-o", help="Answers. \\[default: FILE with .answers.jsonl]")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
     max_tokens: args.MaxTokens = None,

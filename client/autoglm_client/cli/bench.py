@@ -9,22 +9,24 @@ from rich.progress import Progress
 from rich.table import Table
 
 from . import arguments as args
+from .connecting import Connection, connecting
 from .failures import CommandError, needs
 from .output import notes, print_json
 from .places import artifact_folder, is_exported, repository_folder
 
 
+@connecting
 def bench(
+    connection: Connection,
     concurrency: Annotated[
         list[int] | None,
         typer.Option(
-            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. [default: 1 and 16]"
+            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. \\[default: 1 and 16]"
         ),
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests a run.")] = 64,
     artifact: args.Artifact = None,
     repository: args.Repository = None,
-    url: args.Url = args.DEFAULT_URLS,
     model: args.Model = args.DEFAULT_MODEL,
     json: args.Json = False,
 ) -> None:
@@ -44,7 +46,7 @@ def bench(
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
         ) from None
-    folder = artifact_folder(artifact, repository_folder(repository, model), model)
+    folder = artifact or artifact_folder(None, repository_folder(repository, model), model)
     if not is_exported(folder):
         raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
     workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)
@@ -53,11 +55,13 @@ def bench(
         with Progress(console=notes(), transient=True) as bar:
             task = bar.add_task(f"{number} in flight", total=len(workload.prompts))
             timings = load.measure_load(
-                args.urls_of(url)[0],
+                connection.urls[0],
                 workload,
                 number,
                 lambda count, bar=bar, task=task: bar.advance(task, count),
                 model=model,
+                tls=connection.tls,
+                headers=connection.headers,
             )
         runs.append(measures.summarise(model, number, timings, measures.Goal()))
     if json:

@@ -22,7 +22,7 @@ ExportProgress = Callable[[str, float], None]
 def export(
     checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder, .gguf file, or smollm2 (a bundled model).")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Artifact folder. [default: the repository's]")
+        Path | None, typer.Option("--output", "-o", help="Artifact folder. \\[default: the repository's]")
     ] = None,
     runtime: args.Runtime = None,
     precision: args.Precision = None,
@@ -35,7 +35,7 @@ def export(
         str | None, typer.Option("--kv-dtype", help="TensorRT: type of the key/value cache, bf16 or fp16.")
     ] = None,
     num_candidates: Annotated[
-        int | None, typer.Option("--num-candidates", help="TensorRT: likeliest tokens a step tells of. [default: 64]")
+        int | None, typer.Option("--num-candidates", help="TensorRT: likeliest tokens a step tells of. \\[default: 64]")
     ] = None,
     compute_capability: Annotated[
         list[str] | None,
@@ -52,12 +52,12 @@ def export(
     ] = False,
     int4_rounding: Annotated[
         str | None,
-        typer.Option("--int4-rounding", help="gptq, or nearest: fast, no calibration, less exact. [default: gptq]"),
+        typer.Option("--int4-rounding", help="gptq, or nearest: fast, no calibration, less exact. \\[default: gptq]"),
     ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
-            "--calibration", help="int8, fp8 and int4: a text file like what will be asked. [default: built in]"
+            "--calibration", help="int8, fp8 and int4: a text file like what will be asked. \\[default: built in]"
         ),
     ] = None,
     check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,

@@ -22,7 +22,7 @@ def export_embedder(
     ] = BUNDLED_EMBEDDER,
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", envvar="AUTOGLM_EMBEDDER", help="Its folder. [default: the repository's]"),
+        typer.Option("--output", "-o", envvar="AUTOGLM_EMBEDDER", help="Its folder. \\[default: the repository's]"),
     ] = None,
     repository: args.Repository = None,
     json: args.Json = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import os
+import re
 import sys
 from types import ModuleType
 from typing import Any
@@ -18,6 +19,7 @@ from autoglm_client.printable import visible
 # The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE = "AUTOGLM_DEBUG"
+_UNKNOWN_MODEL = re.compile(r"unknown model: '[^']*' is not found")  # Triton's words
 
 
 class CommandError(Exception):
@@ -59,6 +61,8 @@ def fail(sentence: str) -> None:
 def sentence_of(error: Exception) -> str:
     if isinstance(error, CannotConnectError):
         return with_advice(str(error))
+    if isinstance(error, AutoGLMError) and _UNKNOWN_MODEL.search(str(error)):
+        return f"{error}; --model names the one to ask, of a server that has others"
     if isinstance(error, AutoGLMError | CommandError) or _is_of_our_packages(error):
         return str(error)
     if isinstance(error, OSError) and error.filename:

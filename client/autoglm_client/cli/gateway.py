@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from autoglm_gateway.settings import GatewaySettings
 
 GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
+_OLDEST_PYTHON = (3, 11)
 
 
 def gateway(
@@ -142,6 +143,7 @@ def gateway(
       curl localhost:8080/v1/chat/completions -H 'Content-Type: application/json' \\
            -d '{"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}]}'
     """
+    check_python()
     said = {
         "servers": tuple(server) if server else None,
         "server_tls": server_tls,
@@ -188,6 +190,7 @@ def gateway_key(
     Examples:
       autoglm gateway-key alice >> keys.toml
     """
+    check_python()
     from autoglm_gateway.keys import line_of, new_key
     from autoglm_gateway.settings_error import SettingsError
 
@@ -198,6 +201,18 @@ def gateway_key(
         raise CommandError(str(error)) from None
     notes().print(f"the key of {name}, shown this once:\n\n  {key}\n", soft_wrap=True)
     sys.stdout.write(f"{line}\n")
+
+
+def check_python() -> None:
+    """The client and the models run on older ones, so these commands are there. Raises CommandError."""
+    running = running_python()
+    if running < _OLDEST_PYTHON:
+        needed, found = (".".join(map(str, version)) for version in (_OLDEST_PYTHON, running))
+        raise CommandError(f"the gateway needs Python {needed} or later, and this is {found}")
+
+
+def running_python() -> tuple[int, int]:
+    return sys.version_info[:2]
 
 
 def _named(models: list[str]) -> dict[str, str]:

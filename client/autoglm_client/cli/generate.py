@@ -50,7 +50,7 @@ def generate(
       autoglm generate "What is the capital of France?"
       autoglm generate --raw "Once upon a time" -n 100 -t 0.8 --seed 7
       git diff | autoglm generate - --system "Summarise this change." --stats
-      autoglm generate "Name a colour and a fruit." --guided-regex "[a-z]+ [a-z]+"
+      autoglm generate "Name a colour and a fruit." --guided-regex "\\[a-z]+ \\[a-z]+"
       autoglm generate "Name a colour." --json | jq -r .text
       autoglm generate --model phone "Open the settings"
     """

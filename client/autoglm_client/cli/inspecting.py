@@ -18,7 +18,7 @@ from .runtime_choice import choice_line
 
 def inspect(
     artifact: Annotated[
-        Path | None, typer.Argument(envvar="AUTOGLM_ARTIFACT", help="Artifact folder. [default: the repository's]")
+        Path | None, typer.Argument(envvar="AUTOGLM_ARTIFACT", help="Artifact folder. \\[default: the repository's]")
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its SHA-256.")] = False,
     repository: args.Repository = None,

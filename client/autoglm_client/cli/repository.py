@@ -36,7 +36,7 @@ def repository(
     artifact: args.Artifact = None,
     embedder: Annotated[
         Path | None,
-        typer.Option(envvar="AUTOGLM_EMBEDDER", help="Exported embedder. [default: that of --source, if any]"),
+        typer.Option(envvar="AUTOGLM_EMBEDDER", help="Exported embedder. \\[default: that of --source, if any]"),
     ] = None,
     config: Annotated[
         Path | None, typer.Option("--config", help="Settings of these models alone, a .toml or .json file.")
@@ -52,7 +52,7 @@ def repository(
         ),
     ] = False,
     source: Annotated[
-        Path | None, typer.Option(help="Where the code is from. [default: the bundled model repository]")
+        Path | None, typer.Option(help="Where the code is from. \\[default: the bundled model repository]")
     ] = None,
     json: args.Json = False,
 ) -> None:

@@ -25,7 +25,7 @@ from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_env
 from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from .export import run_export
 from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE, gateway_models, gateway_settings
+from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings
 from .gateway_process import gateway_beside
 from .output import notes
 from .places import artifact_folder, is_exported, repository_folder
@@ -55,7 +55,7 @@ def serve(
         str | None,
         typer.Option(
             envvar=KEY_VARIABLE,
-            help="Clients on this host that know it may pass large inputs through shared memory. [default: random]",
+            help="Clients on this host that know it may pass large inputs through shared memory. \\[default: random]",
         ),
     ] = None,
     grpc_tls_cert: Annotated[
@@ -123,6 +123,7 @@ def serve(
     server_tls = _server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca)
     arguments = trace_arguments(otlp) if otlp else ()
     if gateway:
+        check_python()
         gateway_settings(gateway_config, {"host": gateway_host or host, **({"otlp": otlp} if otlp else {})})
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}

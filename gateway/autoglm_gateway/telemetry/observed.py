@@ -36,7 +36,7 @@ class Answered:
 
 @dataclass(slots=True)
 class Observed:
-    """`model`: as it was asked for, where the gateway knows it. `options`: of the first choice. `usages`: of each choice so far;
+    """`model`: as it was asked for, where the gateway knows it, and `served`: the model that it means. `options`: of the first choice. `usages`: of each choice so far;
     `choices_per_prompt`: those of one prompt stand next to each other. `failures`: of the servers, by kind; `error`: the code of
     what went wrong after the answer had begun, `refusal`: before. `first_at`: when the first piece of a stream arrived.
     `response`: the status that was sent; `complete`: whether all of the answer was. Times are `perf_counter`'s."""
@@ -48,6 +48,7 @@ class Observed:
     ended: float = 0.0
     caller: Caller | None = None
     model: str | None = None
+    served: str = ""
     prompts: Sequence[Any] = ()
     options: GenerationOptions | None = None
     streamed: bool = False
