@@ -33,7 +33,7 @@ class Silent(service_pb2_grpc.GRPCInferenceServiceServicer):
 
         async for request in requests:
             print(text_of(request), flush=True)
-            if self._how == "ending":
+            if self._how == "ending" and self._ending is None:
                 self._ending = asyncio.create_task(self._server.stop(60))
             yield pb.ModelStreamInferResponse(infer_response=response("", "", 0))
             await asyncio.sleep(float(text_of(request)))
@@ -46,7 +46,7 @@ async def main(port: int, how: str) -> None:
     chosen = server.add_insecure_port(f"127.0.0.1:{port}")
     await server.start()
     print(chosen, flush=True)
-    await server.wait_for_termination()
+    await asyncio.Event().wait()
 
 
 class Running:

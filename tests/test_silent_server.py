@@ -55,11 +55,13 @@ def test_what_a_frozen_server_was_asked_is_asked_of_the_one_in_its_place() -> No
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", ["", "busy", "ending"])
-async def test_a_silent_server_that_is_there_is_waited_for(how: str) -> None:
+async def test_a_silent_server_that_is_there_is_waited_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(silence, "ASK_S", 3.0)  # the machine may be busy
+    count = 1 if how == "ending" else 3  # it takes no second one either
     with silent_server(how) as server:
         async with AsyncClient(server.url, timeouts=FOREVER, retries=NO_RETRIES) as client:
-            answers = await asyncio.gather(*(client.generate("4") for _ in range(3)))
-    assert [(answer.text, answer.attempts) for answer in answers] == [("so it was", 1)] * 3
+            answers = await asyncio.gather(*(client.generate("7") for _ in range(count)))
+    assert [(answer.text, answer.attempts) for answer in answers] == [("so it was", 1)] * count
 
 
 class Call:
