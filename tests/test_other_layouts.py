@@ -8,6 +8,8 @@ import os
 import shutil
 import signal
 import subprocess
+import sys
+import sysconfig
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -120,19 +122,35 @@ def test_models_that_lie_apart_answer(apart: list[Path]) -> None:
         assert "Read-only file system" not in server.log_text()
 
 
-def test_a_model_without_its_code_is_one_sentence(apart: list[Path], tmp_path: Path) -> None:
-    """As it is fetched from a repository that was copied as it is in the tree."""
+def test_a_model_without_its_code_is_one_sentence(
+    apart: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As it is fetched from a repository that was copied as it is in the tree, where the package is not installed."""
     repositories = [path for path in apart if path.name != "tokenizer"]
     shutil.copytree(
         MODEL_REPOSITORY / "tokenizer", tmp_path / "bare" / "tokenizer", ignore=shutil.ignore_patterns("__pycache__")
     )
-    (tmp_path / "old" / "autoglm_engine").mkdir(parents=True)
-    (tmp_path / "old" / "autoglm_engine" / "__init__.py").touch()  # before this project's, where that is installed
-    changed = options([*repositories, tmp_path / "bare"])
-    changed["env"]["PYTHONPATH"] = str(tmp_path / "old")
+    monkeypatch.setattr(sys, "executable", str(environment_without_ours(tmp_path / "python")))
     sentence = r"there is no package autoglm_engine .*: neither in .*/tokenizer/1 nor in"
-    with pytest.raises(LocalServerError, match=sentence), LocalServer(**changed):
+    with (
+        pytest.raises(LocalServerError, match=sentence),
+        LocalServer(**options([*repositories, tmp_path / "bare"])),
+    ):
         pass
+
+
+def environment_without_ours(folder: Path) -> Path:
+    """The interpreter of a virtual environment that has the packages of this one but for this project's. A stub of Triton
+    heeds no PYTHONPATH: it finds its packages by the python3 that is first on PATH."""
+    site = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
+    site.mkdir(parents=True)
+    for path in Path(sysconfig.get_path("purelib")).iterdir():
+        if "autoglm" not in path.name:
+            (site / path.name).symlink_to(path)
+    (folder / "pyvenv.cfg").write_text((Path(sys.prefix) / "pyvenv.cfg").read_text())
+    (folder / "bin").mkdir()
+    (folder / "bin" / "python3").symlink_to(Path(sys.executable).resolve())
+    return folder / "bin" / "python3"
 
 
 @contextmanager
