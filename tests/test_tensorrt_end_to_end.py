@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.core import Adjustments, Candidates, Span, StepBatch
-from autoglm_export.tensorrt_lowering import profiles_of
+from autoglm_export.tensorrt_profiles import profiles_of
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from fakes import rank
