@@ -41,7 +41,7 @@ class Collector:
         collector = self
 
         class Handler(QuietHandler):
-            def do_POST(self) -> None:
+            def do_POST(self) -> None:  # noqa: N802
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.take(self.path, dict(self.headers), body)
                 self.send_response(collector.status)
@@ -76,13 +76,19 @@ class Collector:
         self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 60.0
     ) -> list[CollectedSpan]:
         """The spans of the trace, once they are enough. Raises TimeoutError."""
+
+        def of_trace() -> list[CollectedSpan]:
+            return [span for span in self.spans if span.trace_id == trace_id]
+
+        self.wait(lambda: enough(of_trace()), timeout)
+        return of_trace()
+
+    def wait(self, condition: Callable[[], bool], timeout: float) -> None:
         give_up_at = time.monotonic() + timeout
-        while not enough(spans := [span for span in self.spans if span.trace_id == trace_id]):
+        while not condition():
             if time.monotonic() > give_up_at:
-                came = [(span.service, span.name) for span in spans]
-                raise TimeoutError(f"of {len(self.spans)} spans that came these are the trace's: {came}")
+                raise TimeoutError(f"{len(self.spans)} spans came: {[(one.trace_id, one.name) for one in self.spans]}")
             time.sleep(0.02)
-        return spans
 
 
 def spans_of_json(request: dict[str, Any]) -> Iterator[CollectedSpan]:
