@@ -171,6 +171,7 @@ class EngineService:
     def _end_hung(self, failure: DeviceError) -> None:
         """The thread that steps never comes back: others answer in its place."""
         _log.critical("%s", failure)
+        self._engine.refuse(failure)
         self._replies.end_all(failure, _CLOSE_SECONDS)
         self._died()
 
