@@ -22,7 +22,7 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -67,6 +67,10 @@ check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu and not hostile" $(PYTEST_FLAGS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
+	@$(TOTAL)
+
+test-wheel: $(VENV)/test.stamp ## by hand, minutes: builds the wheel, and what it serves in fresh environments: make test-wheel [PYTHONS="python3.11 python3.12"]
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/wheel.py $(PYTHONS)
 	@$(TOTAL)
 
 test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts

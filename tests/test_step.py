@@ -13,7 +13,9 @@ import pytest
 from artifacts import ROOT
 
 STEP = [sys.executable, str(ROOT / "deploy" / "step.py")]
-NOISY = "echo 'WARNING: Location a is ignored' >&2; echo Collecting numpy; echo 'WARNING: b' >&2; echo '[notice] new pip'"
+NOISY = (
+    "echo 'WARNING: Location a is ignored' >&2; echo Collecting numpy; echo 'WARNING: b' >&2; echo '[notice] new pip'"
+)
 
 
 def step(log: Path, script: str, *options: str) -> subprocess.CompletedProcess[str]:

@@ -26,7 +26,7 @@ def home() -> Path:
         return Path(chosen).expanduser().absolute()
     from platformdirs import user_data_path
 
-    return user_data_path(_APPLICATION, appauthor=False)
+    return Path(user_data_path(_APPLICATION, appauthor=False))
 
 
 def models_folder() -> Path:
