@@ -39,11 +39,7 @@ class Installation:
 
     def pip(self, *arguments: str) -> None:
         command = [
-            self.environment / "bin" / "python",
-            "-m",
-            "pip",
-            "--quiet",
-            "--disable-pip-version-check",
+            *(self.environment / "bin" / "python", "-I", "-m", "pip", "--quiet", "--disable-pip-version-check"),
             *arguments,
         ]
         done = subprocess.run(command, capture_output=True, text=True, check=False)
