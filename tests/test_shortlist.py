@@ -16,7 +16,7 @@ from fakes import assert_same, rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-VOCAB = 200
+VOCAB = 600  # more than a whole row sorts
 EOS = (5, 7)
 
 Row = npt.NDArray[np.float32]
@@ -236,7 +236,6 @@ ENOUGH = [
     {"guide": SomeTokens(1, 0.5), "logprobs": 3},
     {"guide": SomeTokens(1, 0.5), "temperature": 0.5, "top_k": 10},
     {"guide": SomeTokens(1, 0.9), "temperature": 0.3},
-    {"guide": SomeTokens(1, 0.9), "temperature": 0.3, "top_p": 0.9},
 ]
 TOO_FEW = [
     {"temperature": 1e4},
@@ -270,18 +269,24 @@ def shortlist(values: Row, log_sum_exp: float) -> Shortlist:
 
 def test_a_draw_within_rounding_or_outside_of_the_candidates_is_left_to_the_whole_row() -> None:
     listed = shortlist(np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32)), 0.0)
-    assert [listed.drawn(1.0, uniform) for uniform in (0.0, 0.39, 0.41, 0.61, 0.79)] == [0, 0, 1, 2, 2]
-    assert listed.drawn(1.0, 0.4 * (1 + 1e-5)) is listed.drawn(1.0, 0.4 * (1 - 1e-5)) is None
-    assert listed.drawn(1.0, 0.81) == 3, "the fifth may have equals outside, the fourth has none"
-    assert listed.drawn(1.0, 0.901) is listed.drawn(1.0, 0.99) is None
+    assert [listed.drawn(1.0, 1.0, uniform) for uniform in (0.0, 0.39, 0.41, 0.61, 0.79)] == [0, 0, 1, 2, 2]
+    assert listed.drawn(1.0, 1.0, 0.4 * (1 + 1e-5)) is listed.drawn(1.0, 1.0, 0.4 * (1 - 1e-5)) is None
+    assert listed.drawn(1.0, 1.0, 0.81) == 3, "the fifth may have equals outside, the fourth has none"
+    assert listed.drawn(1.0, 1.0, 0.901) is listed.drawn(1.0, 1.0, 0.99) is None
+
+
+def test_a_nucleus_whose_end_is_unknown_weighs_as_much_as_its_last_token_more() -> None:
+    listed = shortlist(np.log(np.array([0.4, 0.3, 0.1], np.float32)), 0.0)  # 0.75 at least, 0.85 at most
+    assert listed.kept(SamplingOptions(max_tokens=1, temperature=1.0, top_p=0.75)) is None
+    assert [listed.drawn(1.0, 0.75, uniform) for uniform in (0.4, 0.5, 0.6, 0.8, 0.9)] == [0, None, 1, 1, None]
 
 
 def test_of_what_is_outside_a_guide_may_allow_all_or_nothing() -> None:
     listed = shortlist(np.log(np.array([0.5, 0.2, 0.2, 0.06, 0.01], np.float32)), 0.0)
     allowed = listed.among(np.array([False, True, True, True, True]))  # 0.46 at least, 0.5 at most
-    assert [allowed.drawn(1.0, uniform) for uniform in (0.39, 0.41, 0.44, 0.75, 0.81)] == [1, None, 2, 2, None]
-    assert listed.among(np.zeros(5, np.bool_)).drawn(1.0, 0.5) is None
-    assert listed.among(np.ones(5, np.bool_)).drawn(1.0, 0.5) is None, "0.96 at least, 1 at most: 0.48 or 0.5"
+    assert [allowed.drawn(1.0, 1.0, uniform) for uniform in (0.39, 0.41, 0.44, 0.75, 0.81)] == [1, None, 2, 2, None]
+    assert listed.among(np.zeros(5, np.bool_)).drawn(1.0, 1.0, 0.5) is None
+    assert listed.among(np.ones(5, np.bool_)).drawn(1.0, 1.0, 0.5) is None, "0.96 at least, 1 at most: 0.48 or 0.5"
 
 
 def test_a_nucleus_that_ends_within_rounding_is_left_to_the_whole_row() -> None:

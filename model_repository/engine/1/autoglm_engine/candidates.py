@@ -40,8 +40,9 @@ def at_least(row: Row, threshold: float | np.float32) -> Ids:
     return ids[_descending(row[ids])]
 
 
-def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) -> tuple[Ids, Weights]:
-    """(ids, weights) of the fewest tokens that hold `top_p` of the softmax, in no particular order.
+def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float, likely: Ids) -> tuple[Ids, Weights]:
+    """(ids, weights) of the fewest tokens that hold `top_p` of the softmax: `likely`, the most likely ones of them, in that
+    order, then the others in no particular one.
 
     A histogram of the logits finds the narrow band in which the nucleus ends; only that band is sorted.
     """
@@ -52,13 +53,14 @@ def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float) 
     held = np.bincount(band, weights, minlength=_NUM_BANDS).cumsum()
     wanted = top_p * held[-1]
     last = min(int(held.searchsorted(wanted)), _NUM_BANDS - 1)
-    inside = np.flatnonzero(band < last)
+    is_other = np.ones(len(row), np.bool_)
+    is_other[likely] = False
     edge: Ids = np.flatnonzero(band == last)
     edge = edge[_descending(row[edge])]
     missing = wanted - (held[last - 1] if last else 0.0)
     edge = edge[: int(weights[edge].cumsum().searchsorted(missing)) + 1]
-    ids = np.concatenate([inside, edge])
-    return ids, weights[ids]
+    ids = np.concatenate([likely, np.flatnonzero((band < last) & is_other), edge[is_other[edge]]])
+    return ids, np.append(softmax_weights(row[likely], best, temperature), weights[ids[len(likely) :]])
 
 
 def softmax_weights(values: Row, best: np.float32, temperature: float) -> Weights:

@@ -163,11 +163,11 @@ class TokenSampler:
     def _draw_listed(self, listed: Shortlist, uniform: float) -> int | None:
         if self.guide:
             listed = listed.among(self.guide.allowed())
-        if not self._is_filtered:
-            return listed.drawn(self._options.temperature, uniform)
-        if (kept := listed.kept(self._options)) is None:
-            return None
-        return _pick(*self._cut(*kept), uniform)
+        options = self._options
+        if self._is_filtered and (kept := listed.kept(options)) is not None:
+            return _pick(*self._cut(*kept), uniform)
+        is_limited = options.top_k or options.min_p
+        return None if is_limited else listed.drawn(options.temperature, options.top_p, uniform)
 
     def _first_allowed(self, guide: GuideState, row: Row, best: int) -> int:
         """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
@@ -216,7 +216,7 @@ class TokenSampler:
         weights = self._weights(row[ids], best)
         if weights.sum() >= options.top_p * total:
             return self._cut_top_p(ids, weights, total)
-        return large_nucleus(row, best, options.temperature, options.top_p)
+        return large_nucleus(row, best, options.temperature, options.top_p, ids)
 
     def _weights(self, values: Row, best: np.float32) -> Weights:
         return softmax_weights(values, best, self._options.temperature)

@@ -63,14 +63,20 @@ class Shortlist:
         is_allowed = allowed[self.ids]
         return replace(self, ids=self.ids[is_allowed], values=self.values[is_allowed], is_guided=True)
 
-    def drawn(self, temperature: float, uniform: float) -> int | None:
-        """What `draw_from_all` draws from the whole row; None where that is needed."""
+    def drawn(self, temperature: float, top_p: float, uniform: float) -> int | None:
+        """What is drawn from the whole row, or from a nucleus of it that `kept` does not know the end of; None where the
+        row is needed."""
         if not len(self.values) or (total := self._total(temperature)) is None:
             return None
         first = self.values[:NUM_LIKELIEST]
         cumulative = softmax_weights(first, first[0], temperature).cumsum()
-        low, high = cumulative.searchsorted([uniform * bound for bound in total], side="right").tolist()
-        return int(self.ids[low]) if low == high < len(first) else None
+        low, high = (uniform * top_p * bound for bound in total)
+        if top_p < 1.0:  # the last one of the nucleus, which goes beyond `top_p`, is at most as likely as this one
+            end = int(cumulative.searchsorted(top_p * total[0]))
+            last = first[end] if end < len(first) else self.smallest
+            high += uniform * math.exp((float(last) - float(first[0])) / temperature)
+        places = cumulative.searchsorted([low, high], side="right").tolist()
+        return int(self.ids[places[0]]) if places[0] == places[1] < len(first) else None
 
     def kept(self, options: SamplingOptions) -> tuple[Ids, Row] | None:
         """(ids, values) that top-k, or top-p without top-k, or min-p without both leaves; None where the whole row is needed."""
