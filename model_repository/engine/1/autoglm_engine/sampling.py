@@ -39,7 +39,7 @@ from .guides import AskedGuide, GuideState
 from .logprobs import listed_logprobs, logprobs_of
 from .own_failures import own_failure
 from .penalties import Penalties
-from .shortlist import Shortlist, most_likely_candidates
+from .shortlist import Shortlist, drawn_candidates, most_likely_candidates
 
 _NUM_TRIED = 32  # most likely tokens, before a guide says of every token whether it is allowed
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
@@ -91,6 +91,19 @@ class TokenSampler:
         """The next token is the most likely one of the adjusted logits, and nothing else is asked."""
         return self._greedy and not self._options.logprobs and self.guide is None
 
+    @property
+    def wants_plain_draw(self) -> bool:
+        """The next token is drawn from all adjusted logits, and nothing else is asked."""
+        return not (self._greedy or self._is_filtered or self._options.logprobs or self.guide)
+
+    @property
+    def temperature(self) -> float:
+        return self._options.temperature
+
+    def next_uniform(self) -> float:
+        """What the next token is drawn with, in [0, 1); once a token."""
+        return 0.0 if self._greedy else self._random.random()
+
     def count(self, token_id: int) -> None:
         """`token_id` was taken as the next token."""
         self._num_generated += 1
@@ -117,16 +130,12 @@ class TokenSampler:
 
     def sample(self, logits: Row) -> Sampled:
         """Choose from `logits`, which stay as they are."""
-        return self._sample(logits, self._next_uniform())
+        return self._sample(logits, self.next_uniform())
 
-    def sample_candidates(self, candidates: Candidates, row: int) -> Sampled:
-        """Choose what `sample` would from the whole row, which is fetched only where it is needed."""
-        uniform = self._next_uniform()
+    def sample_candidates(self, candidates: Candidates, row: int, uniform: float) -> Sampled:
+        """Choose what `sample` would from the whole row, which is fetched only where it is needed. `uniform`: the next."""
         found = self._sample_listed(candidates, row, uniform)
         return self._sample(candidates.full_row(row), uniform) if found is None else found
-
-    def _next_uniform(self) -> float:
-        return 0.0 if self._greedy else self._random.random()
 
     def _sample(self, logits: Row, uniform: float) -> Sampled:
         row = self._adjusted(logits)
@@ -255,17 +264,21 @@ def sample_batch(found: Logits | Candidates, samplers: Sequence[TokenSampler]) -
 
 
 def _sample_candidates(candidates: Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
-    best = most_likely_candidates(candidates).tolist()
-    known = [sampler.wants_best_candidate and best[row] >= 0 for row, sampler in enumerate(samplers)]
+    chosen = most_likely_candidates(candidates)
+    chosen[[row for row, sampler in enumerate(samplers) if not sampler.wants_best_candidate]] = -1
+    uniforms = [sampler.next_uniform() for sampler in samplers]
+    if plain := [row for row, sampler in enumerate(samplers) if sampler.wants_plain_draw]:
+        temperatures = np.array([samplers[row].temperature for row in plain])
+        chosen[plain] = drawn_candidates(candidates, plain, temperatures, np.array([uniforms[row] for row in plain]))
     return [
-        Sampled(best[row]) if known[row] else _sample_candidate(sampler, candidates, row)
-        for row, sampler in enumerate(samplers)
+        Sampled(token_id) if token_id >= 0 else _sample_candidate(samplers[row], candidates, row, uniforms[row])
+        for row, token_id in enumerate(chosen.tolist())
     ]
 
 
-def _sample_candidate(sampler: TokenSampler, candidates: Candidates, row: int) -> Sampled:
+def _sample_candidate(sampler: TokenSampler, candidates: Candidates, row: int, uniform: float) -> Sampled:
     try:
-        return sampler.sample_candidates(candidates, row)
+        return sampler.sample_candidates(candidates, row, uniform)
     except BaseException as error:
         return Sampled(-1, failure=own_failure(error))
 
