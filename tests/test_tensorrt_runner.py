@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -304,25 +305,24 @@ def test_a_decoded_slot_between_two_prompts_keeps_its_logits(make: MakeBench) ->
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(tmp_path: Path, data: st.DataObject) -> None:
+def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(bench: GpuBench, data: st.DataObject) -> None:
     num_slots, rows = data.draw(st.sampled_from([(1, 1), (3, 3), (9, 4), (40, 8)]))
-    shapes = GpuBench(
-        tmp_path, **SHORT | {"num_slots": num_slots, "profiles": batched_of(rows, data.draw(st.sampled_from([4, 8])))}
-    ).shapes
+    shapes = replace(
+        bench.shapes,
+        num_slots=num_slots,
+        batched_rows=rows,
+        prefill_lengths=(4, 8, 16),
+        batched_length=data.draw(st.sampled_from([4, 8])),
+    )
     slots = data.draw(st.sets(st.integers(0, num_slots - 1)))
-    spans = [span(slot, data.draw(st.integers(0, 24)), some_ids(data.draw(st.integers(2, 16)))) for slot in slots]
+    spans = [span(slot, data.draw(st.integers(0, 8)), some_ids(data.draw(st.integers(2, 16)))) for slot in slots]
     batches = batches_of(spans, shapes)
+    alone = [batch for one in spans for batch in batches_of([one], shapes)]
     assert sorted(s.slot for batch in batches for s in batch.spans) == sorted(slots)
     assert sum(batch.num_rows for batch in batches) <= most_rows(num_slots)
-    assert sum(batch.cost for batch in batches) <= sum(
-        batch.cost for one in spans for batch in batches_of([one], shapes)
-    )
+    assert sum(batch.cost for batch in batches) <= sum(batch.cost for batch in alone)
     for batch in batches:
         check_batch(batch, shapes)
-
-
-def batched_of(rows: int, tokens: int) -> dict[str, Any]:
-    return {"batched_prefill": {"batch": [1, rows], "sequence": [1, tokens]}}
 
 
 def check_batch(batch: PrefillBatch, shapes: Any) -> None:

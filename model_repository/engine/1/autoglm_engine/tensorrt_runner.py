@@ -160,7 +160,7 @@ class TensorRTRunner:
         if step.decode:
             self._run_decode(step.decode)
         for batch, inputs, outputs in zip(step.batches, step.inputs, step.outputs, strict=True):
-            self._run_prefill(batch, inputs, outputs, batch.end - 1)
+            self._run_prefill(batch, inputs, outputs, batch.end)
         if step.rows:
             decode = [self._outputs.decode] if step.decode else []
             self._outputs.download(step.turn, [*decode, *step.outputs])
