@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorrt_rtx as trt
-from autoglm_export.tensorrt_lowering import profiles_of
+from autoglm_export.tensorrt_profiles import profiles_of
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from tensorrt_networks import Defined, define_network
@@ -62,7 +62,6 @@ def _lowered(bench: GpuBench, defined: Defined) -> FakeNetwork:
     shapes = bench.shapes
     profiles = tuple(
         {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
-        | {"key_positions": ((1,), (shapes.cache_length,))}
         for profile in profiles_of(bench.spec, shapes.num_slots, CHUNK, shapes.cache_length)
     )
     interpreter = Interpreter(definition, trt)
