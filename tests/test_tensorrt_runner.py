@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Candidates, Logits, Span, StepBatch
+from autoglm_engine.core import Adjustments, Candidates, Logits, Span, StepBatch
 from autoglm_engine.prefill_batches import PrefillBatch, batches_of, most_rows
 from autoglm_engine.trt_calls import buckets_of
 from contract_network import GpuBench
@@ -293,6 +293,25 @@ def test_what_an_idle_row_of_a_batch_holds_stays(make: MakeBench) -> None:
     assert calls_of(bench, span(0, 0, some_ids(3)), span(2, 0, some_ids(8))) == [(4, 8)]
     assert bench.cache(1) == before
     close(bench.step(span(1, 39, kept[39:]))[0], expected_logits(bench.spec, bench.weights, kept)[-1])
+
+
+def test_each_row_of_a_batch_has_the_adjustments_of_its_slot(make: MakeBench) -> None:
+    bench, ids = make(**SHORT), some_ids(3)
+    likeliest = int(issue(bench, span(0, 0, ids)).token_ids[0, 0])
+
+    def told(offset: float, inverse_temperature: float) -> Adjustments:
+        values = np.ones(1, np.float32), np.full(1, offset, np.float32)
+        return Adjustments(True, np.array([likeliest], np.int32), *values, inverse_temperature)
+
+    changes = {5: told(-np.inf, 1.0), 6: told(2.0, 0.5), 8: told(0.0, 1.0)}
+    found = issue(bench, *(Span(slot, 0, ids, True, change) for slot, change in changes.items()))
+    assert bench.decoder.calls[-1] == (4, 4)
+    assert likeliest not in found.token_ids[0] and found.token_ids[1:, 0].tolist() == [likeliest] * 2
+    assert found.logits[1, 0] == pytest.approx(found.logits[2, 0] + 2, abs=1e-3)
+    for row, (offset, scale) in enumerate([(-np.inf, 1), (2, 0.5), (0, 1)]):
+        logits = found.full_row(row).astype(np.float64)
+        logits[likeliest] += offset
+        assert found.log_sum_exp[row] == pytest.approx(float(np.log(np.exp(logits * scale).sum())), abs=1e-3)
 
 
 def test_a_decoded_slot_between_two_prompts_keeps_its_logits(make: MakeBench) -> None:
