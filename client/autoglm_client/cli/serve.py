@@ -38,6 +38,7 @@ from .places import (
 )
 
 _HTTP_PORT = 8000
+_STARTING = "starting tritonserver (about 10 s)"
 
 
 def serve(
@@ -220,9 +221,9 @@ def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
 def running(server: LocalServer) -> Iterator[None]:
     """The server, started with a line that says how far it is, and stopped in the end."""
     try:
-        with notes().status("starting tritonserver") as status:
+        with notes().status(_STARTING) as status:
             server.start()
-            server.wait_ready(progress=lambda seconds, _: status.update(f"starting tritonserver, {seconds:.0f} s"))
+            server.wait_ready(progress=lambda seconds, _: status.update(f"{_STARTING} ... {seconds:.0f} s"))
         yield
     finally:
         server.stop()
