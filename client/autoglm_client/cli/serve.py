@@ -214,6 +214,7 @@ def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
         return
     if not export_if_missing:
         raise CommandError(f"there is no exported model at {artifact}; make one with `autoglm export {BUNDLED_MODEL}`")
+    notes().print(f"exporting {BUNDLED_MODEL}, this once (about half a minute)", markup=False)
     run_export(BUNDLED_MODEL, artifact, check=False, chosen={})
 
 
