@@ -17,6 +17,7 @@ from autoglm_engine.tensorrt_load import open_runner
 from autoglm_engine.tensorrt_runner import TensorRTRunner
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
+from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from fake_cuda import FakeCuda
 from fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
 from fakes import rank
@@ -37,16 +38,18 @@ class ContractOps(NumpyOps):
         query, key, value = (part.reshape(count, -1, spec.head_size) for part in np.split(qkv, sizes, axis=1))
         if query_norm and key_norm:
             query, key = self._norm(query, self.weights[query_norm]), self._norm(key, self.weights[key_norm])
-        begin, held = (int(self.inputs[name][self.row]) for name in ("write_indices", "key_value_lengths"))
+        begin, positions = int(self.inputs["write_indices"][self.row]), self.inputs["position_ids"][self.row]
+        key_positions = self.inputs["key_positions"]
         keys, values = (self.inputs[f"past_{kind}_{layer}"][self.row] for kind in ("key", "value"))
         assert begin >= 0 and begin + count <= keys.shape[1], "a write past the end of a slot, which TensorRT ignores"
         keys[:, begin : begin + count] = self._rotate(key).transpose(1, 0, 2)
         values[:, begin : begin + count] = value.transpose(1, 0, 2)
         group = spec.num_heads // spec.num_kv_heads
-        seen_keys, seen_values = (np.repeat(x[:, :held].astype(np.float32), group, axis=0) for x in (keys, values))
+        seen_keys, seen_values = (
+            np.repeat(x[:, key_positions].astype(np.float32), group, axis=0) for x in (keys, values)
+        )
         scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) / np.sqrt(np.float32(spec.head_size))
-        future = np.arange(held)[None, :] > np.arange(count)[:, None] + held - count
-        scores = np.where(future, -np.inf, scores)
+        scores = np.where(key_positions[None, :] > positions[:, None], -np.inf, scores)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,hkd->qhd", shares, seen_values).reshape(count, -1).astype(np.float32)
@@ -58,21 +61,22 @@ class ContractOps(NumpyOps):
 
 @dataclass
 class ContractDecoder:
-    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran."""
+    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran. `keys`: how many positions it read."""
 
     spec: ModelSpec
     weights: Mapping[str, Rows]
     num_candidates: int
     calls: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
 
     def compute(self, inputs: Arrays, outputs: Arrays) -> None:
         num_rows, _ = inputs["token_ids"].shape
         self.calls.append(inputs["token_ids"].shape)
+        self.keys.append(len(inputs["key_positions"]))
         none = np.empty(0, np.float32)
         for row in range(num_rows):
-            _check_idle(inputs, row)
+            _check_row(inputs, row)
             positions = inputs["position_ids"][row]
-            np.testing.assert_array_equal(positions, positions[0] + np.arange(len(positions)))
             span = Span(row, int(positions[0]), inputs["token_ids"][row].copy(), True)
             ops = ContractOps(self.spec, self.weights, span, none, none, inputs=inputs, row=row)
             build_decoder(self.spec, ops)
@@ -93,25 +97,33 @@ class ContractDecoder:
         outputs["log_sum_exp"][:, 0] = found.log_sum_exp
 
 
-def _check_idle(inputs: Arrays, row: int) -> None:
-    """A row that writes to the spare position, which no live one may, is as the contract has it."""
-    if inputs["write_indices"][row] == inputs["past_key_0"].shape[2] - 1:
-        assert (inputs["token_ids"][row], inputs["position_ids"][row], inputs["key_value_lengths"][row]) == (0, 0, 1)
-        assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
+def _check_row(inputs: Arrays, row: int) -> None:
+    """A live row writes where it stands, and its padding goes on from there; an idle one is as the contract has it."""
+    begin, positions = int(inputs["write_indices"][row]), inputs["position_ids"][row]
+    keys, spare = inputs["key_positions"], inputs["past_key_0"].shape[2] - len(positions)
+    np.testing.assert_array_equal(keys, np.arange(len(keys)))
+    if begin == positions[0]:
+        np.testing.assert_array_equal(positions, begin + np.arange(len(positions)))
+        assert begin + inputs["logit_indices"][row, 0] < len(keys), "a token whose own position is not read"
+        return
+    assert begin == spare and not positions.any() and not inputs["token_ids"][row].any()
+    assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
 
 
 def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:
-    inputs, outputs = shapes.inputs(-1, -1), shapes.outputs(-1)
+    inputs, outputs = shapes.inputs(-1, -1, -1), shapes.outputs(-1)
     tensors = {name: FakeTensor(_dtype(name), shape, True) for name, shape in inputs.items()}
     for name, shape in outputs.items():
         alias = name.replace("present", "past") if name.startswith("present") else ""
         tensors[name] = FakeTensor(_dtype(name), shape, False, alias)
 
     def ranges(rows: int, tokens: int) -> dict[str, tuple[Shape, Shape]]:
-        smallest, largest = shapes.inputs(1, 1), shapes.inputs(rows, tokens)
+        smallest = shapes.inputs(1, 1, shapes.attention_lengths[0])
+        largest = shapes.inputs(rows, tokens, shapes.cache_length)
         return {name: (smallest[name], largest[name]) for name in inputs}
 
-    profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk))
+    batched = ranges(shapes.batched_rows, shapes.batched_length)
+    profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk), batched)
     return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), decoder.compute)
 
 
@@ -146,8 +158,14 @@ def contract_manifest(
             "engine": "engine.plan",
             "module": "tensorrt",
             "cache_dtype": "float16",
-            "cache_length": -(-(max_length + 1) // 16) * 16,
+            "cache_length": (length := cache_length_of(max_length, prefill_chunk)),
+            "attention_lengths": attention_lengths_of(length),
+            "prefill_lengths": prefill_lengths_of(prefill_chunk),
             "num_candidates": num_candidates,
+            "profiles": {
+                "batched_prefill": {"batch": [1, min(8, num_slots)], "sequence": [1, min(128, prefill_chunk)]}
+            },
+            "attention": "fused",
             "compute_capabilities": ["8.0", "8.9"],
             "weight_streaming": False,
             **details,
@@ -181,8 +199,10 @@ class GpuBench:
         self.trt = module(self.cuda, contract_network(self.shapes, self.decoder))
 
     def open(self) -> TensorRTRunner:
-        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda)
+        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda, {"XDG_CACHE_HOME": str(self.folder)})
+        self.loaded = list(zip(self.decoder.calls, self.decoder.keys, strict=True))
         self.decoder.calls.clear()
+        self.decoder.keys.clear()
         return self.runner
 
     def step(self, *spans: Span) -> Logits:
@@ -190,15 +210,23 @@ class GpuBench:
         return run_step(self.runner, StepBatch(spans))
 
     def cache(self, slot: int) -> bytes:
-        """All keys and values of a slot but those of the spare position."""
+        """All keys and values of a slot but those of the spare positions."""
         self.cuda.synchronize()
         parts = []
         for name, address in self.runner._cache.addresses(slot).items():
             if name.startswith("past"):
                 shape = self.shapes.cache(1)
                 view = self.cuda.bytes_at(address, self.shapes.bytes_per_slot).view(np.float16).reshape(shape)
-                parts.append(view[:, :, :-1].tobytes())
+                parts.append(view[:, :, : self.manifest.max_length].tobytes())
         return b"".join(parts)
+
+    def poison(self) -> None:
+        """Every position of every slot holds what nobody may see."""
+        self.cuda.synchronize()
+        for name, address in self.runner._cache.addresses().items():
+            if name.startswith("past"):
+                size = self.shapes.num_slots * self.shapes.bytes_per_slot
+                self.cuda.bytes_at(address, size).view(np.float16)[:] = 6e4
 
     def table(self, name: str) -> Logits:
         """`logit_factor` or `logit_offset` of all slots."""

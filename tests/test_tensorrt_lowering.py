@@ -13,12 +13,14 @@ import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.manifest import Manifest
-from autoglm_export import tensorrt_lowering
+from autoglm_export import tensorrt_lowering, tensorrt_options, tensorrt_profiles
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt_build import NestedProgress, explained
-from autoglm_export.tensorrt_lowering import PRECISIONS, cache_length_of, write_tensorrt, write_tensorrt_rtx
+from autoglm_export.tensorrt_lowering import write_tensorrt, write_tensorrt_rtx
+from autoglm_export.tensorrt_options import PRECISIONS
+from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from autoglm_export.weights import weight_shapes
 from tensorrt_networks import Defined, define_network, layers_of
 from tiny_decoders import SPECS, random_weights
@@ -44,9 +46,10 @@ def test_every_layer_has_native_attention_cache_and_rope(defined: Defined) -> No
     for attention in attentions:
         assert not attention.decomposable
         assert attention.norm_op == trt.AttentionNormalizationOp.SOFTMAX
-        assert attention.causal_kind == trt.CausalMaskKind.LOWER_RIGHT
-        assert attention.key_value_lengths.name == "key_value_lengths"
-        assert attention.mask is None
+        assert attention.causal_kind == trt.CausalMaskKind.NONE
+        assert attention.key_value_lengths is None
+        assert attention.mask.dtype == trt.bool
+    assert len({attention.mask.name for attention in attentions}) == 1
     updates = [layer for layer in layers if layer.type == trt.LayerType.KV_CACHE_UPDATE]
     turns = [layer for layer in layers if layer.type == trt.LayerType.ROTARY_EMBEDDING]
     assert (len(updates), len(turns)) == (2 * spec.num_layers, 2 * spec.num_layers)
@@ -72,7 +75,7 @@ def test_the_tensors_are_those_of_the_contract(defined: Defined) -> None:
         "token_ids": ("input", "int32", [-1, -1]),
         "position_ids": ("input", "int32", [-1, -1]),
         "write_indices": ("input", "int32", [-1]),
-        "key_value_lengths": ("input", "int32", [-1]),
+        "key_positions": ("input", "int32", [-1]),
         "logit_indices": ("input", "int32", [-1, 1]),
         "inverse_temperature": ("input", "float", [-1, 1]),
         "logit_factor": ("input", "float", [-1, spec.vocab_size]),
@@ -94,27 +97,39 @@ def test_products_and_attention_are_all_that_is_not_float32(defined: Defined) ->
     narrow |= {trt.LayerType.ATTENTION_INPUT, trt.LayerType.ATTENTION_OUTPUT, trt.LayerType.SHUFFLE}
     narrow |= {trt.LayerType.GATHER}  # of the embedding table
     for layer in layers_of(defined.definition):
-        if layer.type not in narrow:
+        is_of_cache = layer.type == trt.LayerType.SLICE and layer.get_input(0).name.startswith("present_")
+        if layer.type not in narrow and not is_of_cache:
             types = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
             assert types <= {trt.float32, trt.int32, trt.int64, trt.bool}, f"{layer.name} gives {types}"
 
 
 def test_the_profiles_cover_what_the_runner_asks() -> None:
-    decode, prefill = tensorrt_lowering.profiles_of(SPECS["glm"], 16, 512, 1040)
+    decode, prefill, batched = tensorrt_profiles.profiles_of(SPECS["glm"], 16, 512, 1040)
     assert (decode.smallest["token_ids"], decode.largest["token_ids"]) == ((1, 1), (16, 1))
     assert (prefill.smallest["token_ids"], prefill.largest["token_ids"]) == ((1, 1), (1, 512))
-    for profile in (decode, prefill):
+    assert (batched.smallest["token_ids"], batched.largest["token_ids"]) == ((1, 1), (8, 128))
+    for profile in (decode, prefill, batched):
         batch = profile.largest["token_ids"][0]
+        assert (profile.smallest["key_positions"], profile.largest["key_positions"]) == ((1,), (1040,))
         assert profile.largest["past_key_1"] == (batch, 2, 1040, 32)
         assert set(profile.smallest) == set(profile.usual) == set(profile.largest)
 
 
 @pytest.mark.parametrize("max_length", [2, 15, 16, 1023, 1024, 4096])
-def test_a_slot_has_a_spare_position(max_length: int) -> None:
-    length = cache_length_of(max_length)
-    assert length > max_length
+@pytest.mark.parametrize("chunk", [1, 100, 512])
+def test_a_slot_has_spare_positions_for_an_idle_row(max_length: int, chunk: int) -> None:
+    length = cache_length_of(max_length, chunk)
     assert length % 16 == 0
-    assert length - max_length <= 16
+    assert min(chunk, 128) <= length - max_length < min(chunk, 128) + 16
+
+
+def test_the_lengths_of_attention_and_prefill_end_with_the_whole() -> None:
+    assert attention_lengths_of(48) == [48]
+    assert attention_lengths_of(256) == [256]
+    assert attention_lengths_of(25_728) == [256, 1024, 4096, 16384, 25_728]
+    assert prefill_lengths_of(8) == [8]
+    assert prefill_lengths_of(100) == [16, 64, 100]
+    assert prefill_lengths_of(512) == [16, 64, 128, 256, 512]
 
 
 @pytest.mark.tensorrt
@@ -134,9 +149,13 @@ def test_the_engine_builds_without_a_gpu(variant: str, precision: str, tmp_path:
         **LIMITS,
     )
     assert (tmp_path / details["engine"]).stat().st_size > 10_000
+    assert details["attention"] == "fused"
     assert details["compute_capabilities"] == (["8.9", "12.0"] if precision == "fp8" else ["8.0", "8.6", "8.9", "12.0"])
-    assert details["profiles"]["decode"] == {"batch": [1, 4], "sequence": [1, 1]}
-    assert details["profiles"]["prefill"] == {"batch": [1, 1], "sequence": [1, 16]}
+    assert details["profiles"] == {
+        "decode": {"batch": [1, 4], "sequence": [1, 1], "keys": [1, 64]},
+        "prefill": {"batch": [1, 1], "sequence": [1, 16], "keys": [1, 64]},
+        "batched_prefill": {"batch": [1, 4], "sequence": [1, 16], "keys": [1, 64]},
+    }
     assert details["cache_dtype"] == ("float16" if precision == "fp16" else "bfloat16")
     assert stages == {"define network": 1.0, "build engine": 1.0}
 
@@ -223,11 +242,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kv_dtype": "fp16"}, "kv_dtype is fp16 and the precision bf16; they must be the same"),
     ({"num_candidates": 0}, "num_candidates is 0; allowed is 1 ... 97 for this model"),
     ({"num_candidates": 98}, "num_candidates is 98; allowed is 1 ... 97"),
-    ({"compute_capabilities": ["8.9", "7.0"]}, "compute_capability is '7.0'; tensorrt-rtx builds for 7.5, 8.0"),
+    ({"compute_capabilities": ["8.9", "7.0"]}, "compute_capability is '7.0'; tensorrt-rtx builds for 8.0, 8.6"),
     ({"compute_capabilities": ["9.0"]}, "for 9.0, Hopper, take tensorrt"),
     ({"int4_rounding": "up"}, "int4_rounding is 'up'; allowed are gptq, nearest"),
     ({"int4_rounding": "nearest"}, "int4_rounding is of no use to bf16"),
-    ({"compute_capabilities": ["7.5"]}, "compute_capability is 7.5; bf16 needs 8.0 or newer"),
+    ({"compute_capabilities": ["7.5"]}, "compute_capability is '7.5'; attention needs 8.0 or newer"),
+    ({"attention": "flash"}, "attention is 'flash'; allowed are fused, decomposed, plain"),
     ({"precision": "fp8", "compute_capabilities": ["8.0"]}, "compute_capability is 8.0; fp8 needs 8.9 or newer"),
 ]
 
@@ -250,16 +270,16 @@ def test_tensorrt_itself_builds_for_its_own_machine_only(tmp_path: Path) -> None
 def test_a_weight_that_float16_cannot_hold(tmp_path: Path) -> None:
     spec = SPECS["llama"]
     weights = random_weights(spec)
-    weights["layers.1.down.weight"][3, 5] = 70_000.0
+    weights["layers.1.gate.weight"][3, 5] = 70_000.0
     with pytest.raises(
-        UnsupportedModel, match=r"layers\.1\.down\.weight has a value of magnitude 70000, beyond 65504 of float16"
+        UnsupportedModel, match=r"layers\.1\.gate\.weight has a value of magnitude 70000, beyond 65504 of float16"
     ):
         write_tensorrt_rtx(spec, weights, tmp_path, precision="fp16", num_candidates=8, **LIMITS)
 
 
 def test_an_unsupported_data_type_of_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TensorRT itself answers, with our own check out of the way."""
-    monkeypatch.setitem(tensorrt_lowering.OLDEST_CAPABILITY, "fp8", (8, 0))
+    monkeypatch.setitem(tensorrt_options.OLDEST_CAPABILITY, "fp8", (8, 0))
     spec = SPECS["llama"]
     with pytest.raises(ExportError, match="a target GPU lacks a data type of this precision"):
         write_tensorrt_rtx(

@@ -126,6 +126,9 @@ class Board:
         first = max(seen, number - MOST_CANCELS)
         return number, {int(self._words[_CANCELS + place % MOST_CANCELS]) for place in range(first, number)}
 
+    def unlock(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def end(self) -> None:
         """In order: from here on its being unlocked is no death."""
         self._words[_ENDED] = 1

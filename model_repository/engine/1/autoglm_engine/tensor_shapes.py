@@ -17,7 +17,13 @@ class TensorShapes:
     num_slots: int
     num_layers: int
     num_kv_heads: int
-    cache_length: int  # positions of a slot's buffers; the last one is never read, idle rows write to it
+    cache_length: int  # positions of a slot's buffers; those beyond max_length are never read, idle rows write to them
+    attention_lengths: tuple[int, ...]  # positions that a call's attention may read, rising; the last is cache_length
+    prefill_lengths: tuple[
+        int, ...
+    ]  # tokens that a prefill call's rows are padded to, rising; the last is prefill_chunk
+    batched_rows: int  # most of a prefill call
+    batched_length: int  # most tokens of a row where a prefill call has several
     head_size: int
     cache_itemsize: int
     prefill_chunk: int
@@ -29,11 +35,16 @@ class TensorShapes:
         """Raises ArtifactError where the manifest contradicts itself."""
         details, cache = manifest.runtime_details, manifest.cache
         try:
+            batched = details["profiles"]["batched_prefill"]
             shapes = cls(
                 num_slots=manifest.num_slots,
                 num_layers=cache.num_layers,
                 num_kv_heads=cache.num_kv_heads,
                 cache_length=int(details["cache_length"]),
+                attention_lengths=tuple(map(int, details["attention_lengths"])),
+                prefill_lengths=tuple(map(int, details["prefill_lengths"])),
+                batched_rows=int(batched["batch"][1]),
+                batched_length=int(batched["sequence"][1]),
                 head_size=cache.head_size,
                 cache_itemsize=_CACHE_TYPES[details["cache_dtype"]],
                 prefill_chunk=manifest.prefill_chunk,
@@ -42,12 +53,35 @@ class TensorShapes:
             )
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
-        if shapes.cache_length <= manifest.max_length:
-            raise ArtifactError(
-                f"the artifact's cache has {shapes.cache_length} positions; "
-                f"{manifest.max_length} tokens need {manifest.max_length + 1}: export it again"
-            )
+        shapes.check(manifest.max_length)
         return shapes
+
+    def check(self, max_length: int) -> None:
+        """Whether there are spare positions for the longest idle row, and calls for all that a slot and a span may hold."""
+        needed = max_length + self.batched_length
+        if self.cache_length < needed:
+            raise ArtifactError(
+                f"the artifact's cache has {self.cache_length} positions; {max_length} tokens need {needed}: "
+                "export it again"
+            )
+        if self.attention_lengths[-1:] != (self.cache_length,):
+            raise ArtifactError(
+                f"the artifact's attention reads {self.attention_lengths} positions, its cache has "
+                f"{self.cache_length}: export it again"
+            )
+        if self.prefill_lengths[-1:] != (self.prefill_chunk,) or self.batched_length not in self.prefill_lengths:
+            raise ArtifactError(
+                f"the artifact pads prompts to {self.prefill_lengths} tokens, its chunks have {self.prefill_chunk} and "
+                f"those of a batch {self.batched_length}: export it again"
+            )
+
+    def padded(self, num_tokens: int) -> int:
+        """The shortest of `prefill_lengths` that holds so many."""
+        return next(length for length in self.prefill_lengths if length >= num_tokens)
+
+    def keys(self, num_positions: int) -> int:
+        """The shortest of `attention_lengths` that holds so many."""
+        return next(length for length in self.attention_lengths if length >= num_positions)
 
     @property
     def cache_names(self) -> list[str]:
@@ -71,13 +105,13 @@ class TensorShapes:
         """Of one layer's keys, or values."""
         return self.num_kv_heads * self.bytes_per_head
 
-    def inputs(self, rows: int, tokens: int) -> dict[str, Shape]:
-        """Name -> shape of every input of a call."""
+    def inputs(self, rows: int, tokens: int, keys: int) -> dict[str, Shape]:
+        """Name -> shape of every input of a call whose attention reads `keys` positions of each row."""
         return {
             "token_ids": (rows, tokens),
             "position_ids": (rows, tokens),
             "write_indices": (rows,),
-            "key_value_lengths": (rows,),
+            "key_positions": (keys,),
             "logit_indices": (rows, 1),
             "inverse_temperature": (rows, 1),
             "logit_factor": (rows, self.vocab_size),
@@ -94,9 +128,9 @@ class TensorShapes:
 
 
 def check_tensors(engine: Any, shapes: TensorShapes) -> None:
-    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch and
-    the tokens of a row are -1 in an engine's shapes, or inferred from them."""
-    expected = shapes.inputs(-1, -1) | shapes.outputs(-1)
+    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch, the
+    tokens of a row and the positions read are -1 in an engine's shapes, or inferred from them."""
+    expected = shapes.inputs(-1, -1, -1) | shapes.outputs(-1)
     found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     if differing := sorted(found.symmetric_difference(expected)):
         raise ArtifactError(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -10,15 +12,19 @@ from .cuda import Cuda
 from .cuda_bindings import CudaBindings
 from .device_memory import free_all
 from .errors import ArtifactError, DeviceError
+from .kernel_cache import KernelCache
 from .manifest import Manifest
 from .plan import Plan
 from .runner import Limits
 from .tensor_shapes import TensorShapes
 from .tensorrt_runner import TensorRTRunner
+from .trt_calls import graphs_of
 from .trt_module import load_module
 
 _FLOAT = 4  # bytes
-_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming")
+_STEP_TOKENS = 2048  # some 40 ms of an H200's arithmetic (18.8 GFLOP a token of GLM-4-9B at 989 TFLOP/s)
+_GRAPH_BYTES = 16 << 20  # that a decode graph and its context may take
+_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
 
 
 def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:
@@ -29,13 +35,17 @@ def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int |
     return open_runner(folder, manifest, trt, CudaBindings())
 
 
-def open_runner(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> TensorRTRunner:
-    """`trt`: the module. The runner closes `cuda`, and so does a failure to make one."""
+def open_runner(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, environ: Mapping[str, str] = os.environ
+) -> TensorRTRunner:
+    """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a failure
+    to make one."""
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:
         _check_gpu(cuda, manifest)
-        return _open(folder, manifest, trt, cuda, cleanup)
+        kernels = KernelCache(_kernels_key(cuda, manifest), environ)
+        return _open(folder, manifest, trt, cuda, cleanup, kernels)
     except DeviceError as error:
         free_all(cuda, cleanup)
         raise ArtifactError(_why_not(error, manifest)) from error
@@ -44,19 +54,24 @@ def open_runner(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> Tenso
         raise
 
 
-def _open(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack) -> TensorRTRunner:
+def _open(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack, kernels: KernelCache
+) -> TensorRTRunner:
     details = manifest.runtime_details
     shapes = TensorShapes.of(manifest)
-    plan = Plan(trt, cuda, folder / details["engine"], shapes)
+    plan = Plan(trt, cuda, folder / details["engine"], shapes, kernels)
     cleanup.callback(plan.close)
+    cleanup.callback(plan.keep_kernels)
     if details["weight_streaming"]:
-        plan.stream_weights(_slot_bytes(shapes))
+        plan.stream_weights(_slot_bytes(shapes) + len(graphs_of(shapes)) * _GRAPH_BYTES)
     limits = Limits(
         num_slots=manifest.num_slots,
         max_length=manifest.max_length,
         prefill_chunk=manifest.prefill_chunk,
         vocab_size=manifest.vocab_size,
         num_candidates=shapes.num_candidates,
+        step_tokens=_STEP_TOKENS,
+        on_gpu=True,
     )
     return TensorRTRunner(plan, cuda, shapes, limits, cleanup)
 
@@ -65,6 +80,11 @@ def _slot_bytes(shapes: TensorShapes) -> int:
     """What all slots need on the device: keys and values, and a row each of logits, factors and offsets."""
     keys_and_values = len(shapes.cache_names) * shapes.bytes_per_slot
     return shapes.num_slots * (keys_and_values + 3 * shapes.vocab_size * _FLOAT)
+
+
+def _kernels_key(cuda: Cuda, manifest: Manifest) -> str:
+    plan = manifest.files[manifest.runtime_details["engine"]]
+    return f"{plan.sha256} {manifest.runtime_version} {cuda.compute_capability}"
 
 
 def _check_gpu(cuda: Cuda, manifest: Manifest) -> None:
