@@ -19,7 +19,7 @@ class TensorShapes:
     num_kv_heads: int
     cache_length: int  # positions of a slot's buffers; the last one is never read, idle rows write to it
     head_size: int
-    cache_itemsize: int
+    cache_dtype: str
     prefill_chunk: int
     vocab_size: int
     num_candidates: int
@@ -35,11 +35,12 @@ class TensorShapes:
                 num_kv_heads=cache.num_kv_heads,
                 cache_length=int(details["cache_length"]),
                 head_size=cache.head_size,
-                cache_itemsize=_CACHE_TYPES[details["cache_dtype"]],
+                cache_dtype=details["cache_dtype"],
                 prefill_chunk=manifest.prefill_chunk,
                 vocab_size=manifest.vocab_size,
                 num_candidates=int(details["num_candidates"]),
             )
+            _ = shapes.cache_itemsize
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
         if shapes.cache_length <= manifest.max_length:
@@ -48,6 +49,11 @@ class TensorShapes:
                 f"{manifest.max_length} tokens need {manifest.max_length + 1}: export it again"
             )
         return shapes
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of a value."""
+        return _CACHE_TYPES[self.cache_dtype]
 
     @property
     def cache_names(self) -> list[str]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .cuda import Cuda
 from .cuda_bindings import CudaBindings
+from .device_approval import approve, examined, record_of, refusal
 from .device_memory import free_all
 from .errors import ArtifactError, DeviceError
 from .manifest import Manifest
@@ -18,6 +20,7 @@ from .tensorrt_runner import TensorRTRunner
 from .trt_module import load_module
 
 _FLOAT = 4  # bytes
+Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
 _KEYS = ("module", "engine", "compute_capabilities", "weight_streaming")
 
 
@@ -29,13 +32,41 @@ def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int |
     return open_runner(folder, manifest, trt, CudaBindings())
 
 
-def open_runner(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> TensorRTRunner:
-    """`trt`: the module. The runner closes `cuda`, and so does a failure to make one."""
+def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep of
+    it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
+    if "reference" not in manifest.runtime_details:
+        raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
+    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
+    return check_on(folder, manifest, trt, CudaBindings())
+
+
+def check_on(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> dict[str, Any]:
+    """See `check_here`; `trt`, `cuda`: as in `open_runner`."""
+    record: dict[str, Any] = {}
+
+    def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
+        report = examined(folder, manifest, runner, cuda)
+        if report.failure is not None:
+            raise ArtifactError(refusal(report.failure, manifest, cuda.device))
+        record.update(record_of(report, manifest, cuda.device))
+
+    open_runner(folder, manifest, trt, cuda, approve=examine).close()
+    return record
+
+
+def open_runner(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, *, approve: Approve = approve
+) -> TensorRTRunner:
+    """`trt`: the module. The runner closes `cuda`, and so does a failure to make one. `approve` raises ArtifactError where
+    this GPU must not serve."""
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:
         _check_gpu(cuda, manifest)
-        return _open(folder, manifest, trt, cuda, cleanup)
+        runner = _open(folder, manifest, trt, cuda, cleanup)
+        approve(folder, manifest, runner, cuda)
+        return runner
     except DeviceError as error:
         free_all(cuda, cleanup)
         raise ArtifactError(_why_not(error, manifest)) from error
