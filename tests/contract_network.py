@@ -17,6 +17,7 @@ from autoglm_engine.tensorrt_load import open_runner
 from autoglm_engine.tensorrt_runner import TensorRTRunner
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
+from autoglm_export.tensorrt_lowering import attention_lengths_of, cache_length_of, prefill_lengths_of
 from fake_cuda import FakeCuda
 from fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
 from fakes import rank
@@ -37,16 +38,18 @@ class ContractOps(NumpyOps):
         query, key, value = (part.reshape(count, -1, spec.head_size) for part in np.split(qkv, sizes, axis=1))
         if query_norm and key_norm:
             query, key = self._norm(query, self.weights[query_norm]), self._norm(key, self.weights[key_norm])
-        begin, held = (int(self.inputs[name][self.row]) for name in ("write_indices", "key_value_lengths"))
+        begin, positions = int(self.inputs["write_indices"][self.row]), self.inputs["position_ids"][self.row]
+        key_positions = self.inputs["key_positions"]
         keys, values = (self.inputs[f"past_{kind}_{layer}"][self.row] for kind in ("key", "value"))
         assert begin >= 0 and begin + count <= keys.shape[1], "a write past the end of a slot, which TensorRT ignores"
         keys[:, begin : begin + count] = self._rotate(key).transpose(1, 0, 2)
         values[:, begin : begin + count] = value.transpose(1, 0, 2)
         group = spec.num_heads // spec.num_kv_heads
-        seen_keys, seen_values = (np.repeat(x[:, :held].astype(np.float32), group, axis=0) for x in (keys, values))
+        seen_keys, seen_values = (
+            np.repeat(x[:, key_positions].astype(np.float32), group, axis=0) for x in (keys, values)
+        )
         scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) / np.sqrt(np.float32(spec.head_size))
-        future = np.arange(held)[None, :] > np.arange(count)[:, None] + held - count
-        scores = np.where(future, -np.inf, scores)
+        scores = np.where(key_positions[None, :] > positions[:, None], -np.inf, scores)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,hkd->qhd", shares, seen_values).reshape(count, -1).astype(np.float32)
@@ -96,22 +99,24 @@ class ContractDecoder:
 def _check_idle(inputs: Arrays, row: int) -> None:
     """A row that writes to the spare position, which no live one may, is as the contract has it."""
     if inputs["write_indices"][row] == inputs["past_key_0"].shape[2] - 1:
-        assert (inputs["token_ids"][row], inputs["position_ids"][row], inputs["key_value_lengths"][row]) == (0, 0, 1)
+        assert (inputs["token_ids"][row], inputs["position_ids"][row]) == (0, 0)
         assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
 
 
 def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:
-    inputs, outputs = shapes.inputs(-1, -1), shapes.outputs(-1)
+    inputs, outputs = shapes.inputs(-1, -1, -1), shapes.outputs(-1)
     tensors = {name: FakeTensor(_dtype(name), shape, True) for name, shape in inputs.items()}
     for name, shape in outputs.items():
         alias = name.replace("present", "past") if name.startswith("present") else ""
         tensors[name] = FakeTensor(_dtype(name), shape, False, alias)
 
     def ranges(rows: int, tokens: int) -> dict[str, tuple[Shape, Shape]]:
-        smallest, largest = shapes.inputs(1, 1), shapes.inputs(rows, tokens)
+        smallest = shapes.inputs(1, 1, shapes.attention_lengths[0])
+        largest = shapes.inputs(rows, tokens, shapes.cache_length)
         return {name: (smallest[name], largest[name]) for name in inputs}
 
-    profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk))
+    chunk = shapes.prefill_chunk
+    profiles = (ranges(shapes.num_slots, 1), ranges(1, chunk), ranges(min(8, shapes.num_slots), min(128, chunk)))
     return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), decoder.compute)
 
 
@@ -146,8 +151,11 @@ def contract_manifest(
             "engine": "engine.plan",
             "module": "tensorrt",
             "cache_dtype": "float16",
-            "cache_length": -(-(max_length + 1) // 16) * 16,
+            "cache_length": (length := cache_length_of(max_length, prefill_chunk)),
+            "attention_lengths": attention_lengths_of(length),
+            "prefill_lengths": prefill_lengths_of(prefill_chunk),
             "num_candidates": num_candidates,
+            "attention": "fused",
             "compute_capabilities": ["8.0", "8.9"],
             "weight_streaming": False,
             **details,
@@ -190,14 +198,14 @@ class GpuBench:
         return run_step(self.runner, StepBatch(spans))
 
     def cache(self, slot: int) -> bytes:
-        """All keys and values of a slot but those of the spare position."""
+        """All keys and values of a slot but those of the spare positions."""
         self.cuda.synchronize()
         parts = []
         for name, address in self.runner._cache.addresses(slot).items():
             if name.startswith("past"):
                 shape = self.shapes.cache(1)
                 view = self.cuda.bytes_at(address, self.shapes.bytes_per_slot).view(np.float16).reshape(shape)
-                parts.append(view[:, :, :-1].tobytes())
+                parts.append(view[:, :, : self.manifest.max_length].tobytes())
         return b"".join(parts)
 
     def table(self, name: str) -> Logits:

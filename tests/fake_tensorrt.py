@@ -37,7 +37,7 @@ class FakeNetwork:
     profiles: tuple[Mapping[str, tuple[Shape, Shape]], ...]
     output_shapes: Callable[[Mapping[str, Shape]], Mapping[str, Shape]]
     compute: Compute
-    activation_bytes: tuple[int, ...] = (1000, 3000)  # a profile
+    activation_bytes: tuple[int, ...] = (1000, 3000, 2000)  # a profile
 
 
 class FakeSeverity(IntEnum):

@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tensorrt_rtx as trt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runner import Limits
+from autoglm_export.tensorrt_lowering import attention_lengths_of
 from tensorrt_networks import Defined
 from trt_interpreter import Interpreter
 from trt_interpreter.dtypes import native
@@ -93,21 +94,25 @@ class NetworkRunner:
         batch, sequence = slots.stop - slots.start, len(spans[0].token_ids)
         token_ids, position_ids = np.zeros((batch, sequence), np.int32), np.zeros((batch, sequence), np.int32)
         write_indices = np.full(batch, self._cache_length - 1, np.int32)  # of idle rows: the spare position
-        lengths = np.ones(batch, np.int32)
         for span in spans:
-            row, end = span.slot - slots.start, span.start + sequence
-            token_ids[row], position_ids[row] = span.token_ids, np.arange(span.start, end)
-            write_indices[row], lengths[row] = span.start, end
+            row = span.slot - slots.start
+            token_ids[row], position_ids[row] = span.token_ids, np.arange(span.start, span.start + sequence)
+            write_indices[row] = span.start
         return {
             "token_ids": token_ids,
             "position_ids": position_ids,
             "write_indices": write_indices,
-            "key_value_lengths": lengths,
+            "key_positions": np.arange(self._keys(spans), dtype=np.int32),
             "logit_indices": np.full((batch, 1), sequence - 1, np.int32),
             "inverse_temperature": self.temperature[slots],
             "logit_factor": self.factor[slots],
             "logit_offset": self.offset[slots],
         }
+
+    def _keys(self, spans: Sequence[Span]) -> int:
+        """The fewest positions that attention may read."""
+        end = max(span.start + len(span.token_ids) for span in spans)
+        return next(length for length in attention_lengths_of(self._cache_length) if length >= end)
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.core import Adjustments, Candidates, Span, StepBatch
-from autoglm_export.tensorrt_lowering import cache_length_of, profiles_of
+from autoglm_export.tensorrt_lowering import profiles_of
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from fakes import rank
@@ -41,7 +41,7 @@ def lowered(bench: GpuBench, defined: Defined) -> FakeNetwork:
         tensors[tensor.name] = FakeTensor(TYPES[tensor.dtype], tuple(tensor.shape), False, alias)
     profiles = tuple(
         {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
-        for profile in profiles_of(bench.spec, NUM_SLOTS, CHUNK, cache_length_of(MAX_LENGTH))
+        for profile in profiles_of(bench.spec, NUM_SLOTS, CHUNK, bench.shapes.cache_length)
     )
     interpreter = Interpreter(definition, trt)
 
@@ -70,7 +70,7 @@ def bench(request: pytest.FixtureRequest, tmp_path: Path) -> GpuBench:
         made.spec,
         made.weights,
         request.param,
-        cache_length=cache_length_of(MAX_LENGTH),
+        cache_length=made.shapes.cache_length,
         num_candidates=NUM_CANDIDATES,
     )
     made.trt.network = lowered(made, defined)

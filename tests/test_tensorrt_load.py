@@ -71,7 +71,10 @@ def test_an_unknown_module_is_never_imported(bench: GpuBench, monkeypatch: pytes
 
 
 def test_a_manifest_without_details_is_refused(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(ArtifactError, match="lacks compute_capabilities, weight_streaming; export it again"):
+    with pytest.raises(
+        ArtifactError,
+        match="lacks attention_lengths, compute_capabilities, prefill_lengths, weight_streaming; export it again",
+    ):
         load(bench, monkeypatch, None, runtime_details={"module": "tensorrt", "engine": "engine.plan"})
 
 
@@ -146,7 +149,7 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
     tensors["past_key_0"] = FakeTensor(np.float16, (-1, 2, 32, 16), True)
     bench.trt.network = dataclasses.replace(bench.trt.network, tensors=tensors)
     refused(
-        bench, r"past_key_0 has the shape \(-1, 2, 32, 16\) in the artifact's engine, \(-1, 1, 32, 16\) in its manifest"
+        bench, r"past_key_0 has the shape \(-1, 2, 32, 16\) in the artifact's engine, \(-1, 1, 48, 16\) in its manifest"
     )
     del tensors["past_key_0"]
     bench = GpuBench(bench.folder)
@@ -158,6 +161,7 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
     ("details", "message"),
     [
         ({"cache_length": 24}, "the artifact's cache has 24 positions; 24 tokens need 25"),
+        ({"attention_lengths": [16, 32]}, r"attention reads \(16, 32\) positions, its cache has 48: export"),
         ({"cache_dtype": "float64"}, "does not know 'float64'"),
     ],
 )
@@ -173,7 +177,7 @@ def test_memory_is_told_to_the_byte(bench: GpuBench) -> None:
     memory = bench.open().memory
     on_device = sum(num_bytes for purpose, num_bytes in memory.items() if purpose not in ("pinned", "weights"))
     assert on_device == bench.cuda.used
-    assert memory["key_value_cache"] == 2 * 5 * 1 * 32 * 16 * 2
+    assert memory["key_value_cache"] == 2 * 5 * 1 * 48 * 16 * 2
     assert memory["activations"] == 3072
 
 
@@ -193,7 +197,7 @@ def test_rtx_compiles_decode_kernels_at_once(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("total_memory", "budget"),
-    [(1 << 32, 3 << 18), (600 << 20, 3 << 18), ((512 << 20) + 100_000, 80_940), (1 << 28, 0)],
+    [(1 << 32, 3 << 18), (600 << 20, 3 << 18), ((512 << 20) + 100_000, 75_820), (1 << 28, 0)],
 )
 def test_weights_are_streamed_where_they_leave_no_room(tmp_path: Path, total_memory: int, budget: int) -> None:
     bench = GpuBench(tmp_path, weight_streaming=True)

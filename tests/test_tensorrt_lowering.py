@@ -18,7 +18,14 @@ from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt_build import NestedProgress, explained
-from autoglm_export.tensorrt_lowering import PRECISIONS, cache_length_of, write_tensorrt, write_tensorrt_rtx
+from autoglm_export.tensorrt_lowering import (
+    PRECISIONS,
+    attention_lengths_of,
+    cache_length_of,
+    prefill_lengths_of,
+    write_tensorrt,
+    write_tensorrt_rtx,
+)
 from autoglm_export.weights import weight_shapes
 from tensorrt_networks import Defined, define_network, layers_of
 from tiny_decoders import SPECS, random_weights
@@ -44,9 +51,10 @@ def test_every_layer_has_native_attention_cache_and_rope(defined: Defined) -> No
     for attention in attentions:
         assert not attention.decomposable
         assert attention.norm_op == trt.AttentionNormalizationOp.SOFTMAX
-        assert attention.causal_kind == trt.CausalMaskKind.LOWER_RIGHT
-        assert attention.key_value_lengths.name == "key_value_lengths"
-        assert attention.mask is None
+        assert attention.causal_kind == trt.CausalMaskKind.NONE
+        assert attention.key_value_lengths is None
+        assert attention.mask.dtype == trt.bool
+    assert len({attention.mask.name for attention in attentions}) == 1
     updates = [layer for layer in layers if layer.type == trt.LayerType.KV_CACHE_UPDATE]
     turns = [layer for layer in layers if layer.type == trt.LayerType.ROTARY_EMBEDDING]
     assert (len(updates), len(turns)) == (2 * spec.num_layers, 2 * spec.num_layers)
@@ -72,7 +80,7 @@ def test_the_tensors_are_those_of_the_contract(defined: Defined) -> None:
         "token_ids": ("input", "int32", [-1, -1]),
         "position_ids": ("input", "int32", [-1, -1]),
         "write_indices": ("input", "int32", [-1]),
-        "key_value_lengths": ("input", "int32", [-1]),
+        "key_positions": ("input", "int32", [-1]),
         "logit_indices": ("input", "int32", [-1, 1]),
         "inverse_temperature": ("input", "float", [-1, 1]),
         "logit_factor": ("input", "float", [-1, spec.vocab_size]),
@@ -94,27 +102,39 @@ def test_products_and_attention_are_all_that_is_not_float32(defined: Defined) ->
     narrow |= {trt.LayerType.ATTENTION_INPUT, trt.LayerType.ATTENTION_OUTPUT, trt.LayerType.SHUFFLE}
     narrow |= {trt.LayerType.GATHER}  # of the embedding table
     for layer in layers_of(defined.definition):
-        if layer.type not in narrow:
+        is_of_cache = layer.type == trt.LayerType.SLICE and layer.get_input(0).name.startswith("present_")
+        if layer.type not in narrow and not is_of_cache:
             types = {layer.get_output(i).dtype for i in range(layer.num_outputs)}
             assert types <= {trt.float32, trt.int32, trt.int64, trt.bool}, f"{layer.name} gives {types}"
 
 
 def test_the_profiles_cover_what_the_runner_asks() -> None:
-    decode, prefill = tensorrt_lowering.profiles_of(SPECS["glm"], 16, 512, 1040)
+    decode, prefill, batched = tensorrt_lowering.profiles_of(SPECS["glm"], 16, 512, 1040)
     assert (decode.smallest["token_ids"], decode.largest["token_ids"]) == ((1, 1), (16, 1))
     assert (prefill.smallest["token_ids"], prefill.largest["token_ids"]) == ((1, 1), (1, 512))
-    for profile in (decode, prefill):
+    assert (batched.smallest["token_ids"], batched.largest["token_ids"]) == ((1, 1), (8, 128))
+    for profile in (decode, prefill, batched):
         batch = profile.largest["token_ids"][0]
+        assert (profile.smallest["key_positions"], profile.largest["key_positions"]) == ((256,), (1040,))
         assert profile.largest["past_key_1"] == (batch, 2, 1040, 32)
         assert set(profile.smallest) == set(profile.usual) == set(profile.largest)
 
 
 @pytest.mark.parametrize("max_length", [2, 15, 16, 1023, 1024, 4096])
-def test_a_slot_has_a_spare_position(max_length: int) -> None:
-    length = cache_length_of(max_length)
-    assert length > max_length
+@pytest.mark.parametrize("chunk", [1, 100, 512])
+def test_a_slot_has_spare_positions_for_an_idle_row(max_length: int, chunk: int) -> None:
+    length = cache_length_of(max_length, chunk)
     assert length % 16 == 0
-    assert length - max_length <= 16
+    assert min(chunk, 128) <= length - max_length < min(chunk, 128) + 16
+
+
+def test_the_lengths_of_attention_and_prefill_end_with_the_whole() -> None:
+    assert attention_lengths_of(48) == [48]
+    assert attention_lengths_of(256) == [256]
+    assert attention_lengths_of(25_728) == [256, 1024, 4096, 16384, 25_728]
+    assert prefill_lengths_of(8) == [8]
+    assert prefill_lengths_of(100) == [16, 64, 100]
+    assert prefill_lengths_of(512) == [16, 64, 128, 256, 512]
 
 
 @pytest.mark.tensorrt
@@ -135,8 +155,11 @@ def test_the_engine_builds_without_a_gpu(variant: str, precision: str, tmp_path:
     )
     assert (tmp_path / details["engine"]).stat().st_size > 10_000
     assert details["compute_capabilities"] == (["8.9", "12.0"] if precision == "fp8" else ["8.0", "8.6", "8.9", "12.0"])
-    assert details["profiles"]["decode"] == {"batch": [1, 4], "sequence": [1, 1]}
-    assert details["profiles"]["prefill"] == {"batch": [1, 1], "sequence": [1, 16]}
+    assert details["profiles"] == {
+        "decode": {"batch": [1, 4], "sequence": [1, 1], "keys": [64, 64]},
+        "prefill": {"batch": [1, 1], "sequence": [1, 16], "keys": [64, 64]},
+        "batched_prefill": {"batch": [1, 4], "sequence": [1, 16], "keys": [64, 64]},
+    }
     assert details["cache_dtype"] == ("float16" if precision == "fp16" else "bfloat16")
     assert stages == {"define network": 1.0, "build engine": 1.0}
 

@@ -1,10 +1,10 @@
-"""The decoder as a TensorRT engine: one network, two optimisation profiles (decode and prefill).
+"""The decoder as a TensorRT engine: one network, three optimisation profiles.
 
-The engine's tensors (B sequences, S tokens of each; row i of a decode step is slot i):
+The engine's tensors (B sequences, S tokens of each, K positions that attention reads; row i of a decode step is slot i):
 
     token_ids, position_ids   int32 [B, S]    position_ids: where each token stands in its slot
     write_indices             int32 [B]       the first cache position that the row writes; write_indices + S <= cache_length
-    key_value_lengths         int32 [B]       positions that hold after the write
+    key_positions             int32 [K]       0 ... K - 1; beyond every position that counts, so K >= the longest row's end
     logit_indices             int32 [B, 1]    which of the S tokens gives the logits
     inverse_temperature       float32 [B, 1]  \\
     logit_factor, logit_offset float32 [B, V]  > `tensorrt_candidates.py`
@@ -12,6 +12,18 @@ The engine's tensors (B sequences, S tokens of each; row i of a decode step is s
     logits                    float32 [B, V]
     candidate_logits/_ids     float32/int32 [B, num_candidates], best first
     log_sum_exp               float32 [B, 1]
+
+A token sees the positions 0 ... its own of its row, whatever the cache holds beyond (`tensorrt_ops.py`). So a row may be
+padded at its end: what its last tokens write is overwritten before any token sees it. And a row may be idle: it stands at
+position 0 and writes to the spare positions, cache_length - S ... cache_length - 1, which no token ever sees.
+
+    profile           B                  S                           K
+    decode            1 ... num_slots    1                           attention_lengths, the first to the last
+    prefill           1                  1 ... prefill_chunk         likewise
+    batched_prefill   1 ... 8 slots      1 ... 128 or the chunk      likewise
+
+The manifest's `attention_lengths` are the K to run with (the last is cache_length), its `prefill_lengths` the S that
+prompts are padded to. A padded row must end within the cache; cache_length - max_length >= the longest of batched_prefill.
 """
 
 from __future__ import annotations
@@ -47,12 +59,29 @@ CAPABILITIES = ("7.5", "8.0", "8.6", "8.9", "12.0", "12.1")  # that TensorRT-RTX
 DEFAULT_CAPABILITIES = ("8.0", "8.6", "8.9", "12.0")
 OLDEST_CAPABILITY = {"fp16": (7, 5), "bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}  # that has the precision's types
 DEFAULT_CANDIDATES = 64
-_CACHE_MULTIPLE = 16  # positions; and one of them at least is spare
+ATTENTION_LENGTHS = (256, 1024, 4096, 16384)  # and the cache's own
+PREFILL_LENGTHS = (16, 64, 128, 256, 512)  # and the chunk's own
+BATCHED_ROWS, BATCHED_LENGTH = (
+    8,
+    128,
+)  # beyond some 200 tokens a call is bound by arithmetic, and more rows save nothing
+_USUAL_KEYS = 4096  # that kernels are timed for
+_CACHE_MULTIPLE = 16  # positions
 
 
-def cache_length_of(max_length: int) -> int:
-    """Positions of a slot's cache: one more than a slot holds at least, which idle rows of a step write to."""
-    return -(-(max_length + 1) // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
+def cache_length_of(max_length: int, prefill_chunk: int) -> int:
+    """Positions of a slot's cache: as many beyond what a slot holds as an idle row of a batched prefill writes."""
+    return -(-(max_length + min(BATCHED_LENGTH, prefill_chunk)) // _CACHE_MULTIPLE) * _CACHE_MULTIPLE
+
+
+def attention_lengths_of(cache_length: int) -> list[int]:
+    """How many positions attention may read, rising."""
+    return [length for length in ATTENTION_LENGTHS if length < cache_length] + [cache_length]
+
+
+def prefill_lengths_of(prefill_chunk: int) -> list[int]:
+    """What prompts are padded to, rising."""
+    return [length for length in PREFILL_LENGTHS if length < prefill_chunk] + [prefill_chunk]
 
 
 def write_engine(
@@ -86,7 +115,7 @@ def write_engine(
     module = MODULES[runtime]
     builder = Builder(load_tensorrt(module))
     network = Network(builder.trt, builder.handle)
-    length = cache_length_of(max_length)
+    length = cache_length_of(max_length, prefill_chunk)
     dtype = KV_DTYPES[kv_dtype]
     read = CountedWeights(spec, weights, progress, "define network")
     is_fitted = precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
@@ -107,6 +136,9 @@ def write_engine(
         "cache_dtype": np.dtype(dtype).name,
         "cache_length": length,
         "num_candidates": num_candidates,
+        "attention": "fused",
+        "attention_lengths": attention_lengths_of(length),
+        "prefill_lengths": prefill_lengths_of(prefill_chunk),
         "compute_capabilities": list(targets),
         "weight_streaming": weight_streaming,
         "profiles": {profile.name: _ranges(profile) for profile in profiles},
@@ -158,16 +190,24 @@ def linears_of(
     return Int4Linears(network, dtype, quantize) if precision == "int4" else HalfLinears(network, weights, dtype)
 
 
-def profiles_of(spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int) -> tuple[Profile, Profile]:
-    """Decode: one token of 1 ... num_slots sequences; prefill: 1 ... prefill_chunk tokens of one sequence."""
-    shapes = partial(input_shapes, spec, cache_length)
+def profiles_of(spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int) -> tuple[Profile, ...]:
+    """See the module docstring, in its order."""
+    rows, tokens = min(BATCHED_ROWS, num_slots), min(BATCHED_LENGTH, prefill_chunk)
+    profile = partial(_profile, spec, cache_length)
     return (
-        Profile("decode", shapes(1, 1), shapes(num_slots, 1), shapes(num_slots, 1)),
-        Profile("prefill", shapes(1, 1), shapes(1, prefill_chunk), shapes(1, prefill_chunk)),
+        profile("decode", num_slots, 1),
+        profile("prefill", 1, prefill_chunk),
+        profile("batched_prefill", rows, tokens),
     )
 
 
-def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int) -> dict[str, Shape]:
+def _profile(spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int) -> Profile:
+    shapes = partial(input_shapes, spec, cache_length)
+    shortest, usual = attention_lengths_of(cache_length)[0], min(_USUAL_KEYS, cache_length)
+    return Profile(name, shapes(1, 1, shortest), shapes(batch, sequence, usual), shapes(batch, sequence, cache_length))
+
+
+def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int, keys: int) -> dict[str, Shape]:
     """Name -> shape of every input of the engine."""
     cache = (batch, spec.num_kv_heads, cache_length, spec.head_size)
     names = [f"past_{kind}_{layer}" for layer in range(spec.num_layers) for kind in ("key", "value")]
@@ -175,7 +215,7 @@ def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int) 
         "token_ids": (batch, sequence),
         "position_ids": (batch, sequence),
         "write_indices": (batch,),
-        "key_value_lengths": (batch,),
+        "key_positions": (keys,),
         "logit_indices": (batch, 1),
         "inverse_temperature": (batch, 1),
         "logit_factor": (batch, spec.vocab_size),
@@ -256,6 +296,9 @@ def _timing_cache(module: str, folder: Path) -> Path | None:
 
 
 def _ranges(profile: Profile) -> dict[str, list[Any]]:
-    """What the manifest tells of a profile: the ranges of B and S."""
-    smallest, largest = profile.smallest["token_ids"], profile.largest["token_ids"]
-    return {"batch": [smallest[0], largest[0]], "sequence": [smallest[1], largest[1]]}
+    """What the manifest tells of a profile: the ranges of B, S and K."""
+    tokens, keys = (
+        [side[name] for side in (profile.smallest, profile.largest)] for name in ("token_ids", "key_positions")
+    )
+    (batch, sequence), (key_range,) = (map(list, zip(*shapes, strict=True)) for shapes in (tokens, keys))
+    return {"batch": batch, "sequence": sequence, "keys": key_range}

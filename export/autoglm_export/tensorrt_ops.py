@@ -39,9 +39,11 @@ class TensorRTOps:
         self._token_ids = network.input("token_ids", np.int32, [-1, -1])
         self._position_ids = network.input("position_ids", np.int32, [-1, -1])
         self._write_indices = network.input("write_indices", np.int32, [-1])
-        self._key_value_lengths = network.input("key_value_lengths", np.int32, [-1])
+        self._key_positions = network.input("key_positions", np.int32, [-1])
         self._logit_indices = network.input("logit_indices", np.int32, [-1, 1])
         self._batch_and_sequence = network.definition.add_shape(self._token_ids).get_output(0)
+        self._key_count = network.definition.add_shape(self._key_positions).get_output(0)
+        self._mask = self._visible()
         self._rope_tables = self._tables()
         self.result: Tensor | None = None  # float32 [B, vocab_size], once `logits` was called
 
@@ -137,18 +139,36 @@ class TensorRTOps:
         mode = network.trt.KVCacheMode.LINEAR
         layer = network.definition.add_kv_cache_update(past, update, self._write_indices, mode)
         network.output(f"present_{name}", layer.get_output(0))
+        return self._first(layer.get_output(0))
+
+    def _first(self, cache: Tensor) -> Tensor:
+        """[B, kv heads, cache_length, head_size] -> [B, kv heads, K, head_size]: the positions that attention reads."""
+        network, spec = self._network, self._spec
+        batch = network.definition.add_slice(self._batch_and_sequence, (0,), (1,), (1,)).get_output(0)
+        heads, size = (
+            network.constant(f"size_{n}", np.array([n], np.int64)) for n in (spec.num_kv_heads, spec.head_size)
+        )
+        sizes = network.definition.add_concatenation([batch, heads, self._key_count, size]).get_output(0)
+        layer = network.definition.add_slice(cache, (0, 0, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1))
+        layer.set_input(2, sizes)
         return layer.get_output(0)
 
+    def _visible(self) -> Tensor:
+        """bool [B, 1, S, K]: whether a token sees a position. One mask for all layers."""
+        network = self._network
+        keys = network.reshape(self._key_positions, 1, 1, 1, -1)
+        queries = network.reshape(self._position_ids, 0, 1, -1, 1)
+        return network.unary("NOT", network.binary("GREATER", keys, queries))
+
     def _attended(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """Query i of S sees keys up to `key_value_lengths - S + i`."""
         trt = self._network.trt
         attention: Any = self._network.definition.add_attention_v2(
             self._network.cast(query, self._cache_dtype),
             keys,
             values,
             trt.AttentionNormalizationOp.SOFTMAX,
-            trt.CausalMaskKind.LOWER_RIGHT,
+            trt.CausalMaskKind.NONE,
         )
         attention.name = f"layers.{layer}.attention"
-        attention.key_value_lengths = self._key_value_lengths
+        attention.mask = self._mask
         return attention.get_output(0)

@@ -41,6 +41,7 @@ COMPUTE: Final[dict[str, Compute]] = {
 AS_HELD: Final = frozenset(
     {"ATTENTION_INPUT", "GATHER", "IDENTITY", "KV_CACHE_UPDATE", "SHAPE", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE"}
 )
+MAY_HOLD_NAN: Final = frozenset({"KV_CACHE_UPDATE", "SLICE"})  # of a cache, what was never written
 
 
 def computed(
@@ -64,7 +65,7 @@ def computed(
 def _checked(layer: Layer, tensor: Tensor, array: Array) -> Array:
     if not tensor.admits(array.shape):
         raise ValueError(f"{layer} gives {array.shape} where the network declares {tensor.shape}")
-    is_float = array.dtype == np.float32 and array.size and layer.kind != "KV_CACHE_UPDATE"
+    is_float = array.dtype == np.float32 and array.size and layer.kind not in MAY_HOLD_NAN
     if is_float and np.isnan(array.max()):  # a maximum is NaN where any number is
         raise ValueError(f"{layer} gives NaN")
     return array

@@ -13,7 +13,7 @@ from .errors import ArtifactError, DeviceError
 from .tensor_shapes import TensorShapes, check_tensors
 from .trt_module import new_log, said
 
-DECODE, PREFILL = 0, 1  # optimisation profiles
+DECODE, PREFILL, BATCHED_PREFILL = range(3)  # optimisation profiles
 _SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts, graphs and the driver
 
 _log = logging.getLogger(__name__)
@@ -33,7 +33,8 @@ class Plan:
 
     @property
     def activation_bytes(self) -> int:
-        return max(int(self._engine.get_device_memory_size_for_profile_v2(profile)) for profile in (DECODE, PREFILL))
+        profiles = (DECODE, PREFILL, BATCHED_PREFILL)
+        return max(int(self._engine.get_device_memory_size_for_profile_v2(profile)) for profile in profiles)
 
     def stream_weights(self, reserved_bytes: int) -> None:
         """Keep as many weights on the device as fit beside `reserved_bytes` that are to be allocated. Comes before the

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,15 @@ from .manifest_checks import OBJECT, TEXT, Rule, check, shown, whole
 
 _MOST = 1 << 24
 _TEXTS = Rule("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
+_RISING = Rule(
+    "a list of whole numbers of 1 ..., rising",
+    lambda value: (
+        isinstance(value, list)
+        and all(type(v) is int for v in value)
+        and all(low < high for low, high in pairwise([0, *value]))
+        and bool(value)
+    ),
+)
 _FLAG = Rule("true or false", lambda value: isinstance(value, bool))
 _TENSORRT = {
     "engine": TEXT,
@@ -25,6 +35,8 @@ _TENSORRT = {
     "weight_streaming": _FLAG,
     "cache_length": whole(1, _MOST),
     "num_candidates": whole(1, _MOST),
+    "attention_lengths": _RISING,
+    "prefill_lengths": _RISING,
     "reference": TEXT,
     "device_check": Rule("an object or null", lambda value: value is None or isinstance(value, dict)),
 }

@@ -26,13 +26,19 @@ class StepInputs:
             prefill=_formats(1, shapes.prefill_chunk),
             num_prefill=shapes.num_slots,
         )
+        self._key_positions = _uploaded(cuda, memory, np.arange(shapes.cache_length, dtype=np.int32))
 
     @property
     def decode_addresses(self) -> dict[str, int]:
-        return self._block.addresses(self._block.decode)
+        return self._block.addresses(self._block.decode) | self._shared
 
     def prefill_addresses(self, call: int) -> dict[str, int]:
-        return self._block.addresses(self._block.prefill[call])
+        return self._block.addresses(self._block.prefill[call]) | self._shared
+
+    @property
+    def _shared(self) -> dict[str, int]:
+        """A call that reads fewer positions reads the begin of them."""
+        return {"key_positions": self._key_positions}
 
     def stage_idle(self, turn: int, bucket: int) -> None:
         """No row is of use to anybody: each writes to the position that is never read."""
@@ -40,7 +46,6 @@ class StepInputs:
         views["token_ids"][:bucket] = 0
         views["position_ids"][:bucket] = 0
         views["write_indices"][:bucket] = self._spare_position
-        views["key_value_lengths"][:bucket] = 1
         views["inverse_temperature"][:bucket] = 1
 
     def stage_decode(
@@ -54,7 +59,6 @@ class StepInputs:
         views["token_ids"][slots, 0] = [span.token_ids[0] for span in spans]
         views["position_ids"][slots, 0] = starts
         views["write_indices"][slots] = starts
-        views["key_value_lengths"][slots] = starts + 1
         views["inverse_temperature"][slots, 0] = inverse_temperatures[slots]
 
     def stage_prefill(self, turn: int, call: int, span: Span, inverse_temperature: float) -> None:
@@ -64,7 +68,6 @@ class StepInputs:
         views["token_ids"][0, :length] = span.token_ids
         views["position_ids"][0, :length] = np.arange(span.start, span.start + length)
         views["write_indices"][0] = span.start
-        views["key_value_lengths"][0] = span.start + length
         views["logit_indices"][0] = length - 1
         views["inverse_temperature"][0] = inverse_temperature
 
@@ -73,12 +76,19 @@ class StepInputs:
         self._block.upload(turn, has_decode, num_prefill)
 
 
+def _uploaded(cuda: Cuda, memory: DeviceMemory, values: npt.NDArray[np.int32]) -> int:
+    """The address on the device of a copy of `values`."""
+    address, host = memory.allocate("step", values.nbytes), memory.pinned(values.nbytes)
+    host[: values.nbytes] = values.view(np.uint8)
+    cuda.copy(address, int(host.ctypes.data), values.nbytes)
+    return address
+
+
 def _formats(rows: int, tokens: int) -> list[Format]:
     return [
         ("token_ids", np.int32, (rows, tokens)),
         ("position_ids", np.int32, (rows, tokens)),
         ("write_indices", np.int32, (rows,)),
-        ("key_value_lengths", np.int32, (rows,)),
         ("logit_indices", np.int32, (rows, 1)),  # stays 0 for decode
         ("inverse_temperature", np.float32, (rows, 1)),
     ]

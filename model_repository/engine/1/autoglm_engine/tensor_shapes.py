@@ -17,7 +17,10 @@ class TensorShapes:
     num_slots: int
     num_layers: int
     num_kv_heads: int
-    cache_length: int  # positions of a slot's buffers; the last one is never read, idle rows write to it
+    cache_length: int  # positions of a slot's buffers; those beyond max_length are never read, idle rows write to them
+    attention_lengths: tuple[
+        int, ...
+    ]  # how many positions a call's attention may read, rising; the last is cache_length
     head_size: int
     cache_dtype: str
     prefill_chunk: int
@@ -34,6 +37,7 @@ class TensorShapes:
                 num_layers=cache.num_layers,
                 num_kv_heads=cache.num_kv_heads,
                 cache_length=int(details["cache_length"]),
+                attention_lengths=tuple(map(int, details["attention_lengths"])),
                 head_size=cache.head_size,
                 cache_dtype=details["cache_dtype"],
                 prefill_chunk=manifest.prefill_chunk,
@@ -47,6 +51,11 @@ class TensorShapes:
             raise ArtifactError(
                 f"the artifact's cache has {shapes.cache_length} positions; "
                 f"{manifest.max_length} tokens need {manifest.max_length + 1}: export it again"
+            )
+        if shapes.attention_lengths[-1:] != (shapes.cache_length,):
+            raise ArtifactError(
+                f"the artifact's attention reads {shapes.attention_lengths} positions, its cache has "
+                f"{shapes.cache_length}: export it again"
             )
         return shapes
 
@@ -77,13 +86,13 @@ class TensorShapes:
         """Of one layer's keys, or values."""
         return self.num_kv_heads * self.bytes_per_head
 
-    def inputs(self, rows: int, tokens: int) -> dict[str, Shape]:
-        """Name -> shape of every input of a call."""
+    def inputs(self, rows: int, tokens: int, keys: int) -> dict[str, Shape]:
+        """Name -> shape of every input of a call whose attention reads `keys` positions of each row."""
         return {
             "token_ids": (rows, tokens),
             "position_ids": (rows, tokens),
             "write_indices": (rows,),
-            "key_value_lengths": (rows,),
+            "key_positions": (keys,),
             "logit_indices": (rows, 1),
             "inverse_temperature": (rows, 1),
             "logit_factor": (rows, self.vocab_size),
@@ -100,9 +109,9 @@ class TensorShapes:
 
 
 def check_tensors(engine: Any, shapes: TensorShapes) -> None:
-    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch and
-    the tokens of a row are -1 in an engine's shapes, or inferred from them."""
-    expected = shapes.inputs(-1, -1) | shapes.outputs(-1)
+    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch, the
+    tokens of a row and the positions read are -1 in an engine's shapes, or inferred from them."""
+    expected = shapes.inputs(-1, -1, -1) | shapes.outputs(-1)
     found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     if differing := sorted(found.symmetric_difference(expected)):
         raise ArtifactError(

@@ -21,7 +21,7 @@ from .trt_module import load_module
 
 _FLOAT = 4  # bytes
 Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
-_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming")
+_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
 
 
 def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:

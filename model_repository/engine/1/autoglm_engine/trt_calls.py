@@ -93,7 +93,7 @@ class DecodeCalls:
         self._captures = True
         for bucket in self._buckets:
             call = self._calls[bucket] = factory.create(DECODE)
-            call.set_shapes(shapes.inputs(bucket, 1))
+            call.set_shapes(shapes.inputs(bucket, 1, shapes.cache_length))
             call.set_addresses(addresses)
 
     def bucket(self, highest_slot: int) -> int:
@@ -133,7 +133,7 @@ class PrefillCall:
         """`addresses`: of the tensors that do not move."""
         self._call = factory.create(PREFILL)
         self._length = shapes.prefill_chunk
-        self._call.set_shapes(shapes.inputs(1, self._length))
+        self._call.set_shapes(shapes.inputs(1, self._length, shapes.cache_length))
         self._call.set_addresses(addresses)
 
     def run(self, length: int, addresses: Addresses) -> None:
