@@ -7,9 +7,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from types import TracebackType
 from typing import Any
+
+from http_servers import ManyAtOnce, QuietHandler
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,18 +40,15 @@ class Collector:
         self.status = status
         collector = self
 
-        class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:
+        class Handler(QuietHandler):
+            def do_POST(self) -> None:  # noqa: N802
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.take(self.path, dict(self.headers), body)
                 self.send_response(collector.status)
                 self.send_header("Content-Length", "0")
                 self.end_headers()
 
-            def log_message(self, format: str, *args: object) -> None:
-                pass
-
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self._server = ManyAtOnce(("127.0.0.1", 0), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
 
     @property
@@ -66,7 +64,7 @@ class Collector:
     ) -> None:
         self._server.shutdown()
         self._server.server_close()
-        self._thread.join(5)
+        self._thread.join()
 
     def take(self, path: str, headers: dict[str, str], body: bytes) -> None:
         self.paths.append(path)
@@ -78,13 +76,19 @@ class Collector:
         self, trace_id: str, enough: Callable[[list[CollectedSpan]], bool], timeout: float = 60.0
     ) -> list[CollectedSpan]:
         """The spans of the trace, once they are enough. Raises TimeoutError."""
+
+        def of_trace() -> list[CollectedSpan]:
+            return [span for span in self.spans if span.trace_id == trace_id]
+
+        self.wait(lambda: enough(of_trace()), timeout)
+        return of_trace()
+
+    def wait(self, condition: Callable[[], bool], timeout: float) -> None:
         give_up_at = time.monotonic() + timeout
-        while not enough(spans := [span for span in self.spans if span.trace_id == trace_id]):
+        while not condition():
             if time.monotonic() > give_up_at:
-                came = [(span.service, span.name) for span in spans]
-                raise TimeoutError(f"of {len(self.spans)} spans that came these are the trace's: {came}")
+                raise TimeoutError(f"{len(self.spans)} spans came: {[(one.trace_id, one.name) for one in self.spans]}")
             time.sleep(0.02)
-        return spans
 
 
 def spans_of_json(request: dict[str, Any]) -> Iterator[CollectedSpan]:

@@ -61,21 +61,22 @@ class ContractOps(NumpyOps):
 
 @dataclass
 class ContractDecoder:
-    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran."""
+    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran. `keys`: how many positions it read."""
 
     spec: ModelSpec
     weights: Mapping[str, Rows]
     num_candidates: int
     calls: list[tuple[int, int]] = field(default_factory=list)
+    keys: list[int] = field(default_factory=list)
 
     def compute(self, inputs: Arrays, outputs: Arrays) -> None:
         num_rows, _ = inputs["token_ids"].shape
         self.calls.append(inputs["token_ids"].shape)
+        self.keys.append(len(inputs["key_positions"]))
         none = np.empty(0, np.float32)
         for row in range(num_rows):
-            _check_idle(inputs, row)
+            _check_row(inputs, row)
             positions = inputs["position_ids"][row]
-            np.testing.assert_array_equal(positions, positions[0] + np.arange(len(positions)))
             span = Span(row, int(positions[0]), inputs["token_ids"][row].copy(), True)
             ops = ContractOps(self.spec, self.weights, span, none, none, inputs=inputs, row=row)
             build_decoder(self.spec, ops)
@@ -96,11 +97,17 @@ class ContractDecoder:
         outputs["log_sum_exp"][:, 0] = found.log_sum_exp
 
 
-def _check_idle(inputs: Arrays, row: int) -> None:
-    """A row that writes to the spare position, which no live one may, is as the contract has it."""
-    if inputs["write_indices"][row] == inputs["past_key_0"].shape[2] - 1:
-        assert (inputs["token_ids"][row], inputs["position_ids"][row]) == (0, 0)
-        assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
+def _check_row(inputs: Arrays, row: int) -> None:
+    """A live row writes where it stands, and its padding goes on from there; an idle one is as the contract has it."""
+    begin, positions = int(inputs["write_indices"][row]), inputs["position_ids"][row]
+    keys, spare = inputs["key_positions"], inputs["past_key_0"].shape[2] - len(positions)
+    np.testing.assert_array_equal(keys, np.arange(len(keys)))
+    if begin == positions[0]:
+        np.testing.assert_array_equal(positions, begin + np.arange(len(positions)))
+        assert begin + inputs["logit_indices"][row, 0] < len(keys), "a token whose own position is not read"
+        return
+    assert begin == spare and not positions.any() and not inputs["token_ids"][row].any()
+    assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
 
 
 def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:
@@ -115,8 +122,8 @@ def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetw
         largest = shapes.inputs(rows, tokens, shapes.cache_length)
         return {name: (smallest[name], largest[name]) for name in inputs}
 
-    chunk = shapes.prefill_chunk
-    profiles = (ranges(shapes.num_slots, 1), ranges(1, chunk), ranges(min(8, shapes.num_slots), min(128, chunk)))
+    batched = ranges(shapes.batched_rows, shapes.batched_length)
+    profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk), batched)
     return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), decoder.compute)
 
 
@@ -155,6 +162,9 @@ def contract_manifest(
             "attention_lengths": attention_lengths_of(length),
             "prefill_lengths": prefill_lengths_of(prefill_chunk),
             "num_candidates": num_candidates,
+            "profiles": {
+                "batched_prefill": {"batch": [1, min(8, num_slots)], "sequence": [1, min(128, prefill_chunk)]}
+            },
             "attention": "fused",
             "compute_capabilities": ["8.0", "8.9"],
             "weight_streaming": False,
@@ -189,8 +199,10 @@ class GpuBench:
         self.trt = module(self.cuda, contract_network(self.shapes, self.decoder))
 
     def open(self) -> TensorRTRunner:
-        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda)
+        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda, {"XDG_CACHE_HOME": str(self.folder)})
+        self.loaded = list(zip(self.decoder.calls, self.decoder.keys, strict=True))
         self.decoder.calls.clear()
+        self.decoder.keys.clear()
         return self.runner
 
     def step(self, *spans: Span) -> Logits:
@@ -207,6 +219,14 @@ class GpuBench:
                 view = self.cuda.bytes_at(address, self.shapes.bytes_per_slot).view(np.float16).reshape(shape)
                 parts.append(view[:, :, : self.manifest.max_length].tobytes())
         return b"".join(parts)
+
+    def poison(self) -> None:
+        """Every position of every slot holds what nobody may see."""
+        self.cuda.synchronize()
+        for name, address in self.runner._cache.addresses().items():
+            if name.startswith("past"):
+                size = self.shapes.num_slots * self.shapes.bytes_per_slot
+                self.cuda.bytes_at(address, size).view(np.float16)[:] = 6e4
 
     def table(self, name: str) -> Logits:
         """`logit_factor` or `logit_offset` of all slots."""

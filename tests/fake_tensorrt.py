@@ -60,6 +60,26 @@ class Specialisation(IntEnum):
     EAGER = 1
 
 
+class GraphStrategy(IntEnum):
+    DISABLED = 0
+    WHOLE_GRAPH_CAPTURE = 1
+
+
+class SeekPosition(IntEnum):
+    SET = 0
+    CUR = 1
+    END = 2
+
+
+class FakeStreamReader:
+    """`IStreamReaderV2`, whose base class must be initialised."""
+
+    is_initialised = False
+
+    def __init__(self) -> None:
+        self.is_initialised = True
+
+
 @dataclass
 class FakeTensorRT:
     """The module. `refuses`: names of calls that fail as TensorRT's do, with a message in the log."""
@@ -70,9 +90,18 @@ class FakeTensorRT:
     is_capturable: bool | None = True  # None: this TensorRT cannot be asked
     contexts: list[FakeContext] = field(default_factory=list)
     engine: FakeEngine | None = None
+    was_streamed: bool = False
     __version__: str = "11.4.0"
     ILogger: Any = FakeILogger
     ExecutionContextAllocationStrategy: Any = Strategy
+    has_stream_readers: bool = True
+    SeekPosition: Any = SeekPosition
+
+    @property
+    def IStreamReaderV2(self) -> Any:  # noqa: N802
+        if not self.has_stream_readers:
+            raise AttributeError("IStreamReaderV2")
+        return FakeStreamReader
 
     def Runtime(self, log: Any) -> FakeRuntime:  # noqa: N802
         return FakeRuntime(self, log)
@@ -80,7 +109,26 @@ class FakeTensorRT:
 
 @dataclass
 class FakeRTX(FakeTensorRT):
+    """`compiles`: what a runtime cache holds in the end. `accepts`: the kept one is of this version and GPU."""
+
+    compiles: bytes = b"kernels"
+    accepts: bool = True
+    caches: list[FakeRuntimeCache] = field(default_factory=list)
     DynamicShapesKernelSpecializationStrategy: Any = Specialisation
+    CudaGraphStrategy: Any = GraphStrategy
+
+
+class FakeRuntimeCache:
+    def __init__(self, trt: FakeRTX) -> None:
+        self.trt, self.read = trt, b""
+        trt.caches.append(self)
+
+    def deserialize(self, blob: bytes) -> bool:
+        self.read = bytes(blob)
+        return self.trt.accepts
+
+    def serialize(self) -> bytes:
+        return self.trt.compiles
 
 
 class FakeRuntime:
@@ -91,16 +139,41 @@ class FakeRuntime:
             raise TypeError("pybind11::init(): factory function returned nullptr")
 
     def deserialize_cuda_engine(self, plan: Any) -> FakeEngine | None:
-        if bytes(memoryview(plan)) != PLAN:
+        self.trt.was_streamed = isinstance(plan, FakeStreamReader)
+        if (self._streamed(plan) if self.trt.was_streamed else bytes(memoryview(plan))) != PLAN:
             self.log.log(FakeSeverity.ERROR, "the magic tag\nis wrong")
             return None
         self.trt.engine = FakeEngine(self.trt, self.log)
         return self.trt.engine
 
+    def _streamed(self, reader: Any) -> bytes:
+        """As TensorRT reads: to the end to learn the length, from the begin, and again what came short."""
+        assert reader.is_initialised
+        assert reader.seek(0, SeekPosition.END) and reader.seek(0, SeekPosition.SET)
+        assert not reader.seek(1 << 40, SeekPosition.SET) and reader.seek(0, SeekPosition.SET)
+        content = b""
+        while piece := reader.read(1 << 40, self.trt.cuda.stream):
+            content += piece
+        assert reader.seek(-len(content), SeekPosition.CUR)
+        assert reader.read(len(content), self.trt.cuda.stream)[:1] == content[:1]
+        return content
+
 
 class FakeConfiguration:
     strategy = Strategy.STATIC
     dynamic_shapes_kernel_specialization_strategy = Specialisation.LAZY
+    cuda_graph_strategy: GraphStrategy | None = None
+    cache: FakeRuntimeCache | None = None
+
+    def __init__(self, trt: FakeRTX) -> None:
+        self.trt = trt
+
+    def create_runtime_cache(self) -> FakeRuntimeCache:
+        return FakeRuntimeCache(self.trt)
+
+    def set_runtime_cache(self, cache: FakeRuntimeCache) -> bool:
+        self.cache = cache
+        return "set_runtime_cache" not in self.trt.refuses
 
     def set_execution_context_allocation_strategy(self, strategy: Strategy) -> None:
         self.strategy = strategy
@@ -128,7 +201,8 @@ class FakeEngine:
         return 3 << 18
 
     def create_runtime_config(self) -> FakeConfiguration:
-        return FakeConfiguration()
+        assert isinstance(self.trt, FakeRTX)
+        return FakeConfiguration(self.trt)
 
     def create_execution_context(self, how: Strategy | FakeConfiguration) -> FakeContext | None:
         strategy = how.strategy if isinstance(how, FakeConfiguration) else how
@@ -139,6 +213,7 @@ class FakeEngine:
         context = FakeContext(self)
         if isinstance(how, FakeConfiguration):
             context.specialisation = how.dynamic_shapes_kernel_specialization_strategy
+            assert how.cuda_graph_strategy is GraphStrategy.DISABLED and how.cache is self.trt.caches[0]
         self.trt.contexts.append(context)
         return context
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -63,6 +64,11 @@ def read_answer(connection: socket.socket) -> Answer:
     while len(body) < int(headers["content-length"]):
         body += _more(connection)
     return Answer(int(status.split()[1]), headers, body)
+
+
+def says_something(connection: socket.socket, within_s: float) -> bool:
+    """An answer, a part of one, or the connection's end has come."""
+    return bool(select.select([connection], [], [], within_s)[0])
 
 
 def is_closed(connection: socket.socket) -> bool:

@@ -13,16 +13,17 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine import service as service_module
-from autoglm_engine.core import Event, Request
+from autoglm_engine.core import Event, Request, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.published import PublishedMetrics
-from autoglm_engine.runner import Runner
+from autoglm_engine.runner import Limits, Runner
 from autoglm_engine.seal import SEAL_BYTES, Kind
 from autoglm_engine.service import EngineService
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.wire import Packed, pack_request, unpack_event
 from busy_engine import no_series
 from engine_bench import END, LETTERS, VOCAB
+from fakes import FakeRunner
 
 PATIENCE = 120.0  # seconds; nothing here takes one
 
@@ -77,6 +78,31 @@ def write_artifact(folder: Path) -> Manifest:
     )
     manifest.save(folder)
     return manifest
+
+
+class LongStep(FakeRunner):
+    """The first step of requests takes until it is let go. Knows whether its memory went while it computed."""
+
+    def __init__(self, limits: Limits) -> None:
+        super().__init__(limits)
+        self.is_armed = False
+        self.computes = threading.Event()
+        self.may_end = threading.Event()
+        self.is_computing = False
+        self.closed_while_computing: list[bool] = []
+
+    def forward(self, batch: StepBatch):  # type: ignore[no-untyped-def]
+        if self.is_armed:
+            self.is_computing = True
+            self.computes.set()
+            assert self.may_end.wait(PATIENCE)
+        try:
+            return super().forward(batch)
+        finally:
+            self.is_computing = False
+
+    def close(self) -> None:
+        self.closed_while_computing.append(self.is_computing)
 
 
 @contextmanager

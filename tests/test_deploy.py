@@ -8,11 +8,9 @@ import os
 import re
 import subprocess
 import sys
-import threading
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
 from importlib import metadata
 from pathlib import Path
 from types import ModuleType
@@ -27,6 +25,7 @@ from autoglm_client.repository_writer import Family, write_family
 from autoglm_client.server_tls import ServerTLS
 from autoglm_client.triton_install import find_triton
 from certificates import Authority
+from http_servers import QuietHandler, listening
 from packaging.requirements import Requirement
 
 ROOT = Path(__file__).parent.parent
@@ -457,11 +456,11 @@ def test_the_command_refuses_before_it_starts_anything(tmp_path: Path) -> None:
 def answering(ready: int, engine: int) -> Iterator[str]:
     """A server whose two answers have these statuses; yields its address."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_GET(self) -> None:
+    class Handler(QuietHandler):
+        def do_GET(self) -> None:  # noqa: N802
             self.reply(ready if self.path == "/v2/health/ready" else 404)
 
-        def do_POST(self) -> None:
+        def do_POST(self) -> None:  # noqa: N802
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked = self.path == "/v2/models/engine/generate" and json.loads(body["control"]) == {"stats": True}
             self.reply(engine if asked else 404)
@@ -470,18 +469,8 @@ def answering(ready: int, engine: int) -> Iterator[str]:
             self.send_response(status)
             self.end_headers()
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield url
 
 
 @pytest.mark.slow

@@ -149,10 +149,12 @@ async def test_the_client_alone_hands_a_trace_to_the_server_and_nothing_else_is_
 
 
 async def test_many_at_once_are_each_in_their_own_trace(gateway: GatewayThread, collector: Collector) -> None:
-    contexts = [context() for _ in range(12)]
+    callers: dict[str, str] = {}
     async with openai.AsyncOpenAI(base_url=f"{gateway.url}/v1", api_key="none") as client:
 
-        async def ask(headers: dict[str, str]) -> None:
+        async def ask() -> None:
+            trace_id, caller, headers = context()
+            callers[trace_id] = caller
             stream = await client.chat.completions.create(
                 **{**BODY, "stream": True},  # type: ignore[call-overload]
                 max_tokens=8,
@@ -161,16 +163,15 @@ async def test_many_at_once_are_each_in_their_own_trace(gateway: GatewayThread, 
             async for _ in stream:
                 pass
 
-        await asyncio.gather(*(ask(headers) for _, _, headers in contexts))
-    callers = {trace_id: caller for trace_id, caller, _ in contexts}
+        def whole() -> dict[str, list[CollectedSpan]]:
+            traces = {asked: [span for span in collector.spans if span.trace_id == asked] for asked in callers}
+            return {asked: spans for asked, spans in traces.items() if is_whole(spans)}
 
-    def whole() -> dict[str, list[CollectedSpan]]:
-        traces = {asked: [span for span in collector.spans if span.trace_id == asked] for asked in callers}
-        return {asked: spans for asked, spans in traces.items() if is_whole(spans)}
-
-    async with asyncio.timeout(60):
-        while len(whole()) < 8:  # Triton lost the context of the others
-            await asyncio.sleep(0.05)
+        async with asyncio.timeout(300):
+            while len(whole()) < 8:  # Triton lost the context of the others
+                await asyncio.gather(*(ask() for _ in range(12)))
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.to_thread(collector.wait, lambda: len(whole()) >= 8, 5.0)
     for trace_id, spans in whole().items():
         ours, tritons = by_service(spans)
         assert ours.parent_id == callers[trace_id]

@@ -16,7 +16,19 @@ from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_http import PATIENCE_S, Answer, ask, chunked, connect, head, is_closed, post, read_answer, wait_until
+from raw_http import (
+    PATIENCE_S,
+    Answer,
+    ask,
+    chunked,
+    connect,
+    head,
+    is_closed,
+    post,
+    read_answer,
+    says_something,
+    wait_until,
+)
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
@@ -42,17 +54,12 @@ def trickle(port: int, sent: bytes, pause_s: float = 0.05) -> tuple[Answer | Non
     """Byte by byte until the gateway says something: what it says, and after how many seconds."""
     started = time.monotonic()
     with connect(port) as connection:
-        connection.settimeout(pause_s)
         for byte in sent:
             connection.sendall(bytes([byte]))
-            try:
-                answer = read_answer(connection)
-            except TimeoutError:
-                continue
-            waited = time.monotonic() - started
-            connection.settimeout(PATIENCE_S)
-            assert is_closed(connection)
-            return answer, waited
+            if says_something(connection, pause_s):
+                answer, waited = read_answer(connection), time.monotonic() - started
+                assert is_closed(connection)
+                return answer, waited
     return None, time.monotonic() - started
 
 

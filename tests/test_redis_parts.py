@@ -207,13 +207,17 @@ def write(num_tokens: int, key: bytes = KEY) -> Write:
     return Write(key, replace(ANSWER, token_ids=tuple(range(num_tokens))), b"g" * 16, 0.0)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=40))
-def test_the_queue_is_bounded_and_in_order(steps: list[tuple[int, int]]) -> None:
+@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.sampled_from("ab"), st.sampled_from("abc")), max_size=40))  # fmt: skip
+def test_the_queue_is_bounded_and_in_order(steps: list[tuple[int, int, str, str]]) -> None:
     queue, expected = WriteQueue(max_writes=5, max_numbers=60), list[Write]()
-    for num_tokens, num_taken in steps:
-        fits = len(expected) < 5 and sum(one.num_numbers for one in expected) + num_tokens <= 60
-        assert queue.put(write(num_tokens)) == fits
-        expected += [write(num_tokens)] * fits
+    for num_tokens, num_taken, key, discarded in steps:
+        one = write(num_tokens, key.encode())
+        fits = len(expected) < 5 and sum(other.num_numbers for other in expected) + num_tokens <= 60
+        assert queue.put(one) == fits
+        expected += [one] * fits
+        left = [other for other in expected if other.key != discarded.encode()]
+        assert queue.discard(discarded.encode()) == len(expected) - len(left)
+        expected = left
         assert queue.take(num_taken) == expected[:num_taken]
         del expected[:num_taken]
         assert len(queue) == len(expected)

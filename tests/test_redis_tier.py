@@ -7,16 +7,19 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import redis
+from autoglm_engine import redis_keeper, redis_tier
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
+from autoglm_engine.redis_commands import RedisCommands, Reply
 from autoglm_engine.redis_entry import MAX_VALUE_BYTES
 from autoglm_engine.redis_tier import RedisTier
 from autoglm_engine.settings import EngineSettings
@@ -32,8 +35,10 @@ ANSWER = Event(
     "", (5, 6), Usage(3, 2, 1), Stages(), FinishReason.STOP, text_bytes=4, is_first=True,
     logprobs=(TokenLogprobs(5, -0.5, ((5, -0.5), (9, -1.25))), TokenLogprobs(6, -0.25, ())),
 )  # fmt: skip
+TOO_LARGE = replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=())
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 SECONDS = 120.0
+RETRY_S = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +73,7 @@ def make() -> Iterator[Callable[..., RedisTier]]:
 
         def build(url: str, *, metrics: MemoryMetrics | None = None, up: bool = True, **options: object) -> RedisTier:
             forget = options.pop("forget", lambda: None)
-            chosen = {"redis_url": url, "redis_timeout_ms": 10_000, "redis_retry_seconds": 0.05, **options}
+            chosen = {"redis_url": url, "redis_timeout_ms": 60_000, "redis_retry_seconds": 0.05, **options}
             tier = RedisTier(EngineSettings(**chosen), metrics or MemoryMetrics(), forget=forget)  # type: ignore[arg-type]
             stack.callback(tier.close)
             if up:
@@ -161,7 +166,7 @@ def test_other_prefixes_and_databases_are_other_caches(server: RedisServer, make
 
 def test_an_answer_that_is_too_large_is_not_kept(server: RedisServer, make: Callable[..., RedisTier]) -> None:
     tier = make(server.url)
-    tier.keep(KEY, ASKED, replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=()))
+    tier.keep(KEY, ASKED, TOO_LARGE)
     wait_for(lambda: counted(tier, "dropped") == 1)
     assert find(tier) is None and counted(tier, "stores") == 0
 
@@ -169,7 +174,7 @@ def test_an_answer_that_is_too_large_is_not_kept(server: RedisServer, make: Call
 def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(own_server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
     tier, other = make(own_server.url), make(own_server.url)
     keep(tier)
-    keep(tier, answer=replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=()))
+    keep(tier, answer=TOO_LARGE)
     wait_for(lambda: find(other) is None)
     keep(tier)
     wait_for(lambda: kept_by(tier))
@@ -177,6 +182,30 @@ def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(own_server: Red
         client.config_set("maxmemory", "1")
     keep(tier)
     wait_for(lambda: find(other) is None)
+
+
+@pytest.mark.parametrize(("answers", "is_there"), [((ANSWER, TOO_LARGE), False), ((TOO_LARGE, ANSWER), True)])
+def test_of_two_answers_that_are_written_at_once_the_later_counts(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch, answers: tuple[Event, ...], is_there: bool) -> None:  # fmt: skip
+    tier = make(server.url)
+    with monkeypatch.context() as patch:
+        patch.setattr(tier._keeper, "wake", lambda: None)
+        for answer in answers:
+            tier.keep(KEY, ASKED, answer)
+    tier._keeper.wake()
+    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 2 and not tier._keeper._has_work)
+    wait_for(lambda: (find(tier) is not None) == is_there)
+
+
+def test_an_answer_that_is_forgotten_while_it_waits_to_be_written_is_not_kept(proxy: Proxy, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+    tier = make(proxy.url)
+    proxy.is_silent = True
+    for key in (KEY, OTHER_KEY, KEY):  # the first is on its way, or waits with the others
+        tier.keep(key, ASKED, ANSWER)
+    tier.forget(KEY)
+    proxy.is_silent = False
+    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 3 and not tier._keeper._has_work)
+    wait_for(lambda: find(tier) is None)
+    assert find(tier, OTHER_KEY) is not None
 
 
 # ---- what lies in Redis is not believed
@@ -249,13 +278,22 @@ def test_a_flush_is_for_all_servers_and_for_what_they_have_in_memory(server: Red
     wait_for(lambda: find(other) is not None)
 
 
+def watch(*tiers: RedisTier) -> None:
+    """Until each has looked twice for the flushes of others."""
+    for _ in range(2):
+        before = [tier._keeper._looked_at for tier in tiers]
+        for tier in tiers:
+            tier._keeper.look_at_generation()
+        wait_for(lambda: all(tier._keeper._looked_at > at for tier, at in zip(tiers, before, strict=True)))  # noqa: B023
+
+
 def test_two_servers_that_flush_do_not_answer_each_others_flushes(server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
     told: list[str] = []
     one, two = (make(server.url, forget=lambda name=name: told.append(name)) for name in ("one", "two"))
     one.flush()
     two.flush()
     wait_for(lambda: kept_by(one) and find(two) is not None)
-    time.sleep(1.5)  # longer than servers look for the flushes of others
+    watch(one, two)
     assert find(one) is not None and find(two) is not None and len(told) <= 2
 
 
@@ -265,7 +303,7 @@ def test_nothing_of_before_a_flush_comes_back_when_redis_was_away(
 ) -> None:
     with running_redis(tmp_path, "--dbfilename", "dump.rdb") as server:
         tier = make(server.url, redis_timeout_ms=500)
-        keep(tier)
+        wait_for(lambda: kept_by(tier))
         with admin(server) as client:
             client.save()
         server.freeze() if how == "frozen" else server.kill()
@@ -316,19 +354,62 @@ def test_a_lost_or_foreign_generation_is_replaced(server: RedisServer, make: Cal
 # ---- away
 
 
-def test_a_server_starts_without_redis_and_uses_it_when_it_comes(own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+def count_attempts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """One entry for each time that a tier begins to connect."""
+    attempts, connect = list[object](), RedisCommands.connect
+    monkeypatch.setattr(RedisCommands, "connect", lambda self: attempts.append(self) or connect(self))
+    return attempts
+
+
+def test_a_server_starts_without_redis_and_uses_it_when_it_comes(own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     own_server.kill()
     tier = make(own_server.url, up=False)
     assert find(tier) is None and not tier.is_up
     tier.keep(KEY, ASKED, ANSWER)
     wait_for(lambda: "is left alone" in caplog.text)
-    time.sleep(0.3)
+    attempts = count_attempts(monkeypatch)
+    wait_for(lambda: len(attempts) > 3)
     assert caplog.text.count("is left alone") == 1, "said once, not at each attempt"
     own_server.start()
     wait_for(lambda: tier.is_up)
     keep(tier)
     assert find(tier) is not None
     assert counted(tier, "skipped") == 1 and counted(tier, "dropped") == 1 and "is used again" in caplog.text
+
+
+def test_an_answer_that_is_kept_the_moment_redis_comes_stays(own_server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    own_server.kill()
+    tier = make(own_server.url, up=False)
+    tier.keep(KEY, ASKED, ANSWER)  # cannot be, so that whatever lies under its key goes
+    came_back = tier._keeper._came_back
+
+    def keep_at_once() -> None:
+        came_back()
+        tier.keep(KEY, ASKED, ANSWER)
+
+    monkeypatch.setattr(tier._keeper, "_came_back", keep_at_once)
+    own_server.start()
+    wait_for(lambda: counted(tier, "stores") == 1 and not tier._keeper._has_work)
+    assert find(tier) is not None
+
+
+def test_what_is_to_go_goes_also_where_redis_fails_at_that_moment(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    failed = threading.Event()
+    drop = RedisCommands.drop
+
+    async def fails_once(commands: RedisCommands, keys: Sequence[bytes]) -> None:
+        if not failed.is_set():
+            failed.set()
+            raise ConnectionError("gone")
+        await drop(commands, keys)
+
+    tier = make(server.url)
+    keep(tier)
+    monkeypatch.setattr(RedisCommands, "drop", fails_once)
+    tier.forget(KEY)
+    assert failed.wait(SECONDS)
+    with admin(server) as client:
+        wait_for(lambda: not client.keys("autoglm:1:answer:*"))
 
 
 def test_killed_and_started_again(own_server: RedisServer, make: Callable[..., RedisTier]) -> None:
@@ -349,14 +430,17 @@ def test_a_lookup_ends_in_time_and_those_after_it_do_not_wait(
     server: RedisServer, proxy: Proxy, make: Callable[..., RedisTier], how: str
 ) -> None:
     limit = 1.0
-    tier = make(proxy.url, redis_timeout_ms=1e3 * limit, redis_retry_seconds=5)
+    tier = make(proxy.url, redis_timeout_ms=1e3 * limit, redis_retry_seconds=RETRY_S)
     keep(tier, answer=replace(ANSWER, token_ids=tuple(range(20_000)), logprobs=()))
     wait_for(lambda: find(tier) is not None)
     before = {name: counted(tier, name) for name in ("errors", "skipped")}
     proxy.is_silent, proxy.delay = how == "silent", {"silent": 0.0, "slow": 4.0, "dripping": 0.1}[how]
     proxy.chunk = 1024  # dripping: each read comes within the limit, all of them do not
+    began = time.monotonic()
     assert [find(tier) for _ in range(20)] == [None] * 20
-    assert {name: counted(tier, name) - count for name, count in before.items()} == {"errors": 1, "skipped": 19}
+    tries = 1 + (time.monotonic() - began) // RETRY_S  # on a slow machine Redis is tried again meanwhile
+    asked = {name: counted(tier, name) - count for name, count in before.items()}
+    assert asked["errors"] + asked["skipped"] == 20 and asked["errors"] <= tries
     tier.keep(KEY, ASKED, ANSWER)
     tier.flush()
     proxy.is_silent, proxy.delay = False, 0.0
@@ -397,26 +481,36 @@ def test_the_queue_is_bounded_while_redis_hangs(proxy: Proxy, make: Callable[...
     proxy.is_silent = False
 
 
-def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(proxy: Proxy, make: Callable[..., RedisTier]) -> None:
+def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(proxy: Proxy, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     tier = make(proxy.url, redis_timeout_ms=60_000)
+    asked, ended = threading.Event(), threading.Event()
+    answer_in_time = tier._in_time
+    tier._limit = 10 * SECONDS
+
+    def asks(commands: RedisCommands, key: bytes) -> Coroutine[Any, Any, Reply]:
+        asked.set()
+        return answer_in_time(commands, key)
+
+    monkeypatch.setattr(tier, "_in_time", asks)
     proxy.is_silent = True
     found: list[Found | None] = []
-    looks = threading.Thread(target=lambda: found.append(find(tier)))
+    looks = threading.Thread(target=lambda: (found.append(find(tier)), ended.set()))
     looks.start()
-    time.sleep(0.1)
-    began = time.monotonic()
+    assert asked.wait(SECONDS)
     tier.flush()
     tier.close()
-    assert time.monotonic() - began < 30, "it waited for the lookup's end"
-    proxy.is_silent = False
+    assert ended.wait(SECONDS), "the lookup waits for Redis"
     looks.join(SECONDS)
+    proxy.is_silent = False
     assert found == [None] and find(tier) is None
     tier.keep(KEY, ASKED, ANSWER)
     tier.flush()
     tier.close()
 
 
-def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    for module in (redis_tier, redis_keeper):
+        monkeypatch.setattr(module, "_CLOSE_SECONDS", SECONDS)
     tier = make(server.url)
     tier.keep(KEY, ASKED, ANSWER)
     tier.close()

@@ -19,40 +19,15 @@ from autoglm_engine.runner import Limits
 from autoglm_engine.service import EngineService
 from engine_bench import TEXT, VOCAB
 from fakes import FakeRunner, request
-from small_service import PATIENCE, KeptReply, serving, submit, until
+from small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
 from tiny_decoders import SPECS, onnx_runner, random_weights
 
 LIMITS = Limits(4, 64, 8, VOCAB)
 
 
-class LongStep(FakeRunner):
-    """The first step of requests takes until it is let go. Knows whether its memory went while it computed."""
-
-    def __init__(self) -> None:
-        super().__init__(LIMITS)
-        self.is_armed = False
-        self.computes = threading.Event()
-        self.may_end = threading.Event()
-        self.is_computing = False
-        self.closed_while_computing: list[bool] = []
-
-    def forward(self, batch: StepBatch):  # type: ignore[no-untyped-def]
-        if self.is_armed:
-            self.is_computing = True
-            self.computes.set()
-            assert self.may_end.wait(PATIENCE)
-        try:
-            return super().forward(batch)
-        finally:
-            self.is_computing = False
-
-    def close(self) -> None:
-        self.closed_while_computing.append(self.is_computing)
-
-
 @pytest.fixture
 def runner() -> Iterator[LongStep]:
-    made = LongStep()
+    made = LongStep(LIMITS)
     yield made
     made.may_end.set()
 

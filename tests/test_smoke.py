@@ -6,15 +6,14 @@ import json
 import os
 import re
 import subprocess
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
 from autoglm_client.triton_install import find_triton
+from http_servers import QuietHandler, listening
 from test_deploy import load_script
 from triton_matrix import Found, launcher, table
 
@@ -127,8 +126,8 @@ def test_the_containers_of_the_docs_are_the_default(written: Path, docker: Path)
 def serving(answer: Callable[[str, dict[str, Any]], tuple[int, list[Any]]]) -> Iterator[Any]:
     """`answer`: (path, body) -> (status, JSON of the responses; several are a stream)."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def do_POST(self) -> None:
+    class Handler(QuietHandler):
+        def do_POST(self) -> None:  # noqa: N802
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, found = answer(self.path, body)
             is_stream = self.path.endswith("generate_stream")
@@ -137,18 +136,8 @@ def serving(answer: Callable[[str, dict[str, Any]], tuple[int, list[Any]]]) -> I
             self.end_headers()
             self.wfile.write("".join(parts).encode())
 
-        def log_message(self, *arguments: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    try:
-        yield smoke.Server(f"http://127.0.0.1:{server.server_port}", "http://127.0.0.1:9/metrics")
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()
+    with listening(Handler) as url:
+        yield smoke.Server(url, "http://127.0.0.1:9/metrics")
 
 
 def pieces(counts: list[int], texts: list[str] | None = None) -> list[dict[str, Any]]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,6 +13,7 @@ import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.prompt import ChatTemplate
 from autoglm_engine.template_process import TemplateLimits
+from processes import wait_for_end
 
 pytestmark = pytest.mark.slow
 
@@ -161,11 +161,7 @@ def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> Non
     parent.send_signal(number)
     parent.wait()
     parent.stdout.close()
-    for _ in range(600):
-        if not child.is_running() or child.status() == psutil.STATUS_ZOMBIE:
-            return
-        time.sleep(0.05)
-    raise AssertionError("the process goes on without its parent")
+    wait_for_end(child)
 
 
 def test_a_template_that_nobody_holds_takes_its_process_along() -> None:

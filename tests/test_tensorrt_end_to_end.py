@@ -3,79 +3,20 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 import pytest
-import tensorrt_rtx as trt
 from autoglm_engine.core import Adjustments, Candidates, Span, StepBatch
-from autoglm_export.tensorrt_lowering import profiles_of
 from contract_network import GpuBench
-from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from fakes import rank
-from tensorrt_networks import Defined, define_network
+from lowered_network import NUM_CANDIDATES, open_lowered
 from tiny_decoders import expected_logits
-from trt_interpreter import Interpreter
-
-NUM_SLOTS, CHUNK, MAX_LENGTH, NUM_CANDIDATES = 3, 8, 20, 5
-CACHE_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
-TYPES: dict[Any, Any] = {
-    trt.DataType.FLOAT: np.float32,
-    trt.DataType.INT32: np.int32,
-    trt.DataType.HALF: np.float16,
-    trt.DataType.BF16: ml_dtypes.bfloat16,
-}
-
-
-def lowered(bench: GpuBench, defined: Defined) -> FakeNetwork:
-    """The definition as an engine: its own tensors, the lowering's profiles."""
-    definition = defined.definition
-    tensors: dict[str, FakeTensor] = {}
-    for index in range(definition.num_inputs):
-        tensor = definition.get_input(index)
-        tensors[tensor.name] = FakeTensor(TYPES[tensor.dtype], tuple(tensor.shape), is_input=True)
-    for index in range(definition.num_outputs):
-        tensor = definition.get_output(index)
-        alias = tensor.name.replace("present", "past") if tensor.name.startswith("present") else ""
-        tensors[tensor.name] = FakeTensor(TYPES[tensor.dtype], tuple(tensor.shape), False, alias)
-    profiles = tuple(
-        {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
-        for profile in profiles_of(bench.spec, NUM_SLOTS, CHUNK, bench.shapes.cache_length)
-    )
-    interpreter = Interpreter(definition, trt)
-
-    def compute(inputs: Arrays, outputs: Arrays) -> None:
-        found = interpreter.run(inputs, in_place=True)
-        for name, values in found.items():
-            if not name.startswith("present"):
-                outputs[name][...] = values
-
-    return FakeNetwork(tensors, profiles, lambda given: bench.shapes.outputs(given["token_ids"][0]), compute)
 
 
 @pytest.fixture(params=["fp16", "bf16"])
 def bench(request: pytest.FixtureRequest, tmp_path: Path) -> GpuBench:
-    made = GpuBench(
-        tmp_path,
-        "glm4",
-        rtx=True,
-        num_slots=NUM_SLOTS,
-        max_length=MAX_LENGTH,
-        prefill_chunk=CHUNK,
-        num_candidates=NUM_CANDIDATES,
-        cache_dtype=CACHE_TYPES[request.param],
-    )
-    defined = define_network(
-        made.spec,
-        made.weights,
-        request.param,
-        cache_length=made.shapes.cache_length,
-        num_candidates=NUM_CANDIDATES,
-    )
-    made.trt.network = lowered(made, defined)
-    made.open()
-    return made
+    return open_lowered(tmp_path, request.param)
 
 
 def test_a_lowered_network_is_served_as_the_reference_computes_it(bench: GpuBench) -> None:
@@ -114,3 +55,38 @@ def test_its_candidates_are_those_of_its_adjusted_rows(bench: GpuBench) -> None:
         candidates = found.token_ids[row].tolist()
         assert len(set(candidates)) == NUM_CANDIDATES
         np.testing.assert_allclose([adjusted[token] for token in candidates], found.logits[row], rtol=1e-6)
+
+
+def greedy(bench: GpuBench, prompts: dict[int, npt.NDArray[np.int32]], count: int) -> dict[int, list[int]]:
+    """So many tokens of each prompt, by slot: all of them in each step."""
+    done, taken = dict.fromkeys(prompts, 0), {slot: ids.tolist() for slot, ids in prompts.items()}
+    end = {slot: len(ids) + count for slot, ids in prompts.items()}
+    while any(len(taken[slot]) < end[slot] for slot in prompts):
+        going = [slot for slot in prompts if len(taken[slot]) < end[slot]]
+        pieces = {slot: np.array(taken[slot][done[slot] :][:8], np.int32) for slot in going}
+        spans = [Span(slot, done[slot], ids, True) for slot, ids in pieces.items()]
+        found = bench.runner.issue(StepBatch(tuple(spans))).result()
+        assert isinstance(found, Candidates)
+        for row, slot in enumerate(going):
+            done[slot] += len(pieces[slot])
+            if done[slot] == len(taken[slot]):
+                taken[slot].append(int(found.token_ids[row, 0]))
+    return taken
+
+
+def test_shared_calls_over_few_positions_give_the_tokens_of_one_by_one_over_all(tmp_path: Path) -> None:
+    batched = {"batched_prefill": {"batch": [1, 4], "sequence": [1, 8]}}
+    lengths = {"attention_lengths": [10, 16, 32], "prefill_lengths": [2, 4, 8], "profiles": batched}
+    one_row = {"batched_prefill": {"batch": [1, 1], "sequence": [1, 8]}}
+    together = open_lowered(tmp_path, "fp16", num_slots=6, **lengths)
+    alone = open_lowered(tmp_path, "fp16", num_slots=6, profiles=one_row)
+    prompts = {
+        slot: np.random.default_rng(slot).integers(0, 97, count).astype(np.int32)
+        for slot, count in ((0, 3), (1, 8), (2, 2), (4, 13), (5, 4))
+    }
+    found = greedy(together, prompts, 6)
+    assert set(together.decoder.keys) == {10, 16, 32}
+    assert {shape for shape in together.decoder.calls if shape[1] > 1} == {(4, 8), (2, 8), (1, 8)}
+    for slot, ids in prompts.items():
+        assert found[slot] == greedy(alone, {slot: ids}, 6)[slot]
+    assert {shape[0] for shape in alone.decoder.calls if shape[1] > 1} == {1}

@@ -6,15 +6,18 @@ import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_engine import plan_reader
 from autoglm_engine.core import Adjustments, Span, StepBatch
 from autoglm_engine.errors import ArtifactError, DeviceError
+from autoglm_engine.kernel_cache import KernelCache
 from autoglm_engine.load import load_runner
 from autoglm_engine.service import warm_up
+from autoglm_engine.tensorrt_runner import RESERVE_BYTES
 from autoglm_engine.trt_module import load_module, new_log
 from contract_network import GpuBench
 from fake_tensorrt import FakeTensor, Specialisation
@@ -79,10 +82,11 @@ def test_a_manifest_without_details_is_refused(bench: GpuBench, monkeypatch: pyt
 
 
 def test_the_real_tensorrt_takes_the_log_and_refuses_what_is_no_plan(tmp_path: Path) -> None:
+    """Without its stream readers: those want a driver to begin with."""
     trt = pytest.importorskip("tensorrt_rtx")
     assert load_module("tensorrt_rtx", trt.__version__) is trt
     bench = GpuBench(tmp_path)
-    bench.trt = trt
+    bench.trt = SimpleNamespace(**{name: getattr(trt, name) for name in dir(trt) if name != "IStreamReaderV2"})
     refused(bench, "TensorRT cannot load the artifact's engine: .+")
     assert isinstance(new_log(trt), trt.ILogger)
 
@@ -100,6 +104,15 @@ def test_the_real_tensorrt_has_what_is_asked_of_it() -> None:
     assert hasattr(trt.IRuntimeConfig, "set_execution_context_allocation_strategy")
     assert hasattr(trt.IRuntimeConfig, "dynamic_shapes_kernel_specialization_strategy")
     assert trt.DynamicShapesKernelSpecializationStrategy.EAGER != trt.DynamicShapesKernelSpecializationStrategy.LAZY
+    assert not [
+        name
+        for name in ("create_runtime_cache", "set_runtime_cache", "cuda_graph_strategy")
+        if not hasattr(trt.IRuntimeConfig, name)
+    ]
+    assert not [name for name in ("serialize", "deserialize") if not hasattr(trt.IRuntimeCache, name)]
+    assert not [name for name in ("read", "seek") if not hasattr(trt.IStreamReaderV2, name)]
+    assert len({trt.SeekPosition.SET, trt.SeekPosition.CUR, trt.SeekPosition.END}) == 3
+    assert trt.CudaGraphStrategy.DISABLED != trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
     assert trt.ExecutionContextAllocationStrategy.USER_MANAGED
     assert trt.ILogger.INTERNAL_ERROR <= trt.ILogger.ERROR <= trt.ILogger.WARNING <= trt.ILogger.INFO
 
@@ -160,7 +173,9 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
 @pytest.mark.parametrize(
     ("details", "message"),
     [
-        ({"cache_length": 24}, "the artifact's cache has 24 positions; 24 tokens need 25"),
+        ({"cache_length": 39}, "the artifact's cache has 39 positions; 24 tokens need 40"),
+        ({"profiles": {}}, "does not know 'batched_prefill'"),
+        ({"prefill_lengths": [4, 8]}, r"pads prompts to \(4, 8\) tokens, its chunks have 16 and those of a batch 16"),
         ({"attention_lengths": [16, 32]}, r"attention reads \(16, 32\) positions, its cache has 48: export"),
         ({"cache_dtype": "float64"}, "does not know 'float64'"),
     ],
@@ -185,19 +200,19 @@ def test_all_contexts_share_the_activations_of_the_larger_profile(bench: GpuBenc
     bench.open()
     assert len({context._activations for context in bench.trt.contexts}) == 1
     assert bench.trt.contexts[0]._activations[1] == 3000
-    assert [context.profile for context in bench.trt.contexts] == [0, 0, 0, 0, 1]
+    assert [context.profile for context in bench.trt.contexts] == [0, 0, 0, 0, 1, 2]
 
 
 def test_rtx_compiles_decode_kernels_at_once(tmp_path: Path) -> None:
     bench = GpuBench(tmp_path, rtx=True)
     bench.open()
     kinds = [context.specialisation for context in bench.trt.contexts]
-    assert kinds == [Specialisation.EAGER] * 4 + [Specialisation.LAZY]
+    assert kinds == [Specialisation.EAGER] * 4 + [Specialisation.LAZY] * 2
 
 
 @pytest.mark.parametrize(
     ("total_memory", "budget"),
-    [(1 << 32, 3 << 18), (600 << 20, 3 << 18), ((512 << 20) + 100_000, 75_820), (1 << 28, 0)],
+    [(1 << 32, 3 << 18), (600 << 20, 3 << 18), ((576 << 20) + 100_000, 75_820), (300 << 20, 0)],
 )
 def test_weights_are_streamed_where_they_leave_no_room(tmp_path: Path, total_memory: int, budget: int) -> None:
     bench = GpuBench(tmp_path, weight_streaming=True)
@@ -212,6 +227,134 @@ def test_weights_stay_where_they_are_unless_they_are_streamed(bench: GpuBench) -
     bench.open()
     assert bench.trt.engine is not None
     assert bench.trt.engine.weight_streaming_budget_v2 == -1
+
+
+def test_every_call_that_a_step_may_make_is_run_at_load(tmp_path: Path) -> None:
+    """Decode in all shapes; prefill at all lengths, one that is odd, and in batches of all sizes."""
+    bench = GpuBench(tmp_path, prefill_lengths=[4, 16], profiles=batched_of(4, 4), attention_lengths=[8, 16, 48])
+    bench.open()
+    decode = [((rows, 1), keys) for rows in (1, 2, 4, 5) for keys in (8, 16, 48)]
+    prefill = [(1, 4), (1, 16), (1, 15), (2, 4), (4, 4)]
+    assert bench.loaded == decode + [(shape, keys) for keys in (8, 48) for shape in prefill]
+    assert not any(bench.cache(slot).strip(b"\0") for slot in range(5)), (
+        "something other than a spare position was written"
+    )
+
+
+def batched_of(rows: int, tokens: int) -> dict[str, Any]:
+    return {"batched_prefill": {"batch": [1, rows], "sequence": [1, tokens]}}
+
+
+def test_too_little_memory_left_after_load_is_told_with_the_figures(bench: GpuBench) -> None:
+    bench.cuda.total_memory = RESERVE_BYTES + 50_000
+    refused(bench, "not enough GPU memory for 5 slots .*255 MiB are free after load, 256 MiB must be.; export it with")
+
+
+def test_what_contexts_and_graphs_took_is_told(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which is what the driver's free memory lacks beside the blocks that were asked for."""
+    free = bench.cuda.free_memory
+    monkeypatch.setattr(bench.cuda, "free_memory", lambda: free() - (len(bench.cuda.graphs) << 20))
+    assert bench.open().memory["graphs"] == 4 << 20
+
+
+# ---- how its plan is read
+
+
+def test_a_plan_is_read_in_pieces(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(plan_reader, "_PIECE", 3)
+    bench.open()
+    assert bench.trt.was_streamed
+
+
+def test_a_binding_without_stream_readers_gets_the_whole_plan(bench: GpuBench) -> None:
+    bench.trt.has_stream_readers = False
+    bench.open()
+    assert not bench.trt.was_streamed
+
+
+# ---- kernels that were compiled
+
+
+@pytest.fixture
+def rtx(tmp_path: Path) -> Callable[[], GpuBench]:
+    return lambda: GpuBench(tmp_path, rtx=True)
+
+
+def kept(folder: Path) -> list[Path]:
+    return list((folder / "autoglm").glob("*"))
+
+
+def test_compiled_kernels_are_there_at_the_next_start(rtx: Callable[[], GpuBench], tmp_path: Path) -> None:
+    first = rtx()
+    first.open()
+    first.trt.compiles = b"more kernels"  # which prefill's lengths get in the background
+    first.runner.close()
+    second = rtx()
+    second.open()
+    assert [cache.read for cache in (*first.trt.caches, *second.trt.caches)] == [b"", b"more kernels"]
+    (file,) = kept(tmp_path)
+    assert file.stat().st_mode & 0o777 == 0o600
+
+
+def test_kernels_of_another_gpu_are_another_file(rtx: Callable[[], GpuBench], tmp_path: Path) -> None:
+    for capability in ("8.0", "8.9"):
+        bench = rtx()
+        bench.cuda.compute_capability = capability
+        bench.open()
+        assert bench.trt.caches[0].read == b""
+    assert len(kept(tmp_path)) == 2
+
+
+@pytest.mark.parametrize("damage", [lambda old: old[:-1], lambda old: b"", lambda old: old[:40] + b"x" + old[41:]])
+def test_damaged_kernels_are_compiled_again(
+    rtx: Callable[[], GpuBench], tmp_path: Path, damage: Callable[[bytes], bytes], caplog: pytest.LogCaptureFixture
+) -> None:
+    rtx().open().close()
+    (file,) = kept(tmp_path)
+    whole = file.read_bytes()
+    file.write_bytes(damage(whole))
+    bench = rtx()
+    bench.open().close()
+    assert bench.trt.caches[0].read == b""
+    assert "is damaged: its kernels are compiled again" in caplog.text
+    assert file.read_bytes() == whole
+
+
+def test_kernels_that_the_runtime_refuses_are_told_of(
+    rtx: Callable[[], GpuBench], caplog: pytest.LogCaptureFixture
+) -> None:
+    rtx().open().close()
+    bench = rtx()
+    bench.trt.accepts = False
+    bench.open()
+    assert "is of no use to this TensorRT-RTX" in caplog.text
+
+
+def test_a_file_that_others_may_write_is_not_read(rtx: Callable[[], GpuBench], tmp_path: Path) -> None:
+    rtx().open().close()
+    kept(tmp_path)[0].chmod(0o666)
+    bench = rtx()
+    bench.open()
+    assert bench.trt.caches[0].read == b""
+
+
+def test_a_folder_that_cannot_be_written_costs_nothing_else(
+    rtx: Callable[[], GpuBench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "autoglm").write_text("a file")
+    rtx().open().close()
+    assert "compiled kernels are not kept for the next start: " in caplog.text
+
+
+def test_a_runtime_that_compiles_nothing_keeps_nothing(bench: GpuBench, tmp_path: Path) -> None:
+    bench.open().close()
+    assert not kept(tmp_path)
+
+
+def test_the_folder_is_the_users_cache() -> None:
+    assert KernelCache("a", {"HOME": "/home/a"}).path.parent == Path("/home/a/.cache/autoglm")
+    assert KernelCache("a", {"HOME": "/home/a", "XDG_CACHE_HOME": "/b"}).path.parent == Path("/b/autoglm")
+    assert KernelCache("a", {}).path != KernelCache("b", {}).path
 
 
 def test_the_service_warms_it_up(bench: GpuBench) -> None:
@@ -309,7 +452,7 @@ def test_closing_is_waiting_and_may_be_done_twice(bench: GpuBench) -> None:
     runner.close()
     runner.close()
     assert not bench.cuda.leaks
-    assert bench.decoder.calls == [(1, 3)]
+    assert bench.decoder.calls == [(1, 16)]
     for use in (pending.result, lambda: runner.copy_prefix(0, 1, 2), lambda: runner.issue(pending)):
         with pytest.raises(ValueError, match="the runner is closed"):
             use()

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 from autoglm_engine.core import Candidates, Logits, Span, StepBatch
+from autoglm_engine.prefill_batches import PrefillBatch, batches_of, most_rows
 from autoglm_engine.trt_calls import buckets_of
 from contract_network import GpuBench
 from hypothesis import HealthCheck, given, settings
@@ -16,6 +19,16 @@ from hypothesis import strategies as st
 from numpy_runner import NumpyRunner
 from tiny_decoders import SPECS, expected_logits
 
+# Short lengths of every kind, so that small models meet all of them.
+SHORT: dict[str, Any] = {
+    "num_slots": 9,
+    "max_length": 40,
+    "prefill_chunk": 16,
+    "cache_length": 48,
+    "attention_lengths": [8, 16, 48],
+    "prefill_lengths": [4, 8, 16],
+    "profiles": {"batched_prefill": {"batch": [1, 4], "sequence": [1, 8]}},
+}
 Ids = np.typing.NDArray[np.int32]
 MakeBench = Callable[..., GpuBench]
 
@@ -103,25 +116,36 @@ def test_a_step_of_decode_and_of_several_prompts_gives_rows_in_the_order_of_the_
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mix_of_spans_equals_the_numpy_runner(tmp_path: Path, data: st.DataObject) -> None:
-    """Random steps over all slots: each has its own sequence, and takes a random piece of it or none."""
-    bench = GpuBench(tmp_path)
-    runner = bench.open()
-    reference = NumpyRunner(bench.spec, bench.weights, num_slots=5, max_length=24)
-    sequences = {slot: some_ids(24, seed=data.draw(st.integers(0, 99))) for slot in range(5)}
+    """Random steps over all slots: each has its own sequence, and takes a random piece of it or none. One runner gets them
+    as they are, another one by one; whatever lies beyond a sequence is poisoned."""
+    bench, alone = GpuBench(tmp_path, **SHORT), GpuBench(tmp_path, **SHORT)
+    reference = NumpyRunner(bench.spec, bench.weights, num_slots=9, max_length=40)
+    for made in (bench, alone):
+        made.open()
+        made.poison()
+    sequences = {slot: some_ids(40, seed=data.draw(st.integers(0, 99))) for slot in range(9)}
     done = dict.fromkeys(sequences, 0)
     for _ in range(4):
-        spans = []
-        for slot in data.draw(st.permutations(range(5)))[: data.draw(st.integers(1, 5))]:
-            count = min(data.draw(st.sampled_from([1, 1, 2, 7, 16])), 24 - done[slot])
-            if count:
-                spans.append(
-                    span(slot, done[slot], sequences[slot][done[slot] :][:count].copy(), data.draw(st.booleans()))
-                )
-                done[slot] += count
-        if spans:
-            close(bench.step(*spans), reference.forward(StepBatch(tuple(spans))))
-    runner.close()
-    assert not bench.cuda.leaks
+        spans = drawn_spans(data, sequences, done)
+        rows = bench.step(*spans)
+        close(rows, reference.forward(StepBatch(spans)))
+        one_by_one = [row for one in spans for row in alone.step(one)]
+        np.testing.assert_allclose(rows, np.reshape(one_by_one, rows.shape), rtol=1e-3, atol=1e-3)
+    for made in (bench, alone):
+        made.runner.close()
+        assert not made.cuda.leaks
+
+
+def drawn_spans(data: st.DataObject, sequences: dict[int, Ids], done: dict[int, int]) -> tuple[Span, ...]:
+    """The next piece of some of the sequences, one at least; what is `done` grows by it."""
+    spans = []
+    for slot in data.draw(st.permutations(range(9)))[: data.draw(st.integers(1, 9))]:
+        count = min(data.draw(st.sampled_from([1, 1, 2, 3, 5, 8, 11, 16])), 40 - done[slot])
+        if count:
+            piece = sequences[slot][done[slot] :][:count].copy()
+            spans.append(span(slot, done[slot], piece, data.draw(st.booleans())))
+            done[slot] += count
+    return tuple(spans) or (span(0, 39, sequences[0][39:]),)
 
 
 # ---- slots
@@ -178,20 +202,139 @@ def test_a_decode_call_has_the_smallest_bucket_with_the_highest_slot(
     assert bench.decoder.calls == [(rows, 1)]
 
 
-def test_longer_spans_are_computed_at_their_exact_length_after_the_decode_call(bench: GpuBench) -> None:
-    bench.step(span(2, 0, some_ids(3)), span(0, 0, some_ids(1)), span(1, 0, some_ids(16)))
-    bench.step(span(2, 3, some_ids(16)))
-    assert bench.decoder.calls == [(1, 1), (1, 3), (1, 16), (1, 16)]
+def reads(bench: GpuBench) -> list[int]:
+    """How many positions of a row each call since the last question read."""
+    bench.cuda.synchronize()
+    found, bench.decoder.keys = bench.decoder.keys, []
+    return found
 
 
-def test_each_bucket_is_captured_once_and_replayed_from_then_on(bench: GpuBench) -> None:
-    assert bench.cuda.count("capture") == 4
+def test_attention_reads_as_many_positions_as_the_longest_row_of_the_step_needs(make: MakeBench) -> None:
+    bench, ids = make(**SHORT), some_ids(40)
+    for start, count in ((0, 8), (8, 9), (17, 16)):
+        bench.step(span(0, start, ids[start:][:count], wants_logits=False))
+    bench.step(span(1, 0, ids[:7], wants_logits=False))
+    assert reads(bench) == [8, 48, 48, 8]
+    bench.step(span(1, 7, ids[7:8]))
+    bench.step(span(1, 8, ids[8:9]))
+    bench.step(span(1, 15, ids[9:10]), span(2, 3, ids[:1]))
+    bench.step(span(1, 16, ids[10:11]))
+    bench.step(span(0, 33, ids[33:34]), span(2, 0, ids[:1]))
+    assert reads(bench) == [8, 16, 16, 48, 48]
+
+
+def test_each_rows_and_keys_is_captured_once_and_replayed_from_then_on(make: MakeBench) -> None:
+    bench = make(**SHORT)
+    graphs = [(rows, keys) for rows in (1, 2, 4, 8, 9) for keys in (8, 16, 48)]
+    assert bench.cuda.count("capture") == len(graphs)
     for _ in range(3):
         bench.step(span(0, 0, some_ids(1)))
-        bench.step(span(3, 0, some_ids(1)))
-    assert [graph.num_launches for graph in bench.cuda.graphs] == [3, 0, 3, 0]
-    assert bench.cuda.count("capture") == 4
-    assert [context.num_enqueued for context in bench.trt.contexts] == [1, 1, 1, 1, 0]
+        bench.step(span(3, 9, some_ids(1)))
+    launches = dict(zip(graphs, (graph.num_launches for graph in bench.cuda.graphs), strict=True))
+    assert {graph: count for graph, count in launches.items() if count} == {(1, 8): 3, (4, 16): 3}
+    assert bench.cuda.count("capture") == len(graphs)
+    assert [context.num_enqueued for context in bench.trt.contexts][: len(graphs)] == [1] * len(graphs)
+
+
+# ---- prompts that share a call
+
+
+def calls_of(bench: GpuBench, *spans: Span) -> list[tuple[int, int]]:
+    bench.cuda.synchronize()
+    bench.decoder.calls.clear()
+    bench.step(*spans)
+    return bench.decoder.calls
+
+
+@pytest.mark.parametrize(
+    ("prompts", "calls"),
+    [
+        ({2: 3}, [(1, 4)]),  # padded
+        ({0: 4, 1: 2}, [(2, 4)]),
+        ({0: 4, 1: 2, 2: 8}, [(4, 8)]),  # a row of the four is idle
+        ({8: 3, 6: 8}, [(4, 8)]),  # of slots 5 ... 8: there is none behind them
+        ({0: 3, 4: 3}, [(1, 4), (1, 4)]),  # too far from each other
+        ({0: 16, 1: 3}, [(1, 16), (1, 4)]),  # too long for a batch
+        (dict.fromkeys(range(9), 5), [(4, 8), (4, 8), (1, 8)]),
+    ],
+)
+def test_neighbours_share_a_call(make: MakeBench, prompts: dict[int, int], calls: list[tuple[int, int]]) -> None:
+    bench = make(**SHORT)
+    found = calls_of(bench, *(span(slot, 0, some_ids(count)) for slot, count in prompts.items()))
+    assert sorted(found) == sorted(calls)
+
+
+def test_prompts_are_computed_after_the_decode_call(bench: GpuBench) -> None:
+    assert calls_of(bench, span(2, 0, some_ids(3)), span(0, 0, some_ids(1)), span(1, 0, some_ids(16))) == [
+        (1, 1),
+        (2, 16),
+    ]
+
+
+def test_a_prompt_that_padding_would_take_past_the_cache_is_computed_at_its_exact_length(make: MakeBench) -> None:
+    bench, ids = make(**SHORT), some_ids(40)
+    for start, count in ((0, 16), (16, 13)):
+        bench.step(span(0, start, ids[start:][:count], wants_logits=False))
+    last = span(0, 29, ids[29:])
+    assert calls_of(bench, last) == [(1, 16)]  # 29 + 16 are within the cache's 48
+    longer = span(0, 33, ids[:7])
+    assert calls_of(bench, longer) == [(1, 8)]
+    tight = make(**SHORT | {"cache_length": 48, "prefill_lengths": [4, 8, 16], "max_length": 40})
+    assert calls_of(tight, span(0, 33, ids[33:])) == [(1, 8)]
+    assert calls_of(tight, span(1, 34, ids[:6]), span(2, 32, ids[:8])) == [(2, 8)]
+
+
+def test_what_an_idle_row_of_a_batch_holds_stays(make: MakeBench) -> None:
+    bench, kept = make(**SHORT), some_ids(40, seed=3)
+    for start in (0, 16, 32):
+        bench.step(span(1, start, kept[start : start + 16], wants_logits=False))
+    before = bench.cache(1)
+    assert calls_of(bench, span(0, 0, some_ids(3)), span(2, 0, some_ids(8))) == [(4, 8)]
+    assert bench.cache(1) == before
+    close(bench.step(span(1, 39, kept[39:]))[0], expected_logits(bench.spec, bench.weights, kept)[-1])
+
+
+def test_a_decoded_slot_between_two_prompts_keeps_its_logits(make: MakeBench) -> None:
+    bench, ids = make(**SHORT), some_ids(9)
+    bench.step(span(1, 0, ids[:8], wants_logits=False))
+    found = issue(bench, span(0, 0, ids[:3]), span(1, 8, ids[8:]), span(2, 0, ids[:5]))
+    for row, count in enumerate((3, 9, 5)):
+        close(found.full_row(row), expected_logits(bench.spec, bench.weights, ids[:count])[-1])
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(tmp_path: Path, data: st.DataObject) -> None:
+    num_slots, rows = data.draw(st.sampled_from([(1, 1), (3, 3), (9, 4), (40, 8)]))
+    shapes = GpuBench(
+        tmp_path, **SHORT | {"num_slots": num_slots, "profiles": batched_of(rows, data.draw(st.sampled_from([4, 8])))}
+    ).shapes
+    slots = data.draw(st.sets(st.integers(0, num_slots - 1)))
+    spans = [span(slot, data.draw(st.integers(0, 24)), some_ids(data.draw(st.integers(2, 16)))) for slot in slots]
+    batches = batches_of(spans, shapes)
+    assert sorted(s.slot for batch in batches for s in batch.spans) == sorted(slots)
+    assert sum(batch.num_rows for batch in batches) <= most_rows(num_slots)
+    assert sum(batch.cost for batch in batches) <= sum(
+        batch.cost for one in spans for batch in batches_of([one], shapes)
+    )
+    for batch in batches:
+        check_batch(batch, shapes)
+
+
+def batched_of(rows: int, tokens: int) -> dict[str, Any]:
+    return {"batched_prefill": {"batch": [1, rows], "sequence": [1, tokens]}}
+
+
+def check_batch(batch: PrefillBatch, shapes: Any) -> None:
+    assert 0 <= batch.first_slot <= batch.first_slot + batch.num_rows <= shapes.num_slots
+    assert batch.num_rows == 1 or (batch.num_rows <= shapes.batched_rows and batch.num_tokens <= shapes.batched_length)
+    for one in batch.spans:
+        assert batch.first_slot <= one.slot < batch.first_slot + batch.num_rows
+        assert len(one.token_ids) <= batch.num_tokens and one.start + batch.num_tokens <= shapes.cache_length
+    assert all(a.slot < b.slot for a, b in pairwise(batch.spans))
+
+
+# ---- what is made at load
 
 
 def test_nothing_is_allocated_after_load(bench: GpuBench) -> None:

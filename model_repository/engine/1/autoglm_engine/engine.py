@@ -84,7 +84,8 @@ class Engine:
         slots = SlotTable(num_slots, self._limits.max_length, prefix_reuse=self._settings.prefix_reuse)
         policy = policy or make_policy(self._settings, slots)
         self._drafter = Drafter(self._settings, self._limits, fixed_rows)
-        self._scheduler = Scheduler(self._limits, slots, self._settings.token_budget, policy, self._drafter)
+        budget = self._settings.token_budget or self._limits.step_tokens
+        self._scheduler = Scheduler(self._limits, slots, budget, policy, self._drafter)
         self._in_flight: InFlight | None = None
         self._tally = Tally(metrics or NoMetrics())
         self._tally.report(self._scheduler)

@@ -34,9 +34,11 @@ class LogitState:
         self._row = shapes.vocab_size * _FLOAT
         self._table = aligned(shapes.num_slots * self._row)
         self._factors = memory.allocate("logits", _FACTOR_AND_OFFSET * self._table)
-        self._pitch = aligned(self._row)  # of the two rows of `_gathered` and of those that are staged
+        self._pitch = aligned(self._row)  # of the two rows that are staged
         self._neutral = memory.allocate("logits", _FACTOR_AND_OFFSET * self._pitch)
-        self._gathered = memory.allocate("logits", _FACTOR_AND_OFFSET * self._pitch)
+        self._gathered_rows = shapes.batched_rows
+        self._gathered_table = aligned(shapes.batched_rows * self._row)
+        self._gathered = memory.allocate("logits", _FACTOR_AND_OFFSET * self._gathered_table)
         self._staging = RowStaging(cuda, memory, self._pitch, shapes.vocab_size)
         self._is_neutral = np.zeros(shapes.num_slots, np.bool_)
         self.inverse_temperatures = np.ones(shapes.num_slots, np.float32)
@@ -49,13 +51,13 @@ class LogitState:
 
     @property
     def gathered_addresses(self) -> dict[str, int]:
-        """Of a call of one row: of the slot that was gathered last."""
-        return {"logit_factor": self._gathered, "logit_offset": self._gathered + self._pitch}
+        """Of a call of the slots that were gathered last."""
+        return {"logit_factor": self._gathered, "logit_offset": self._gathered + self._gathered_table}
 
-    def gather(self, slot: int) -> None:
-        """Enqueue copying a slot's rows to where a call of one row reads them: rows of odd lengths are not aligned."""
-        source = self._factors + slot * self._row
-        self._copy_rows(self._gathered, self._pitch, source, self._table, self._row)
+    def gather(self, first_slot: int, num_rows: int) -> None:
+        """Enqueue copying the rows of these slots to where a prefill call reads them: rows of odd lengths are not aligned."""
+        source, width = self._factors + first_slot * self._row, num_rows * self._row
+        self._copy_rows(self._gathered, self._gathered_table, source, self._table, width)
 
     def apply(self, spans: Iterable[Span]) -> None:
         """Enqueue what the spans tell."""
@@ -80,7 +82,9 @@ class LogitState:
             self._copy_rows(self._neutral, self._pitch, staged.address, self._pitch, self._row)
         for slot in range(len(self._is_neutral)):
             self._neutralise(slot)
-        self._copy_rows(self._gathered, self._pitch, self._neutral, self._pitch, self._row)
+        for row in range(self._gathered_rows):
+            target = self._gathered + row * self._row
+            self._copy_rows(target, self._gathered_table, self._neutral, self._pitch, self._row)
 
     def _neutralise(self, slot: int) -> None:
         if not self._is_neutral[slot]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
@@ -52,6 +53,7 @@ class EngineLoop:
         self._closing = False
         self._healthy = True
         self._steps_ended = False
+        self._step_began: float | None = None
         self._releases: list[Callable[[], object]] = []
         self._published: queue.SimpleQueue[list[Event] | None] = queue.SimpleQueue()
         self._stepper = threading.Thread(target=self._run, name="engine-step", daemon=True)
@@ -87,6 +89,12 @@ class EngineLoop:
     def healthy(self) -> bool:
         return self._healthy and self._stepper.is_alive()
 
+    @property
+    def seconds_of_step(self) -> float:
+        """For how long the step in flight runs; 0 where none is. Any thread."""
+        began = self._step_began
+        return 0.0 if began is None else time.monotonic() - began
+
     def submit(self, request: Request) -> None:
         """As `Engine.submit`, and wakes the loop."""
         with self._submitting:
@@ -119,7 +127,7 @@ class EngineLoop:
         failure: EngineError | None = None
         try:
             while self._wait_for_work():
-                self._published.put(self._engine.step())
+                self._published.put(self._step())
         except BaseException as error:
             _log.critical("the engine's loop died", exc_info=error)
             self._healthy = False
@@ -131,6 +139,13 @@ class EngineLoop:
         if failure is not None:
             self._publisher.join(_LAST_ANSWERS_S)
             self._died()
+
+    def _step(self) -> list[Event]:
+        self._step_began = time.monotonic()
+        try:
+            return self._engine.step()
+        finally:
+            self._step_began = None
 
     def _wait_for_work(self) -> bool:
         """Or until something is due that nobody brings."""

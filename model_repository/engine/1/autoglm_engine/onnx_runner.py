@@ -42,9 +42,15 @@ class OnnxRunner:
         memory: CacheMemory | None = None,
     ) -> None:
         """Raises ArtifactError where the artifact cannot run on `device` here. `memory`: in place of the device's."""
-        self._limits = Limits(manifest.num_slots, manifest.max_length, manifest.prefill_chunk, manifest.vocab_size)
         self._logits = np.empty((manifest.num_slots, manifest.vocab_size), np.float32)
         self.memory = memory or open_memory(device, manifest)
+        self._limits = Limits(
+            manifest.num_slots,
+            manifest.max_length,
+            manifest.prefill_chunk,
+            manifest.vocab_size,
+            on_gpu=self.memory.device != "cpu",
+        )
         try:
             self._session: Any = open_session(
                 folder / manifest.runtime_details["model"], num_threads, self.memory.device

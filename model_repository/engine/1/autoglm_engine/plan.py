@@ -10,11 +10,13 @@ import numpy as np
 
 from .cuda import Cuda
 from .errors import ArtifactError, DeviceError
+from .kernel_cache import KernelCache
+from .plan_reader import new_reader
 from .tensor_shapes import TensorShapes, check_tensors
 from .trt_module import new_log, said
 
 DECODE, PREFILL, BATCHED_PREFILL = range(3)  # optimisation profiles
-_SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts, graphs and the driver
+_SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts and the driver, and free
 
 _log = logging.getLogger(__name__)
 
@@ -22,9 +24,11 @@ _log = logging.getLogger(__name__)
 class Plan:
     """`activation_bytes`: of the block that the contexts share, since all of them run on one stream in turns."""
 
-    def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes) -> None:
-        """Raises ArtifactError with one sentence where TensorRT refuses the plan."""
+    def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes, kernels: KernelCache) -> None:
+        """`kernels`: for a runtime that compiles. Raises ArtifactError with one sentence where TensorRT refuses the plan."""
         self.trt = trt
+        self._kernels = kernels
+        self._compiled: Any = None  # `trt.IRuntimeCache`, once there is a context
         self._cuda = cuda
         self._trt_log = new_log(trt)
         self._runtime, self._engine = self._deserialise(path)
@@ -61,14 +65,21 @@ class Plan:
         """Why TensorRT failed last."""
         return said(self._trt_log)
 
+    def keep_kernels(self) -> None:
+        """For the next start, where this runtime compiles."""
+        if self._compiled is not None:
+            self._kernels.write(bytes(memoryview(self._compiled.serialize())))
+
     def close(self) -> None:
         """The contexts are gone by now. The log stays until the runtime is."""
+        self._compiled = None
         self._engine = None
         self._runtime = None
 
     def _configuration(self, profile: int) -> Any:
         """TensorRT-RTX compiles kernels here: those of decode at once, for a graph keeps the kernels that it was captured
-        with; those of prefill in the background, since each length has its own."""
+        with; those of prefill in the background, since each length has its own. It captures no graphs of its own: ours hold
+        the whole step, and prefill's addresses move."""
         user_managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
@@ -77,12 +88,24 @@ class Plan:
         configuration.set_execution_context_allocation_strategy(user_managed)
         kind = strategies.EAGER if profile == DECODE else strategies.LAZY
         configuration.dynamic_shapes_kernel_specialization_strategy = kind
+        configuration.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
+        if self._compiled is None:
+            self._compiled = self._kept_kernels(configuration)
+        if not configuration.set_runtime_cache(self._compiled):
+            raise ArtifactError(f"TensorRT-RTX takes no cache for its kernels: {self.said()}")
         return configuration
+
+    def _kept_kernels(self, configuration: Any) -> Any:
+        """One cache for all contexts."""
+        compiled = configuration.create_runtime_cache()
+        if (kept := self._kernels.read()) and not compiled.deserialize(kept):
+            _log.warning("%s is of no use to this TensorRT-RTX: %s", self._kernels.path, self.said())
+        return compiled
 
     def _deserialise(self, path: Path) -> tuple[Any, Any]:
         try:
             runtime = self.trt.Runtime(self._trt_log)
-            engine = runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, mode="r"))
+            engine = self._read(runtime, path)
         except DeviceError:
             raise
         except Exception as error:  # pybind turns a null pointer into a TypeError
@@ -90,3 +113,13 @@ class Plan:
         if engine is None:
             raise ArtifactError(f"TensorRT cannot load the artifact's engine: {self.said()}")
         return runtime, engine
+
+    def _read(self, runtime: Any, path: Path) -> Any:
+        """A binding without stream readers gets the file mapped into memory."""
+        if not hasattr(self.trt, "IStreamReaderV2"):
+            return runtime.deserialize_cuda_engine(np.memmap(path, np.uint8, mode="r"))
+        reader = new_reader(self.trt, path)
+        try:
+            return runtime.deserialize_cuda_engine(reader)
+        finally:
+            reader.close()

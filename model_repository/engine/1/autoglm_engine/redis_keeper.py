@@ -102,7 +102,7 @@ class RedisKeeper:
         self.wake()
 
     def drop(self, key: bytes) -> None:
-        """What lies under it is no answer, or no longer the one."""
+        """What lies under it is no answer, or no longer the one. What is kept after this is."""
         self._doomed.append(key)
         self.wake()
 
@@ -143,13 +143,17 @@ class RedisKeeper:
             if self._failure:
                 raise ConnectionError(self._failure)
             await self._agree(commands)
+            await self._drop(commands)  # first: what is written now was kept later
             await self._write(commands)
-            await self._drop(commands)
             await self._wait()
 
     @property
     def _is_done(self) -> bool:
-        return self._is_closing and (not len(self._queue) or self._clock() > self._ends_at)
+        return self._is_closing and (not self._has_work or self._clock() > self._ends_at)
+
+    @property
+    def _has_work(self) -> bool:
+        return bool(len(self._queue) or self._doomed)
 
     async def _agree(self, commands: RedisCommands) -> None:
         """On the generation: tell Redis of this server's, or take the one that lies there."""
@@ -184,23 +188,23 @@ class RedisKeeper:
     async def _write(self, commands: RedisCommands) -> None:
         """What cannot be stored goes, with whatever lies under its key: an older answer, or an unknown one."""
         writes = self._queue.take(_WRITES_AT_ONCE)
-        unstored = {write.key for write in writes}
-        num_stored = 0
+        stored = set[bytes]()
         try:
             if entries := await asyncio.to_thread(self._packed, writes) if writes else []:
                 refused = await asyncio.wait_for(commands.store(entries), max(_BACKGROUND_SECONDS, self._limit))
-                unstored -= {entry.key for entry in entries} - refused.keys()
-                num_stored = len(entries) - len(refused)
+                stored = {entry.key for entry in entries} - refused.keys()
                 if refused:
                     self._say(f"did not take an answer: {next(iter(refused.values()))}")
         finally:
-            self._doomed += unstored
+            self._doomed += {write.key for write in writes} - stored
+            num_stored = sum(write.key in stored for write in writes)
             self._counts.count(REDIS_STORES, num_stored)
             self._counts.count(REDIS_DROPPED, len(writes) - num_stored)
 
     def _packed(self, writes: list[Write]) -> list[Stored]:
-        """On another thread: packing many long answers would make lookups late."""
-        return [stored for write in writes if (stored := self._stored(write)) is not None]
+        """The last of each key. On another thread: packing many long answers would make lookups late."""
+        last = {write.key: write for write in writes}
+        return [stored for write in last.values() if (stored := self._stored(write)) is not None]
 
     def _stored(self, write: Write) -> Stored | None:
         """None for what would be of no use there, or is too large."""
@@ -211,14 +215,19 @@ class RedisKeeper:
         return Stored(write.key, value, left_ms) if len(value) <= MAX_VALUE_BYTES else None
 
     async def _drop(self, commands: RedisCommands) -> None:
+        """They stay doomed until Redis says that they are gone."""
         keys = [self._doomed.popleft() for _ in range(len(self._doomed))]
-        if keys:
-            await asyncio.wait_for(commands.drop(keys), _BACKGROUND_SECONDS)
+        try:
+            if keys:
+                await asyncio.wait_for(commands.drop(keys), _BACKGROUND_SECONDS)
+        except BaseException:
+            self._doomed.extendleft(reversed(keys))
+            raise
 
     async def _wait(self) -> None:
         """For work, or until it is time to look what other servers did."""
         left = self._looked_at + _WATCH_SECONDS - self._clock()
-        if left > 0 and not len(self._queue) and not self._is_closing:
+        if left > 0 and not self._has_work and not self._is_closing:
             await _within(left, self._work.wait())
         self._work.clear()
         self._wants_look = self._wants_look or self._clock() >= self._looked_at + _WATCH_SECONDS

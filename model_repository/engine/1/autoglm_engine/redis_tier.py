@@ -93,11 +93,12 @@ class RedisTier:
         generation = self._generations.current
         if generation is None or not self._queue.put(Write(key, answer, generation, self._clock())):
             self._counts.count(REDIS_DROPPED)
-            self._keeper.drop(key)
+            self.forget(key)
             return
         self._keeper.wake()
 
     def forget(self, key: bytes) -> None:
+        self._counts.count(REDIS_DROPPED, self._queue.discard(key))
         self._keeper.drop(key)
 
     def flush(self) -> None:

@@ -18,6 +18,8 @@ class Limits:
     prefill_chunk: int  # most tokens of one span
     vocab_size: int
     num_candidates: int = 0  # 0: a step gives whole logits; k: it gives `Candidates` with k a row
+    step_tokens: int = 256  # most of a step, where the settings leave it to the runner
+    on_gpu: bool = False  # a device computes the steps, and may hang
     max_logits_per_span: int = 1  # of a span's last tokens. More than 1 promises what verifying drafts needs: a token's
     # logits do not depend, to the bit, on how its sequence was cut into spans, nor on the others of the step
 

@@ -17,7 +17,7 @@ from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .drafting import FIXED_ROWS
 from .engine import Engine
-from .errors import EngineError, InvalidRequest, ShuttingDown
+from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
 from .guide_pool import GuidePool
 from .guides import Guides
@@ -38,6 +38,7 @@ from .server_identity import ServerIdentity
 from .settings import EngineSettings
 from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
+from .step_watch import StepWatch
 from .tiers import Tier
 from .token_text import TokenText
 from .tool_format import UNKNOWN, call_tokens
@@ -121,6 +122,12 @@ class EngineService:
             )
             self._replies = Replies(gate)
             self._loop = EngineLoop(self._engine, self._deliver, died)
+            self._died = died
+            self._step_watch = StepWatch(
+                lambda: self._loop.seconds_of_step,
+                settings.seconds_of_step(self._runner.limits.on_gpu),
+                self._end_hung,
+            )
             self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
             if self._semantic:
                 self._semantic.checks = SemanticChecks(
@@ -139,11 +146,13 @@ class EngineService:
         with self._board.ended_by_failure():
             self._loop.start()
             self._watch.start()
+            self._step_watch.start()
             self._metrics.start()
 
     def close(self) -> None:
         """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended, which
         nothing can hasten."""
+        self._step_watch.close(_CLOSE_SECONDS)
         if not self._loop.close(_CLOSE_SECONDS):
             self._replies.end_all(ShuttingDown("the server is shutting down"), _CLOSE_SECONDS)
         self._board.close()  # early: whoever ends the process meanwhile finds nothing left behind
@@ -157,7 +166,14 @@ class EngineService:
     @property
     def healthy(self) -> bool:
         """Whether steps are computed."""
-        return self._loop.healthy
+        return self._loop.healthy and self._step_watch.failure is None
+
+    def _end_hung(self, failure: DeviceError) -> None:
+        """The thread that steps never comes back: others answer in its place."""
+        _log.critical("%s", failure)
+        self._engine.refuse(failure)
+        self._replies.end_all(failure, _CLOSE_SECONDS)
+        self._died()
 
     def _deliver(self, event: Event) -> None:
         if not self._background.take(event):
@@ -193,7 +209,8 @@ class EngineService:
         return dataclasses.replace(request, deadline=request.arrival + self._default_deadline_ms / 1e3)
 
     def control(self, text: bytes, reply: Reply) -> None:
-        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters,
+        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters, or an error
+        where a step hangs,
         `{"limits": true}` with the model's, `{"flush": true}` with how many kept answers that forgets."""
         try:
             answer = self._control(text)
@@ -211,6 +228,7 @@ class EngineService:
             case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):
                 return {"cancelled": self._loop.cancel(self._replies.find(ids))}
             case {"stats": True, **rest} if not rest:
+                self._step_watch.check()
                 counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}
                 redis = self._redis.stats if self._redis else {}
                 semantic = self._semantic.stats if self._semantic else {}

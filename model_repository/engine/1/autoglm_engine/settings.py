@@ -15,10 +15,12 @@ SEMANTIC_MODES = ("off", "asked", "on")
 SPECULATION = ("off", "auto", "on")
 POLICIES = ("fifo", "features", "static")
 _DAY_MS = 86_400_000
+_GPU_STEP_SECONDS = 30.0  # the longest steps take a tenth of a second
 _RANGES: dict[str, tuple[float, float]] = {
     "max_queue": (1, 1_000_000),
     "max_batch_size": (0, 4096),
-    "token_budget": (1, 1_000_000),
+    "token_budget": (0, 1_000_000),
+    "step_timeout_seconds": (0, 3600),
     "heartbeat_ms": (1, 3_600_000),
     "max_events_per_second": (0, 1_000_000),
     "default_deadline_ms": (0, _DAY_MS),
@@ -63,7 +65,10 @@ class EngineSettings:
     `max_batch_size`: most slots used at once, at most those of the artifact; 0 uses all of them.
     `token_budget`: most tokens a step computes, decode and prefill together. More makes prefill faster and the gap
     between two tokens of a running stream longer. Running requests always get their token: the budget counts as the
-    number of slots where that is more.
+    number of slots where that is more. 0 leaves it to the runner: 2048 with TensorRT, which computes several prompts at
+    once, else 256.
+    `step_timeout_seconds`: a step that takes longer hangs, and ends the engine's process. 0 is 30 on a GPU, and no limit on
+    a CPU, where a step that is slow goes on all the same.
     `prefix_reuse`: keep finished slots, and start a request from the longest prefix that is in a slot already.
     `heartbeat_ms`: a streamed request that was silent for so long gets an empty event.
     `max_events_per_second`: over all streams; 0 sends each token as it comes. Beyond it tokens share an event; the
@@ -101,7 +106,8 @@ class EngineSettings:
 
     max_queue: int = 512
     max_batch_size: int = 0
-    token_budget: int = 256
+    token_budget: int = 0
+    step_timeout_seconds: float = 0.0
     prefix_reuse: bool = True
     heartbeat_ms: float = 300.0
     max_events_per_second: float = 0.0
@@ -150,6 +156,10 @@ class EngineSettings:
             raise InvalidRequest(
                 f"the setting redis_prefix is {self.redis_prefix!r:.80}; it must be 1 to 64 letters, digits and any of . : _ -"
             )
+
+    def seconds_of_step(self, on_gpu: bool) -> float:
+        """Most that one may take; 0 is no limit."""
+        return self.step_timeout_seconds or (_GPU_STEP_SECONDS if on_gpu else 0.0)
 
     def num_slots(self, available: int) -> int:
         """Slots to use of the artifact's `available` ones. Raises InvalidRequest where it has fewer."""

@@ -1,12 +1,13 @@
 """The small inputs and outputs of a step: side by side in one block, so that one copy takes them to the device, or back.
 
-A block has one region for a decode call of all slots and one for each prefill call that a step may have. On the device
-it exists once; in pinned memory twice, in turns, so that a step is written while the one before may still be copied.
+A block begins with a region for a decode call of all slots; behind it each step lays out one region for each of its
+prefill calls. On the device a block exists once; in pinned memory twice, in turns, so that a step is written while the one
+before may still be copied.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,7 +57,11 @@ class Region:
 
 
 class MirroredBlock:
-    """`decode` and `prefill[i]`: the regions; `addresses(region)`: where the device has its tensors."""
+    """`decode`: the region of a decode call. `most_rows`: of all prefill calls of a step; one takes at most what
+    `prefill_row`, alone in a call, takes.
+
+    `addresses(region)`: where the device has its tensors; `views(turn, region)`: name -> where pinned memory has them.
+    """
 
     def __init__(
         self,
@@ -64,45 +69,40 @@ class MirroredBlock:
         memory: DeviceMemory,
         *,
         decode: Sequence[Format],
-        prefill: Sequence[Format],
-        num_prefill: int,
+        prefill_row: Sequence[Format],
+        most_rows: int,
     ) -> None:
         self._cuda = cuda
         self.decode = Region.at(0, decode)
-        self.prefill: list[Region] = []
-        for _ in range(num_prefill):
-            self.prefill.append(Region.at((self.prefill or [self.decode])[-1].end, prefill))
-        size = (self.prefill or [self.decode])[-1].end
+        size = self.decode.end + most_rows * Region.at(0, prefill_row).end
         self._device = memory.allocate("step", size)
-        turns = [memory.pinned(size) for _ in range(NUM_TURNS)]
-        self._hosts = [int(host.ctypes.data) for host in turns]
-        self._decode_views = [_views(self.decode, host) for host in turns]
-        self._prefill_views = [[_views(region, host) for region in self.prefill] for host in turns]
+        self._turns = [memory.pinned(size) for _ in range(NUM_TURNS)]
+        self._decode_views = [self.views(turn, self.decode) for turn in range(NUM_TURNS)]
+
+    def prefill(self, calls: Iterable[Sequence[Format]]) -> list[Region]:
+        """The regions of a step's prefill calls."""
+        regions = [self.decode]
+        for formats in calls:
+            regions.append(Region.at(regions[-1].end, formats))
+        return regions[1:]
 
     def decode_views(self, turn: int) -> Views:
-        """Name -> the decode region's tensor in pinned memory."""
         return self._decode_views[turn]
 
-    def prefill_views(self, turn: int, index: int) -> Views:
-        return self._prefill_views[turn][index]
+    def views(self, turn: int, region: Region) -> Views:
+        return {cell.name: cell.view(self._turns[turn]) for cell in region.cells}
 
     def addresses(self, region: Region) -> dict[str, int]:
         return {cell.name: self._device + cell.offset for cell in region.cells}
 
-    def upload(self, turn: int, has_decode: bool, num_prefill: int) -> None:
-        """Enqueue one copy of the regions in use to the device."""
-        begin, size = self._used(has_decode, num_prefill)
-        self._cuda.copy(self._device + begin, self._hosts[turn] + begin, size)
+    def upload(self, turn: int, regions: Sequence[Region]) -> None:
+        """Enqueue one copy of the regions, which lie side by side, to the device."""
+        begin, size = regions[0].begin, regions[-1].end - regions[0].begin
+        self._cuda.copy(self._device + begin, self._host(turn) + begin, size)
 
-    def download(self, turn: int, has_decode: bool, num_prefill: int) -> None:
-        begin, size = self._used(has_decode, num_prefill)
-        self._cuda.copy(self._hosts[turn] + begin, self._device + begin, size)
+    def download(self, turn: int, regions: Sequence[Region]) -> None:
+        begin, size = regions[0].begin, regions[-1].end - regions[0].begin
+        self._cuda.copy(self._host(turn) + begin, self._device + begin, size)
 
-    def _used(self, has_decode: bool, num_prefill: int) -> tuple[int, int]:
-        begin = self.decode.begin if has_decode else self.decode.end
-        end = self.prefill[num_prefill - 1].end if num_prefill else self.decode.end
-        return begin, end - begin
-
-
-def _views(region: Region, memory: npt.NDArray[np.uint8]) -> Views:
-    return {cell.name: cell.view(memory) for cell in region.cells}
+    def _host(self, turn: int) -> int:
+        return int(self._turns[turn].ctypes.data)

@@ -18,9 +18,12 @@ class TensorShapes:
     num_layers: int
     num_kv_heads: int
     cache_length: int  # positions of a slot's buffers; those beyond max_length are never read, idle rows write to them
-    attention_lengths: tuple[
+    attention_lengths: tuple[int, ...]  # positions that a call's attention may read, rising; the last is cache_length
+    prefill_lengths: tuple[
         int, ...
-    ]  # how many positions a call's attention may read, rising; the last is cache_length
+    ]  # tokens that a prefill call's rows are padded to, rising; the last is prefill_chunk
+    batched_rows: int  # most of a prefill call
+    batched_length: int  # most tokens of a row where a prefill call has several
     head_size: int
     cache_dtype: str
     prefill_chunk: int
@@ -32,12 +35,16 @@ class TensorShapes:
         """Raises ArtifactError where the manifest contradicts itself."""
         details, cache = manifest.runtime_details, manifest.cache
         try:
+            batched = details["profiles"]["batched_prefill"]
             shapes = cls(
                 num_slots=manifest.num_slots,
                 num_layers=cache.num_layers,
                 num_kv_heads=cache.num_kv_heads,
                 cache_length=int(details["cache_length"]),
                 attention_lengths=tuple(map(int, details["attention_lengths"])),
+                prefill_lengths=tuple(map(int, details["prefill_lengths"])),
+                batched_rows=int(batched["batch"][1]),
+                batched_length=int(batched["sequence"][1]),
                 head_size=cache.head_size,
                 cache_dtype=details["cache_dtype"],
                 prefill_chunk=manifest.prefill_chunk,
@@ -47,17 +54,35 @@ class TensorShapes:
             _ = shapes.cache_itemsize
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
-        if shapes.cache_length <= manifest.max_length:
-            raise ArtifactError(
-                f"the artifact's cache has {shapes.cache_length} positions; "
-                f"{manifest.max_length} tokens need {manifest.max_length + 1}: export it again"
-            )
-        if shapes.attention_lengths[-1:] != (shapes.cache_length,):
-            raise ArtifactError(
-                f"the artifact's attention reads {shapes.attention_lengths} positions, its cache has "
-                f"{shapes.cache_length}: export it again"
-            )
+        shapes.check(manifest.max_length)
         return shapes
+
+    def check(self, max_length: int) -> None:
+        """Whether there are spare positions for the longest idle row, and calls for all that a slot and a span may hold."""
+        needed = max_length + self.batched_length
+        if self.cache_length < needed:
+            raise ArtifactError(
+                f"the artifact's cache has {self.cache_length} positions; {max_length} tokens need {needed}: "
+                "export it again"
+            )
+        if self.attention_lengths[-1:] != (self.cache_length,):
+            raise ArtifactError(
+                f"the artifact's attention reads {self.attention_lengths} positions, its cache has "
+                f"{self.cache_length}: export it again"
+            )
+        if self.prefill_lengths[-1:] != (self.prefill_chunk,) or self.batched_length not in self.prefill_lengths:
+            raise ArtifactError(
+                f"the artifact pads prompts to {self.prefill_lengths} tokens, its chunks have {self.prefill_chunk} and "
+                f"those of a batch {self.batched_length}: export it again"
+            )
+
+    def padded(self, num_tokens: int) -> int:
+        """The shortest of `prefill_lengths` that holds so many."""
+        return next(length for length in self.prefill_lengths if length >= num_tokens)
+
+    def keys(self, num_positions: int) -> int:
+        """The shortest of `attention_lengths` that holds so many."""
+        return next(length for length in self.attention_lengths if length >= num_positions)
 
     @property
     def cache_itemsize(self) -> int:

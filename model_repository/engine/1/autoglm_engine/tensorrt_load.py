@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -12,15 +13,19 @@ from .cuda_bindings import CudaBindings
 from .device_approval import approve, examined, record_of, refusal
 from .device_memory import free_all
 from .errors import ArtifactError, DeviceError
+from .kernel_cache import KernelCache
 from .manifest import Manifest
 from .plan import Plan
 from .runner import Limits
 from .tensor_shapes import TensorShapes
 from .tensorrt_runner import TensorRTRunner
+from .trt_calls import graphs_of
 from .trt_module import load_module
 
 _FLOAT = 4  # bytes
 Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
+_STEP_TOKENS = 2048  # some 40 ms of an H200's arithmetic (18.8 GFLOP a token of GLM-4-9B at 989 TFLOP/s)
+_GRAPH_BYTES = 16 << 20  # that a decode graph and its context may take
 _KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
 
 
@@ -41,8 +46,10 @@ def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
     return check_on(folder, manifest, trt, CudaBindings())
 
 
-def check_on(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> dict[str, Any]:
-    """See `check_here`; `trt`, `cuda`: as in `open_runner`."""
+def check_on(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """See `check_here`; the rest as for `open_runner`."""
     record: dict[str, Any] = {}
 
     def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
@@ -51,20 +58,27 @@ def check_on(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda) -> dict[str
             raise ArtifactError(refusal(report.failure, manifest, cuda.device))
         record.update(record_of(report, manifest, cuda.device))
 
-    open_runner(folder, manifest, trt, cuda, approve=examine).close()
+    open_runner(folder, manifest, trt, cuda, environ, approve=examine).close()
     return record
 
 
 def open_runner(
-    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, *, approve: Approve = approve
+    folder: Path,
+    manifest: Manifest,
+    trt: Any,
+    cuda: Cuda,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    approve: Approve = approve,
 ) -> TensorRTRunner:
-    """`trt`: the module. The runner closes `cuda`, and so does a failure to make one. `approve` raises ArtifactError where
-    this GPU must not serve."""
+    """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a failure
+    to make one. `approve` raises ArtifactError where this GPU must not serve."""
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:
         _check_gpu(cuda, manifest)
-        runner = _open(folder, manifest, trt, cuda, cleanup)
+        kernels = KernelCache(_kernels_key(cuda, manifest), environ)
+        runner = _open(folder, manifest, trt, cuda, cleanup, kernels)
         approve(folder, manifest, runner, cuda)
         return runner
     except DeviceError as error:
@@ -75,19 +89,24 @@ def open_runner(
         raise
 
 
-def _open(folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack) -> TensorRTRunner:
+def _open(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack, kernels: KernelCache
+) -> TensorRTRunner:
     details = manifest.runtime_details
     shapes = TensorShapes.of(manifest)
-    plan = Plan(trt, cuda, folder / details["engine"], shapes)
+    plan = Plan(trt, cuda, folder / details["engine"], shapes, kernels)
     cleanup.callback(plan.close)
+    cleanup.callback(plan.keep_kernels)
     if details["weight_streaming"]:
-        plan.stream_weights(_slot_bytes(shapes))
+        plan.stream_weights(_slot_bytes(shapes) + len(graphs_of(shapes)) * _GRAPH_BYTES)
     limits = Limits(
         num_slots=manifest.num_slots,
         max_length=manifest.max_length,
         prefill_chunk=manifest.prefill_chunk,
         vocab_size=manifest.vocab_size,
         num_candidates=shapes.num_candidates,
+        step_tokens=_STEP_TOKENS,
+        on_gpu=True,
     )
     return TensorRTRunner(plan, cuda, shapes, limits, cleanup)
 
@@ -96,6 +115,11 @@ def _slot_bytes(shapes: TensorShapes) -> int:
     """What all slots need on the device: keys and values, and a row each of logits, factors and offsets."""
     keys_and_values = len(shapes.cache_names) * shapes.bytes_per_slot
     return shapes.num_slots * (keys_and_values + 3 * shapes.vocab_size * _FLOAT)
+
+
+def _kernels_key(cuda: Cuda, manifest: Manifest) -> str:
+    plan = manifest.files[manifest.runtime_details["engine"]]
+    return f"{plan.sha256} {manifest.runtime_version} {cuda.compute_capability}"
 
 
 def _check_gpu(cuda: Cuda, manifest: Manifest) -> None:

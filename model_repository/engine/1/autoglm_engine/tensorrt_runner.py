@@ -1,9 +1,9 @@
 """Runs a TensorRT engine on one GPU; `tensorrt_load` makes it of an artifact.
 
 A step, all of it enqueued on one stream: what changed of the slots' logit adjustments; one copy of the small inputs to
-the device; a decode call of the spans of one token; a prefill call for each longer span; one copy of the candidates back;
-an event, which `Pending.result` waits for. Row i of the decode call is slot i. Rows below the highest one that are not in
-the step are idle: they write to the last position of their slot, which no call ever reads.
+the device; a decode call of the spans of one token; prefill calls of the longer ones, several in a call where that is
+cheaper; one copy of the candidates back; an event, which `Pending.result` waits for. Row i of the decode call is slot i.
+Rows of a call that are not in the step are idle: they write to the last positions of their slot, which no call ever reads.
 
 Nothing is allocated after load. The first failure of the GPU is final: every later call raises the same sentence.
 """
@@ -23,23 +23,31 @@ from .errors import DeviceError, EngineError
 from .kv_cache import KeyValueCache
 from .logit_state import LogitState
 from .plan import Plan
+from .prefill_batches import PrefillBatch, batches_of
 from .runner import Limits
 from .span_checks import check_batch, check_prefix
-from .step_buffers import NUM_TURNS
+from .step_buffers import NUM_TURNS, Region
 from .step_inputs import StepInputs
-from .step_outputs import Row, StepOutputs
+from .step_outputs import Row, StepOutputs, rows_of
 from .tensor_shapes import TensorShapes
-from .trt_calls import CallFactory, DecodeCalls, PrefillCall
+from .trt_calls import CallFactory, DecodeCalls, PrefillCalls, graphs_of, warm_up_shapes
 
 _log = logging.getLogger(__name__)
 _FINAL = "the GPU failed before and this process can no longer use it; restart the server"
 
 
+RESERVE_BYTES = 256 << 20  # free after load: kernels that are loaded or compiled later, and other users of the card
+
+
 @dataclass(frozen=True, slots=True)
 class Step:
-    """A step that was issued."""
+    """A step that is issued. `rows`: of its logits, in the spans' order."""
 
     number: int
+    decode: tuple[Span, ...]
+    batches: tuple[PrefillBatch, ...]
+    inputs: tuple[Region, ...]  # of the batches
+    outputs: tuple[Region, ...]
     rows: tuple[Row, ...]
 
     @property
@@ -73,11 +81,15 @@ class TensorRTRunner:
         self._logit_state = LogitState(cuda, memory, shapes)
         self._inputs, self._outputs = StepInputs(cuda, memory, shapes), StepOutputs(cuda, memory, shapes)
         self._events = [memory.event() for _ in range(NUM_TURNS)]
+        self._shapes = shapes
+        free = cuda.free_memory()
         self._decode, self._prefill = self._create_calls(plan, memory, shapes)
         self._prepare()
+        plan.keep_kernels()
         memory.note("weights", plan.weight_bytes)
+        memory.note("graphs", self._checked_memory(free - memory.summary["activations"]))
         self.memory: Mapping[str, int] = memory.summary
-        _log.info("memory in use: %s", readable(self.memory))
+        _log.info("%d decode graphs; memory in use: %s", len(graphs_of(shapes)), readable(self.memory))
 
     @property
     def limits(self) -> Limits:
@@ -109,57 +121,88 @@ class TensorRTRunner:
 
     # ---- load
 
-    def _create_calls(self, plan: Plan, memory: DeviceMemory, shapes: TensorShapes) -> tuple[DecodeCalls, PrefillCall]:
+    def _create_calls(self, plan: Plan, memory: DeviceMemory, shapes: TensorShapes) -> tuple[DecodeCalls, PrefillCalls]:
         num_bytes = plan.activation_bytes
         factory = CallFactory(plan, self._cuda, self._cleanup, memory.allocate("activations", num_bytes), num_bytes)
-        addresses = self._inputs.decode_addresses | self._outputs.decode_addresses | self._cache.addresses()
+        inputs = self._inputs.addresses(self._inputs.decode)
+        addresses = inputs | self._outputs.decode_addresses | self._cache.addresses()
         decode = DecodeCalls(factory, shapes, addresses | self._logit_state.addresses)
-        return decode, PrefillCall(factory, shapes, self._logit_state.gathered_addresses)
+        return decode, PrefillCalls(factory, shapes, self._logit_state.gathered_addresses)
 
     def _prepare(self) -> None:
-        self._inputs.stage_idle(0, self._limits.num_slots)
-        self._inputs.upload(0, has_decode=True, num_prefill=0)
+        """Run every decode call and prefill calls of all kinds, over idle rows only."""
+        self._inputs.stage_idle(0, self._inputs.decode, self._limits.num_slots)
+        self._inputs.upload(0, [self._inputs.decode])
         self._decode.prepare()
+        for rows, tokens, keys in warm_up_shapes(self._shapes):
+            self._run_idle(PrefillBatch((), 0, rows, tokens), keys)
         self._cuda.synchronize()
+
+    def _run_idle(self, batch: PrefillBatch, num_positions: int) -> None:
+        (inputs,), (outputs,) = self._inputs.prefill([batch]), self._outputs.prefill([batch])
+        self._inputs.stage_idle(0, inputs, batch.num_rows)
+        self._inputs.upload(0, [inputs])
+        self._run_prefill(batch, inputs, outputs, num_positions)
+        self._cuda.synchronize()  # pinned memory is written again
+
+    def _checked_memory(self, free_before: int) -> int:
+        """What contexts, kernels and graphs took of the `free_before` bytes. Raises DeviceError where too little is left."""
+        free = self._cuda.free_memory()
+        if free < RESERVE_BYTES:
+            raise DeviceError(
+                f"{free >> 20} MiB are free after load, {RESERVE_BYTES >> 20} MiB must be", is_out_of_memory=True
+            )
+        return max(free_before - free, 0)
 
     # ---- a step
 
     def _issue(self, spans: Sequence[Span]) -> Step:
         self._number += 1
-        step = Step(self._number, Row.of_spans(spans))
-        decode = [span for span in spans if len(span.token_ids) == 1]
-        prefill = [span for span in spans if len(span.token_ids) > 1]
+        step = self._step(spans)
         self._cuda.wait(self._events[step.turn])  # for the step that had this turn's pinned memory
         self._logit_state.apply(spans)
-        bucket = self._stage(step.turn, decode, prefill)
-        self._inputs.upload(step.turn, has_decode=bool(decode), num_prefill=len(prefill))
-        if decode:
-            self._decode.run(bucket)
-        for call, span in enumerate(prefill):
-            self._run_prefill(call, span)
+        self._stage(step)
+        if step.decode:
+            self._run_decode(step.decode)
+        for batch, inputs, outputs in zip(step.batches, step.inputs, step.outputs, strict=True):
+            self._run_prefill(batch, inputs, outputs, batch.end)
         if step.rows:
-            self._outputs.download(step.turn, has_decode=bool(decode), num_prefill=len(prefill))
+            decode = [self._outputs.decode] if step.decode else []
+            self._outputs.download(step.turn, [*decode, *step.outputs])
         self._cuda.record(self._events[step.turn])
         return step
 
-    def _stage(self, turn: int, decode: Sequence[Span], prefill: Sequence[Span]) -> int:
-        """Write the small inputs; returns the decode call's bucket, 0 for none."""
-        inverse_temperatures = self._logit_state.inverse_temperatures
-        for call, span in enumerate(prefill):
-            self._inputs.stage_prefill(turn, call, span, float(inverse_temperatures[span.slot]))
-        if not decode:
-            return 0
-        bucket = self._decode.bucket(max(span.slot for span in decode))
-        self._inputs.stage_decode(turn, bucket, decode, inverse_temperatures)
-        return bucket
+    def _step(self, spans: Sequence[Span]) -> Step:
+        decode = tuple(span for span in spans if len(span.token_ids) == 1)
+        batches = batches_of([span for span in spans if len(span.token_ids) > 1], self._shapes)
+        inputs, outputs = self._inputs.prefill(batches), self._outputs.prefill(batches)
+        rows = rows_of(spans, self._outputs.decode, batches, outputs)
+        return Step(self._number, decode, tuple(batches), tuple(inputs), tuple(outputs), rows)
 
-    def _run_prefill(self, call: int, span: Span) -> None:
-        if span.wants_logits:
-            self._logit_state.gather(span.slot)
-        addresses = self._inputs.prefill_addresses(call) | self._outputs.prefill_addresses(call)
-        self._prefill.run(len(span.token_ids), addresses | self._cache.addresses(span.slot))
-        if span.wants_logits:
-            self._outputs.keep_prefill_logits(span.slot)
+    def _stage(self, step: Step) -> None:
+        """Write the small inputs and enqueue their copy."""
+        inverse_temperatures = self._logit_state.inverse_temperatures
+        for batch, region in zip(step.batches, step.inputs, strict=True):
+            self._inputs.stage_prefill(step.turn, region, batch, inverse_temperatures)
+        regions = list(step.inputs)
+        if step.decode:
+            self._inputs.stage_decode(step.turn, self._decode_rows(step.decode), step.decode, inverse_temperatures)
+            regions.insert(0, self._inputs.decode)
+        self._inputs.upload(step.turn, regions)
+
+    def _decode_rows(self, spans: Sequence[Span]) -> int:
+        return self._decode.rows(max(span.slot for span in spans))
+
+    def _run_decode(self, spans: Sequence[Span]) -> None:
+        self._decode.run(self._decode_rows(spans), max(span.start for span in spans) + 1)
+
+    def _run_prefill(self, batch: PrefillBatch, inputs: Region, outputs: Region, num_positions: int) -> None:
+        if batch.wants_logits:
+            self._logit_state.gather(batch.first_slot, batch.num_rows)
+        addresses = self._inputs.addresses(inputs) | self._outputs.prefill_addresses(outputs)
+        addresses |= self._cache.addresses(batch.first_slot)
+        self._prefill.run(batch.num_rows, batch.num_tokens, num_positions, addresses)
+        self._outputs.keep_prefill_logits(batch)
 
     # ---- its result
 

@@ -53,5 +53,14 @@ class WriteQueue:
             self._num_numbers -= sum(write.num_numbers for write in taken)
             return taken
 
+    def discard(self, key: bytes) -> int:
+        """How many writes of that key there were: they will not be taken."""
+        with self._lock:
+            gone = [write for write in self._writes if write.key == key]
+            if gone:
+                self._writes = deque(write for write in self._writes if write.key != key)
+                self._num_numbers -= sum(write.num_numbers for write in gone)
+            return len(gone)
+
     def clear(self) -> None:
         self.take(self._max_writes)

@@ -1,0 +1,52 @@
+"""Notices that a step never ends. A GPU that hangs says nothing: whoever waits for it waits forever, inside the driver."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import DeviceError
+from .periodic import Periodic
+
+_POLL_SECONDS = 0.5
+
+
+class StepWatch:
+    """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `most_seconds`: 0 is no limit.
+    `hung` is called once, with why."""
+
+    def __init__(
+        self, seconds_of_step: Callable[[], float], most_seconds: float, hung: Callable[[DeviceError], object]
+    ) -> None:
+        self._seconds_of_step = seconds_of_step
+        self._most_seconds = most_seconds
+        self._hung = hung
+        self._is_told = False
+        self._thread = Periodic("step-watch", _POLL_SECONDS, self._tell, "steps cannot be watched")
+
+    def start(self) -> None:
+        if self._most_seconds:
+            self._thread.start()
+
+    def close(self, timeout: float | None = None) -> None:
+        self._thread.close(timeout)
+
+    @property
+    def failure(self) -> DeviceError | None:
+        """What hangs; None where nothing does."""
+        seconds = self._seconds_of_step()
+        if not 0 < self._most_seconds < seconds:
+            return None
+        return DeviceError(
+            f"a step has been in flight for {seconds:.0f} s, more than the {self._most_seconds:g} s that it may take "
+            "(step_timeout_seconds): the device hangs"
+        )
+
+    def check(self) -> None:
+        """Raise what hangs."""
+        if (failure := self.failure) is not None:
+            raise failure
+
+    def _tell(self) -> None:
+        if not self._is_told and (failure := self.failure) is not None:
+            self._is_told = True
+            self._hung(failure)
