@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runner import run_step
@@ -48,11 +49,18 @@ class ContractOps(NumpyOps):
         seen_keys, seen_values = (
             np.repeat(x[:, key_positions].astype(np.float32), group, axis=0) for x in (keys, values)
         )
-        scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) / np.sqrt(np.float32(spec.head_size))
-        scores = np.where(key_positions[None, :] > positions[:, None], -np.inf, scores)
+        scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) * self.scale()
+        scores = np.where(self.hidden(key_positions, positions), -np.inf, scores)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,hkd->qhd", shares, seen_values).reshape(count, -1).astype(np.float32)
+
+    def scale(self) -> np.float32:
+        return np.float32(self.spec.head_size**-0.5)
+
+    def hidden(self, keys: npt.NDArray[np.int32], queries: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """[queries, keys], from their positions: what a token does not see."""
+        return np.asarray(keys[None, :] > queries[:, None])
 
     def select_rows(self, x: Rows) -> Rows:
         index = int(self.inputs["logit_indices"][self.row, 0])

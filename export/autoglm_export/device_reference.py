@@ -8,7 +8,7 @@ engine that is to be checked, so an engine that was built ahead of time has the 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from autoglm_engine.device_reference import REFERENCE_FILE, DeviceReference
 
 from .decoder import build_layer
 from .lowering import Progress, no_progress
-from .reference_ops import ReferenceOps, CachedTokens
+from .reference_ops import CachedTokens, HeldWeights, ReferenceOps
 from .spec import ModelSpec
 from .weights import Array
 
@@ -34,13 +34,10 @@ _SCORE_DEVIATION = 2.0  # of a query's scores: some keys count a lot, and many a
 _PATTERN_DEVIATION = LARGEST / 3**0.5
 _VALUE_EXPONENT = -5  # values of a deviation of 2.3
 
-Matrices = Callable[[Sequence[str]], Array]  # layers that share their inputs -> their weights, side by side
-
 
 def write_reference(
     spec: ModelSpec,
-    weights: Mapping[str, Array],
-    matrices: Matrices,
+    weights: HeldWeights,
     folder: Path,
     *,
     precision: str,
@@ -49,14 +46,14 @@ def write_reference(
     text: TokenIds | None = None,
     progress: Progress = no_progress,
 ) -> str:
-    """Returns the file's name. `matrices`: of the linear layers, as the engine holds them. `text`: at least two tokens, of
+    """Returns the file's name. `text`: at least two tokens, of
     which the first count; None: tokens of no meaning."""
     text = (spread_ids(spec.vocab_size, TEXT_TOKENS) if text is None else text)[: min(TEXT_TOKENS, max_length)]
     places = min(PLACES, len(text) - 1)
     lengths = lengths_of(max_length)
     counts = [min(length, NEW_TOKENS, prefill_chunk) for length in lengths]
-    layer = LayerReference(spec, weights, matrices, lengths, counts)
-    logits = text_logits(spec, weights, matrices, text, places, progress)
+    layer = LayerReference(spec, weights, lengths, counts)
+    logits = text_logits(spec, weights, text, places, progress)
     likely = np.argsort(-logits, axis=1, kind="stable")[:, :LIKELIEST].astype(np.int32)
     reference = DeviceReference(
         lengths=lengths,
@@ -87,14 +84,13 @@ def spread_ids(vocab_size: int, count: int, first: int = 0) -> TokenIds:
 
 def text_logits(
     spec: ModelSpec,
-    weights: Mapping[str, Array],
-    matrices: Matrices,
+    weights: HeldWeights,
     text: TokenIds,
     places: int,
     progress: Progress = no_progress,
 ) -> Array:
     """`[places, vocab_size]`: after each of the last tokens of `text`, by one pass, layer by layer."""
-    ops = ReferenceOps(spec, weights, matrices, [CachedTokens(text)])
+    ops = ReferenceOps(spec, weights, [CachedTokens(text)])
     residual = ops.embed("embed")
     normed = ops.rms_norm(residual, "layers.0.attention_norm")
     for layer in range(spec.num_layers):
@@ -112,12 +108,11 @@ class LayerReference:
     def __init__(
         self,
         spec: ModelSpec,
-        weights: Mapping[str, Array],
-        matrices: Matrices,
+        weights: HeldWeights,
         lengths: Sequence[int],
         counts: Sequence[int],
     ) -> None:
-        self._spec, self._weights, self._matrices = spec, weights, matrices
+        self._spec, self._weights = spec, weights
         self._lengths, self._counts = lengths, counts
         most = max(counts)
         self.token_ids = np.stack([spread_ids(spec.vocab_size, most, 100 * row) for row in range(len(lengths))])
@@ -136,7 +131,7 @@ class LayerReference:
     def _computed(self, counts: Sequence[int]) -> list[Array]:
         """Of each row, `counts` new tokens: what the next layer writes of them, or the last one's logits."""
         sequences = [self._sequence(row, count) for row, count in enumerate(counts)]
-        ops = ReferenceOps(self._spec, self._weights, self._matrices, sequences)
+        ops = ReferenceOps(self._spec, self._weights, sequences)
         residual = ops.embed("embed")
         _, normed = build_layer(self._spec, ops, 0, residual, ops.rms_norm(residual, "layers.0.attention_norm"))
         if self._spec.num_layers == 1:
@@ -154,7 +149,7 @@ class LayerReference:
 
     def _key_exponent(self) -> int:
         """Keys so large that scores have _SCORE_DEVIATION, as nearly as a power of two allows."""
-        ops = ReferenceOps(self._spec, self._weights, self._matrices, [CachedTokens(ids) for ids in self.token_ids])
+        ops = ReferenceOps(self._spec, self._weights, [CachedTokens(ids) for ids in self.token_ids])
         queries = ops.queries(ops.rms_norm(ops.embed("embed"), "layers.0.attention_norm"), 0)
         deviation = float(np.sqrt(np.mean(np.square(queries, dtype=np.float64)))) or 1.0
         return int(np.clip(np.rint(np.log2(_SCORE_DEVIATION / (deviation * _PATTERN_DEVIATION))), -12, 6))

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
+import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
 from .spec import ModelSpec
@@ -27,18 +29,29 @@ class CachedTokens:
         return 0 if self.keys is None else self.keys.shape[1]
 
 
-class ReferenceOps:
-    """`matrices`: layers that share their inputs -> their weights side by side, `[outputs, inputs]`. All rows stay: who
-    wants the logits of some takes them."""
+class HeldWeights(Protocol):
+    """Weights as a runtime multiplies by them; `layers` share their inputs and stand side by side."""
 
-    def __init__(
-        self,
-        spec: ModelSpec,
-        weights: Mapping[str, Array],
-        matrices: Callable[[Sequence[str]], Array],
-        sequences: Sequence[CachedTokens],
-    ) -> None:
-        self._spec, self._weights, self._matrices, self._sequences = spec, weights, matrices, sequences
+    def vector(self, name: str) -> Array: ...
+
+    def table(self, name: str) -> npt.NDArray[Any]:
+        """`[vocab_size, hidden_size]` of any floating type: embedding or head."""
+        ...
+
+    def matrix(self, layers: Sequence[str]) -> Array:
+        """`[outputs, inputs]`"""
+        ...
+
+    def bias(self, layers: Sequence[str]) -> Array | None:
+        """`[outputs]`"""
+        ...
+
+
+class ReferenceOps:
+    """All rows stay: who wants the logits of some takes them."""
+
+    def __init__(self, spec: ModelSpec, weights: HeldWeights, sequences: Sequence[CachedTokens]) -> None:
+        self._spec, self._weights, self._sequences = spec, weights, sequences
         self._ends = np.cumsum([len(sequence.token_ids) for sequence in sequences])[:-1]
         self._positions = np.concatenate([np.arange(len(s.token_ids)) + s.start for s in sequences])
         tables = spec.rope.sines_and_cosines(int(self._positions.max()) + 1)
@@ -47,21 +60,20 @@ class ReferenceOps:
 
     def embed(self, weight: str) -> Array:
         ids = np.concatenate([sequence.token_ids for sequence in self._sequences])
-        return np.asarray(self._weights[weight][ids])
+        return np.asarray(self._weights.table(weight)[ids], np.float32)
 
     def rms_norm(self, x: Array, weight: str) -> Array:
         mean_square = np.mean(x * x, axis=-1, keepdims=True)
-        return np.asarray(x / np.sqrt(mean_square + np.float32(self._spec.norm_eps)) * self._weights[weight])
+        return np.asarray(x / np.sqrt(mean_square + np.float32(self._spec.norm_eps)) * self._weights.vector(weight))
 
     def add_rms_norm(self, x: Array, delta: Array, weight: str) -> tuple[Array, Array]:
         total = x + delta
         return total, self.rms_norm(total, weight)
 
     def linear(self, x: Array, *layers: str) -> Array:
-        product = x @ self._matrices(layers).T
-        if f"{layers[0]}.bias" not in self._weights:
-            return np.asarray(product)
-        return np.asarray(product + np.concatenate([self._weights[f"{name}.bias"] for name in layers]))
+        product: Array = x @ self._weights.matrix(layers).T
+        bias = self._weights.bias(layers)
+        return product if bias is None else product + bias
 
     def swiglu(self, gate: Array, up: Array) -> Array:
         with np.errstate(over="ignore"):  # exp of a large number is infinite, and its share 0
@@ -71,8 +83,9 @@ class ReferenceOps:
         return x
 
     def logits(self, x: Array, weight: str) -> None:
-        table = self._weights[weight]
-        parts = [x @ table[first : first + _SLICE].T for first in range(0, len(table), _SLICE)]
+        table = self._weights.table(weight)
+        slices = (table[first : first + _SLICE].astype(np.float32) for first in range(0, len(table), _SLICE))
+        parts = [x @ part.T for part in slices]
         self.result = np.concatenate(parts, axis=1)
 
     def attention(self, qkv: Array, layer: int, query_norm: str | None, key_norm: str | None) -> Array:
@@ -128,7 +141,8 @@ class ReferenceOps:
         group = self._spec.num_heads // self._spec.num_kv_heads
         seen = np.arange(keys.shape[1])[None] <= sequence.start + np.arange(len(query))[:, None]
         rows = [
-            _softmax(np.where(seen, query[:, head] @ keys[head // group].T * self._scale, -np.inf)) @ values[head // group]
+            _softmax(np.where(seen, query[:, head] @ keys[head // group].T * self._scale, -np.inf))
+            @ values[head // group]
             for head in range(self._spec.num_heads)
         ]
         return np.concatenate(rows, axis=1)

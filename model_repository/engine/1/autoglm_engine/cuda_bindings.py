@@ -56,7 +56,9 @@ class CudaBindings:
 
     def _driver(self) -> str:
         """Its own version where the system tells it, else the CUDA that it serves."""
-        if _DRIVER_FILE.exists() and (found := re.search(r"Module\s+(?:for \S+\s+)?(\d+[\d.]*)", _DRIVER_FILE.read_text())):
+        if _DRIVER_FILE.exists() and (
+            found := re.search(r"Module\s+(?:for \S+\s+)?(\d+[\d.]*)", _DRIVER_FILE.read_text())
+        ):
             return found[1]
         return f"for CUDA {_version(self._checked('tell its driver', self._runtime.cudaDriverGetVersion()))}"
 

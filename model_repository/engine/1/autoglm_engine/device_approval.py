@@ -11,7 +11,7 @@ from typing import Any
 from .cuda import Cuda, Device
 from .device_check import CheckedRunner, DeviceReport, check_device
 from .device_reference import DeviceReference
-from .errors import ArtifactError
+from .errors import ArtifactError, WrongOnThisGpu
 from .manifest import Manifest
 from .tensor_shapes import TensorShapes
 
@@ -30,7 +30,7 @@ def approve(folder: Path, manifest: Manifest, runner: CheckedRunner, cuda: Cuda)
     started = time.monotonic()
     report = examined(folder, manifest, runner, cuda)
     if report.failure is not None:
-        raise ArtifactError(refusal(report.failure, manifest, device))
+        raise WrongOnThisGpu(refusal(report.failure, manifest, device))
     _log.info(
         "this GPU (%s) computes what the reference says: at most %.2g off, %d of %d tokens equal, in %.1f s",
         device, report.worst_error, report.num_places - len(report.missed), report.num_places, time.monotonic() - started,

@@ -65,7 +65,9 @@ class DeviceCaches:
         block = self._blocks["key"]
         self._cuda.copy_rows(int(block.ctypes.data), width, source, shapes.bytes_per_head, width, shapes.num_kv_heads)
         self._cuda.synchronize()
-        bits = block[: width * shapes.num_kv_heads].view(np.uint16).reshape(shapes.num_kv_heads, count, shapes.head_size)
+        bits = (
+            block[: width * shapes.num_kv_heads].view(np.uint16).reshape(shapes.num_kv_heads, count, shapes.head_size)
+        )
         return restored(bits, shapes.cache_dtype).transpose(1, 0, 2).reshape(count, -1)
 
     def _pinned(self, num_bytes: int) -> HostBytes:

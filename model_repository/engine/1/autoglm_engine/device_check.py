@@ -57,7 +57,9 @@ class DeviceReport:
     def failure(self) -> str | None:
         """Of a GPU that computes something else; None of one that does not."""
         if self.worst_row:
-            return f"attention is {self.worst_error:.2g} off in {self.worst_row}, where rounding explains {self.bound:g}"
+            return (
+                f"attention is {self.worst_error:.2g} off in {self.worst_row}, where rounding explains {self.bound:g}"
+            )
         if len(self.missed) > self.most_missed:
             return (
                 f"{len(self.missed)} of {self.num_places} tokens of a text are not the reference's, the first at "
@@ -165,9 +167,7 @@ def _worst(actual: Floats, expected: Floats) -> float:
     return float(np.max(distance / np.linalg.norm(expected.astype(np.float64), axis=1)))
 
 
-def _check_text(
-    runner: CheckedRunner, caches: DeviceCaches, reference: DeviceReference, report: DeviceReport
-) -> None:
+def _check_text(runner: CheckedRunner, caches: DeviceCaches, reference: DeviceReference, report: DeviceReport) -> None:
     """The text up to its places in chunks, then token by token: so both profiles have a part in it."""
     text, places = reference.text, len(reference.slack)
     first, chunk = len(text) - places, runner.limits.prefill_chunk

@@ -28,7 +28,9 @@ class DeviceReference:
 
     lengths: tuple[int, ...]  # of the rows, the new tokens among them, rising
     exponents: dict[str, int]  # "key", "value": of the pattern's power of two
-    token_ids: TokenIds  # [R, C]: of a row of length n the last min(n, C) count; a decode step computes only the last one
+    token_ids: (
+        TokenIds  # [R, C]: of a row of length n the last min(n, C) count; a decode step computes only the last one
+    )
     decode: Floats  # [R, width]
     prefill: Floats  # [R, C, width], the last min(n, C) count; [R, 1, width] where width is the vocabulary
     bound: float  # relative L2 distance of a row that rounding explains
@@ -80,10 +82,13 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> DeviceReference:
     sizes = {name: len(arrays[name]) for name in ("token_ids", "decode", "prefill")}
     if set(sizes.values()) != {rows} or len(arrays["likely_ids"]) != places or len(arrays["text"]) < places:
         raise ValueError(f"it has {rows} lengths and {places} places, and {sizes}")
+    lengths = arrays["lengths"].tolist()
+    if not lengths or lengths[0] < 1 or lengths != sorted(set(lengths)):
+        raise ValueError(f"its lengths are {lengths}; they must rise from 1 or more")
     bound, most_missed = arrays["limits"].tolist()
     key, value = arrays["exponents"].tolist()
     return DeviceReference(
-        lengths=tuple(arrays["lengths"].tolist()),
+        lengths=tuple(lengths),
         exponents={"key": key, "value": value},
         bound=bound,
         most_missed=int(most_missed),

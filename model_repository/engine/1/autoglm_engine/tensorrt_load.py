@@ -12,7 +12,7 @@ from .cuda import Cuda
 from .cuda_bindings import CudaBindings
 from .device_approval import approve, examined, record_of, refusal
 from .device_memory import free_all
-from .errors import ArtifactError, DeviceError
+from .errors import ArtifactError, DeviceError, WrongOnThisGpu
 from .kernel_cache import KernelCache
 from .manifest import Manifest
 from .plan import Plan
@@ -55,7 +55,7 @@ def check_on(
     def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
         report = examined(folder, manifest, runner, cuda)
         if report.failure is not None:
-            raise ArtifactError(refusal(report.failure, manifest, cuda.device))
+            raise WrongOnThisGpu(refusal(report.failure, manifest, cuda.device))
         record.update(record_of(report, manifest, cuda.device))
 
     open_runner(folder, manifest, trt, cuda, environ, approve=examine).close()
