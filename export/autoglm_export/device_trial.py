@@ -19,7 +19,6 @@ from .lowering import Progress, no_progress
 NOTE = "device_check_note"  # of `runtime_details`: why no GPU was asked
 ATTENTION_NOTE = "attention_note"
 
-FORMS = ("fused", "decomposed", "plain")  # of attention, the fastest first
 Check = Callable[[Path, Manifest], dict[str, object]]
 
 

@@ -15,13 +15,14 @@ from .artifact import Options, describe, lower, save_whole
 from .bundled import resolve
 from .calibration_text import texts_of
 from .checkpoint import Checkpoint, open_checkpoint
-from .device_trial import FORMS, tried
+from .device_trial import tried
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
 from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
+from .tensorrt_attention import FORMS
 from .tokenizer_trial import try_tokenizer
 
 DEFAULT_MAX_LENGTH = 1024
