@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from autoglm_engine.manifest import FileRecord
 from autoglm_export.device_reference import write_reference
+from autoglm_export.reference_ops import HeldWeights
 from contract_network import GpuBench
 from tiny_decoders import Array
 
@@ -32,12 +33,12 @@ class PlainWeights:
         return np.concatenate(found) if found else None
 
 
-def add_reference(bench: GpuBench, precision: str = "fp16") -> None:
+def add_reference(bench: GpuBench, precision: str = "fp16", weights: HeldWeights | None = None) -> None:
     """As an export leaves it; the manifest tells of it."""
     manifest = bench.manifest
     name = write_reference(
         bench.spec,
-        PlainWeights(bench.weights),
+        weights or PlainWeights(bench.weights),
         bench.folder,
         precision=precision,
         max_length=manifest.max_length,
