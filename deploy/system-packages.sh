@@ -21,11 +21,15 @@ command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || missing=
 [ "${1:-}" != test ] || command -v chromium >/dev/null || missing="$missing chromium"
 [ -n "$missing" ] || exit 0
 
-echo "installing missing system packages:$missing"
 if [ "$(id -u)" = 0 ]; then sudo=""; elif command -v sudo >/dev/null; then sudo=sudo; else
     echo "these packages are missing and need root to install: apt-get install$missing" >&2
     exit 1
 fi
-$sudo apt-get update -qq
+if [ -n "$sudo" ]; then
+    echo "missing system packages are installed with sudo:$missing"
+    sudo true # asks for the password now, not in the log
+fi
+step() { "$python" "$(dirname "$0")/step.py" --log "${LOG:-install.log}" "$@"; }
+step --about 10 "reading the lists of system packages" -- $sudo apt-get update
 # shellcheck disable=SC2086  # the list is meant to split
-$sudo apt-get install -y -qq --no-install-recommends $missing
+step --about 30 "installing missing system packages:$missing" -- $sudo apt-get install --yes --no-install-recommends $missing

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch
+from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch, TokenLogprobs
 from autoglm_engine.runner import Limits
+from autoglm_engine.sampling import Sampled
 from autoglm_engine.token_text import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -156,6 +157,23 @@ def rank(
     ids = np.array([np.lexsort((-np.arange(len(row)), -row))[:count] for row in adjusted], np.int32)
     ids = ids.reshape(len(logits), min(count, logits.shape[1]))
     return Candidates(ids, np.take_along_axis(adjusted, ids.astype(np.int64), axis=1), log_sum_exp, full_row)
+
+
+def assert_same(found: Sequence[Sampled], expected: Sequence[Sampled]) -> None:
+    """But for what `assert_same_logprobs` forgives."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.token_id, one.failure) == (other.token_id, other.failure)
+        assert (one.logprobs is None) == (other.logprobs is None)
+        assert_same_logprobs(*([each.logprobs] if each.logprobs else [] for each in (one, other)))
+
+
+def assert_same_logprobs(found: Sequence[TokenLogprobs], expected: Sequence[TokenLogprobs]) -> None:
+    """But for the rounding of a device's sum."""
+    for one, other in zip(found, expected, strict=True):
+        assert one.token_id == other.token_id
+        assert [token_id for token_id, _ in one.top] == [token_id for token_id, _ in other.top]
+        values, exact = ([each.logprob, *(value for _, value in each.top)] for each in (one, other))
+        np.testing.assert_allclose(values, exact, atol=1e-4)
 
 
 def fake_logits(tokens: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.float32]:

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 import psutil
-from autoglm_client.cli.gateway_process import free_port
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.ports import check_ports
+from autoglm_client.ports import free_ports as free_ports_of
 from processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")
@@ -28,7 +28,7 @@ _HOST = "127.0.0.1"
 
 
 def free_ports() -> dict[str, int]:
-    return {option: free_port(_HOST) for option in PORTS}
+    return dict(zip(PORTS, free_ports_of(_HOST, len(PORTS)), strict=True))
 
 
 class Replica:

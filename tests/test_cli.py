@@ -32,6 +32,7 @@ COMMANDS = [
     "health",
     "bench",
     "profile",
+    "models",
 ]
 Use = Callable[[FakeTransport], FakeTransport]
 
@@ -129,6 +130,9 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
         (["nonsense"], 2, "No such command"),
         (["batch", "/nowhere/at-all.jsonl"], 1, "/nowhere/at-all.jsonl: No such file"),
         (["inspect", "/nowhere"], 1, "no artifact at /nowhere"),
+        (["export", "smollm2", "-o", "/tmp/never", "--name", "x"], 1, "--name and --output both say where"),
+        (["models", "remove"], 2, "Missing argument 'name'; see"),
+        (["models", "remove", "../x"], 1, "the name is '../x'; allowed are 1 to 48 letters"),
         (["serve", "--repository", "/nowhere"], 1, "there is no model repository at /nowhere"),
         (["serve", "--artifact", "/nowhere"], 1, "autoglm export smollm2"),
         (["export", "/nowhere", "-o", "/tmp/never", "--precision", "int3"], 1, "int3"),

@@ -32,7 +32,7 @@ ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 DOCKERFILE_CPU = (DEPLOY / "Dockerfile.cpu").read_text(encoding="utf-8")
-LOCKS = ("requirements", "requirements-cpu")
+LOCKS = ("requirements", "requirements-cpu", "requirements-gateway")
 COMPOSE = yaml.safe_load((DEPLOY / "compose.yaml").read_text(encoding="utf-8"))
 SERVICE: dict[str, Any] = COMPOSE["services"]["triton"]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")

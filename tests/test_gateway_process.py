@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from autoglm_client.cli.gateway_process import free_port
 from autoglm_client.local_server import LocalServer
+from autoglm_client.ports import free_ports
 
 COMMAND = [sys.executable, "-m", "autoglm_client.cli"]
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
@@ -58,7 +58,7 @@ def start(*arguments: str) -> subprocess.Popen[str]:
 
 @pytest.mark.server
 def test_the_gateway_answers_until_it_is_told_to_stop(server: LocalServer) -> None:
-    port = free_port("127.0.0.1")
+    (port,) = free_ports("127.0.0.1", 1)
     process = start("gateway", "--server", server.grpc_url, "--port", str(port))
     wait_for(f"http://127.0.0.1:{port}", process)
     answer = httpx.post(f"http://127.0.0.1:{port}/v1/chat/completions", json=HELLO, timeout=300).json()
@@ -69,7 +69,7 @@ def test_the_gateway_answers_until_it_is_told_to_stop(server: LocalServer) -> No
 
 @pytest.mark.server
 def test_serve_starts_both_and_stops_both(artifact: Path) -> None:
-    ports = [free_port("127.0.0.1") for _ in range(3)]
+    ports = free_ports("127.0.0.1", 3)
     named = zip(("--gateway-port", "--grpc-port", "--metrics-port"), map(str, ports), strict=True)
     process = start("serve", "--gateway", "--artifact", str(artifact), *(word for pair in named for word in pair))
     wait_for(f"http://127.0.0.1:{ports[0]}", process)

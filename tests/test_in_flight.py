@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.token_text import TextStream, TokenText
 from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
-from fakes import answers, expected_greedy, request
+from fakes import answers, assert_same_logprobs, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -255,7 +255,9 @@ def test_candidates_and_company_change_no_answer(
     for bench in benches:
         list(serve(bench, visits))
     whole, candidates = (bench.events for bench in benches)
-    assert candidates == whole
+    assert [replace(event, logprobs=()) for event in candidates] == [replace(event, logprobs=()) for event in whole]
+    for one, other in zip(candidates, whole, strict=True):
+        assert_same_logprobs(one.logprobs, other.logprobs)
     found = answers(candidates)
     assert len(found) == len(visits)
     for caller in visits:
@@ -285,14 +287,14 @@ def test_candidates_spare_the_whole_rows() -> None:
         )
     bench.drain()
     assert bench.runner.num_whole_rows == 0
-    bench.run(request("all", [4], max_tokens=5, temperature=1.0, ignore_eos=True))
+    bench.run(request("all", [4], max_tokens=5, frequency_penalty=1.0, logprobs=1, ignore_eos=True))
     assert bench.runner.num_whole_rows == 5
 
 
 def test_adjustments_are_told_once_and_only_what_changed() -> None:
     bench = Bench(8)
     bench.engine.submit(request("plain", [1, 2, 3], max_tokens=4, ignore_eos=True))
-    bench.engine.submit(request("held", [*range(12)], max_tokens=4, min_tokens=2, temperature=0.5, seed=1, top_k=3))
+    bench.engine.submit(request("held", [*range(12)], max_tokens=4, min_tokens=2, temperature=0.5, seed=1, top_p=0.3))
     bench.engine.submit(request("fined", [5, 5], max_tokens=4, frequency_penalty=1.0, ignore_eos=True))
     bench.drain()
     told: dict[int, list[tuple[bool, int] | None]] = {}

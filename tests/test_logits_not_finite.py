@@ -13,7 +13,7 @@ import pytest
 from autoglm_engine.core import Candidates, SamplingOptions
 from autoglm_engine.guides import Guides
 from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
-from fakes import rank
+from fakes import assert_same, rank
 from llguidance import LLTokenizer
 from tiny_models import VOCAB_SIZE, write_tokenizer
 
@@ -79,7 +79,7 @@ def test_a_row_that_is_not_finite_chooses_nothing(way: str, wrong: str, count: i
         expected = [sampler(**WAYS[way]).sample(logits[row]) for row in (0, 2)]
         found = sample_batch(on_a_device(logits, samplers, count) if count else logits, samplers)
         assert found[1] == Sampled(-1), (place, found[1])
-        assert [found[0], found[2]] == expected
+        assert_same([found[0], found[2]], expected)
         assert all(each.token_id >= 0 for each in expected)
 
 

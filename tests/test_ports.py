@@ -8,12 +8,14 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
-from autoglm_client.ports import check_ports
+from autoglm_client.ports import check_ports, free_ports
+from autoglm_gateway.serving import allow_open_files
 
 MODEL_REPOSITORY = Path(__file__).parent.parent / "model_repository"
 LOOPBACK = "127.0.0.1"
@@ -43,6 +45,27 @@ def test_two_settings_cannot_have_one_port() -> None:
         check_ports({"--http-port": (LOOPBACK, port), "--grpc-port": (LOOPBACK, port)})
     check_ports({"--http-port": (LOOPBACK, port), "--grpc-port": ("127.0.0.2", port)})
     check_ports({"--http-port": (LOOPBACK, port)})  # nothing is kept
+
+
+@pytest.mark.parametrize("host", [LOOPBACK, "0.0.0.0", "::1"])
+def test_a_free_port_comes_to_nobody_by_chance_and_to_the_server_that_names_it(host: str) -> None:
+    """A quarter of all that the kernel has to give are asked for: of eight that it gives freely, one would be among them."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    chosen = free_ports(host, 8)
+    assert len(set(chosen)) == 8
+    low, high = map(int, Path("/proc/sys/net/ipv4/ip_local_port_range").read_text().split())
+    allow_open_files((high - low) // 4)
+    with ExitStack() as stack:
+        for _ in range((high - low) // 4):
+            other = stack.enter_context(socket.socket(family))
+            other.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            other.bind((host, 0))
+            assert other.getsockname()[1] not in chosen
+        for port in chosen:
+            server = stack.enter_context(socket.socket(family))
+            server.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            server.bind((host, port))
+            server.listen()
 
 
 @pytest.mark.parametrize("host", ["192.0.2.1", "no-such-host.invalid"])

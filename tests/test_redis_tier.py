@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 import redis
+from autoglm_client.ports import free_ports
 from autoglm_engine import redis_keeper, redis_tier
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
@@ -24,7 +25,6 @@ from autoglm_engine.redis_entry import MAX_VALUE_BYTES
 from autoglm_engine.redis_tier import RedisTier
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.tiers import Found
-from autoglm_perf.redis_server import free_port
 from fakes import request
 from real_redis import Proxy, RedisServer, proxied, running_redis
 
@@ -533,7 +533,7 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     files = {name: str(tmp_path / file) for name, file in (("cert", "cert.pem"), ("key", "key.pem"), ("ca-cert", "cert.pem"))}  # fmt: skip
-    tls = free_port()
+    (tls,) = free_ports("127.0.0.1", 1)
     options = [part for name, file in files.items() for part in (f"--tls-{name}-file", file)]
     with running_redis(tmp_path, "--tls-port", str(tls), *options, "--tls-auth-clients", "no"):
         yield tls

@@ -7,10 +7,11 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 import pytest
-from autoglm_engine.candidates import draw_from_all, large_nucleus, most_likely
+from autoglm_engine.candidates import NUM_LIKELIEST, draw_from_all, large_nucleus, most_likely
 from autoglm_engine.core import SamplingOptions
-from autoglm_engine.sampling import Sampled, TokenSampler, logprobs_of, sample_batch
-from hypothesis import given, settings
+from autoglm_engine.logprobs import logprobs_of
+from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 VOCAB = 997  # prime: no block division comes out even
@@ -93,6 +94,26 @@ def test_the_whole_unit_interval_is_mapped_to_tokens_in_proportion() -> None:
     found = np.bincount(drawn, minlength=VOCAB) / 20_000
     np.testing.assert_allclose(found, weights / weights.sum(), atol=2 / 20_000)
     assert draw_from_all(row, row.max(), 1.0, float(np.nextafter(1.0, 0.0))) not in (0, VOCAB - 1)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.integers(-30, 30), min_size=1, max_size=400),
+    st.floats(0, 1, exclude_max=True),
+    st.sampled_from([0.1, 1, 9]),
+)
+def test_the_most_likely_tokens_are_drawn_first(values: list[int], uniform: float, temperature: float) -> None:
+    """Largest first, then lowest id, and the draw knows nothing else of them: what a device's candidates can be held to."""
+    row = np.array(values, np.float32) / 4
+    likely = sorted(range(len(row)), key=lambda i: (-row[i], i))[:NUM_LIKELIEST]
+    weights = np.exp((row.astype(np.float64) - row.max()) / temperature)
+    ends, wanted = weights[likely].cumsum(), uniform * weights.sum()
+    assume((np.abs(ends - wanted) > 1e-5 * wanted).all())
+    drawn = draw_from_all(row, row.max(), temperature, uniform)
+    if wanted < ends[-1]:
+        assert drawn == likely[int(ends.searchsorted(wanted, side="right"))]
+    else:
+        assert drawn not in likely
 
 
 def test_repetition_penalty_is_hugging_faces_over_prompt_and_completion() -> None:
@@ -225,8 +246,11 @@ def test_most_likely_keeps_ties_like_a_full_sort(row: Row, count: int) -> None:
 @settings(max_examples=150, deadline=None)
 @given(ROWS, st.floats(0.01, 0.999), st.sampled_from([0.2, 1.0, 50.0]))
 def test_a_large_nucleus_is_the_smallest_set_that_holds_enough(row: Row, top_p: float, temperature: float) -> None:
-    ids, weights = large_nucleus(row, row.max(), temperature, top_p)
     everything = np.exp((row.astype(np.float64) - row.max()) / temperature)
+    likely = most_likely(row, 3)[:3]
+    likely = likely[everything[likely].cumsum() < top_p * everything.sum() * (1 - 1e-5)]
+    ids, weights = large_nucleus(row, row.max(), temperature, top_p, likely)
+    assert ids[: len(likely)].tolist() == likely.tolist()
     kept, total = everything[ids].sum(), everything.sum()
     assert Counter(ids.tolist()).most_common(1)[0][1] == 1
     assert kept >= top_p * total * (1 - 1e-5)

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
+from autoglm_engine.guides import AskedGuide, GuideState
 from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
-from autoglm_engine.shortlist import kept_candidates
-from fakes import rank
+from autoglm_engine.shortlist import Shortlist
+from fakes import assert_same, rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-VOCAB = 200
+VOCAB = 600  # more than a whole row sorts
 EOS = (5, 7)
 
 Row = npt.NDArray[np.float32]
@@ -36,15 +38,44 @@ FILTERS = st.fixed_dictionaries(
         "top_k": st.sampled_from([1, 2, 7, 20, 200]),
         "top_p": st.floats(0.01, 0.99),
         "min_p": st.floats(0.001, 1.0),
-        "logprobs": st.sampled_from([3]),
+        "logprobs": st.sampled_from([1, 3]),
     },
 )
 TOKENS = st.lists(st.integers(0, 30) | st.sampled_from(EOS), max_size=12)
 
 
-def sampler(prompt: list[int] | None = None, **options: Any) -> TokenSampler:
+def sampler(prompt: list[int] | None = None, guide: AskedGuide | None = None, **options: Any) -> TokenSampler:
     ids = np.array([1, 2] if prompt is None else prompt, np.int32)
-    return TokenSampler(SamplingOptions(**{"max_tokens": 64, **options}), ids, EOS, 64)
+    return TokenSampler(SamplingOptions(**{"max_tokens": 64, **options}), ids, EOS, 64, guide)
+
+
+@dataclass
+class SomeTokens:
+    """A guide that allows other tokens at random at each place, a share of them."""
+
+    seed: int
+    share: float
+    _place: int = 0
+
+    is_ready = True
+    failure = None
+
+    def start(self) -> None:
+        pass
+
+    def begin(self) -> GuideState:
+        return cast(GuideState, SomeTokens(self.seed, self.share))
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        allowed = np.random.default_rng([self.seed, self._place]).random(VOCAB) < self.share
+        allowed[self.seed % VOCAB] = True
+        return allowed
+
+    def allows(self, token_id: int) -> bool:
+        return bool(self.allowed()[token_id])
+
+    def count(self, token_id: int) -> None:
+        self._place += 1
 
 
 def random_row(seed: int, spread: float, ties: bool) -> Row:
@@ -149,13 +180,14 @@ def test_a_token_that_is_said_again_changes_nothing_for_a_repetition_penalty() -
     st.integers(0, 10**6),
     st.sampled_from([0.5, 2.0, 8.0]),
     st.booleans(),
+    st.sampled_from([None, 0.02, 0.5, 0.95, 1.0]),
 )
 @pytest.mark.slow
 def test_the_same_token_as_from_the_whole_row(
     filters: dict[str, Any], penalties: dict[str, Any], said: list[int], num_candidates: int, seed: int, spread: float,
-    ties: bool,
+    ties: bool, share: float | None,
 ) -> None:  # fmt: skip
-    options = {**penalties, **filters}
+    options = {**penalties, **filters, "guide": None if share is None else SomeTokens(seed, share)}
     whole, short, device = sampler(**options), sampler(**options), Device(num_candidates)
     for step, token_id in enumerate([None, *said]):
         if token_id is not None:
@@ -163,20 +195,29 @@ def test_the_same_token_as_from_the_whole_row(
             short.count(token_id)
         device.adjust(short.take_adjustments())
         row = random_row(seed + step, spread, ties)
-        assert sample_batch(device.candidates(row), [short]) == sample_batch(row[None], [whole])
+        assert_same(sample_batch(device.candidates(row), [short]), sample_batch(row[None], [whole]))
 
 
 @pytest.mark.slow
 @settings(max_examples=300, deadline=None)
-@given(st.floats(0.05, 0.95), st.floats(-1e-5, 1e-5), st.integers(0, 10**6), st.sampled_from([0.3, 1.0]))
-def test_the_error_of_a_devices_sum_changes_no_token(top_p: float, error: float, seed: int, temperature: float) -> None:
+@given(
+    st.floats(0.05, 0.95) | st.just(1.0),
+    st.floats(-1e-5, 1e-5),
+    st.integers(0, 10**6),
+    st.sampled_from([0.3, 1.0]),
+    st.sampled_from([None, 0.3, 0.9]),
+)
+def test_the_error_of_a_devices_sum_changes_no_token(
+    top_p: float, error: float, seed: int, temperature: float, share: float | None
+) -> None:
     row = random_row(seed, 3.0, ties=False)
-    options = {"temperature": temperature, "top_p": top_p, "seed": seed}
+    guide = None if share is None else SomeTokens(seed, share)
+    options = {"temperature": temperature, "top_p": top_p, "seed": seed, "guide": guide}
     whole, short, device = sampler(**options), sampler(**options), Device(64)
     device.adjust(short.take_adjustments())
     found = device.candidates(row)
     found.log_sum_exp[:] += np.float32(error)
-    assert sample_batch(found, [short]) == sample_batch(row[None], [whole])
+    assert_same(sample_batch(found, [short]), sample_batch(row[None], [whole]))
 
 
 ENOUGH = [
@@ -187,14 +228,23 @@ ENOUGH = [
     {"temperature": 0.5, "top_p": 0.85},
     {"temperature": 0.5, "top_p": 0.85, "min_p": 0.05, "repetition_penalty": 1.3},
     {"temperature": 0.5, "min_p": 0.05},
+    {"temperature": 0.5},
+    {"temperature": 0.3, "frequency_penalty": 1.0, "min_tokens": 3},
+    {"logprobs": 20},
+    {"temperature": 0.3, "top_k": 4, "logprobs": 1},
+    {"temperature": 0.3, "min_p": 0.1, "logprobs": 1},
+    {"guide": SomeTokens(1, 0.5), "logprobs": 3},
+    {"guide": SomeTokens(1, 0.5), "temperature": 0.5, "top_k": 10},
+    {"guide": SomeTokens(1, 0.9), "temperature": 0.3},
 ]
 TOO_FEW = [
-    {"temperature": 0.5},
+    {"temperature": 1e4},
     {"temperature": 0.5, "top_k": 64},  # the 64th may have equals outside
     {"temperature": 9.0, "top_p": 0.99},
     {"temperature": 9.0, "min_p": 0.01},
-    {"temperature": 0.5, "top_k": 4, "logprobs": 1},
-    {"logprobs": 1},
+    {"temperature": 0.5, "logprobs": 1},  # the device's sum is at another temperature
+    {"temperature": 0.5, "top_p": 0.5, "logprobs": 1},
+    {"frequency_penalty": 1.0, "logprobs": 1},  # these are of the logits before penalties
 ]
 
 
@@ -209,11 +259,41 @@ def test_the_whole_row_is_fetched_only_where_it_is_needed(options: dict[str, Any
         assert device.num_whole_rows == num_rows
 
 
+def shortlist(values: Row, log_sum_exp: float) -> Shortlist:
+    ids = np.arange(len(values), dtype=np.int32)
+    sums = np.array([log_sum_exp], np.float32)
+    found = Shortlist.of(Candidates(ids[None], values[None], sums, lambda row: values), 0)
+    assert found is not None
+    return found
+
+
+def test_a_draw_within_rounding_or_outside_of_the_candidates_is_left_to_the_whole_row() -> None:
+    listed = shortlist(np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32)), 0.0)
+    assert [listed.drawn(1.0, 1.0, uniform) for uniform in (0.0, 0.39, 0.41, 0.61, 0.79)] == [0, 0, 1, 2, 2]
+    assert listed.drawn(1.0, 1.0, 0.4 * (1 + 1e-5)) is listed.drawn(1.0, 1.0, 0.4 * (1 - 1e-5)) is None
+    assert listed.drawn(1.0, 1.0, 0.81) == 3, "the fifth may have equals outside, the fourth has none"
+    assert listed.drawn(1.0, 1.0, 0.901) is listed.drawn(1.0, 1.0, 0.99) is None
+
+
+def test_a_nucleus_whose_end_is_unknown_weighs_as_much_as_its_last_token_more() -> None:
+    listed = shortlist(np.log(np.array([0.4, 0.3, 0.1], np.float32)), 0.0)  # 0.75 at least, 0.85 at most
+    assert listed.kept(SamplingOptions(max_tokens=1, temperature=1.0, top_p=0.75)) is None
+    assert [listed.drawn(1.0, 0.75, uniform) for uniform in (0.4, 0.5, 0.6, 0.8, 0.9)] == [0, None, 1, 1, None]
+
+
+def test_of_what_is_outside_a_guide_may_allow_all_or_nothing() -> None:
+    listed = shortlist(np.log(np.array([0.5, 0.2, 0.2, 0.06, 0.01], np.float32)), 0.0)
+    allowed = listed.among(np.array([False, True, True, True, True]))  # 0.46 at least, 0.5 at most
+    assert [allowed.drawn(1.0, 1.0, uniform) for uniform in (0.39, 0.41, 0.44, 0.75, 0.81)] == [1, None, 2, 2, None]
+    assert listed.among(np.zeros(5, np.bool_)).drawn(1.0, 1.0, 0.5) is None
+    assert listed.among(np.ones(5, np.bool_)).drawn(1.0, 1.0, 0.5) is None, "0.96 at least, 1 at most: 0.48 or 0.5"
+
+
 def test_a_nucleus_that_ends_within_rounding_is_left_to_the_whole_row() -> None:
-    ids, values = np.arange(5, dtype=np.int32), np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32))
+    listed = shortlist(np.log(np.array([0.4, 0.2, 0.2, 0.1, 0.05], np.float32)), 0.0)
 
     def kept(top_p: float) -> list[int] | None:
-        found = kept_candidates(ids, values, 0.0, SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p))
+        found = listed.kept(SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p))
         return None if found is None else found[0].tolist()
 
     assert [kept(0.39), kept(0.4), kept(0.401), kept(0.6), kept(0.61)] == [[0], None, [0, 1], None, [0, 1, 2]]
@@ -222,12 +302,12 @@ def test_a_nucleus_that_ends_within_rounding_is_left_to_the_whole_row() -> None:
 
 
 def test_a_nucleus_beyond_what_the_whole_row_sorts_is_left_to_it() -> None:
-    ids, values = np.arange(400, dtype=np.int32), np.linspace(0.1, 0.0, 400, dtype=np.float32)
+    values = np.linspace(0.1, 0.0, 400, dtype=np.float32)
     total = np.exp(values.astype(np.float64)).cumsum()
+    listed = shortlist(values, float(np.log(total[-1])))
 
     def num_kept(top_p: float) -> int | None:
-        options = SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p)
-        found = kept_candidates(ids, values, float(np.log(total[-1])), options)
+        found = listed.kept(SamplingOptions(max_tokens=1, temperature=1.0, top_p=top_p))
         return None if found is None else len(found[0])
 
     middle = (total[:-1] + total[1:]) / 2 / total[-1]

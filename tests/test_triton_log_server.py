@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 from autoglm_client import Client
-from autoglm_client.cli.gateway_process import free_port
 from autoglm_client.local_server import LocalServer
+from autoglm_client.ports import free_ports
 from replica import wait_until
 
 ROOT = Path(__file__).parent.parent
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.server
 def test_a_warning_of_the_engine_is_in_tritons_log_file(artifact: Path, tmp_path: Path) -> None:
     """One line in Triton's format, and none beside it."""
     log, output = tmp_path / "triton.log", tmp_path / "output.log"
-    nobody = f"redis://127.0.0.1:{free_port('127.0.0.1')}/0"
+    nobody = f"redis://127.0.0.1:{free_ports('127.0.0.1', 1)[0]}/0"
     env = {"AUTOGLM_REDIS_URL": nobody, "AUTOGLM_REDIS_RETRY_SECONDS": "3600"}
     arguments = (f"--log-file={log}",)
     with LocalServer(

@@ -12,7 +12,6 @@ import os
 import re
 import secrets
 import signal
-import socket
 import subprocess
 import time
 from collections.abc import Callable, Mapping
@@ -26,7 +25,7 @@ from .engine_pulse import EnginePulse, cpu_seconds
 from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
 from .model_names import ModelNames
-from .ports import Address, check_ports, is_listening
+from .ports import Address, check_ports, free_ports, is_listening
 from .private_memory import wrapped
 from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
@@ -368,20 +367,9 @@ def _owners_alone(path: str, flags: int) -> int:
 
 
 def _choose_ports(host: str, *ports: int) -> list[int]:
-    """Free ports in place of the zeros: all are held at once, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        chosen = []
-        for port in ports:
-            holder = stack.enter_context(socket.socket())
-            holder.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            if port == 0:
-                _bind(holder, host)
-            chosen.append(port or holder.getsockname()[1])
-        return chosen
-
-
-def _bind(holder: socket.socket, host: str) -> None:
+    """Free ports in place of the zeros."""
     try:
-        holder.bind((host, 0))
+        free = iter(free_ports(host, ports.count(0)))
     except OSError as error:
         raise LocalServerError(f"cannot listen on {host}: {error.strerror or error}") from None
+    return [port or next(free) for port in ports]

@@ -1,4 +1,4 @@
-"""Whether ports can be listened on, asked before anything is started, and who holds one that cannot."""
+"""Whether ports can be listened on, asked before anything is started, who holds one that cannot, and which are free."""
 
 from __future__ import annotations
 
@@ -29,6 +29,24 @@ def check_ports(addresses: Mapping[str, Address]) -> None:
                     raise LocalServerError(f"{had[port]} and {setting} are both {port}; they must differ") from None
                 raise LocalServerError(cannot_listen(host, port, error, setting)) from None
             had[port] = setting
+
+
+def free_ports(host: str, count: int) -> list[int]:
+    """`count` different ones. For a minute the kernel gives them to nobody who asks for any: a connection of each has just
+    ended there. A server that names one gets it, since servers set SO_REUSEADDR. Raises OSError."""
+    with ExitStack() as stack:
+        listeners = [stack.enter_context(_listening(host, 0)) for _ in range(count)]
+        for listener in listeners:
+            _end_a_connection(listener)
+        return [int(listener.getsockname()[1]) for listener in listeners]
+
+
+def _end_a_connection(listener: socket.socket) -> None:
+    """Of its own, by its own side, which is the one that the kernel remembers."""
+    with socket.create_connection(listener.getsockname()[:2]) as near:
+        far, _ = listener.accept()
+        far.close()
+        near.recv(1)  # its end
 
 
 def is_listening(address: Address) -> bool:

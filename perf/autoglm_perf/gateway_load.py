@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from autoglm_client.children import start_child
+from autoglm_client.ports import free_ports
 from autoglm_client.profiling.procfs import ProcFs
 
 from .measures import RequestTiming
@@ -41,7 +42,7 @@ class GatewayProcess:
 @contextmanager
 def gateway_process(grpc_url: str, *flags: str) -> Iterator[GatewayProcess]:
     """`autoglm gateway` in front of a server."""
-    port = _free_port()
+    (port,) = free_ports("127.0.0.1", 1)
     command = [sys.executable, "-m", "autoglm_client.cli", "gateway", "--server", grpc_url, "--port", str(port), *flags]
     process = start_child(command, stderr=subprocess.DEVNULL)
     try:
@@ -131,9 +132,3 @@ def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
             if process.poll() is not None or time.monotonic() > give_up_at:
                 raise RuntimeError("the gateway did not start") from None
             time.sleep(0.1)
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from autoglm_client.children import start_child
+from autoglm_client.ports import free_ports
 
 BINARY = "redis-server"
-_SECONDS = 20.0
+_SECONDS = 120.0
 
 
 def is_installed() -> bool:
@@ -25,7 +26,7 @@ class RedisServer:
     """Its snapshots go to `folder`, and it makes none unasked. `options` as on the command line."""
 
     def __init__(self, folder: Path, *options: str) -> None:
-        self.port = free_port()
+        (self.port,) = free_ports("127.0.0.1", 1)
         self._command = [
             BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
             "--appendonly", "no", "--loglevel", "warning", *options,
@@ -77,9 +78,3 @@ def running_redis(folder: Path, *options: str) -> Iterator[RedisServer]:
         yield server
     finally:
         server.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as holder:
-        holder.bind(("127.0.0.1", 0))
-        return int(holder.getsockname()[1])

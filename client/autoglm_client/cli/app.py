@@ -18,6 +18,7 @@ from .gateway import gateway, gateway_key
 from .generate import generate
 from .health import health
 from .inspecting import inspect
+from .models import models
 from .profile import profile
 from .repository import repository
 from .serve import serve
@@ -50,6 +51,7 @@ _COMMANDS = (
 )
 for command in _COMMANDS:
     app.command()(command)
+app.add_typer(models, name="models")
 
 
 def _show_version(wanted: bool) -> None:

@@ -69,7 +69,8 @@ Artifact = Annotated[
     typer.Option(
         "--artifact",
         envvar="AUTOGLM_ARTIFACT",
-        help="Exported model. \\[default: 1/artifact in the engine's folder of the repository]",
+        help="Exported model: its folder, or its name in `autoglm models`. "
+        "\\[default: a checkout's own, else the only one of `autoglm models`]",
     ),
 ]
 Runtime = Annotated[

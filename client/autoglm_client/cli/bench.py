@@ -11,6 +11,7 @@ from rich.table import Table
 from . import arguments as args
 from .connecting import Connection, connecting
 from .failures import CommandError, needs
+from .home import artifact_of
 from .output import notes, print_json
 from .places import artifact_folder, is_exported, repository_folder
 
@@ -46,7 +47,7 @@ def bench(
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
         ) from None
-    folder = artifact or artifact_folder(None, repository_folder(repository, model), model)
+    folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository, model), model)
     if not is_exported(folder):
         raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
     workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)

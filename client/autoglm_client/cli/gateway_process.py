@@ -13,12 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from autoglm_client.children import start_child
-from autoglm_client.local_server import LocalServer
+from autoglm_client.local_server import STARTUP_SECONDS, LocalServer
+from autoglm_client.ports import free_ports
 from autoglm_client.tls import TLS
 
 from .failures import CommandError
 
-_START_SECONDS = 60.0
 _STOP_SECONDS = 10.0
 
 
@@ -29,7 +29,7 @@ def gateway_beside(
     """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. `models`: the
     server's, where it has others than autoglm. Gives a check that
     raises CommandError once it has ended, which is raised here, too, where it does not begin."""
-    port = port or free_port(host)
+    port = port or _free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += _tls_arguments(server.client_tls)
     arguments += [] if config is None else ["--config", str(config)]
@@ -64,13 +64,11 @@ def _tls_arguments(tls: TLS | None) -> list[str]:
     ]
 
 
-def free_port(host: str) -> int:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as holder:
-        try:
-            holder.bind((host, 0))
-        except OSError as error:
-            raise CommandError(f"cannot listen on {host}: {error.strerror or error}") from None
-        return int(holder.getsockname()[1])
+def _free_port(host: str) -> int:
+    try:
+        return free_ports(host, 1)[0]
+    except OSError as error:
+        raise CommandError(f"cannot listen on {host}: {error.strerror or error}") from None
 
 
 def _check_alive(process: subprocess.Popen[bytes]) -> None:
@@ -79,7 +77,7 @@ def _check_alive(process: subprocess.Popen[bytes]) -> None:
 
 
 def _wait(process: subprocess.Popen[bytes], host: str, port: int) -> None:
-    give_up_at = time.monotonic() + _START_SECONDS
+    give_up_at = time.monotonic() + STARTUP_SECONDS
     while True:
         try:
             socket.create_connection((host, port), timeout=1).close()

@@ -12,6 +12,7 @@ from . import arguments as args
 from .device_lines import NAMES, device_lines
 from .export import manifest_json
 from .failures import needs
+from .home import artifact_of
 from .output import SafeConsole, print_json
 from .places import artifact_folder, repository_folder
 from .runtime_choice import choice_line
@@ -19,7 +20,11 @@ from .runtime_choice import choice_line
 
 def inspect(
     artifact: Annotated[
-        Path | None, typer.Argument(envvar="AUTOGLM_ARTIFACT", help="Artifact folder. \\[default: the repository's]")
+        Path | None,
+        typer.Argument(
+            envvar="AUTOGLM_ARTIFACT",
+            help="Artifact folder, or a name of `autoglm models`. \\[default: what `autoglm serve` would take]",
+        ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its SHA-256.")] = False,
     repository: args.Repository = None,
@@ -33,7 +38,7 @@ def inspect(
       autoglm inspect build/model --verify
       autoglm inspect --json | jq .parity
     """
-    folder = artifact if artifact is not None else artifact_folder(None, repository_folder(repository))
+    folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository))
     manifest = needs("autoglm_engine.manifest", "serve").Manifest.load(folder)
     manifest.verify_files(folder, digests=verify)
     described = manifest_json(manifest, folder)

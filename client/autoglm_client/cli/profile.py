@@ -108,10 +108,11 @@ def _server(
         return
     from autoglm_client.local_server import LocalServer
 
-    from .places import artifact_folder, repository_folder
+    from .places import artifact_folder, repository_folder, server_artifact
     from .serve import ensure_exported, running
 
     folder = repository_folder(repository, model)
+    artifact = server_artifact(artifact, folder)
     ensure_exported(artifact_folder(artifact, folder, model), export_if_missing=False)
     server = LocalServer(folder, artifact=artifact, http=False)
     with running(server):

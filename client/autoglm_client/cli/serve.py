@@ -28,9 +28,15 @@ from .failures import CommandError
 from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings
 from .gateway_process import gateway_beside
 from .output import notes
-from .places import artifact_folder, is_exported, repository_folder
+from .places import (
+    BUNDLED_MODEL,
+    artifact_folder,
+    embedder_environment,
+    is_exported,
+    repository_folder,
+    server_artifact,
+)
 
-BUNDLED_MODEL = "smollm2"
 _HTTP_PORT = 8000
 
 
@@ -132,6 +138,7 @@ def serve(
     check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
     pools = list[tuple[Path, int]]()
     _tell_unused(artifact, folder)
+    artifact = server_artifact(artifact, folder)
     for name in names:
         chosen = artifact_folder(artifact, folder, name)
         ensure_exported(chosen, export_if_missing=export_if_missing)
@@ -141,7 +148,7 @@ def serve(
     server = LocalServer(
         folder,
         artifact=artifact,
-        env=server_environment(from_file),
+        env={**embedder_environment(folder), **server_environment(from_file)},
         host=host,
         http=http,
         http_port=http_port,
@@ -154,6 +161,7 @@ def serve(
         arguments=arguments,
     )
     with _terminated_like_interrupted(), running(server):
+        notes().print("\n".join(f"model    {path}" for path, _ in pools), soft_wrap=True)
         http_line = f"HTTP     {server.http_url}\n" if server.http else ""
         notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
         try:

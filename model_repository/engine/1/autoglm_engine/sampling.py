@@ -8,8 +8,9 @@ The order is Hugging Face's: penalties, banned tokens, what a guide forbids, tem
 
 From a device's candidates a seed draws the very token that the whole row would give, provided that the device adjusts
 logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The whole
-row is fetched where the candidates cannot tell: no filter, one that keeps about as many tokens as there are candidates
-or more, a nucleus whose end is within rounding of a token's, a tie with the smallest candidate, log-probabilities.
+row is fetched where the candidates cannot tell: a draw that falls outside of them or within rounding of a token's end, a
+filter that keeps about as many tokens as there are candidates or more, a tie with the smallest candidate, and
+log-probabilities beside penalties, biases or bans, or where the log-sum-exp is needed at another temperature than theirs.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from .candidates import (
+    NUM_LIKELIEST,
     Ids,
     Row,
     Weights,
@@ -34,9 +36,10 @@ from .candidates import (
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
 from .errors import EngineError
 from .guides import AskedGuide, GuideState
+from .logprobs import listed_logprobs, logprobs_of
 from .own_failures import own_failure
 from .penalties import Penalties
-from .shortlist import SMALL_NUCLEUS, kept_candidates, most_likely_candidates
+from .shortlist import Shortlist, drawn_candidates, most_likely_candidates
 
 _NUM_TRIED = 32  # most likely tokens, before a guide says of every token whether it is allowed
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow
@@ -66,6 +69,7 @@ class TokenSampler:
         banned = [] if options.ignore_eos or not options.min_tokens else eos_token_ids
         self._bans = bool(banned)  # the end of the sequence is off until there are `min_tokens`
         self._greedy = options.temperature < _GREEDY_BELOW
+        self._is_filtered = bool(options.top_k or options.top_p < 1.0 or options.min_p)
         self._random = np.random.default_rng(options.seed)
         self._penalties = Penalties(options, prompt_ids, banned, max_tokens)
         is_as_it_is = not self._penalties.is_needed and self.guide is None
@@ -87,6 +91,19 @@ class TokenSampler:
         """The next token is the most likely one of the adjusted logits, and nothing else is asked."""
         return self._greedy and not self._options.logprobs and self.guide is None
 
+    @property
+    def wants_plain_draw(self) -> bool:
+        """The next token is drawn from all adjusted logits, and nothing else is asked."""
+        return not (self._greedy or self._is_filtered or self._options.logprobs or self.guide)
+
+    @property
+    def temperature(self) -> float:
+        return self._options.temperature
+
+    def next_uniform(self) -> float:
+        """What the next token is drawn with, in [0, 1); once a token."""
+        return 0.0 if self._greedy else self._random.random()
+
     def count(self, token_id: int) -> None:
         """`token_id` was taken as the next token."""
         self._num_generated += 1
@@ -97,16 +114,30 @@ class TokenSampler:
             self._bans = False
             self._penalties.lift_bans()
 
+    @property
+    def _sum_temperature(self) -> float:
+        """Of a device's log-sum-exp: the draw's where that needs it, else the log-probabilities'."""
+        options = self._options
+        needs_sum = not options.top_k and (options.top_p < 1.0 or not options.min_p)
+        return options.temperature if needs_sum and not self._greedy else 1.0
+
     def take_adjustments(self) -> Adjustments | None:
         """What a device must know for the next token and was not told by the last call; None: nothing."""
         reset, self._is_known_to_device = not self._is_known_to_device, True
         if not reset and not self._penalties.has_changes:
             return None
-        inverse_temperature = 1.0 if self._greedy else 1.0 / self._options.temperature
-        return Adjustments(reset, *self._penalties.take_changes(), inverse_temperature)
+        return Adjustments(reset, *self._penalties.take_changes(), 1.0 / self._sum_temperature)
 
     def sample(self, logits: Row) -> Sampled:
         """Choose from `logits`, which stay as they are."""
+        return self._sample(logits, self.next_uniform())
+
+    def sample_candidates(self, candidates: Candidates, row: int, uniform: float) -> Sampled:
+        """Choose what `sample` would from the whole row, which is fetched only where it is needed. `uniform`: the next."""
+        found = self._sample_listed(candidates, row, uniform)
+        return self._sample(candidates.full_row(row), uniform) if found is None else found
+
+    def _sample(self, logits: Row, uniform: float) -> Sampled:
         row = self._adjusted(logits)
         best = int(row.argmax())
         if not np.isfinite(row[best]):  # the argmax of a row with a NaN is that; a guide would leave it out
@@ -116,16 +147,36 @@ class TokenSampler:
             best = int(row.argmax())
         if not np.isfinite(row[best]):
             return Sampled(-1)
-        token_id = best if self._greedy else self._draw(row, row[best])
+        token_id = best if self._greedy else self._draw(row, row[best], uniform)
         return Sampled(token_id, logprobs_of(logits, token_id, self._options.logprobs))
 
-    def sample_candidates(self, candidates: Candidates, row: int) -> Sampled:
-        """Choose what `sample` would from the whole row, which is fetched only where it is needed."""
-        if self.guide and (token_id := self._guided_candidate(candidates, row)) >= 0:
-            return Sampled(token_id)
-        if self.guide or (kept := self._kept_candidates(candidates, row)) is None:
-            return self.sample(candidates.full_row(row))
-        return Sampled(_pick(*kept, self._random.random()))
+    def _sample_listed(self, candidates: Candidates, row: int, uniform: float) -> Sampled | None:
+        """None where the candidates cannot tell."""
+        listed = Shortlist.of(candidates, row)
+        if listed is None or (self._options.logprobs and not self._tells_logprobs(listed)):
+            return None
+        token_id = self._first_listed(listed) if self._greedy else self._draw_listed(listed, uniform)
+        return (
+            None if token_id is None else Sampled(token_id, listed_logprobs(listed, token_id, self._options.logprobs))
+        )
+
+    def _tells_logprobs(self, listed: Shortlist) -> bool:
+        is_as_it_is = not self._penalties.is_needed and not self._bans
+        return is_as_it_is and self._sum_temperature == 1.0 and self._options.logprobs <= len(listed.ids)
+
+    def _first_listed(self, listed: Shortlist) -> int | None:
+        """The most likely token, if a guide allows it, the lowest id of equals."""
+        ids = listed.ids.tolist()
+        return next((token_id for token_id in ids if self.guide is None or self.guide.allows(token_id)), None)
+
+    def _draw_listed(self, listed: Shortlist, uniform: float) -> int | None:
+        if self.guide:
+            listed = listed.among(self.guide.allowed())
+        options = self._options
+        if self._is_filtered and (kept := listed.kept(options)) is not None:
+            return _pick(*self._cut(*kept), uniform)
+        is_limited = options.top_k or options.min_p
+        return None if is_limited else listed.drawn(options.temperature, options.top_p, uniform)
 
     def _first_allowed(self, guide: GuideState, row: Row, best: int) -> int:
         """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
@@ -136,17 +187,6 @@ class TokenSampler:
             return best
         return next((token_id for token_id in most_likely(row, _NUM_TRIED).tolist() if guide.allows(token_id)), -1)
 
-    def _guided_candidate(self, candidates: Candidates, row: int) -> int:
-        """The most likely token that the guide allows, the lowest id of equals; -1 where the candidates cannot tell."""
-        assert self.guide is not None, "a request without a guide"
-        ids, values = candidates.token_ids[row], candidates.logits[row]
-        is_finite = np.isfinite(values[0]) and np.isfinite(candidates.log_sum_exp[row])
-        if not self._greedy or self._options.logprobs or not is_finite:
-            return -1
-        certain = np.flatnonzero(values > values[-1])
-        in_order = certain[np.lexsort((ids[certain], -values[certain]))]
-        return next((int(ids[place]) for place in in_order if self.guide.allows(int(ids[place]))), -1)
-
     def _adjusted(self, logits: Row) -> Row:
         if not self._penalties.is_needed and not self._bans:
             return logits
@@ -154,9 +194,8 @@ class TokenSampler:
         self._penalties.apply(row)
         return row
 
-    def _draw(self, row: Row, best: np.float32) -> int:
+    def _draw(self, row: Row, best: np.float32, uniform: float) -> int:
         options = self._options
-        uniform = self._random.random()
         if 0 < options.top_k < len(row) or options.top_p < 1.0 or options.min_p:
             return _pick(*self._kept(row, best), uniform)
         return draw_from_all(row, best, options.temperature, uniform)
@@ -172,15 +211,8 @@ class TokenSampler:
         ids = at_least(row, min_p_threshold(best, options.temperature, options.min_p))
         return self._cut_min_p(ids, self._weights(row[ids], best))
 
-    def _kept_candidates(self, candidates: Candidates, row: int) -> tuple[Ids, Weights] | None:
-        """As `_kept`; None where the candidates cannot tell."""
-        if self._greedy or self._options.logprobs:
-            return None
-        log_sum_exp = float(candidates.log_sum_exp[row])
-        kept = kept_candidates(candidates.token_ids[row], candidates.logits[row], log_sum_exp, self._options)
-        if kept is None:
-            return None
-        ids, values = kept
+    def _cut(self, ids: Ids, values: Row) -> tuple[Ids, Weights]:
+        """What is left of `Shortlist.kept`."""
         if self._options.top_k:
             return self._cut_top_k(ids, values)
         return self._cut_min_p(ids, self._weights(values, values[0]))
@@ -189,11 +221,11 @@ class TokenSampler:
         """Top-p over the whole vocabulary: nearly always, few tokens hold enough."""
         options = self._options
         total = total_weight(row, best, options.temperature)
-        ids = most_likely(row, SMALL_NUCLEUS)
+        ids = most_likely(row, NUM_LIKELIEST)
         weights = self._weights(row[ids], best)
         if weights.sum() >= options.top_p * total:
             return self._cut_top_p(ids, weights, total)
-        return large_nucleus(row, best, options.temperature, options.top_p)
+        return large_nucleus(row, best, options.temperature, options.top_p, ids)
 
     def _weights(self, values: Row, best: np.float32) -> Weights:
         return softmax_weights(values, best, self._options.temperature)
@@ -232,17 +264,21 @@ def sample_batch(found: Logits | Candidates, samplers: Sequence[TokenSampler]) -
 
 
 def _sample_candidates(candidates: Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
-    best = most_likely_candidates(candidates).tolist()
-    known = [sampler.wants_best_candidate and best[row] >= 0 for row, sampler in enumerate(samplers)]
+    chosen = most_likely_candidates(candidates)
+    chosen[[row for row, sampler in enumerate(samplers) if not sampler.wants_best_candidate]] = -1
+    uniforms = [sampler.next_uniform() for sampler in samplers]
+    if plain := [row for row, sampler in enumerate(samplers) if sampler.wants_plain_draw]:
+        temperatures = np.array([samplers[row].temperature for row in plain])
+        chosen[plain] = drawn_candidates(candidates, plain, temperatures, np.array([uniforms[row] for row in plain]))
     return [
-        Sampled(best[row]) if known[row] else _sample_candidate(sampler, candidates, row)
-        for row, sampler in enumerate(samplers)
+        Sampled(token_id) if token_id >= 0 else _sample_candidate(samplers[row], candidates, row, uniforms[row])
+        for row, token_id in enumerate(chosen.tolist())
     ]
 
 
-def _sample_candidate(sampler: TokenSampler, candidates: Candidates, row: int) -> Sampled:
+def _sample_candidate(sampler: TokenSampler, candidates: Candidates, row: int, uniform: float) -> Sampled:
     try:
-        return sampler.sample_candidates(candidates, row)
+        return sampler.sample_candidates(candidates, row, uniform)
     except BaseException as error:
         return Sampled(-1, failure=own_failure(error))
 
@@ -267,17 +303,3 @@ def _pick(ids: Ids, weights: Weights, uniform: float) -> int:
     cumulative = weights.cumsum()
     place = int(cumulative.searchsorted(uniform * cumulative[-1], side="right"))
     return int(ids[min(place, len(ids) - 1)])
-
-
-def logprobs_of(logits: Row, token_id: int, num_top: int) -> TokenLogprobs | None:
-    """Log-probabilities of the unmodified `logits`; None unless `num_top` asks for some."""
-    if not num_top:
-        return None
-    best = logits.max()
-    log_total = float(best) + float(np.log(total_weight(logits, best, 1.0)))
-    top = most_likely(logits, num_top)[:num_top].tolist()
-    return TokenLogprobs(
-        token_id=token_id,
-        logprob=float(logits[token_id]) - log_total,
-        top=tuple((i, float(logits[i]) - log_total) for i in top),
-    )
