@@ -18,7 +18,7 @@ from .gpu_samples import Figure
 from .report import machine
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-python")
-_HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "samples")
+_HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "off by", "samples")
 
 
 def gpu_machine(gpu: Gpu, bandwidth: Bandwidth) -> dict[str, Any]:
@@ -56,6 +56,7 @@ def _cells(figure: Figure) -> list[str]:
         "-" if figure.floor_ms is None else f"{figure.floor_ms:.2f}",
         "-" if figure.times_the_floor is None else f"{figure.times_the_floor:.2f}",
         f"{figure.tokens_per_second:,.0f}",
+        "-" if figure.error is None else f"{figure.error:.1g}",
         str(figure.num_samples),
     ]
 

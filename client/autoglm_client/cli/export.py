@@ -14,7 +14,7 @@ from . import arguments as args
 from .device_lines import device_lines
 from .failures import CommandError, needs
 from .output import notes, print_json
-from .places import export_folder
+from .places import artifact_folder, export_folder, repository_folder
 from .runtime_choice import choice_line
 
 ExportProgress = Callable[[str, float], None]
@@ -95,7 +95,7 @@ def export(
     """
     if name is not None and output is not None:
         raise CommandError("--name and --output both say where the artifact goes; give one of them")
-    target = output if output is not None else export_folder(checkpoint, name, repository)
+    target = output if output is not None else _target(checkpoint, name, repository)
     chosen = {
         "runtime": runtime,
         "precision": precision,
@@ -116,6 +116,13 @@ def export(
         print_json(manifest_json(manifest, target))
     elif checkpoint is not None:
         notes().print(f"exported {manifest.model_name} ({manifest.runtime}, {manifest.precision}) to {target}")
+
+
+def _target(checkpoint: str | None, name: str | None, repository: Path | None) -> Path:
+    """Of an export, or of the artifact that is there already."""
+    if checkpoint is not None or name is not None:
+        return export_folder(checkpoint or "", name, repository)
+    return artifact_folder(None, repository_folder(repository))
 
 
 def _recheck(target: Path, check: bool, chosen: dict[str, Any]) -> Any:
