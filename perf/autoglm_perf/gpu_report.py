@@ -21,11 +21,16 @@ PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-python")
 _HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "off by", "samples")
 
 
+def versions(names: Sequence[str] = (*PACKAGES, "torch", "transformers", "numpy")) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
+    return {name: found[name] for name in names if name in found}
+
+
 def gpu_machine(gpu: Gpu, bandwidth: Bandwidth) -> dict[str, Any]:
     """`report.machine`, the GPU's own packages, and the card with the bandwidth that was measured in this run."""
     here = machine()
-    found = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
-    here["packages"] |= {name: found[name] for name in PACKAGES if name in found}
+    here["packages"] |= versions(PACKAGES)
     here["gpu"] = {
         "name": gpu.name,
         "compute_capability": gpu.capability_text,
