@@ -192,6 +192,20 @@ def test_the_baseline_of_a_quantised_engine_is_in_half_precision(monkeypatch: py
     assert made[1] == "bfloat16"
 
 
+@pytest.mark.parametrize(("runtime", "forms"), [("tensorrt", [None, "plain"]), ("onnx", [None])])
+def test_what_is_built_is_checked_as_an_export_is(
+    runtime: str, forms: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        gpu_bench, "build_artifact", lambda *given, **how: asked.append(how["options"].get("attention"))
+    )
+    monkeypatch.setattr(gpu_bench, "tried", lambda manifest, make, *given: make("plain"))
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        gpu_bench._build(settings(runtime=runtime), tmp_path, Console(file=nowhere))
+    assert asked == forms
+
+
 # ---- report
 
 

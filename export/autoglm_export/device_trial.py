@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
@@ -19,6 +20,7 @@ from .lowering import Progress, no_progress
 NOTE = "device_check_note"  # of `runtime_details`: why no GPU was asked
 ATTENTION_NOTE = "attention_note"
 
+_log = logging.getLogger(__name__)
 Check = Callable[[Path, Manifest], dict[str, object]]
 
 
@@ -46,9 +48,12 @@ def tried(
             if (following := _following(form, forms)) is None:
                 raise ExportError(str(error)) from None
             note = f"{form} attention is wrong here ({error}), so it is {following}, which is slower"
+            _log.warning("%s", note)
             manifest = make(following)
         except ArtifactError as error:
-            return _saved(manifest, folder, note, {NOTE: f"not checked on a GPU yet: {error}"})
+            unchecked = f"not checked on a GPU yet: {error}"
+            _log.warning("%s", unchecked)
+            return _saved(manifest, folder, note, {NOTE: unchecked})
         else:
             progress("check on this GPU", 1.0)
             return _saved(manifest, folder, note, {DETAIL: found})

@@ -19,8 +19,10 @@ import numpy as np
 import typer
 from autoglm_engine.errors import EngineError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_export.device_trial import tried
 from autoglm_export.errors import ExportError
 from autoglm_export.random_weights import RandomWeights
+from autoglm_export.tensorrt_attention import FORMS
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
@@ -130,20 +132,26 @@ def check_same(manifest: Manifest, settings: GpuBenchSettings, folder: Path) -> 
 
 
 def _build(settings: GpuBenchSettings, folder: Path, console: Console) -> None:
+    """As an export does: with another form of attention where this GPU computes something else with the first."""
     spec = settings.spec()
-    options = {} if settings.runtime == "onnx" else _tensorrt_options(settings)
+    is_tensorrt = settings.runtime != "onnx"
+    limits = EngineLimits(settings.num_slots, settings.max_length, settings.prefill_chunk)
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("building", total=1.0)
-        build_artifact(
-            spec,
-            RandomWeights(spec),
-            folder,
-            runtime=settings.runtime,
-            precision=settings.precision,
-            limits=EngineLimits(settings.num_slots, settings.max_length, settings.prefill_chunk),
-            options=options,
-            progress=lambda stage, share: bar.update(task, description=stage, completed=share),
-        )
+
+        def show_share(stage: str, share: float) -> None:
+            bar.update(task, description=stage, completed=share)
+
+        def make(form: str | None = None) -> Manifest:
+            options = {**_tensorrt_options(settings), "attention": form} if is_tensorrt else {}
+            return build_artifact(
+                spec, RandomWeights(spec), folder, runtime=settings.runtime, precision=settings.precision, limits=limits,
+                options=options, progress=show_share,
+            )  # fmt: skip
+
+        manifest = make()
+        if is_tensorrt:
+            tried(manifest, make, folder, FORMS, show_share)
 
 
 def _tensorrt_options(settings: GpuBenchSettings) -> dict[str, Any]:
