@@ -22,9 +22,9 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
 	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh
@@ -91,6 +91,10 @@ test-triton: $(VENV)/test.stamp ## by hand, about half an hour: the smoke set on
 
 drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare environment, perf_analyzer and genai-perf ask the exported model
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/drop_in.py $(DROP_IN_FLAGS)
+
+test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of docs/clients (C++, Java, Go), each cancels an answer; installs Debian's gRPC
+	@PYTHON=$(PYTHON) sh deploy/system-packages.sh clients
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -rs tests/test_other_clients.py $(PYTEST_FLAGS)
 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
