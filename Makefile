@@ -22,7 +22,7 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -81,6 +81,9 @@ test-pythons: $(VENV)/test.stamp ## by hand: the models and the client under num
 
 hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes, reloads under load and 30,000 random requests against real servers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m hostile $(PYTEST_FLAGS)
+
+build-matrix: $(VENV)/test.stamp ## half an hour, no GPU: which attention TensorRT-RTX builds for each family, precision, card and capacity
+	@$(BIN)/python tests/build_matrix.py
 
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
 	@$(BIN)/python tests/gpu/available.py

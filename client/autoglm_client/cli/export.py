@@ -158,8 +158,6 @@ def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any
             ) from None
     if found := manifest.runtime_details.get("auto"):
         notes().print(f"auto: {choice_line(found)}", markup=False, soft_wrap=True)
-    if note := manifest.runtime_details.get("attention_note"):
-        notes().print(f"warning: {note}", markup=False, soft_wrap=True)
     return manifest
 
 
