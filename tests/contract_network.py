@@ -17,7 +17,7 @@ from autoglm_engine.tensorrt_load import open_runner
 from autoglm_engine.tensorrt_runner import TensorRTRunner
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
-from autoglm_export.tensorrt_lowering import attention_lengths_of, cache_length_of, prefill_lengths_of
+from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from fake_cuda import FakeCuda
 from fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
 from fakes import rank

@@ -8,7 +8,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorrt_rtx as trt
-from autoglm_export.tensorrt_lowering import profiles_of
+from autoglm_export.tensorrt_profiles import profiles_of
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from tensorrt_networks import Defined, define_network

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorrt_rtx as trt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runner import Limits
-from autoglm_export.tensorrt_lowering import attention_lengths_of
+from autoglm_export.tensorrt_profiles import attention_lengths_of
 from tensorrt_networks import Defined
 from trt_interpreter import Interpreter
 from trt_interpreter.dtypes import native
@@ -23,7 +23,8 @@ Arrays = dict[str, npt.NDArray[Any]]
 class NetworkRunner:
     """Row i is slot i; one-token spans are decoded together, longer ones are prefilled alone.
 
-    `precise` and `intercept`: see `Interpreter`.
+    `precise` and `intercept`: see `Interpreter`. `unwritten`: what a cache holds where nothing was written. NaN, which the
+    interpreter refuses to read, is for attention layers; products read all, so it must be a number there, however large.
     """
 
     def __init__(
@@ -34,14 +35,15 @@ class NetworkRunner:
         cache_length: int,
         precise: bool = False,
         intercept: Intercept | None = None,
+        unwritten: float = float("nan"),
     ) -> None:
         self._limits, self._spec, self._cache_length = limits, defined.spec, cache_length
         self._interpreter = Interpreter(defined.definition, trt, precise=precise, intercept=intercept)
         shape = (limits.num_slots, self._spec.num_kv_heads, cache_length, self._spec.head_size)
         names = [f"past_{kind}_{layer}" for layer in range(self._spec.num_layers) for kind in ("key", "value")]
         dtype = np.dtype(np.float32) if precise else native(self._interpreter.inputs[names[0]].dtype)
-        # What was never written is NaN, which the interpreter refuses to read; idle rows read position 0 of their slot.
-        self.caches: Arrays = {name: np.full(shape, np.nan, dtype) for name in names}
+        # Idle rows read position 0 of their slot.
+        self.caches: Arrays = {name: np.full(shape, unwritten, dtype) for name in names}
         for cache in self.caches.values():
             cache[:, :, 0] = 0
         vocabulary = (limits.num_slots, limits.vocab_size)

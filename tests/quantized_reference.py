@@ -6,6 +6,7 @@ Whatever differs from it, beyond rounding of 16-bit results, is wrong in the low
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -25,9 +26,10 @@ def quantize_reference(
     precision: str,
     scales: Mapping[tuple[str, ...], Any],
     record: Record = lambda rows: None,
+    kv_dtype: str = "bf16",
 ) -> None:
     """Change the model in place; `scales`: see `tensorrt_networks.Defined`. `record` is given all activations that a
-    linear layer rounds to E4M3, before that."""
+    linear layer rounds to E4M3, before that. `kv_dtype`: the 16-bit type beside fp8."""
     parameters = dict(reference.model.named_parameters())
     modules = dict(reference.model.named_modules())
     with torch.no_grad():
@@ -35,25 +37,19 @@ def quantize_reference(
             if name in ("embed", "lm_head"):
                 _replace(parameters[source.name], source, lambda rows: rows.to(torch.float16).float())
             elif name.endswith(".weight"):
-                _linear(name.removesuffix(".weight"), source, precision, scales, parameters, modules, record)
+                layer = name.removesuffix(".weight")
+                if precision == "fp8":
+                    Fp8(kv_dtype, scales, parameters, modules, record).change(layer, source)
+                else:
+                    _linear(layer, source, precision, scales, parameters[source.name])
 
 
 def _linear(
-    name: str,
-    source: Source,
-    precision: str,
-    scales: Mapping[tuple[str, ...], Any],
-    parameters: Any,
-    modules: Any,
-    record: Record,
+    name: str, source: Source, precision: str, scales: Mapping[tuple[str, ...], Any], parameter: torch.Tensor
 ) -> None:
-    parameter = parameters[source.name]
     if precision in _TYPES:
-        _replace(parameter, source, lambda rows: rows.to(_TYPES[precision]).float())
-    elif precision == "fp8":
-        _replace(parameter, source, _fp8_rows)
-        if source.part == 0:  # gate and up of one matrix have the same inputs
-            _round_inputs(modules[source.name.removesuffix(".weight")], _of_group(name, scales)[1], record)
+        dtype = torch.bfloat16 if name.endswith((".output", ".down")) else _TYPES[precision]
+        _replace(parameter, source, lambda rows: rows.to(dtype).float())
     else:
         _replace(parameter, source, lambda rows: _int4_rows(name, len(rows), scales))
 
@@ -64,19 +60,50 @@ def _replace(parameter: torch.Tensor, source: Source, change: Any) -> None:
     parameter[rows] = change(parameter[rows].clone())
 
 
-def _fp8_rows(rows: torch.Tensor) -> torch.Tensor:
-    scale = rows.abs().amax(dim=1, keepdim=True) / _LARGEST
-    return (rows / scale).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * scale
+@dataclass(frozen=True)
+class Fp8:
+    """Layers in E4M3, and those without a scale in the 16-bit type. What is dequantised is so with a scale of the type that
+    it is multiplied in: bfloat16, or float32 beside float16."""
+
+    kv_dtype: str
+    scales: Mapping[tuple[str, ...], Any]
+    parameters: Mapping[str, torch.Tensor]
+    modules: Mapping[str, torch.nn.Module]
+    record: Record
+
+    def change(self, name: str, source: Source) -> None:
+        parameter = self.parameters[source.name]
+        if not any(name in group for group in self.scales):
+            _replace(parameter, source, lambda rows: rows.to(_TYPES[self.kv_dtype]).float())
+            return
+        _replace(parameter, source, self._rounded_weight)
+        step = self._scale(torch.tensor(_of_group(name, self.scales)[1] / _LARGEST))
+        self._round_inputs(self.modules[source.name.removesuffix(".weight")], source, step)
+
+    def _scale(self, scale: torch.Tensor) -> torch.Tensor:
+        return scale.to(torch.bfloat16).float() if self.kv_dtype == "bf16" else scale
+
+    def _rounded_weight(self, rows: torch.Tensor) -> torch.Tensor:
+        scale = self._scale(rows.abs().amax(dim=1, keepdim=True) / _LARGEST)
+        return _e4m3(rows / scale) * scale
+
+    def _round_inputs(self, module: torch.nn.Module, source: Source, step: torch.Tensor) -> None:
+        """Of the rows of a matrix that are this layer: gate and up may be parts of one."""
+
+        def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...], outputs: torch.Tensor) -> torch.Tensor:
+            self.record(inputs[0])
+            size = outputs.shape[-1] // source.parts
+            part = slice(source.part * size, (source.part + 1) * size)
+            changed = outputs.clone()
+            bias = None if module.bias is None else module.bias[part]
+            changed[..., part] = torch.nn.functional.linear(_e4m3(inputs[0] / step) * step, module.weight[part], bias)
+            return changed
+
+        module.register_forward_hook(rounded)
 
 
-def _round_inputs(module: torch.nn.Module, largest: float, record: Record) -> None:
-    step = largest / _LARGEST
-
-    def rounded(module: torch.nn.Module, inputs: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        record(inputs[0])
-        return ((inputs[0] / step).clamp(-_LARGEST, _LARGEST).to(_E4M3).float() * step, *inputs[1:])
-
-    module.register_forward_pre_hook(rounded)
+def _e4m3(x: torch.Tensor) -> torch.Tensor:
+    return x.clamp(-_LARGEST, _LARGEST).to(_E4M3).float()
 
 
 def _int4_rows(name: str, count: int, scales: Mapping[tuple[str, ...], Any]) -> torch.Tensor:

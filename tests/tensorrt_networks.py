@@ -12,8 +12,9 @@ import tensorrt_rtx as trt
 from autoglm_export.calibration import Calibration
 from autoglm_export.spec import ModelSpec
 from autoglm_export.tensorrt_build import Builder
-from autoglm_export.tensorrt_lowering import KV_DTYPES, checked_kv_dtype, define, linears_of
+from autoglm_export.tensorrt_lowering import define, linears_of
 from autoglm_export.tensorrt_network import Network
+from autoglm_export.tensorrt_options import KV_DTYPES, checked_kv_dtype
 
 Array = npt.NDArray[np.float32]
 
@@ -40,16 +41,18 @@ def define_network(
     cache_length: int,
     num_candidates: int,
     texts: Sequence[npt.NDArray[np.int32]] = (),
+    kv_dtype: str | None = None,
+    attention: str = "fused",
 ) -> Defined:
     builder = Builder(trt)
     network = Network(trt, builder.handle)
-    dtype = KV_DTYPES[checked_kv_dtype(precision, None)]
-    linears = linears_of(precision, network, weights, dtype, Calibration(spec, weights, texts) if texts else None)
+    dtype = KV_DTYPES[checked_kv_dtype(precision, kv_dtype)]
+    linears = linears_of(precision, network, spec, weights, dtype, Calibration(spec, weights, texts) if texts else None)
     scales: dict[tuple[str, ...], Any] = {}
     for name in ("quantize", "largest_input"):
         if hasattr(linears, name):
             setattr(linears, name, noted(getattr(linears, name), scales))
-    define(network, spec, weights, linears, dtype, cache_length, num_candidates)
+    define(network, spec, weights, linears, dtype, cache_length, num_candidates, attention=attention)
     return Defined(spec, network, builder, scales)
 
 

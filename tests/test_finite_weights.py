@@ -118,7 +118,7 @@ def test_precisions_of_gpus_refuse_what_they_cannot_hold() -> None:
         best_scales(np.full((2, 32), 1e7, np.float32), np.ones(32, np.float32), 32, np.float16)
     with pytest.raises(TensorError, match="query leaves the range"):
         round_columns(np.full((2, 4), np.inf, np.float32), name="query")
-    values, scales = tensorrt_linear.fp8_columns([np.full((2, 4), 3e38, np.float32)])
+    values, scales = tensorrt_linear.fp8_columns([np.full((2, 4), 3e38, np.float32)], np.float32)
     assert np.isfinite(values.astype(np.float32)).all() and np.isfinite(scales).all()
 
 

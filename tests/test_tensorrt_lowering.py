@@ -13,19 +13,14 @@ import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.manifest import Manifest
-from autoglm_export import tensorrt_lowering
+from autoglm_export import tensorrt_lowering, tensorrt_options, tensorrt_profiles
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt_build import NestedProgress, explained
-from autoglm_export.tensorrt_lowering import (
-    PRECISIONS,
-    attention_lengths_of,
-    cache_length_of,
-    prefill_lengths_of,
-    write_tensorrt,
-    write_tensorrt_rtx,
-)
+from autoglm_export.tensorrt_lowering import write_tensorrt, write_tensorrt_rtx
+from autoglm_export.tensorrt_options import PRECISIONS
+from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from autoglm_export.weights import weight_shapes
 from tensorrt_networks import Defined, define_network, layers_of
 from tiny_decoders import SPECS, random_weights
@@ -109,13 +104,13 @@ def test_products_and_attention_are_all_that_is_not_float32(defined: Defined) ->
 
 
 def test_the_profiles_cover_what_the_runner_asks() -> None:
-    decode, prefill, batched = tensorrt_lowering.profiles_of(SPECS["glm"], 16, 512, 1040)
+    decode, prefill, batched = tensorrt_profiles.profiles_of(SPECS["glm"], 16, 512, 1040)
     assert (decode.smallest["token_ids"], decode.largest["token_ids"]) == ((1, 1), (16, 1))
     assert (prefill.smallest["token_ids"], prefill.largest["token_ids"]) == ((1, 1), (1, 512))
     assert (batched.smallest["token_ids"], batched.largest["token_ids"]) == ((1, 1), (8, 128))
     for profile in (decode, prefill, batched):
         batch = profile.largest["token_ids"][0]
-        assert (profile.smallest["key_positions"], profile.largest["key_positions"]) == ((256,), (1040,))
+        assert (profile.smallest["key_positions"], profile.largest["key_positions"]) == ((1,), (1040,))
         assert profile.largest["past_key_1"] == (batch, 2, 1040, 32)
         assert set(profile.smallest) == set(profile.usual) == set(profile.largest)
 
@@ -154,11 +149,12 @@ def test_the_engine_builds_without_a_gpu(variant: str, precision: str, tmp_path:
         **LIMITS,
     )
     assert (tmp_path / details["engine"]).stat().st_size > 10_000
+    assert details["attention"] == "fused"
     assert details["compute_capabilities"] == (["8.9", "12.0"] if precision == "fp8" else ["8.0", "8.6", "8.9", "12.0"])
     assert details["profiles"] == {
-        "decode": {"batch": [1, 4], "sequence": [1, 1], "keys": [64, 64]},
-        "prefill": {"batch": [1, 1], "sequence": [1, 16], "keys": [64, 64]},
-        "batched_prefill": {"batch": [1, 4], "sequence": [1, 16], "keys": [64, 64]},
+        "decode": {"batch": [1, 4], "sequence": [1, 1], "keys": [1, 64]},
+        "prefill": {"batch": [1, 1], "sequence": [1, 16], "keys": [1, 64]},
+        "batched_prefill": {"batch": [1, 4], "sequence": [1, 16], "keys": [1, 64]},
     }
     assert details["cache_dtype"] == ("float16" if precision == "fp16" else "bfloat16")
     assert stages == {"define network": 1.0, "build engine": 1.0}
@@ -246,11 +242,12 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"kv_dtype": "fp16"}, "kv_dtype is fp16 and the precision bf16; they must be the same"),
     ({"num_candidates": 0}, "num_candidates is 0; allowed is 1 ... 97 for this model"),
     ({"num_candidates": 98}, "num_candidates is 98; allowed is 1 ... 97"),
-    ({"compute_capabilities": ["8.9", "7.0"]}, "compute_capability is '7.0'; tensorrt-rtx builds for 7.5, 8.0"),
+    ({"compute_capabilities": ["8.9", "7.0"]}, "compute_capability is '7.0'; tensorrt-rtx builds for 8.0, 8.6"),
     ({"compute_capabilities": ["9.0"]}, "for 9.0, Hopper, take tensorrt"),
     ({"int4_rounding": "up"}, "int4_rounding is 'up'; allowed are gptq, nearest"),
     ({"int4_rounding": "nearest"}, "int4_rounding is of no use to bf16"),
-    ({"compute_capabilities": ["7.5"]}, "compute_capability is 7.5; bf16 needs 8.0 or newer"),
+    ({"compute_capabilities": ["7.5"]}, "compute_capability is '7.5'; attention needs 8.0 or newer"),
+    ({"attention": "flash"}, "attention is 'flash'; allowed are fused, decomposed, plain"),
     ({"precision": "fp8", "compute_capabilities": ["8.0"]}, "compute_capability is 8.0; fp8 needs 8.9 or newer"),
 ]
 
@@ -273,16 +270,16 @@ def test_tensorrt_itself_builds_for_its_own_machine_only(tmp_path: Path) -> None
 def test_a_weight_that_float16_cannot_hold(tmp_path: Path) -> None:
     spec = SPECS["llama"]
     weights = random_weights(spec)
-    weights["layers.1.down.weight"][3, 5] = 70_000.0
+    weights["layers.1.gate.weight"][3, 5] = 70_000.0
     with pytest.raises(
-        UnsupportedModel, match=r"layers\.1\.down\.weight has a value of magnitude 70000, beyond 65504 of float16"
+        UnsupportedModel, match=r"layers\.1\.gate\.weight has a value of magnitude 70000, beyond 65504 of float16"
     ):
         write_tensorrt_rtx(spec, weights, tmp_path, precision="fp16", num_candidates=8, **LIMITS)
 
 
 def test_an_unsupported_data_type_of_a_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What TensorRT itself answers, with our own check out of the way."""
-    monkeypatch.setitem(tensorrt_lowering.OLDEST_CAPABILITY, "fp8", (8, 0))
+    monkeypatch.setitem(tensorrt_options.OLDEST_CAPABILITY, "fp8", (8, 0))
     spec = SPECS["llama"]
     with pytest.raises(ExportError, match="a target GPU lacks a data type of this precision"):
         write_tensorrt_rtx(

@@ -5,6 +5,7 @@
     │   └── TensorError        a tensor is missing, extra or of the wrong shape or type
     ├── UnsupportedModel       the family or a config key that changes the mathematics is not understood
     ├── InvalidOption          an argument of the export is out of its range
+    ├── NoAttentionKernel      TensorRT has no attention kernel for the shapes and types of a network
     └── ParityError            the exported artifact does not compute what the checkpoint computes
 
 Each message is one sentence for the user: the offending value and what is allowed.
@@ -30,6 +31,10 @@ class UnsupportedModel(ExportError):
 
 
 class InvalidOption(ExportError):
+    pass
+
+
+class NoAttentionKernel(ExportError):
     pass
 
 

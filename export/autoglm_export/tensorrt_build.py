@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError
+from .errors import ExportError, NoAttentionKernel
 from .lowering import Progress
 
 Shape = tuple[int, ...]
@@ -31,6 +31,7 @@ class BuildSettings:
     compute_capabilities: tuple[str, ...] = ()
     weight_streaming: bool = False
     timing_cache: Path | None = None
+    optimization_level: int | None = None  # None: TensorRT's own
 
 
 class Builder:
@@ -54,7 +55,7 @@ class Builder:
         with path.open("wb") as stream:
             built = self._builder.build_serialized_network_to_stream(network, config, _writer_of(self.trt, stream))
         if not built or not path.stat().st_size:
-            raise ExportError(explained(self.log.errors))
+            raise failure(self.log.errors)
         if settings.timing_cache is not None:
             settings.timing_cache.write_bytes(bytes(config.get_timing_cache().serialize()))
         progress("build engine", 1.0)
@@ -67,6 +68,8 @@ class Builder:
             config.num_compute_capabilities = len(settings.compute_capabilities)
             for index, name in enumerate(settings.compute_capabilities):
                 config.set_compute_capability(getattr(self.trt.ComputeCapability, name), index)
+        if settings.optimization_level is not None:
+            config.builder_optimization_level = settings.optimization_level
         if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") and not settings.weight_streaming:
             # TensorRT-RTX: else no CUDA graph can be captured. Streamed weights do without graphs there.
             config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
@@ -85,13 +88,14 @@ class Builder:
 
 _OUT_OF_MEMORY = "memory ran out; take fewer or shorter slots, or a smaller precision"
 _ELSEWHERE = "build on the machine with the GPU, or ahead of time with --runtime tensorrt-rtx --compute-capability"
+_NO_KERNEL = "not supported by a dedicated kernel"
 # What TensorRT's messages mean for a user: the first row whose words are in them.
 _MEANINGS = (
     ("HW-specific datatypes", "a target GPU lacks a data type of this precision"),
     ("out of memory", _OUT_OF_MEMORY),
     ("OutOfMemory", _OUT_OF_MEMORY),
     ("bad_alloc", _OUT_OF_MEMORY),
-    ("not supported by a dedicated kernel", "TensorRT has no attention kernel for this model's head size"),
+    (_NO_KERNEL, "TensorRT has no fused attention kernel for this shape and type"),
 )
 # Said by builds that need no GPU, too; so they count only where nothing else was said.
 _NO_GPU_MEANINGS = (
@@ -99,6 +103,11 @@ _NO_GPU_MEANINGS = (
     ("CUDA initialization failure", f"no GPU answers on this machine; {_ELSEWHERE}"),
     ("no CUDA-capable device", f"no GPU is in this machine; {_ELSEWHERE}"),
 )
+
+
+def failure(errors: Sequence[str]) -> ExportError:
+    is_of_attention = any(_NO_KERNEL in error for error in errors)
+    return (NoAttentionKernel if is_of_attention else ExportError)(explained(errors))
 
 
 def explained(errors: Sequence[str]) -> str:

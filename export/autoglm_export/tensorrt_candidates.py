@@ -30,7 +30,7 @@ def _scaled(network: Network, logits: Tensor, factor: Tensor) -> Tensor:
     zero = network.constant("zero", np.zeros((1, 1), np.float32))
     negative = network.binary("LESS", logits, zero)
     product, quotient = network.binary("PROD", logits, factor), network.binary("DIV", logits, factor)
-    return network.definition.add_select(negative, product, quotient).get_output(0)
+    return network.select(negative, product, quotient)
 
 
 def _log_sum_exp(network: Network, x: Tensor) -> Tensor:

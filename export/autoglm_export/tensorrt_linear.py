@@ -5,12 +5,13 @@
     int4         weights of 4 bits in blocks of up to 128 inputs (`int4.py`), a scale a block and output; activations in 16 bits
 
 Every product takes float32 activations, rounds them to what it multiplies in, and gives float32. `kv_dtype` is the
-16-bit type that goes with fp8 and int4.
+16-bit type that goes with fp8 and int4. What float16 would have to hold beyond its 65,504 is left out of it: see
+`product_type`, and `_restored_type` for fp8.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 import ml_dtypes
@@ -19,16 +20,34 @@ import numpy.typing as npt
 
 from .int4 import Int4Weight, pack_int4, title_of
 from .rounding import held
+from .spec import ModelSpec
 from .tensorrt_network import Network, Tensor
 from .weights import Array
 
 FP8_LARGEST = 448.0  # of E4M3
+# The up projections of the last layers stay in 16 bits in fp8: "choice logits are unstable when every up projection is
+# quantized" (TensorRT-Model-Connect, families/qwen/builder_policy.py, for TensorRT 11.2 and newer).
+FP8_KEPT_UP_LAYERS = 22
+_WIDE_OUTPUTS = ("output", "down")  # projections to the residual stream
 
 
 class Linears(Protocol):
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
         """`x` float32 `[B, S, inputs]` -> float32 `[B, S, sum of the layers' outputs]`, without biases."""
         ...
+
+
+def product_type(layers: Sequence[str], dtype: npt.DTypeLike) -> npt.DTypeLike:
+    """What layers side by side multiply in. What goes to the residual stream may pass float16's range (vLLM refuses GLM-4
+    in float16 for it), in bfloat16 it cannot."""
+    is_wide = any(name.rpartition(".")[2] in _WIDE_OUTPUTS for name in layers)
+    return ml_dtypes.bfloat16 if is_wide and np.dtype(dtype) == np.float16 else dtype
+
+
+def fp8_kept_layers(spec: ModelSpec) -> frozenset[str]:
+    """The layers that fp8 leaves in 16 bits."""
+    first = max(0, spec.num_layers - FP8_KEPT_UP_LAYERS)
+    return frozenset(f"layers.{layer}.up" for layer in range(first, spec.num_layers))
 
 
 class HalfLinears:
@@ -38,14 +57,20 @@ class HalfLinears:
         self._network, self._weights, self._dtype = network, weights, dtype
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
-        parts = [held(f"{name}.weight", self._weights[f"{name}.weight"], self._dtype) for name in layers]
+        dtype = product_type(layers, self._dtype)
+        parts = [held(f"{name}.weight", self._weights[f"{name}.weight"], dtype) for name in layers]
         weight: npt.NDArray[Any] = np.concatenate(parts)
         constant = self._network.constant(f"{title_of(layers)}.weight", weight[None])
-        return _product(self._network, layers, self._network.cast(x, self._dtype), constant, transposed=True)
+        return _product(self._network, layers, self._network.cast(x, dtype), constant, transposed=True)
 
 
 class Fp8Linears:
-    """`largest_input`: layers that share their inputs -> the largest magnitude that calibration saw among these."""
+    """`largest_input`: layers that share their inputs -> the largest magnitude that calibration saw among these. `kept`:
+    the layers that stay in 16 bits.
+
+    A dequantised tensor has the type of its scale (IDequantizeLayer's documentation has one type for both), and a
+    quantised one is made with the very same scale, so nothing is lost where that is a bfloat16.
+    """
 
     def __init__(
         self,
@@ -53,22 +78,39 @@ class Fp8Linears:
         weights: Mapping[str, Array],
         dtype: npt.DTypeLike,
         largest_input: Callable[[Sequence[str]], float],
+        kept: Collection[str],
     ) -> None:
-        self._network, self._weights, self._dtype = network, weights, dtype
+        self._network, self._weights = network, weights
+        self._restored = _restored_type(dtype)
+        self._half, self._kept = HalfLinears(network, weights, dtype), kept
         self.largest_input = largest_input
 
     def linear(self, x: Tensor, layers: Sequence[str]) -> Tensor:
-        title, network = title_of(layers), self._network
-        step = network.constant(
-            f"{title}.input_scale", np.float32(self.largest_input(layers) / FP8_LARGEST).reshape(())
-        )
-        quantized = network.quantize(x, step, ml_dtypes.float8_e4m3fn)
-        rows = network.dequantize(f"{title}.input", quantized, step, self._dtype)
-        values, scales = fp8_columns([self._weights[f"{name}.weight"] for name in layers])
+        if any(name in self._kept for name in layers):
+            return self._half.linear(x, layers)
+        title, network, restored = title_of(layers), self._network, self._restored
+        values, scales = fp8_columns([self._weights[f"{name}.weight"] for name in layers], restored)
         stored = network.constant(f"{title}.weight", values)
         columns = network.constant(f"{title}.weight_scale", scales)
-        weight = network.dequantize(f"{title}.weight_dq", stored, columns, self._dtype, axis=0)
+        weight = network.dequantize(f"{title}.weight_dq", stored, columns, restored, axis=0)
+        rows = self._rounded(x, title, self.largest_input(layers))
         return _product(network, layers, rows, network.reshape(weight, 1, *values.shape), transposed=True)
+
+    def _rounded(self, x: Tensor, title: str, largest: float) -> Tensor:
+        """`x` float32, as E4M3 holds it, in the type of the product."""
+        network, step = self._network, np.array(largest / FP8_LARGEST, self._restored)
+        narrow = network.constant(f"{title}.input_scale", step.astype(np.float32))
+        quantized = network.quantize(x, narrow, ml_dtypes.float8_e4m3fn)
+        if self._restored == np.float32:
+            return network.dequantize(f"{title}.input", quantized, narrow, np.float32)
+        own = network.constant(f"{title}.input_scale_{self._restored}", step)
+        return network.dequantize(f"{title}.input", quantized, own, self._restored)
+
+
+def _restored_type(dtype: npt.DTypeLike) -> np.dtype[Any]:
+    """What fp8 is dequantised to beside caches of `dtype`. Beside float16 that is float32: its range is too short for a
+    product's sum, and for small scales."""
+    return np.dtype(np.float32 if np.dtype(dtype) == np.float16 else dtype)
 
 
 class Int4Linears:
@@ -83,8 +125,9 @@ class Int4Linears:
         weight = self.quantize(layers)
         stored = network.int4_constant(f"{title}.weight", pack_int4(weight.values), weight.values.shape)
         blocks = network.constant(f"{title}.weight_scale", weight.scales)
-        restored = network.dequantize(f"{title}.weight_dq", stored, blocks, self._dtype)
-        rows = network.cast(x, self._dtype)
+        dtype = product_type(layers, self._dtype)
+        restored = network.dequantize(f"{title}.weight_dq", stored, blocks, dtype)
+        rows = network.cast(x, dtype)
         return _product(network, layers, rows, network.reshape(restored, 1, *weight.values.shape), transposed=False)
 
 
@@ -92,13 +135,13 @@ def _product(network: Network, layers: Sequence[str], x: Tensor, weight: Tensor,
     return network.cast(network.matmul(title_of(layers), x, weight, transposed=transposed), np.float32)
 
 
-def fp8_columns(parts: Sequence[Array]) -> tuple[npt.NDArray[Any], Array]:
-    """(E4M3 `[outputs, inputs]`, float32 scales `[outputs]`)"""
+def fp8_columns(parts: Sequence[Array], scale_type: npt.DTypeLike) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """(E4M3 `[outputs, inputs]`, scales `[outputs]` of `scale_type`)"""
     values, scales = [], []
     for part in parts:
         largest = np.abs(part).max(axis=1)
-        scale = (np.where(largest > 0, largest, 1.0) / FP8_LARGEST).astype(np.float32)
-        bounded = np.clip(part / scale[:, None], -FP8_LARGEST, FP8_LARGEST)
+        scale = (np.where(largest > 0, largest, 1.0) / FP8_LARGEST).astype(scale_type)
+        bounded = np.clip(part / scale.astype(np.float32)[:, None], -FP8_LARGEST, FP8_LARGEST)
         values.append(bounded.astype(ml_dtypes.float8_e4m3fn))
         scales.append(scale)
     return np.concatenate(values), np.concatenate(scales)

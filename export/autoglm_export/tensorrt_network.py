@@ -28,6 +28,7 @@ class Network:
         self.definition = builder.create_network(flags)
         self._constants: dict[str, Tensor] = {}
         self._values: list[Values] = []
+        self._attentions: list[Any] = []
         self._types = {
             np.dtype(np.float32): trt.DataType.FLOAT,
             np.dtype(np.float16): trt.DataType.HALF,
@@ -105,6 +106,45 @@ class Network:
         operations = self.trt.MatrixOperation
         operation = operations.TRANSPOSE if transposed else operations.NONE
         return self._named(self.definition.add_matrix_multiply(x, operations.NONE, weight, operation), name)
+
+    def softmax(self, x: Tensor, axis: int) -> Tensor:
+        layer = self.definition.add_softmax(x)
+        layer.axes = 1 << axis
+        return layer.get_output(0)
+
+    def select(self, condition: Tensor, chosen: Tensor, other: Tensor) -> Tensor:
+        return self.definition.add_select(condition, chosen, other).get_output(0)
+
+    def shape(self, x: Tensor) -> Tensor:
+        """int64, one number an axis."""
+        return self.definition.add_shape(x).get_output(0)
+
+    def concatenation(self, parts: Sequence[Tensor]) -> Tensor:
+        """Along the first axis."""
+        return self.definition.add_concatenation(list(parts)).get_output(0)
+
+    def slice(self, x: Tensor, start: Sequence[int], sizes: Sequence[int] | Tensor) -> Tensor:
+        """`sizes`: numbers, or an int64 tensor of them."""
+        known = sizes if isinstance(sizes, tuple) else (0,) * len(start)
+        layer = self.definition.add_slice(x, tuple(start), known, (1,) * len(start))
+        if not isinstance(sizes, tuple):
+            layer.set_input(2, sizes)
+        return layer.get_output(0)
+
+    def attention(
+        self, name: str, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor, decomposable: bool
+    ) -> Tensor:
+        """softmax(query keys^T where `mask`) values. `decomposable`: TensorRT may do without a kernel of its own."""
+        softmax, kind = self.trt.AttentionNormalizationOp.SOFTMAX, self.trt.CausalMaskKind.NONE
+        attention = self.definition.add_attention_v2(query, keys, values, softmax, kind)
+        attention.name, attention.mask, attention.decomposable = name, mask, decomposable
+        self._attentions.append(attention)
+        return attention.get_output(0)
+
+    def allow_decomposition(self) -> None:
+        """Of every attention so far."""
+        for attention in self._attentions:
+            attention.decomposable = True
 
     def quantize(self, x: Tensor, scale: Tensor, dtype: npt.DTypeLike) -> Tensor:
         return self.definition.add_quantize(x, scale, self.type_of(dtype)).get_output(0)

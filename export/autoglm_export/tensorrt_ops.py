@@ -8,13 +8,13 @@ The embedding table and the head are in float16: logits of that type are 8 times
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .rounding import held
 from .spec import ModelSpec
+from .tensorrt_attention import Attention
 from .tensorrt_linear import Linears
 from .tensorrt_network import Network, Tensor
 from .weights import Array
@@ -24,6 +24,8 @@ _BATCH, _SEQUENCE, _HEADS, _SIZE = range(4)  # axes of [B, S, heads, head_size]
 
 
 class TensorRTOps:
+    """`attention`: one of `tensorrt_attention.FORMS`."""
+
     def __init__(
         self,
         network: Network,
@@ -33,17 +35,17 @@ class TensorRTOps:
         *,
         cache_dtype: npt.DTypeLike,
         cache_length: int,
+        attention: str,
     ) -> None:
         self._network, self._spec, self._weights, self._linears = network, spec, weights, linears
         self._cache_dtype, self._cache_length = cache_dtype, cache_length
         self._token_ids = network.input("token_ids", np.int32, [-1, -1])
         self._position_ids = network.input("position_ids", np.int32, [-1, -1])
         self._write_indices = network.input("write_indices", np.int32, [-1])
-        self._key_positions = network.input("key_positions", np.int32, [-1])
+        key_positions = network.input("key_positions", np.int32, [-1])
         self._logit_indices = network.input("logit_indices", np.int32, [-1, 1])
-        self._batch_and_sequence = network.definition.add_shape(self._token_ids).get_output(0)
-        self._key_count = network.definition.add_shape(self._key_positions).get_output(0)
-        self._mask = self._visible()
+        self._batch_and_sequence = network.shape(self._token_ids)
+        self._attention = Attention(network, spec, attention, self._position_ids, key_positions, cache_dtype)
         self._rope_tables = self._tables()
         self.result: Tensor | None = None  # float32 [B, vocab_size], once `logits` was called
 
@@ -81,7 +83,8 @@ class TensorRTOps:
         scale = network.constant("attention_scale", np.full((1, 1, 1, 1), spec.head_size**-0.5, np.float32))
         keys = self._cached(f"key_{layer}", key)
         values = self._cached(f"value_{layer}", network.transpose(value, _BATCH, _HEADS, _SEQUENCE, _SIZE))
-        attended = self._attended(layer, network.binary("PROD", query, scale), keys, values)
+        scaled = network.binary("PROD", query, scale)
+        attended = self._attention.attended(f"layers.{layer}.attention", scaled, keys, values)
         rows = network.transpose(attended, _BATCH, _HEADS, _SEQUENCE, _SIZE)  # the two axes change places again
         return network.cast(network.reshape(rows, 0, 0, spec.num_heads * spec.head_size), np.float32)
 
@@ -114,10 +117,7 @@ class TensorRTOps:
         """[B, S, all heads, head_size] -> [B, S, count, head_size]"""
         network = self._network
         rest = network.constant(f"heads_{count}", np.array([count, self._spec.head_size], np.int64))
-        size = network.definition.add_concatenation([self._batch_and_sequence, rest]).get_output(0)
-        layer = network.definition.add_slice(heads, (0, 0, first, 0), (0, 0, 0, 0), (1, 1, 1, 1))
-        layer.set_input(2, size)
-        return layer.get_output(0)
+        return network.slice(heads, (0, 0, first, 0), network.concatenation([self._batch_and_sequence, rest]))
 
     def _normed(self, heads: Tensor, weight: str | None) -> Tensor:
         return heads if weight is None else self.rms_norm(heads, weight)
@@ -139,36 +139,4 @@ class TensorRTOps:
         mode = network.trt.KVCacheMode.LINEAR
         layer = network.definition.add_kv_cache_update(past, update, self._write_indices, mode)
         network.output(f"present_{name}", layer.get_output(0))
-        return self._first(layer.get_output(0))
-
-    def _first(self, cache: Tensor) -> Tensor:
-        """[B, kv heads, cache_length, head_size] -> [B, kv heads, K, head_size]: the positions that attention reads."""
-        network, spec = self._network, self._spec
-        batch = network.definition.add_slice(self._batch_and_sequence, (0,), (1,), (1,)).get_output(0)
-        heads, size = (
-            network.constant(f"size_{n}", np.array([n], np.int64)) for n in (spec.num_kv_heads, spec.head_size)
-        )
-        sizes = network.definition.add_concatenation([batch, heads, self._key_count, size]).get_output(0)
-        layer = network.definition.add_slice(cache, (0, 0, 0, 0), (0, 0, 0, 0), (1, 1, 1, 1))
-        layer.set_input(2, sizes)
         return layer.get_output(0)
-
-    def _visible(self) -> Tensor:
-        """bool [B, 1, S, K]: whether a token sees a position. One mask for all layers."""
-        network = self._network
-        keys = network.reshape(self._key_positions, 1, 1, 1, -1)
-        queries = network.reshape(self._position_ids, 0, 1, -1, 1)
-        return network.unary("NOT", network.binary("GREATER", keys, queries))
-
-    def _attended(self, layer: int, query: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        trt = self._network.trt
-        attention: Any = self._network.definition.add_attention_v2(
-            self._network.cast(query, self._cache_dtype),
-            keys,
-            values,
-            trt.AttentionNormalizationOp.SOFTMAX,
-            trt.CausalMaskKind.NONE,
-        )
-        attention.name = f"layers.{layer}.attention"
-        attention.mask = self._mask
-        return attention.get_output(0)

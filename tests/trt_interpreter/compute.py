@@ -41,7 +41,7 @@ COMPUTE: Final[dict[str, Compute]] = {
 AS_HELD: Final = frozenset(
     {"ATTENTION_INPUT", "GATHER", "IDENTITY", "KV_CACHE_UPDATE", "SHAPE", "SHUFFLE", "SLICE", "SQUEEZE", "UNSQUEEZE"}
 )
-MAY_HOLD_NAN: Final = frozenset({"KV_CACHE_UPDATE", "SLICE"})  # of a cache, what was never written
+MAY_HOLD_NAN: Final = frozenset({"CAST", "KV_CACHE_UPDATE", "SLICE"})  # of a cache, what was never written
 
 
 def computed(
