@@ -62,7 +62,6 @@ def _lowered(bench: GpuBench, defined: Defined) -> FakeNetwork:
     shapes = bench.shapes
     profiles = tuple(
         {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
-        | {"key_positions": ((1,), (shapes.cache_length,))}
         for profile in profiles_of(bench.spec, shapes.num_slots, CHUNK, shapes.cache_length)
     )
     interpreter = Interpreter(definition, trt)

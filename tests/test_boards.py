@@ -156,6 +156,15 @@ def test_only_an_engine_that_died_is_dead(tmp_path: Path, server: ServerIdentity
     assert watch.look()  # the next one did not
 
 
+def test_an_engine_that_is_about_to_end_need_not_have_ended(tmp_path: Path, server: ServerIdentity) -> None:
+    """A driver that hangs may keep its process."""
+    watch = EngineWatch(server, lambda: None, tmp_path)
+    with AckBoard(4, tmp_path, server) as board:
+        assert not watch.look()
+        board.abandon()
+        assert watch.look()
+
+
 @pytest.mark.slow
 def test_the_death_of_an_engine_shows_though_its_board_was_removed(tmp_path: Path) -> None:
     """By another engine of this user, which removes what dead ones left, and may be faster than the watch."""

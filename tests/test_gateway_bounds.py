@@ -123,6 +123,18 @@ def test_text_that_looks_like_parts_is_text() -> None:
     assert parsed == {"x": text}
 
 
+@pytest.mark.parametrize(
+    "many", ['""' * 70_000, '"' + "\\\\" * 70_000 + '"', '"\\""' * 50_000, '"' + "x" * 65_535 + '"']
+)
+def test_strings_of_any_length_keep_their_ends(many: str) -> None:
+    """Blocks of the count begin and end anywhere in them."""
+    inside = '"' + ":" * 150_000 + '"'
+    with pytest.raises(Exception, match=r"the body is (no JSON|a JSON array)"):
+        parse_object(f"[{many}{inside}]".encode())
+    with pytest.raises(Exception, match="more than 100,000 keys, lists and objects"):
+        parse_object(f"[{many}{inside}{'[' * 100_001}]".encode())
+
+
 async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(60):
         while not condition():

@@ -146,6 +146,24 @@ def test_a_body_just_within_the_limit_is_read_in_whatever_pieces(gateway: Gatewa
     assert ask(gateway.port, framed).status == 200
 
 
+def _in_chunks(sent: bytes, size: int) -> bytes:
+    pieces = [sent[at : at + size] for at in range(0, len(sent), size)]
+    return head("Content-Type: application/json", "Transfer-Encoding: chunked") + chunked(*pieces) + b"0\r\n\r\n"
+
+
+@pytest.mark.parametrize(("num_bytes", "size"), [(4_000, 1), (400_000, 100), (LIMIT, 256)])
+def test_small_chunks_are_read(gateway: GatewayThread, num_bytes: int, size: int) -> None:
+    sent = body() + b" " * (num_bytes - len(body()))
+    assert ask(gateway.port, _in_chunks(sent, size)).status == 200
+
+
+@pytest.mark.parametrize(("num_bytes", "size"), [(10_000, 1), (LIMIT, 100)])
+def test_more_of_them_than_any_client_sends_are_refused(gateway: GatewayThread, num_bytes: int, size: int) -> None:
+    """150,000 chunks of a byte kept everybody else waiting for half a second."""
+    answer = ask(gateway.port, _in_chunks(b" " * num_bytes, size))
+    assert answer.status == 400 and "must hold 256 bytes on average" in answer.error["message"]
+
+
 def test_a_body_that_takes_too_long_is_given_up(gateway: GatewayThread) -> None:
     with connect(gateway.port) as connection:
         started = time.monotonic()

@@ -17,6 +17,7 @@ from autoglm_export.reference import Reference
 from fakes import answers
 from network_runner import NetworkRunner
 from numpy_runner import NumpyRunner
+from quantized_reference import quantize_reference
 from tensorrt_networks import define_network
 from tiny_models import VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer
@@ -45,9 +46,14 @@ def network_runner(source: Checkpoint) -> NetworkRunner:
     return NetworkRunner(made, LIMITS, cache_length=112, precise=True)
 
 
-def test_greedy_tokens_are_those_of_transformers(network_runner: NetworkRunner, checkpoint: Path) -> None:
+def test_greedy_tokens_are_those_of_transformers(
+    network_runner: NetworkRunner, checkpoint: Path, source: Checkpoint
+) -> None:
+    """With the weights that the network multiplies."""
     prompt = RANDOM.integers(0, VOCAB_SIZE, 20).astype(np.int32)
-    assert greedy(network_runner, prompt, 64) == Reference.load(checkpoint).greedy(prompt, 64)
+    reference = Reference.load(checkpoint)
+    quantize_reference(reference, source.spec, "fp16", {})
+    assert greedy(network_runner, prompt, 64) == reference.greedy(prompt, 64)
 
 
 def test_candidates_are_those_of_the_adjusted_logits(network_runner: NetworkRunner) -> None:

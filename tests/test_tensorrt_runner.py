@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Candidates, Logits, Span, StepBatch
+from autoglm_engine.core import Adjustments, Candidates, Logits, Span, StepBatch
 from autoglm_engine.prefill_batches import PrefillBatch, batches_of, most_rows
 from autoglm_engine.trt_calls import buckets_of
 from contract_network import GpuBench
@@ -294,6 +295,25 @@ def test_what_an_idle_row_of_a_batch_holds_stays(make: MakeBench) -> None:
     close(bench.step(span(1, 39, kept[39:]))[0], expected_logits(bench.spec, bench.weights, kept)[-1])
 
 
+def test_each_row_of_a_batch_has_the_adjustments_of_its_slot(make: MakeBench) -> None:
+    bench, ids = make(**SHORT), some_ids(3)
+    likeliest = int(issue(bench, span(0, 0, ids)).token_ids[0, 0])
+
+    def told(offset: float, inverse_temperature: float) -> Adjustments:
+        values = np.ones(1, np.float32), np.full(1, offset, np.float32)
+        return Adjustments(True, np.array([likeliest], np.int32), *values, inverse_temperature)
+
+    changes = {5: told(-np.inf, 1.0), 6: told(2.0, 0.5), 8: told(0.0, 1.0)}
+    found = issue(bench, *(Span(slot, 0, ids, True, change) for slot, change in changes.items()))
+    assert bench.decoder.calls[-1] == (4, 4)
+    assert likeliest not in found.token_ids[0] and found.token_ids[1:, 0].tolist() == [likeliest] * 2
+    assert found.logits[1, 0] == pytest.approx(found.logits[2, 0] + 2, abs=1e-3)
+    for row, (offset, scale) in enumerate([(-np.inf, 1), (2, 0.5), (0, 1)]):
+        logits = found.full_row(row).astype(np.float64)
+        logits[likeliest] += offset
+        assert found.log_sum_exp[row] == pytest.approx(float(np.log(np.exp(logits * scale).sum())), abs=1e-3)
+
+
 def test_a_decoded_slot_between_two_prompts_keeps_its_logits(make: MakeBench) -> None:
     bench, ids = make(**SHORT), some_ids(9)
     bench.step(span(1, 0, ids[:8], wants_logits=False))
@@ -304,25 +324,24 @@ def test_a_decoded_slot_between_two_prompts_keeps_its_logits(make: MakeBench) ->
 
 @settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
-def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(tmp_path: Path, data: st.DataObject) -> None:
+def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(bench: GpuBench, data: st.DataObject) -> None:
     num_slots, rows = data.draw(st.sampled_from([(1, 1), (3, 3), (9, 4), (40, 8)]))
-    shapes = GpuBench(
-        tmp_path, **SHORT | {"num_slots": num_slots, "profiles": batched_of(rows, data.draw(st.sampled_from([4, 8])))}
-    ).shapes
+    shapes = replace(
+        bench.shapes,
+        num_slots=num_slots,
+        batched_rows=rows,
+        prefill_lengths=(4, 8, 16),
+        batched_length=data.draw(st.sampled_from([4, 8])),
+    )
     slots = data.draw(st.sets(st.integers(0, num_slots - 1)))
-    spans = [span(slot, data.draw(st.integers(0, 24)), some_ids(data.draw(st.integers(2, 16)))) for slot in slots]
+    spans = [span(slot, data.draw(st.integers(0, 8)), some_ids(data.draw(st.integers(2, 16)))) for slot in slots]
     batches = batches_of(spans, shapes)
+    alone = [batch for one in spans for batch in batches_of([one], shapes)]
     assert sorted(s.slot for batch in batches for s in batch.spans) == sorted(slots)
     assert sum(batch.num_rows for batch in batches) <= most_rows(num_slots)
-    assert sum(batch.cost for batch in batches) <= sum(
-        batch.cost for one in spans for batch in batches_of([one], shapes)
-    )
+    assert sum(batch.cost for batch in batches) <= sum(batch.cost for batch in alone)
     for batch in batches:
         check_batch(batch, shapes)
-
-
-def batched_of(rows: int, tokens: int) -> dict[str, Any]:
-    return {"batched_prefill": {"batch": [1, rows], "sequence": [1, tokens]}}
 
 
 def check_batch(batch: PrefillBatch, shapes: Any) -> None:

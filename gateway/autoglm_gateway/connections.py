@@ -23,6 +23,9 @@ from .secure_connections import SecureConnection
 from .settings import ConnectionLimits
 
 _MOST_PIPELINED = 16  # requests behind the one that is being answered
+# Each chunk costs microseconds, so a body in chunks of a byte would keep the others waiting for half a second.
+_FREE_CHUNKS = 4096
+_LEAST_CHUNK_BYTES = 256  # on average, of a body in more chunks
 
 
 def protocol_of(
@@ -50,6 +53,7 @@ class LimitedProtocol(HttpToolsProtocol):
         self.timeout_keep_alive = self.limits.idle_s  # type: ignore[assignment]
         self._answered: RequestResponseCycle | None = None  # whose answer is under way
         self._in_body = False
+        self._num_body_bytes = self._num_chunks = 0  # of the body that is arriving
         self._num_head_bytes = 0  # received that are of no complete head and of no body
         self._arrival_timer: TimerHandle | None = None
         self._unread_timer: TimerHandle | None = None
@@ -102,7 +106,7 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._violation:
             raise ValueError(self._violation)  # the parser makes an error of its own of it
         self._stop_arrival_timer()
-        self._num_head_bytes = 0
+        self._num_head_bytes = self._num_body_bytes = self._num_chunks = 0
         self._in_body = True
         super().on_headers_complete()
         if len(self.pipeline) > _MOST_PIPELINED:
@@ -110,6 +114,11 @@ class LimitedProtocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._num_head_bytes = 0
+        self._num_chunks += 1
+        self._num_body_bytes += len(body)
+        if self._num_chunks > _FREE_CHUNKS + self._num_body_bytes // _LEAST_CHUNK_BYTES:
+            self._violation = f"the body's chunks are too small: beyond {_FREE_CHUNKS:,}, they must hold {_LEAST_CHUNK_BYTES} bytes on average"
+            raise ValueError(self._violation)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

@@ -50,7 +50,7 @@ class TritonPythonModel:
             ask=partial(ask_detokenizer, neighbours.detokenizer),
             embed=partial(ask_embedder, neighbours.embedder),
             embedder=neighbours.embedder_folder(args["model_repository"]),
-            died=end_process,
+            died=self.end_process,
             identity=ServerIdentity.of_parent(args["model_name"]),
             most_kept=most_kept,
         )
@@ -81,6 +81,13 @@ class TritonPythonModel:
 
     def finalize(self):
         self.service.close()
+
+    def end_process(self):
+        """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
+        LOG.error("the engine cannot go on and ends its process")
+        time.sleep(1)  # the last answers pass through the detokenizer
+        self.service.abandon()  # a driver that hangs may keep the process from its end
+        os._exit(1)
 
 
 class TritonReply:
@@ -142,13 +149,6 @@ def ask_embedder(name, text):
     if response.has_error():
         raise RuntimeError(response.error().message())
     return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy().reshape(-1)
-
-
-def end_process():
-    """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
-    LOG.error("the engine cannot go on and ends its process")
-    time.sleep(1)  # the last answers pass through the detokenizer
-    os._exit(1)
 
 
 def find_package(args):

@@ -107,6 +107,10 @@ class AckBoard:
     def give_out(self, number: int) -> None:
         self._board.give_out(number)
 
+    def abandon(self) -> None:
+        """Look as if this process had died."""
+        self._board.unlock()
+
     def close(self) -> None:
         self._board.end()
         self._path.unlink(missing_ok=True)

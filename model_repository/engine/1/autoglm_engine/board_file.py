@@ -115,6 +115,9 @@ class Board:
         """Said by a later engine of the same server, once that is asked."""
         self._words[_DUTY] = _IS_SUPERSEDED
 
+    def unlock(self) -> None:
+        fcntl.flock(self._file, fcntl.LOCK_UN)
+
     def end(self) -> None:
         """In order: from here on its being unlocked is no death."""
         self._words[_ENDED] = 1

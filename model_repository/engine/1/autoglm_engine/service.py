@@ -163,6 +163,10 @@ class EngineService:
         self._metrics.close(_CLOSE_SECONDS)
         self._loop.close(_LAST_STEP_SECONDS)
 
+    def abandon(self) -> None:
+        """The process is about to end, with everybody answered: whoever watches it need not wait for that."""
+        self._board.abandon()
+
     @property
     def healthy(self) -> bool:
         """Whether steps are computed."""

@@ -11,6 +11,7 @@ Nothing is allocated after load. The first failure of the GPU is final: every la
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -82,14 +83,15 @@ class TensorRTRunner:
         self._inputs, self._outputs = StepInputs(cuda, memory, shapes), StepOutputs(cuda, memory, shapes)
         self._events = [memory.event() for _ in range(NUM_TURNS)]
         self._shapes = shapes
-        free = cuda.free_memory()
+        free, began = cuda.free_memory(), time.monotonic()
         self._decode, self._prefill = self._create_calls(plan, memory, shapes)
         self._prepare()
         plan.keep_kernels()
         memory.note("weights", plan.weight_bytes)
         memory.note("graphs", self._checked_memory(free - memory.summary["activations"]))
         self.memory: Mapping[str, int] = memory.summary
-        _log.info("%d decode graphs; memory in use: %s", len(graphs_of(shapes)), readable(self.memory))
+        seconds, count = time.monotonic() - began, len(graphs_of(shapes))
+        _log.info("%d decode shapes were run in %.1f s; memory in use: %s", count, seconds, readable(self.memory))
 
     @property
     def limits(self) -> Limits:
