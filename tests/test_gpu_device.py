@@ -55,8 +55,17 @@ def test_the_best_runtime_is_the_first_that_can_run(monkeypatch: pytest.MonkeyPa
     assert best_runtime(HOPPER) == "tensorrt"
     with_packages(monkeypatch, "tensorrt_rtx")
     assert best_runtime(ADA) == "tensorrt-rtx"
-    with pytest.raises(NoGpu, match=r"does not run on compute capability 9\.0; allowed are 7\.5, .*: use tensorrt"):
+    with pytest.raises(NoGpu, match=r"does not run on compute capability 9\.0; allowed are 8\.0, .*: use tensorrt"):
         best_runtime(HOPPER)
+
+
+def test_a_card_that_tensorrts_attention_is_too_new_for_has_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
+    with_packages(monkeypatch, "tensorrt", "tensorrt_rtx", "onnxruntime")
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        assert why_not_runtime(runtime, TURING) == (
+            f"{runtime} needs compute capability 8.0 for its attention; NVIDIA T4 has 7.5: use onnx"
+        )
+    assert why_not_runtime("onnx", TURING, lambda: ["CUDAExecutionProvider"]) is None
 
 
 def test_onnx_runtime_must_be_the_one_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:

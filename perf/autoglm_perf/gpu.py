@@ -14,8 +14,9 @@ Capability = tuple[int, int]  # compute capability, (8, 9) for 8.9
 
 # What a GPU must at least be. NVIDIA's support matrix of TensorRT-RTX; int4 means weights only.
 MIN_CAPABILITY: dict[str, Capability] = {"fp16": (7, 5), "bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
-# TensorRT-RTX builds for these and no others.
-RTX_CAPABILITIES: tuple[Capability, ...] = ((7, 5), (8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
+TENSORRT_CAPABILITY: Capability = (8, 0)  # that its attention layer needs, of both runtimes
+# TensorRT-RTX builds for these and, but for 7.5, no others.
+RTX_CAPABILITIES: tuple[Capability, ...] = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
 # runtime of `autoglm export` -> (Python module, the extra that brings it, precisions), in the order of preference
 RUNTIMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
     "tensorrt": ("tensorrt", "tensorrt", ("fp16", "bf16", "fp8", "int4")),
@@ -85,6 +86,8 @@ def why_not_runtime(runtime: str, gpu: Gpu, providers: Callable[[], list[str]] |
     module, extra, _ = RUNTIMES[runtime]
     if importlib.util.find_spec(module) is None:
         return f"the package of {runtime} is not installed: pip install 'autoglm-triton[{extra}]'"
+    if runtime.startswith("tensorrt") and gpu.capability < TENSORRT_CAPABILITY:
+        return f"{runtime} needs compute capability 8.0 for its attention; {gpu.name} has {gpu.capability_text}: use onnx"
     if runtime == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
         allowed = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)
         return f"tensorrt-rtx does not run on compute capability {gpu.capability_text}; allowed are {allowed}: use tensorrt"
