@@ -87,7 +87,9 @@ def why_not_runtime(runtime: str, gpu: Gpu, providers: Callable[[], list[str]] |
     if importlib.util.find_spec(module) is None:
         return f"the package of {runtime} is not installed: pip install 'autoglm-triton[{extra}]'"
     if runtime.startswith("tensorrt") and gpu.capability < TENSORRT_CAPABILITY:
-        return f"{runtime} needs compute capability 8.0 for its attention; {gpu.name} has {gpu.capability_text}: use onnx"
+        return (
+            f"{runtime} needs compute capability 8.0 for its attention; {gpu.name} has {gpu.capability_text}: use onnx"
+        )
     if runtime == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
         allowed = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)
         return f"tensorrt-rtx does not run on compute capability {gpu.capability_text}; allowed are {allowed}: use tensorrt"
