@@ -89,7 +89,10 @@ class Line:
 
 
 def duration(seconds: float) -> str:
-    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    minutes, rest = divmod(round(seconds), 60)
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{minutes} min {rest} s" if rest else f"{minutes} min"
 
 
 def last_line(log: Path, since: int) -> str:

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs the Debian/Ubuntu packages that the server needs and this machine lacks; does nothing where all is there.
 # With the argument `test` also what only the tests need: redis-server, for the Redis tier of the response cache; curl and
-# chromium, which ask the gateway and open its page.
+# chromium, which ask the gateway and open its page. With `clients`: compilers and gRPC of C++, Java and Go, for docs/clients.
 # libpython: tritonserver's Python backend links it. venv: makes .venv. g++: compiles the native CPU kernels.
 set -eu
 python=${PYTHON:-python3}
@@ -19,6 +19,27 @@ command -v "${CXX:-g++}" >/dev/null || command -v clang++ >/dev/null || missing=
 [ "${1:-}" != test ] || command -v redis-server >/dev/null || missing="$missing redis-server"
 [ "${1:-}" != test ] || command -v curl >/dev/null || missing="$missing curl"
 [ "${1:-}" != test ] || command -v chromium >/dev/null || missing="$missing chromium"
+
+# Each with the file that tells that it is there.
+needs_file() {
+    [ -e "$2" ] || missing="$missing $1"
+}
+
+if [ "${1:-}" = clients ]; then
+    command -v javac >/dev/null || missing="$missing default-jdk-headless"
+    needs_file pkg-config /usr/bin/pkg-config
+    needs_file protobuf-compiler-grpc /usr/bin/grpc_cpp_plugin
+    needs_file libgrpc++-dev /usr/include/grpcpp/grpcpp.h
+    needs_file libprotobuf-dev /usr/include/google/protobuf/message.h
+    needs_file protobuf-compiler-grpc-java-plugin /usr/bin/grpc_java_plugin
+    needs_file libgrpc-java /usr/share/java/grpc-api.jar
+    needs_file libprotobuf-java /usr/share/java/protobuf.jar
+    needs_file libnetty-java /usr/share/java/netty-codec-http2.jar
+    needs_file golang-go /usr/bin/go
+    needs_file golang-goprotobuf-dev /usr/bin/protoc-gen-go
+    needs_file protoc-gen-go-grpc /usr/bin/protoc-gen-go-grpc
+    needs_file golang-google-grpc-dev /usr/share/gocode/src/google.golang.org/grpc
+fi
 [ -n "$missing" ] || exit 0
 
 if [ "$(id -u)" = 0 ]; then sudo=""; elif command -v sudo >/dev/null; then sudo=sudo; else

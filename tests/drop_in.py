@@ -18,12 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
+from artifacts import ROOT, kept_export
 from autoglm_client.local_server import LocalServer
 from autoglm_perf.analyzer import Sweep, analyzer_environment, find_binary, run_sweep
 from autoglm_perf.measures import RequestTiming
 from autoglm_perf.workload import Workload, exact_prompts, load_tokenizer
 
-ROOT = Path(__file__).parent.parent
 PLACE = ROOT / "build" / "drop-in"
 CLIENTS = ("tritonclient[all]",)
 GENAI_PERF = ("genai-perf==0.0.8", "numpy<2")
@@ -36,16 +36,17 @@ _SECONDS = 900
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--artifact", type=Path, default=ROOT / "model_repository" / "engine" / "1" / "artifact")
+    parser.add_argument("--artifact", type=Path, help="[default: SmolLM2, exported for the native runtime]")
     parser.add_argument("--only", choices=("clients", "perf_analyzer", "genai-perf"), help="one of the three")
     chosen = parser.parse_args()
     programs: dict[str, Callable[[LocalServer, Path], None]] = {
         "clients": clients, "perf_analyzer": perf_analyzer, "genai-perf": genai_perf
     }  # fmt: skip
+    artifact = chosen.artifact or kept_export("native", runtime="native")
     failed = []
-    with _server(chosen.artifact) as server:
+    with _server(artifact) as server:
         for name, program in programs.items():
-            if chosen.only in (None, name) and not _tried(name, program, server, chosen.artifact):
+            if chosen.only in (None, name) and not _tried(name, program, server, artifact):
                 failed.append(name)
     print(f"failed: {', '.join(failed)}" if failed else "all of them got their answers")
     return 1 if failed else 0

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autoglm_engine.acks import AckBoard
-from autoglm_engine.board_file import PREFIX, Board, board_name
+from autoglm_engine.board_file import MOST_CANCELS, PREFIX, Board, board_name
 from autoglm_engine.boards import EngineBoard, EventBoards, RequestBoards, boards_of, find_board, remove_stale_boards
 from autoglm_engine.errors import InvalidRequest, Unavailable
 from autoglm_engine.liveness import EngineWatch
@@ -295,6 +295,28 @@ def test_each_engine_opens_what_was_sealed_for_the_other(tmp_path: Path, server:
     stranger = dataclasses.replace(server, started=5)
     with AckBoard(4, tmp_path, stranger) as other, pytest.raises(InvalidRequest):
         by_newer.open(other.seal.close(Kind.REQUEST, CONTENT, IDS), IDS)
+
+
+def test_a_cancel_is_passed_on_to_engines_that_still_run(tmp_path: Path, server: ServerIdentity) -> None:
+    stranger = dataclasses.replace(server, started=5)
+    with (
+        AckBoard(4, tmp_path, server) as elder,
+        AckBoard(4, tmp_path, stranger) as other,
+        AckBoard(4, tmp_path, server) as newer,
+    ):
+        requests = RequestBoards(newer, server, tmp_path)
+        requests.note_asked()
+        requests.pass_cancels(["a", "\ud800"])
+        seen, tags = elder.cancels_since(0)
+        assert (seen, tags) == (2, {elder.seal.tag_of("a"), elder.seal.tag_of("\ud800")})
+        requests.pass_cancels([str(number) for number in range(2 * MOST_CANCELS)])
+        last = {elder.seal.tag_of(str(number)) for number in range(MOST_CANCELS, 2 * MOST_CANCELS)}
+        assert elder.cancels_since(seen) == (2 + 2 * MOST_CANCELS, last)
+        assert elder.cancels_since(2 + 2 * MOST_CANCELS)[1] == set()
+        assert newer.cancels_since(0) == other.cancels_since(0) == (0, set())
+        assert newer.seal.tag_of("a") != elder.seal.tag_of("a")
+        elder.close()
+        requests.pass_cancels(["too late"])
 
 
 def test_an_engine_that_is_loaded_in_anothers_place_is_watched(tmp_path: Path, server: ServerIdentity) -> None:

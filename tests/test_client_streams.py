@@ -94,6 +94,36 @@ async def test_generate_asks_for_one_response_and_chat_sends_messages() -> None:
 
 
 @pytest.mark.parametrize(
+    ("max_tokens", "logprobs", "sent"),
+    [
+        (998, 20, b"\0"),
+        (999, 20, b"\1"),
+        (100_000, 0, b"\0"),
+        (100_000, None, b"\0"),
+        (None, 20, b"\0"),
+        (20_000, 1, b"\1"),
+    ],
+)
+async def test_what_may_be_too_large_for_one_piece_is_asked_for_in_several(
+    max_tokens: int | None, logprobs: int | None, sent: bytes
+) -> None:
+    transport = FakeTransport()
+    async with client_of(transport) as client:
+        result = await client.generate("hi", max_tokens=max_tokens, logprobs=logprobs)
+    assert (result.text, result.time_to_first_token_ms) == ("one two three", None)
+    assert inputs_of(transport.requests[0])["stream"] == sent
+    assert "heartbeat_ms" in inputs_of(transport.requests[0])
+
+
+async def test_pieces_that_nobody_saw_are_asked_for_again() -> None:
+    scripts = iter([Script(fail_after=(2, ConnectionLost("cut"))), Script()])
+    transport = FakeTransport(lambda request: next(scripts))
+    async with client_of(transport) as client:
+        result = await client.generate("hi", max_tokens=4000, logprobs=20)
+    assert (result.text, result.attempts) == ("one two three", 2)
+
+
+@pytest.mark.parametrize(
     ("total", "own", "sent"),
     [(10.0, None, 11_000), (10.0, 500, 500), (None, None, None), (1e9, None, 86_400_000)],
 )

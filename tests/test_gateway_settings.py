@@ -89,6 +89,7 @@ def test_every_setting_but_the_keys_is_printed() -> None:
         ("aliases = {a = 1}", "aliases is {'a': 1}; it must be a table of strings"),
         ("aliases = {a = 'b'}", "the alias 'a' means 'b'; it must mean the model, 'autoglm'"),
         ("deadline_ms = 0", "deadline_ms is 0; it must be between 1 and"),
+        ("priority = 5", "priority is 5; it must be between -4 and 4"),
         ("requests_per_minute = -1", "requests_per_minute is -1; it must be between 0 and"),
         ("tls_cert = 'a.pem'", "tls_cert and tls_key belong together"),
         ("trusted_proxies = ['proxy']", "trusted_proxies has 'proxy'; it must be like 10.0.0.7 or"),
@@ -153,11 +154,9 @@ def test_a_made_key_is_shown_once_and_its_line_admits_it(tmp_path: Path) -> None
 
 
 def test_a_line_may_have_two_keys_and_limits_of_its_own() -> None:
-    text = (
-        f'alice = {{sha256 = ["{DIGEST}", "{DIGEST[::-1]}"], requests_per_minute = 0, concurrency = 3, metrics = true}}'
-    )
+    text = f'alice = {{sha256 = ["{DIGEST}", "{DIGEST[::-1]}"], requests_per_minute = 0, concurrency = 3, metrics = true, priority = -4}}'
     assert read_keys(text, "the test") == (
-        Key("alice", (bytes.fromhex(DIGEST), bytes.fromhex(DIGEST[::-1])), 0, 3, metrics=True),
+        Key("alice", (bytes.fromhex(DIGEST), bytes.fromhex(DIGEST[::-1])), 0, 3, metrics=True, priority=-4),
     )
 
 
@@ -175,6 +174,7 @@ def test_a_line_may_have_two_keys_and_limits_of_its_own() -> None:
         (f'alice = {{sha256 = "{DIGEST}", colour = 1}}', "unknown field 'colour'"),
         (f'alice = {{sha256 = "{DIGEST}", concurrency = -1}}', "concurrency is -1; it must be a whole number, 0"),
         (f'alice = {{sha256 = "{DIGEST}", concurrency = true}}', "concurrency is True"),
+        (f'alice = {{sha256 = "{DIGEST}", priority = -5}}', "priority is -5; it must be a whole number, -4 ... 4"),
         (f'alice = {{sha256 = "{DIGEST}", metrics = 1}}', "metrics is 1; it must be true or false"),
         (f'a = {{sha256 = "{DIGEST}"}}\nb = {{sha256 = "{DIGEST}"}}', "a and b have the same key"),
         ("ak-secret", "is no TOML: wrong at"),

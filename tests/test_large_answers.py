@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 import pytest
-from autoglm_client import Client, GenerationOptions, InvalidRequestError
+from autoglm_client import Client, GenerationOptions
 from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
+from raw_grpc import Stream
 from reloading import write_artifact
 
 pytestmark = pytest.mark.server
@@ -33,11 +35,19 @@ def test_it_arrives_in_a_stream_whenever_it_is_asked_for(client: Client) -> None
 
 
 @pytest.mark.timeout(600)
+def test_as_a_whole_it_comes_in_pieces_that_the_client_joins(client: Client) -> None:
+    whole = client.generate("w", LARGE)
+    assert len(whole.logprobs or ()) == 5000 and whole.usage.completion_tokens == 5000
+    assert whole.text == client.stream("w", LARGE).read_all().text
+
+
+@pytest.mark.timeout(600)
 def test_in_one_piece_it_is_refused_in_one_sentence_beside_the_stream_that_shares_it(client: Client) -> None:
-    with client.stream("y", LARGE) as stream:
+    with client.stream("y", LARGE) as stream, Stream(client.urls[0]) as raw:
         first = next(stream)
-        with pytest.raises(InvalidRequestError, match=r"takes \d+ bytes in one piece.*have it streamed"):
-            client.generate("y", LARGE)
+        options = {"max_tokens": 5000, "ignore_eos": True, "temperature": 0.0, "logprobs": 20}
+        refused = raw.finish(raw.generate("y", stream=False, **options))
+        assert re.search(r"takes \d+ bytes in one piece.*have it streamed", refused.error or "")
         num_left = sum(len(piece.logprobs or ()) for piece in stream)
     assert len(first.logprobs or ()) + num_left == 5000
 

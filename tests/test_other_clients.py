@@ -26,6 +26,34 @@ NETTY = (
     "transport", "transport-native-unix-common",
 )  # fmt: skip
 NETWORK = ("grpc-netty", "grpc-context", "perfmark-api", "failureaccess", *(f"netty-{part}" for part in NETTY))
+GO_LIBRARIES = Path("/usr/share/gocode")
+GO_INSECURE = Path("google.golang.org/grpc/credentials/insecure")
+# What Debian 12's gRPC, 1.33, has no package for yet.
+GO_PLAIN_CONNECTIONS = """package insecure
+
+import (
+	"context"
+	"net"
+
+	"google.golang.org/grpc/credentials"
+)
+
+type plain struct{}
+
+func (plain) ClientHandshake(_ context.Context, _ string, conn net.Conn) (net.Conn, credentials.AuthInfo, error) {
+	return conn, nil, nil
+}
+
+func (plain) ServerHandshake(conn net.Conn) (net.Conn, credentials.AuthInfo, error) { return conn, nil, nil }
+
+func (plain) Info() credentials.ProtocolInfo { return credentials.ProtocolInfo{SecurityProtocol: "insecure"} }
+
+func (plain) Clone() credentials.TransportCredentials { return plain{} }
+
+func (plain) OverrideServerName(string) error { return nil }
+
+func NewCredentials() credentials.TransportCredentials { return plain{} }
+"""
 SECONDS = 3000  # a compiler on a machine that does other things
 
 
@@ -44,13 +72,12 @@ def run(*command: str | Path, folder: Path) -> str:
     return done.stdout
 
 
-def generate_code(folder: Path, plugin: str, language: str) -> None:
+def generate_code(folder: Path, *outputs: str) -> None:
     """From Triton's own messages, as the Python package brings them."""
     files = descriptor_pb2.FileDescriptorSet()
     for module in (model_config_pb2, service_pb2):
         files.file.add().ParseFromString(module.DESCRIPTOR.serialized_pb)
     (folder / "triton.pb").write_bytes(files.SerializeToString())
-    outputs = (f"--{language}_out=.", "--grpc_out=.", f"--plugin=protoc-gen-grpc={plugin}")
     run("protoc", "--descriptor_set_in=triton.pb", *outputs, *PROTOS, folder=folder)
 
 
@@ -73,7 +100,7 @@ def test_cpp(server: LocalServer, tmp_path: Path) -> None:
     for header, package in (("grpcpp/grpcpp.h", "libgrpc++-dev"), ("google/protobuf/message.h", "libprotobuf-dev")):
         if not (Path("/usr/include") / header).exists():
             pytest.skip(f"{package} is not installed")
-    generate_code(tmp_path, plugin, "cpp")
+    generate_code(tmp_path, "--cpp_out=.", "--grpc_out=.", f"--plugin=protoc-gen-grpc={plugin}")
     sources = sorted(tmp_path.glob("*.pb.cc"))
     libraries = run("pkg-config", "--libs", "grpc++", "protobuf", folder=tmp_path).split()
     made = (compiler, "-std=c++17", "-Wall", "-I.", PROGRAMS / "cancel.cc", *sources, *libraries, "-o", "cancel")
@@ -89,7 +116,7 @@ def test_java(server: LocalServer, tmp_path: Path) -> None:
     jars = [JARS / f"{name}.jar" for name in LIBRARIES]
     if missing := [jar for jar in jars if not jar.exists()]:
         pytest.skip(f"{missing[0]} is not installed")
-    generate_code(tmp_path, plugin, "java")
+    generate_code(tmp_path, "--java_out=.", "--grpc_out=.", f"--plugin=protoc-gen-grpc={plugin}")
     sources = sorted((tmp_path / "inference").glob("*.java"))
     # The generated code names an annotation that newer Java has no more.
     annotation = tmp_path / "javax" / "annotation" / "Generated.java"
@@ -104,6 +131,28 @@ def test_java(server: LocalServer, tmp_path: Path) -> None:
     everything = ":".join(["out", classpath, *(str(JARS / f"{name}.jar") for name in NETWORK)])
     said = run(*needs("java"), "-cp", everything, "Cancel", server.grpc_url, folder=tmp_path)
     assert said == "finish reason: cancelled\n" and is_idle(server)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_go(server: LocalServer, tmp_path: Path) -> None:
+    compiler, *_ = needs("go", "protoc", "protoc-gen-go", "protoc-gen-go-grpc")
+    if not (GO_LIBRARIES / "src" / "google.golang.org" / "grpc").exists():
+        pytest.skip("golang-google-grpc-dev is not installed")
+    program = tmp_path / "src" / "example.com" / "cancel"
+    (program / "inference").mkdir(parents=True)
+    package = [f"M{proto}=example.com/cancel/inference" for proto in PROTOS]
+    options = ",".join(["paths=source_relative", *package])
+    generate_code(tmp_path, f"--go_out={options}:{program}/inference", f"--go-grpc_out={options}:{program}/inference")
+    (program / "cancel.go").symlink_to(PROGRAMS / "cancel.go")
+    if not (GO_LIBRARIES / "src" / GO_INSECURE).exists():
+        (tmp_path / "src" / GO_INSECURE).mkdir(parents=True)
+        (tmp_path / "src" / GO_INSECURE / "insecure.go").write_text(GO_PLAIN_CONNECTIONS)
+    paths = {"GOPATH": f"{GO_LIBRARIES}:{tmp_path}", "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
+    run("env", *(f"{name}={value}" for name, value in paths.items()), compiler, "build", "-o", "cancel",
+        "example.com/cancel", folder=tmp_path)  # fmt: skip
+    assert run("./cancel", server.grpc_url, folder=tmp_path) == "finish reason: cancelled\n"
+    assert is_idle(server)
 
 
 @pytest.mark.server

@@ -103,3 +103,19 @@ def test_no_class_is_passed_over_more_often_than_said(levels: list[int], most: i
         passed_by = [other for other, _ in served[since[level] : place] if other > came]
         assert len(passed_by) <= most + 2
         since[level] = place + 1
+
+
+@given(st.lists(st.sampled_from([None, 5, 5, 5, 6, 9]), min_size=8, max_size=60), st.integers(1, 3))
+def test_a_later_class_gains_nothing(happens: list[int | None], most: int) -> None:
+    """None: somebody is served; else a request of that level comes. Whoever asks to wait is not admitted while one of the
+    class before, 5, waits that came earlier; so a caller gains nothing by it."""
+    door = Door(replace(PATIENT, admission_max_passed=most), num_slots=1)
+    for level in [*happens, *[None] * len(happens)]:
+        if level is not None:
+            queue(door, level)
+            continue
+        waiting = [tuple(map(int, each.request.id.split(":"))) for each in door.scheduler.waiting]
+        for admitted in door.step():
+            came, _ = map(int, admitted.split(":"))
+            assert all(came <= other for other, other_level in waiting if other_level == 5)
+            door.end(admitted)

@@ -17,6 +17,7 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_probe import stub_processes
 from autoglm_engine.liveness import _POLL_SECONDS
+from raw_grpc import Stream
 from reloading import (
     EXPLICIT,
     POLL,
@@ -27,7 +28,9 @@ from reloading import (
     answer_of,
     answers_of,
     check_reloads,
+    load_engine,
     until,
+    write_artifact,
     write_both,
 )
 
@@ -50,6 +53,20 @@ async def test_explicit_reloads_lose_no_answer_and_mix_none(artifacts: tuple[Pat
         os.kill(engine, signal.SIGKILL)
         await until(lambda: not server.is_alive())  # the death of one that was loaded later is noticed, too
         assert "Error: the engine's process died" in server.log_text()
+
+
+def test_a_cancel_reaches_the_engine_that_was_replaced(tmp_path: Path) -> None:
+    """Triton hands it to the new one, of whose requests it means none."""
+    write_artifact(tmp_path / "artifact", seed=1, stride=1, vocab_size=300, max_length=60_000)
+    repository = Repository(tmp_path, tmp_path / "artifact")
+    with repository.serve(*EXPLICIT) as server, Stream(server.grpc_url) as stream:
+        begun = stream.generate(max_tokens=50_000, ignore_eos=True)
+        stream.next()
+        (repository.path / "engine" / "1" / "reload").touch()
+        load_engine(server)
+        assert stream.finish(stream.generate(max_tokens=2)).finish_reason == "length", "the new one is asked"
+        assert stream.control(cancel=[begun]) == {"cancelled": 0}
+        assert stream.finish(begun).finish_reason == "cancelled"
 
 
 def check_a_load_that_fails_ends_nothing(repository: Repository, server: LocalServer) -> None:

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine.acks import AckBoard, AckGate
+from autoglm_engine.boards import boards_of
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.metrics import REQUEST_PROMPT_TOKENS, REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
+from autoglm_engine.passed_cancels import PassedCancels
 from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
 from autoglm_engine.seal import SEAL_BYTES
+from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.tokenizer_pool import MOST_SECONDS
 from autoglm_engine.wire import Packed, unpack_sent_event
 from fakes import FakeClock
@@ -50,6 +53,23 @@ def gate(board: AckBoard) -> AckGate:
 
 def event(request_id: str, finish: FinishReason | None = None, **more: str) -> Event:
     return Event(request_id, (1,), Usage(1, 1, 0), Stages(), finish, **more)  # type: ignore[arg-type]
+
+
+def test_cancels_that_another_engine_passed_on_meet_who_is_here(board: AckBoard, gate: AckGate, tmp_path: Path) -> None:
+    replies, cancelled = Replies(gate), list[str]()
+    passed = PassedCancels(board, replies, cancelled.extend)
+    meant = [replies.open("a", FakeReply()) for _ in range(2)]
+    for caller_id in ("", "b"):
+        replies.open(caller_id, FakeReply())
+    passed.look()
+    assert not cancelled
+    (elder,) = boards_of(tmp_path, ServerIdentity.of_parent())
+    elder.pass_cancels(["a", "", "c"])
+    passed.look()
+    replies.open("a", FakeReply())  # which came later
+    passed.look()
+    assert cancelled == meant
+    elder.close()
 
 
 def test_each_event_reaches_its_own_reply_and_the_last_one_says_so(gate: AckGate) -> None:

@@ -118,7 +118,7 @@ def test_memory_without_a_limit_is_enough(memory: Memory) -> None:
 def test_a_server_is_not_started_where_it_has_no_room(tmp_path: Path, memory: Memory) -> None:
     write_artifact(tmp_path / "artifact")
     pools = SharedPools.of(REPOSITORY, [(tmp_path / "artifact", 1_000_000)])
-    assert pools.board_bytes == 8 * (16 + 1 + 4 + 2_000_000 + 1024), "the settings count"
+    assert pools.board_bytes == 8 * (64 + 1 + 4 + 2_000_000 + 1024), "the settings count"
     assert pools.arguments == pool_arguments(8 * MIB)
     memory(64)
     pools.check(tmp_path)
@@ -188,7 +188,7 @@ def test_a_board_takes_all_of_its_memory_when_it_is_made(tmp_path: Path) -> None
 
 def test_a_board_that_finds_no_room_is_one_sentence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "posix_fallocate", full)
-    with pytest.raises(Unavailable, match=r"has no 24128 bytes for the acknowledgement board: No space left on device"):
+    with pytest.raises(Unavailable, match=r"has no 24512 bytes for the acknowledgement board: No space left on device"):
         AckBoard(3000, tmp_path)
     assert not list(tmp_path.iterdir())
 

@@ -25,7 +25,7 @@ def step(log: Path, script: str, *options: str) -> subprocess.CompletedProcess[s
 
 def test_the_user_sees_what_happens_and_the_log_has_the_rest(tmp_path: Path) -> None:
     log = tmp_path / "new" / "install.log"
-    done = step(log, NOISY, "--about", "150")
+    done = step(log, NOISY, "--about", "120")
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "installing numpy (about 2 min) ...\n")
     assert "WARNING: Location a" in log.read_text() and "Collecting numpy" in log.read_text()
 

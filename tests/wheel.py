@@ -104,6 +104,16 @@ def main() -> int:
     return failed
 
 
+def _found(interpreter: str) -> str:
+    """A program that runs: pyenv puts names on PATH that refuse to, and has the interpreters in folders of their own."""
+    versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates = [interpreter, *map(str, sorted(versions.glob(f"*/bin/{interpreter}")))]
+    for candidate in filter(shutil.which, candidates):
+        if subprocess.run([candidate, "-c", ""], capture_output=True, check=False).returncode == 0:
+            return candidate
+    raise Failure(f"there is no {interpreter} on this machine")
+
+
 def _passes(interpreter: str, wheel: Path, folder: Path) -> bool:
     """One line of progress a stage, and what the demo measured."""
     installation, began = Installation(folder), time.monotonic()
@@ -112,8 +122,8 @@ def _passes(interpreter: str, wheel: Path, folder: Path) -> bool:
     try:
         print(f"{interpreter}: a fresh environment with {wheel.name}[{EXTRAS}], about a minute ...", flush=True)
         try:
-            subprocess.run([interpreter, "-m", "venv", installation.environment], check=True)
-        except (OSError, subprocess.CalledProcessError) as error:
+            subprocess.run([_found(interpreter), "-m", "venv", installation.environment], check=True)
+        except subprocess.CalledProcessError as error:
             raise Failure(f"{interpreter} makes no environment: {error}") from None
         installation.pip("install", "--constraint", str(ROOT / "constraints.txt"), f"{wheel}[{EXTRAS}]")
         print(f"{interpreter}: autoglm demo, models, repository in an empty folder ...", flush=True)

@@ -38,6 +38,8 @@ DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
 _GRACE_S = 1.0  # from the client's own limit to the server's
 _LONGEST_DEADLINE_MS = 86_400_000
+_LARGE_BYTES = 2 << 20  # a quarter of the smallest pool of shared memory
+_BYTES_A_CANDIDATE = 100  # as JSON, with its share of what else is sent
 _HEARTBEAT_MS = 5000  # of whole answers; each costs the server as much as a piece of a stream
 
 
@@ -253,11 +255,12 @@ class AsyncClient:
         if not streamed:
             chosen = _with_deadline(chosen, limits)
         beating = chosen if streamed else _with_heartbeats(chosen)
+        in_pieces = streamed or _may_be_large(chosen)
         pool = self._endpoints()
 
         def build(request_id: str, heartbeats: bool) -> pb.ModelInferRequest:
             asked = beating if heartbeats else chosen
-            return generation_request(prompt, asked, stream=streamed, request_id=request_id, model=self._model)
+            return generation_request(prompt, asked, stream=in_pieces, request_id=request_id, model=self._model)
 
         launcher = RequestLauncher(build, pool, self._retries, limits.connect, self._track)
         deadlines = Deadlines(limits, asyncio.get_running_loop().time(), streamed=streamed)
@@ -290,6 +293,15 @@ class AsyncClient:
         for endpoint in self._pool.endpoints:
             if endpoint.address == flight.endpoint:
                 endpoint.canceller.cancel(flight)
+
+
+def _may_be_large(options: GenerationOptions) -> bool:
+    """An answer that may not pass through the server's shared memory in one piece: text always does, log-probabilities of
+    many tokens do not. It comes in pieces then, and is joined here."""
+    count, most = options.logprobs, options.max_tokens
+    if not (isinstance(count, int) and isinstance(most, int) and count > 0):  # what is no number is refused later
+        return False
+    return (1 + count) * _BYTES_A_CANDIDATE * most > _LARGE_BYTES
 
 
 def _with_heartbeats(options: GenerationOptions) -> GenerationOptions:

@@ -103,13 +103,20 @@ class Stream:
                     self._flight = self._launcher.launch()
                 piece = await self._flight.next_piece(limit)
             except AutoGLMError as error:
-                if self._texts or not await self._launcher.retry(error, limit):
+                was_handed_out = self._streamed and self._texts
+                if was_handed_out or not await self._launcher.retry(error, limit):
                     raise
-                self._flight = None
+                self._begin_anew()
                 continue
             if piece is None:
                 raise ProtocolError("the server ended the answer without a finish reason", request_id=self.request_id)
             return piece
+
+    def _begin_anew(self) -> None:
+        """Pieces of an answer that is given as a whole may have come."""
+        self._flight = self._first_at = None
+        self._texts.clear()
+        self._logprobs.clear()
 
     def _account(self, piece: Piece) -> None:
         now = self._loop.time()

@@ -24,6 +24,9 @@ from .tls import TLS
 _RECONNECT_S = 0.7  # the longest back-off and a little more
 _REASON_S = 5.0  # the attempt that is under way may have to read all public authorities
 _MAX_MESSAGE_BYTES = 2**31 - 1
+_NOT_TAKEN = (
+    "Internal error from Core"  # of gRPC, where a message cannot be sent any more, whatever status the call ended with
+)
 _READY, _BROKEN = grpc.ChannelConnectivity.READY, grpc.ChannelConnectivity.TRANSIENT_FAILURE
 
 
@@ -106,7 +109,8 @@ class GrpcTransport:
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
         # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver up to 26.03 itself.
-        call = self._stub.ModelStreamInfer(metadata=self._metadata(request))
+        metadata = self._metadata(request)
+        call = self._stub.ModelStreamInfer(metadata=metadata)
         clock = asyncio.get_running_loop().time
         with self._watch.of(call) as watched:
             try:
@@ -122,7 +126,21 @@ class GrpcTransport:
                     raise self._gone() from None
                 if isinstance(error, asyncio.CancelledError):
                     raise
+                if isinstance(error, grpc.aio.AioRpcError) and error.details() == _NOT_TAKEN:
+                    raise await self._why_not_taken(metadata) from None
                 raise await self._typed(error, call) from None
+
+    async def _why_not_taken(self, metadata: Metadata) -> AutoGLMError:
+        """A call that asks for nothing is refused as the one was that had ended before its request was sent."""
+        call = self._stub.ModelStreamInfer(timeout=_REASON_S, metadata=metadata)
+        try:
+            await call.done_writing()
+            await call.read()
+        except grpc.aio.AioRpcError as error:
+            return await self._typed(error, call)
+        finally:
+            call.cancel()
+        return ConnectionLost(f"{self.address} ended a call before it took the request", endpoint=self.address)
 
     async def _is_there(self) -> bool:
         """Whether a server that was silent for long answers at all."""

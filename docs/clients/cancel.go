@@ -1,7 +1,9 @@
 // Streams an answer from the ensemble `autoglm`, cancels it after two pieces, and reads it to its end.
 //
-//	protoc --go_out=. --go-grpc_out=. --go_opt=Mgrpc_service.proto=./inference ... (model_config.proto likewise)
-//	go run cancel.go 127.0.0.1:8001
+//	go mod init example.com/cancel
+//	M=Mgrpc_service.proto=example.com/cancel/inference,Mmodel_config.proto=example.com/cancel/inference,paths=source_relative
+//	mkdir inference && protoc --go_out=$M:inference --go-grpc_out=$M:inference grpc_service.proto model_config.proto
+//	go mod tidy && go run . 127.0.0.1:8001
 //
 // The two .proto files are Triton's: github.com/triton-inference-server/common, protobuf/.
 package main

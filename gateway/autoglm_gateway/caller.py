@@ -6,12 +6,16 @@ from dataclasses import dataclass
 
 from starlette.requests import HTTPConnection
 
+from . import priorities
+
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant`: its answers are kept apart from those of others. None: nobody had to say who asks."""
+    """`tenant`: its answers are kept apart from those of others. None: nobody had to say who asks. `priority`: of its requests,
+    and the best that they may ask for."""
 
     tenant: str | None = None
+    priority: int = priorities.DEFAULT
 
 
 ANYBODY = Caller()

@@ -64,7 +64,8 @@ async def _limits(request: Request, upstream: Upstream) -> ModelLimits:
 
 def _bounds(request: Request, limits: ModelLimits) -> Bounds:
     settings: GatewaySettings = request.app.state.settings
-    return Bounds(limits.max_length, settings.deadline_ms, caller_of(request).tenant)
+    caller = caller_of(request)
+    return Bounds(limits.max_length, settings.deadline_ms, caller.tenant, caller.priority)
 
 
 async def _answer(

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from .addresses import is_loopback
-from .caller import ANYBODY, Caller
+from .caller import Caller
 from .errors import ApiError
 from .failures import failure
 from .keys import Key, KeyRing
@@ -52,10 +52,10 @@ class Guard:
         state = scope.setdefault("state", {})
         if not self._ring.keys:
             self._check_origin(scope)
-            state["caller"] = ANYBODY
+            state["caller"] = Caller(priority=self._settings.priority)
             return self._unlimited if scope["path"] == METRICS_PATH else self._anybody
         key = self._key(scope)
-        state["caller"] = Caller(key.tenant)
+        state["caller"] = Caller(key.tenant, self._settings.priority if key.priority is None else key.priority)
         if scope["path"] != METRICS_PATH:
             return self._meters[key.tenant]
         if not key.metrics:

@@ -3,7 +3,7 @@
 A text of keys is TOML, one line a tenant:
 
     alice = {sha256 = "9f86...", requests_per_minute = 600, concurrency = 8}
-    bob = {sha256 = ["new...", "old..."], metrics = true}
+    bob = {sha256 = ["new...", "old..."], priority = -2, metrics = true}
 """
 
 from __future__ import annotations
@@ -15,8 +15,9 @@ import secrets
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from . import priorities
 from .settings_error import SettingsError
 
 KEYS_VARIABLE = "AUTOGLM_GATEWAY_KEYS"
@@ -24,19 +25,31 @@ _PREFIX = "ak-"
 _BYTES = 32
 _TENANT = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_MOST = 1_000_000  # of a limit
+_FIELDS = ("sha256", "requests_per_minute", "concurrency", "metrics", "priority")
+
+
+class _Range(NamedTuple):
+    low: int
+    high: int
+    meaning: str
+
+
+_LIMIT = _Range(0, 1_000_000, "0: no limit")
+_PRIORITY = _Range(priorities.BEST, priorities.LAST, "lower goes first")
 
 
 @dataclass(frozen=True, slots=True)
 class Key:
     """`digests`: SHA-256 of the keys that a tenant may use, two while one replaces the other. `requests_per_minute`,
-    `concurrency`: 0 is no limit, None the gateway's own. `metrics`: it may read /metrics."""
+    `concurrency`: 0 is no limit, None the gateway's own. `metrics`: it may read /metrics. `priority`: see the module of that
+    name; None is the gateway's own."""
 
     tenant: str
     digests: tuple[bytes, ...]
     requests_per_minute: int | None = None
     concurrency: int | None = None
     metrics: bool = False
+    priority: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +94,15 @@ def _key(tenant: str, entry: Any, source: str) -> Key:
     where = f"{source}: {tenant}"
     if not isinstance(entry, Mapping):
         raise SettingsError(f'{where} must be a table: {tenant} = {{sha256 = "..."}}')
-    if unknown := sorted(entry.keys() - {"sha256", "requests_per_minute", "concurrency", "metrics"}):
-        known = "sha256, requests_per_minute, concurrency, metrics"
-        raise SettingsError(f"{where} has the unknown field {unknown[0]!r:.80}; known are {known}")
+    if unknown := sorted(entry.keys() - set(_FIELDS)):
+        raise SettingsError(f"{where} has the unknown field {unknown[0]!r:.80}; known are {', '.join(_FIELDS)}")
     return Key(
         tenant,
         _digests(entry.get("sha256"), where),
-        _limit(entry, "requests_per_minute", where),
-        _limit(entry, "concurrency", where),
+        _number(entry, "requests_per_minute", where, _LIMIT),
+        _number(entry, "concurrency", where, _LIMIT),
         _flag(entry, "metrics", where),
+        _number(entry, "priority", where, _PRIORITY),
     )
 
 
@@ -106,12 +119,13 @@ def _is_digest(text: Any) -> bool:
     return isinstance(text, str) and _SHA256.fullmatch(text) is not None
 
 
-def _limit(entry: Mapping[str, Any], name: str, where: str) -> int | None:
+def _number(entry: Mapping[str, Any], name: str, where: str, known: _Range) -> int | None:
     value = entry.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value <= _MOST:
-        raise SettingsError(f"{where}: {name} is {value!r:.80}; it must be a whole number, 0 ... {_MOST} (0: no limit)")
+    if not isinstance(value, int) or isinstance(value, bool) or not known.low <= value <= known.high:
+        said = f"{where}: {name} is {value!r:.80}; it must be a whole number, {known.low} ... {known.high}"
+        raise SettingsError(f"{said} ({known.meaning})")
     return value
 
 

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
+from . import priorities
 from .router_defaults import Off, RouterDefaults
 from .strict import Items, Strict
 from .tools.schema import ToolOptions, ToolTurn
@@ -122,6 +123,7 @@ class Generation(Extensions, RouterDefaults):
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     user: Annotated[str, Field(max_length=256)] | None = None
+    priority: Annotated[int, Field(ge=priorities.BEST, le=priorities.LAST)] | None = None  # vLLM's
 
     @property
     def includes_usage(self) -> bool:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from autoglm_client.model_names import ENSEMBLE
 
+from . import priorities
 from .addresses import is_loopback, is_network
 from .keys import Key
 from .ranges import check_ranges
@@ -22,6 +23,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "deadline_ms": (1, 86_400_000),
     "requests_per_minute": (0, 1_000_000),
     "concurrency": (0, 1_000_000),
+    "priority": (priorities.BEST, priorities.LAST),
     "access_log_queue": (1, 10_000_000),
 }
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
@@ -68,7 +70,7 @@ class GatewaySettings:
 
     `keys_file`: who may ask (`keys`); empty: everybody. `open`: everybody may also ask from elsewhere.
     `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where there are
-    no keys; 0 is no limit.
+    no keys; 0 is no limit. `priority`: in the same way, of requests, and the best that they may ask for (`priorities`).
     `access_log`: a file, or - for stderr; empty: none. `access_log_queue`: most lines that wait to be written; more are
     dropped and counted. `log_prompts`: prompts are in it.
     `tls_cert`, `tls_key`: files in PEM; empty: no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
@@ -101,6 +103,7 @@ class GatewaySettings:
     open: bool = False
     requests_per_minute: int = 0
     concurrency: int = 0
+    priority: int = priorities.DEFAULT
     access_log: str = ""
     access_log_queue: int = 10_000
     log_prompts: bool = False

@@ -8,6 +8,7 @@ from typing import Any
 
 from autoglm_client import GenerationOptions
 
+from . import priorities
 from .errors import ApiError, unsupported
 from .schema import (
     ChatMessage,
@@ -29,11 +30,12 @@ GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of the answers to one caller. `max_length`: most tokens of prompt and answer together."""
+    """Of the answers to one caller. `max_length`: most tokens of prompt and answer together. `priority`: the caller's own."""
 
     max_length: int
     deadline_ms: int | None = None
     tenant: str | None = None
+    priority: int = priorities.DEFAULT
 
 
 def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
@@ -77,6 +79,7 @@ def _options(request: Generation, max_tokens: int | None, logprobs: int | None, 
         logit_bias=request.logit_bias,
         logprobs=logprobs,
         deadline_ms=bounds.deadline_ms,
+        priority=priorities.admission_class(request.priority, bounds.priority),
         tenant=bounds.tenant,
         user=request.user,
         **extensions,

@@ -98,6 +98,13 @@ def gateway(
     concurrency: Annotated[
         int | None, typer.Option(help="Requests that such a key may have under way; 0 is no limit.", show_default="0")
     ] = None,
+    priority: Annotated[
+        int | None,
+        typer.Option(
+            help="Of requests, and the best that they may ask for, -4 (first) to 4, where their key says none.",
+            show_default="0",
+        ),
+    ] = None,
     access_log: Annotated[
         str | None, typer.Option(help="Keep a line of JSON for each request in this file; - is stderr.")
     ] = None,
@@ -163,6 +170,7 @@ def gateway(
         "open": open_to_all,
         "requests_per_minute": requests_per_minute,
         "concurrency": concurrency,
+        "priority": priority,
         "access_log": access_log,
         "log_prompts": log_prompts,
         "tls_cert": tls_cert,

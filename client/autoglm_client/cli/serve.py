@@ -38,6 +38,7 @@ from .places import (
 )
 
 _HTTP_PORT = 8000
+_STARTING = "starting tritonserver (about 10 s)"
 
 
 def serve(
@@ -213,6 +214,7 @@ def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
         return
     if not export_if_missing:
         raise CommandError(f"there is no exported model at {artifact}; make one with `autoglm export {BUNDLED_MODEL}`")
+    notes().print(f"exporting {BUNDLED_MODEL}, this once (about half a minute)", markup=False)
     run_export(BUNDLED_MODEL, artifact, check=False, chosen={})
 
 
@@ -220,9 +222,9 @@ def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
 def running(server: LocalServer) -> Iterator[None]:
     """The server, started with a line that says how far it is, and stopped in the end."""
     try:
-        with notes().status("starting tritonserver") as status:
+        with notes().status(_STARTING) as status:
             server.start()
-            server.wait_ready(progress=lambda seconds, _: status.update(f"starting tritonserver, {seconds:.0f} s"))
+            server.wait_ready(progress=lambda seconds, _: status.update(f"{_STARTING} ... {seconds:.0f} s"))
         yield
     finally:
         server.stop()

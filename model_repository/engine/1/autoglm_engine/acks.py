@@ -96,6 +96,9 @@ class AckBoard:
     def was_asked(self) -> bool:
         return self._board.was_asked
 
+    def cancels_since(self, seen: int) -> tuple[int, set[int]]:
+        return self._board.cancels_since(seen)
+
     @property
     def mark(self) -> int:
         """Everything up to this number was handled. Read it before the cells that are compared with it."""

@@ -1,7 +1,7 @@
 """The acknowledgement board as a file of shared memory: what an engine, its tokenizer and its detokenizer have in
 common, and nobody else can open.
 
-Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
+Board: a file of uint64 [64 + num_cells], little-endian, of mode 0600.
 
     word 0        `MAGIC`
     word 1        the highest number that the engine gave out
@@ -11,8 +11,10 @@ Board: a file of uint64 [16 + num_cells], little-endian, of mode 0600.
     word 10       the engine: `ServerIdentity.engine`
     word 11       the artifact that the engine serves: `Manifest.short_digest`
     word 12       1 once the engine was asked, 2 once another engine of that name was asked in its place
-    words 13-15   zero
-    words 16 ...  the cells; cell 0 is the probe's
+    word 13       how many cancels another engine, which is asked in its place, passed on to this one
+    words 14-15   zero
+    words 16-63   the last of those cancels, in turn: `Seal.tag_of` of the request's id
+    words 64 ...  the cells; cell 0 is the probe's
 
 The engine's process holds a lock on the file for as long as it lives. A cell's number only grows.
 """
@@ -24,6 +26,7 @@ import mmap
 import os
 import re
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -35,13 +38,14 @@ from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
 from .server_identity import ServerIdentity
 from .wire import Ack
 
-MAGIC = 0x3230_4B43_414D_4C47
+MAGIC = 0x3330_4B43_414D_4C47
 PREFIX = "autoglm-acks-"
 PROBE_CELL = 0
 NO_ARTIFACT = "0" * 16
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
-_HEADER = 16
-_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY = 1, 2, 3, 6, 10, 11, 12
+_HEADER = 64
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY, _NUM_CANCELS, _CANCELS = 1, 2, 3, 6, 10, 11, 12, 13, 16
+MOST_CANCELS = _HEADER - _CANCELS
 _IS_ASKED, _IS_SUPERSEDED = 1, 2
 
 Words = npt.NDArray[np.uint64]
@@ -115,12 +119,27 @@ class Board:
         """Said by a later engine of the same server, once that is asked."""
         self._words[_DUTY] = _IS_SUPERSEDED
 
+    def cancels_since(self, seen: int) -> tuple[int, set[int]]:
+        """How many cancels were passed on to this engine until now, and the tags of those after the first `seen`; of more
+        than `MOST_CANCELS` since then, the last."""
+        number = int(self._words[_NUM_CANCELS])
+        first = max(seen, number - MOST_CANCELS)
+        return number, {int(self._words[_CANCELS + place % MOST_CANCELS]) for place in range(first, number)}
+
     def unlock(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def end(self) -> None:
         """In order: from here on its being unlocked is no death."""
         self._words[_ENDED] = 1
+
+    # ---- the side of an engine that is asked in this one's place
+
+    def pass_cancels(self, caller_ids: Iterable[str]) -> None:
+        for caller_id in caller_ids:
+            number = int(self._words[_NUM_CANCELS])
+            self._words[_CANCELS + number % MOST_CANCELS] = self.seal.tag_of(caller_id)
+            self._words[_NUM_CANCELS] = number + 1
 
     # ---- the other models' side
 

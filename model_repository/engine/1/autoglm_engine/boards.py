@@ -6,6 +6,7 @@ import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Protocol
 
@@ -67,8 +68,11 @@ class RequestBoards:
     def __init__(self, own: OwnBoard, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
         self._own = own
         self._boards = OpenBoards(server, Kind.REQUEST, folder)
+        self._folder = folder
+        self._server = server
         self._elders = [board for board in boards_of(folder, server) if board.id != own.id]
         self._boards.keep(self._elders)
+        self._has_elders = bool(self._elders)
 
     def open(self, sealed: Packed, token_ids: TokenIds) -> Packed:
         """Raises InvalidRequest for what the tokenizer of this server did not write."""
@@ -81,6 +85,18 @@ class RequestBoards:
         for elder in self._elders:
             elder.supersede()
         self._elders.clear()
+
+    def pass_cancels(self, caller_ids: Several[str]) -> None:
+        """To engines of this server that still run what they began before this one was loaded: Triton asks them no more."""
+        if not self._has_elders:
+            return
+        boards = [board for board in boards_of(self._folder, self._server) if board.id != self._own.id]
+        running = [board for board in boards if not board.has_ended and not board.is_abandoned]
+        for board in running:
+            board.pass_cancels(caller_ids)
+        for board in boards:
+            board.close()
+        self._has_elders = bool(running)
 
 
 class OwnBoard(Protocol):

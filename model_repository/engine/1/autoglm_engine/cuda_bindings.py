@@ -1,5 +1,6 @@
 """`Cuda` on NVIDIA's own binding, the package cuda-python: the only place that calls it.
 
+No wait has a limit: `step_watch` ends a process whose GPU hangs.
 Every function there returns a tuple that begins with its status; `_checked` makes an exception of one that is not 0.
 The GPU is device 0 of the process (`CUDA_VISIBLE_DEVICES` chooses), which every thread uses unless it says otherwise.
 """

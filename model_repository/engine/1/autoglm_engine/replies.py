@@ -12,7 +12,7 @@ import itertools
 import logging
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -106,6 +106,12 @@ class Replies:
             recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < _OVERTAKEN_SECONDS}
             self._cancels = recent | {caller: Cancel(now, caller in self._used) for caller in wanted}
             return [request_id for request_id, entry in self._replies.items() if entry.caller_id in wanted]
+
+    def find_tagged(self, tags: Collection[int], tag_of: Callable[[str], int]) -> list[str]:
+        """As `find`, of those that are here now: `tags` stand for callers' ids."""
+        with self._lock:
+            here = [(request_id, entry.caller_id) for request_id, entry in self._replies.items()]
+        return [request_id for request_id, caller_id in here if caller_id and tag_of(caller_id) in tags]
 
     def was_cancelled(self, caller_id: str, arrival: float) -> bool:
         """Whether a cancel came before the request, which reached the server at `arrival`. One for an id that was in use

@@ -25,6 +25,7 @@ from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
 from .options import OptionRules, check_tenant
+from .passed_cancels import PassedCancels
 from .pieces import piece_text
 from .prompt import ChatTemplate, load_tokenizer, verify_texts
 from .published import PublishedMetrics
@@ -139,7 +140,8 @@ class EngineService:
                     metrics,
                 )
             self._engine.wake = self._guides.wake = self._loop.wake
-            self._watch = VanishedWatch(gate, self._loop.cancel, ask)
+            passed = PassedCancels(self._board, self._replies, self._loop.cancel)
+            self._watch = VanishedWatch(gate, self._loop.cancel, ask, passed.look)
             self._metrics = metrics
 
     def start(self) -> None:
@@ -213,9 +215,9 @@ class EngineService:
         return dataclasses.replace(request, deadline=request.arrival + self._default_deadline_ms / 1e3)
 
     def control(self, text: bytes, reply: Reply) -> None:
-        """Answer `{"cancel": [id, ...]}` with how many requests that ends, `{"stats": true}` with the counters, or an error
-        where a step hangs,
-        `{"limits": true}` with the model's, `{"flush": true}` with how many kept answers that forgets."""
+        """Answer `{"cancel": [id, ...]}` with how many requests that ends in this engine, `{"stats": true}` with the counters,
+        or an error where a step hangs, `{"limits": true}` with the model's, `{"flush": true}` with how many kept answers that
+        forgets."""
         try:
             answer = self._control(text)
         except EngineError as error:
@@ -230,6 +232,7 @@ class EngineService:
             raise InvalidRequest("control is not JSON") from None
         match raw:
             case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):
+                self._requests.pass_cancels(ids)
                 return {"cancelled": self._loop.cancel(self._replies.find(ids))}
             case {"stats": True, **rest} if not rest:
                 self._step_watch.check()

@@ -1,4 +1,5 @@
-"""Frees what clients left behind: asks the gate whose client is gone, and has their requests cancelled."""
+"""Frees what clients left behind: asks the gate whose client is gone, and has their requests cancelled; so are those whose
+cancel another engine passed on."""
 
 from __future__ import annotations
 
@@ -13,16 +14,22 @@ _POLL_SECONDS = 0.04
 
 
 class VanishedWatch:
-    """A thread. `cancel` takes engine request ids; `ask` has the detokenizer handle an event, and blocks meanwhile. Nothing
+    """A thread. `cancel` takes engine request ids; `ask` has the detokenizer handle an event, and blocks meanwhile; `look_too`
+    is called in each round. Nothing
     is asked before the first request came: between the end of a model's `initialize` and the server's hearing of it, a
     call to another model ends tritonserver 2.51 (SIGSEGV)."""
 
     def __init__(
-        self, gate: AckGate, cancel: Callable[[Iterable[str]], object], ask: Callable[[Packed], object]
+        self,
+        gate: AckGate,
+        cancel: Callable[[Iterable[str]], object],
+        ask: Callable[[Packed], object],
+        look_too: Callable[[], object] = lambda: None,
     ) -> None:
         self._gate = gate
         self._cancel = cancel
         self._ask = ask
+        self._look_too = look_too
         self._is_known = False
         self._thread = Periodic("vanished-watch", _POLL_SECONDS, self._look, "vanished clients cannot be looked for")
 
@@ -35,6 +42,7 @@ class VanishedWatch:
     def _look(self) -> None:
         if not self._is_known and self._gate.was_asked:
             self._is_known = self._greet()
+        self._look_too()
         if lost := self._gate.lost():
             self._cancel(lost)
         if ack := self._gate.probe():
