@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autoglm_perf.gpu import Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
-from autoglm_perf.gpu_bench import choose_runtime, sized
+from autoglm_perf.gpu_bench import choose, sized
 from autoglm_perf.gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
 from autoglm_perf.gpu_shapes import Shape
 from gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
@@ -59,15 +59,6 @@ def test_the_best_runtime_is_the_first_that_can_run(monkeypatch: pytest.MonkeyPa
         best_runtime(HOPPER)
 
 
-def test_a_card_that_tensorrts_attention_is_too_new_for_has_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
-    with_packages(monkeypatch, "tensorrt", "tensorrt_rtx", "onnxruntime")
-    for runtime in ("tensorrt", "tensorrt-rtx"):
-        assert why_not_runtime(runtime, TURING) == (
-            f"{runtime} needs compute capability 8.0 for its attention; NVIDIA T4 has 7.5: use onnx"
-        )
-    assert why_not_runtime("onnx", TURING, lambda: ["CUDAExecutionProvider"]) is None
-
-
 def test_onnx_runtime_must_be_the_one_with_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
     with_packages(monkeypatch, "onnxruntime")
     assert why_not_runtime("onnx", ADA, lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]) is None
@@ -82,8 +73,8 @@ def test_onnx_runtime_must_be_the_one_with_cuda(monkeypatch: pytest.MonkeyPatch)
         ("fp8", "tensorrt", ADA, None),
         ("fp8", "tensorrt", Gpu("A100", (8, 0), 1, "13.0"), r"fp8 needs compute capability 8\.9; A100 has 8\.0"),
         ("bf16", "tensorrt-rtx", TURING, r"bf16 needs compute capability 8\.0; NVIDIA T4 has 7\.5"),
-        ("fp16", "tensorrt-rtx", TURING, None),
-        ("int8", "tensorrt", ADA, "the runtime tensorrt has no int8 on a GPU; allowed are fp16, bf16, fp8, int4"),
+        ("fp16", "onnx", TURING, None),
+        ("int8", "tensorrt", ADA, "the runtime tensorrt has no int8 on a GPU; allowed are bf16, fp16, fp8, int4"),
     ],
 )
 def test_precisions_need_their_hardware(precision: str, runtime: str, card: Gpu, message: str | None) -> None:
@@ -93,12 +84,17 @@ def test_precisions_need_their_hardware(precision: str, runtime: str, card: Gpu,
 
 def test_a_runtime_that_is_asked_for_is_taken_or_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     with_packages(monkeypatch, "tensorrt", "tensorrt_rtx")
-    assert choose_runtime("auto", "fp8", ADA) == "tensorrt"
-    assert choose_runtime("tensorrt-rtx", "int4", ADA) == "tensorrt-rtx"
+    assert choose("auto", "fp8", ADA) == ("tensorrt", "fp8")
+    assert choose("tensorrt-rtx", None, ADA) == ("tensorrt-rtx", "bf16")
     with pytest.raises(InvalidSetting, match="'abacus' is not known; allowed are auto, tensorrt, tensorrt-rtx, onnx"):
-        choose_runtime("abacus", "fp16", ADA)
+        choose("abacus", "fp16", ADA)
     with pytest.raises(NoGpu, match="use tensorrt"):
-        choose_runtime("tensorrt-rtx", "fp16", HOPPER)
+        choose("tensorrt-rtx", "fp16", HOPPER)
+    for runtime in ("tensorrt", "tensorrt-rtx"):
+        with pytest.raises(
+            NoGpu, match=rf"attention of {runtime} needs compute capability 8\.0; NVIDIA T4 has 7\.5: use onnx"
+        ):
+            choose(runtime, "fp16", TURING)
 
 
 # ---- settings

@@ -81,13 +81,13 @@ def test_onnx_fp32(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_onnx_fp16(tiny: Tiny, tmp_path: Path) -> None:
     runner, _ = export_tiny(tiny, tmp_path / "artifact", "fp16")
-    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 4)
 
 
 def test_rounding_to_half_everywhere_stays_within_the_bound(tiny: Tiny) -> None:
     """ONNX Runtime's CPU kernels multiply in float32 and do not round activations; a GPU does, as numpy does here."""
     runner = NumpyRunner(tiny.checkpoint.spec, tiny.checkpoint.weights, ops=HalfOps, max_length=MAX_LENGTH)
-    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 4)
 
 
 def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
@@ -219,7 +219,8 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
     reference = Reference.load(resolve("smollm2")[0])
     ids = parity._encode(tmp_path / "smollm2", manifest.max_length)["english"][:120]
     assert (
-        relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.BOUNDS["fp16"]["relative_l2"]
+        relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1])
+        < parity.BOUNDS["fp16"]["relative_l2"] / 2
     )
     assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Request, SamplingOptions, Span, StepBatch
@@ -121,11 +122,16 @@ def served(runner: Runner, source: Checkpoint, asked: list[Request]) -> dict[str
     return {name: answer.token_ids for name, answer in answers(events).items()}
 
 
+def held_type(weight: str) -> Any:
+    """Of the precision fp16."""
+    return ml_dtypes.bfloat16 if weight.endswith((".output.weight", ".down.weight")) else np.float16
+
+
 def test_an_engine_answers_as_with_whole_logits_from_numpy(network_runner: NetworkRunner, source: Checkpoint) -> None:
     asked = requests()
     limits = {"num_slots": 4, "max_length": 96, "prefill_chunk": 16}
     weights = {
-        name: (w.astype(np.float16).astype(np.float32) if w.ndim == 2 else w) for name, w in source.weights.items()
+        name: (w.astype(held_type(name)).astype(np.float32) if w.ndim == 2 else w) for name, w in source.weights.items()
     }
     expected = served(NumpyRunner(source.spec, weights, **limits), source, asked)
     assert served(network_runner, source, asked) == expected

@@ -78,7 +78,14 @@ class Runtime:
 
 
 AUTO = "auto"
-_TENSORRT_OPTIONS = ("num_candidates", "kv_dtype", "compute_capabilities", "weight_streaming", "int4_rounding")
+_TENSORRT_OPTIONS = (
+    "num_candidates",
+    "kv_dtype",
+    "compute_capabilities",
+    "weight_streaming",
+    "int4_rounding",
+    "attention",
+)
 _TENSORRT_PRECISIONS = ("bf16", "fp16", "fp8", "int4")
 
 

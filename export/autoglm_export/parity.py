@@ -30,12 +30,13 @@ GREEDY_TOKENS = 64
 GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from
 # What a precision may cost. relative_l2: |logits - reference| / |reference|, of a text's logits and of a prompt's.
 # fp32 computes the same function; in fp16, with every weight, cache and product rounded, tiny models of all families and
-# SmolLM2 are 1.3e-3 to 1.9e-3 off, the worst single row 6e-3, and an overflow or a weight out of place is far beyond.
+# SmolLM2 are 1.3e-3 to 1.9e-3 off, the worst single row 6e-3, or 1.3e-2 where what float16 might not hold is bfloat16 (on
+# TensorRT); an overflow or a weight out of place is far beyond.
 # The others were chosen: what an answer may lose. A checkpoint whose weights had 4 bits already, on another grid, loses
 # more than that in int4 and is refused.
 BOUNDS: dict[str, dict[str, float]] = {
     "fp32": {"relative_l2": 1e-3, "greedy_tokens": GREEDY_TOKENS},
-    "fp16": {"relative_l2": 1e-2, "perplexity_ratio": 1.005},
+    "fp16": {"relative_l2": 2e-2, "perplexity_ratio": 1.005},
     "bf16": {"relative_l2": 3e-2, "perplexity_ratio": 1.01},
     "int8": {"perplexity_ratio": 1.02},
     "fp8": {"perplexity_ratio": 1.05},

@@ -95,6 +95,7 @@ _MEANINGS = (
     ("out of memory", _OUT_OF_MEMORY),
     ("OutOfMemory", _OUT_OF_MEMORY),
     ("bad_alloc", _OUT_OF_MEMORY),
+    ("IAttention requires", "attention needs a GPU of compute capability 8.0 or newer"),
     (_NO_KERNEL, "TensorRT has no fused attention kernel for this shape and type"),
 )
 # Said by builds that need no GPU, too; so they count only where nothing else was said.

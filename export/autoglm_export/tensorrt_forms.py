@@ -2,42 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import ExportError, NoAttentionKernel
+from .errors import NoAttentionKernel
 from .spec import ModelSpec
-from .tensorrt_attention import FORMS
 from .tensorrt_network import Network
 
 
 @dataclass(frozen=True, slots=True)
+class Attempt:
+    """`form`: of `tensorrt_attention.FORMS`. `decode_tokens`: of the decode profile (`tensorrt_profiles.py`)."""
+
+    form: str
+    decode_tokens: int
+    note: str  # what is said where it is not the first
+
+
+# TensorRT takes other kernels where every row has one token, and none from some length on: TensorRT-RTX 1.7 for 8 slots of
+# more than 22,528 positions. Where a row may have two tokens, it takes the kernels of longer spans, which have no such limit.
+ATTEMPTS = (
+    Attempt("fused", 1, ""),
+    Attempt("fused", 2, "TensorRT has no fused kernel for decoding this shape and type; that of longer spans does it"),
+    Attempt(
+        "decomposed",
+        1,
+        "TensorRT has no fused kernel for this shape and type; attention is decomposed, which is slower",
+    ),
+)
+_PLAIN = (Attempt("plain", 1, ""),)  # only where it is asked for: it is for a card whose kernels are wrong
+
+
+@dataclass(frozen=True, slots=True)
 class Built:
-    """`note`: why it is not the first form, in a sentence; empty where it is."""
+    """`note`: why it is not the first attempt, in a sentence; empty where it is."""
 
     network: Network
-    form: str
+    attempt: Attempt
     note: str
 
 
 def build_in_a_form(
-    define: Callable[[str], Network], build: Callable[[Network], None], forms: Sequence[str], shape: str
+    define: Callable[[str], Network], build: Callable[[Network, int], None], form: str | None, shape: str
 ) -> Built:
-    """Build in the first of `forms` that can be built. `shape`: what the sentence calls the shapes and types.
+    """Build in `form`; None: in the first that TensorRT has kernels for. `define`: a network in a form; `build`: with this
+    many `decode_tokens`; `shape`: what the sentence calls shapes and types.
 
-    Raises what the last form's build raised, and at once what has nothing to do with the form.
+    Raises what the last attempt raised, and at once what has nothing to do with kernels of attention.
     """
-    network: Network | None = None
-    for form, is_last in zip(forms, [*(False for _ in forms[1:]), True], strict=True):
-        network = _defined(define, form, network)
+    attempts = [attempt for attempt in ATTEMPTS + _PLAIN * (form is not None) if form in (None, attempt.form)]
+    network = define(attempts[0].form)
+    for attempt in attempts:
+        if attempt.form == "decomposed":  # constants take long to make, so the network is the same one
+            network.allow_decomposition()
         try:
-            build(network)
-        except ExportError as error:
-            if is_last or not _is_of_the_form(form, error):
+            build(network, attempt.decode_tokens)
+        except NoAttentionKernel:
+            if attempt is attempts[-1]:
                 raise
         else:
-            return Built(network, form, "" if form == forms[0] else _note(form, shape))
-    raise AssertionError("no form of attention to build in")
+            return Built(network, attempt, "" if attempt is attempts[0] else f"{attempt.note} ({shape})")
+    raise AssertionError(f"attention has no form {form!r}")
 
 
 def shape_of(spec: ModelSpec, cache_dtype: str, cache_length: int) -> str:
@@ -45,21 +70,3 @@ def shape_of(spec: ModelSpec, cache_dtype: str, cache_length: int) -> str:
         f"{spec.num_heads} query and {spec.num_kv_heads} key/value heads of {spec.head_size}, {cache_dtype}, "
         f"{cache_length} positions"
     )
-
-
-def _defined(define: Callable[[str], Network], form: str, before: Network | None) -> Network:
-    """Constants take long to make (int4's most of all), so one network serves both forms of the layer."""
-    if form == "decomposed" and before is not None:
-        before.allow_decomposition()
-        return before
-    return define(form)
-
-
-def _is_of_the_form(form: str, error: ExportError) -> bool:
-    """Taken apart, attention may fail in TensorRT's compiler, which says nothing of attention then."""
-    return form == "decomposed" or isinstance(error, NoAttentionKernel)
-
-
-def _note(form: str, shape: str) -> str:
-    assert form in FORMS
-    return f"TensorRT has no fused kernel for this shape and type ({shape}); attention is {form}, which is slower"

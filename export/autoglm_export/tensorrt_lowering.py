@@ -18,7 +18,7 @@ padded at its end: what its last tokens write is overwritten before any token se
 position 0 and writes to the spare positions, cache_length - S ... cache_length - 1, which no token ever sees.
 
     profile           B                  S                           K
-    decode            1 ... num_slots    1                           attention_lengths, the first to the last
+    decode            1 ... num_slots    1 (2 may be allowed)        attention_lengths, the first to the last
     prefill           1                  1 ... prefill_chunk         likewise
     batched_prefill   1 ... 8 slots      1 ... 128 or the chunk      likewise
 
@@ -29,6 +29,7 @@ prompts are padded to. A padded row must end within the cache; cache_length - ma
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,9 +42,9 @@ from .decoder import build_decoder
 from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
-from .tensorrt_build import Builder, BuildSettings
+from .tensorrt_build import Builder, BuildSettings, Profile
 from .tensorrt_candidates import add_candidates
-from .tensorrt_forms import build_in_a_form, shape_of
+from .tensorrt_forms import Built, build_in_a_form, shape_of
 from .tensorrt_linear import Fp8Linears, HalfLinears, Int4Linears, Linears, fp8_kept_layers, product_type
 from .tensorrt_module import MODULES, load_tensorrt
 from .tensorrt_network import Network
@@ -51,9 +52,9 @@ from .tensorrt_ops import TensorRTOps
 from .tensorrt_options import (
     KV_DTYPES,
     check_candidates,
+    check_form,
     check_rounding,
     checked_capabilities,
-    checked_forms,
     checked_kv_dtype,
 )
 from .tensorrt_profiles import (
@@ -67,9 +68,8 @@ from .weights import Array, CountedWeights
 
 ENGINE_FILE = "engine.plan"
 DEFAULT_CANDIDATES = 64
-FP8_BUILDER_LEVEL = (
-    0  # from TensorRT 11.2 on others may take unstable FP8 tactics (Model-Connect's Qwen builder policy)
-)
+# From TensorRT 11.2 on other levels may take unstable tactics (TensorRT-Model-Connect, families/qwen/builder_policy.py).
+FP8_BUILDER_LEVEL = 0
 
 
 def write_engine(
@@ -98,55 +98,93 @@ def write_engine(
     first that TensorRT has a kernel for, and where that is not the first, `attention_note` says so.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
-    kv_dtype = checked_kv_dtype(precision, kv_dtype)
+    dtype = KV_DTYPES[checked_kv_dtype(precision, kv_dtype)]
     targets = checked_capabilities(runtime, precision, compute_capabilities)
     check_candidates(num_candidates, spec.vocab_size)
     check_rounding(precision, int4_rounding)
-    forms = checked_forms(attention)
-    module = MODULES[runtime]
-    builder = Builder(load_tensorrt(module))
-    length = cache_length_of(max_length, prefill_chunk)
-    dtype = KV_DTYPES[kv_dtype]
+    check_form(attention)
     is_fitted = precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
-    calibration = Calibration(spec, weights, texts) if is_fitted else None
+    job = _Job(
+        spec=spec,
+        weights=weights,
+        folder=folder,
+        module=MODULES[runtime],
+        builder=Builder(load_tensorrt(MODULES[runtime])),
+        precision=precision,
+        dtype=np.dtype(dtype),
+        num_slots=num_slots,
+        prefill_chunk=prefill_chunk,
+        cache_length=cache_length_of(max_length, prefill_chunk),
+        num_candidates=num_candidates,
+        targets=targets,
+        weight_streaming=weight_streaming,
+        calibration=Calibration(spec, weights, texts) if is_fitted else None,
+        progress=progress,
+    )
+    return job.details(build_in_a_form(job.defined, job.build, attention, job.shape))
 
-    def defined(form: str) -> Network:
-        network = Network(builder.trt, builder.handle)
-        read = CountedWeights(spec, weights, progress, "define network")
-        linears = linears_of(precision, network, spec, read, dtype, calibration)
-        define(network, spec, read, linears, dtype, length, num_candidates, attention=form)
-        progress("define network", 1.0)
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Job:
+    """All that one engine is made of."""
+
+    spec: ModelSpec
+    weights: Mapping[str, Array]
+    folder: Path
+    module: str
+    builder: Builder
+    precision: str
+    dtype: np.dtype[Any]  # of the caches
+    num_slots: int
+    prefill_chunk: int
+    cache_length: int
+    num_candidates: int
+    targets: tuple[str, ...]
+    weight_streaming: bool
+    calibration: Calibration | None
+    progress: Progress
+
+    @property
+    def shape(self) -> str:
+        return shape_of(self.spec, self.dtype.name, self.cache_length)
+
+    def defined(self, form: str) -> Network:
+        network = Network(self.builder.trt, self.builder.handle)
+        read = CountedWeights(self.spec, self.weights, self.progress, "define network")
+        linears = linears_of(self.precision, network, self.spec, read, self.dtype, self.calibration)
+        define(network, self.spec, read, linears, self.dtype, self.cache_length, self.num_candidates, attention=form)
+        self.progress("define network", 1.0)
         return network
 
-    profiles = profiles_of(spec, num_slots, prefill_chunk, length)
-    settings = BuildSettings(
-        profiles=profiles,
-        compute_capabilities=tuple(f"SM{target.replace('.', '')}" for target in targets),
-        weight_streaming=weight_streaming,
-        timing_cache=_timing_cache(module, folder),
-        optimization_level=FP8_BUILDER_LEVEL if precision == "fp8" else None,
-    )
-    built = build_in_a_form(
-        defined,
-        lambda network: builder.build(network.definition, folder / ENGINE_FILE, settings, progress),
-        forms,
-        shape_of(spec, np.dtype(dtype).name, length),
-    )
-    return {
-        "engine": ENGINE_FILE,
-        "module": module,
-        "cache_dtype": np.dtype(dtype).name,
-        "cache_length": length,
-        "num_candidates": num_candidates,
-        "attention": built.form,
-        **({"attention_note": built.note} if built.note else {}),
-        "attention_lengths": attention_lengths_of(length),
-        "prefill_lengths": prefill_lengths_of(prefill_chunk),
-        "compute_capabilities": list(targets),
-        "weight_streaming": weight_streaming,
-        "profiles": {profile.name: ranges_of(profile) for profile in profiles},
-        "tensors": tensors_of(built.network.definition),
-    }
+    def build(self, network: Network, decode_tokens: int) -> None:
+        settings = BuildSettings(
+            profiles=self._profiles(decode_tokens),
+            compute_capabilities=tuple(f"SM{target.replace('.', '')}" for target in self.targets),
+            weight_streaming=self.weight_streaming,
+            timing_cache=_timing_cache(self.module, self.folder),
+            optimization_level=FP8_BUILDER_LEVEL if self.precision == "fp8" else None,
+        )
+        self.builder.build(network.definition, self.folder / ENGINE_FILE, settings, self.progress)
+
+    def details(self, built: Built) -> dict[str, Any]:
+        return {
+            "engine": ENGINE_FILE,
+            "module": self.module,
+            "cache_dtype": self.dtype.name,
+            "cache_length": self.cache_length,
+            "num_candidates": self.num_candidates,
+            "attention": built.attempt.form,
+            **({"attention_note": built.note} if built.note else {}),
+            "attention_lengths": attention_lengths_of(self.cache_length),
+            "prefill_lengths": prefill_lengths_of(self.prefill_chunk),
+            "compute_capabilities": list(self.targets),
+            "weight_streaming": self.weight_streaming,
+            "profiles": {profile.name: ranges_of(profile) for profile in self._profiles(built.attempt.decode_tokens)},
+            "tensors": tensors_of(built.network.definition),
+        }
+
+    def _profiles(self, decode_tokens: int) -> tuple[Profile, ...]:
+        return profiles_of(self.spec, self.num_slots, self.prefill_chunk, self.cache_length, decode_tokens)
 
 
 write_tensorrt = partial(write_engine, runtime="tensorrt")

@@ -72,8 +72,6 @@ def check_rounding(precision: str, int4_rounding: str) -> None:
         raise InvalidOption(f"int4_rounding is of no use to {precision}")
 
 
-def checked_forms(attention: str | None) -> tuple[str, ...]:
-    """The forms of attention that a build may try; None: all."""
+def check_form(attention: str | None) -> None:
     if attention is not None and attention not in FORMS:
         raise InvalidOption(f"attention is {attention!r}; allowed are {', '.join(FORMS)}")
-    return FORMS if attention is None else (attention,)

@@ -38,21 +38,26 @@ def prefill_lengths_of(prefill_chunk: int) -> list[int]:
     return [length for length in lengths if length < prefill_chunk] + [prefill_chunk]
 
 
-def profiles_of(spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int) -> tuple[Profile, ...]:
-    """See the module docstring, in its order."""
+def profiles_of(
+    spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int, decode_tokens: int = 1
+) -> tuple[Profile, ...]:
+    """In the order of the engine's. `decode_tokens`: the most that a decode call's rows may have, of which one is used."""
     rows, tokens = min(BATCHED_ROWS, num_slots), min(BATCHED_LENGTH, prefill_chunk)
     profile = partial(_profile, spec, cache_length)
     return (
-        profile("decode", num_slots, 1),
+        profile("decode", num_slots, 1, decode_tokens),
         profile("prefill", 1, prefill_chunk),
         profile("batched_prefill", rows, tokens),
     )
 
 
-def _profile(spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int) -> Profile:
+def _profile(
+    spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int, most_tokens: int | None = None
+) -> Profile:
     """K begins at 1: of a length that never changes TensorRT-RTX 1.7 finds no float16 kernel that accumulates in float32."""
     shapes, usual = partial(input_shapes, spec, cache_length), min(_USUAL_KEYS, cache_length)
-    return Profile(name, shapes(1, 1, 1), shapes(batch, sequence, usual), shapes(batch, sequence, cache_length))
+    largest = shapes(batch, most_tokens or sequence, cache_length)
+    return Profile(name, shapes(1, 1, 1), shapes(batch, sequence, usual), largest)
 
 
 def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int, keys: int) -> dict[str, Shape]:

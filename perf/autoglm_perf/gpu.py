@@ -14,13 +14,14 @@ Capability = tuple[int, int]  # compute capability, (8, 9) for 8.9
 
 # What a GPU must at least be. NVIDIA's support matrix of TensorRT-RTX; int4 means weights only.
 MIN_CAPABILITY: dict[str, Capability] = {"fp16": (7, 5), "bf16": (8, 0), "int4": (8, 0), "fp8": (8, 9)}
-TENSORRT_CAPABILITY: Capability = (8, 0)  # that its attention layer needs, of both runtimes
-# TensorRT-RTX builds for these and, but for 7.5, no others.
+ATTENTION_CAPABILITY: Capability = (8, 0)  # of TensorRT's attention layer, in every precision
+# TensorRT-RTX builds for these and no others that have its attention.
 RTX_CAPABILITIES: tuple[Capability, ...] = ((8, 0), (8, 6), (8, 9), (12, 0), (12, 1))
-# runtime of `autoglm export` -> (Python module, the extra that brings it, precisions), in the order of preference
+# runtime of `autoglm export` -> (Python module, the extra that brings it, precisions, the default first), in the order
+# of preference
 RUNTIMES: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "tensorrt": ("tensorrt", "tensorrt", ("fp16", "bf16", "fp8", "int4")),
-    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", ("fp16", "bf16", "fp8", "int4")),
+    "tensorrt": ("tensorrt", "tensorrt", ("bf16", "fp16", "fp8", "int4")),
+    "tensorrt-rtx": ("tensorrt_rtx", "tensorrt-rtx", ("bf16", "fp16", "fp8", "int4")),
     "onnx": ("onnxruntime", "onnx-gpu", ("fp16",)),
 }
 
@@ -86,9 +87,9 @@ def why_not_runtime(runtime: str, gpu: Gpu, providers: Callable[[], list[str]] |
     module, extra, _ = RUNTIMES[runtime]
     if importlib.util.find_spec(module) is None:
         return f"the package of {runtime} is not installed: pip install 'autoglm-triton[{extra}]'"
-    if runtime.startswith("tensorrt") and gpu.capability < TENSORRT_CAPABILITY:
+    if runtime != "onnx" and gpu.capability < ATTENTION_CAPABILITY:
         return (
-            f"{runtime} needs compute capability 8.0 for its attention; {gpu.name} has {gpu.capability_text}: use onnx"
+            f"the attention of {runtime} needs compute capability 8.0; {gpu.name} has {gpu.capability_text}: use onnx"
         )
     if runtime == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
         allowed = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)

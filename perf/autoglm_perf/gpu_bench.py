@@ -160,20 +160,23 @@ def _as_json(settings: GpuBenchSettings) -> dict[str, Any]:
     return {**dataclasses.asdict(settings), "results": str(settings.results)}
 
 
-def choose_runtime(runtime: str, precision: str, gpu: Gpu) -> str:
-    """`auto` made concrete. Raises NoGpu or InvalidSetting."""
+def choose(runtime: str, precision: str | None, gpu: Gpu) -> tuple[str, str]:
+    """Runtime and precision, `auto` and None made concrete. Raises NoGpu or InvalidSetting."""
     if runtime != _AUTO and runtime not in RUNTIMES:
         raise InvalidSetting(f"the runtime {runtime!r} is not known; allowed are {', '.join((_AUTO, *RUNTIMES))}")
     chosen = best_runtime(gpu) if runtime == _AUTO else runtime
+    precision = precision or RUNTIMES[chosen][2][0]
     reason = why_not_runtime(chosen, gpu) or why_not_precision(precision, chosen, gpu)
     if reason is not None:
         raise NoGpu(reason)
-    return chosen
+    return chosen, precision
 
 
 def main(
     runtime: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or onnx.")] = _AUTO,
-    precision: Annotated[str, typer.Option(help="fp16, bf16, fp8 or int4.")] = "fp16",
+    precision: Annotated[
+        str | None, typer.Option(help="bf16, fp16, fp8 or int4. [default: bf16, fp16 for onnx]")
+    ] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes; the largest is the number of slots.")] = "1,2,4,8,16",
     max_length: Annotated[int, typer.Option(help="Tokens a slot holds.")] = 2048,
     past: Annotated[int, typer.Option(help="Tokens in each slot before the first decode step.")] = 512,
@@ -203,8 +206,9 @@ def main(
     console = Console()
     try:
         gpu = find_gpu()
+        runtime, precision = choose(runtime, precision, gpu)
         settings = GpuBenchSettings(
-            runtime=choose_runtime(runtime, precision, gpu),
+            runtime=runtime,
             precision=precision,
             shape=sized(layers, hidden, intermediate, vocab),
             batches=parse_batches(batch),

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from autoglm_export.spec import ModelSpec, RopeSpec
+from autoglm_export.tensorrt_linear import fp8_kept_layers
 from autoglm_export.weights import weight_shapes
 
 # Bytes of one weight of a linear layer. int4: a 2-byte scale for each block of 128 weights beside them.
@@ -49,15 +50,16 @@ def num_parameters(spec: ModelSpec) -> int:
 def weight_bytes_read(spec: ModelSpec, precision: str) -> int:
     """Bytes of weights that any decode step must read: every linear layer and the output layer once, whatever the batch.
 
-    Not counted: the embedding, of which a step reads a row a token, unless it is the output layer as well. Norms and
-    biases stay in two bytes (four in fp32).
+    Not counted: the embedding, of which a step reads a row a token, unless it is the output layer as well. The output
+    layer, norms, biases and what fp8 leaves out stay in two bytes (four in fp32).
     """
     small = WEIGHT_BYTES["fp32" if precision == "fp32" else "fp16"]
+    kept = {"embed", "lm_head"} | {f"{name}.weight" for name in (fp8_kept_layers(spec) if precision == "fp8" else ())}
     total = 0.0
     for name, shape in weight_shapes(spec).items():
         if name == "embed" and not spec.tied_embeddings:
             continue
-        total += math.prod(shape) * (WEIGHT_BYTES[precision] if len(shape) > 1 else small)
+        total += math.prod(shape) * (WEIGHT_BYTES[precision] if len(shape) > 1 and name not in kept else small)
     return round(total)
 
 

@@ -18,6 +18,11 @@ class Available:
     reason: str = ""
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def main_precision(self) -> str:
+        """What the runtime computes in unless told otherwise; bf16 where there is none."""
+        return RUNTIMES[self.runtime or "tensorrt"][2][0]
+
     def why_not(self, precision: str) -> str | None:
         return self.reason if self.runtime is None else self.refused.get(precision)
 

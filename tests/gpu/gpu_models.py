@@ -63,7 +63,8 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-Make = Callable[[str, str], GpuModel]  # family, precision -> a tiny model on the GPU
+Make = Callable[[str, str], GpuModel]  # family, precision or MAIN -> a tiny model on the GPU
+MAIN = "main"  # the runtime's default
 
 
 def export_for_gpu(checkpoint: str | Path, folder: Path, runtime: str, precision: str, **limits: Any) -> Manifest:

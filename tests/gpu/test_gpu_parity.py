@@ -32,8 +32,8 @@ from tiny_models import FAMILIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 
-PRECISIONS = ("fp16", "bf16", "fp8", "int4")
-MAX_RELATIVE_L2 = {"fp16": 0.01, "bf16": 0.06, "fp8": 0.4, "int4": 0.9}
+PRECISIONS = ("bf16", "fp16", "fp8", "int4")
+MAX_RELATIVE_L2 = {"fp16": 0.03, "bf16": 0.06, "fp8": 0.4, "int4": 0.9}
 # SmolLM2's published weights have 4 bits on a grid of their own: in int4 it loses more than the gate would let pass.
 MAX_PERPLEXITY_RATIO = {name: BOUNDS[name]["perplexity_ratio"] for name in ("fp16", "bf16", "fp8")} | {"int4": 1.35}
 PROMPT_TOKENS = 24

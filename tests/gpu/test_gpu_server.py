@@ -21,10 +21,10 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture(scope="module")
 def gpu_server(here: Available, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    if (reason := here.why_not("fp16")) is not None:
+    if (reason := here.why_not(here.main_precision)) is not None:
         pytest.skip(reason)
     artifact = tmp_path_factory.mktemp("smollm2") / "artifact"
-    manifest = export_for_gpu("smollm2", artifact, str(here.runtime), "fp16", max_slots=16)
+    manifest = export_for_gpu("smollm2", artifact, str(here.runtime), here.main_precision, max_slots=16)
     env = {"AUTOGLM_DEVICE": "cuda"} if manifest.runtime == "onnx" else {}
     with LocalServer(ROOT / "model_repository", artifact=artifact, env=env) as server:
         yield server

@@ -61,6 +61,13 @@ def export(
         str | None,
         typer.Option("--int4-rounding", help="gptq, or nearest: fast, no calibration, less exact. \\[default: gptq]"),
     ] = None,
+    attention: Annotated[
+        str | None,
+        typer.Option(
+            "--attention",
+            help="TensorRT: fused, decomposed or plain. \\[default: fused, decomposed where there is no kernel]",
+        ),
+    ] = None,
     calibration: Annotated[
         Path | None,
         typer.Option(
@@ -96,6 +103,7 @@ def export(
         "compute_capabilities": compute_capability or None,
         "weight_streaming": weight_streaming or None,
         "int4_rounding": int4_rounding,
+        "attention": attention,
         "calibration": calibration,
     }
     manifest = run_export(checkpoint, target, check=check, chosen=chosen)
@@ -121,6 +129,8 @@ def run_export(checkpoint: str, target: Path, *, check: bool, chosen: dict[str, 
             ) from None
     if found := manifest.runtime_details.get("auto"):
         notes().print(f"auto: {choice_line(found)}", markup=False, soft_wrap=True)
+    if note := manifest.runtime_details.get("attention_note"):
+        notes().print(f"warning: {note}", markup=False, soft_wrap=True)
     return manifest
 
 
