@@ -39,6 +39,8 @@ from autoglm_engine.core import TokenIds
 
 from .calibration import Calibration
 from .decoder import build_decoder
+from .device_reference import write_reference
+from .engine_weights import EngineWeights
 from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
@@ -121,7 +123,18 @@ def write_engine(
         calibration=Calibration(spec, weights, texts) if is_fitted else None,
         progress=progress,
     )
-    return job.details(build_in_a_form(job.defined, job.build, attention, job.shape))
+    built = build_in_a_form(job.defined, job.build, attention, job.shape)
+    reference = write_reference(
+        spec,
+        EngineWeights(built.network),
+        folder,
+        precision=precision,
+        max_length=max_length,
+        prefill_chunk=prefill_chunk,
+        text=texts[0] if len(texts) else None,
+        progress=progress,
+    )
+    return job.details(built) | {"reference": reference}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,9 +19,9 @@ class Available:
     refused: dict[str, str] = field(default_factory=dict)
 
     @property
-    def main_precision(self) -> str:
-        """What the runtime computes in unless told otherwise; bf16 where there is none."""
-        return RUNTIMES[self.runtime or "tensorrt"][2][0]
+    def precision(self) -> str:
+        """What tests of one precision run in: the default, bf16, wherever the runtime has it."""
+        return "fp16" if "bf16" in self.refused else "bf16"
 
     def why_not(self, precision: str) -> str | None:
         return self.reason if self.runtime is None else self.refused.get(precision)

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from gpu.available import Available, available
-from gpu.gpu_models import LIMITS, MAIN, GpuModel, GpuReference, Ids, Make, export_for_gpu, load_on_gpu
+from gpu.gpu_models import LIMITS, GpuModel, GpuReference, Ids, Make, export_for_gpu, load_on_gpu
 from tiny_models import VOCAB_SIZE, write_checkpoint
 
 
@@ -23,7 +23,6 @@ def tiny_on_gpu(here: Available, tmp_path_factory: pytest.TempPathFactory) -> It
     made: dict[tuple[str, str], GpuModel] = {}
 
     def make(family: str, precision: str) -> GpuModel:
-        precision = here.main_precision if precision == MAIN else precision
         if (reason := here.why_not(precision)) is not None:
             pytest.skip(reason)
         if (family, precision) not in made:

@@ -19,7 +19,8 @@ from autoglm_export.reference import Reference
 
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]
-LIMITS: dict[str, Any] = {"max_slots": 8, "max_length": 160, "prefill_chunk": 32}
+# Beyond the first of the lengths that attention reads (256). The capacities that are served: test_gpu_capacity.py.
+LIMITS: dict[str, Any] = {"max_slots": 8, "max_length": 400, "prefill_chunk": 32}
 
 
 @dataclass(frozen=True)
@@ -63,8 +64,7 @@ def exact_float32() -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-Make = Callable[[str, str], GpuModel]  # family, precision or MAIN -> a tiny model on the GPU
-MAIN = "main"  # the runtime's default
+Make = Callable[[str, str], GpuModel]  # family, precision -> a tiny model on the GPU
 
 
 def export_for_gpu(checkpoint: str | Path, folder: Path, runtime: str, precision: str, **limits: Any) -> Manifest:
