@@ -22,9 +22,9 @@ WORKERS ?= 2
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
 	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh
@@ -123,6 +123,15 @@ soak: $(VENV)/test.stamp ## 20 minutes at 80% of capacity: perf/report/soak.html
 
 bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)
+
+# No browser and no server of others: what these steps need, and the card's runtime.
+$(VENV)/first-hour-$(GPU).stamp: $(VENV)/runtime.stamp
+	@$(STEP) --about 60 "installing torch into $(VENV)" -- $(PIP) torch
+	@$(STEP) --about 180 "installing the GPU runtime $(GPU), transformers and pytest into $(VENV)" -- $(PIP) --editable '.[export,serve,check,$(GPU)]' pytest pytest-timeout pytest-asyncio hypothesis
+	@touch $@
+
+gpu-first-hour: $(VENV)/first-hour-$(GPU).stamp ## ask a new GPU what must be known first, about an hour, and write one page of it: docs/gpu-first-hour.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.first_hour $(HOUR_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
 	rm -rf $(VENV) build dist model_repository/engine/1/artifact model_repository/embedder/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis

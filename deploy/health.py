@@ -1,6 +1,7 @@
 """Container health: Triton is ready, and each engine itself answers. Exit code 0, else 1 with one sentence.
 
 Readiness alone is not enough: Triton goes on saying that it is ready when a Python model's process hangs or has died.
+An engine whose device hangs answers with an error.
 Standard library only.
 """
 

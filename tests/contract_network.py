@@ -8,7 +8,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
+import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runner import run_step
@@ -19,7 +21,7 @@ from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
 from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from fake_cuda import FakeCuda
-from fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
+from fake_tensorrt import PLAN, Arrays, Compute, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
 from fakes import rank
 from numpy_runner import NumpyOps, Rows
 from tiny_decoders import SPECS, random_weights
@@ -48,11 +50,18 @@ class ContractOps(NumpyOps):
         seen_keys, seen_values = (
             np.repeat(x[:, key_positions].astype(np.float32), group, axis=0) for x in (keys, values)
         )
-        scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) / np.sqrt(np.float32(spec.head_size))
-        scores = np.where(key_positions[None, :] > positions[:, None], -np.inf, scores)
+        scores = np.einsum("qhd,hkd->hqk", self._rotate(query), seen_keys) * self.scale()
+        scores = np.where(self.hidden(key_positions, positions), -np.inf, scores)
         shares = np.exp(scores - scores.max(axis=-1, keepdims=True))
         shares /= shares.sum(axis=-1, keepdims=True)
         return np.einsum("hqk,hkd->qhd", shares, seen_values).reshape(count, -1).astype(np.float32)
+
+    def scale(self) -> np.float32:
+        return np.float32(self.spec.head_size**-0.5)
+
+    def hidden(self, keys: npt.NDArray[np.int32], queries: npt.NDArray[np.int32]) -> npt.NDArray[np.bool_]:
+        """[queries, keys], from their positions: what a token does not see."""
+        return np.asarray(keys[None, :] > queries[:, None])
 
     def select_rows(self, x: Rows) -> Rows:
         index = int(self.inputs["logit_indices"][self.row, 0])
@@ -110,12 +119,14 @@ def _check_row(inputs: Arrays, row: int) -> None:
     assert (inputs["logit_indices"][row], inputs["inverse_temperature"][row]) == (0, 1)
 
 
-def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetwork:
+def contract_network(shapes: TensorShapes, compute: Compute) -> FakeNetwork:
+    """An engine of the contract that `compute` computes."""
     inputs, outputs = shapes.inputs(-1, -1, -1), shapes.outputs(-1)
-    tensors = {name: FakeTensor(_dtype(name), shape, True) for name, shape in inputs.items()}
+    cache = np.float16 if shapes.cache_dtype == "float16" else ml_dtypes.bfloat16
+    tensors = {name: FakeTensor(_dtype(name, cache), shape, True) for name, shape in inputs.items()}
     for name, shape in outputs.items():
         alias = name.replace("present", "past") if name.startswith("present") else ""
-        tensors[name] = FakeTensor(_dtype(name), shape, False, alias)
+        tensors[name] = FakeTensor(_dtype(name, cache), shape, False, alias)
 
     def ranges(rows: int, tokens: int) -> dict[str, tuple[Shape, Shape]]:
         smallest = shapes.inputs(1, 1, shapes.attention_lengths[0])
@@ -124,12 +135,12 @@ def contract_network(shapes: TensorShapes, decoder: ContractDecoder) -> FakeNetw
 
     batched = ranges(shapes.batched_rows, shapes.batched_length)
     profiles = (ranges(shapes.num_slots, 1), ranges(1, shapes.prefill_chunk), batched)
-    return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), decoder.compute)
+    return FakeNetwork(tensors, profiles, lambda given: shapes.outputs(given["token_ids"][0]), compute)
 
 
-def _dtype(name: str) -> Any:
+def _dtype(name: str, cache: Any) -> Any:
     if name.startswith(("past", "present")):
-        return np.float16
+        return cache
     return np.float32 if name.startswith(("log", "inverse", "candidate_logits")) and "indices" not in name else np.int32
 
 
@@ -196,7 +207,7 @@ class GpuBench:
         self.decoder = ContractDecoder(self.spec, self.weights, num_candidates)
         self.cuda = FakeCuda()
         module = FakeRTX if rtx else FakeTensorRT
-        self.trt = module(self.cuda, contract_network(self.shapes, self.decoder))
+        self.trt = module(self.cuda, contract_network(self.shapes, self.decoder.compute))
 
     def open(self) -> TensorRTRunner:
         self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda, {"XDG_CACHE_HOME": str(self.folder)})

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.cuda import ALIGNMENT, HostBytes
+from autoglm_engine.cuda import ALIGNMENT, Device, HostBytes
 from autoglm_engine.errors import DeviceError
 
 Bytes = npt.NDArray[np.uint8]
@@ -53,6 +53,8 @@ class FakeCuda:
     """
 
     compute_capability: str = "8.9"
+    name: str = "NVIDIA L4"
+    driver: str = "580.65.06"
     total_memory: int = 1 << 32
     fail_at: int = 0
     is_final: bool = False
@@ -109,6 +111,10 @@ class FakeCuda:
     @property
     def num_queued(self) -> int:
         return len(self._queue)
+
+    @property
+    def device(self) -> Device:
+        return Device(self.name, self.compute_capability, self.driver)
 
     # ---- memory
 

@@ -98,6 +98,10 @@ class FakeTensorRT:
     SeekPosition: Any = SeekPosition
 
     @property
+    def engine_kind(self) -> type[FakeEngine]:
+        return FakeEngine
+
+    @property
     def IStreamReaderV2(self) -> Any:  # noqa: N802
         if not self.has_stream_readers:
             raise AttributeError("IStreamReaderV2")
@@ -127,8 +131,8 @@ class FakeRuntimeCache:
         self.read = bytes(blob)
         return self.trt.accepts
 
-    def serialize(self) -> bytes:
-        return self.trt.compiles
+    def serialize(self) -> bytes | None:
+        return None if "serialize" in self.trt.refuses else self.trt.compiles
 
 
 class FakeRuntime:
@@ -143,7 +147,7 @@ class FakeRuntime:
         if (self._streamed(plan) if self.trt.was_streamed else bytes(memoryview(plan))) != PLAN:
             self.log.log(FakeSeverity.ERROR, "the magic tag\nis wrong")
             return None
-        self.trt.engine = FakeEngine(self.trt, self.log)
+        self.trt.engine = self.trt.engine_kind(self.trt, self.log)
         return self.trt.engine
 
     def _streamed(self, reader: Any) -> bytes:
@@ -182,6 +186,10 @@ class FakeConfiguration:
 class FakeEngine:
     streamable_weights_size = 1 << 20
 
+    @property
+    def context_kind(self) -> type[FakeContext]:
+        return FakeContext
+
     def __init__(self, trt: FakeTensorRT, log: Any) -> None:
         self.trt, self.log, self.network = trt, log, trt.network
         self._names = list(trt.network.tensors)
@@ -210,7 +218,7 @@ class FakeEngine:
         if "create_execution_context" in self.trt.refuses:
             self.log.log(FakeSeverity.ERROR, "out of memory")
             return None
-        context = FakeContext(self)
+        context = self.context_kind(self)
         if isinstance(how, FakeConfiguration):
             context.specialisation = how.dynamic_shapes_kernel_specialization_strategy
             assert how.cuda_graph_strategy is GraphStrategy.DISABLED and how.cache is self.trt.caches[0]

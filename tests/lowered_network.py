@@ -8,13 +8,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorrt_rtx as trt
+from autoglm_export.engine_weights import EngineWeights
+from autoglm_export.tensorrt_options import checked_kv_dtype
 from autoglm_export.tensorrt_profiles import profiles_of
+from checked_artifacts import add_reference
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from tensorrt_networks import Defined, define_network
 from trt_interpreter import Interpreter
 
 NUM_SLOTS, CHUNK, MAX_LENGTH, NUM_CANDIDATES = 3, 8, 20, 5
+CALIBRATION = [np.random.default_rng(2).integers(0, 97, 200).astype(np.int32)]
 CACHE_TYPES = {"fp16": "float16", "bf16": "bfloat16"}
 TYPES: dict[Any, Any] = {
     trt.DataType.FLOAT: np.float32,
@@ -26,6 +30,13 @@ TYPES: dict[Any, Any] = {
 
 def open_lowered(folder: Path, precision: str, **details: Any) -> GpuBench:
     """Of GLM-4's layers. `details`: of the manifest, in place of the usual ones."""
+    made = lowered(folder, precision, **details)
+    made.open()
+    return made
+
+
+def lowered(folder: Path, precision: str, attention: str = "fused", **details: Any) -> GpuBench:
+    """Not open, and with the reference that an export writes."""
     made = GpuBench(
         folder,
         "glm4",
@@ -33,7 +44,7 @@ def open_lowered(folder: Path, precision: str, **details: Any) -> GpuBench:
         max_length=MAX_LENGTH,
         prefill_chunk=CHUNK,
         num_candidates=NUM_CANDIDATES,
-        cache_dtype=CACHE_TYPES[precision],
+        cache_dtype=CACHE_TYPES[checked_kv_dtype(precision, None)],
         **{"num_slots": NUM_SLOTS, **details},
     )
     defined = define_network(
@@ -42,9 +53,11 @@ def open_lowered(folder: Path, precision: str, **details: Any) -> GpuBench:
         precision,
         cache_length=made.shapes.cache_length,
         num_candidates=NUM_CANDIDATES,
+        texts=CALIBRATION if precision == "fp8" else (),
+        attention=attention,
     )
     made.trt.network = _lowered(made, defined)
-    made.open()
+    add_reference(made, precision, EngineWeights(defined.network))
     return made
 
 

@@ -32,6 +32,7 @@ class FakeRuntime:
     precisions = ("fp32", "int8")
 
     default_precision, options, calibrated, prefill_chunk = "int8", ("colour",), (), 128
+    has_reference = False
 
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails

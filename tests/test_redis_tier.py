@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import shutil
 import subprocess
@@ -17,7 +18,7 @@ from typing import Any
 import pytest
 import redis
 from autoglm_client.ports import free_ports
-from autoglm_engine import redis_keeper, redis_tier
+from autoglm_engine import redis_commands, redis_keeper, redis_tier
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
 from autoglm_engine.redis_commands import RedisCommands, Reply
@@ -410,6 +411,27 @@ def test_what_is_to_go_goes_also_where_redis_fails_at_that_moment(server: RedisS
     assert failed.wait(SECONDS)
     with admin(server) as client:
         wait_for(lambda: not client.keys("autoglm:1:answer:*"))
+
+
+async def test_no_connection_is_left_that_opens_after_another_failed() -> None:
+    commands, asked = RedisCommands("redis://127.0.0.1:1", "p"), list[str]()
+    late = asyncio.Event()
+
+    async def echo(text: str) -> None:
+        asked.append(text)
+        if len(asked) == 1:
+            raise ConnectionError("refused")
+        await late.wait()
+        asked.append("late")
+
+    commands._client.echo = echo  # type: ignore[method-assign, assignment]
+    connecting = asyncio.create_task(commands.connect())
+    while len(asked) < redis_commands._NUM_CONNECTIONS:
+        await asyncio.sleep(0)
+    late.set()
+    with pytest.raises(ConnectionError, match="refused"):
+        await connecting
+    assert asked.count("late") == redis_commands._NUM_CONNECTIONS - 1, "it goes on after it has failed"
 
 
 def test_killed_and_started_again(own_server: RedisServer, make: Callable[..., RedisTier]) -> None:

@@ -330,6 +330,22 @@ def test_kernels_that_the_runtime_refuses_are_told_of(
     assert "is of no use to this TensorRT-RTX" in caplog.text
 
 
+def test_a_runtime_that_does_not_give_its_kernels_says_so(
+    rtx: Callable[[], GpuBench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    bench = rtx()
+    bench.trt.refuses.add("serialize")
+    bench.open()
+    assert "does not give what it compiled" in caplog.text
+    assert not kept(tmp_path)
+
+
+def test_a_runtime_that_takes_no_kernels_is_refused(rtx: Callable[[], GpuBench]) -> None:
+    bench = rtx()
+    bench.trt.refuses.add("set_runtime_cache")
+    refused(bench, "TensorRT-RTX takes no cache for its kernels")
+
+
 def test_a_file_that_others_may_write_is_not_read(rtx: Callable[[], GpuBench], tmp_path: Path) -> None:
     rtx().open().close()
     kept(tmp_path)[0].chmod(0o666)

@@ -273,16 +273,13 @@ def test_prompts_are_computed_after_the_decode_call(bench: GpuBench) -> None:
 
 
 def test_a_prompt_that_padding_would_take_past_the_cache_is_computed_at_its_exact_length(make: MakeBench) -> None:
-    bench, ids = make(**SHORT), some_ids(40)
-    for start, count in ((0, 16), (16, 13)):
-        bench.step(span(0, start, ids[start:][:count], wants_logits=False))
-    last = span(0, 29, ids[29:])
-    assert calls_of(bench, last) == [(1, 16)]  # 29 + 16 are within the cache's 48
-    longer = span(0, 33, ids[:7])
-    assert calls_of(bench, longer) == [(1, 8)]
-    tight = make(**SHORT | {"cache_length": 48, "prefill_lengths": [4, 8, 16], "max_length": 40})
-    assert calls_of(tight, span(0, 33, ids[33:])) == [(1, 8)]
-    assert calls_of(tight, span(1, 34, ids[:6]), span(2, 32, ids[:8])) == [(2, 8)]
+    bench, ids = make(**SHORT | {"prefill_chunk": 32, "prefill_lengths": [4, 8, 32]}), some_ids(40)
+    assert calls_of(bench, span(0, 0, ids[:16], wants_logits=False)) == [(1, 32)]
+    assert calls_of(bench, span(0, 16, ids[16:25], wants_logits=False)) == [(1, 32)]  # 16 + 32 are the cache's 48
+    bench.step(span(0, 16, ids[16:18], wants_logits=False))
+    bench.decoder.calls.clear()
+    close(bench.step(span(0, 18, ids[18:]))[0], expected_logits(bench.spec, bench.weights, ids)[-1])
+    assert bench.decoder.calls == [(1, 22)]
 
 
 def test_what_an_idle_row_of_a_batch_holds_stays(make: MakeBench) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from autoglm_engine.core import TokenIds
@@ -96,6 +97,13 @@ def describe(
     )
     manifest.save(folder)
     return manifest
+
+
+def save_whole(manifest: Manifest, artifact: Path) -> None:
+    """Replace the manifest of an artifact in one step: a server may be reading it."""
+    with TemporaryDirectory(prefix=".manifest-", dir=artifact) as folder:
+        manifest.save(Path(folder))
+        (Path(folder) / MANIFEST_NAME).replace(artifact / MANIFEST_NAME)
 
 
 def _file_records(folder: Path) -> dict[str, FileRecord]:

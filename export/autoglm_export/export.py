@@ -5,23 +5,24 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from autoglm_engine.core import TokenIds
-from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_engine.manifest import Manifest
 
-from .artifact import Options, describe, lower
+from .artifact import Options, describe, lower, save_whole
 from .bundled import resolve
 from .calibration_text import texts_of
 from .checkpoint import Checkpoint, open_checkpoint
+from .device_trial import tried
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
 from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
 from .spec import ModelSpec
 from .staging import check_replaceable, staged
+from .tensorrt_attention import FORMS
 from .tokenizer_trial import try_tokenizer
 
 DEFAULT_MAX_LENGTH = 1024
@@ -64,24 +65,25 @@ def export(
     try_tokenizer(source.tokenizer)
     offered = fitting(offered, source.spec, precision)
     plans = [_plan(source.spec, each, precision, max_slots, max_length, prefill_chunk) for each in offered.names]
-    texts = _encoded(source, texts_of(calibration)) if any(map(_is_calibrated, plans)) else []
+    texts = _encoded(source, texts_of(calibration)) if any(map(_reads_texts, plans)) else []
     progress("read checkpoint", 1.0)
     with staged(output) as folder:
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
         options = choice.plan
-        details = lower(
-            source.spec,
-            source.weights,
-            folder,
-            options,
-            texts=texts if _is_calibrated(options) else [],
-            progress=progress,
-            **runtime_options,
-        )
-        if runtime == AUTO:
-            details["auto"] = choice.as_json()
         _write_tokenizer(folder, source)
-        manifest = _described(folder, source, options, details)
+
+        def make(**changes: Any) -> Manifest:
+            taken = {**runtime_options, **changes}
+            read = texts if _reads_texts(options) else []
+            details = lower(source.spec, source.weights, folder, options, texts=read, progress=progress, **taken)
+            if runtime == AUTO:
+                details["auto"] = choice.as_json()
+            return _described(folder, source, options, details)
+
+        manifest = make()
+        if "reference" in manifest.runtime_details:
+            forms = () if runtime_options.get("attention") else FORMS
+            manifest = tried(manifest, lambda form: make(attention=form), folder, forms, progress)
         if check:
             manifest = check_artifact(folder, path, progress=progress)
     return manifest
@@ -94,16 +96,9 @@ def check_artifact(artifact: Path, checkpoint: str | Path, *, progress: Progress
     path, _ = resolve(checkpoint)
     report = parity.compare(artifact, path, progress=progress)
     manifest = dataclasses.replace(Manifest.load(artifact), parity=report.as_json())
-    _save_whole(manifest, artifact)
+    save_whole(manifest, artifact)
     report.enforce()
     return manifest
-
-
-def _save_whole(manifest: Manifest, artifact: Path) -> None:
-    """Replace the manifest of an artifact in one step: a server may be reading it."""
-    with TemporaryDirectory(prefix=".manifest-", dir=artifact) as folder:
-        manifest.save(Path(folder))
-        (Path(folder) / MANIFEST_NAME).replace(artifact / MANIFEST_NAME)
 
 
 def _check_runtime_options(
@@ -135,8 +130,9 @@ def _plan(
     return Options(runtime, precision or entry.default_precision, max_slots, length, chunk)
 
 
-def _is_calibrated(plan: Options) -> bool:
-    return plan.precision in runtime_named(plan.runtime, plan.precision).calibrated
+def _reads_texts(plan: Options) -> bool:
+    entry = runtime_named(plan.runtime, plan.precision)
+    return plan.precision in entry.calibrated or entry.has_reference
 
 
 def _check_range(name: str, value: int, low: int, high: int) -> None:

@@ -59,6 +59,7 @@ class Runtime:
     options: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()  # precisions that need a calibration text
     prefill_chunk: int = 128
+    has_reference: bool = False  # whether it writes what a GPU is checked by, which a text makes stronger
     extra: str = "export"
 
     def load(self) -> Lowering:
@@ -92,6 +93,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
         options=_TENSORRT_OPTIONS,
         calibrated=("fp8", "int4"),
         prefill_chunk=512,
+        has_reference=True,
         extra=package,
     )
 

@@ -38,6 +38,8 @@ from autoglm_engine.core import TokenIds
 
 from .calibration import Calibration
 from .decoder import build_decoder
+from .device_reference import write_reference
+from .engine_weights import EngineWeights
 from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
 from .spec import ModelSpec
@@ -132,6 +134,16 @@ def write_engine(
         forms,
         shape_of(spec, np.dtype(dtype).name, length),
     )
+    reference = write_reference(
+        spec,
+        EngineWeights(built.network),
+        folder,
+        precision=precision,
+        max_length=max_length,
+        prefill_chunk=prefill_chunk,
+        text=texts[0] if len(texts) else None,
+        progress=progress,
+    )
     return {
         "engine": ENGINE_FILE,
         "module": module,
@@ -139,6 +151,7 @@ def write_engine(
         "cache_length": length,
         "num_candidates": num_candidates,
         "attention": built.form,
+        "reference": reference,
         **({"attention_note": built.note} if built.note else {}),
         "attention_lengths": attention_lengths_of(length),
         "prefill_lengths": prefill_lengths_of(prefill_chunk),

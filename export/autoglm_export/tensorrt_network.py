@@ -27,7 +27,7 @@ class Network:
         flags = 1 << int(flag.STRONGLY_TYPED) if hasattr(flag, "STRONGLY_TYPED") else 0
         self.definition = builder.create_network(flags)
         self._constants: dict[str, Tensor] = {}
-        self._values: list[Values] = []
+        self._values: dict[str, Values] = {}
         self._attentions: list[Any] = []
         self._types = {
             np.dtype(np.float32): trt.DataType.FLOAT,
@@ -58,13 +58,22 @@ class Network:
             self._constants[name] = self._constant(name, values, self.type_of(values.dtype), values.shape)
         return self._constants[name]
 
+    def holds(self, name: str) -> bool:
+        """Whether there is such a constant."""
+        return name in self._values
+
+    def values(self, name: str) -> Values:
+        """Of a constant; of one of 4 bits, packed."""
+        return self._values[name]
+
     def int4_constant(self, name: str, packed: npt.NDArray[np.uint8], shape: tuple[int, ...]) -> Tensor:
         """`packed`: two values a byte, the first in the low half."""
         assert packed.size * 2 == np.prod(shape), f"{packed.size} bytes do not hold {shape} values of 4 bits"
         return self._constant(name, np.ascontiguousarray(packed), self.trt.DataType.INT4, shape)
 
     def _constant(self, name: str, values: Values, dtype: Any, shape: tuple[int, ...]) -> Tensor:
-        self._values.append(values)
+        assert name not in self._values, f"two constants are named {name}"
+        self._values[name] = values
         size = int(np.prod(shape))
         layer = self.definition.add_constant(shape, self.trt.Weights(dtype, values.ctypes.data, size))
         return self._named(layer, name)

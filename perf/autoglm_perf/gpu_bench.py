@@ -1,6 +1,7 @@
 """`make bench-gpu` (python -m autoglm_perf.gpu_bench): decode and prefill on a GPU at GLM-4-9B's shape, random weights.
 
-In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers.
+In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers. What
+our steps compute is checked, too (`gpu_checks`).
 """
 
 from __future__ import annotations
@@ -18,40 +19,62 @@ import numpy as np
 import typer
 from autoglm_engine.errors import EngineError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_export.device_trial import tried
 from autoglm_export.errors import ExportError
 from autoglm_export.random_weights import RandomWeights
+from autoglm_export.tensorrt_attention import FORMS
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
 from . import gpu_generate
 from .gpu import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
 from .gpu_bandwidth import Bandwidth, measure_bandwidth
+from .gpu_checks import WrongAnswer, check_decode, check_prefill
 from .gpu_report import append_jsonl, gpu_machine, show
 from .gpu_samples import Figure, figure
 from .gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
 from .gpu_shapes import Shape, floor_ms, num_parameters, step_bytes
-from .gpu_steps import EngineLimits, StepRunner, build_artifact, fill, loaded, some_ids, time_decode, time_prefill
+from .gpu_steps import (
+    TOKEN,
+    EngineLimits,
+    StepRunner,
+    build_artifact,
+    fill,
+    loaded,
+    some_ids,
+    time_decode,
+    time_prefill,
+)
 
 _AUTO = "auto"
 
 
 def measure_ours(runner: StepRunner, settings: GpuBenchSettings, bandwidth: Bandwidth) -> list[Figure]:
-    """Decode by batch size, then prefill."""
+    """Decode by batch size, then prefill; each is checked as soon as it is timed. Raises WrongAnswer."""
     ids = some_ids(runner, settings.past)
     for slot in range(settings.num_slots):
         fill(runner, slot, ids)
-    seconds: dict[int, list[float]] = {batch: [] for batch in settings.batches}
+    taken: dict[int, list[float]] = {batch: [] for batch in settings.batches}
+    errors = dict.fromkeys(settings.batches, 0.0)
     for _ in range(settings.rounds):
         for batch in settings.batches:
-            seconds[batch] += time_decode(
+            seconds, rows = time_decode(
                 runner, batch, settings.past, warm_up=settings.warm_up, samples=settings.samples
             )
-    prefill = time_prefill(runner, settings.prefill_tokens, warm_up=2, samples=5 * settings.rounds)
+            taken[batch] += seconds
+            held = ids + [TOKEN] * (settings.warm_up + settings.samples)
+            errors[batch] = max(errors[batch], check_decode(rows, runner, held, settings.precision))
     name = f"autoglm {settings.runtime}"
     return [
-        *(_decode_figure(name, batch, taken, settings, bandwidth) for batch, taken in seconds.items()),
-        figure(name, "prefill", 1, settings.prefill_tokens, prefill),
+        *(_decode_figure(name, batch, taken[batch], settings, bandwidth, errors[batch]) for batch in settings.batches),
+        _prefill_figure(name, runner, settings),
     ]
+
+
+def _prefill_figure(name: str, runner: StepRunner, settings: GpuBenchSettings) -> Figure:
+    seconds, row = time_prefill(runner, settings.prefill_tokens, warm_up=2, samples=5 * settings.rounds)
+    error = check_prefill(row, runner, some_ids(runner, settings.prefill_tokens), settings.precision)
+    return figure(name, "prefill", 1, settings.prefill_tokens, seconds, error=error)
 
 
 def measure_generate(settings: GpuBenchSettings, bandwidth: Bandwidth, device: str = "cuda") -> list[Figure]:
@@ -70,10 +93,15 @@ def measure_generate(settings: GpuBenchSettings, bandwidth: Bandwidth, device: s
 
 
 def _decode_figure(
-    system: str, batch: int, seconds: list[float], settings: GpuBenchSettings, bandwidth: Bandwidth
+    system: str,
+    batch: int,
+    seconds: list[float],
+    settings: GpuBenchSettings,
+    bandwidth: Bandwidth,
+    error: float | None = None,
 ) -> Figure:
     num_bytes = step_bytes(settings.spec(), settings.precision, batch, settings.mean_length)
-    return figure(system, "decode", batch, batch, seconds, floor_ms(num_bytes, bandwidth.read))
+    return figure(system, "decode", batch, batch, seconds, floor_ms(num_bytes, bandwidth.read), error)
 
 
 @contextmanager
@@ -104,20 +132,26 @@ def check_same(manifest: Manifest, settings: GpuBenchSettings, folder: Path) -> 
 
 
 def _build(settings: GpuBenchSettings, folder: Path, console: Console) -> None:
+    """As an export does: with another form of attention where this GPU computes something else with the first."""
     spec = settings.spec()
-    options = {} if settings.runtime == "onnx" else _tensorrt_options(settings)
+    is_tensorrt = settings.runtime != "onnx"
+    limits = EngineLimits(settings.num_slots, settings.max_length, settings.prefill_chunk)
     with ProgressBar(console=console, transient=True) as bar:
         task = bar.add_task("building", total=1.0)
-        build_artifact(
-            spec,
-            RandomWeights(spec),
-            folder,
-            runtime=settings.runtime,
-            precision=settings.precision,
-            limits=EngineLimits(settings.num_slots, settings.max_length, settings.prefill_chunk),
-            options=options,
-            progress=lambda stage, share: bar.update(task, description=stage, completed=share),
-        )
+
+        def show_share(stage: str, share: float) -> None:
+            bar.update(task, description=stage, completed=share)
+
+        def make(form: str | None = None) -> Manifest:
+            options = {**_tensorrt_options(settings), "attention": form} if is_tensorrt else {}
+            return build_artifact(
+                spec, RandomWeights(spec), folder, runtime=settings.runtime, precision=settings.precision, limits=limits,
+                options=options, progress=show_share,
+            )  # fmt: skip
+
+        manifest = make()
+        if is_tensorrt:
+            tried(manifest, make, folder, FORMS, show_share)
 
 
 def _tensorrt_options(settings: GpuBenchSettings) -> dict[str, Any]:
@@ -173,7 +207,7 @@ def choose_runtime(runtime: str, precision: str, gpu: Gpu) -> str:
 
 def main(
     runtime: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or onnx.")] = _AUTO,
-    precision: Annotated[str, typer.Option(help="fp16, bf16, fp8 or int4.")] = "fp16",
+    precision: Annotated[str, typer.Option(help="bf16, fp16, fp8 or int4.")] = "bf16",
     batch: Annotated[str, typer.Option(help="Batch sizes; the largest is the number of slots.")] = "1,2,4,8,16",
     max_length: Annotated[int, typer.Option(help="Tokens a slot holds.")] = 2048,
     past: Annotated[int, typer.Option(help="Tokens in each slot before the first decode step.")] = 512,
@@ -219,7 +253,7 @@ def main(
         )
         settings.refuse_what_does_not_fit(gpu)
         run(settings, gpu, artifact, console)
-    except (NoGpu, InvalidSetting, ExportError, EngineError) as error:
+    except (NoGpu, InvalidSetting, ExportError, EngineError, WrongAnswer) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None
 

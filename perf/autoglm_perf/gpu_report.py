@@ -18,14 +18,19 @@ from .gpu_samples import Figure
 from .report import machine
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-python")
-_HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "samples")
+_HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "off by", "samples")
+
+
+def versions(names: Sequence[str] = (*PACKAGES, "torch", "transformers", "numpy")) -> dict[str, str]:
+    """Of those that are installed."""
+    found = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
+    return {name: found[name] for name in names if name in found}
 
 
 def gpu_machine(gpu: Gpu, bandwidth: Bandwidth) -> dict[str, Any]:
     """`report.machine`, the GPU's own packages, and the card with the bandwidth that was measured in this run."""
     here = machine()
-    found = {distribution.metadata["Name"]: distribution.version for distribution in metadata.distributions()}
-    here["packages"] |= {name: found[name] for name in PACKAGES if name in found}
+    here["packages"] |= versions(PACKAGES)
     here["gpu"] = {
         "name": gpu.name,
         "compute_capability": gpu.capability_text,
@@ -56,6 +61,7 @@ def _cells(figure: Figure) -> list[str]:
         "-" if figure.floor_ms is None else f"{figure.floor_ms:.2f}",
         "-" if figure.times_the_floor is None else f"{figure.times_the_floor:.2f}",
         f"{figure.tokens_per_second:,.0f}",
+        "-" if figure.error is None else f"{figure.error:.1g}",
         str(figure.num_samples),
     ]
 

@@ -23,6 +23,7 @@ class Figure:
     p10_ms: float
     p90_ms: float
     floor_ms: float | None
+    error: float | None = None  # relative L2 distance of what was timed from another way to compute it
 
     @property
     def tokens_per_second(self) -> float:
@@ -41,7 +42,13 @@ class Figure:
 
 
 def figure(
-    system: str, what: str, batch: int, tokens: int, seconds: Sequence[float], floor: float | None = None
+    system: str,
+    what: str,
+    batch: int,
+    tokens: int,
+    seconds: Sequence[float],
+    floor: float | None = None,
+    error: float | None = None,
 ) -> Figure:
     """From `seconds` of single steps, at least one."""
     ordered = sorted(1e3 * value for value in seconds)
@@ -57,6 +64,7 @@ def figure(
         p10_ms=ordered[int(0.1 * len(ordered))],
         p90_ms=ordered[min(len(ordered) - 1, int(0.9 * len(ordered)))],
         floor_ms=floor,
+        error=error,
     )
 
 

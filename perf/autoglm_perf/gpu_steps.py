@@ -21,6 +21,8 @@ from autoglm_export.weights import Array
 
 from .gpu_samples import time_each
 
+TOKEN = 7  # that is decoded
+
 
 class PendingStep(Protocol):
     def result(self) -> Logits | Candidates: ...
@@ -76,31 +78,66 @@ def loaded(folder: Path, **settings: Any) -> Iterator[StepRunner]:
         runner.close()
 
 
-def time_decode(runner: StepRunner, batch: int, past: int, *, warm_up: int, samples: int) -> list[float]:
-    """Seconds of each decode step of slots 0 ... batch - 1, the first one after `past` tokens, and so on."""
-    token = np.array([7], np.int32)
+def time_decode(runner: StepRunner, batch: int, past: int, *, warm_up: int, samples: int) -> tuple[list[float], Logits]:
+    """Seconds of each decode step of slots 0 ... batch - 1, the first one after `past` tokens, and so on; and the last
+    step's logits `[batch, vocab_size]`. Every step feeds TOKEN to every slot."""
+    last: list[Candidates | Logits] = []
 
     def step(index: int) -> None:
-        spans = tuple(Span(slot, past + index, token, wants_logits=True) for slot in range(batch))
-        runner.issue(StepBatch(spans)).result()
+        last[:] = [_decoded(runner, batch, past + index, TOKEN)]
 
-    return time_each(step, warm_up, samples)
+    seconds = time_each(step, warm_up, samples)
+    return seconds, _rows(last[0], batch)
 
 
-def time_prefill(runner: StepRunner, tokens: int, *, warm_up: int, samples: int) -> list[float]:
-    """Seconds of each prefill of `tokens` tokens into slot 0, in chunks of the runner's size."""
+def time_prefill(runner: StepRunner, tokens: int, *, warm_up: int, samples: int) -> tuple[list[float], Logits]:
+    """Seconds of each prefill of `tokens` tokens into slot 0, in chunks of the runner's size; and the last one's logits."""
     ids = some_ids(runner, tokens)
-    return time_each(lambda _: fill(runner, 0, ids), warm_up, samples)
+    last: list[Candidates | Logits] = []
+
+    def prefill(_: int) -> None:
+        last[:] = [_filled(runner, 0, ids)]
+
+    seconds = time_each(prefill, warm_up, samples)
+    return seconds, _row(last[0])
 
 
-def fill(runner: StepRunner, slot: int, ids: Sequence[int]) -> None:
-    chunk = runner.limits.prefill_chunk
-    for start in range(0, len(ids), chunk):
-        part = np.asarray(ids[start : start + chunk], np.int32)
-        is_last = start + chunk >= len(ids)
-        runner.issue(StepBatch((Span(slot, start, part, wants_logits=is_last),))).result()
+def fill(runner: StepRunner, slot: int, ids: Sequence[int]) -> Logits:
+    """Prefill in chunks; the logits `[vocab_size]` after the last token."""
+    return _row(_filled(runner, slot, ids))
+
+
+def decode(runner: StepRunner, batch: int, start: int, token: int) -> Logits:
+    """The logits `[batch, vocab_size]` of one step of slots 0 ... batch - 1."""
+    return _rows(_decoded(runner, batch, start, token), batch)
 
 
 def some_ids(runner: StepRunner, count: int) -> list[int]:
     ids: list[int] = np.random.default_rng(1).integers(0, runner.limits.vocab_size, count).tolist()
     return ids
+
+
+def _decoded(runner: StepRunner, batch: int, start: int, token: int) -> Candidates | Logits:
+    ids = np.array([token], np.int32)
+    spans = tuple(Span(slot, start, ids, wants_logits=True) for slot in range(batch))
+    return runner.issue(StepBatch(spans)).result()
+
+
+def _filled(runner: StepRunner, slot: int, ids: Sequence[int]) -> Candidates | Logits:
+    chunk = runner.limits.prefill_chunk
+    for start in range(0, len(ids), chunk):
+        part = np.asarray(ids[start : start + chunk], np.int32)
+        is_last = start + chunk >= len(ids)
+        found = runner.issue(StepBatch((Span(slot, start, part, wants_logits=is_last),))).result()
+    return found
+
+
+def _row(found: Candidates | Logits) -> Logits:
+    return np.asarray(_rows(found, 1)[0])
+
+
+def _rows(found: Candidates | Logits, count: int) -> Logits:
+    """Whole rows, before another step overwrites them."""
+    if isinstance(found, Candidates):
+        return np.array([found.full_row(row) for row in range(count)], np.float32)
+    return np.array(found)

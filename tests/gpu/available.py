@@ -18,6 +18,11 @@ class Available:
     reason: str = ""
     refused: dict[str, str] = field(default_factory=dict)
 
+    @property
+    def precision(self) -> str:
+        """What tests of one precision run in: the default, bf16, wherever the runtime has it."""
+        return "fp16" if "bf16" in self.refused else "bf16"
+
     def why_not(self, precision: str) -> str | None:
         return self.reason if self.runtime is None else self.refused.get(precision)
 

@@ -19,7 +19,8 @@ from autoglm_export.reference import Reference
 
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]
-LIMITS: dict[str, Any] = {"max_slots": 8, "max_length": 160, "prefill_chunk": 32}
+# Beyond the first of the lengths that attention reads (256). The capacities that are served: test_gpu_capacity.py.
+LIMITS: dict[str, Any] = {"max_slots": 8, "max_length": 400, "prefill_chunk": 32}
 
 
 @dataclass(frozen=True)

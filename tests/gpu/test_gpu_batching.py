@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from gpu.available import Available
 from gpu.gpu_models import LIMITS, Ids, Make, greedy, prefill, relative, span, step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -55,12 +56,12 @@ def test_any_company_gives_the_same_answer(precision: str, tiny_on_gpu: Make, id
     assert answers[0] == answers[1] == answers[2]
 
 
-def test_greedy_tokens_are_the_same_in_a_batch(tiny_on_gpu: Make, ids: Ids) -> None:
-    runner = tiny_on_gpu("llama", "fp16").runner
+def test_greedy_tokens_are_the_same_in_a_batch(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    runner = tiny_on_gpu("llama", here.precision).runner
     alone = {slot: greedy(runner, {slot: prompt}, 24)[slot] for slot, prompt in prompts(ids).items()}
     together = greedy(runner, prompts(ids), 24)
     same = sum(alone[slot] == together[slot] for slot in alone)
-    assert same >= NUM_SLOTS - 1, "rounding may turn one near tie of random weights, not two"
+    assert same >= NUM_SLOTS - 2, "rounding may turn near ties of random weights, but not many"
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
@@ -86,11 +87,12 @@ def test_a_copied_prefix_is_as_good_as_computed_and_independent(precision: str, 
     assert relative(prefill(runner, ids, slot=1, start=95), full) < ROUNDING[precision], "the source is untouched"
 
 
-def test_a_slot_can_be_filled_to_its_end(tiny_on_gpu: Make, ids: Ids) -> None:
-    model = tiny_on_gpu("llama", "fp16")
+def test_a_slot_can_be_filled_to_its_end(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    model = tiny_on_gpu("llama", here.precision)
+    bound = ROUNDING[here.precision]
     length = model.manifest.max_length
     long = np.resize(ids, length).astype(np.int32)
     expected = model.reference.logits(long)[-1]
-    assert relative(prefill(model.runner, long, slot=0), expected) < 0.01
+    assert relative(prefill(model.runner, long, slot=0), expected) < bound
     prefill(model.runner, long[:-1], slot=4)
-    assert relative(step(model.runner, span(4, length - 1, long[-1:]))[0], expected) < 0.01
+    assert relative(step(model.runner, span(4, length - 1, long[-1:]))[0], expected) < bound

@@ -8,6 +8,7 @@ from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.prompt import load_tokenizer
 from autoglm_engine.token_text import TokenText
+from gpu.available import Available
 from gpu.gpu_models import GpuModel, Ids, Make
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
@@ -36,8 +37,8 @@ def tokens(events: list[Event]) -> list[int]:
     return [token for event in events for token in event.token_ids]
 
 
-def test_requests_in_flight_get_what_they_get_alone(tiny_on_gpu: Make, ids: Ids) -> None:
-    engine = engine_of(tiny_on_gpu("llama", "fp16"))
+def test_requests_in_flight_get_what_they_get_alone(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    engine = engine_of(tiny_on_gpu("llama", here.precision))
     prompts = {f"r{i}": np.roll(ids, 13 * i)[: 6 + 7 * i] for i in range(12)}  # more than there are slots
     alone = {}
     for name, prompt in prompts.items():
@@ -47,11 +48,11 @@ def test_requests_in_flight_get_what_they_get_alone(tiny_on_gpu: Make, ids: Ids)
         engine.submit(request(name, prompt))
     together = {name: tokens(events) for name, events in drain(engine).items()}
     assert all(len(found) == 40 for found in together.values())
-    assert sum(alone[name] == together[name] for name in prompts) >= 11, "rounding may turn one near tie, not two"
+    assert sum(alone[name] == together[name] for name in prompts) >= 10, "rounding may turn near ties, but not many"
 
 
-def test_a_cancelled_request_ends_with_the_next_step(tiny_on_gpu: Make, ids: Ids) -> None:
-    engine = engine_of(tiny_on_gpu("glm4", "fp16"))
+def test_a_cancelled_request_ends_with_the_next_step(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    engine = engine_of(tiny_on_gpu("glm4", here.precision))
     for name in ("kept", "cancelled"):
         engine.submit(request(name, ids[:30], max_tokens=100))
     for _ in range(8):
@@ -64,23 +65,23 @@ def test_a_cancelled_request_ends_with_the_next_step(tiny_on_gpu: Make, ids: Ids
     assert kept[-1].usage.completion_tokens == 100
 
 
-def test_the_next_turn_of_a_chat_starts_from_its_slot(tiny_on_gpu: Make, ids: Ids) -> None:
-    engine = engine_of(tiny_on_gpu("glm4", "fp16"))
+def test_the_next_turn_of_a_chat_starts_from_its_slot(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    engine = engine_of(tiny_on_gpu("glm4", here.precision))
     engine.submit(request("first", ids[:60], max_tokens=10))
     said = tokens(drain(engine)["first"])
     turn = np.concatenate([ids[:60], np.array(said, np.int32), ids[60:80]])
     engine.submit(request("second", turn, max_tokens=10))
     again = drain(engine)["second"]
     assert again[-1].usage.cached_tokens >= 60
-    fresh = engine_of(tiny_on_gpu("glm4", "fp16"))
+    fresh = engine_of(tiny_on_gpu("glm4", here.precision))
     fresh.submit(request("second", turn, max_tokens=10))
     cold = drain(fresh)["second"]
     assert cold[-1].usage.cached_tokens == 0
     assert tokens(cold)[:3] == tokens(again)[:3]
 
 
-def test_penalties_and_seeds_reach_the_device(tiny_on_gpu: Make, ids: Ids) -> None:
-    engine = engine_of(tiny_on_gpu("llama", "fp16"))
+def test_penalties_and_seeds_reach_the_device(tiny_on_gpu: Make, here: Available, ids: Ids) -> None:
+    engine = engine_of(tiny_on_gpu("llama", here.precision))
 
     def answer(**sampling: float) -> list[int]:
         engine.submit(request("r", ids[:20], max_tokens=60, **sampling))

@@ -21,10 +21,10 @@ QUESTION = [{"role": "user", "content": "What is the capital of France?"}]
 
 @pytest.fixture(scope="module")
 def gpu_server(here: Available, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    if (reason := here.why_not("fp16")) is not None:
+    if (reason := here.why_not(here.precision)) is not None:
         pytest.skip(reason)
     artifact = tmp_path_factory.mktemp("smollm2") / "artifact"
-    manifest = export_for_gpu("smollm2", artifact, str(here.runtime), "fp16", max_slots=16)
+    manifest = export_for_gpu("smollm2", artifact, str(here.runtime), here.precision, max_slots=16)
     env = {"AUTOGLM_DEVICE": "cuda"} if manifest.runtime == "onnx" else {}
     with LocalServer(ROOT / "model_repository", artifact=artifact, env=env) as server:
         yield server
@@ -43,7 +43,7 @@ def test_sixteen_at_once_get_what_one_gets(gpu_server: LocalServer) -> None:
         alone = [client.generate(prompt, max_tokens=24, temperature=0.0).text for prompt in prompts[:4]] * 4
         together = [r.text for r in client.map(prompts, max_tokens=24, concurrency=16, temperature=0.0)]
     same = sum(a == b for a, b in zip(alone, together, strict=True))
-    assert same >= 15, "rounding may turn one near tie, not two"
+    assert same >= 14, "rounding may turn near ties, but not many"
 
 
 def test_leaving_a_stream_frees_its_slot(gpu_server: LocalServer) -> None:

@@ -32,8 +32,12 @@ def _has_pip() -> bool:
     return importlib.util.find_spec("pip") is not None
 
 
+def _is_terminal() -> bool:
+    return sys.stdin.isatty() and sys.stderr.isatty()
+
+
 def _agrees(why: str) -> bool:
-    if not (sys.stdin.isatty() and sys.stderr.isatty()):
+    if not _is_terminal():
         return False
     notes().print(f"{why} ({_MEGABYTES} MB)", soft_wrap=True)
     return typer.confirm("Install it now?", default=True, err=True)

@@ -11,16 +11,19 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from . import arguments as args
+from .device_lines import device_lines
 from .failures import CommandError, needs
 from .output import notes, print_json
-from .places import export_folder
+from .places import artifact_folder, export_folder, repository_folder
 from .runtime_choice import choice_line
 
 ExportProgress = Callable[[str, float], None]
 
 
 def export(
-    checkpoint: Annotated[str, typer.Argument(help="Hugging Face folder, .gguf file, or smollm2 (a bundled model).")],
+    checkpoint: Annotated[
+        str | None, typer.Argument(help="Hugging Face folder, .gguf file, or smollm2 (a bundled model).")
+    ] = None,
     output: Annotated[
         Path | None,
         typer.Option("--output", "-o", help="Artifact folder. \\[default: a checkout's own, else as with --name]"),
@@ -67,7 +70,14 @@ def export(
             "--calibration", help="int8, fp8 and int4: a text file like what will be asked. \\[default: built in]"
         ),
     ] = None,
-    check: Annotated[bool, typer.Option("--check", help="Compare with transformers first (extra: check).")] = False,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check",
+            help="Compare with transformers first (extra: check); without a checkpoint: check this machine's GPU again "
+            "with the TensorRT artifact that is there.",
+        ),
+    ] = False,
     repository: args.Repository = None,
     json: args.Json = False,
 ) -> None:
@@ -81,10 +91,11 @@ def export(
       autoglm export model.gguf -o build/model --runtime native --check
       autoglm export ./AutoGLM-Phone-9B --runtime tensorrt --precision fp8 --calibration prompts.txt
       autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx --compute-capability 8.9
+      autoglm export --check
     """
     if name is not None and output is not None:
         raise CommandError("--name and --output both say where the artifact goes; give one of them")
-    target = output if output is not None else export_folder(checkpoint, name, repository)
+    target = output if output is not None else _target(checkpoint, name, repository)
     chosen = {
         "runtime": runtime,
         "precision": precision,
@@ -98,14 +109,32 @@ def export(
         "int4_rounding": int4_rounding,
         "calibration": calibration,
     }
-    manifest = run_export(checkpoint, target, check=check, chosen=chosen)
+    manifest = _recheck(target, check, chosen) if checkpoint is None else run_export(checkpoint, target, check, chosen)
+    for line in device_lines(manifest.runtime_details):
+        notes().print(line, markup=False, soft_wrap=True)
     if json:
         print_json(manifest_json(manifest, target))
-    else:
+    elif checkpoint is not None:
         notes().print(f"exported {manifest.model_name} ({manifest.runtime}, {manifest.precision}) to {target}")
 
 
-def run_export(checkpoint: str, target: Path, *, check: bool, chosen: dict[str, Any]) -> Any:
+def _target(checkpoint: str | None, name: str | None, repository: Path | None) -> Path:
+    """Of an export, or of the artifact that is there already."""
+    if checkpoint is not None or name is not None:
+        return export_folder(checkpoint or "", name, repository)
+    return artifact_folder(None, repository_folder(repository))
+
+
+def _recheck(target: Path, check: bool, chosen: dict[str, Any]) -> Any:
+    """The manifest. Nothing is built, so nothing may be chosen."""
+    if not check:
+        raise typer.BadParameter("a checkpoint is missing; only --check goes without one")
+    if given := [name for name, value in chosen.items() if value is not None]:
+        raise CommandError(f"--{given[0].replace('_', '-')} needs a checkpoint: without one, --check builds nothing")
+    return needs("autoglm_export.device_trial", "export").recheck(target)
+
+
+def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any]) -> Any:
     """The manifest. What is None in `chosen` is left to the exporter; what it found then is told."""
     exporter = needs("autoglm_export.export", "export")
     if check:

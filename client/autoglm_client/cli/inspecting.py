@@ -9,6 +9,7 @@ import typer
 from rich.table import Table
 
 from . import arguments as args
+from .device_lines import NAMES, device_lines
 from .export import manifest_json
 from .failures import needs
 from .home import artifact_of
@@ -54,6 +55,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
         "bytes": f"{described['bytes']:,}",
         "runtime_details": _details(described["runtime_details"]),
         "parity": _parity(described["parity"]),
+        **({"gpu": "\n".join(found)} if (found := device_lines(described["runtime_details"])) else {}),
         "files": "every SHA-256 is right" if verified else "present in full size (--verify checks their content)",
     }
     for name, value in rows.items():
@@ -63,7 +65,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
 
 def _details(details: dict[str, Any]) -> str:
     """What a person would want of them; --json has all."""
-    left_out = ("tensors", "cache_dtype", "library_sources")
+    left_out = ("tensors", "cache_dtype", "library_sources", *NAMES)
     shown = {name: value for name, value in details.items() if name not in left_out}
     if "tensors" in details:
         shown["tensors"] = len(details["tensors"])

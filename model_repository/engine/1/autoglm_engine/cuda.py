@@ -7,6 +7,7 @@ call: what it reads and writes must stay as it is until an event after it was wa
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
@@ -17,6 +18,18 @@ ALIGNMENT = 256  # bytes; of every address that TensorRT is given
 HostBytes = npt.NDArray[np.uint8]
 Event = Any
 Graph = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """A GPU as far as its answers depend on it. `driver`: such as "580.65.06"."""
+
+    name: str
+    compute_capability: str
+    driver: str
+
+    def __str__(self) -> str:
+        return f"{self.name}, compute capability {self.compute_capability}, driver {self.driver}"
 
 
 class Cuda(Protocol):
@@ -31,6 +44,9 @@ class Cuda(Protocol):
     def compute_capability(self) -> str:
         """Such as "8.9"."""
         ...
+
+    @property
+    def device(self) -> Device: ...
 
     def free_memory(self) -> int:
         """Bytes."""

@@ -1,5 +1,6 @@
 """`Cuda` on NVIDIA's own binding, the package cuda-python: the only place that calls it.
 
+No wait has a limit: `step_watch` ends a process whose GPU hangs.
 Every function there returns a tuple that begins with its status; `_checked` makes an exception of one that is not 0.
 The GPU is device 0 of the process (`CUDA_VISIBLE_DEVICES` chooses), which every thread uses unless it says otherwise.
 """
@@ -8,15 +9,18 @@ from __future__ import annotations
 
 import ctypes
 import importlib
+import re
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from .cuda import Event, Graph, HostBytes
+from .cuda import Device, Event, Graph, HostBytes
 from .errors import ArtifactError, DeviceError
 
 _DEVICE = 0
+_DRIVER_FILE = Path("/proc/driver/nvidia/version")  # "NVRM version: NVIDIA UNIX ... Kernel Module  580.65.06  ..."
 
 
 class CudaBindings:
@@ -45,6 +49,19 @@ class CudaBindings:
         return ".".join(
             str(self._checked("tell its kind", self._runtime.cudaDeviceGetAttribute(part, _DEVICE))) for part in parts
         )
+
+    @property
+    def device(self) -> Device:
+        properties = self._checked("tell its name", self._runtime.cudaGetDeviceProperties(_DEVICE))
+        return Device(_text(properties.name), self.compute_capability, self._driver())
+
+    def _driver(self) -> str:
+        """Its own version where the system tells it, else the CUDA that it serves."""
+        if _DRIVER_FILE.exists() and (
+            found := re.search(r"Module\s+(?:for \S+\s+)?(\d+[\d.]*)", _DRIVER_FILE.read_text())
+        ):
+            return found[1]
+        return f"for CUDA {_version(self._checked('tell its driver', self._runtime.cudaDriverGetVersion()))}"
 
     def free_memory(self) -> int:
         free, _ = self._checked("tell its free memory", self._runtime.cudaMemGetInfo())
@@ -147,10 +164,15 @@ class CudaBindings:
 
 
 def _error(runtime: Any, action: str, status: Any) -> DeviceError:
-    _, text = runtime.cudaGetErrorString(status)
-    meaning = text.decode() if isinstance(text, bytes) else str(text)
+    _, meaning = runtime.cudaGetErrorString(status)
+    meaning = _text(meaning)
     is_out_of_memory = status == runtime.cudaError_t.cudaErrorMemoryAllocation
     return DeviceError(f"the GPU could not {action}: {meaning}", is_out_of_memory=is_out_of_memory)
+
+
+def _text(value: Any) -> str:
+    """The binding gives C strings as bytes, with or without what is behind their end."""
+    return value.split(b"\0")[0].decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _import_runtime() -> Any:

@@ -7,6 +7,7 @@
     │   ├── QueueFull
     │   └── ShuttingDown
     ├── ArtifactError       the exported artifact is missing, damaged or made for something else
+    │   └── WrongOnThisGpu  what it computes here is not what it was exported from
     ├── DeviceError         the GPU failed
     └── RequestFailed       what a request's last event says: it carries the code of the error that ended it
 
@@ -51,6 +52,10 @@ class ShuttingDown(Unavailable):
 
 class ArtifactError(EngineError):
     code = "INTERNAL"
+
+
+class WrongOnThisGpu(ArtifactError):
+    pass
 
 
 class DeviceError(EngineError):

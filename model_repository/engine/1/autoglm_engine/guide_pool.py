@@ -25,7 +25,7 @@ NUM_THREADS = 2
 MOST_OF_TENANT = 16  # guides that wait, of one tenant,
 MOST_WAITING = 256  # and of all
 MOST_SECONDS = 30.0  # from asking for a guide until it is compiled
-_NICENESS = 10
+_NICENESS = 10  # more than the process's own
 
 
 class Compiler(Protocol):
@@ -182,7 +182,8 @@ class GuidePool:
 
     def _run(self) -> None:
         with suppress(OSError):
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+            thread = os.PRIO_PROCESS, threading.get_native_id()
+            os.setpriority(*thread, os.getpriority(*thread) + _NICENESS)
         while self._compile_one():
             pass
 

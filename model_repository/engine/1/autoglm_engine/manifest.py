@@ -24,7 +24,8 @@ MANIFEST_NAME = "manifest.json"
 _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
 _READ_BYTES = 1 << 18
 _MOST_READERS = 4  # threads that read files and sum them up
-_NO_PART_OF_DETAILS = ("auto", "libraries")  # what was measured at export; which compiler built what
+# What was measured at export; which compiler built what; on which GPU it was checked.
+_NO_PART_OF_DETAILS = ("auto", "libraries", "device_check")
 
 
 @dataclass(frozen=True, slots=True)

@@ -67,8 +67,12 @@ class Plan:
 
     def keep_kernels(self) -> None:
         """For the next start, where this runtime compiles."""
-        if self._compiled is not None:
-            self._kernels.write(bytes(memoryview(self._compiled.serialize())))
+        if self._compiled is None:
+            return
+        if (serialised := self._compiled.serialize()) is None:
+            _log.warning("TensorRT-RTX does not give what it compiled: %s", self.said())
+            return
+        self._kernels.write(bytes(memoryview(serialised)))
 
     def close(self) -> None:
         """The contexts are gone by now. The log stays until the runtime is."""

@@ -49,15 +49,15 @@ def most_rows(num_slots: int) -> int:
 
 
 def batches_of(spans: Sequence[Span], shapes: TensorShapes) -> list[PrefillBatch]:
-    """The cheapest calls, in the order of their slots; every span is in one."""
+    """The cheapest calls, of those that cost the same the fewest, in the order of their slots; every span is in one."""
     ordered = sorted(spans, key=lambda span: span.slot)
     cheapest: list[tuple[int, list[PrefillBatch]]] = [(0, [])]  # [i]: of the first i spans
     for end in range(1, len(ordered) + 1):
-        options = (
-            (cheapest[end - len(batch.spans)][0] + batch.cost, batch) for batch in _ending(ordered[:end], shapes)
-        )
-        cost, batch = min(options, key=lambda option: option[0])
-        cheapest.append((cost, [*cheapest[end - len(batch.spans)][1], batch]))
+        options = []
+        for batch in _ending(ordered[:end], shapes):
+            cost, before = cheapest[end - len(batch.spans)]
+            options.append((cost + batch.cost, [*before, batch]))
+        cheapest.append(min(options, key=lambda option: (option[0], len(option[1]))))
     return cheapest[-1][1]
 
 

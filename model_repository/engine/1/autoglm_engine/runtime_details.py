@@ -6,6 +6,7 @@ lies in the artifact's folder.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -36,6 +37,16 @@ _TENSORRT = {
     "num_candidates": whole(1, _MOST),
     "attention_lengths": _RISING,
     "prefill_lengths": _RISING,
+    "reference": TEXT,
+    "device_check": Rule("an object or null", lambda value: value is None or isinstance(value, dict)),
+}
+_DEVICE_CHECK = {
+    **dict.fromkeys(("device", "compute_capability", "driver", "version", "attention", "time"), TEXT),
+    "capacity": whole(1, _MOST),
+    "worst_error": Rule("a number of 0 or more", lambda value: type(value) in (int, float) and 0 <= value < math.inf),
+    "bound": Rule("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
+    "equal_tokens": whole(0, _MOST),
+    "tokens": whole(0, _MOST),
 }
 _RULES: Mapping[str, Mapping[str, Rule]] = {
     "native": {
@@ -50,7 +61,7 @@ _RULES: Mapping[str, Mapping[str, Rule]] = {
     "tensorrt-rtx": _TENSORRT,
 }
 _ONNX_CACHES = ("float32", "float16")
-_OPTIONAL = {"library_sources", "cache_length", "num_candidates"}
+_OPTIONAL = {"library_sources", "cache_length", "num_candidates", "reference", "device_check"}
 _LIBRARY = {"file": TEXT, "cpu_features": _TEXTS}
 _FILES = {"native": ("program", "weights"), "onnx": ("model",), "tensorrt": ("engine",), "tensorrt-rtx": ("engine",)}
 
@@ -65,6 +76,8 @@ def check_details(manifest: Manifest, folder: Path) -> None:
         if not isinstance(entry, dict):
             raise ArtifactError(f"{path} describes a library by {shown(entry)}; it must give file and cpu_features")
         check(entry, _LIBRARY, path, "runtime_details.libraries.")
+    if (checked := details.get("device_check")) is not None and "device_check" in rules:
+        check(checked, _DEVICE_CHECK, path, "runtime_details.device_check.")
     if manifest.runtime == "onnx":
         _check_onnx_cache(manifest, path)
     for file in _files(manifest):
@@ -91,5 +104,7 @@ def _files(manifest: Manifest) -> Iterator[str]:
     details = manifest.runtime_details
     for name in _FILES[manifest.runtime]:
         yield details[name]
+    if "reference" in details and "reference" in _RULES[manifest.runtime]:
+        yield details["reference"]
     for entry in details["libraries"].values() if manifest.runtime == "native" else ():
         yield entry["file"]

@@ -25,7 +25,7 @@ class TensorShapes:
     batched_rows: int  # most of a prefill call
     batched_length: int  # most tokens of a row where a prefill call has several
     head_size: int
-    cache_itemsize: int
+    cache_dtype: str
     prefill_chunk: int
     vocab_size: int
     num_candidates: int
@@ -46,11 +46,12 @@ class TensorShapes:
                 batched_rows=int(batched["batch"][1]),
                 batched_length=int(batched["sequence"][1]),
                 head_size=cache.head_size,
-                cache_itemsize=_CACHE_TYPES[details["cache_dtype"]],
+                cache_dtype=details["cache_dtype"],
                 prefill_chunk=manifest.prefill_chunk,
                 vocab_size=manifest.vocab_size,
                 num_candidates=int(details["num_candidates"]),
             )
+            _ = shapes.cache_itemsize
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
         shapes.check(manifest.max_length)
@@ -82,6 +83,11 @@ class TensorShapes:
     def keys(self, num_positions: int) -> int:
         """The shortest of `attention_lengths` that holds so many."""
         return next(length for length in self.attention_lengths if length >= num_positions)
+
+    @property
+    def cache_itemsize(self) -> int:
+        """Bytes of a value."""
+        return _CACHE_TYPES[self.cache_dtype]
 
     @property
     def cache_names(self) -> list[str]:

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from .cuda import Cuda
 from .cuda_bindings import CudaBindings
+from .device_approval import approve, examined, record_of, refusal
 from .device_memory import free_all
-from .errors import ArtifactError, DeviceError
+from .errors import ArtifactError, DeviceError, WrongOnThisGpu
 from .kernel_cache import KernelCache
 from .manifest import Manifest
 from .plan import Plan
@@ -22,6 +23,7 @@ from .trt_calls import graphs_of
 from .trt_module import load_module
 
 _FLOAT = 4  # bytes
+Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
 _STEP_TOKENS = 2048  # some 40 ms of an H200's arithmetic (18.8 GFLOP a token of GLM-4-9B at 989 TFLOP/s)
 _GRAPH_BYTES = 16 << 20  # that a decode graph and its context may take
 _KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
@@ -35,17 +37,50 @@ def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int |
     return open_runner(folder, manifest, trt, CudaBindings())
 
 
-def open_runner(
+def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep of
+    it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
+    if "reference" not in manifest.runtime_details:
+        raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
+    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
+    return check_on(folder, manifest, trt, CudaBindings())
+
+
+def check_on(
     folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """See `check_here`; the rest as for `open_runner`."""
+    record: dict[str, Any] = {}
+
+    def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
+        report = examined(folder, manifest, runner, cuda)
+        if report.failure is not None:
+            raise WrongOnThisGpu(refusal(report.failure, manifest, cuda.device))
+        record.update(record_of(report, manifest, cuda.device))
+
+    open_runner(folder, manifest, trt, cuda, environ, approve=examine).close()
+    return record
+
+
+def open_runner(
+    folder: Path,
+    manifest: Manifest,
+    trt: Any,
+    cuda: Cuda,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    approve: Approve = approve,
 ) -> TensorRTRunner:
     """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a failure
-    to make one."""
+    to make one. `approve` raises ArtifactError where this GPU must not serve."""
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:
         _check_gpu(cuda, manifest)
         kernels = KernelCache(_kernels_key(cuda, manifest), environ)
-        return _open(folder, manifest, trt, cuda, cleanup, kernels)
+        runner = _open(folder, manifest, trt, cuda, cleanup, kernels)
+        approve(folder, manifest, runner, cuda)
+        return runner
     except DeviceError as error:
         free_all(cuda, cleanup)
         raise ArtifactError(_why_not(error, manifest)) from error

@@ -97,6 +97,11 @@ class TensorRTRunner:
     def limits(self) -> Limits:
         return self._limits
 
+    @property
+    def key_values(self) -> KeyValueCache:
+        """For who checks the GPU (`device_check`)."""
+        return self._cache
+
     def issue(self, batch: StepBatch) -> StepPending:
         self._check_usable()
         check_batch(batch, self._limits)
