@@ -143,7 +143,7 @@ def _shapes(num_slots: int) -> TensorShapes:
         batched_rows=min(profiles.BATCHED_ROWS, num_slots),
         batched_length=profiles.BATCHED_LENGTH,
         head_size=SPEC.head_size,
-        cache_itemsize=2,
+        cache_dtype="bfloat16",
         prefill_chunk=CHUNK,
         vocab_size=SPEC.vocab_size,
         num_candidates=DEFAULT_CANDIDATES,
