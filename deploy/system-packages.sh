@@ -34,6 +34,7 @@ if [ "${1:-}" = clients ]; then
     needs_file protobuf-compiler-grpc-java-plugin /usr/bin/grpc_java_plugin
     needs_file libgrpc-java /usr/share/java/grpc-api.jar
     needs_file libprotobuf-java /usr/share/java/protobuf.jar
+    needs_file libperfmark-java /usr/share/java/perfmark-api.jar
     needs_file libnetty-java /usr/share/java/netty-codec-http2.jar
     needs_file golang-go /usr/bin/go
     needs_file golang-goprotobuf-dev /usr/bin/protoc-gen-go

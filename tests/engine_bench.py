@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Event, Logits, Request, StepBatch
+from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
 from autoglm_engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runner import Limits
@@ -84,3 +85,11 @@ def script(bench: Bench, words: str | list[int]) -> None:
         return rows
 
     bench.runner.forward = forward  # type: ignore[method-assign]
+
+
+def check_same_logprobs(found: Sequence[TokenLogprobs], expected: Sequence[TokenLogprobs]) -> None:
+    """As near as float32 is: a device's log-sum-exp is that, and the sum over whole logits is float64."""
+    for one, other in zip(found, expected, strict=True):
+        assert (one.token_id, one.logprob) == (other.token_id, pytest.approx(other.logprob, abs=1e-5))
+        assert [token_id for token_id, _ in one.top] == [token_id for token_id, _ in other.top]
+        assert [logprob for _, logprob in one.top] == pytest.approx([logprob for _, logprob in other.top], abs=1e-5)

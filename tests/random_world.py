@@ -25,7 +25,7 @@ from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import TokenSampler
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.stops import StopMatcher
-from engine_bench import END, LETTERS, TEXT, VOCAB, Bench
+from engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
 from fakes import EMPTY, Answer, FakeClock, answers
 from llguidance import LLTokenizer
 from test_sharing import shared_bench
@@ -276,7 +276,7 @@ class World:
         assert answer.token_ids == expected.token_ids
         assert answer.text(TEXT) == expected.text(TEXT)
         logprobs = [[entry for event in one.events for entry in event.logprobs] for one in (answer, expected)]
-        assert logprobs[0] == logprobs[1]
+        check_same_logprobs(*logprobs)
 
     def _early_end(self, last: Event, caller: Caller) -> str | None:
         """Why it need not have the whole answer; None where it must."""

@@ -26,7 +26,7 @@ from autoglm_engine.runner import Limits
 from autoglm_engine.settings import EngineSettings
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Tier
-from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, script
+from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
 from fakes import FakeClock, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -628,6 +628,6 @@ def check(events: list[Event], callers: list[Visit], also_shared: Sequence[Visit
             continue
         assert (got.token_ids, got.text(TEXT)) == (expected.token_ids, expected.text(TEXT))
         assert got.last.finish_reason is expected.last.finish_reason
-        assert logprobs == [entry for event in expected.events for entry in event.logprobs]
+        check_same_logprobs(logprobs, [entry for event in expected.events for entry in event.logprobs])
         assert got.last.usage.completion_tokens == expected.last.usage.completion_tokens
         assert got.last.usage.prompt_tokens == expected.last.usage.prompt_tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -129,7 +130,10 @@ def test_the_lengths_of_attention_and_prefill_end_with_the_whole() -> None:
     assert attention_lengths_of(25_728) == [256, 1024, 4096, 16384, 25_728]
     assert prefill_lengths_of(8) == [8]
     assert prefill_lengths_of(100) == [16, 64, 100]
-    assert prefill_lengths_of(512) == [16, 64, 128, 256, 512]
+    assert prefill_lengths_of(512) == [16, 64, 128, 256, 320, 384, 448, 512]
+    lengths = prefill_lengths_of(2048)
+    assert lengths[-1] == 2048
+    assert all(later <= earlier * 5 / 4 for earlier, later in itertools.pairwise(lengths) if earlier >= 256)
 
 
 @pytest.mark.tensorrt

@@ -12,7 +12,7 @@ from .spec import ModelSpec
 from .tensorrt_build import Profile, Shape
 
 ATTENTION_LENGTHS = (256, 1024, 4096, 16384)  # and the cache's own
-PREFILL_LENGTHS = (16, 64, 128, 256, 512)  # and the chunk's own
+PREFILL_LENGTHS = (16, 64, 128, 256)  # up to here a call costs what reading the weights does, padding is free
 BATCHED_ROWS = 8
 BATCHED_LENGTH = 128  # beyond some 200 tokens a call is bound by arithmetic, and more rows save nothing
 _USUAL_KEYS = 4096  # that kernels are timed for
@@ -30,8 +30,12 @@ def attention_lengths_of(cache_length: int) -> list[int]:
 
 
 def prefill_lengths_of(prefill_chunk: int) -> list[int]:
-    """What prompts are padded to, rising."""
-    return [length for length in PREFILL_LENGTHS if length < prefill_chunk] + [prefill_chunk]
+    """What prompts are padded to, rising. Beyond `PREFILL_LENGTHS` each padded token costs what a real one does, so there
+    are four lengths in each doubling: padding adds a quarter at most, and not the double."""
+    lengths = list(PREFILL_LENGTHS)
+    while lengths[-1] < prefill_chunk:
+        lengths += [lengths[-1] * quarters // 4 for quarters in (5, 6, 7, 8)]
+    return [length for length in lengths if length < prefill_chunk] + [prefill_chunk]
 
 
 def profiles_of(

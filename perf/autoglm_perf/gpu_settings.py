@@ -11,6 +11,7 @@ from .gpu import Gpu
 from .gpu_shapes import WEIGHT_BYTES, Shape, cache_bytes_per_token, weight_bytes_read
 
 MAX_BATCH = 1024
+MAX_CANDIDATES = 3840  # of TensorRT's top-k
 
 
 class InvalidSetting(Exception):
@@ -42,6 +43,7 @@ class GpuBenchSettings:
         _check("past", (self.past,), 1, self.max_length)
         _check("prefill tokens", (self.prefill_tokens,), 1, self.max_length)
         _check("prefill chunk", (self.prefill_chunk,), 1, self.max_length)
+        _check("number of candidates", (self.num_candidates,), 1, MAX_CANDIDATES)
         for name in ("rounds", "samples"):
             _check(name, (getattr(self, name),), 1, 10_000)
         if (needed := self.past + self.warm_up + self.samples) > self.max_length:

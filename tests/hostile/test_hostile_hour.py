@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from autoglm_client.cli.gateway_process import free_port
+from autoglm_client.ports import free_ports
 from hostile_clients import ALL, KINDS
 from raw_http import wait_until
 from well_behaved import Seen, Tenants
@@ -64,7 +64,7 @@ def served(artifact: Path, tmp_path: Path) -> Iterator[Served]:
     (tmp_path / "keys.toml").write_text("\n".join(line_of(f"tenant-{n}", key) for n, key in enumerate(keys)))
     config = tmp_path / "gateway.toml"
     config.write_text(f'keys_file = "{tmp_path / "keys.toml"}"\nconcurrency = 2\nrequests_per_minute = 600\n')
-    port = free_port("127.0.0.1")
+    (port,) = free_ports("127.0.0.1", 1)
     ports = ["--gateway-port", str(port), "--grpc-port", "0", "--metrics-port", "0"]
     command = [*SERVE, "--artifact", str(artifact), *ports, "--gateway-config", str(config)]
     with (tmp_path / "serve.log").open("wb") as log:
