@@ -22,7 +22,7 @@ from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.replies import Replies
 from autoglm_engine.runner import Runner
 from autoglm_engine.seal import Kind
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import FlightGate, SharingEngine
 from autoglm_engine.token_text import TokenText
 from autoglm_engine.wire import Packed, unpack_event

@@ -11,7 +11,7 @@ from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
 from autoglm_engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.token_text import TokenText
 from fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
 

@@ -19,7 +19,7 @@ from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.runner import Limits, Runner
 from autoglm_engine.seal import SEAL_BYTES, Kind
 from autoglm_engine.service import EngineService
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.wire import Packed, pack_request, unpack_event
 from busy_engine import no_series
 from engine_bench import END, LETTERS, VOCAB

@@ -16,7 +16,7 @@ from autoglm_engine.priorities import ByPriority
 from autoglm_engine.runner import Limits
 from autoglm_engine.scheduler import Plan, Scheduler
 from autoglm_engine.sequence import Sequence, Waiting
-from autoglm_engine.settings import POLICIES, EngineSettings
+from autoglm_engine.settings.model import POLICIES, EngineSettings
 from autoglm_engine.slots import Allocation, SlotTable
 from engine_bench import END, VOCAB, Bench
 from fakes import answers, expected_greedy, request

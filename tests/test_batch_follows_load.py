@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from autoglm_engine.core import StepBatch
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from engine_bench import VOCAB, Bench
 from fakes import request
 from hypothesis import given, settings

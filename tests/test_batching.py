@@ -13,7 +13,7 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.load import load_runner
 from autoglm_engine.runner import Runner
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.token_text import TokenText
 from tokenizers import Tokenizer
 

@@ -11,7 +11,7 @@ from autoglm_engine.core import Adjustments, Candidates, Event, Logits, Span, St
 from autoglm_engine.engine import Engine
 from autoglm_engine.logit_state import MOST_SINGLE_WRITES
 from autoglm_engine.runner import Deferred, Limits, Runner, run_step
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from contract_network import GpuBench
 from fakes import answers, letters_text, rank, request
 from hypothesis import given, settings

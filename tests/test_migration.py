@@ -14,7 +14,7 @@ from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.options import DEFAULT_MAX_TOKENS, OPTIONS
 from autoglm_engine.published import PREFIX
 from autoglm_engine.sampling_json import NAMES
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 

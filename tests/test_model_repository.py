@@ -15,7 +15,7 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
 from autoglm_engine.options import OPTIONS
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 

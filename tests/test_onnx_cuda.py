@@ -16,7 +16,7 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.onnx_device import open_memory
 from autoglm_engine.onnx_memory import CacheLayout, GpuMemory, HostMemory
 from autoglm_engine.onnx_runner import OnnxRunner
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.errors import UnsupportedModel
 from fake_gpu import CUDA, FakeCudaSession, FakeGpu
 from hypothesis import HealthCheck, given, settings

@@ -17,7 +17,7 @@ from autoglm_engine.prompt_lookup import PromptLookup
 from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import TokenSampler
 from autoglm_engine.sequence import Sequence as Running
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.stops import StopMatcher
 from engine_bench import NUM_CANDIDATES, VOCAB, Bench
 from fakes import answers, expected_greedy, request

@@ -9,7 +9,7 @@ import pytest
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.runner import Limits
 from autoglm_engine.sequence import Waiting
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_perf.driving import Arrival, Model
 from autoglm_perf.experiments.static_batching import lengths, longest_of_batches
 from autoglm_perf.experiments.waiting import Gathering, poisson_requests

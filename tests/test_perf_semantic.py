@@ -7,7 +7,7 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_perf.semantic import THRESHOLDS, Pair, Scored, curves, document, score
 from autoglm_perf.semantic_plot import curves_svg
 

@@ -14,7 +14,7 @@ from autoglm_engine.errors import InvalidRequest, NotCached
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.redis_loading import load_redis_tier
 from autoglm_engine.redis_tier import RedisTier
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from engine_bench import Bench
 from fakes import answers, request
 from hypothesis import given, settings

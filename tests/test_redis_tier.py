@@ -24,7 +24,7 @@ from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, Memo
 from autoglm_engine.redis_commands import RedisCommands, Reply
 from autoglm_engine.redis_entry import MAX_VALUE_BYTES
 from autoglm_engine.redis_tier import RedisTier
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tiers import Found
 from fakes import request
 from real_redis import Proxy, RedisServer, proxied, running_redis

@@ -32,7 +32,7 @@ from autoglm_engine.semantic_cache import SemanticCache
 from autoglm_engine.semantic_checks import LEAST_CHECKS, SemanticChecks
 from autoglm_engine.semantic_entries import SemanticEntries
 from autoglm_engine.semantic_guards import may_mean_the_same, refusals
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tally import EngineStats
 from autoglm_engine.tiers import Found, Missed
 from autoglm_engine.vector_index import Vector, VectorIndex

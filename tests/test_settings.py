@@ -12,8 +12,8 @@ from autoglm_client.cli import app
 from autoglm_client.cli.configuring import command_settings, server_environment, serving_settings
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings, ServingSettings
-from autoglm_engine.settings_file import as_text, as_toml, parse_text, read_settings, settings_of
+from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_settings, settings_of
+from autoglm_engine.settings.model import EngineSettings, ServingSettings
 from engine_bench import VOCAB, Bench
 from fakes import request
 from typer.testing import CliRunner, Result

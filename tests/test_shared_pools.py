@@ -21,7 +21,7 @@ from autoglm_client.shared_pools import SharedPools
 from autoglm_engine import adapter, board_file
 from autoglm_engine.acks import AckBoard, cells_for
 from autoglm_engine.errors import Unavailable
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.shared_pools import (
     MIB,
     check_free,

@@ -23,7 +23,7 @@ from autoglm_engine.metrics import (
 )
 from autoglm_engine.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Tier
 from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script

@@ -124,7 +124,7 @@ from autoglm_engine import service as service_module
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.service import EngineService
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from busy_engine import no_series
 from fakes import request
 from small_service import submit

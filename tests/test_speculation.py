@@ -13,7 +13,7 @@ from autoglm_engine.core import FinishReason, StepBatch
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.metrics import DRAFTS_ACCEPTED, TOKENS_DRAFTED
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from engine_bench import END, TEXT, VOCAB, Bench, spell
 from fakes import Answer, answers, fake_logits, request
 from hypothesis import given, settings

@@ -14,7 +14,7 @@ from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.prompt import load_tokenizer
 from autoglm_engine.runner import Runner
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.step_cost import measure_fixed_rows
 from autoglm_engine.tally import EngineStats
 from autoglm_engine.token_text import TokenText

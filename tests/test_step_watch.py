@@ -12,7 +12,7 @@ from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.errors import DeviceError
 from autoglm_engine.runner import Limits
 from autoglm_engine.service import EngineService
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.step_watch import StepWatch
 from engine_bench import VOCAB
 from fakes import request

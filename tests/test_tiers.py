@@ -18,7 +18,7 @@ from autoglm_engine.errors import NotCached
 from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runner import Limits
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Found
 from engine_bench import END, TEXT, VOCAB, Bench
@@ -408,7 +408,7 @@ ENDS = """
 import socket, sys, threading, time
 from autoglm_engine.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from fakes import request
 from test_tiers import FakeTier
 from autoglm_engine.lookups import Lookups

@@ -17,7 +17,7 @@ from typing import Annotated
 import typer
 from autoglm_engine.embedder import Embedder
 from autoglm_engine.semantic_guards import refusals
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
 
 from .semantic_plot import Curve, curves_svg

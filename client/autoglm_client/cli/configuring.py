@@ -13,15 +13,15 @@ from autoglm_client.repositories import parameters
 from .failures import CommandError
 
 if TYPE_CHECKING:
-    from autoglm_engine.settings import ServingSettings
-    from autoglm_engine.settings_file import Value
+    from autoglm_engine.settings.file import Value
+    from autoglm_engine.settings.model import ServingSettings
 
 CONFIG_VARIABLE = "AUTOGLM_CONFIG"
 
 
 def file_settings(config: Path | None) -> dict[str, Value]:
     """What the file sets; nothing without one. Raises a sentence for what is wrong in it."""
-    from autoglm_engine.settings_file import read_settings
+    from autoglm_engine.settings.file import read_settings
 
     if config is None:
         return {}
@@ -32,7 +32,7 @@ def file_settings(config: Path | None) -> dict[str, Value]:
 
 def command_settings(environ: Mapping[str, str] = os.environ) -> ServingSettings:
     """For commands that ask a server: the file that $AUTOGLM_CONFIG names, and the environment."""
-    from autoglm_engine.settings_file import settings_of
+    from autoglm_engine.settings.file import settings_of
 
     named = environ.get(CONFIG_VARIABLE)
     return settings_of({}, file_settings(Path(named) if named else None), environ)
@@ -42,14 +42,14 @@ def serving_settings(
     repository: Path, chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ, model: str = ENSEMBLE
 ) -> ServingSettings:
     """What the models behind the ensemble `model` of the repository will read. Raises a sentence for a value that they would refuse."""
-    from autoglm_engine.settings_file import settings_of
+    from autoglm_engine.settings.file import settings_of
 
     return settings_of(repository_parameters(repository, model), chosen, environ)
 
 
 def server_environment(chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
     """How the file's settings reach the models; what the environment has already goes first."""
-    from autoglm_engine.settings_file import as_text, variable
+    from autoglm_engine.settings.file import as_text, variable
 
     return {variable(name): as_text(value) for name, value in chosen.items() if variable(name) not in environ}
 

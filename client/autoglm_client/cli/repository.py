@@ -105,7 +105,7 @@ def _checked_embedder(chosen: Path | None, bundled: Path) -> Path | None:
 
 def _parameters(config: Path | None) -> Mapping[str, Mapping[str, str]]:
     """The file's settings by the model whose config.pbtxt holds them."""
-    from autoglm_engine.settings_file import as_text
+    from autoglm_engine.settings.file import as_text
 
     chosen: dict[str, Any] = file_settings(config)
     if wrong := sorted(chosen.keys() - _of_models()):
@@ -118,7 +118,7 @@ def _parameters(config: Path | None) -> Mapping[str, Mapping[str, str]]:
 
 
 def _of_models() -> set[str]:
-    from autoglm_engine.settings import EngineSettings
+    from autoglm_engine.settings.model import EngineSettings
 
     return {field.name for field in dataclasses.fields(EngineSettings)} - {"redis_url"} | {"num_threads", *_TOKENIZERS}
 

@@ -120,7 +120,7 @@ def serve(
     names = [family.ensemble for family in families(folder)]
     settings = {name: serving_settings(folder, from_file, model=name) for name in names}
     if print_config:
-        from autoglm_engine.settings_file import as_toml
+        from autoglm_engine.settings.file import as_toml
 
         sys.stdout.write(as_toml(settings[_only(names, model)]))
         return

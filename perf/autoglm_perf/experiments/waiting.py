@@ -13,7 +13,7 @@ from autoglm_engine.admission import AdmissionPolicy, Fifo
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.sequence import Sequence as Running
 from autoglm_engine.sequence import Waiting
-from autoglm_engine.settings import EngineSettings
+from autoglm_engine.settings.model import EngineSettings
 
 from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS
 from autoglm_perf.arrivals import poisson_times

@@ -8,14 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoglm_engine.settings.file import parse_text, variable
+from autoglm_engine.settings.model import EngineSettings
+
 from .acks import cells_for
 from .board_file import file_bytes
 from .boards import SHARED_MEMORY
 from .errors import InvalidRequest
 from .manifest import Manifest
 from .neighbours import NAMES, parameters
-from .settings import EngineSettings
-from .settings_file import parse_text, variable
 from .shared_pools import check_size, needed_bytes, num_python_models
 
 _THREADS = "num_threads"

@@ -9,10 +9,11 @@ from collections import deque
 from collections.abc import Sequence as Several
 from typing import Protocol
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .admission_features import FeaturePolicy
 from .priorities import ByPriority
 from .sequence import Sequence, Waiting
-from .settings import EngineSettings
 from .slots import SlotTable
 
 

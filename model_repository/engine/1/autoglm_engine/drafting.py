@@ -13,6 +13,8 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import Request, Span, TokenIds
 from .draft_policy import Offer, StepWork, allot
 from .errors import EngineError, InvalidRequest
@@ -20,7 +22,6 @@ from .own_failures import own_failure
 from .prompt_lookup import PromptLookup
 from .runner import Limits
 from .sequence import Sequence
-from .settings import EngineSettings
 from .speculation import Speculation
 
 _log = logging.getLogger(__name__)

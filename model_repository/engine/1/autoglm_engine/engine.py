@@ -21,6 +21,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
 from .core import Event, FinishReason, Request
@@ -35,7 +37,6 @@ from .runner import Pending, Runner
 from .sampling import Sampled, TokenSampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence, Taken, Waiting
-from .settings import EngineSettings
 from .slots import Allocation, SlotTable
 from .streams import StreamPacer
 from .tally import EngineStats, Tally

@@ -9,13 +9,14 @@ import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from autoglm_engine.settings.model import DEVICES
+
 from .cuda import Cuda
 from .cuda_bindings import CudaBindings
 from .errors import ArtifactError, DeviceError
 from .host_memory import check_memory
 from .manifest import Manifest
 from .onnx_memory import CacheLayout, CacheMemory, GpuMemory, HostMemory
-from .settings import DEVICES
 
 AUTO = "auto"
 CUDA_PRECISION = "fp16"

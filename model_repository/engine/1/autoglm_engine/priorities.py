@@ -10,8 +10,9 @@ from collections.abc import Sequence as Several
 from dataclasses import dataclass
 from typing import Protocol
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .sequence import Sequence, Waiting
-from .settings import EngineSettings
 
 
 class Policy(Protocol):

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .errors import InvalidRequest
 from .metrics import Metrics
-from .settings import EngineSettings
 
 if TYPE_CHECKING:
     from .redis_tier import RedisTier

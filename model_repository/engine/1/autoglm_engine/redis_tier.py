@@ -15,6 +15,8 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import CacheHit, Event, Request
 from .generations import Generations
 from .metrics import REDIS_DROPPED, REDIS_ERRORS, REDIS_HITS, REDIS_MISSES, REDIS_SKIPPED, Metrics
@@ -22,7 +24,6 @@ from .redis_commands import RedisCommands, Reply
 from .redis_counts import RedisCounts
 from .redis_entry import Damaged, age_of, unpack_entry
 from .redis_keeper import RedisKeeper
-from .settings import EngineSettings
 from .tiers import Found
 from .write_queue import Write, WriteQueue
 

@@ -16,6 +16,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import CacheHit, Event, Request, Stages
 from .fingerprint import context_fingerprint
 from .metrics import (
@@ -29,7 +31,6 @@ from .metrics import (
 )
 from .semantic_entries import Near, SemanticEntries
 from .semantic_guards import may_mean_the_same
-from .settings import EngineSettings
 from .tiers import Found, Missed
 from .vector_index import Vector
 

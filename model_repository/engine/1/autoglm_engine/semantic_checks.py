@@ -17,10 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import Event, Request
 from .metrics import SEMANTIC_CHECKS, SEMANTIC_FALSE_RATE, Metrics
 from .semantic_guards import refusals
-from .settings import EngineSettings
 from .vector_index import Vector
 
 _log = logging.getLogger(__name__)

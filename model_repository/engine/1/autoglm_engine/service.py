@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
 from .background import BackgroundRuns
@@ -36,7 +38,6 @@ from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
 from .server_identity import ServerIdentity
-from .settings import EngineSettings
 from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .step_watch import StepWatch

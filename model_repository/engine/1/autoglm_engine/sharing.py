@@ -13,6 +13,8 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from .daemon_threads import DaemonThreads
 from .engine import Engine
@@ -26,7 +28,6 @@ from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
 from .request_metrics import count_ended
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
-from .settings import EngineSettings
 from .tally import EngineStats
 from .tiers import Found, Tier
 from .token_text import TokenText

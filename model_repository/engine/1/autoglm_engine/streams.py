@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autoglm_engine.settings.model import EngineSettings
+
 from .core import Request
 from .gate import StreamGate
 from .sequence import Sequence, Waiting
-from .settings import EngineSettings
 
 
 class StreamPacer:

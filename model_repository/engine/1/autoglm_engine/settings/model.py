@@ -6,7 +6,8 @@ import dataclasses
 import re
 from dataclasses import dataclass, field
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
+
 from .redis_url import check_redis_url
 
 DEVICES = ("auto", "cpu", "cuda")

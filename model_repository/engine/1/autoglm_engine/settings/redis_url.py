@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from urllib.parse import SplitResult, parse_qsl, unquote, urlsplit
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
 
 _SCHEMES = ("redis", "rediss", "unix")
 _HIDDEN = "***"

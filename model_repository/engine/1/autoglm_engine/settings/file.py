@@ -9,9 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
+
+from .model import ServingSettings
 from .redis_url import shown_redis_url
-from .settings import ServingSettings
 
 Value = str | int | float | bool
 VARIABLE_PREFIX = "AUTOGLM_"

@@ -1,0 +1,1 @@
+"""Serving settings: what they are, and where they are read from."""
