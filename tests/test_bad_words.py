@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autoglm_engine.bad_words import BadWords, check_words, word_tokens
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.options.bad_words import BadWords, check_words, word_tokens
 from autoglm_engine.penalties import Penalties
 from autoglm_engine.sampling import TokenSampler
 from hypothesis import given

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from autoglm_engine.options import DEFAULT_PRIORITY, OPTIONS
+from autoglm_engine.options.options import DEFAULT_PRIORITY, OPTIONS
 from autoglm_gateway.priorities import BEST, DEFAULT, LAST, admission_class
 from autoglm_gateway.settings import GatewaySettings
 from client_fakes import FakeTransport, inputs_of

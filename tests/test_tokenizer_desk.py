@@ -18,7 +18,7 @@ from autoglm_engine.door import QUICK_BYTES, Door, Tensors
 from autoglm_engine.encoder_process import EncoderLimits
 from autoglm_engine.encoding import BoundedEncoder
 from autoglm_engine.errors import ShuttingDown, Unavailable
-from autoglm_engine.options import OptionRules
+from autoglm_engine.options.options import OptionRules
 from autoglm_engine.prompt import ChatTemplate, Prompter
 from autoglm_engine.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from autoglm_engine.template_process import TemplateLimits

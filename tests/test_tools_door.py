@@ -12,7 +12,7 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.door import Door
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.fingerprint import fingerprint
-from autoglm_engine.options import OptionRules
+from autoglm_engine.options.options import OptionRules
 from autoglm_engine.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tool_definitions import parse_tools
 from autoglm_engine.tool_format import tool_format

@@ -18,7 +18,7 @@ class TritonPythonModel:
         from autoglm_engine.deployment import check_version
         from autoglm_engine.embedder import Embedder, is_exported
         from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.option_texts import text_of
+        from autoglm_engine.options.parsing import text_of
         from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others

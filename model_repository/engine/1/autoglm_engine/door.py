@@ -11,18 +11,19 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .bad_words import NAME as BAD_WORDS
-from .bad_words import word_tokens
+from autoglm_engine.options.bad_words import NAME as BAD_WORDS
+from autoglm_engine.options.bad_words import word_tokens
+from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
+from autoglm_engine.options.foreign_options import ForeignOptions
+from autoglm_engine.options.options import OPTIONS, OptionRules, read_tenant
+from autoglm_engine.options.request_parameters import read_parameters
+from autoglm_engine.options.sampling_json import NAMES
+from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
+
 from .core import Request, TokenIds
 from .errors import InvalidRequest
-from .foreign_inputs import FOREIGN_INPUTS
-from .foreign_options import ForeignOptions
 from .manifest import Manifest
-from .options import OPTIONS, OptionRules, read_tenant
 from .prompt import Prompt, Prompter, verify_texts
-from .request_parameters import read_parameters
-from .sampling_json import NAMES
-from .triton_fields import TIMEOUT, shortest_deadline_ms
 from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]

@@ -13,7 +13,8 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
-from .bad_words import BadWords
+from autoglm_engine.options.bad_words import BadWords
+
 from .candidates import Row
 from .core import SamplingOptions, TokenIds
 

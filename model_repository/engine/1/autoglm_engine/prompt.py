@@ -8,13 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoglm_engine.options.json_names import json_type
+from autoglm_engine.options.parsing import text_of
+
 from .core import Question, TokenIds
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .errors import ArtifactError, InvalidRequest
 from .jinja_template import asks_for_tools
-from .json_names import json_type
 from .manifest import Manifest
-from .option_texts import text_of
 from .question import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools

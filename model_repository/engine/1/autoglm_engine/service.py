@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.options.options import OptionRules, check_tenant
 from autoglm_engine.settings.model import EngineSettings
 
 from .acks import AckBoard, AckGate, cells_for
@@ -26,7 +27,6 @@ from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
-from .options import OptionRules, check_tenant
 from .passed_cancels import PassedCancels
 from .pieces import piece_text
 from .prompt import ChatTemplate, load_tokenizer, verify_texts

@@ -9,8 +9,9 @@ import json
 import re
 from typing import Any
 
+from autoglm_engine.options.json_names import json_type
+
 from .errors import InvalidRequest
-from .json_names import json_type
 
 Tool = dict[str, Any]
 

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.options.options import MAX_PRIORITY, MAX_USER_CHARACTERS
+
 from .core import (
     CacheHit,
     CacheUse,
@@ -29,7 +31,6 @@ from .core import (
     Usage,
 )
 from .errors import CODES, InvalidRequest, Unavailable
-from .options import MAX_PRIORITY, MAX_USER_CHARACTERS
 from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
 Packed = npt.NDArray[np.uint8]

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
 
 TIMEOUT = "timeout"
 MAX_TIMEOUT_US = 86_400_000_000  # a day, as of `deadline_ms`

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Sequence
 
-from .errors import InvalidRequest
-from .option_texts import text_of
+from autoglm_engine.errors import InvalidRequest
+
+from .parsing import text_of
 
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 256

@@ -9,10 +9,11 @@ import json
 from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
+from autoglm_engine.errors import InvalidRequest
+
 from .asked_options import AskedOptions, shown
-from .errors import InvalidRequest
 from .foreign_inputs import FOREIGN_INPUTS, ForeignInput, Meaning
-from .option_texts import text_of
+from .parsing import text_of
 from .sampling_json import NAME as SAMPLING_PARAMETERS
 from .sampling_json import options_of, read_object
 

@@ -9,11 +9,12 @@ from typing import Any
 
 import numpy as np
 
-from .core import SamplingOptions
-from .errors import InvalidRequest
+from autoglm_engine.core import SamplingOptions
+from autoglm_engine.errors import InvalidRequest
+
 from .json_names import json_type
-from .option_texts import MOST_GUIDE_BYTES, text_of
 from .options import OPTIONS
+from .parsing import MOST_GUIDE_BYTES, text_of
 
 NAME = "sampling_parameters"
 MAX_BYTES = 4 * MOST_GUIDE_BYTES

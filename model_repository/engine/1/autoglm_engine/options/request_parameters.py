@@ -12,7 +12,7 @@ import json
 from collections.abc import Collection
 from typing import Any
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
 
 _SIMILAR = 0.75  # difflib's ratio: "max_token" and "topk" are nearer to an option, "traceparent" and "timeout" are not
 _HEADER = "-"  # no option has one, nearly every header has

@@ -6,8 +6,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .core import SamplingOptions
-from .errors import InvalidRequest
+from autoglm_engine.core import SamplingOptions
+from autoglm_engine.errors import InvalidRequest
 
 MOST_BIASES = 1024  # tokens
 MOST_BIAS = 100.0  # either way

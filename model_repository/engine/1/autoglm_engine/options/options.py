@@ -8,11 +8,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from autoglm_engine.core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
+from autoglm_engine.errors import ArtifactError, InvalidRequest
+from autoglm_engine.manifest import Manifest
+
 from .bad_words import check_words
-from .core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
-from .errors import ArtifactError, InvalidRequest
-from .manifest import Manifest
-from .option_texts import check_bias, check_guides, read_bias, read_guided_json, text_of
+from .parsing import check_bias, check_guides, read_bias, read_guided_json, text_of
 
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16

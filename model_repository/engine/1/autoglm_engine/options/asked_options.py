@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
 
 
 class AskedOptions:
