@@ -90,7 +90,7 @@ def _installed(package: str) -> str | None:
 
 def pool_bytes(artifact: Path) -> int:
     """Of the shared memory that each model passes its tensors through; as the engine computes it
-    (`autoglm_engine.shared_pools`)."""
+    (`autoglm_engine.system.shared_pools`)."""
     path = artifact / "manifest.json"
     try:
         max_length = int(json.loads(path.read_text(encoding="utf-8"))["max_length"])

@@ -15,7 +15,7 @@ from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import FileRecord, Manifest
 from autoglm_engine.native_runner import NativeRunner, pool_bytes
 from autoglm_engine.onnx_runner import OnnxRunner
-from autoglm_engine.thread_limits import ENGINE_THREADS, check_threads
+from autoglm_engine.system.thread_limits import ENGINE_THREADS, check_threads
 from native_artifacts import write_native_artifact
 from test_native import BASE, manifest_of
 from tiny_decoders import SPECS
@@ -138,7 +138,7 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.native_runner import NativeRunner
-from autoglm_engine.thread_limits import check_threads
+from autoglm_engine.system.thread_limits import check_threads
 from autoglm_export.reproducible.compiled import CompiledKernels
 import numpy as np
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from autoglm_engine.server_process import ServerProcess
+from autoglm_engine.system.server_process import ServerProcess
 from processes import wait_for_end
 
 # A server that starts a model, which runs the lines given, says its pid and goes on.
@@ -22,7 +22,7 @@ _WAITING_SERVER = f"import signal; signal.signal(15, lambda *_: None)\n{_SERVER}
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 _MODEL = """
 import os, sys, time
-from autoglm_engine.server_process import ServerProcess
+from autoglm_engine.system.server_process import ServerProcess
 server = ServerProcess()
 {line}
 print(os.getpid(), flush=True)

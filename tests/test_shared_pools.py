@@ -22,7 +22,7 @@ from autoglm_engine import adapter, board_file
 from autoglm_engine.acks import AckBoard, cells_for
 from autoglm_engine.errors import Unavailable
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.shared_pools import (
+from autoglm_engine.system.shared_pools import (
     MIB,
     check_free,
     check_size,

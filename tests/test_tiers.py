@@ -406,7 +406,7 @@ def test_a_thread_that_the_system_refuses_costs_a_lookup_and_no_answer(monkeypat
 
 ENDS = """
 import socket, sys, threading, time
-from autoglm_engine.daemon_threads import DaemonExecutor
+from autoglm_engine.system.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
 from autoglm_engine.settings.model import EngineSettings
 from fakes import request

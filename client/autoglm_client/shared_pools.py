@@ -27,7 +27,7 @@ class SharedPools:
         from autoglm_engine.board_file import file_bytes
         from autoglm_engine.errors import EngineError
         from autoglm_engine.manifest import Manifest
-        from autoglm_engine.shared_pools import num_python_models
+        from autoglm_engine.system.shared_pools import num_python_models
 
         max_length = board_bytes = 0
         for artifact, max_queue in artifacts:
@@ -42,14 +42,14 @@ class SharedPools:
     @property
     def arguments(self) -> tuple[str, ...]:
         """For tritonserver."""
-        from autoglm_engine.shared_pools import pool_arguments, pool_bytes
+        from autoglm_engine.system.shared_pools import pool_arguments, pool_bytes
 
         return pool_arguments(pool_bytes(self.max_length))
 
     def check(self, folder: Path = FOLDER) -> None:
         """Raises LocalServerError where shared memory has less free than they take."""
         from autoglm_engine.errors import Unavailable
-        from autoglm_engine.shared_pools import check_free, needed_bytes
+        from autoglm_engine.system.shared_pools import check_free, needed_bytes
 
         try:
             check_free(needed_bytes(self.num_models, self.max_length, self.board_bytes), folder)

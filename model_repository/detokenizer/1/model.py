@@ -21,10 +21,10 @@ class TritonPythonModel:
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.pieces import Pieces, load_text
         from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
-        from autoglm_engine.shared_pools import room_bytes
         from autoglm_engine.shared_regions import close_to_others, largest_bytes
+        from autoglm_engine.system.server_process import ServerProcess
+        from autoglm_engine.system.shared_pools import room_bytes
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])

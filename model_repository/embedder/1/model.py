@@ -19,9 +19,9 @@ class TritonPythonModel:
         from autoglm_engine.embedder import Embedder, is_exported
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.options.parsing import text_of
-        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])

@@ -25,10 +25,10 @@ class TritonPythonModel:
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.published import PublishedMetrics
         from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.service import EngineService
-        from autoglm_engine.shared_pools import kept_bytes
         from autoglm_engine.shared_regions import close_to_others, largest_bytes
+        from autoglm_engine.system.server_process import ServerProcess
+        from autoglm_engine.system.shared_pools import kept_bytes
         from autoglm_engine.triton_log import log_to_triton
 
         check_version(args["model_name"], args["model_version"])

@@ -22,9 +22,9 @@ class TritonPythonModel:
         from autoglm_engine.deployment import check_version
         from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.server_process import ServerProcess
         from autoglm_engine.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.shared_regions import close_to_others
+        from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.tokenizer_service import TokenizerService
         from autoglm_engine.triton_log import log_to_triton
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from autoglm_engine.settings.file import parse_text, variable
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.system.shared_pools import check_size, needed_bytes, num_python_models
 
 from .acks import cells_for
 from .board_file import file_bytes
@@ -17,7 +18,6 @@ from .boards import SHARED_MEMORY
 from .errors import InvalidRequest
 from .manifest import Manifest
 from .neighbours import NAMES, parameters
-from .shared_pools import check_size, needed_bytes, num_python_models
 
 _THREADS = "num_threads"
 

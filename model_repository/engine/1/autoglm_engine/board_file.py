@@ -32,8 +32,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.system.own_files import open_own
+
 from .errors import InvalidRequest
-from .own_files import open_own
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
 from .server_identity import ServerIdentity
 from .wire import Ack

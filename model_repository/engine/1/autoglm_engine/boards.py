@@ -10,10 +10,11 @@ from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Protocol
 
+from autoglm_engine.system.own_files import open_own
+
 from .board_file import Board, board_id, board_name, is_locked
 from .core import TokenIds
 from .errors import Unavailable
-from .own_files import open_own
 from .seal import BOARD_ID_BYTES, Kind, Seal, board_id_of, forged
 from .server_identity import ServerIdentity
 from .wire import Ack, Packed

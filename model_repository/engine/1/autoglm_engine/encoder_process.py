@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.system.worker_frames import frame_of, pack_frame
+from autoglm_engine.system.worker_process import WorkerProcess, ending, ran_out_of_time
+
 from .core import TokenIds
 from .errors import ArtifactError, EngineError, InvalidRequest
-from .worker_frames import frame_of, pack_frame
-from .worker_process import WorkerProcess, ending, ran_out_of_time
 
 
 class EncodingTooSlow(InvalidRequest):

@@ -10,7 +10,14 @@ from __future__ import annotations
 from array import array
 from typing import TYPE_CHECKING
 
-from .worker_frames import begin_worker, computing_limit, frame_of, read_frame, unpack_frame, write_frame
+from autoglm_engine.system.worker_frames import (
+    begin_worker,
+    computing_limit,
+    frame_of,
+    read_frame,
+    unpack_frame,
+    write_frame,
+)
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

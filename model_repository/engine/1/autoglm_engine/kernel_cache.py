@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 
-from .own_files import open_own
+from autoglm_engine.system.own_files import open_own
 
 _log = logging.getLogger(__name__)
 _DIGEST_BYTES = 32

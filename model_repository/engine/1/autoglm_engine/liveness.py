@@ -6,9 +6,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from autoglm_engine.system.periodic import Periodic
+
 from .board_file import Board
 from .boards import SHARED_MEMORY, boards_of
-from .periodic import Periodic
 from .server_identity import ServerIdentity
 
 _POLL_SECONDS = 0.5

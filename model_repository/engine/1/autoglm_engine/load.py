@@ -8,11 +8,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from autoglm_engine.system.thread_limits import check_threads
+
 from .errors import ArtifactError
 from .manifest import Manifest
 from .runner import Runner
 from .runtime_details import check_details
-from .thread_limits import check_threads
 
 # runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact carries
 # its runtime, or the module checks for itself)

@@ -8,8 +8,9 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
+from autoglm_engine.system.periodic import Periodic
+
 from .metrics import ALL_METRICS, Kind, MetricSpec
-from .periodic import Periodic
 
 PREFIX = "autoglm_"
 _PERIOD_SECONDS = 0.5

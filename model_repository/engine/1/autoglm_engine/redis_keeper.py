@@ -11,8 +11,8 @@ from typing import Any, TypeVar
 
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.settings.redis_url import shown_redis_url
+from autoglm_engine.system.daemon_threads import DaemonExecutor
 
-from .daemon_threads import DaemonExecutor
 from .generations import Generations, Sight, new_generation
 from .metrics import REDIS_DROPPED, REDIS_STORES
 from .redis_commands import RedisCommands, Stored

@@ -14,9 +14,9 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.system.daemon_threads import DaemonThreads
 
 from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
-from .daemon_threads import DaemonThreads
 from .engine import Engine
 from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
 from .fingerprint import fingerprint, is_deterministic

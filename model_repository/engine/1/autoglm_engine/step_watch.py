@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autoglm_engine.system.periodic import Periodic
+
 from .errors import DeviceError
-from .periodic import Periodic
 
 _POLL_SECONDS = 0.5
 

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm_engine.system.worker_frames import pack_frame, unpack_frame
+from autoglm_engine.system.worker_process import WorkerProcess, ending, ran_out_of_time
+
 from .errors import ArtifactError, EngineError, InvalidRequest
-from .worker_frames import pack_frame, unpack_frame
-from .worker_process import WorkerProcess, ending, ran_out_of_time
 
 _NEEDS_MEMORY = "needs more memory than it may have"
 

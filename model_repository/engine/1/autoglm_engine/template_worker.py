@@ -13,8 +13,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from autoglm_engine.system.worker_frames import (
+    begin_worker,
+    computing_limit,
+    pack_frame,
+    read_frame,
+    unpack_frame,
+    write_frame,
+)
+
 from .jinja_template import TooLong, compile_template, render
-from .worker_frames import begin_worker, computing_limit, pack_frame, read_frame, unpack_frame, write_frame
 
 _MOST_SHOWN = 1000  # characters of what a template complains of
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from autoglm_engine.system.periodic import Periodic
+
 from .acks import AckGate
 from .core import Event, Stages, Usage
-from .periodic import Periodic
 from .wire import Ack, Packed
 
 _POLL_SECONDS = 0.04

@@ -12,7 +12,7 @@ import os
 import re
 from pathlib import Path
 
-from .errors import Unavailable
+from autoglm_engine.errors import Unavailable
 
 MIB = 1 << 20
 SMALLEST_POOL = 8 * MIB  # takes what the gateway lets in, 4 MiB, and the sentence that refuses it

@@ -17,7 +17,8 @@ from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
-from .errors import ArtifactError, ShuttingDown
+from autoglm_engine.errors import ArtifactError, ShuttingDown
+
 from .worker_frames import LENGTH_BYTES
 
 _WORKER = """
@@ -103,7 +104,7 @@ def _launch(program: str, does: str) -> subprocess.Popen[bytes]:
     python = sys.executable if sys.executable and Path(sys.executable).is_file() else shutil.which("python3")
     if python is None:
         raise ArtifactError(f"{does} by a Python process of its own, and there is no python3 on PATH")
-    here = str(Path(__file__).resolve().parent.parent)
+    here = str(Path(__file__).resolve().parents[2])
     try:
         process = _start_child([python, "-ISc", program, json.dumps([here, *sys.path])])
     except OSError as error:

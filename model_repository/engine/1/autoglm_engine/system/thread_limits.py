@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 
-from .errors import ArtifactError
+from autoglm_engine.errors import ArtifactError
 
 ENGINE_THREADS = 16  # those that step, publish, compile guides and ask slow tiers, beside the runtime's own
 
