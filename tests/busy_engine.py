@@ -17,6 +17,7 @@ from autoglm_engine.board_file import Board
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import EngineError
+from autoglm_engine.messages import Packed, unpack_event
 from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.replies import Replies
@@ -25,7 +26,6 @@ from autoglm_engine.seal import Kind
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import FlightGate, SharingEngine
 from autoglm_engine.token_text import TokenText
-from autoglm_engine.wire import Packed, unpack_event
 from fakes import FakeClock, letters_text
 
 SETTINGS = EngineSettings(

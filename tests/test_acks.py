@@ -15,7 +15,7 @@ from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.board_file import Board
 from autoglm_engine.boards import remove_stale_boards
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.wire import Ack
+from autoglm_engine.messages import Ack
 from fakes import FakeClock
 
 LONG = 1.1 * AckGate.PROBE_SECONDS

@@ -20,10 +20,10 @@ from autoglm_engine.board_file import MOST_CANCELS, PREFIX, Board, board_name
 from autoglm_engine.boards import EngineBoard, EventBoards, RequestBoards, boards_of, find_board, remove_stale_boards
 from autoglm_engine.errors import InvalidRequest, Unavailable
 from autoglm_engine.liveness import EngineWatch
+from autoglm_engine.messages import Ack
 from autoglm_engine.seal import Kind
 from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.system.periodic import Periodic
-from autoglm_engine.wire import Ack
 from fakes import FakeClock
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)

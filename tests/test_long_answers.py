@@ -11,9 +11,9 @@ import pytest
 from autoglm_engine import response_cache
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
 from autoglm_engine.errors import NotCached
+from autoglm_engine.messages import Ack, pack_body, pack_event, unpack_event
 from autoglm_engine.response_cache import MOST_AT_ONCE, ResponseCache, num_values, pack_entry, read_entry, with_body
 from autoglm_engine.tiers import Found
-from autoglm_engine.wire import Ack, pack_body, pack_event, unpack_event
 from engine_bench import Bench
 from fakes import FakeClock, request
 from small_service import until

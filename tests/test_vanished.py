@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.boards import EventBoards, RequestBoards
+from autoglm_engine.messages import Ack, Packed, unpack_sent_event
 from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.vanished import VanishedWatch
-from autoglm_engine.wire import Ack, Packed, unpack_sent_event
 
 ARTIFACT = "0123456789abcdef"
 

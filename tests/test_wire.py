@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions, Stages, TokenLogprobs, Usage
 from autoglm_engine.errors import CODES, InvalidRequest, Unavailable
-from autoglm_engine.wire import (
+from autoglm_engine.messages import (
     Ack,
     Packed,
     SentEvent,

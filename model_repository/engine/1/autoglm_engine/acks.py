@@ -30,9 +30,9 @@ from .board_file import NO_ARTIFACT, PROBE_CELL, Board, board_name, file_bytes
 from .boards import SHARED_MEMORY, remove_stale_boards
 from .core import Event
 from .errors import Unavailable
+from .messages import Ack, Packed, pack_event
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from .server_identity import ServerIdentity
-from .wire import Ack, Packed, pack_event
 
 _SPARE_CELLS = 1024  # a cell that was let go rests for as many streams before it is used again
 

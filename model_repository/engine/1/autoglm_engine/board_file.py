@@ -35,9 +35,9 @@ import numpy.typing as npt
 from autoglm_engine.system.own_files import open_own
 
 from .errors import InvalidRequest
+from .messages import Ack
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
 from .server_identity import ServerIdentity
-from .wire import Ack
 
 MAGIC = 0x3330_4B43_414D_4C47
 PREFIX = "autoglm-acks-"

@@ -15,9 +15,9 @@ from autoglm_engine.system.own_files import open_own
 from .board_file import Board, board_id, board_name, is_locked
 from .core import TokenIds
 from .errors import Unavailable
+from .messages import Ack, Packed
 from .seal import BOARD_ID_BYTES, Kind, Seal, board_id_of, forged
 from .server_identity import ServerIdentity
-from .wire import Ack, Packed
 
 SHARED_MEMORY = Path("/dev/shm")
 _MAX_OPEN_BOARDS = 4  # an engine that was loaded again has a new board; the old one's memory is let go

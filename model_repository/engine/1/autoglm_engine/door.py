@@ -23,8 +23,8 @@ from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
 from .core import Request, TokenIds
 from .errors import InvalidRequest
 from .manifest import Manifest
+from .messages import Packed, pack_request
 from .prompt import Prompt, Prompter, verify_texts
-from .wire import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")

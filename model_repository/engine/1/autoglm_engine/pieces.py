@@ -15,9 +15,9 @@ from .core import Event, TokenLogprobs
 from .errors import InvalidRequest, RequestFailed
 from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 from .manifest import Manifest
+from .messages import Ack, Packed, SentEvent, unpack_sent_event
 from .prompt import TOKENIZER_NAME, load_tokenizer
 from .token_text import TokenText
-from .wire import Ack, Packed, SentEvent, unpack_sent_event
 
 Outputs = dict[str, npt.NDArray[Any]]
 TextOf = Callable[[str], TokenText]  # by the artifact's `Manifest.short_digest`

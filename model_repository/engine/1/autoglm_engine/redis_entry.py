@@ -17,7 +17,7 @@ import numpy as np
 
 from .core import Event, Stages
 from .errors import InvalidRequest
-from .wire import pack_event, unpack_event
+from .messages import pack_event, unpack_event
 
 MAX_VALUE_BYTES = 1 << 20  # of a whole entry; a larger answer is not kept, and a larger value not read
 GENERATION_BYTES = 16

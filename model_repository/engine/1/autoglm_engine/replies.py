@@ -19,8 +19,8 @@ from typing import Protocol
 from .acks import AckGate
 from .core import Event, Stages, Usage
 from .errors import EngineError
+from .messages import Packed
 from .recent_ids import RecentIds
-from .wire import Packed
 
 _log = logging.getLogger(__name__)
 CANCEL_MEMORY_SECONDS = 5.0  # for a request that reaches the server after its cancel

@@ -14,6 +14,7 @@ import numpy as np
 
 from .core import Event, Stages
 from .errors import InvalidRequest
+from .messages import pack_body, pack_event, unpack_event
 from .metrics import (
     CACHE_BYTES,
     CACHE_CORRUPTED,
@@ -26,7 +27,6 @@ from .metrics import (
     Metrics,
     MetricSpec,
 )
-from .wire import pack_body, pack_event, unpack_event
 
 MOST_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
 _BYTES_A_VALUE = 100  # of Python's objects for them

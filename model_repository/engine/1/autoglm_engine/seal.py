@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InvalidRequest
-from .wire import Packed
+from .messages import Packed
 
 BOARD_ID_BYTES = 8
 KEY_BYTES = 32

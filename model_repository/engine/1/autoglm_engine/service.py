@@ -27,6 +27,7 @@ from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
+from .messages import Packed, unpack_request
 from .passed_cancels import PassedCancels
 from .pieces import piece_text
 from .prompt import ChatTemplate, load_tokenizer, verify_texts
@@ -45,7 +46,6 @@ from .tiers import Tier
 from .token_text import TokenText
 from .tool_format import UNKNOWN, call_tokens
 from .vanished import VanishedWatch
-from .wire import Packed, unpack_request
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 1.0  # for a step to end by itself

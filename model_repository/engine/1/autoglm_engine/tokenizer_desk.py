@@ -13,10 +13,10 @@ from .core import TokenIds
 from .door import Asked, Door, Tensors
 from .errors import EngineError
 from .manifest import Manifest
+from .messages import Packed
 from .prompt import Prompter
 from .seal import Kind
 from .tokenizer_pool import Job, TokenizerPool
-from .wire import Packed
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0

@@ -9,7 +9,7 @@ from autoglm_engine.system.periodic import Periodic
 
 from .acks import AckGate
 from .core import Event, Stages, Usage
-from .wire import Ack, Packed
+from .messages import Ack, Packed
 
 _POLL_SECONDS = 0.04
 

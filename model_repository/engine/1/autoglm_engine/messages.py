@@ -31,7 +31,7 @@ from .core import (
     Usage,
 )
 from .errors import CODES, InvalidRequest, Unavailable
-from .wire_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
+from .message_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 
 Packed = npt.NDArray[np.uint8]
 _CHUNK = 32  # tokens
