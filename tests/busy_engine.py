@@ -25,7 +25,7 @@ from autoglm_engine.runner import Runner
 from autoglm_engine.seal import Kind
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import FlightGate, SharingEngine
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import FakeClock, letters_text
 
 SETTINGS = EngineSettings(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
 

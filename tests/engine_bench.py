@@ -12,7 +12,7 @@ from autoglm_engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
 
 TEXT = letters_text()

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch, TokenLogprobs
 from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import Sampled
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _MODULUS = 2**31 - 1

@@ -24,7 +24,7 @@ from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import TokenSampler
 from autoglm_engine.sharing import SharingEngine
-from autoglm_engine.stops import StopMatcher
+from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
 from fakes import EMPTY, Answer, FakeClock, answers
 from llguidance import LLTokenizer

@@ -14,7 +14,7 @@ from autoglm_engine.engine import Engine
 from autoglm_engine.load import load_runner
 from autoglm_engine.runner import Runner
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer
 
 pytestmark = pytest.mark.parity

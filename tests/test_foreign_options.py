@@ -16,7 +16,7 @@ from autoglm_engine.messages import unpack_request
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.options.sampling_json import NAMES
-from autoglm_engine.prompt import Prompter
+from autoglm_engine.tokenizer.prompt import Prompter
 from fakes import letters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st

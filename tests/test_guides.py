@@ -18,7 +18,7 @@ from autoglm_engine.guide_library import GuideFailed
 from autoglm_engine.guides import Guides, GuideState
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export import bundled
 from autoglm_export.checkpoint import open_checkpoint
 from engine_bench import NUM_CANDIDATES, Bench

@@ -10,7 +10,7 @@ import pytest
 from autoglm_engine.core import Event, FinishReason, Request, StepBatch
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.token_text import TextStream, TokenText
+from autoglm_engine.tokenizer.incremental import TextStream, TokenText
 from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
 from fakes import answers, assert_same_logprobs, expected_greedy, request
 from hypothesis import given, settings

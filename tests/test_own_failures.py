@@ -11,14 +11,14 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request
 from autoglm_engine.errors import EngineError
-from autoglm_engine.output import Output
 from autoglm_engine.penalties import Penalties
 from autoglm_engine.prompt_lookup import PromptLookup
 from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import TokenSampler
 from autoglm_engine.sequence import Sequence as Running
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.stops import StopMatcher
+from autoglm_engine.tokenizer.output import Output
+from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from engine_bench import NUM_CANDIDATES, VOCAB, Bench
 from fakes import answers, expected_greedy, request
 from test_sharing import shared_bench, submit

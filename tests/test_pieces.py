@@ -10,7 +10,7 @@ from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usag
 from autoglm_engine.errors import InvalidRequest, RequestFailed, Unavailable
 from autoglm_engine.messages import Ack, pack_event
 from autoglm_engine.pieces import Pieces
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import letters_text, letters_tokenizer
 
 TOKENIZER = letters_tokenizer()

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
-from autoglm_engine.prompt import ChatTemplate, Prompter, parse_messages
+from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, parse_messages
 from fakes import byte_tokenizer
 from tokenizers import Tokenizer
 
@@ -129,7 +129,7 @@ def test_fifty_megabytes_are_refused_before_work_is_spent_on_them(
     def work(raw: bytes, name: str) -> str:
         raise AssertionError(f"{len(raw)} bytes of {name} were decoded")
 
-    monkeypatch.setattr("autoglm_engine.prompt.text_of", work)
+    monkeypatch.setattr("autoglm_engine.tokenizer.prompt.text_of", work)
     raw = b"x" * 50_000_000
     for prompt in (prompter.from_text, prompter.from_messages):
         with pytest.raises(InvalidRequest, match=r"has 50000000 bytes, which cannot fit into the 255 prompt tokens"):

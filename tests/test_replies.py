@@ -18,7 +18,7 @@ from autoglm_engine.published import PublishedMetrics, unit_suffix
 from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
 from autoglm_engine.seal import SEAL_BYTES
 from autoglm_engine.server_identity import ServerIdentity
-from autoglm_engine.tokenizer_pool import MOST_SECONDS
+from autoglm_engine.tokenizer.pool import MOST_SECONDS
 from fakes import FakeClock
 
 

@@ -26,7 +26,6 @@ from autoglm_engine.core import (
 )
 from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
-from autoglm_engine.question import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
 from autoglm_engine.semantic import open_semantic
 from autoglm_engine.semantic_cache import SemanticCache
 from autoglm_engine.semantic_checks import LEAST_CHECKS, SemanticChecks
@@ -35,6 +34,7 @@ from autoglm_engine.semantic_guards import may_mean_the_same, refusals
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tally import EngineStats
 from autoglm_engine.tiers import Found, Missed
+from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
 from autoglm_engine.vector_index import Vector, VectorIndex
 from fakes import FakeClock
 from hypothesis import given, settings

@@ -12,12 +12,12 @@ from autoglm_engine.core import Event, Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.prompt import load_tokenizer
 from autoglm_engine.runner import Runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.step_cost import measure_fixed_rows
 from autoglm_engine.tally import EngineStats
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
+from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_perf.copying import COPYING, FREE, chats
 from autoglm_perf.workload import reference_workload
 from conftest import MODEL_REPOSITORY

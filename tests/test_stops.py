@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from autoglm_engine.stops import StopMatcher
-from autoglm_engine.token_text import Piece
+from autoglm_engine.tokenizer.incremental import Piece
+from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

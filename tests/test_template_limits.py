@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import psutil
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
-from autoglm_engine.prompt import ChatTemplate
-from autoglm_engine.template_process import TemplateLimits
+from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.template_process import TemplateLimits
 from processes import wait_for_end
 
 pytestmark = pytest.mark.slow
@@ -144,7 +144,7 @@ def test_a_long_conversation_has_more_time_and_memory(made: Callable[[str], Chat
 
 PARENT = """
 import sys, time
-from autoglm_engine.prompt import ChatTemplate
+from autoglm_engine.tokenizer.prompt import ChatTemplate
 import psutil
 template = ChatTemplate("{{ messages[0].content }}", {})
 template.start()

@@ -11,7 +11,7 @@ import pytest
 from autoglm_engine.core import Adjustments, Candidates, Request, SamplingOptions, Span, StepBatch
 from autoglm_engine.engine import Engine
 from autoglm_engine.runner import Limits, Runner
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint
 from autoglm_export.parity import greedy
 from autoglm_export.reference import Reference

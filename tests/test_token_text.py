@@ -7,7 +7,7 @@ from functools import cache
 import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.token_text import TokenText, decode_piece
+from autoglm_engine.tokenizer.incremental import TokenText, decode_piece
 from autoglm_export import bundled
 from autoglm_export.checkpoint import open_checkpoint
 from byte_tokenizers import byte_fallback

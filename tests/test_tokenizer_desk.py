@@ -15,14 +15,14 @@ from autoglm_engine import tokenizer_desk
 from autoglm_engine.boards import EngineBoard
 from autoglm_engine.core import TokenIds
 from autoglm_engine.door import QUICK_BYTES, Door, Tensors
-from autoglm_engine.encoder_process import EncoderLimits
-from autoglm_engine.encoding import BoundedEncoder
 from autoglm_engine.errors import ShuttingDown, Unavailable
 from autoglm_engine.messages import Packed, unpack_request
 from autoglm_engine.options.options import OptionRules
-from autoglm_engine.prompt import ChatTemplate, Prompter
 from autoglm_engine.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
-from autoglm_engine.template_process import TemplateLimits
+from autoglm_engine.tokenizer.encoder_process import EncoderLimits
+from autoglm_engine.tokenizer.encoding import BoundedEncoder
+from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter
+from autoglm_engine.tokenizer.template_process import TemplateLimits
 from autoglm_engine.tokenizer_desk import TokenizerDesk
 from fakes import FakeClock, byte_tokenizer
 from small_service import PATIENCE

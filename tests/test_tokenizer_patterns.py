@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from autoglm_engine.tokenizer_patterns import is_tame, patterns_of
+from autoglm_engine.tokenizer.patterns import is_tame, patterns_of
 
 PUBLISHED = {
     "GPT-2": r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import pytest
-from autoglm_engine import tokenizer_pool
 from autoglm_engine.errors import EngineError, QueueFull, ShuttingDown, Unavailable
-from autoglm_engine.tokenizer_pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, TokenizerPool
+from autoglm_engine.tokenizer import pool as tokenizer_pool
+from autoglm_engine.tokenizer.pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, TokenizerPool
 from fakes import FakeClock
 from small_service import PATIENCE, until
 

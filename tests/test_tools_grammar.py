@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from autoglm_engine.prompt import with_visible_calls
+from autoglm_engine.tokenizer.prompt import with_visible_calls
 from autoglm_gateway.tools.grammar import forced_call_grammar
 from autoglm_gateway.tools.parsing import PARSERS
 from autoglm_gateway.tools.schema import Choice, Tool

@@ -14,10 +14,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from autoglm_engine.encoder_process import EncoderLimits, EncoderProcess, EncodingTooSlow
-from autoglm_engine.encoding import MOST_IN_PROCESS
 from autoglm_engine.errors import ArtifactError, EngineError
-from autoglm_engine.tokenizer_patterns import patterns_of
+from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProcess, EncodingTooSlow
+from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS
+from autoglm_engine.tokenizer.patterns import patterns_of
 
 from .errors import CheckpointError
 

@@ -15,7 +15,7 @@ from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runner import Limits, Pending, Runner
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 
 from .workload import load_tokenizer
 

@@ -8,8 +8,8 @@ import numpy as np
 from autoglm_engine.engine import Engine
 from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.prompt import load_tokenizer
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
+from autoglm_engine.tokenizer.prompt import load_tokenizer
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
 from autoglm_perf.context import Context

@@ -9,7 +9,7 @@ import numpy as np
 from autoglm_engine.core import Logits, StepBatch
 from autoglm_engine.engine import Engine
 from autoglm_engine.runner import Deferred, Limits
-from autoglm_engine.token_text import TokenText
+from autoglm_engine.tokenizer.incremental import TokenText
 
 from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found, Metric

@@ -19,12 +19,12 @@ from autoglm_engine.options.options import OPTIONS, OptionRules, read_tenant
 from autoglm_engine.options.request_parameters import read_parameters
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
+from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
 
 from .core import Request, TokenIds
 from .errors import InvalidRequest
 from .manifest import Manifest
 from .messages import Packed, pack_request
-from .prompt import Prompt, Prompter, verify_texts
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")

@@ -22,6 +22,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.tokenizer.incremental import TokenText
+from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
 from .answers import Answers
@@ -31,7 +33,6 @@ from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
-from .output import Output
 from .own_failures import own_failure
 from .runner import Pending, Runner
 from .sampling import Sampled, TokenSampler
@@ -40,7 +41,6 @@ from .sequence import Sequence, Taken, Waiting
 from .slots import Allocation, SlotTable
 from .streams import StreamPacer
 from .tally import EngineStats, Tally
-from .token_text import TokenText
 from .verification import Choices, choose
 
 _log = logging.getLogger(__name__)

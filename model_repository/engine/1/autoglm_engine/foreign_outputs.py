@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.tokenizer.incremental import TokenText
+
 from .core import Event, TokenLogprobs
-from .token_text import TokenText
 
 Outputs = dict[str, npt.NDArray[Any]]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from autoglm_engine.tokenizer.output import Output
+
 from .core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
 from .errors import EngineError
-from .output import Output
 from .sampling import TokenSampler
 from .speculation import Speculation
 

@@ -12,6 +12,9 @@ import numpy as np
 
 from autoglm_engine.options.options import OptionRules, check_tenant
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.tokenizer.incremental import TokenText
+from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
+from autoglm_engine.tokenizer.tool_format import UNKNOWN, call_tokens
 
 from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
@@ -30,7 +33,6 @@ from .manifest import Manifest
 from .messages import Packed, unpack_request
 from .passed_cancels import PassedCancels
 from .pieces import piece_text
-from .prompt import ChatTemplate, load_tokenizer, verify_texts
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
@@ -43,8 +45,6 @@ from .sharing import SharingEngine
 from .step_cost import measure_fixed_rows
 from .step_watch import StepWatch
 from .tiers import Tier
-from .token_text import TokenText
-from .tool_format import UNKNOWN, call_tokens
 from .vanished import VanishedWatch
 
 _log = logging.getLogger(__name__)

@@ -15,6 +15,7 @@ from dataclasses import asdict, replace
 
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.daemon_threads import DaemonThreads
+from autoglm_engine.tokenizer.incremental import TokenText
 
 from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from .engine import Engine
@@ -30,7 +31,6 @@ from .request_metrics import count_ended
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
 from .tally import EngineStats
 from .tiers import Found, Tier
-from .token_text import TokenText
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 

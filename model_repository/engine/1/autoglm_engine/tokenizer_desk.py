@@ -8,15 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from autoglm_engine.tokenizer.pool import Job, TokenizerPool
+from autoglm_engine.tokenizer.prompt import Prompter
+
 from .boards import EngineBoard
 from .core import TokenIds
 from .door import Asked, Door, Tensors
 from .errors import EngineError
 from .manifest import Manifest
 from .messages import Packed
-from .prompt import Prompter
 from .seal import Kind
-from .tokenizer_pool import Job, TokenizerPool
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0

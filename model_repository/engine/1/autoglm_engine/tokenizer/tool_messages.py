@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
+from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.json_names import json_type
 
-from .errors import InvalidRequest
 from .tool_definitions import check_function_name
 
 MAX_CALLS = 128  # of one message

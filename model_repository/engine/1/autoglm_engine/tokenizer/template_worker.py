@@ -22,7 +22,7 @@ from autoglm_engine.system.worker_frames import (
     write_frame,
 )
 
-from .jinja_template import TooLong, compile_template, render
+from .chat_template import TooLong, compile_template, render
 
 _MOST_SHOWN = 1000  # characters of what a template complains of
 

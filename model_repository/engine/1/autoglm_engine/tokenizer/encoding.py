@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 
-from .core import TokenIds
+from autoglm_engine.core import TokenIds
+
 from .encoder_process import EncoderLimits, EncoderProcess
-from .tokenizer_patterns import is_tame, patterns_of
+from .patterns import is_tame, patterns_of
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

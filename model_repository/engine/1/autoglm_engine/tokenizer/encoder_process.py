@@ -15,11 +15,10 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.core import TokenIds
+from autoglm_engine.errors import ArtifactError, EngineError, InvalidRequest
 from autoglm_engine.system.worker_frames import frame_of, pack_frame
 from autoglm_engine.system.worker_process import WorkerProcess, ending, ran_out_of_time
-
-from .core import TokenIds
-from .errors import ArtifactError, EngineError, InvalidRequest
 
 
 class EncodingTooSlow(InvalidRequest):
@@ -46,7 +45,7 @@ class EncoderProcess:
         self._file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         self._close_file = weakref.finalize(self, os.close, self._file)
         self._lock = threading.Lock()
-        self._process = WorkerProcess("encoder_worker", "long texts are encoded")
+        self._process = WorkerProcess("tokenizer.encoder_worker", "long texts are encoded")
 
     def another(self) -> EncoderProcess:
         """For the same file; not started."""

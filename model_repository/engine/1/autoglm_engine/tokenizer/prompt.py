@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from autoglm_engine.core import Question, TokenIds
+from autoglm_engine.errors import ArtifactError, InvalidRequest
+from autoglm_engine.manifest import Manifest
 from autoglm_engine.options.json_names import json_type
 from autoglm_engine.options.parsing import text_of
 
-from .core import Question, TokenIds
+from .chat_template import asks_for_tools
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
-from .errors import ArtifactError, InvalidRequest
-from .jinja_template import asks_for_tools
-from .manifest import Manifest
-from .question import question_of_messages, question_of_text
+from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools
 from .tool_format import CALL_TOKENS, tool_format

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .stops import Release, StopMatcher
-from .token_text import Piece, TextStream, TokenText
+from .incremental import Piece, TextStream, TokenText
+from .stop_strings import Release, StopMatcher
 
 
 class Output:

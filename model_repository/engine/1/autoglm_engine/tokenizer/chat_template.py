@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from .errors import ArtifactError
+from autoglm_engine.errors import ArtifactError
 
 if TYPE_CHECKING:
     from jinja2 import Template

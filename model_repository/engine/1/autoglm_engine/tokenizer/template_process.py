@@ -11,10 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm_engine.errors import ArtifactError, EngineError, InvalidRequest
 from autoglm_engine.system.worker_frames import pack_frame, unpack_frame
 from autoglm_engine.system.worker_process import WorkerProcess, ending, ran_out_of_time
-
-from .errors import ArtifactError, EngineError, InvalidRequest
 
 _NEEDS_MEMORY = "needs more memory than it may have"
 
@@ -39,7 +38,7 @@ class TemplateProcess:
         self._special_tokens = dict(special_tokens)
         self.limits = limits or TemplateLimits()
         self._lock = threading.Lock()
-        self._process = WorkerProcess("template_worker", "chat templates are rendered")
+        self._process = WorkerProcess("tokenizer.template_worker", "chat templates are rendered")
 
     def another(self) -> TemplateProcess:
         """For the same template; not started."""

@@ -9,9 +9,8 @@ import json
 import re
 from typing import Any
 
+from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.json_names import json_type
-
-from .errors import InvalidRequest
 
 Tool = dict[str, Any]
 

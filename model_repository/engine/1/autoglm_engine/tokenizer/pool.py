@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from .errors import EngineError, QueueFull, Unavailable
+from autoglm_engine.errors import EngineError, QueueFull, Unavailable
 
 _log = logging.getLogger(__name__)
 SHORT_BYTES = 16_384

@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
-from .errors import ArtifactError
+from autoglm_engine.errors import ArtifactError
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass
 
-from .token_text import Piece
+from .incremental import Piece
 
 
 @dataclass(frozen=True, slots=True)

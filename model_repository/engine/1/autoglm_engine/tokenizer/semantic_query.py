@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from .core import Question
+from autoglm_engine.core import Question
 
 MAX_QUESTION_CHARACTERS = 2000  # about what the embedder reads; a longer text is never compared
 _DIGEST_BYTES = 16
