@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, StepBatch
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
-from autoglm_engine.guides import Guide, Guides, GuideState
+from autoglm_engine.guided.grammar import Guide, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runner import Limits
 from autoglm_engine.sampling import TokenSampler

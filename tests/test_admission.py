@@ -10,7 +10,7 @@ import pytest
 from autoglm_engine.admission import AdmissionPolicy, Fifo, Static, make_policy
 from autoglm_engine.admission_features import FeaturePolicy
 from autoglm_engine.core import Request
-from autoglm_engine.guides import GuideState
+from autoglm_engine.guided.grammar import GuideState
 from autoglm_engine.prefix_index import BLOCK
 from autoglm_engine.priorities import ByPriority
 from autoglm_engine.runner import Limits

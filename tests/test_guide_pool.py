@@ -10,14 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from autoglm_engine import guide_library
 from autoglm_engine.background import BackgroundRuns
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
-from autoglm_engine.guide_library import TokenBits
-from autoglm_engine.guide_pool import MOST_OF_TENANT, GuidePool, PendingGuide
-from autoglm_engine.guides import Guide, Guides
+from autoglm_engine.guided import compiler as guide_library
+from autoglm_engine.guided.compiler import TokenBits
+from autoglm_engine.guided.grammar import Guide, Guides
+from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runner import Limits
 from autoglm_engine.tally import EngineStats
@@ -302,7 +302,7 @@ def test_the_first_mask_is_known_before_the_step(monkeypatch: pytest.MonkeyPatch
         return [name for name, mask in computed if name != "compile-guide" or mask is guide._first]
 
     monkeypatch.setattr(guide_library, "compute_mask", noted)
-    monkeypatch.setattr("autoglm_engine.guides.compute_mask", noted)
+    monkeypatch.setattr("autoglm_engine.guided.grammar.compute_mask", noted)
     guide = letters_guides().compile(regex("[a-f]{3}"))
     assert guide is not None
     state = guide.begin()

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 from autoglm_engine.core import FinishReason, Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.guide_library import GuideFailed
-from autoglm_engine.guides import Guides, GuideState
+from autoglm_engine.guided.compiler import GuideFailed
+from autoglm_engine.guided.grammar import Guides, GuideState
 from autoglm_engine.runner import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText

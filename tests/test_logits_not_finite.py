@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Candidates, SamplingOptions
-from autoglm_engine.guides import Guides
+from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
 from fakes import assert_same, rank
 from llguidance import LLTokenizer

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
-from autoglm_engine.guides import AskedGuide, GuideState
+from autoglm_engine.guided.grammar import AskedGuide, GuideState
 from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
 from autoglm_engine.shortlist import Shortlist
 from fakes import assert_same, rank

@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 if TYPE_CHECKING:
-    from .guides import AskedGuide
+    from autoglm_engine.guided.grammar import AskedGuide
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]

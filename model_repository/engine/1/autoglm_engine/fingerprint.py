@@ -8,8 +8,9 @@ import json
 
 import numpy as np
 
+from autoglm_engine.guided.presets import READY
+
 from .core import Request, SamplingOptions
-from .ready_grammars import READY
 
 FINGERPRINT_BYTES = 32
 

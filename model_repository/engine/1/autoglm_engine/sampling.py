@@ -20,6 +20,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoglm_engine.guided.grammar import AskedGuide, GuideState
+
 from .candidates import (
     NUM_LIKELIEST,
     Ids,
@@ -35,7 +37,6 @@ from .candidates import (
 )
 from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
 from .errors import EngineError
-from .guides import AskedGuide, GuideState
 from .logprobs import listed_logprobs, logprobs_of
 from .own_failures import own_failure
 from .penalties import Penalties

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.guided.grammar import Guides
+from autoglm_engine.guided.pool import GuidePool
 from autoglm_engine.options.options import OptionRules, check_tenant
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
@@ -25,8 +27,6 @@ from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
-from .guide_pool import GuidePool
-from .guides import Guides
 from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest

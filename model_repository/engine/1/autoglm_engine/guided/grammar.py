@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.core import SamplingOptions
+from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.prompt import TOKENIZER_NAME
 
-from .core import SamplingOptions
-from .errors import EngineError
-from .guide_library import TokenBits, compile_guide, compute_mask, read_tokenizer
+from .compiler import TokenBits, compile_guide, compute_mask, read_tokenizer
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

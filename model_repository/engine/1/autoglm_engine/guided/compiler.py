@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidRequest
-from .ready_grammars import READY, with_marks
+from autoglm_engine.errors import InvalidRequest
+
+from .presets import READY, with_marks
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer

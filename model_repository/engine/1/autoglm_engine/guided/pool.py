@@ -16,10 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from .core import SamplingOptions
-from .errors import EngineError, QueueFull, Unavailable
-from .guides import AskedGuide, Guide, GuideState, guide_text
-from .own_failures import own_failure
+from autoglm_engine.core import SamplingOptions
+from autoglm_engine.errors import EngineError, QueueFull, Unavailable
+from autoglm_engine.own_failures import own_failure
+
+from .grammar import AskedGuide, Guide, GuideState, guide_text
 
 NUM_THREADS = 2
 MOST_OF_TENANT = 16  # guides that wait, of one tenant,
