@@ -18,8 +18,15 @@ KEPT = ROOT / "build" / "test-artifacts"
 # Whatever is read here decides what an artifact is, or how it is read. A name that is not there is a mistake.
 EXPORTER = ROOT / "export" / "autoglm_export"
 ENGINE_SOURCES = (
-    *("manifest.py", "manifest_checks.py", "runtime_details.py", "load.py", "native_library.py", "native_program.py"),
-    *("native_runner.py", "onnx_interface.py", "onnx_runner.py"),
+    *(
+        "manifest.py",
+        "manifest_checks.py",
+        "runners/runtime_details.py",
+        "runners/registry.py",
+        "runners/native/library.py",
+        "runners/native/program.py",
+    ),
+    *("runners/native/runner.py", "runners/onnx/interface.py", "runners/onnx/runner.py"),
 )
 
 

@@ -21,7 +21,7 @@ from autoglm_engine.messages import Packed, unpack_event
 from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.replies import Replies
-from autoglm_engine.runner import Runner
+from autoglm_engine.runners.base import Runner
 from autoglm_engine.seal import Kind
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import FlightGate, SharingEngine

@@ -13,10 +13,10 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
-from autoglm_engine.runner import run_step
-from autoglm_engine.tensor_shapes import TensorShapes
-from autoglm_engine.tensorrt_load import open_runner
-from autoglm_engine.tensorrt_runner import TensorRTRunner
+from autoglm_engine.runners.base import run_step
+from autoglm_engine.runners.tensorrt.load import open_runner
+from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
 from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of

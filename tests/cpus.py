@@ -15,7 +15,7 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoglm_engine.native_library import TARGET_VARIABLE, cpu_features
+from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
 from autoglm_export.native.compiler import TARGETS
 
 TESTS = (

@@ -10,7 +10,7 @@ import pytest
 from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
 from autoglm_engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer

@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.cuda import ALIGNMENT, Device, HostBytes
 from autoglm_engine.errors import DeviceError
+from autoglm_engine.runners.cuda.api import ALIGNMENT, Device, HostBytes
 
 Bytes = npt.NDArray[np.uint8]
 Operation = Callable[[], None]
@@ -47,7 +47,7 @@ class Block:
 
 @dataclass
 class FakeCuda:
-    """See `autoglm_engine.cuda.Cuda`. `fail_at`: the number of the call, from 1, that raises; 0 for none.
+    """See `autoglm_engine.runners.cuda.api.Cuda`. `fail_at`: the number of the call, from 1, that raises; 0 for none.
 
     `is_final`: every call after that one raises too, as on a GPU that is gone.
     """

@@ -17,7 +17,7 @@ _NAN = 0xFF  # two such bytes are a NaN in float16: memory that nobody cleared s
 
 @dataclass
 class FakeGpu:
-    """What `GpuMemory` uses of `autoglm_engine.cuda.Cuda`, at addresses that the CPU's kernels can compute on.
+    """What `GpuMemory` uses of `autoglm_engine.runners.cuda.api.Cuda`, at addresses that the CPU's kernels can compute on.
 
     What is enqueued runs when somebody waits, and not before. `failure`: what clearing memory raises.
     """

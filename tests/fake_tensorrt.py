@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.cuda import ALIGNMENT
+from autoglm_engine.runners.cuda.api import ALIGNMENT
 from fake_cuda import FakeCuda
 
 Arrays = Mapping[str, npt.NDArray[Any]]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
-from autoglm_engine.native_program import PROGRAM_FORMAT
+from autoglm_engine.runners.native.program import PROGRAM_FORMAT
 from autoglm_export.native import compiler
 from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_program
 from autoglm_export.spec import ModelSpec

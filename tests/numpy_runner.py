@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
-from autoglm_engine.runner import Deferred, Limits
+from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_export.decoder import build_decoder
 from autoglm_export.spec import ModelSpec
 

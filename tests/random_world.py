@@ -21,7 +21,7 @@ from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
 from autoglm_engine.guided.grammar import Guide, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling import TokenSampler
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tokenizer.stop_strings import StopMatcher

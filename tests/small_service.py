@@ -17,7 +17,7 @@ from autoglm_engine.core import Event, Request, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.messages import Packed, pack_request, unpack_event
 from autoglm_engine.published import PublishedMetrics
-from autoglm_engine.runner import Limits, Runner
+from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.seal import SEAL_BYTES, Kind
 from autoglm_engine.service import EngineService
 from autoglm_engine.settings.model import EngineSettings

@@ -13,7 +13,7 @@ from autoglm_engine.core import Request
 from autoglm_engine.guided.grammar import GuideState
 from autoglm_engine.prefix_index import BLOCK
 from autoglm_engine.priorities import ByPriority
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.scheduler import Plan, Scheduler
 from autoglm_engine.sequence import Sequence, Waiting
 from autoglm_engine.settings.model import POLICIES, EngineSettings

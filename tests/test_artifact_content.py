@@ -16,10 +16,10 @@ import pytest
 from autoglm_engine.door import Door
 from autoglm_engine.embedder import EmbedderManifest
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.native_program import HEADER_FIELDS, OPERATION_FIELDS, read_program
 from autoglm_engine.pieces import load_text
+from autoglm_engine.runners.native.program import HEADER_FIELDS, OPERATION_FIELDS, read_program
+from autoglm_engine.runners.registry import load_runner
 from native_artifacts import LIBRARY, relist, write_native_artifact
 from tiny_decoders import SPECS, onnx_runner, random_weights
 
@@ -274,7 +274,7 @@ from pathlib import Path
 import numpy as np
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.load import load_runner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.manifest import Manifest
 import native_artifacts
 

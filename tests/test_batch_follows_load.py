@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import pytest
 from autoglm_engine.core import StepBatch
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from engine_bench import VOCAB, Bench
 from fakes import request

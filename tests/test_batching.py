@@ -11,8 +11,8 @@ import pytest
 from artifacts import with_limits
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine import Engine
-from autoglm_engine.load import load_runner
-from autoglm_engine.runner import Runner
+from autoglm_engine.runners.base import Runner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer

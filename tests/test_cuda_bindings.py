@@ -12,9 +12,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.cuda import Cuda
-from autoglm_engine.cuda_bindings import CudaBindings
 from autoglm_engine.errors import ArtifactError, DeviceError
+from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.cuda.bindings import CudaBindings
 
 
 class Status(IntEnum):

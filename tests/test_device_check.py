@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine import device_approval, device_check
-from autoglm_engine.device_pattern import KINDS, POISON, pattern, poison, restored, scaled, stored
-from autoglm_engine.device_reference import DeviceReference
 from autoglm_engine.errors import ArtifactError, DeviceError
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runtime_details import check_details
-from autoglm_engine.tensorrt_load import check_on
+from autoglm_engine.runners.device_check import approval as device_approval
+from autoglm_engine.runners.device_check import check as device_check
+from autoglm_engine.runners.device_check.pattern import KINDS, POISON, pattern, poison, restored, scaled, stored
+from autoglm_engine.runners.device_check.reference import DeviceReference
+from autoglm_engine.runners.runtime_details import check_details
+from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.device_reference import text_logits
 from checked_artifacts import PlainWeights, add_reference
 from contract_network import ContractOps, GpuBench

@@ -24,7 +24,7 @@ from autoglm_engine.metrics import (
     TOKENS_IN,
     TOKENS_OUT,
 )
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
 from fakes import Answer, answers, expected_greedy, request

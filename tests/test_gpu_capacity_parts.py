@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_engine.tensor_shapes import TensorShapes
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.random_weights import RandomWeights
 from contract_network import contract_network
 from fake_cuda import FakeCuda

@@ -19,7 +19,7 @@ from autoglm_engine.guided.compiler import TokenBits
 from autoglm_engine.guided.grammar import Guide, Guides
 from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.loop import EngineLoop
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.tally import EngineStats
 from engine_bench import END, LETTERS, TEXT, VOCAB, Bench
 from fakes import FakeClock, FakeRunner, answers, expected_greedy, request

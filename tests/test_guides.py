@@ -16,7 +16,7 @@ from autoglm_engine.core import FinishReason, Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guided.compiler import GuideFailed
 from autoglm_engine.guided.grammar import Guides, GuideState
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export import bundled

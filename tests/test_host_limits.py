@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.host_memory import Room, check_memory, memory_room
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import FileRecord, Manifest
-from autoglm_engine.native_runner import NativeRunner, pool_bytes
-from autoglm_engine.onnx_runner import OnnxRunner
+from autoglm_engine.runners.host_memory import Room, check_memory, memory_room
+from autoglm_engine.runners.native.runner import NativeRunner, pool_bytes
+from autoglm_engine.runners.onnx.runner import OnnxRunner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.system.thread_limits import ENGINE_THREADS, check_threads
 from native_artifacts import write_native_artifact
 from test_native import BASE, manifest_of
@@ -135,9 +135,9 @@ SHORT_OF_THREADS = """
 import resource, sys
 from pathlib import Path
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.load import load_runner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.native_runner import NativeRunner
+from autoglm_engine.runners.native.runner import NativeRunner
 from autoglm_engine.system.thread_limits import check_threads
 from autoglm_export.reproducible.compiled import CompiledKernels
 import numpy as np

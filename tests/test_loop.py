@@ -12,7 +12,7 @@ from autoglm_engine.core import Event, FinishReason, StepBatch
 from autoglm_engine.engine import Engine
 from autoglm_engine.errors import DeviceError, ShuttingDown, Unavailable
 from autoglm_engine.loop import EngineLoop
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from fakes import FakeRunner, answers, expected_greedy, letters_text, request
 
 VOCAB = 63

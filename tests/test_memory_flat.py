@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from autoglm_engine.core import Logits, StepBatch
-from autoglm_engine.native_library import TARGET_VARIABLE
-from autoglm_engine.native_runner import NativeRunner
-from autoglm_engine.runner import Deferred, Limits, Runner
+from autoglm_engine.runners.base import Deferred, Limits, Runner
+from autoglm_engine.runners.native.library import TARGET_VARIABLE
+from autoglm_engine.runners.native.runner import NativeRunner
 from autoglm_export.native import compiler
 from autoglm_export.native_lowering import write_program
 from busy_engine import BusyEngine

@@ -14,9 +14,9 @@ from autoglm_client.cli import app
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
-from autoglm_engine.native_library import TARGET_VARIABLE, choose_library
-from autoglm_engine.native_program import PANEL, PROGRAM_FORMAT
-from autoglm_engine.native_runner import NativeRunner
+from autoglm_engine.runners.native.library import TARGET_VARIABLE, choose_library
+from autoglm_engine.runners.native.program import PANEL, PROGRAM_FORMAT
+from autoglm_engine.runners.native.runner import NativeRunner
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.native import compiler
 from autoglm_export.native.libraries import Libraries

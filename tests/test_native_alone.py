@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Span
-from autoglm_engine.native_library import TARGET_VARIABLE
-from autoglm_engine.native_runner import MAX_ROWS, NativeRunner
+from autoglm_engine.runners.native.library import TARGET_VARIABLE
+from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_program
 from autoglm_export.spec import ModelSpec, RopeSpec
 from native_builds import ALL_CLASSES, library

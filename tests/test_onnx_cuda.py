@@ -11,11 +11,11 @@ import onnxruntime
 import pytest
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError, DeviceError, InvalidRequest
-from autoglm_engine.load import installed_version, load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.onnx_device import open_memory
-from autoglm_engine.onnx_memory import CacheLayout, GpuMemory, HostMemory
-from autoglm_engine.onnx_runner import OnnxRunner
+from autoglm_engine.runners.onnx.device import open_memory
+from autoglm_engine.runners.onnx.memory import CacheLayout, GpuMemory, HostMemory
+from autoglm_engine.runners.onnx.runner import OnnxRunner
+from autoglm_engine.runners.registry import installed_version, load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.errors import UnsupportedModel
 from fake_gpu import CUDA, FakeCudaSession, FakeGpu

@@ -12,11 +12,11 @@ import psutil
 import pytest
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import MANIFEST_NAME, FileRecord, Manifest
-from autoglm_engine.onnx_memory import HostMemory
-from autoglm_engine.onnx_runner import OnnxRunner, decode_groups
-from autoglm_engine.runner import run_step
+from autoglm_engine.runners.base import run_step
+from autoglm_engine.runners.onnx.memory import HostMemory
+from autoglm_engine.runners.onnx.runner import OnnxRunner, decode_groups
+from autoglm_engine.runners.registry import load_runner
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.spec import RopeSpec
 from hypothesis import HealthCheck, given, settings

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from artifacts import with_limits
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner, run_step
+from autoglm_engine.runners.base import Runner, run_step
+from autoglm_engine.runners.registry import load_runner
 from autoglm_export import parity
 from autoglm_export.bundled import resolve
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autoglm_engine.engine import Engine
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_perf import markdown, page
 from autoglm_perf.arms import LATENCY, REQUESTS, RequestsFailed, arm, figures
 from autoglm_perf.context import Context

@@ -17,7 +17,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from autoglm_engine.native_library import TARGET_VARIABLE
+from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from autoglm_export.native import compiler
 from autoglm_export.native_lowering import write_program
 from autoglm_export.onnx_lowering import write_onnx

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import StepBatch
-from autoglm_engine.runner import Deferred, Limits
+from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_export import lowering
 from autoglm_export.artifact import Options
 from autoglm_export.errors import ExportError

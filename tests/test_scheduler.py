@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.scheduler import Plan, Scheduler
 from autoglm_engine.sequence import Sequence, Waiting
 from autoglm_engine.slots import Allocation, SlotTable

@@ -11,7 +11,7 @@ import pytest
 from autoglm_client.cli import app
 from autoglm_client.cli.configuring import command_settings, server_environment, serving_settings
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_settings, settings_of
 from autoglm_engine.settings.model import EngineSettings, ServingSettings
 from engine_bench import VOCAB, Bench

@@ -15,7 +15,7 @@ from autoglm_engine import service as service_module
 from autoglm_engine.boards import SHARED_MEMORY, boards_of
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.liveness import EngineWatch
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
 from engine_bench import VOCAB

@@ -22,7 +22,7 @@ from autoglm_engine.metrics import (
     MemoryMetrics,
 )
 from autoglm_engine.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Tier

@@ -15,7 +15,7 @@ from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine import Engine
 from autoglm_engine.loop import EngineLoop
 from autoglm_engine.replies import _Entry
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.service import EngineService
 from engine_bench import TEXT, VOCAB
 from fakes import FakeRunner, request

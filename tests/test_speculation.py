@@ -12,7 +12,7 @@ import pytest
 from autoglm_engine.core import FinishReason, StepBatch
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.metrics import DRAFTS_ACCEPTED, TOKENS_DRAFTED
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from engine_bench import END, TEXT, VOCAB, Bench, spell
 from fakes import Answer, answers, fake_logits, request

@@ -10,9 +10,9 @@ import pytest
 from autoglm_client import Client, InvalidRequestError, LocalServer
 from autoglm_engine.core import Event, Request, SamplingOptions
 from autoglm_engine.engine import Engine
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner
+from autoglm_engine.runners.base import Runner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.step_cost import measure_fixed_rows
 from autoglm_engine.tally import EngineStats

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.errors import DeviceError
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.service import EngineService
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.step_watch import StepWatch

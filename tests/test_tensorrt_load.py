@@ -11,14 +11,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine import plan_reader
 from autoglm_engine.core import Adjustments, Span, StepBatch
 from autoglm_engine.errors import ArtifactError, DeviceError
-from autoglm_engine.kernel_cache import KernelCache
-from autoglm_engine.load import load_runner
+from autoglm_engine.runners.registry import load_runner
+from autoglm_engine.runners.tensorrt import plan_reader
+from autoglm_engine.runners.tensorrt.kernel_cache import KernelCache
+from autoglm_engine.runners.tensorrt.module import load_module, new_log
+from autoglm_engine.runners.tensorrt.runner import RESERVE_BYTES
 from autoglm_engine.service import warm_up
-from autoglm_engine.tensorrt_runner import RESERVE_BYTES
-from autoglm_engine.trt_module import load_module, new_log
 from contract_network import GpuBench
 from fake_tensorrt import FakeTensor, Specialisation
 

@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.runner import Limits, run_step
+from autoglm_engine.runners.base import Limits, run_step
 from autoglm_export import parity, tensorrt_linear
 from autoglm_export.bundled import resolve
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint

@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, Span, StepBatch
-from autoglm_engine.prefill_batches import PrefillBatch, batches_of, most_rows
-from autoglm_engine.trt_calls import buckets_of
+from autoglm_engine.runners.tensorrt.calls import buckets_of
+from autoglm_engine.runners.tensorrt.prefill_batches import PrefillBatch, batches_of, most_rows
 from contract_network import GpuBench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -370,12 +370,12 @@ def test_without_graphs_the_answers_are_the_same(tmp_path: Path, how: str, caplo
     bench.trt.refuses |= {"capture"} if how == "refused" else set()
     bench.trt.is_capturable = how != "not capturable"
     bench.cuda.failing = "capture" if how == "fails" else ""
-    with caplog.at_level(logging.WARNING, "autoglm_engine.trt_calls"):
+    with caplog.at_level(logging.WARNING, "autoglm_engine.runners.tensorrt.calls"):
         bench.open()
         for _ in range(2):
             np.testing.assert_array_equal(bench.step(span(3, 0, ids)), captured.step(span(3, 0, ids)))
     assert bench.cuda.count("launch") == 0
-    assert len([r for r in caplog.records if r.name == "autoglm_engine.trt_calls"]) == 1
+    assert len([r for r in caplog.records if r.name == "autoglm_engine.runners.tensorrt.calls"]) == 1
     bench.runner.close()
     assert not bench.cuda.leaks
 

@@ -17,7 +17,7 @@ from autoglm_engine.engine import Engine
 from autoglm_engine.errors import NotCached
 from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.loop import EngineLoop
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tiers import Found

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autoglm_engine.tensorrt_load import check_on
+from autoglm_engine.runners.tensorrt.load import check_on
 from checked_artifacts import add_reference
 from contract_network import GpuBench
 from fake_cuda import FakeCuda

@@ -191,7 +191,7 @@ def _loggers_as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("_loggers_as_before")
 def test_the_packages_news_and_others_warnings_are_logged(triton: FakeTriton) -> None:
     handler = log_to_triton(triton)
-    logging.getLogger("autoglm_engine.plan").info("weights stay")
+    logging.getLogger("autoglm_engine.runners.tensorrt.engine_plan").info("weights stay")
     logging.getLogger("redis.connection").info("chatter")
     logging.getLogger("redis.connection").warning("lost")
     handler.close()

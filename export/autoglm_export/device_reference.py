@@ -1,4 +1,4 @@
-"""What a GPU must compute with an engine, worked out in numpy: the reference that `autoglm_engine.device_check` compares with.
+"""What a GPU must compute with an engine, worked out in numpy: the reference that `autoglm_engine.runners.device_check.check` compares with.
 
 It is float32 on the weights that the engine holds (of 4 or 8 bits where these are what it multiplies by), from one reading of
 the weights. The tokens are not generated one by one, which would read a model of 9 billion weights 32 times: the likeliest
@@ -13,8 +13,8 @@ from pathlib import Path
 
 import numpy as np
 from autoglm_engine.core import TokenIds
-from autoglm_engine.device_pattern import KINDS, LARGEST, pattern, scaled
-from autoglm_engine.device_reference import REFERENCE_FILE, DeviceReference
+from autoglm_engine.runners.device_check.pattern import KINDS, LARGEST, pattern, scaled
+from autoglm_engine.runners.device_check.reference import REFERENCE_FILE, DeviceReference
 
 from .decoder import build_layer
 from .lowering import Progress, no_progress

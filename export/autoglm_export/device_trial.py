@@ -8,10 +8,10 @@ from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 
-from autoglm_engine.device_approval import DETAIL
 from autoglm_engine.errors import ArtifactError, WrongOnThisGpu
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.tensorrt_load import check_here
+from autoglm_engine.runners.device_check.approval import DETAIL
+from autoglm_engine.runners.tensorrt.load import check_here
 
 from .artifact import save_whole
 from .errors import ExportError

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Protocol, cast
 
 from autoglm_engine.core import TokenIds
-from autoglm_engine.load import installed_version
+from autoglm_engine.runners.registry import installed_version
 
 from .errors import ExportError, InvalidOption
 from .spec import ModelSpec

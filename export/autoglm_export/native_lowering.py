@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
-from autoglm_engine.native_program import PROGRAM_FORMAT, Buffer, Code
+from autoglm_engine.runners.native.program import PROGRAM_FORMAT, Buffer, Code
 
 from .calibration import Calibration, Centered
 from .decoder import build_decoder

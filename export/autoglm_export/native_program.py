@@ -9,7 +9,7 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.native_program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
+from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
 
 from .reproducible import kernels
 from .rounding import round_columns

@@ -17,9 +17,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Span, StepBatch, TokenIds
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner, run_step
+from autoglm_engine.runners.base import Runner, run_step
+from autoglm_engine.runners.registry import load_runner
 
 from .errors import ParityError
 from .lowering import Progress, no_progress

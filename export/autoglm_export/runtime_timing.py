@@ -18,8 +18,8 @@ from tempfile import TemporaryDirectory
 
 import numpy as np
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.load import load_runner
-from autoglm_engine.runner import Runner, run_step
+from autoglm_engine.runners.base import Runner, run_step
+from autoglm_engine.runners.registry import load_runner
 
 from .artifact import Options, describe, lower
 from .lowering import Progress

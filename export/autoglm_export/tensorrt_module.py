@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.trt_module import import_module, package_of
+from autoglm_engine.runners.tensorrt.module import import_module, package_of
 
 from .errors import ExportError
 

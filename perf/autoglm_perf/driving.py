@@ -11,9 +11,9 @@ from pathlib import Path
 from autoglm_engine.admission import AdmissionPolicy
 from autoglm_engine.core import Event, Request, StepBatch
 from autoglm_engine.engine import Engine
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Limits, Pending, Runner
+from autoglm_engine.runners.base import Limits, Pending, Runner
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 

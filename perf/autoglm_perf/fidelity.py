@@ -9,8 +9,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.registry import load_runner
 from autoglm_export.parity import teacher_forced
 from autoglm_export.parity_text import TEXTS
 from autoglm_export.reference import Reference

@@ -3,7 +3,7 @@
 Every timed step ends in a state that another way reaches, too: after decode steps all slots hold the same tokens, which one
 prefill in chunks gives the same logits of, through other kernels; and the last token of a timed prefill can be decoded. That
 these ways are right and not only alike is checked when a TensorRT artifact is loaded: against numpy, at its whole capacity,
-beside poison, and over all layers (`autoglm_engine.device_check`).
+beside poison, and over all layers (`autoglm_engine.runners.device_check.check`).
 """
 
 from __future__ import annotations

@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 from autoglm_engine.core import Span
-from autoglm_engine.prefill_batches import batches_of
-from autoglm_engine.tensor_shapes import TensorShapes
+from autoglm_engine.runners.tensorrt.prefill_batches import batches_of
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export import tensorrt_profiles as profiles
 from autoglm_export.tensorrt_lowering import DEFAULT_CANDIDATES
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 from autoglm_engine.core import Candidates, Logits, Span, StepBatch
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Limits
+from autoglm_engine.runners.base import Limits
+from autoglm_engine.runners.registry import load_runner
 from autoglm_export.artifact import Options, describe, lower
 from autoglm_export.lowering import Progress, no_progress
 from autoglm_export.spec import ModelSpec
@@ -29,7 +29,7 @@ class PendingStep(Protocol):
 
 
 class StepRunner(Protocol):
-    """What is used here of `autoglm_engine.runner.Runner`."""
+    """What is used here of `autoglm_engine.runners.base.Runner`."""
 
     @property
     def limits(self) -> Limits: ...

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runner import Runner
+from autoglm_engine.runners.base import Runner
+from autoglm_engine.runners.registry import load_runner
 
 PAST = 200
 BATCH_SIZES = (1, 4, 8, 16, 32)

@@ -17,13 +17,13 @@ from typing import Any
 import numpy as np
 import torch
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.cuda import Cuda
-from autoglm_engine.device_caches import DeviceCaches
-from autoglm_engine.device_pattern import KINDS, pattern, scaled
-from autoglm_engine.device_reference import DeviceReference
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.tensor_shapes import TensorShapes
-from autoglm_engine.tensorrt_load import open_runner
+from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.device_check.caches import DeviceCaches
+from autoglm_engine.runners.device_check.pattern import KINDS, pattern, scaled
+from autoglm_engine.runners.device_check.reference import DeviceReference
+from autoglm_engine.runners.tensorrt.load import open_runner
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.random_weights import RandomWeights
 from autoglm_export.spec import ModelSpec
 from autoglm_perf.gpu_shapes import Shape

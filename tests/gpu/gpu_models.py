@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Candidates, Logits, Span, StepBatch
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.registry import load_runner
 from autoglm_export.export import export
 from autoglm_export.reference import Reference
 

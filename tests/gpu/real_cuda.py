@@ -16,13 +16,13 @@ from typing import Any
 
 import numpy as np
 from autoglm_engine.core import Adjustments, Span
-from autoglm_engine.cuda import ALIGNMENT, Cuda
-from autoglm_engine.cuda_bindings import CudaBindings
-from autoglm_engine.device_memory import DeviceMemory, free_all
 from autoglm_engine.errors import ArtifactError, DeviceError
-from autoglm_engine.kv_cache import KeyValueCache
-from autoglm_engine.logit_state import LogitState
-from autoglm_engine.tensor_shapes import TensorShapes
+from autoglm_engine.runners.cuda.api import ALIGNMENT, Cuda
+from autoglm_engine.runners.cuda.bindings import CudaBindings
+from autoglm_engine.runners.cuda.memory import DeviceMemory, free_all
+from autoglm_engine.runners.tensorrt.kv_cache import KeyValueCache
+from autoglm_engine.runners.tensorrt.logit_state import LogitState
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 
 Part = Callable[[Cuda, DeviceMemory], None]
 SIZE = 1 << 20

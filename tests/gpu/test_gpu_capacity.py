@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from autoglm_engine.cuda_bindings import CudaBindings
 from autoglm_engine.errors import WrongOnThisGpu
-from autoglm_engine.tensorrt_load import check_here
-from autoglm_engine.trt_module import load_module
+from autoglm_engine.runners.cuda.bindings import CudaBindings
+from autoglm_engine.runners.tensorrt.load import check_here
+from autoglm_engine.runners.tensorrt.module import load_module
 from autoglm_export.errors import ExportError
 from autoglm_export.tensorrt_attention import FORMS
 from gpu.available import Available

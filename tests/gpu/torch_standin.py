@@ -22,11 +22,11 @@ from typing import Any
 import numpy as np
 import torch
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.cuda import Cuda
 from autoglm_engine.manifest import FileRecord, Manifest
-from autoglm_engine.tensor_shapes import TensorShapes
-from autoglm_engine.tensorrt_load import check_on, open_runner
-from autoglm_engine.tensorrt_runner import TensorRTRunner
+from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.tensorrt.load import check_on, open_runner
+from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
+from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.device_reference import write_reference
 from autoglm_export.random_weights import RandomWeights
 from autoglm_export.reference_ops import HeldWeights

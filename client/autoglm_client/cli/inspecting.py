@@ -77,7 +77,7 @@ def _details(details: dict[str, Any]) -> str:
 
 
 def _loaded_here(libraries: dict[str, Any]) -> str:
-    engine = needs("autoglm_engine.native_library", "serve")
+    engine = needs("autoglm_engine.runners.native.library", "serve")
     try:
         return f"this CPU loads {engine.choose_library(libraries)}"
     except needs("autoglm_engine.errors", "serve").ArtifactError as error:

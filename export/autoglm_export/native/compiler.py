@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from autoglm_engine.native_library import TARGET_VARIABLE, cpu_features
+from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
 
 from autoglm_export.errors import ExportError, InvalidOption
 

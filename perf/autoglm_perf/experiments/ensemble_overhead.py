@@ -6,8 +6,8 @@ import os
 
 import numpy as np
 from autoglm_engine.engine import Engine
-from autoglm_engine.load import load_runner
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 

@@ -12,7 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-from .load import installed_version
+from autoglm_engine.runners.registry import installed_version
+
 from .manifest import Manifest
 
 # numpy draws and sums, llguidance says what may come next, tokenizers is what stop strings are looked for in.

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 
 from .core import Request, Span, TokenIds
@@ -20,7 +21,6 @@ from .draft_policy import Offer, StepWork, allot
 from .errors import EngineError, InvalidRequest
 from .own_failures import own_failure
 from .prompt_lookup import PromptLookup
-from .runner import Limits
 from .sequence import Sequence
 from .speculation import Speculation
 

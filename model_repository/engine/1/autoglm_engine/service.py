@@ -13,6 +13,8 @@ import numpy as np
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.guided.pool import GuidePool
 from autoglm_engine.options.options import OptionRules, check_tenant
+from autoglm_engine.runners.base import Runner, run_step
+from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
@@ -27,7 +29,6 @@ from .drafting import FIXED_ROWS
 from .engine import Engine
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
-from .load import load_runner
 from .loop import EngineLoop
 from .manifest import Manifest
 from .messages import Packed, unpack_request
@@ -36,7 +37,6 @@ from .pieces import piece_text
 from .published import PublishedMetrics
 from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
-from .runner import Runner, run_step
 from .semantic import open_semantic
 from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks

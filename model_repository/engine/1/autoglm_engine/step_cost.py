@@ -8,8 +8,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoglm_engine.runners.base import Runner
+
 from .core import Span, StepBatch
-from .runner import Runner
 
 _REPEATS = 11
 _MOST_DRAFTS = 8

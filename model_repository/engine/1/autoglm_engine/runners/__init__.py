@@ -1,0 +1,1 @@
+"""What computes a step: the seam, and one package a runtime."""

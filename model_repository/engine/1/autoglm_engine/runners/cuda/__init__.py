@@ -1,0 +1,1 @@
+"""The seam to CUDA, its binding, and the memory of a runner."""

@@ -1,0 +1,1 @@
+"""The native CPU runtime: C++ libraries that an artifact carries."""

@@ -1,0 +1,212 @@
+"""Reads the native runtime's program, and checks that it fits its manifest and its weights before anything runs it.
+
+The library follows the program without a look to the left or right: a number that leads out of a buffer or of the weights
+would end the process. The fields are those of `native/program.h`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from enum import IntEnum
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+from autoglm_engine.errors import ArtifactError
+from autoglm_engine.manifest import Manifest
+
+PROGRAM_FORMAT = 3
+PANEL = 32  # columns of a matrix, and the multiple of every padded width
+LANES = 16
+_ALIGNMENT = 64
+_FLOAT, _DOUBLE = 4, 8  # bytes
+_NONE = -1
+_NUM_BUFFERS = 5
+_HEADER = (
+    "format",
+    "num_operations",
+    "num_layers",
+    "num_heads",
+    "num_kv_heads",
+    "head_size",
+    "rope_dims",
+    "rope_frequencies",
+    "norm_epsilon",
+    "quantised_width",
+)
+HEADER_FIELDS = len(_HEADER) + _NUM_BUFFERS
+OPERATION_FIELDS = 10
+_MOST_WIDTH = 1 << 26
+
+Program = npt.NDArray[np.int64]
+
+
+class Code(IntEnum):
+    EMBED = 0
+    NORM_QUANTISE = 1
+    QUANTISE = 2
+    LINEAR = 3
+    ADD_NORM = 4
+    APPEND = 5
+    ATTEND = 6
+    SELECT = 7
+
+
+class Buffer(IntEnum):
+    RESIDUAL = 0
+    PROJECTED = 1
+    ATTENDED = 2
+    HIDDEN = 3
+    LOGITS = 4
+
+
+_SWIGLU = 2
+_QUANTISED = (Buffer.RESIDUAL, Buffer.ATTENDED, Buffer.HIDDEN)
+
+
+def read_program(path: Path, manifest: Manifest, weight_bytes: int) -> Program:
+    """Raises ArtifactError, saying what does not fit. `weight_bytes`: the size of the weights file."""
+    size = path.stat().st_size
+    if size % _DOUBLE or size < HEADER_FIELDS * _DOUBLE:
+        raise ArtifactError(f"{path} has {size} bytes, which make no program; export it again")
+    program = np.fromfile(path, np.int64)
+    if misfit := next(_Check(program, manifest, weight_bytes).misfits(), None):
+        raise ArtifactError(f"{path} does not fit its artifact: {misfit}; export it again")
+    return program
+
+
+class _Check:
+    def __init__(self, program: Program, manifest: Manifest, weight_bytes: int) -> None:
+        self._program, self._manifest, self._weight_bytes = program, manifest, weight_bytes
+        self._header: dict[str, int] = dict(zip(_HEADER, program.tolist(), strict=False))
+        self._widths: list[int] = program[len(_HEADER) : HEADER_FIELDS].tolist()
+
+    def misfits(self) -> Iterator[str]:
+        """Each in a few words; a later one is looked for only where there is none before it."""
+        yield from self._header_misfits()
+        yield from self._width_misfits()
+        rows = self._program[HEADER_FIELDS:].reshape(-1, OPERATION_FIELDS).tolist()
+        for number, row in enumerate(rows):
+            for misfit in self._operation_misfits(*row):
+                yield f"operation {number} {misfit}"
+
+    def _header_misfits(self) -> Iterator[str]:
+        header, cache = self._header, self._manifest.cache
+        told = {
+            "format": PROGRAM_FORMAT,
+            "num_operations": (len(self._program) - HEADER_FIELDS) / OPERATION_FIELDS,
+            "num_layers": cache.num_layers,
+            "num_kv_heads": cache.num_kv_heads,
+            "head_size": cache.head_size,
+        }
+        for name, expected in told.items():
+            if header[name] != expected:
+                yield f"it has {name} {header[name]}, and {expected:g} is right"
+        if cache.head_size % 2:
+            yield f"its heads have {cache.head_size} numbers, and keys are kept in pairs"
+        if header["num_heads"] < 1 or header["num_heads"] % cache.num_kv_heads:
+            yield f"{header['num_heads']} heads do not share {cache.num_kv_heads} of keys"
+        if not 0 <= header["rope_dims"] <= cache.head_size or header["rope_dims"] % 2:
+            yield f"it turns {header['rope_dims']} of {cache.head_size} dimensions"
+        epsilon = float(np.int64(header["norm_epsilon"]).view(np.float64))
+        if not 0 < epsilon < 1:
+            yield f"its norms add {epsilon:g}"
+        if not self._holds(header["rope_frequencies"], header["rope_dims"] // 2 * _DOUBLE):
+            yield "its frequencies lie outside of the weights"
+
+    def _width_misfits(self) -> Iterator[str]:
+        header = self._header
+        for buffer, width in zip(Buffer, self._widths, strict=True):
+            if not 0 < width <= _MOST_WIDTH or width % PANEL:
+                yield f"rows of the buffer {buffer.name.lower()} have {width} numbers"
+        vocabulary = -(-self._manifest.vocab_size // PANEL) * PANEL
+        if self._widths[Buffer.LOGITS] != vocabulary:
+            yield f"it has {self._widths[Buffer.LOGITS]} logits, the vocabulary {self._manifest.vocab_size} tokens"
+        if header["quantised_width"] != max(self._widths[name] for name in _QUANTISED):
+            yield f"its quantised rows have {header['quantised_width']} numbers"
+
+    def _operation_misfits(
+        self,
+        code: int,
+        selected: int,
+        source: int,
+        target: int,
+        inputs: int,
+        columns: int,
+        weight: int,
+        scales: int,
+        bias: int,
+        detail: int,
+    ) -> Iterator[str]:
+        if code not in set(Code) or selected not in (0, 1) or not {source, target} <= set(Buffer):
+            yield "is none that this engine knows"
+            return
+        if Buffer.LOGITS in (source, target) and (code != Code.LINEAR or not selected or source == Buffer.LOGITS):
+            yield "works on logits of rows that have none"
+        read, written = self._widths[source], self._widths[target]
+        match Code(code):
+            case Code.EMBED:
+                vocabulary = self._widths[Buffer.LOGITS]
+                yield from self._matrix(weight, scales, _NONE, inputs, vocabulary)
+                if inputs > written:
+                    yield "is too wide for its buffer"
+            case Code.NORM_QUANTISE:
+                yield from self._quantise(read, bias, detail)
+                yield from self._norm(inputs, read, weight)
+            case Code.QUANTISE:
+                yield from self._quantise(read, bias, detail)
+                if not 0 < inputs <= read:
+                    yield f"reads {inputs} of {read} numbers"
+            case Code.LINEAR:
+                yield from self._matrix(weight, scales, bias, inputs, columns)
+                if detail not in (0, 1, _SWIGLU):
+                    yield "ends in a way that this engine does not know"
+                if (columns // 2 if detail == _SWIGLU else columns) > written:
+                    yield "is too wide for its buffer"
+            case Code.ADD_NORM:
+                yield from self._norm(inputs, min(read, written), weight)
+                if written > read:
+                    yield "adds a buffer to a wider one"
+            case Code.APPEND:
+                yield from self._heads(detail, read, self._header["num_heads"] + 2 * self._manifest.cache.num_kv_heads)
+                for norm in (weight, scales):
+                    if norm != _NONE and not self._holds(norm, self._manifest.cache.head_size * _FLOAT):
+                        yield "has a norm outside of the weights"
+            case Code.ATTEND:
+                yield from self._heads(detail, written, self._header["num_heads"])
+            case Code.SELECT:
+                return
+
+    def _matrix(self, weight: int, scales: int, bias: int, inputs: int, columns: int) -> Iterator[str]:
+        if not 0 < inputs <= self._header["quantised_width"] or inputs % PANEL:
+            yield f"multiplies rows of {inputs} numbers"
+        elif not 0 < columns <= _MOST_WIDTH or columns % PANEL:
+            yield f"has {columns} columns"
+        elif not (self._holds(weight, inputs * columns) and self._holds(scales, columns * _FLOAT)):
+            yield "has a matrix outside of the weights"
+        elif bias != _NONE and not self._holds(bias, columns * _FLOAT):
+            yield "has a bias outside of the weights"
+
+    def _quantise(self, width: int, shift: int, block: int) -> Iterator[str]:
+        if width > self._header["quantised_width"]:
+            yield "is too wide for the quantised rows"
+        if block < 1 or (width // LANES) % block or block & (block - 1):
+            yield f"mixes blocks of {block} vectors"
+        if shift != _NONE and not self._holds(shift, width * _FLOAT):
+            yield "has a shift outside of the weights"
+
+    def _norm(self, size: int, width: int, weight: int) -> Iterator[str]:
+        if not 0 < size <= width:
+            yield f"norms {size} of {width} numbers"
+        if not self._holds(weight, width * _FLOAT):
+            yield "has a norm outside of the weights"
+
+    def _heads(self, layer: int, width: int, heads: int) -> Iterator[str]:
+        if not 0 <= layer < self._header["num_layers"]:
+            yield f"works on layer {layer} of {self._header['num_layers']}"
+        if heads * self._header["head_size"] > width:
+            yield f"has {heads} heads, too many for its buffer"
+
+    def _holds(self, offset: int, size: int) -> bool:
+        return offset >= 0 and offset % _ALIGNMENT == 0 and offset + size <= self._weight_bytes

@@ -1,0 +1,141 @@
+"""Whether an artifact of the runtimes "tensorrt" and "tensorrt-rtx" can run on this machine's GPU, and its runner."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from autoglm_engine.errors import ArtifactError, DeviceError, WrongOnThisGpu
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.base import Limits
+from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.cuda.bindings import CudaBindings
+from autoglm_engine.runners.cuda.memory import free_all
+from autoglm_engine.runners.device_check.approval import approve, examined, record_of, refusal
+
+from .calls import graphs_of
+from .engine_plan import Plan
+from .kernel_cache import KernelCache
+from .module import load_module
+from .runner import TensorRTRunner
+from .shapes import TensorShapes
+
+_FLOAT = 4  # bytes
+Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
+_STEP_TOKENS = 2048  # some 40 ms of an H200's arithmetic (18.8 GFLOP a token of GLM-4-9B at 989 TFLOP/s)
+_GRAPH_BYTES = 16 << 20  # that a decode graph and its context may take
+_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
+
+
+def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:
+    """The CPU's threads are of no use to it. Raises ArtifactError with one sentence where the artifact cannot run here."""
+    if missing := [key for key in _KEYS if key not in manifest.runtime_details]:
+        raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
+    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
+    return open_runner(folder, manifest, trt, CudaBindings())
+
+
+def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
+    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep of
+    it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
+    if "reference" not in manifest.runtime_details:
+        raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
+    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
+    return check_on(folder, manifest, trt, CudaBindings())
+
+
+def check_on(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, environ: Mapping[str, str] = os.environ
+) -> dict[str, Any]:
+    """See `check_here`; the rest as for `open_runner`."""
+    record: dict[str, Any] = {}
+
+    def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
+        report = examined(folder, manifest, runner, cuda)
+        if report.failure is not None:
+            raise WrongOnThisGpu(refusal(report.failure, manifest, cuda.device))
+        record.update(record_of(report, manifest, cuda.device))
+
+    open_runner(folder, manifest, trt, cuda, environ, approve=examine).close()
+    return record
+
+
+def open_runner(
+    folder: Path,
+    manifest: Manifest,
+    trt: Any,
+    cuda: Cuda,
+    environ: Mapping[str, str] = os.environ,
+    *,
+    approve: Approve = approve,
+) -> TensorRTRunner:
+    """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a failure
+    to make one. `approve` raises ArtifactError where this GPU must not serve."""
+    cleanup = ExitStack()
+    cleanup.callback(cuda.close)
+    try:
+        _check_gpu(cuda, manifest)
+        kernels = KernelCache(_kernels_key(cuda, manifest), environ)
+        runner = _open(folder, manifest, trt, cuda, cleanup, kernels)
+        approve(folder, manifest, runner, cuda)
+        return runner
+    except DeviceError as error:
+        free_all(cuda, cleanup)
+        raise ArtifactError(_why_not(error, manifest)) from error
+    except BaseException:
+        free_all(cuda, cleanup)
+        raise
+
+
+def _open(
+    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, cleanup: ExitStack, kernels: KernelCache
+) -> TensorRTRunner:
+    details = manifest.runtime_details
+    shapes = TensorShapes.of(manifest)
+    plan = Plan(trt, cuda, folder / details["engine"], shapes, kernels)
+    cleanup.callback(plan.close)
+    cleanup.callback(plan.keep_kernels)
+    if details["weight_streaming"]:
+        plan.stream_weights(_slot_bytes(shapes) + len(graphs_of(shapes)) * _GRAPH_BYTES)
+    limits = Limits(
+        num_slots=manifest.num_slots,
+        max_length=manifest.max_length,
+        prefill_chunk=manifest.prefill_chunk,
+        vocab_size=manifest.vocab_size,
+        num_candidates=shapes.num_candidates,
+        step_tokens=_STEP_TOKENS,
+        on_gpu=True,
+    )
+    return TensorRTRunner(plan, cuda, shapes, limits, cleanup)
+
+
+def _slot_bytes(shapes: TensorShapes) -> int:
+    """What all slots need on the device: keys and values, and a row each of logits, factors and offsets."""
+    keys_and_values = len(shapes.cache_names) * shapes.bytes_per_slot
+    return shapes.num_slots * (keys_and_values + 3 * shapes.vocab_size * _FLOAT)
+
+
+def _kernels_key(cuda: Cuda, manifest: Manifest) -> str:
+    plan = manifest.files[manifest.runtime_details["engine"]]
+    return f"{plan.sha256} {manifest.runtime_version} {cuda.compute_capability}"
+
+
+def _check_gpu(cuda: Cuda, manifest: Manifest) -> None:
+    targets, actual = manifest.runtime_details["compute_capabilities"], cuda.compute_capability
+    if targets and actual not in targets:
+        raise ArtifactError(
+            f"the artifact was built for GPUs of compute capability {', '.join(targets)}, this machine's has {actual}; "
+            "export it again"
+        )
+
+
+def _why_not(error: DeviceError, manifest: Manifest) -> str:
+    if not error.is_out_of_memory:
+        return str(error)
+    return (
+        f"there is not enough GPU memory for {manifest.num_slots} slots of {manifest.max_length} tokens beside the "
+        f"weights ({error}); export it with fewer or shorter slots"
+    )
