@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch, TokenLogprobs
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.sampling import Sampled
+from autoglm_engine.sampling.sampler import Sampled
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 

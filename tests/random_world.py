@@ -22,7 +22,7 @@ from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueF
 from autoglm_engine.guided.grammar import Guide, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.sampling import TokenSampler
+from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs

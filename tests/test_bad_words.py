@@ -7,8 +7,8 @@ import pytest
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.bad_words import BadWords, check_words, word_tokens
-from autoglm_engine.penalties import Penalties
-from autoglm_engine.sampling import TokenSampler
+from autoglm_engine.sampling.penalties import Penalties
+from autoglm_engine.sampling.sampler import TokenSampler
 from hypothesis import given
 from hypothesis import strategies as st
 

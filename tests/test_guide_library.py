@@ -9,12 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.candidates import at_least, most_likely
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.guided.presets import OPEN_AUTOGLM, with_marks
-from autoglm_engine.sampling import TokenSampler
+from autoglm_engine.sampling.row_ops import at_least, most_likely
+from autoglm_engine.sampling.sampler import TokenSampler
 from llguidance import LLTokenizer
 from test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
 

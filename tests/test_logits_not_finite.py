@@ -12,7 +12,7 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Candidates, SamplingOptions
 from autoglm_engine.guided.grammar import Guides
-from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
+from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from fakes import assert_same, rank
 from llguidance import LLTokenizer
 from tiny_models import VOCAB_SIZE, write_tokenizer

@@ -7,10 +7,10 @@ from collections import Counter
 import numpy as np
 import numpy.typing as npt
 import pytest
-from autoglm_engine.candidates import NUM_LIKELIEST, draw_from_all, large_nucleus, most_likely
 from autoglm_engine.core import SamplingOptions
-from autoglm_engine.logprobs import logprobs_of
-from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
+from autoglm_engine.sampling.logprobs import logprobs_of
+from autoglm_engine.sampling.row_ops import NUM_LIKELIEST, draw_from_all, large_nucleus, most_likely
+from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 

@@ -14,7 +14,7 @@ CHUNK = 8
 
 
 def make_sequence(scheduler: Scheduler, waiting: Waiting, allocation: Allocation) -> Sequence:
-    from autoglm_engine.sampling import TokenSampler
+    from autoglm_engine.sampling.sampler import TokenSampler
     from autoglm_engine.tokenizer.output import Output
 
     prompt = waiting.request.prompt_ids

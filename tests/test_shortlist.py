@@ -10,8 +10,8 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
 from autoglm_engine.guided.grammar import AskedGuide, GuideState
-from autoglm_engine.sampling import Sampled, TokenSampler, sample_batch
-from autoglm_engine.shortlist import Shortlist
+from autoglm_engine.sampling.candidates import Shortlist
+from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from fakes import assert_same, rank
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from autoglm_engine.runners.base import Pending, Runner
+from autoglm_engine.sampling.sampler import Sampled, TokenSampler
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.output import Output
@@ -35,7 +36,6 @@ from .gate import AlwaysOpen, StreamGate
 from .inbox import Inbox
 from .metrics import Metrics, NoMetrics
 from .own_failures import own_failure
-from .sampling import Sampled, TokenSampler
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence, Taken, Waiting
 from .slots import Allocation, SlotTable

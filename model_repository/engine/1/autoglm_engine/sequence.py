@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.tokenizer.output import Output
 
 from .core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
 from .errors import EngineError
-from .sampling import TokenSampler
 from .speculation import Speculation
 
 

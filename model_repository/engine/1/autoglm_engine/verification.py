@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autoglm_engine.sampling.sampler import Sampled, sample_alone, sample_batch
+
 from .core import Candidates, Logits
-from .sampling import Sampled, sample_alone, sample_batch
 from .scheduler import Plan
 from .sequence import Sequence
 

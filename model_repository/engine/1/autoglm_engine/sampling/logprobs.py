@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from .candidates import Row, most_likely, total_weight
-from .core import TokenLogprobs
-from .shortlist import Shortlist
+from autoglm_engine.core import TokenLogprobs
+
+from .candidates import Shortlist
+from .row_ops import Row, most_likely, total_weight
 
 
 def logprobs_of(logits: Row, token_id: int, num_top: int) -> TokenLogprobs | None:

@@ -20,9 +20,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
+from autoglm_engine.errors import EngineError
 from autoglm_engine.guided.grammar import AskedGuide, GuideState
+from autoglm_engine.own_failures import own_failure
 
-from .candidates import (
+from .candidates import Shortlist, drawn_candidates, most_likely_candidates
+from .logprobs import listed_logprobs, logprobs_of
+from .penalties import Penalties
+from .row_ops import (
     NUM_LIKELIEST,
     Ids,
     Row,
@@ -35,12 +41,6 @@ from .candidates import (
     softmax_weights,
     total_weight,
 )
-from .core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
-from .errors import EngineError
-from .logprobs import listed_logprobs, logprobs_of
-from .own_failures import own_failure
-from .penalties import Penalties
-from .shortlist import Shortlist, drawn_candidates, most_likely_candidates
 
 _NUM_TRIED = 32  # most likely tokens, before a guide says of every token whether it is allowed
 _GREEDY_BELOW = 1e-5  # a lower temperature is the argmax, and would overflow

@@ -15,8 +15,9 @@ from dataclasses import dataclass, replace
 import numpy as np
 import numpy.typing as npt
 
-from .candidates import NUM_LIKELIEST, Ids, Row, min_p_threshold, softmax_weights
-from .core import Candidates, SamplingOptions
+from autoglm_engine.core import Candidates, SamplingOptions
+
+from .row_ops import NUM_LIKELIEST, Ids, Row, min_p_threshold, softmax_weights
 
 _SUM_ERROR = 2e-5  # of the device's sum over the vocabulary, relative
 _VALUE_ERROR = 4 * 2.0**-23  # of the exponents' float32, relative

@@ -13,10 +13,10 @@ from collections.abc import Iterable
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.core import SamplingOptions, TokenIds
 from autoglm_engine.options.bad_words import BadWords
 
-from .candidates import Row
-from .core import SamplingOptions, TokenIds
+from .row_ops import Row
 
 _SMALLEST = np.finfo(np.float32).tiny  # that every device divides by
 _LARGEST = np.finfo(np.float32).max
