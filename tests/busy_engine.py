@@ -15,7 +15,7 @@ import numpy as np
 from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.board_file import Board
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError
 from autoglm_engine.messages import Packed, unpack_event
 from autoglm_engine.metrics import MetricSpec

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings

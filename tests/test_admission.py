@@ -7,17 +7,17 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pytest
-from autoglm_engine.admission import AdmissionPolicy, Fifo, Static, make_policy
-from autoglm_engine.admission_features import FeaturePolicy
 from autoglm_engine.core import Request
+from autoglm_engine.engine.admission import AdmissionPolicy, Fifo, Static, make_policy
+from autoglm_engine.engine.admission_features import FeaturePolicy
+from autoglm_engine.engine.prefix_index import BLOCK
+from autoglm_engine.engine.priorities import ByPriority
+from autoglm_engine.engine.scheduler import Plan, Scheduler
+from autoglm_engine.engine.sequence import Sequence, Waiting
+from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.guided.grammar import GuideState
-from autoglm_engine.prefix_index import BLOCK
-from autoglm_engine.priorities import ByPriority
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.scheduler import Plan, Scheduler
-from autoglm_engine.sequence import Sequence, Waiting
 from autoglm_engine.settings.model import POLICIES, EngineSettings
-from autoglm_engine.slots import Allocation, SlotTable
 from engine_bench import END, VOCAB, Bench
 from fakes import answers, expected_greedy, request
 from hypothesis import given, settings

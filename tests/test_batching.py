@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from artifacts import with_limits
 from autoglm_engine.core import Request, SamplingOptions
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from autoglm_engine.draft_policy import Acceptance, Offer, StepWork, allot
-from autoglm_engine.step_cost import fixed_rows
+from autoglm_engine.engine.speculation.policy import Acceptance, Offer, StepWork, allot
+from autoglm_engine.engine.speculation.step_cost import fixed_rows
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 from autoglm_engine.core import FinishReason, Logits, Request, StepBatch, Usage
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError, InvalidRequest, QueueFull, ShuttingDown
 from autoglm_engine.metrics import (
     E2E_REQUEST_LATENCY,

@@ -10,17 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from autoglm_engine.background import BackgroundRuns
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.background import BackgroundRuns
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.loop import EngineLoop
+from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guided import compiler as guide_library
 from autoglm_engine.guided.compiler import TokenBits
 from autoglm_engine.guided.grammar import Guide, Guides
 from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
-from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.tally import EngineStats
 from engine_bench import END, LETTERS, TEXT, VOCAB, Bench
 from fakes import FakeClock, FakeRunner, answers, expected_greedy, request
 from llguidance import LLMatcher, LLTokenizer

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Event, Logits, Span, StepBatch
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits, Runner, run_step
 from autoglm_engine.runners.tensorrt.logit_state import MOST_SINGLE_WRITES
 from autoglm_engine.settings.model import EngineSettings

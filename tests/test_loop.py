@@ -9,9 +9,9 @@ from contextlib import contextmanager
 
 import pytest
 from autoglm_engine.core import Event, FinishReason, StepBatch
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import DeviceError, ShuttingDown, Unavailable
-from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runners.base import Limits
 from fakes import FakeRunner, answers, expected_greedy, letters_text, request
 

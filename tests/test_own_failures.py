@@ -10,12 +10,12 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request
+from autoglm_engine.engine.sequence import Sequence as Running
+from autoglm_engine.engine.speculation.prompt_lookup import PromptLookup
 from autoglm_engine.errors import EngineError
-from autoglm_engine.prompt_lookup import PromptLookup
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.penalties import Penalties
 from autoglm_engine.sampling.sampler import TokenSampler
-from autoglm_engine.sequence import Sequence as Running
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.output import Output
 from autoglm_engine.tokenizer.stop_strings import StopMatcher

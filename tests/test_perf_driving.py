@@ -7,8 +7,8 @@ from collections import deque
 import numpy as np
 import pytest
 from autoglm_engine.core import Request, SamplingOptions
+from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.sequence import Waiting
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_perf.driving import Arrival, Model
 from autoglm_perf.experiments.static_batching import lengths, longest_of_batches

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits
 from autoglm_perf import markdown, page
 from autoglm_perf.arms import LATENCY, REQUESTS, RequestsFailed, arm, figures

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from autoglm_engine.core import TokenIds
-from autoglm_engine.prefix_index import BLOCK, PrefixIndex, chain_of, extend, num_common
-from autoglm_engine.slots import SlotTable
+from autoglm_engine.engine.prefix_index import BLOCK, PrefixIndex, chain_of, extend, num_common
+from autoglm_engine.engine.slots import SlotTable
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule

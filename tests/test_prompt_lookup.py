@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autoglm_engine.prompt_lookup import PromptLookup
+from autoglm_engine.engine.speculation.prompt_lookup import PromptLookup
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from autoglm_engine.engine.scheduler import Plan, Scheduler
+from autoglm_engine.engine.sequence import Sequence, Waiting
+from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.scheduler import Plan, Scheduler
-from autoglm_engine.sequence import Sequence, Waiting
-from autoglm_engine.slots import Allocation, SlotTable
 from fakes import letters_text, request
 
 CHUNK = 8

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_engine.background import BackgroundRuns
 from autoglm_engine.core import (
     CacheHit,
     CacheUse,
@@ -24,6 +23,8 @@ from autoglm_engine.core import (
     Stages,
     Usage,
 )
+from autoglm_engine.engine.background import BackgroundRuns
+from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
 from autoglm_engine.semantic import open_semantic
@@ -32,7 +33,6 @@ from autoglm_engine.semantic_checks import LEAST_CHECKS, SemanticChecks
 from autoglm_engine.semantic_entries import SemanticEntries
 from autoglm_engine.semantic_guards import may_mean_the_same, refusals
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.tally import EngineStats
 from autoglm_engine.tiers import Found, Missed
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
 from autoglm_engine.vector_index import Vector, VectorIndex

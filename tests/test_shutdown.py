@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from autoglm_engine import service as service_module
 from autoglm_engine.core import Event, StepBatch
-from autoglm_engine.engine import Engine
-from autoglm_engine.loop import EngineLoop
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.replies import _Entry
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.service import EngineService

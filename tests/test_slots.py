@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from autoglm_engine.engine.slots import Allocation, Copy, SlotTable
 from autoglm_engine.errors import EngineError
-from autoglm_engine.slots import Allocation, Copy, SlotTable
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from autoglm_client import Client, InvalidRequestError, LocalServer
 from autoglm_engine.core import Event, Request, SamplingOptions
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
+from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.step_cost import measure_fixed_rows
-from autoglm_engine.tally import EngineStats
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_perf.copying import COPYING, FREE, chats

@@ -9,7 +9,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Request, SamplingOptions, Span, StepBatch
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint import Checkpoint, open_checkpoint

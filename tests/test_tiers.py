@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import NotCached
 from autoglm_engine.flight_gate import FlightGate
-from autoglm_engine.loop import EngineLoop
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.sharing import SharingEngine

@@ -59,7 +59,7 @@ def logger_of(handler: logging.Handler) -> logging.Logger:
 
 
 def record(message: str, *args: object, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("autoglm_engine.engine", logging.ERROR, __file__, 1, message, args, None)
+    made = logging.LogRecord("autoglm_engine.engine.engine", logging.ERROR, __file__, 1, message, args, None)
     vars(made).update(extra)
     return made
 

@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from autoglm_engine.admission import AdmissionPolicy
 from autoglm_engine.core import Event, Request, StepBatch
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.admission import AdmissionPolicy
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Limits, Pending, Runner
 from autoglm_engine.runners.registry import load_runner

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 from autoglm_engine.core import Request, SamplingOptions, TokenIds
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 
 from .measures import RequestTiming
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 from gpu.available import Available

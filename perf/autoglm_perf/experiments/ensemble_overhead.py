@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 import numpy as np
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.tokenizer.incremental import TokenText

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from autoglm_engine.core import Logits, StepBatch
-from autoglm_engine.engine import Engine
+from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_engine.tokenizer.incremental import TokenText
 

@@ -9,10 +9,10 @@ from collections.abc import Callable, Sequence
 from itertools import islice
 
 import numpy as np
-from autoglm_engine.admission import AdmissionPolicy, Fifo
 from autoglm_engine.core import Request, SamplingOptions
-from autoglm_engine.sequence import Sequence as Running
-from autoglm_engine.sequence import Waiting
+from autoglm_engine.engine.admission import AdmissionPolicy, Fifo
+from autoglm_engine.engine.sequence import Sequence as Running
+from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.settings.model import EngineSettings
 
 from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS

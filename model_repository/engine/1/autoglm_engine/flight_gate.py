@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from autoglm_engine.engine.gate import AlwaysOpen, StreamGate
+
 from .flights import Flight
-from .gate import AlwaysOpen, StreamGate
 
 
 class FlightGate:

@@ -10,6 +10,12 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.engine.background import BackgroundRuns
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.loop import EngineLoop
+from autoglm_engine.engine.speculation.drafter import FIXED_ROWS
+from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
+from autoglm_engine.engine.step_watch import StepWatch
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.guided.pool import GuidePool
 from autoglm_engine.options.options import OptionRules, check_tenant
@@ -22,14 +28,10 @@ from autoglm_engine.tokenizer.tool_format import UNKNOWN, call_tokens
 
 from .acks import AckBoard, AckGate, cells_for
 from .answer_digest import answer_digest
-from .background import BackgroundRuns
 from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
-from .drafting import FIXED_ROWS
-from .engine import Engine
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .flight_gate import FlightGate
-from .loop import EngineLoop
 from .manifest import Manifest
 from .messages import Packed, unpack_request
 from .passed_cancels import PassedCancels
@@ -42,8 +44,6 @@ from .semantic_cache import Embed
 from .semantic_checks import SemanticChecks
 from .server_identity import ServerIdentity
 from .sharing import SharingEngine
-from .step_cost import measure_fixed_rows
-from .step_watch import StepWatch
 from .tiers import Tier
 from .vanished import VanishedWatch
 

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
+from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.request_metrics import count_ended
+from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.daemon_threads import DaemonThreads
 from autoglm_engine.tokenizer.incremental import TokenText
 
 from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
-from .engine import Engine
 from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
 from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
@@ -27,9 +29,7 @@ from .kept_reader import KeptReader
 from .lookups import Lookups
 from .metrics import CACHE_COALESCED, Metrics, NoMetrics
 from .own_failures import own_failure
-from .request_metrics import count_ended
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
-from .tally import EngineStats
 from .tiers import Found, Tier
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)

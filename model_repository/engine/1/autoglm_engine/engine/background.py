@@ -9,9 +9,10 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
-from .core import CacheUse, Event, Request
-from .errors import EngineError
-from .tally import EngineStats
+from autoglm_engine.core import CacheUse, Event, Request
+from autoglm_engine.errors import EngineError
+
+from .stats import EngineStats
 
 _POLL_SECONDS = 0.02
 

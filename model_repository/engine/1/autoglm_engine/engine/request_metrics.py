@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from .core import Event
-from .metrics import (
+from autoglm_engine.core import Event
+from autoglm_engine.metrics import (
     E2E_REQUEST_LATENCY,
     REQUEST_GENERATION_TOKENS,
     REQUEST_PROMPT_TOKENS,

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from autoglm_engine.core import Request
 from autoglm_engine.settings.model import EngineSettings
 
-from .core import Request
 from .gate import StreamGate
 from .sequence import Sequence, Waiting
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from .core import Event
-from .metrics import (
+from autoglm_engine.core import Event
+from autoglm_engine.metrics import (
     DRAFTS_ACCEPTED,
     INTER_TOKEN_LATENCY,
     KV_CACHE_USAGE,
@@ -20,6 +20,7 @@ from .metrics import (
     WAITING,
     Metrics,
 )
+
 from .request_metrics import count_ended
 from .scheduler import Scheduler
 from .sequence import Sequence

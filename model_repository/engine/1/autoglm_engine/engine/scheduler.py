@@ -14,13 +14,13 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from autoglm_engine.core import Span, StepBatch
+from autoglm_engine.engine.speculation.drafter import Drafter
+from autoglm_engine.errors import EngineError
+from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Limits
 
 from .admission import AdmissionPolicy, Fifo
-from .core import Span, StepBatch
-from .drafting import Drafter
-from .errors import EngineError
-from .own_failures import own_failure
 from .sequence import Sequence, Waiting
 from .slots import Allocation, Copy, SlotTable
 

@@ -5,13 +5,14 @@ What a request's own text raises on the way ends that request (`own_failures`), 
 
 from __future__ import annotations
 
-from .core import Event, FinishReason, Stages, Usage
-from .errors import EngineError
-from .inbox import Inbox
-from .own_failures import own_failure
+from autoglm_engine.core import Event, FinishReason, Stages, Usage
+from autoglm_engine.errors import EngineError
+from autoglm_engine.own_failures import own_failure
+
+from .request_queue import Inbox
 from .scheduler import Scheduler
 from .sequence import Sequence, Taken, Waiting
-from .tally import Tally
+from .stats import Tally
 
 
 class Answers:

@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autoglm_engine.core import Candidates, Logits
+from autoglm_engine.engine.scheduler import Plan
+from autoglm_engine.engine.sequence import Sequence
 from autoglm_engine.sampling.sampler import Sampled, sample_alone, sample_batch
-
-from .core import Candidates, Logits
-from .scheduler import Plan
-from .sequence import Sequence
 
 
 @dataclass(frozen=True, slots=True)

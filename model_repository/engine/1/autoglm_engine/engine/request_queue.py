@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Iterable
 
-from .core import Request
-from .errors import InvalidRequest, QueueFull, ShuttingDown
+from autoglm_engine.core import Request
+from autoglm_engine.errors import InvalidRequest, QueueFull, ShuttingDown
+
 from .sequence import Waiting
 
 

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
-from .core import Event, Request
-from .errors import EngineError, ShuttingDown
+from autoglm_engine.core import Event, Request
+from autoglm_engine.errors import EngineError, ShuttingDown
 
 _log = logging.getLogger(__name__)
 _LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last answers

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .core import TokenIds
-from .errors import EngineError
+from autoglm_engine.core import TokenIds
+from autoglm_engine.errors import EngineError
 
 _MIN_COPY = 16  # tokens; fewer are computed again as fast as they are copied
 _BLOCK = 256  # tokens compared at a time, so that a long slot costs little when its beginning differs

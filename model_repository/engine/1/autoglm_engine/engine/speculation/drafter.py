@@ -13,16 +13,16 @@ from dataclasses import replace
 
 import numpy as np
 
+from autoglm_engine.core import Request, Span, TokenIds
+from autoglm_engine.engine.sequence import Sequence
+from autoglm_engine.errors import EngineError, InvalidRequest
+from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 
-from .core import Request, Span, TokenIds
-from .draft_policy import Offer, StepWork, allot
-from .errors import EngineError, InvalidRequest
-from .own_failures import own_failure
+from .counts import Speculation
+from .policy import Offer, StepWork, allot
 from .prompt_lookup import PromptLookup
-from .sequence import Sequence
-from .speculation import Speculation
 
 _log = logging.getLogger(__name__)
 _CANNOT = "the artifact's runtime gives the logits of one token of a sequence at a time"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from itertools import islice
 from weakref import WeakKeyDictionary
 
+from autoglm_engine.core import Request
 from autoglm_engine.settings.model import EngineSettings
 
-from .core import Request
 from .prefix_index import BLOCK, Chain, PrefixIndex, chain_of
 from .sequence import Sequence, Waiting
 from .slots import SlotTable

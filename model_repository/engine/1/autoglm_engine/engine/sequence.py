@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from autoglm_engine.core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
+from autoglm_engine.engine.speculation.counts import Speculation
+from autoglm_engine.errors import EngineError
 from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.tokenizer.output import Output
-
-from .core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
-from .errors import EngineError
-from .speculation import Speculation
 
 
 class _Referable:

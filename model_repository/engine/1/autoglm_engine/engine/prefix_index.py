@@ -11,7 +11,8 @@ from collections.abc import Container
 
 import numpy as np
 
-from .core import TokenIds
+from autoglm_engine.core import TokenIds
+
 from .slots import SlotTable
 
 BLOCK = 16  # tokens; fewer in common are not worth a choice

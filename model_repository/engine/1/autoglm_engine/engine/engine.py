@@ -21,6 +21,12 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain, islice
 
+from autoglm_engine.core import Event, FinishReason, Request
+from autoglm_engine.engine.speculation.drafter import FIXED_ROWS, Drafter
+from autoglm_engine.engine.speculation.verifier import Choices, choose
+from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
+from autoglm_engine.metrics import Metrics, NoMetrics
+from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Pending, Runner
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler
 from autoglm_engine.settings.model import EngineSettings
@@ -28,20 +34,14 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
-from .answers import Answers
-from .core import Event, FinishReason, Request
-from .drafting import FIXED_ROWS, Drafter
-from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from .gate import AlwaysOpen, StreamGate
-from .inbox import Inbox
-from .metrics import Metrics, NoMetrics
-from .own_failures import own_failure
+from .output_processor import Answers
+from .request_queue import Inbox
 from .scheduler import Plan, Scheduler
 from .sequence import Sequence, Taken, Waiting
 from .slots import Allocation, SlotTable
-from .streams import StreamPacer
-from .tally import EngineStats, Tally
-from .verification import Choices, choose
+from .stats import EngineStats, Tally
+from .stream_pacer import StreamPacer
 
 _log = logging.getLogger(__name__)
 _GATHERING_SECONDS = 0.001  # between two looks at requests that wait for company

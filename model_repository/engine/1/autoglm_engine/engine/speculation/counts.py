@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .draft_policy import Acceptance
+from .policy import Acceptance
 from .prompt_lookup import PromptLookup
 
 FORCED_ACCEPTANCE = 0.97  # the sampler may spell what is forced with other tokens than the tokenizer would

@@ -9,7 +9,7 @@ from itertools import islice
 
 import numpy as np
 
-from .core import TokenIds
+from autoglm_engine.core import TokenIds
 
 _SHORTEST = 2  # one token alone is followed by too many things
 

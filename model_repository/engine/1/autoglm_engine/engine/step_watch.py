@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from autoglm_engine.errors import DeviceError
 from autoglm_engine.system.periodic import Periodic
-
-from .errors import DeviceError
 
 _POLL_SECONDS = 0.5
 

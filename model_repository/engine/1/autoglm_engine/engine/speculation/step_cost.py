@@ -8,9 +8,8 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Runner
-
-from .core import Span, StepBatch
 
 _REPEATS = 11
 _MOST_DRAFTS = 8

@@ -1,0 +1,1 @@
+"""The engine: requests, slots, the scheduler and the loop that steps."""
