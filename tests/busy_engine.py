@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 from autoglm_engine.acks import AckBoard, AckGate
 from autoglm_engine.board_file import Board
+from autoglm_engine.cache.coalescing import FlightGate, SharingEngine
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError
@@ -24,7 +25,6 @@ from autoglm_engine.replies import Replies
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.seal import Kind
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.sharing import FlightGate, SharingEngine
 from autoglm_engine.tokenizer.incremental import TokenText
 from fakes import FakeClock, letters_text
 

@@ -17,13 +17,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_engine.cache.coalescing import SharingEngine
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, StepBatch
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
 from autoglm_engine.guided.grammar import Guide, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.sampler import TokenSampler
-from autoglm_engine.sharing import SharingEngine
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
 from fakes import EMPTY, Answer, FakeClock, answers

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine import answer_digest as answers
-from autoglm_engine import fingerprint as keys
+from autoglm_engine.cache import answer_digest as answers
+from autoglm_engine.cache import fingerprint as keys
 from autoglm_engine.core import Question, Request, SamplingOptions
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 

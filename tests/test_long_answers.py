@@ -8,12 +8,19 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from autoglm_engine import response_cache
+from autoglm_engine.cache import response_cache
+from autoglm_engine.cache.response_cache import (
+    MOST_AT_ONCE,
+    ResponseCache,
+    num_values,
+    pack_entry,
+    read_entry,
+    with_body,
+)
+from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
 from autoglm_engine.errors import NotCached
 from autoglm_engine.messages import Ack, pack_body, pack_event, unpack_event
-from autoglm_engine.response_cache import MOST_AT_ONCE, ResponseCache, num_values, pack_entry, read_entry, with_body
-from autoglm_engine.tiers import Found
 from engine_bench import Bench
 from fakes import FakeClock, request
 from small_service import until
@@ -163,7 +170,7 @@ def test_what_is_lost_meanwhile_is_computed_anew(
             assert read.wait(60)
             return read_entry(*arguments)
 
-        monkeypatch.setattr("autoglm_engine.sharing.read_entry", slow)
+        monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", slow)
         submit(bench, replace(ask("again"), cache=use))
         assert begun.wait(60)
         bench.engine.flush()  # type: ignore[attr-defined]

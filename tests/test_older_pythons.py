@@ -15,7 +15,7 @@ import pytest
 import pythons
 from artifacts import ROOT
 from autoglm_client import time_limit
-from autoglm_engine import redis_tier
+from autoglm_engine.cache.redis import tier as redis_tier
 from autoglm_engine.manifest import FileRecord
 from packaging.requirements import Requirement
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 from autoglm_client.cli import app
+from autoglm_engine.cache.redis.entry import Damaged, RedisEntry, age_of, pack_entry, unpack_entry
+from autoglm_engine.cache.redis.epochs import Generations, Sight, new_generation
+from autoglm_engine.cache.redis.write_queue import Write, WriteQueue
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.generations import Generations, Sight, new_generation
-from autoglm_engine.redis_entry import Damaged, RedisEntry, age_of, pack_entry, unpack_entry
 from autoglm_engine.settings.file import as_toml, parse_text, read_settings
 from autoglm_engine.settings.model import ServingSettings
 from autoglm_engine.settings.redis_url import check_redis_url, shown_redis_url
-from autoglm_engine.write_queue import Write, WriteQueue
 from conftest import MODEL_REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st

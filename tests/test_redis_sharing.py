@@ -9,11 +9,11 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 
 import pytest
+from autoglm_engine.cache.redis.loading import load_redis_tier
+from autoglm_engine.cache.redis.tier import RedisTier
 from autoglm_engine.core import CacheHit, CacheUse, Request
 from autoglm_engine.errors import InvalidRequest, NotCached
 from autoglm_engine.metrics import MemoryMetrics
-from autoglm_engine.redis_loading import load_redis_tier
-from autoglm_engine.redis_tier import RedisTier
 from autoglm_engine.settings.model import EngineSettings
 from engine_bench import Bench
 from fakes import answers, request
@@ -200,7 +200,7 @@ def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: 
 def test_without_an_address_or_a_cache_there_is_no_tier_and_without_the_client_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
     for chosen in (EngineSettings(cache_mode="exact"), EngineSettings(cache_mode="off", redis_url="redis://cache")):
         assert load_redis_tier(chosen, MemoryMetrics(), lambda: None) is None
-    for name in [name for name in sys.modules if name.startswith("autoglm_engine.redis_")]:
+    for name in [name for name in sys.modules if name.startswith("autoglm_engine.cache.redis.")]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "redis", None)
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)

@@ -18,14 +18,16 @@ from typing import Any
 import pytest
 import redis
 from autoglm_client.ports import free_ports
-from autoglm_engine import redis_commands, redis_keeper, redis_tier
+from autoglm_engine.cache.redis import commands as redis_commands
+from autoglm_engine.cache.redis import connection as redis_keeper
+from autoglm_engine.cache.redis import tier as redis_tier
+from autoglm_engine.cache.redis.commands import RedisCommands, Reply
+from autoglm_engine.cache.redis.entry import MAX_VALUE_BYTES
+from autoglm_engine.cache.redis.tier import RedisTier
+from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
-from autoglm_engine.redis_commands import RedisCommands, Reply
-from autoglm_engine.redis_entry import MAX_VALUE_BYTES
-from autoglm_engine.redis_tier import RedisTier
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.tiers import Found
 from fakes import request
 from real_redis import Proxy, RedisServer, proxied, running_redis
 

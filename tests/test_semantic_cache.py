@@ -12,6 +12,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from autoglm_engine.cache.semantic.cache import SemanticCache
+from autoglm_engine.cache.semantic.entries import SemanticEntries
+from autoglm_engine.cache.semantic.guards import may_mean_the_same, refusals
+from autoglm_engine.cache.semantic.loading import open_semantic
+from autoglm_engine.cache.semantic.vector_index import Vector, VectorIndex
+from autoglm_engine.cache.semantic.verifier import LEAST_CHECKS, SemanticChecks
+from autoglm_engine.cache.tiers import Found, Missed
 from autoglm_engine.core import (
     CacheHit,
     CacheUse,
@@ -27,15 +34,8 @@ from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
-from autoglm_engine.semantic import open_semantic
-from autoglm_engine.semantic_cache import SemanticCache
-from autoglm_engine.semantic_checks import LEAST_CHECKS, SemanticChecks
-from autoglm_engine.semantic_entries import SemanticEntries
-from autoglm_engine.semantic_guards import may_mean_the_same, refusals
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.tiers import Found, Missed
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
-from autoglm_engine.vector_index import Vector, VectorIndex
 from fakes import FakeClock
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -9,10 +9,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.fingerprint import fingerprint
+from autoglm_engine.cache.flight_gate import FlightGate
+from autoglm_engine.cache.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
+from autoglm_engine.cache.tiers import Tier
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, Stages, Usage
 from autoglm_engine.errors import InvalidRequest, NotCached, QueueFull, ShuttingDown
-from autoglm_engine.fingerprint import fingerprint
-from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.metrics import (
     CACHE_BYTES,
     CACHE_HITS,
@@ -21,11 +24,8 @@ from autoglm_engine.metrics import (
     REQUESTS,
     MemoryMetrics,
 )
-from autoglm_engine.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.sharing import SharingEngine
-from autoglm_engine.tiers import Tier
 from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
 from fakes import FakeClock, answers, expected_greedy, request
 from hypothesis import given, settings
@@ -183,7 +183,7 @@ def test_a_long_kept_answer_is_read_while_steps_go_on(monkeypatch: pytest.Monkey
         stepped.append("waits" if stepper.is_alive() else "done")
         return read_entry(key, entry)
 
-    monkeypatch.setattr("autoglm_engine.sharing.read_entry", slow)
+    monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", slow)
     submit(bench, request("again", ignore_eos=True))
     bench.drain()
     assert stepped == ["done"]
@@ -204,7 +204,7 @@ def test_what_happens_to_an_entry_while_it_is_read(monkeypatch: pytest.MonkeyPat
             bench.engine._cache.flush()  # type: ignore[attr-defined]
         return None if how == "damaged" else read_entry(key, entry)
 
-    monkeypatch.setattr("autoglm_engine.sharing.read_entry", meanwhile)
+    monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", meanwhile)
     submit(bench, request("again", ignore_eos=True))
     bench.drain()
     found = answers(bench.events)

@@ -12,15 +12,15 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.flight_gate import FlightGate
+from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import NotCached
-from autoglm_engine.flight_gate import FlightGate
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.sharing import SharingEngine
-from autoglm_engine.tiers import Found
 from engine_bench import END, TEXT, VOCAB, Bench
 from fakes import FakeRunner, answers, expected_greedy, request
 from hypothesis import given, settings
@@ -411,7 +411,7 @@ from autoglm_engine.metrics import NoMetrics
 from autoglm_engine.settings.model import EngineSettings
 from fakes import request
 from test_tiers import FakeTier
-from autoglm_engine.lookups import Lookups
+from autoglm_engine.cache.lookups import Lookups
 
 asked = threading.Event()
 if sys.argv[1] == "lookup":
@@ -421,7 +421,7 @@ if sys.argv[1] == "lookup":
     lookups.start("f", b"k", request(), (tier,))
 else:
     socket.getaddrinfo = lambda *args, **options: asked.set() or time.sleep(3600)
-    from autoglm_engine.redis_tier import RedisTier
+    from autoglm_engine.cache.redis.tier import RedisTier
     lookups = RedisTier(EngineSettings(redis_url="redis://hangs.invalid:1"), NoMetrics())
 assert asked.wait(60)
 lookups.close()

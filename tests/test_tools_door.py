@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_engine.cache.fingerprint import fingerprint
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.door import Door
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.fingerprint import fingerprint
 from autoglm_engine.options.options import OptionRules
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tokenizer.tool_definitions import parse_tools

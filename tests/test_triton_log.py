@@ -53,7 +53,7 @@ def triton() -> FakeTriton:
 
 
 def logger_of(handler: logging.Handler) -> logging.Logger:
-    made = logging.Logger("autoglm_engine.redis_keeper")
+    made = logging.Logger("autoglm_engine.cache.redis.connection")
     made.addHandler(handler)
     return made
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from autoglm_engine.cache.semantic.guards import refusals
 from autoglm_engine.embedder import Embedder
-from autoglm_engine.semantic_guards import refusals
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
 

@@ -10,6 +10,14 @@ from pathlib import Path
 
 import numpy as np
 
+from autoglm_engine.cache.answer_digest import answer_digest
+from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.flight_gate import FlightGate
+from autoglm_engine.cache.redis.loading import load_redis_tier
+from autoglm_engine.cache.semantic.cache import Embed
+from autoglm_engine.cache.semantic.loading import open_semantic
+from autoglm_engine.cache.semantic.verifier import SemanticChecks
+from autoglm_engine.cache.tiers import Tier
 from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.loop import EngineLoop
@@ -27,24 +35,16 @@ from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify
 from autoglm_engine.tokenizer.tool_format import UNKNOWN, call_tokens
 
 from .acks import AckBoard, AckGate, cells_for
-from .answer_digest import answer_digest
 from .boards import RequestBoards
 from .core import Event, Request, Span, StepBatch, TokenIds
 from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
-from .flight_gate import FlightGate
 from .manifest import Manifest
 from .messages import Packed, unpack_request
 from .passed_cancels import PassedCancels
 from .pieces import piece_text
 from .published import PublishedMetrics
-from .redis_loading import load_redis_tier
 from .replies import Replies, Reply
-from .semantic import open_semantic
-from .semantic_cache import Embed
-from .semantic_checks import SemanticChecks
 from .server_identity import ServerIdentity
-from .sharing import SharingEngine
-from .tiers import Tier
 from .vanished import VanishedWatch
 
 _log = logging.getLogger(__name__)

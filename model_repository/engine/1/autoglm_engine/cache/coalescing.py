@@ -13,23 +13,23 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, replace
 
+from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.request_metrics import count_ended
 from autoglm_engine.engine.stats import EngineStats
+from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
+from autoglm_engine.metrics import CACHE_COALESCED, Metrics, NoMetrics
+from autoglm_engine.own_failures import own_failure
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.daemon_threads import DaemonThreads
 from autoglm_engine.tokenizer.incremental import TokenText
 
-from .core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
-from .errors import EngineError, InvalidRequest, NotCached, QueueFull, ShuttingDown
 from .fingerprint import fingerprint, is_deterministic
 from .flight_gate import FlightGate
-from .flights import Flight, Member, waited_ms
 from .kept_reader import KeptReader
 from .lookups import Lookups
-from .metrics import CACHE_COALESCED, Metrics, NoMetrics
-from .own_failures import own_failure
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
+from .shared_request import Flight, Member, waited_ms
 from .tiers import Found, Tier
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)

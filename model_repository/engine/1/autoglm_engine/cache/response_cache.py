@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import Event, Stages
-from .errors import InvalidRequest
-from .messages import pack_body, pack_event, unpack_event
-from .metrics import (
+from autoglm_engine.core import Event, Stages
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.messages import pack_body, pack_event, unpack_event
+from autoglm_engine.metrics import (
     CACHE_BYTES,
     CACHE_CORRUPTED,
     CACHE_ENTRIES,

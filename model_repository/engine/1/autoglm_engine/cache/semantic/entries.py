@@ -9,7 +9,8 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .core import Event
+from autoglm_engine.core import Event
+
 from .vector_index import Vector, VectorIndex
 
 _CANDIDATES = 8  # the nearest ones that are looked at

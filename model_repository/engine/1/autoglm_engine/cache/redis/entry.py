@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from .core import Event, Stages
-from .errors import InvalidRequest
-from .messages import pack_event, unpack_event
+from autoglm_engine.core import Event, Stages
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.messages import pack_event, unpack_event
 
 MAX_VALUE_BYTES = 1 << 20  # of a whole entry; a larger answer is not kept, and a larger value not read
 GENERATION_BYTES = 16

@@ -12,8 +12,9 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError, ResponseError
 
-from .lookups import NUM_LOOKUP_THREADS
-from .redis_entry import MAX_VALUE_BYTES
+from autoglm_engine.cache.lookups import NUM_LOOKUP_THREADS
+
+from .entry import MAX_VALUE_BYTES
 
 FORMAT = "1"  # part of every name in Redis, so that servers with different formats do not meet
 _NUM_CONNECTIONS = NUM_LOOKUP_THREADS + 1  # one for what is done in the background

@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from autoglm_engine.core import Request
 from autoglm_engine.system.daemon_threads import DaemonThreads
 
-from .core import Request
 from .response_cache import with_body
 from .tiers import Found, Missed, Tier
 

@@ -16,11 +16,10 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from autoglm_engine.settings.model import EngineSettings
-
-from .core import CacheHit, Event, Request, Stages
-from .fingerprint import context_fingerprint
-from .metrics import (
+from autoglm_engine.cache.fingerprint import context_fingerprint
+from autoglm_engine.cache.tiers import Found, Missed
+from autoglm_engine.core import CacheHit, Event, Request, Stages
+from autoglm_engine.metrics import (
     SEMANTIC_ENABLED,
     SEMANTIC_ENTRIES,
     SEMANTIC_GUARDED,
@@ -29,9 +28,10 @@ from .metrics import (
     Metrics,
     NoMetrics,
 )
-from .semantic_entries import Near, SemanticEntries
-from .semantic_guards import may_mean_the_same
-from .tiers import Found, Missed
+from autoglm_engine.settings.model import EngineSettings
+
+from .entries import Near, SemanticEntries
+from .guards import may_mean_the_same
 from .vector_index import Vector
 
 _log = logging.getLogger(__name__)

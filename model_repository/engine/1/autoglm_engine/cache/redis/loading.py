@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.metrics import Metrics
 from autoglm_engine.settings.model import EngineSettings
 
-from .errors import InvalidRequest
-from .metrics import Metrics
-
 if TYPE_CHECKING:
-    from .redis_tier import RedisTier
+    from .tier import RedisTier
 
 
 def load_redis_tier(settings: EngineSettings, metrics: Metrics, forget: Callable[[], object]) -> RedisTier | None:
@@ -19,7 +18,7 @@ def load_redis_tier(settings: EngineSettings, metrics: Metrics, forget: Callable
     if not settings.redis_url or settings.cache_mode == "off":
         return None
     try:
-        from .redis_tier import RedisTier
+        from .tier import RedisTier
     except ModuleNotFoundError as error:
         raise InvalidRequest(
             f"the setting redis_url needs the Python package {error.name}, which is not installed"

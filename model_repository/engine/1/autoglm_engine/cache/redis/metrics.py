@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections import Counter
 
-from .metrics import (
+from autoglm_engine.metrics import (
     CACHE_CORRUPTED,
     REDIS_DROPPED,
     REDIS_ERRORS,

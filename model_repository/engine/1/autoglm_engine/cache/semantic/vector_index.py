@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import ArtifactError
+from autoglm_engine.errors import ArtifactError
 
 Vector = npt.NDArray[np.float32]
 

@@ -8,9 +8,8 @@ import json
 
 import numpy as np
 
+from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.guided.presets import READY
-
-from .core import Request, SamplingOptions
 
 FINGERPRINT_BYTES = 32
 

@@ -9,15 +9,15 @@ from collections import deque
 from collections.abc import Callable, Coroutine
 from typing import Any, TypeVar
 
+from autoglm_engine.metrics import REDIS_DROPPED, REDIS_STORES
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.settings.redis_url import shown_redis_url
 from autoglm_engine.system.daemon_threads import DaemonExecutor
 
-from .generations import Generations, Sight, new_generation
-from .metrics import REDIS_DROPPED, REDIS_STORES
-from .redis_commands import RedisCommands, Stored
-from .redis_counts import RedisCounts
-from .redis_entry import MAX_VALUE_BYTES, RedisEntry, pack_entry
+from .commands import RedisCommands, Stored
+from .entry import MAX_VALUE_BYTES, RedisEntry, pack_entry
+from .epochs import Generations, Sight, new_generation
+from .metrics import RedisCounts
 from .write_queue import Write, WriteQueue
 
 _log = logging.getLogger(__name__)

@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from enum import Enum
 
-from .redis_entry import GENERATION_BYTES
+from .entry import GENERATION_BYTES
 
 _MAX_RETIRED = 4096
 

@@ -6,7 +6,7 @@ import threading
 from collections import deque
 from dataclasses import dataclass
 
-from .core import Event
+from autoglm_engine.core import Event
 
 MAX_WRITES = 1024
 MAX_NUMBERS = 1 << 20  # token ids and log-probabilities, of all answers in the queue together

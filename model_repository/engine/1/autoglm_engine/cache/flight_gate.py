@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoglm_engine.engine.gate import AlwaysOpen, StreamGate
 
-from .flights import Flight
+from .shared_request import Flight
 
 
 class FlightGate:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from .core import CacheHit, Event, Request
+from autoglm_engine.core import CacheHit, Event, Request
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,9 +12,8 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
+from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import installed_version
-
-from .manifest import Manifest
 
 # numpy draws and sums, llguidance says what may come next, tokenizers is what stop strings are looked for in.
 _LIBRARIES = ("numpy", "llguidance", "tokenizers")
@@ -23,7 +22,7 @@ _OF_RUNTIME = {"onnx": ("onnxruntime",)}  # an artifact fixes the others itself
 
 def answer_digest(manifest: Manifest) -> str:
     libraries = (*_LIBRARIES, *_OF_RUNTIME.get(manifest.runtime, ()))
-    return combined(manifest.digest, code_digest(Path(__file__).parent), versions(libraries))
+    return combined(manifest.digest, code_digest(Path(__file__).parent.parent), versions(libraries))
 
 
 def combined(artifact: str, code: str, libraries: Sequence[tuple[str, str | None]]) -> str:
@@ -31,8 +30,8 @@ def combined(artifact: str, code: str, libraries: Sequence[tuple[str, str | None
 
 
 def code_digest(package: Path) -> str:
-    """Of the text of every module in the folder."""
-    modules = [(path.name, path.read_bytes()) for path in sorted(package.glob("*.py"))]
+    """Of the text of every module in the folder and below it."""
+    modules = [(path.relative_to(package).as_posix(), path.read_bytes()) for path in sorted(package.rglob("*.py"))]
     parts = [hashlib.sha256(part).digest() for name, text in modules for part in (name.encode(), text)]
     return hashlib.sha256(b"".join(parts)).hexdigest()
 

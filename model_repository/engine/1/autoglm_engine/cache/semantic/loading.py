@@ -6,13 +6,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from autoglm_engine.embedder import EmbedderManifest, is_exported
+from autoglm_engine.errors import ArtifactError, EngineError, InvalidRequest
+from autoglm_engine.metrics import Metrics
 from autoglm_engine.settings.model import EngineSettings
 
-from .embedder import EmbedderManifest, is_exported
-from .errors import ArtifactError, EngineError, InvalidRequest
-from .metrics import Metrics
-from .semantic_cache import Embed, SemanticCache
-from .semantic_entries import SemanticEntries
+from .cache import Embed, SemanticCache
+from .entries import SemanticEntries
 from .vector_index import VectorIndex
 
 

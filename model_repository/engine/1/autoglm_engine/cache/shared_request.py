@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
+from autoglm_engine.core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.incremental import TokenText
 
-from .core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
-from .errors import EngineError
 from .tiers import Found, Tier
 
 

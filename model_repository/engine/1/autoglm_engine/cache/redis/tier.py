@@ -15,16 +15,16 @@ from collections.abc import Callable
 
 from redis.exceptions import RedisError
 
+from autoglm_engine.cache.tiers import Found
+from autoglm_engine.core import CacheHit, Event, Request
+from autoglm_engine.metrics import REDIS_DROPPED, REDIS_ERRORS, REDIS_HITS, REDIS_MISSES, REDIS_SKIPPED, Metrics
 from autoglm_engine.settings.model import EngineSettings
 
-from .core import CacheHit, Event, Request
-from .generations import Generations
-from .metrics import REDIS_DROPPED, REDIS_ERRORS, REDIS_HITS, REDIS_MISSES, REDIS_SKIPPED, Metrics
-from .redis_commands import RedisCommands, Reply
-from .redis_counts import RedisCounts
-from .redis_entry import Damaged, age_of, unpack_entry
-from .redis_keeper import RedisKeeper
-from .tiers import Found
+from .commands import RedisCommands, Reply
+from .connection import RedisKeeper
+from .entry import Damaged, age_of, unpack_entry
+from .epochs import Generations
+from .metrics import RedisCounts
 from .write_queue import Write, WriteQueue
 
 # Time-outs are OSErrors since Python 3.11 only.

@@ -17,11 +17,11 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
+from autoglm_engine.core import Event, Request
+from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_FALSE_RATE, Metrics
 from autoglm_engine.settings.model import EngineSettings
 
-from .core import Event, Request
-from .metrics import SEMANTIC_CHECKS, SEMANTIC_FALSE_RATE, Metrics
-from .semantic_guards import refusals
+from .guards import refusals
 from .vector_index import Vector
 
 _log = logging.getLogger(__name__)

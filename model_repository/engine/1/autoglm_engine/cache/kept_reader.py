@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from .core import Request
+from autoglm_engine.core import Request
+
 from .tiers import Found
 
 _MOST_SECONDS = 60.0  # it waits for nothing but a thread and a core

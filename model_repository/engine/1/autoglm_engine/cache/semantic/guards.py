@@ -12,15 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Container
 
-from .semantic_words import (
-    CHINESE_FILLERS,
-    CHINESE_NUMERALS,
-    CHINESE_OPPOSITES,
-    FILLERS,
-    NEGATIONS,
-    NUMBER_WORDS,
-    OPPOSITES,
-)
+from .words import CHINESE_FILLERS, CHINESE_NUMERALS, CHINESE_OPPOSITES, FILLERS, NEGATIONS, NUMBER_WORDS, OPPOSITES
 
 _NUMBER = re.compile(r"\d+(?:[.,:]\d+)*")
 _CODE = re.compile(

@@ -1,0 +1,1 @@
+"""Whole answers that are kept and shared, in front of the engine."""

@@ -1,0 +1,1 @@
+"""The tier of the cache that lies in Redis."""
