@@ -12,20 +12,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from autoglm_engine.acks import AckBoard, AckGate
-from autoglm_engine.board_file import Board
 from autoglm_engine.cache.coalescing import FlightGate, SharingEngine
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError
 from autoglm_engine.messages import Packed, unpack_event
 from autoglm_engine.metrics import MetricSpec
-from autoglm_engine.published import PublishedMetrics
-from autoglm_engine.replies import Replies
 from autoglm_engine.runners.base import Runner
-from autoglm_engine.seal import Kind
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
+from autoglm_engine.triton.board.acks import AckBoard, AckGate
+from autoglm_engine.triton.board.file import Board
+from autoglm_engine.triton.board.seal import Kind
+from autoglm_engine.triton.metrics_publisher import PublishedMetrics
+from autoglm_engine.triton.responses import Replies
 from fakes import FakeClock, letters_text
 
 SETTINGS = EngineSettings(

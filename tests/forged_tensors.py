@@ -23,9 +23,9 @@ import numpy as np
 import tritonclient.grpc as triton
 from autoglm_client.local_server import LocalServer
 from autoglm_client.server_probe import stub_processes
-from autoglm_engine.board_file import PREFIX, Board, board_name
-from autoglm_engine.seal import SEAL_BYTES, Kind, Seal
-from autoglm_engine.server_identity import ServerIdentity
+from autoglm_engine.triton.board.file import PREFIX, Board, board_name
+from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind, Seal
+from autoglm_engine.triton.board.server_identity import ServerIdentity
 from raw_grpc import Stream, tensor
 
 SHARED_MEMORY = Path("/dev/shm")

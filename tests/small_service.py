@@ -12,15 +12,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine import service as service_module
 from autoglm_engine.core import Event, Request, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.messages import Packed, pack_request, unpack_event
-from autoglm_engine.published import PublishedMetrics
 from autoglm_engine.runners.base import Limits, Runner
-from autoglm_engine.seal import SEAL_BYTES, Kind
-from autoglm_engine.service import EngineService
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton import engine_model as service_module
+from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind
+from autoglm_engine.triton.engine_model import EngineService
+from autoglm_engine.triton.metrics_publisher import PublishedMetrics
 from busy_engine import no_series
 from engine_bench import END, LETTERS, VOCAB
 from fakes import FakeRunner

@@ -11,11 +11,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_engine.acks import AckBoard, AckGate
-from autoglm_engine.board_file import Board
-from autoglm_engine.boards import remove_stale_boards
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.messages import Ack
+from autoglm_engine.triton.board.acks import AckBoard, AckGate
+from autoglm_engine.triton.board.file import Board
+from autoglm_engine.triton.board.finder import remove_stale_boards
 from fakes import FakeClock
 
 LONG = 1.1 * AckGate.PROBE_SECONDS
@@ -224,7 +224,9 @@ def test_a_board_is_removed_at_the_end(tmp_path: Path) -> None:
 
 
 def test_the_board_of_a_killed_engine_is_removed_by_the_next(tmp_path: Path) -> None:
-    script = f"from autoglm_engine.acks import *; AckBoard(4, Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    script = (
+        f"from autoglm_engine.triton.board.acks import *; AckBoard(4, Path({str(tmp_path)!r})); os.kill(os.getpid(), 9)"
+    )
     subprocess.run([sys.executable, "-c", script], check=False)
     assert len(list(tmp_path.iterdir())) == 1
     with AckBoard(4, tmp_path) as board:

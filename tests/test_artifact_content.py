@@ -13,13 +13,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.door import Door
 from autoglm_engine.embedder import EmbedderManifest
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.pieces import load_text
 from autoglm_engine.runners.native.program import HEADER_FIELDS, OPERATION_FIELDS, read_program
 from autoglm_engine.runners.registry import load_runner
+from autoglm_engine.triton.detokenizer_model import load_text
+from autoglm_engine.triton.tokenizer_model import Door
 from native_artifacts import LIBRARY, relist, write_native_artifact
 from tiny_decoders import SPECS, onnx_runner, random_weights
 

@@ -15,15 +15,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_engine.acks import AckBoard
-from autoglm_engine.board_file import MOST_CANCELS, PREFIX, Board, board_name
-from autoglm_engine.boards import EngineBoard, EventBoards, RequestBoards, boards_of, find_board, remove_stale_boards
 from autoglm_engine.errors import InvalidRequest, Unavailable
-from autoglm_engine.liveness import EngineWatch
 from autoglm_engine.messages import Ack
-from autoglm_engine.seal import Kind
-from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.system.periodic import Periodic
+from autoglm_engine.triton.board.acks import AckBoard
+from autoglm_engine.triton.board.engine_watch import EngineWatch
+from autoglm_engine.triton.board.file import MOST_CANCELS, PREFIX, Board, board_name
+from autoglm_engine.triton.board.finder import (
+    EngineBoard,
+    EventBoards,
+    RequestBoards,
+    boards_of,
+    find_board,
+    remove_stale_boards,
+)
+from autoglm_engine.triton.board.seal import Kind
+from autoglm_engine.triton.board.server_identity import ServerIdentity
 from fakes import FakeClock
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
@@ -169,7 +176,7 @@ def test_an_engine_that_is_about_to_end_need_not_have_ended(tmp_path: Path, serv
 def test_the_death_of_an_engine_shows_though_its_board_was_removed(tmp_path: Path) -> None:
     """By another engine of this user, which removes what dead ones left, and may be faster than the watch."""
     script = (
-        "import sys, time; from autoglm_engine.acks import *; AckBoard(4, Path(sys.argv[1]));"
+        "import sys, time; from autoglm_engine.triton.board.acks import *; AckBoard(4, Path(sys.argv[1]));"
         "print('made', flush=True); time.sleep(600)"
     )
     watch = EngineWatch(ServerIdentity.of(os.getpid()), lambda: None, tmp_path)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import SamplingOptions
-from autoglm_engine.door import read_value
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.sampling.penalties import Penalties
 from autoglm_engine.sampling.sampler import TokenSampler
+from autoglm_engine.triton.tokenizer_model import read_value
 from engine_bench import NUM_CANDIDATES, VOCAB, Bench
 from fakes import fake_logits, request
 from hypothesis import given, settings

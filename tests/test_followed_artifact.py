@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine.errors import ArtifactError, Unavailable
-from autoglm_engine.followed_artifact import FollowedArtifact
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from small_service import write_artifact
 
 

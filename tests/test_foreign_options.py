@@ -10,13 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Request
-from autoglm_engine.door import Door
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.messages import unpack_request
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.tokenizer.prompt import Prompter
+from autoglm_engine.triton.tokenizer_model import Door
 from fakes import letters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,7 +10,7 @@ import kubernetes_validate
 import pytest
 import yaml
 from autoglm_engine.metrics import ALL_METRICS
-from autoglm_engine.published import PREFIX, unit_suffix
+from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 from test_deploy import health, serve
 
 FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"

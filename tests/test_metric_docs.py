@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 from autoglm_engine.metrics import ALL_METRICS
-from autoglm_engine.published import PREFIX, unit_suffix
+from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 
 ROOT = Path(__file__).parent.parent
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")

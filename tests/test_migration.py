@@ -13,8 +13,8 @@ from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS, Meaning
 from autoglm_engine.options.options import DEFAULT_MAX_TOKENS, OPTIONS
 from autoglm_engine.options.sampling_json import NAMES
-from autoglm_engine.published import PREFIX
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton.metrics_publisher import PREFIX
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 

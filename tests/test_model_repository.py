@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_engine.adapter import engine_settings
-from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.foreign_outputs import FOREIGN_OUTPUTS
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.options import OPTIONS
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
+from autoglm_engine.triton.foreign_outputs import FOREIGN_OUTPUTS
+from autoglm_engine.triton.model_config import engine_settings
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 

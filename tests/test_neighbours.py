@@ -10,13 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autoglm_client.model_names import PARTS, ModelNames, name_trouble
-from autoglm_engine.acks import AckBoard
-from autoglm_engine.boards import EngineBoard, EventBoards
 from autoglm_engine.errors import InvalidRequest, Unavailable
-from autoglm_engine.liveness import EngineWatch
-from autoglm_engine.neighbours import Neighbours
-from autoglm_engine.seal import Kind
-from autoglm_engine.server_identity import ServerIdentity
+from autoglm_engine.triton.board.acks import AckBoard
+from autoglm_engine.triton.board.engine_watch import EngineWatch
+from autoglm_engine.triton.board.finder import EngineBoard, EventBoards
+from autoglm_engine.triton.board.seal import Kind
+from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.neighbours import Neighbours
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
 

@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from autoglm_engine.acks import AckBoard, AckGate
-from autoglm_engine.boards import boards_of
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.messages import Packed, unpack_sent_event
 from autoglm_engine.metrics import REQUEST_PROMPT_TOKENS, REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
-from autoglm_engine.passed_cancels import PassedCancels
-from autoglm_engine.published import PublishedMetrics, unit_suffix
-from autoglm_engine.replies import CANCEL_MEMORY_SECONDS, Replies
-from autoglm_engine.seal import SEAL_BYTES
-from autoglm_engine.server_identity import ServerIdentity
 from autoglm_engine.tokenizer.pool import MOST_SECONDS
+from autoglm_engine.triton.board.acks import AckBoard, AckGate
+from autoglm_engine.triton.board.finder import boards_of
+from autoglm_engine.triton.board.seal import SEAL_BYTES
+from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.metrics_publisher import PublishedMetrics, unit_suffix
+from autoglm_engine.triton.passed_cancels import PassedCancels
+from autoglm_engine.triton.responses import CANCEL_MEMORY_SECONDS, Replies
 from fakes import FakeClock
 
 

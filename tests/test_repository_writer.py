@@ -21,9 +21,9 @@ from autoglm_client.repositories import families, own_artifact, parameters
 from autoglm_client.repository_names import renamed, with_parameters
 from autoglm_client.repository_writer import Family, write_family
 from autoglm_engine.manifest import MANIFEST_NAME
-from autoglm_engine.neighbours import Neighbours
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer import prompt
+from autoglm_engine.triton.neighbours import Neighbours
 from google.protobuf import json_format, text_format
 from small_service import write_artifact
 from tritonclient.grpc import model_config_pb2

@@ -6,9 +6,9 @@ import json
 from typing import Any
 
 import pytest
-from autoglm_engine.door import _USED, INPUTS
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.request_parameters import read_parameters
+from autoglm_engine.triton.tokenizer_model import _USED, INPUTS
 
 # What meshes, tracing, gateways and clients of other servers add, and what Triton itself hands on.
 FOREIGN = (

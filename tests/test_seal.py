@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.seal import SEAL_BYTES, Kind, Seal, board_id_of
+from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind, Seal, board_id_of
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -20,7 +20,7 @@ import psutil
 import pytest
 from autoglm_client.server_folder import Process, ServerFolder, sweep
 from autoglm_client.server_remains import SHARED_MEMORY, Remains
-from autoglm_engine.acks import AckBoard
+from autoglm_engine.triton.board.acks import AckBoard
 from processes import wait_for_end
 
 NO_PROCESS = 2**22 + 1  # higher than any

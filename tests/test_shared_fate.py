@@ -11,20 +11,20 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
-from autoglm_engine import service as service_module
-from autoglm_engine.boards import SHARED_MEMORY, boards_of
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.liveness import EngineWatch
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.server_identity import ServerIdentity
-from autoglm_engine.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
+from autoglm_engine.triton import engine_model as service_module
+from autoglm_engine.triton.board.engine_watch import EngineWatch
+from autoglm_engine.triton.board.finder import SHARED_MEMORY, boards_of
+from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.board.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
 from engine_bench import VOCAB
 from fakes import FakeRunner
 from small_service import serving
 
 # A model's process: loaded on the first line, unloaded in order on the second.
 _MODEL = """
-import sys; from pathlib import Path; from autoglm_engine.shared_fate import SharedFate
+import sys; from pathlib import Path; from autoglm_engine.triton.board.shared_fate import SharedFate
 role, engine, folder, pid = sys.argv[1:]
 fate = SharedFate(role, engine, lambda other: print("died", other, flush=True), Path(folder), int(pid))
 print("loaded", flush=True)

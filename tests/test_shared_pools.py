@@ -18,8 +18,6 @@ from autoglm_client import segment as segment_module
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.segment import Block, Segment
 from autoglm_client.shared_pools import SharedPools
-from autoglm_engine import adapter, board_file
-from autoglm_engine.acks import AckBoard, cells_for
 from autoglm_engine.errors import Unavailable
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.shared_pools import (
@@ -33,6 +31,9 @@ from autoglm_engine.system.shared_pools import (
     pool_bytes,
     room_bytes,
 )
+from autoglm_engine.triton import model_config as adapter
+from autoglm_engine.triton.board import file as board_file
+from autoglm_engine.triton.board.acks import AckBoard, cells_for
 from small_service import write_artifact
 
 ROOT = Path(__file__).parent.parent

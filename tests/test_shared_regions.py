@@ -14,8 +14,8 @@ import pytest
 from autoglm_client.local_server import LocalServer, _spawn
 from autoglm_client.private_memory import wrapped
 from autoglm_client.server_probe import stub_processes
-from autoglm_engine.boards import SHARED_MEMORY
-from autoglm_engine.shared_regions import close_to_others, largest_bytes, mapped_files
+from autoglm_engine.triton.board.finder import SHARED_MEMORY
+from autoglm_engine.triton.shared_regions import close_to_others, largest_bytes, mapped_files
 
 SELF = Path("/proc/self/maps")
 # Another user: opens each file given, and tells which could be read.

@@ -10,13 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_engine import service as service_module
 from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.loop import EngineLoop
-from autoglm_engine.replies import _Entry
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.service import EngineService
+from autoglm_engine.triton import engine_model as service_module
+from autoglm_engine.triton.engine_model import EngineService
+from autoglm_engine.triton.responses import _Entry
 from engine_bench import TEXT, VOCAB
 from fakes import FakeRunner, request
 from small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
@@ -120,10 +120,10 @@ REAL = """
 import sys, threading, time
 from pathlib import Path
 import numpy as np
-from autoglm_engine import service as service_module
+from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.core import Request, SamplingOptions
-from autoglm_engine.published import PublishedMetrics
-from autoglm_engine.service import EngineService
+from autoglm_engine.triton.metrics_publisher import PublishedMetrics
+from autoglm_engine.triton.engine_model import EngineService
 from autoglm_engine.settings.model import EngineSettings
 from busy_engine import no_series
 from fakes import request

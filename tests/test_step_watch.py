@@ -12,8 +12,8 @@ from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine.step_watch import StepWatch
 from autoglm_engine.errors import DeviceError
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.service import EngineService
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton.engine_model import EngineService
 from engine_bench import VOCAB
 from fakes import request
 from small_service import PATIENCE, KeptReply, LongStep, serving, submit, until

@@ -13,8 +13,8 @@ import pytest
 from autoglm_engine.cache.coalescing import SharingEngine
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.core import Event, FinishReason
-from autoglm_engine.pieces import piece_text
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton.detokenizer_model import piece_text
 from byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
 from engine_bench import LIMITS, Bench
 from fakes import Answer, answers, request

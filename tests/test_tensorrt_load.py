@@ -18,7 +18,7 @@ from autoglm_engine.runners.tensorrt import plan_reader
 from autoglm_engine.runners.tensorrt.kernel_cache import KernelCache
 from autoglm_engine.runners.tensorrt.module import load_module, new_log
 from autoglm_engine.runners.tensorrt.runner import RESERVE_BYTES
-from autoglm_engine.service import warm_up
+from autoglm_engine.triton.engine_model import warm_up
 from contract_network import GpuBench
 from fake_tensorrt import FakeTensor, Specialisation
 

@@ -11,19 +11,19 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine import tokenizer_desk
-from autoglm_engine.boards import EngineBoard
 from autoglm_engine.core import TokenIds
-from autoglm_engine.door import QUICK_BYTES, Door, Tensors
 from autoglm_engine.errors import ShuttingDown, Unavailable
 from autoglm_engine.messages import Packed, unpack_request
 from autoglm_engine.options.options import OptionRules
-from autoglm_engine.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from autoglm_engine.tokenizer.encoder_process import EncoderLimits
 from autoglm_engine.tokenizer.encoding import BoundedEncoder
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter
 from autoglm_engine.tokenizer.template_process import TemplateLimits
-from autoglm_engine.tokenizer_desk import TokenizerDesk
+from autoglm_engine.triton import tokenizer_desk
+from autoglm_engine.triton.board.finder import EngineBoard
+from autoglm_engine.triton.board.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
+from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
+from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, Door, Tensors
 from fakes import FakeClock, byte_tokenizer
 from small_service import PATIENCE
 from split_tokenizers import write_split_only

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import Unavailable
-from autoglm_engine.followed_artifact import FollowedArtifact
-from autoglm_engine.tokenizer_desk import TokenizerDesk
-from autoglm_engine.tokenizer_service import TokenizerService
+from autoglm_engine.triton.followed_artifact import FollowedArtifact
+from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
+from autoglm_engine.triton.tokenizer_service import TokenizerService
 from small_service import write_artifact
 from test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
 

@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from autoglm_engine.cache.fingerprint import fingerprint
 from autoglm_engine.core import Request, SamplingOptions
-from autoglm_engine.door import Door
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.options import OptionRules
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tokenizer.tool_definitions import parse_tools
 from autoglm_engine.tokenizer.tool_format import tool_format
+from autoglm_engine.triton.tokenizer_model import Door
 from fakes import byte_tokenizer
 from test_prompt import SMOLLM2, SPECIAL
 from tokenizers import AddedToken, Tokenizer

@@ -11,8 +11,8 @@ import pytest
 from autoglm_client import printable as client_printable
 from autoglm_engine.errors import DeviceError, InvalidRequest
 from autoglm_engine.own_failures import own_failure
-from autoglm_engine.printable import one_line
-from autoglm_engine.triton_log import TritonLog, line_of, log_to_triton
+from autoglm_engine.triton.log import TritonLog, line_of, log_to_triton
+from autoglm_engine.triton.printable import one_line
 
 SECRET = "my secret prompt"
 
@@ -53,13 +53,13 @@ def triton() -> FakeTriton:
 
 
 def logger_of(handler: logging.Handler) -> logging.Logger:
-    made = logging.Logger("autoglm_engine.cache.redis.connection")
+    made = logging.Logger("autoglm_engine.redis")
     made.addHandler(handler)
     return made
 
 
 def record(message: str, *args: object, **extra: object) -> logging.LogRecord:
-    made = logging.LogRecord("autoglm_engine.engine.engine", logging.ERROR, __file__, 1, message, args, None)
+    made = logging.LogRecord("autoglm_engine.engine", logging.ERROR, __file__, 1, message, args, None)
     vars(made).update(extra)
     return made
 
@@ -83,11 +83,11 @@ def test_each_level_has_its_own(triton: FakeTriton) -> None:
         log.log(level, "at %d", level)
     handler.close()
     assert triton.lines == [
-        ("verbose", "redis_keeper: at 10"),
-        ("info", "redis_keeper: at 20"),
-        ("warn", "redis_keeper: at 30"),
-        ("error", "redis_keeper: at 40"),
-        ("error", "redis_keeper: at 50"),
+        ("verbose", "redis: at 10"),
+        ("info", "redis: at 20"),
+        ("warn", "redis: at 30"),
+        ("error", "redis: at 40"),
+        ("error", "redis: at 50"),
     ]
     assert handler.num_dropped == 0
 
@@ -161,8 +161,8 @@ def test_a_log_that_takes_nothing_holds_nobody_up_and_what_is_lost_is_counted(tr
     triton.may_go.set()
     handler.close()
     assert [line for _, line in triton.lines] == [
-        "redis_keeper: first",
-        *(f"redis_keeper: number {number}" for number in range(10)),
+        "redis: first",
+        *(f"redis: number {number}" for number in range(10)),
         "triton_log: 990 lines were dropped, since the log did not take them in time",
     ]
 
@@ -191,7 +191,7 @@ def _loggers_as_before() -> Iterator[None]:
 @pytest.mark.usefixtures("_loggers_as_before")
 def test_the_packages_news_and_others_warnings_are_logged(triton: FakeTriton) -> None:
     handler = log_to_triton(triton)
-    logging.getLogger("autoglm_engine.runners.tensorrt.engine_plan").info("weights stay")
+    logging.getLogger("autoglm_engine.plan").info("weights stay")
     logging.getLogger("redis.connection").info("chatter")
     logging.getLogger("redis.connection").warning("lost")
     handler.close()

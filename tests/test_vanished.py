@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_engine.acks import AckBoard, AckGate
-from autoglm_engine.boards import EventBoards, RequestBoards
 from autoglm_engine.messages import Ack, Packed, unpack_sent_event
-from autoglm_engine.server_identity import ServerIdentity
-from autoglm_engine.vanished import VanishedWatch
+from autoglm_engine.triton.board.acks import AckBoard, AckGate
+from autoglm_engine.triton.board.disconnects import VanishedWatch
+from autoglm_engine.triton.board.finder import EventBoards, RequestBoards
+from autoglm_engine.triton.board.server_identity import ServerIdentity
 
 ARTIFACT = "0123456789abcdef"
 

@@ -5,7 +5,7 @@
 Triton's Python backend (through Boost) gives each region that it makes the mode 0644 by a call of its own (fchmod), whatever
 the umask. So here the umask is 0077, and that very call does nothing and succeeds: a filter of system calls (seccomp), which
 the program's children have, too. Where the system takes no filter, the models still close their regions, but only while
-they load (`autoglm_engine.shared_regions`).
+they load (`autoglm_engine.triton.shared_regions`).
 """
 
 from __future__ import annotations

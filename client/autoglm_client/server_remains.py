@@ -23,7 +23,7 @@ from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
 _BOARDS = "autoglm-acks-*"
-_BOARD_HEAD = struct.Struct("<4Q")  # the last is the pid of the server; see `autoglm_engine.board_file`
+_BOARD_HEAD = struct.Struct("<4Q")  # the last is the pid of the server; see `autoglm_engine.triton.board.file`
 _KILL_SECONDS = 3.0
 _LOCK_SECONDS = 2.0
 _POLL_SECONDS = 0.1

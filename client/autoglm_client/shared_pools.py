@@ -23,11 +23,11 @@ class SharedPools:
     @classmethod
     def of(cls, repository: Path, artifacts: Iterable[tuple[Path, int]]) -> SharedPools:
         """`artifacts`: each with its engine's `max_queue`. Of one that cannot be read nothing is known; its load will say so."""
-        from autoglm_engine.acks import cells_for
-        from autoglm_engine.board_file import file_bytes
         from autoglm_engine.errors import EngineError
         from autoglm_engine.manifest import Manifest
         from autoglm_engine.system.shared_pools import num_python_models
+        from autoglm_engine.triton.board.acks import cells_for
+        from autoglm_engine.triton.board.file import file_bytes
 
         max_length = board_bytes = 0
         for artifact, max_queue in artifacts:

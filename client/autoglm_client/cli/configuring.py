@@ -62,7 +62,7 @@ def check_slots(settings: ServingSettings, artifact: Path) -> None:
 
 def repository_parameters(repository: Path, model: str) -> dict[str, str]:
     """The settings among the `parameters` of each model's config.pbtxt, of those behind the ensemble `model`."""
-    from autoglm_engine.neighbours import NAMES
+    from autoglm_engine.triton.neighbours import NAMES
 
     found: dict[str, str] = {}
     for step in ModelNames.of(model).steps:

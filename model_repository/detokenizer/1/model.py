@@ -1,4 +1,4 @@
-"""The detokenizer model: events to text. What it does is in `autoglm_engine.pieces`."""
+"""The detokenizer model: events to text. What it does is in `autoglm_engine.triton.detokenizer_model`."""
 
 import json
 import logging
@@ -14,18 +14,18 @@ LOG = logging.getLogger("autoglm_engine.model")
 class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
-        from autoglm_engine.boards import EventBoards, served_artifact
-        from autoglm_engine.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.errors import EngineError
-        from autoglm_engine.followed_artifact import FollowedArtifact
-        from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.pieces import Pieces, load_text
-        from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.shared_fate import DETOKENIZER, SharedFate
-        from autoglm_engine.shared_regions import close_to_others, largest_bytes
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.system.shared_pools import room_bytes
-        from autoglm_engine.triton_log import log_to_triton
+        from autoglm_engine.triton.board.finder import EventBoards, served_artifact
+        from autoglm_engine.triton.board.server_identity import ServerIdentity
+        from autoglm_engine.triton.board.shared_fate import DETOKENIZER, SharedFate
+        from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
+        from autoglm_engine.triton.detokenizer_model import Pieces, load_text
+        from autoglm_engine.triton.followed_artifact import FollowedArtifact
+        from autoglm_engine.triton.log import log_to_triton
+        from autoglm_engine.triton.neighbours import Neighbours
+        from autoglm_engine.triton.shared_regions import close_to_others, largest_bytes
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])

@@ -15,14 +15,14 @@ LOG = logging.getLogger("autoglm_engine.model")
 class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
-        from autoglm_engine.deployment import check_version
         from autoglm_engine.embedder import Embedder, is_exported
-        from autoglm_engine.neighbours import Neighbours
         from autoglm_engine.options.parsing import text_of
-        from autoglm_engine.shared_fate import EMBEDDER, SharedFate
-        from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.system.server_process import ServerProcess
-        from autoglm_engine.triton_log import log_to_triton
+        from autoglm_engine.triton.board.shared_fate import EMBEDDER, SharedFate
+        from autoglm_engine.triton.deployment import check_version
+        from autoglm_engine.triton.log import log_to_triton
+        from autoglm_engine.triton.neighbours import Neighbours
+        from autoglm_engine.triton.shared_regions import close_to_others
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()

@@ -1,4 +1,4 @@
-"""The engine model: a decoupled adapter over `autoglm_engine.service`."""
+"""The engine model: a decoupled adapter over `autoglm_engine.triton.engine_model`."""
 
 import json
 import logging
@@ -20,16 +20,16 @@ LOG = logging.getLogger("autoglm_engine.model")
 class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
-        from autoglm_engine.adapter import check_shared_memory, engine_settings
-        from autoglm_engine.deployment import check_single_instance, check_version
-        from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.published import PublishedMetrics
-        from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.service import EngineService
-        from autoglm_engine.shared_regions import close_to_others, largest_bytes
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.system.shared_pools import kept_bytes
-        from autoglm_engine.triton_log import log_to_triton
+        from autoglm_engine.triton.board.server_identity import ServerIdentity
+        from autoglm_engine.triton.deployment import check_single_instance, check_version
+        from autoglm_engine.triton.engine_model import EngineService
+        from autoglm_engine.triton.log import log_to_triton
+        from autoglm_engine.triton.metrics_publisher import PublishedMetrics
+        from autoglm_engine.triton.model_config import check_shared_memory, engine_settings
+        from autoglm_engine.triton.neighbours import Neighbours
+        from autoglm_engine.triton.shared_regions import close_to_others, largest_bytes
 
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
@@ -83,7 +83,7 @@ class TritonPythonModel:
         self.service.close()
 
     def end_process(self):
-        """The tokenizer notices, and ends the server: see `autoglm_engine.liveness`."""
+        """The tokenizer notices, and ends the server: see `autoglm_engine.triton.board.engine_watch`."""
         LOG.error("the engine cannot go on and ends its process")
         time.sleep(1)  # the last answers pass through the detokenizer
         self.service.abandon()  # a driver that hangs may keep the process from its end
@@ -114,7 +114,7 @@ class Families:
         self.families = {}
 
     def series(self, spec, label):
-        from autoglm_engine.published import PREFIX, unit_suffix
+        from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 
         if spec.name not in self.families:
             kind = getattr(pb_utils.MetricFamily, spec.kind.name, None)

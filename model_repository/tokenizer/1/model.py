@@ -1,4 +1,4 @@
-"""The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.door`."""
+"""The tokenizer model: the door in front of the engine. What it does is in `autoglm_engine.triton.tokenizer_model`."""
 
 import json
 import logging
@@ -17,16 +17,16 @@ LOG = logging.getLogger("autoglm_engine.model")
 class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
-        from autoglm_engine.adapter import exits_with_engine
-        from autoglm_engine.boards import EngineBoard, served_artifact
-        from autoglm_engine.deployment import check_version
-        from autoglm_engine.neighbours import Neighbours
-        from autoglm_engine.server_identity import ServerIdentity
-        from autoglm_engine.shared_fate import TOKENIZER, SharedFate
-        from autoglm_engine.shared_regions import close_to_others
         from autoglm_engine.system.server_process import ServerProcess
-        from autoglm_engine.tokenizer_service import TokenizerService
-        from autoglm_engine.triton_log import log_to_triton
+        from autoglm_engine.triton.board.finder import EngineBoard, served_artifact
+        from autoglm_engine.triton.board.server_identity import ServerIdentity
+        from autoglm_engine.triton.board.shared_fate import TOKENIZER, SharedFate
+        from autoglm_engine.triton.deployment import check_version
+        from autoglm_engine.triton.log import log_to_triton
+        from autoglm_engine.triton.model_config import exits_with_engine
+        from autoglm_engine.triton.neighbours import Neighbours
+        from autoglm_engine.triton.shared_regions import close_to_others
+        from autoglm_engine.triton.tokenizer_service import TokenizerService
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()

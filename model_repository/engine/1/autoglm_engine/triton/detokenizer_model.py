@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.core import Event, TokenLogprobs
+from autoglm_engine.errors import InvalidRequest, RequestFailed
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.messages import Ack, Packed, SentEvent, unpack_sent_event
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import TOKENIZER_NAME, load_tokenizer
 
-from .core import Event, TokenLogprobs
-from .errors import InvalidRequest, RequestFailed
 from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
-from .manifest import Manifest
-from .messages import Ack, Packed, SentEvent, unpack_sent_event
 
 Outputs = dict[str, npt.NDArray[Any]]
 TextOf = Callable[[str], TokenText]  # by the artifact's `Manifest.short_digest`

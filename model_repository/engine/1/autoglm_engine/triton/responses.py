@@ -16,10 +16,11 @@ from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass, replace
 from typing import Protocol
 
-from .acks import AckGate
-from .core import Event, Stages, Usage
-from .errors import EngineError
-from .messages import Packed
+from autoglm_engine.core import Event, Stages, Usage
+from autoglm_engine.errors import EngineError
+from autoglm_engine.messages import Packed
+from autoglm_engine.triton.board.acks import AckGate
+
 from .recent_ids import RecentIds
 
 _log = logging.getLogger(__name__)

@@ -11,6 +11,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.core import Request, TokenIds
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.messages import Packed, pack_request
 from autoglm_engine.options.bad_words import NAME as BAD_WORDS
 from autoglm_engine.options.bad_words import word_tokens
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
@@ -20,11 +24,6 @@ from autoglm_engine.options.request_parameters import read_parameters
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
 from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
-
-from .core import Request, TokenIds
-from .errors import InvalidRequest
-from .manifest import Manifest
-from .messages import Packed, pack_request
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")

@@ -8,16 +8,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
+from autoglm_engine.core import TokenIds
+from autoglm_engine.errors import EngineError
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.messages import Packed
 from autoglm_engine.tokenizer.pool import Job, TokenizerPool
 from autoglm_engine.tokenizer.prompt import Prompter
+from autoglm_engine.triton.board.finder import EngineBoard
+from autoglm_engine.triton.board.seal import Kind
 
-from .boards import EngineBoard
-from .core import TokenIds
-from .door import Asked, Door, Tensors
-from .errors import EngineError
-from .manifest import Manifest
-from .messages import Packed
-from .seal import Kind
+from .tokenizer_model import Asked, Door, Tensors
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0

@@ -7,11 +7,12 @@ from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
-from .boards import EngineBoard
-from .door import Tensors
-from .errors import EngineError, ShuttingDown, Unavailable
+from autoglm_engine.errors import EngineError, ShuttingDown, Unavailable
+from autoglm_engine.triton.board.finder import EngineBoard
+
 from .followed_artifact import FollowedArtifact
 from .tokenizer_desk import TokenizerDesk, TokenizerReply
+from .tokenizer_model import Tensors
 
 _log = logging.getLogger(__name__)
 _LAST_SECONDS = 1.0

@@ -19,10 +19,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Protocol
 
-from .errors import EngineError
+from autoglm_engine.errors import EngineError
+
 from .printable import one_line
 
-_PACKAGE = __package__ or "autoglm_engine"
+_PACKAGE = "autoglm_engine"
 _MAX_WAITING = 1000
 _MAX_CHARACTERS = 4000  # of a line
 _MAX_FRAMES = 12  # the innermost ones

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from autoglm_engine.system.periodic import Periodic
 
-from .board_file import Board
-from .boards import SHARED_MEMORY, boards_of
+from .file import Board
+from .finder import SHARED_MEMORY, boards_of
 from .server_identity import ServerIdentity
 
 _POLL_SECONDS = 0.5

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Generic, TypeVar
 
-from .errors import ArtifactError, Unavailable
-from .manifest import Manifest
+from autoglm_engine.errors import ArtifactError, Unavailable
+from autoglm_engine.manifest import Manifest
 
 Part = TypeVar("Part")
 _PATIENCE_SECONDS = 60.0

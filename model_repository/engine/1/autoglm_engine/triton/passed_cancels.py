@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from .acks import AckBoard
-from .replies import Replies
+from autoglm_engine.triton.board.acks import AckBoard
+
+from .responses import Replies
 
 
 class PassedCancels:

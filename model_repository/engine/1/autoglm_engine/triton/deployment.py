@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from .errors import InvalidRequest
+from autoglm_engine.errors import InvalidRequest
 
 VERSION = "1"
 

@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.core import Event, TokenLogprobs
 from autoglm_engine.tokenizer.incremental import TokenText
-
-from .core import Event, TokenLogprobs
 
 Outputs = dict[str, npt.NDArray[Any]]
 

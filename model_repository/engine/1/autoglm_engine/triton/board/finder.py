@@ -10,12 +10,12 @@ from collections.abc import Sequence as Several
 from pathlib import Path
 from typing import Protocol
 
+from autoglm_engine.core import TokenIds
+from autoglm_engine.errors import Unavailable
+from autoglm_engine.messages import Ack, Packed
 from autoglm_engine.system.own_files import open_own
 
-from .board_file import Board, board_id, board_name, is_locked
-from .core import TokenIds
-from .errors import Unavailable
-from .messages import Ack, Packed
+from .file import Board, board_id, board_name, is_locked
 from .seal import BOARD_ID_BYTES, Kind, Seal, board_id_of, forged
 from .server_identity import ServerIdentity
 

@@ -26,11 +26,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
-from .board_file import NO_ARTIFACT, PROBE_CELL, Board, board_name, file_bytes
-from .boards import SHARED_MEMORY, remove_stale_boards
-from .core import Event
-from .errors import Unavailable
-from .messages import Ack, Packed, pack_event
+from autoglm_engine.core import Event
+from autoglm_engine.errors import Unavailable
+from autoglm_engine.messages import Ack, Packed, pack_event
+
+from .file import NO_ARTIFACT, PROBE_CELL, Board, board_name, file_bytes
+from .finder import SHARED_MEMORY, remove_stale_boards
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from .server_identity import ServerIdentity
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
+from autoglm_engine.core import Event, Stages, Usage
+from autoglm_engine.messages import Ack, Packed
 from autoglm_engine.system.periodic import Periodic
 
 from .acks import AckGate
-from .core import Event, Stages, Usage
-from .messages import Ack, Packed
 
 _POLL_SECONDS = 0.04
 

@@ -7,7 +7,7 @@ import os
 import stat
 from pathlib import Path
 
-from .boards import SHARED_MEMORY
+from autoglm_engine.triton.board.finder import SHARED_MEMORY
 
 _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 

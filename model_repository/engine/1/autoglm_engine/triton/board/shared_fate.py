@@ -13,8 +13,8 @@ from functools import partial
 from pathlib import Path
 
 from .acks import AckBoard
-from .boards import SHARED_MEMORY
-from .liveness import EngineWatch
+from .engine_watch import EngineWatch
+from .finder import SHARED_MEMORY
 from .server_identity import ServerIdentity
 
 ENGINE, TOKENIZER, DETOKENIZER, EMBEDDER = "engine", "tokenizer", "detokenizer", "embedder"

@@ -8,9 +8,8 @@ from collections import defaultdict
 from collections.abc import Callable
 from typing import Protocol
 
+from autoglm_engine.metrics import ALL_METRICS, Kind, MetricSpec
 from autoglm_engine.system.periodic import Periodic
-
-from .metrics import ALL_METRICS, Kind, MetricSpec
 
 PREFIX = "autoglm_"
 _PERIOD_SECONDS = 0.5

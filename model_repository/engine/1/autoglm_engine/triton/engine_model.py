@@ -18,14 +18,18 @@ from autoglm_engine.cache.semantic.cache import Embed
 from autoglm_engine.cache.semantic.loading import open_semantic
 from autoglm_engine.cache.semantic.verifier import SemanticChecks
 from autoglm_engine.cache.tiers import Tier
+from autoglm_engine.core import Event, Request, Span, StepBatch, TokenIds
 from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.engine.speculation.drafter import FIXED_ROWS
 from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
 from autoglm_engine.engine.step_watch import StepWatch
+from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.guided.pool import GuidePool
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.messages import Packed, unpack_request
 from autoglm_engine.options.options import OptionRules, check_tenant
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
@@ -33,19 +37,15 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
 from autoglm_engine.tokenizer.tool_format import UNKNOWN, call_tokens
+from autoglm_engine.triton.board.acks import AckBoard, AckGate, cells_for
+from autoglm_engine.triton.board.disconnects import VanishedWatch
+from autoglm_engine.triton.board.finder import RequestBoards
+from autoglm_engine.triton.board.server_identity import ServerIdentity
 
-from .acks import AckBoard, AckGate, cells_for
-from .boards import RequestBoards
-from .core import Event, Request, Span, StepBatch, TokenIds
-from .errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
-from .manifest import Manifest
-from .messages import Packed, unpack_request
+from .detokenizer_model import piece_text
+from .metrics_publisher import PublishedMetrics
 from .passed_cancels import PassedCancels
-from .pieces import piece_text
-from .published import PublishedMetrics
-from .replies import Replies, Reply
-from .server_identity import ServerIdentity
-from .vanished import VanishedWatch
+from .responses import Replies, Reply
 
 _log = logging.getLogger(__name__)
 _CLOSE_SECONDS = 1.0  # for a step to end by itself

@@ -32,10 +32,10 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.messages import Ack
 from autoglm_engine.system.own_files import open_own
 
-from .errors import InvalidRequest
-from .messages import Ack
 from .seal import BOARD_ID_BYTES, KEY_BYTES, Seal
 from .server_identity import ServerIdentity
 

@@ -8,15 +8,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.manifest import Manifest
 from autoglm_engine.settings.file import parse_text, variable
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.shared_pools import check_size, needed_bytes, num_python_models
+from autoglm_engine.triton.board.acks import cells_for
+from autoglm_engine.triton.board.file import file_bytes
+from autoglm_engine.triton.board.finder import SHARED_MEMORY
 
-from .acks import cells_for
-from .board_file import file_bytes
-from .boards import SHARED_MEMORY
-from .errors import InvalidRequest
-from .manifest import Manifest
 from .neighbours import NAMES, parameters
 
 _THREADS = "num_threads"

@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import InvalidRequest
-from .messages import Packed
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.messages import Packed
 
 BOARD_ID_BYTES = 8
 KEY_BYTES = 32

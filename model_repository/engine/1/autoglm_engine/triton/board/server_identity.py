@@ -8,7 +8,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from .neighbours import DEFAULT_ENGINE
+from autoglm_engine.triton.neighbours import DEFAULT_ENGINE
 
 _STARTED = 19  # field 22 of /proc/PID/stat, counted behind the name; see proc_pid_stat(5)
 

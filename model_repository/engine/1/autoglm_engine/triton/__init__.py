@@ -1,0 +1,1 @@
+"""What the models of Triton's repository are made of: their adapters load nothing else."""
