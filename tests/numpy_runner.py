@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.runners.base import Deferred, Limits
-from autoglm_export.decoder import build_decoder
-from autoglm_export.spec import ModelSpec
+from autoglm_export.model.decoder import build_decoder
+from autoglm_export.model.spec import ModelSpec
 
 Rows = npt.NDArray[np.float32]
 

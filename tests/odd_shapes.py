@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
-from autoglm_export.spec import ModelSpec, RopeSpec
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 
 NUM_ODD_SHAPES = 6
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from autoglm_export.families import FAMILIES
 from autoglm_export.gguf_checkpoint import NAMES
-from autoglm_export.spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
 from autoglm_export.weights import source_names
 from safetensors.numpy import save_file
 from test_gguf import to_pairs, write_gguf

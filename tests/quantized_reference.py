@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 from autoglm_export.families import FAMILIES
+from autoglm_export.model.spec import ModelSpec
 from autoglm_export.reference import Reference
-from autoglm_export.spec import ModelSpec
 from autoglm_export.weights import Source, source_names
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}

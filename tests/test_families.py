@@ -10,7 +10,7 @@ import pytest
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.families import FAMILIES
 from autoglm_export.hf_config import spec_from_config
-from autoglm_export.spec import Llama3Scaling
+from autoglm_export.model.spec import Llama3Scaling
 from autoglm_export.weights import source_names, weight_shapes
 from tiny_models import FAMILIES as FAMILY_NAMES
 

@@ -18,6 +18,7 @@ from autoglm_engine.runners.native.library import TARGET_VARIABLE, choose_librar
 from autoglm_engine.runners.native.program import PANEL, PROGRAM_FORMAT
 from autoglm_engine.runners.native.runner import NativeRunner
 from autoglm_export.errors import ExportError, InvalidOption
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native import compiler
 from autoglm_export.native.libraries import Libraries
 from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
@@ -29,7 +30,6 @@ from autoglm_export.native_program import (
     quantise_columns,
 )
 from autoglm_export.parity import teacher_forced
-from autoglm_export.spec import ModelSpec, RopeSpec
 from autoglm_export.weights import weight_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st

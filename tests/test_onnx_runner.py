@@ -18,7 +18,7 @@ from autoglm_engine.runners.onnx.memory import HostMemory
 from autoglm_engine.runners.onnx.runner import OnnxRunner, decode_groups
 from autoglm_engine.runners.registry import load_runner
 from autoglm_export.errors import UnsupportedModel
-from autoglm_export.spec import RopeSpec
+from autoglm_export.model.spec import RopeSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native_lowering import write_native
 from autoglm_export.runtime_choice import Candidates, fitting
 from autoglm_export.runtime_shapes import check_shape
-from autoglm_export.spec import ModelSpec, RopeSpec
 from native_builds import library
 from numpy_runner import NumpyRunner
 from test_native import CHUNK, MAX_LENGTH, NUM_SLOTS, TARGETS, build, in_chunks, random_ids, relative

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autoglm_export.errors import ExportError, NoAttentionKernel
-from autoglm_export.spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt_attention import FORMS
 from autoglm_export.tensorrt_build import failure
 from autoglm_export.tensorrt_forms import Built, build_in_a_form

@@ -17,7 +17,7 @@ from autoglm_engine.manifest import Manifest
 from autoglm_export import tensorrt_lowering, tensorrt_options, tensorrt_profiles
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
-from autoglm_export.spec import ModelSpec, RopeSpec
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt_build import NestedProgress, explained
 from autoglm_export.tensorrt_lowering import write_tensorrt, write_tensorrt_rtx
 from autoglm_export.tensorrt_options import PRECISIONS

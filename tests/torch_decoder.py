@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as functional
-from autoglm_export.decoder import build_decoder
-from autoglm_export.spec import ModelSpec
+from autoglm_export.model.decoder import build_decoder
+from autoglm_export.model.spec import ModelSpec
 
 Tensor = Any  # torch.Tensor
 

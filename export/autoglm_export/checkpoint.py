@@ -8,8 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from autoglm_export.model.spec import ModelSpec
+
 from .errors import CheckpointError, UnsupportedModel
-from .spec import ModelSpec
 from .weights import CheckpointWeights
 
 MAX_TEMPLATE_BYTES = 1 << 20  # as the engine reads

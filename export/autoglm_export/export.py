@@ -11,6 +11,8 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
 
+from autoglm_export.model.spec import ModelSpec
+
 from .artifact import Options, describe, lower, save_whole
 from .bundled import resolve
 from .calibration_text import texts_of
@@ -20,7 +22,6 @@ from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
 from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
-from .spec import ModelSpec
 from .staging import check_replaceable, staged
 from .tensorrt_attention import FORMS
 from .tokenizer_trial import try_tokenizer

@@ -15,6 +15,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
+
 from .checkpoint import Checkpoint, checked_tokenizer
 from .errors import CheckpointError, TensorError, UnsupportedModel
 from .families import FAMILIES
@@ -22,7 +24,6 @@ from .generation import bos_token_id, check_token_id, generation_defaults
 from .gguf_header import check_header
 from .gguf_tokenizer import build_tokenizer
 from .hf_config import Keys, spec_from_config
-from .spec import Llama3Scaling, ModelSpec, RopeSpec
 from .weights import Array, CheckpointWeights, Shape, Source, check_counts, finite, weight_shapes
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "glm4")

@@ -9,13 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from autoglm_export.model.spec import ModelSpec
+
 from .checkpoint import Checkpoint, checked_tokenizer
 from .errors import CheckpointError, TensorError
 from .families import Family
 from .generation import bos_token_id, eos_token_ids, generation_defaults
 from .hf_config import family_of, spec_from_config
 from .safetensors_reader import SafetensorsStore
-from .spec import ModelSpec
 from .weights import CheckpointWeights, check_counts, source_names, weight_shapes
 
 INDEX_NAME = "model.safetensors.index.json"

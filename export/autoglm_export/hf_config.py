@@ -11,9 +11,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
+
 from .errors import UnsupportedModel
 from .families import FAMILIES, Family
-from .spec import Llama3Scaling, ModelSpec, RopeSpec
 
 HARMLESS = frozenset(
     {

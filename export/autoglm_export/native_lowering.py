@@ -18,8 +18,11 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.native.program import PROGRAM_FORMAT, Buffer, Code
 
+from autoglm_export.model.decoder import build_decoder
+from autoglm_export.model.ops import Ops
+from autoglm_export.model.spec import ModelSpec
+
 from .calibration import Calibration, Centered
-from .decoder import build_decoder
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
 from .native.libraries import Libraries
@@ -37,11 +40,9 @@ from .native_program import (
     pack_gated,
     pack_side_by_side,
 )
-from .ops import Ops
 from .reproducible import kernels
 from .rotation import rotated
 from .runtime_shapes import check_shape
-from .spec import ModelSpec
 from .weights import CountedWeights, LayerCache, prepared
 
 WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"

@@ -11,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
 
+from autoglm_export.model.spec import ModelSpec
+
 from .reproducible import kernels
 from .rounding import round_columns
-from .spec import ModelSpec
 from .weights import prepared
 
 NONE = -1

@@ -23,8 +23,10 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.model.decoder import build_decoder
+from autoglm_export.model.spec import ModelSpec
+
 from .calibration import Calibration
-from .decoder import build_decoder
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
 from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
@@ -32,7 +34,6 @@ from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears,
 from .reproducible import kernels
 from .rotation import rotated
 from .runtime_shapes import check_shape
-from .spec import ModelSpec
 from .weights import Array, CountedWeights
 
 _PRECISIONS = ("fp32", "fp16", "int8")

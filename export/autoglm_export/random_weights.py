@@ -8,7 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
-from .spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
+
 from .weights import Array, Shape, weight_shapes
 
 

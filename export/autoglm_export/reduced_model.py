@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
-from .spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
+
 from .weights import weight_shapes
 
 STREAMED_BYTES = 64 << 20  # more than the caches of common processors hold, so that weights come from memory, as all do

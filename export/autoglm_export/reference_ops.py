@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
-from .spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
+
 from .weights import Array
 
 _SLICE = 1 << 14  # rows of a table that are multiplied at a time

@@ -17,9 +17,10 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.model.spec import ModelSpec
+
 from .reproducible import kernels
 from .reproducible.reference import normaliser
-from .spec import ModelSpec
 from .weights import Array
 
 _SEED = 20

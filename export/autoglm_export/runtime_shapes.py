@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from autoglm_export.model.spec import ModelSpec
+
 from .errors import UnsupportedModel
-from .spec import ModelSpec
 
 # A product of int8 values is summed in 32 bits, and the largest one is 127 * 128.
 MOST_INT8_INPUTS = 131_072

@@ -17,7 +17,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from .spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
+
 from .tensorrt_network import Network, Tensor
 
 FORMS = ("fused", "decomposed", "plain")  # in the order that a build tries them

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autoglm_export.model.spec import ModelSpec
+
 from .errors import NoAttentionKernel
-from .spec import ModelSpec
 from .tensorrt_network import Network
 
 

@@ -18,9 +18,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.model.spec import ModelSpec
+
 from .int4 import Int4Weight, pack_int4, title_of
 from .rounding import held
-from .spec import ModelSpec
 from .tensorrt_network import Network, Tensor
 from .weights import Array
 

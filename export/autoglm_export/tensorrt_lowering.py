@@ -37,13 +37,14 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.model.decoder import build_decoder
+from autoglm_export.model.spec import ModelSpec
+
 from .calibration import Calibration
-from .decoder import build_decoder
 from .device_reference import write_reference
 from .engine_weights import EngineWeights
 from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
-from .spec import ModelSpec
 from .tensorrt_build import Builder, BuildSettings, Profile
 from .tensorrt_candidates import add_candidates
 from .tensorrt_forms import Built, build_in_a_form, shape_of

@@ -12,8 +12,9 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.model.spec import ModelSpec
+
 from .rounding import held
-from .spec import ModelSpec
 from .tensorrt_attention import Attention
 from .tensorrt_linear import Linears
 from .tensorrt_network import Network, Tensor

@@ -8,7 +8,8 @@ from __future__ import annotations
 from functools import partial
 from typing import Any
 
-from .spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
+
 from .tensorrt_build import Profile, Shape
 
 ATTENTION_LENGTHS = (256, 1024, 4096, 16384)  # and the cache's own

@@ -14,9 +14,10 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.model.spec import ModelSpec
+
 from .errors import TensorError
 from .families import Family
-from .spec import ModelSpec
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoglm_export.spec import ModelSpec
+from autoglm_export.model.spec import ModelSpec
 
 from .gpu import Gpu
 from .gpu_shapes import WEIGHT_BYTES, Shape, cache_bytes_per_token, weight_bytes_read

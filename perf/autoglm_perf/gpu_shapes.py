@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from autoglm_export.spec import ModelSpec, RopeSpec
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt_linear import fp8_kept_layers
 from autoglm_export.weights import weight_shapes
 

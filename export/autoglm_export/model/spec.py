@@ -30,7 +30,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from .reproducible.transcendental import power, sine_cosine
+from autoglm_export.reproducible.transcendental import power, sine_cosine
 
 
 @dataclass(frozen=True, slots=True)

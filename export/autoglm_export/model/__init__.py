@@ -1,0 +1,1 @@
+"""The decoder of every family: its spec, its operators, its one definition."""
