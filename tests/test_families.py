@@ -7,11 +7,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_export.checkpoint.families import FAMILIES
+from autoglm_export.checkpoint.hf_config import spec_from_config
+from autoglm_export.checkpoint.weights import source_names, weight_shapes
 from autoglm_export.errors import UnsupportedModel
-from autoglm_export.families import FAMILIES
-from autoglm_export.hf_config import spec_from_config
 from autoglm_export.model.spec import Llama3Scaling
-from autoglm_export.weights import source_names, weight_shapes
 from tiny_models import FAMILIES as FAMILY_NAMES
 
 BASE: dict[str, Any] = {

@@ -10,14 +10,14 @@ from typing import Any
 import gguf
 import numpy as np
 import pytest
-from autoglm_export import bundled
-from autoglm_export.checkpoint import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint import bundled
+from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.gguf import NAMES
+from autoglm_export.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
+from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import CheckpointError, ExportError, UnsupportedModel
-from autoglm_export.gguf_checkpoint import NAMES
-from autoglm_export.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 from autoglm_export.parity_text import TEXTS
-from autoglm_export.weights import weight_shapes
 from tiny_models import VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer, pre_tokenizers
 

@@ -19,8 +19,8 @@ from autoglm_engine.guided.grammar import Guides, GuideState
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_export import bundled
-from autoglm_export.checkpoint import open_checkpoint
+from autoglm_export.checkpoint import bundled
+from autoglm_export.checkpoint.base import open_checkpoint
 from engine_bench import NUM_CANDIDATES, Bench
 from fakes import answers, request
 from hypothesis import HealthCheck, given, settings

@@ -10,11 +10,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint import open_checkpoint
+from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.gguf_header import MOST_ELEMENTS, check_header
+from autoglm_export.checkpoint.safetensors import read_header
 from autoglm_export.embedder import read_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, TensorError
-from autoglm_export.gguf_header import MOST_ELEMENTS, check_header
-from autoglm_export.safetensors_reader import read_header
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from plain_checkpoints import config_of, raw_safetensors, write_folder, write_gguf_file

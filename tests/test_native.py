@@ -17,6 +17,7 @@ from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runners.native.library import TARGET_VARIABLE, choose_library
 from autoglm_engine.runners.native.program import PANEL, PROGRAM_FORMAT
 from autoglm_engine.runners.native.runner import NativeRunner
+from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native import compiler
@@ -30,7 +31,6 @@ from autoglm_export.native_program import (
     quantise_columns,
 )
 from autoglm_export.parity import teacher_forced
-from autoglm_export.weights import weight_shapes
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_builds import ALL_CLASSES, library

@@ -16,7 +16,7 @@ from artifacts import with_limits
 from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
-from autoglm_export.bundled import resolve
+from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.reference import Reference
 from autoglm_gateway.settings import GatewaySettings
 from conftest import MODEL_REPOSITORY

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.bundled import find_bundled
-from autoglm_export.gguf_checkpoint import GgufFile
+from autoglm_export.checkpoint.bundled import find_bundled
+from autoglm_export.checkpoint.gguf import GgufFile
 from autoglm_perf.experiments.peers import PEERS
 from autoglm_perf.fidelity import Fidelity, FixedTexts
 from autoglm_perf.memory import peak_mb, peak_of

@@ -12,7 +12,7 @@ from autoglm_engine.core import Adjustments, Candidates, Request, SamplingOption
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_export.checkpoint import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.parity import greedy
 from autoglm_export.reference import Reference
 from fakes import answers

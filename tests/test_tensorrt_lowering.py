@@ -15,6 +15,7 @@ import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.manifest import Manifest
 from autoglm_export import tensorrt_lowering, tensorrt_options, tensorrt_profiles
+from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.model.spec import ModelSpec, RopeSpec
@@ -22,7 +23,6 @@ from autoglm_export.tensorrt_build import NestedProgress, explained
 from autoglm_export.tensorrt_lowering import write_tensorrt, write_tensorrt_rtx
 from autoglm_export.tensorrt_options import PRECISIONS
 from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
-from autoglm_export.weights import weight_shapes
 from tensorrt_networks import Defined, define_network, layers_of
 from tiny_decoders import SPECS, random_weights
 

@@ -20,8 +20,8 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Limits, run_step
 from autoglm_export import parity, tensorrt_linear
-from autoglm_export.bundled import resolve
-from autoglm_export.checkpoint import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.int4 import title_of
 from autoglm_export.parity_text import TEXTS
 from autoglm_export.reference import Reference

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.tokenizer.incremental import TokenText, decode_piece
-from autoglm_export import bundled
-from autoglm_export.checkpoint import open_checkpoint
+from autoglm_export.checkpoint import bundled
+from autoglm_export.checkpoint.base import open_checkpoint
 from byte_tokenizers import byte_fallback
 from fakes import letters_tokenizer
 from hypothesis import given, settings

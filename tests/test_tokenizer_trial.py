@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.embedder import export_embedder
 from autoglm_export.errors import CheckpointError
 from autoglm_export.export import export
-from autoglm_export.tokenizer_trial import try_tokenizer
 from fakes import byte_tokenizer
 from plain_checkpoints import write_folder
 from split_tokenizers import split_only

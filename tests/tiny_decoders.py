@@ -12,9 +12,9 @@ import onnxruntime
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import load_runner
+from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 from autoglm_export.onnx_lowering import write_onnx
-from autoglm_export.weights import weight_shapes
 
 Array = npt.NDArray[np.float32]
 

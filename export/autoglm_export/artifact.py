@@ -13,11 +13,11 @@ from typing import Any
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from . import freed_memory
 from .lowering import Progress, no_progress, runtime_named
-from .weights import Array
 
 
 @dataclass(frozen=True, slots=True)

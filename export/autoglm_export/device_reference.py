@@ -16,12 +16,12 @@ from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.device_check.pattern import KINDS, LARGEST, pattern, scaled
 from autoglm_engine.runners.device_check.reference import REFERENCE_FILE, DeviceReference
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.decoder import build_layer
 from autoglm_export.model.spec import ModelSpec
 
 from .lowering import Progress, no_progress
 from .reference_ops import CachedTokens, HeldWeights, ReferenceOps
-from .weights import Array
 
 LENGTHS = (1, 7, 1000)  # of rows, and one less than a slot holds
 NEW_TOKENS = 33  # of a row that is prefilled: an odd number, which is padded

@@ -16,10 +16,11 @@ from typing import Any
 
 import numpy as np
 
+from autoglm_export.checkpoint.safetensors import SafetensorsStore
+from autoglm_export.checkpoint.weights import Array
+
 from .errors import TensorError, UnsupportedModel
 from .onnx_graph import OnnxGraph
-from .safetensors_reader import SafetensorsStore
-from .weights import Array
 
 _MASKED = -1e9  # added to scores: exp of it is exactly 0
 _LEAST_NORM = 1e-12

@@ -9,9 +9,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array
+
 from .int4 import title_of
 from .tensorrt_network import Network
-from .weights import Array
 
 
 class EngineWeights:

@@ -11,12 +11,13 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
 
+from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.bundled import resolve
+from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.model.spec import ModelSpec
 
 from .artifact import Options, describe, lower, save_whole
-from .bundled import resolve
 from .calibration_text import texts_of
-from .checkpoint import Checkpoint, open_checkpoint
 from .device_trial import tried
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
@@ -24,7 +25,6 @@ from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
 from .staging import check_replaceable, staged
 from .tensorrt_attention import FORMS
-from .tokenizer_trial import try_tokenizer
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024

@@ -10,10 +10,11 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array
+
 from .errors import UnsupportedModel
 from .reproducible import kernels
 from .rounding import DAMPING, feedback_of
-from .weights import Array
 
 BLOCK = 128  # inputs that share a scale; fewer where they do not divide
 SMALLEST_BLOCK = 16

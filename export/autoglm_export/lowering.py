@@ -11,10 +11,10 @@ from typing import Any, Protocol, cast
 from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.registry import installed_version
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from .errors import ExportError, InvalidOption
-from .weights import Array
 
 Progress = Callable[[str, float], None]  # name of the stage, fraction of it that is done
 

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.native.program import PROGRAM_FORMAT, Buffer, Code
 
+from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepared
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.ops import Ops
 from autoglm_export.model.spec import ModelSpec
@@ -43,7 +44,6 @@ from .native_program import (
 from .reproducible import kernels
 from .rotation import rotated
 from .runtime_shapes import check_shape
-from .weights import CountedWeights, LayerCache, prepared
 
 WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"
 PRECISIONS = ("int8",)

@@ -11,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
 
+from autoglm_export.checkpoint.weights import prepared
 from autoglm_export.model.spec import ModelSpec
 
 from .reproducible import kernels
 from .rounding import round_columns
-from .weights import prepared
 
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector

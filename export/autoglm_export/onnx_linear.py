@@ -19,11 +19,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from autoglm_export.checkpoint.weights import Array
+
 from .calibration import Calibration
 from .onnx_graph import CONTRIB, OnnxGraph
 from .rotation import hadamard, mix_blocks, mixing_block
 from .rounding import held, round_columns
-from .weights import Array
 
 _LEVELS = 127.0
 FLOAT = np.dtype(np.float32)

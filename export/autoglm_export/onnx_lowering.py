@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.checkpoint.weights import Array, CountedWeights
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 
@@ -34,7 +35,6 @@ from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears,
 from .reproducible import kernels
 from .rotation import rotated
 from .runtime_shapes import check_shape
-from .weights import Array, CountedWeights
 
 _PRECISIONS = ("fp32", "fp16", "int8")
 

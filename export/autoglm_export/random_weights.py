@@ -8,9 +8,8 @@ from collections.abc import Iterator, Mapping
 
 import numpy as np
 
+from autoglm_export.checkpoint.weights import Array, Shape, weight_shapes
 from autoglm_export.model.spec import ModelSpec
-
-from .weights import Array, Shape, weight_shapes
 
 
 class RandomWeights(Mapping[str, Array]):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 
+from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.model.spec import ModelSpec
-
-from .weights import weight_shapes
 
 STREAMED_BYTES = 64 << 20  # more than the caches of common processors hold, so that weights come from memory, as all do
 MIN_VOCABULARY = 256

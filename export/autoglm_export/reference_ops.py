@@ -10,9 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
-
-from .weights import Array
 
 _SLICE = 1 << 14  # rows of a table that are multiplied at a time
 

@@ -17,11 +17,11 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from .reproducible import kernels
 from .reproducible.reference import normaliser
-from .weights import Array
 
 _SEED = 20
 # What reads the stream, and the norm before it.

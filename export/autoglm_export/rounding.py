@@ -18,9 +18,10 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array, prepared
+
 from .errors import UnsupportedModel
 from .reproducible import kernels
-from .weights import Array, prepared
 
 LARGEST = 127
 DAMPING = 0.1  # of the mean diagonal: a text shows only a part of what a layer will read

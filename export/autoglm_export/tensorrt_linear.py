@@ -18,12 +18,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from .int4 import Int4Weight, pack_int4, title_of
 from .rounding import held
 from .tensorrt_network import Network, Tensor
-from .weights import Array
 
 FP8_LARGEST = 448.0  # of E4M3
 # The up projections of the last layers stay in 16 bits in fp8: "choice logits are unstable when every up projection is

@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.checkpoint.weights import Array, CountedWeights
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 
@@ -67,7 +68,6 @@ from .tensorrt_profiles import (
     profiles_of,
     ranges_of,
 )
-from .weights import Array, CountedWeights
 
 ENGINE_FILE = "engine.plan"
 DEFAULT_CANDIDATES = 64

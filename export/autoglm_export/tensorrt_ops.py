@@ -12,13 +12,13 @@ from collections.abc import Mapping
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from .rounding import held
 from .tensorrt_attention import Attention
 from .tensorrt_linear import Linears
 from .tensorrt_network import Network, Tensor
-from .weights import Array
 
 TABLE_TYPE = np.float16  # of embedding and head
 _BATCH, _SEQUENCE, _HEADS, _SIZE = range(4)  # axes of [B, S, heads, head_size]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_export.bundled import find_bundled
+from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.parity import BOUNDS
 from autoglm_export.parity_text import TEXTS
 from gpu.available import Available

@@ -10,7 +10,7 @@ from typing import Any
 from autoglm_client.local_server import LocalServer
 from autoglm_client.profiling.host import server_processes
 from autoglm_client.profiling.procfs import ProcFs
-from autoglm_export.bundled import find_bundled
+from autoglm_export.checkpoint.bundled import find_bundled
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, TOKENS, arm, figures
 from autoglm_perf.context import Context

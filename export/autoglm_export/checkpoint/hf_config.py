@@ -11,9 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
-from .errors import UnsupportedModel
 from .families import FAMILIES, Family
 
 HARMLESS = frozenset(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .errors import CheckpointError
+from autoglm_export.errors import CheckpointError
 
 
 @dataclass(frozen=True, slots=True)

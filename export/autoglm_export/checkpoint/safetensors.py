@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .errors import CheckpointError, TensorError
+from autoglm_export.errors import CheckpointError, TensorError
+
 from .weights import Array, Shape, finite
 
 ITEM_BYTES = {"F32": 4, "F16": 2, "BF16": 2}

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from .errors import CheckpointError
+from autoglm_export.errors import CheckpointError
 
 # short name -> (import name, requirement, file pattern)
 BUNDLED = {

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
+from autoglm_export.errors import CheckpointError, TensorError
 from autoglm_export.model.spec import ModelSpec
 
-from .checkpoint import Checkpoint, checked_tokenizer
-from .errors import CheckpointError, TensorError
+from .base import Checkpoint, checked_tokenizer
 from .families import Family
-from .generation import bos_token_id, eos_token_ids, generation_defaults
+from .generation_config import bos_token_id, eos_token_ids, generation_defaults
 from .hf_config import family_of, spec_from_config
-from .safetensors_reader import SafetensorsStore
+from .safetensors import SafetensorsStore
 from .weights import CheckpointWeights, check_counts, source_names, weight_shapes
 
 INDEX_NAME = "model.safetensors.index.json"

@@ -15,12 +15,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.errors import CheckpointError, TensorError, UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
-from .checkpoint import Checkpoint, checked_tokenizer
-from .errors import CheckpointError, TensorError, UnsupportedModel
+from .base import Checkpoint, checked_tokenizer
 from .families import FAMILIES
-from .generation import bos_token_id, check_token_id, generation_defaults
+from .generation_config import bos_token_id, check_token_id, generation_defaults
 from .gguf_header import check_header
 from .gguf_tokenizer import build_tokenizer
 from .hf_config import Keys, spec_from_config

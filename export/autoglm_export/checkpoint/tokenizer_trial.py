@@ -19,7 +19,7 @@ from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProce
 from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS
 from autoglm_engine.tokenizer.patterns import patterns_of
 
-from .errors import CheckpointError
+from autoglm_export.errors import CheckpointError
 
 LIMITS = EncoderLimits(seconds=1.0, load_seconds=120.0)  # of computing; what is published takes a twentieth
 LONG_RUN = MOST_IN_PROCESS  # characters: a server encodes as many in a process that it cannot end

@@ -12,7 +12,7 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
-from .errors import CheckpointError
+from autoglm_export.errors import CheckpointError
 
 MOST_ELEMENTS = (
     1 << 21

@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from autoglm_export.errors import CheckpointError, UnsupportedModel
 from autoglm_export.model.spec import ModelSpec
 
-from .errors import CheckpointError, UnsupportedModel
 from .weights import CheckpointWeights
 
 MAX_TEMPLATE_BYTES = 1 << 20  # as the engine reads
@@ -33,8 +33,8 @@ class Checkpoint:
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
     """The checkpoint in a Hugging Face folder or a GGUF file. Raises ExportError, naming what is wrong."""
-    from .gguf_checkpoint import open_gguf
-    from .hf_checkpoint import open_folder
+    from .gguf import open_gguf
+    from .huggingface import open_folder
 
     try:
         if path.is_dir():

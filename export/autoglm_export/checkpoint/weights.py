@@ -14,9 +14,9 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from autoglm_export.errors import TensorError
 from autoglm_export.model.spec import ModelSpec
 
-from .errors import TensorError
 from .families import Family
 
 Array = npt.NDArray[np.float32]

@@ -1,0 +1,1 @@
+"""Checkpoints of every form: spec, weights, tokenizer, generation defaults."""
