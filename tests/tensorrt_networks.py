@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorrt_rtx as trt
-from autoglm_export.calibration import Calibration
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.tensorrt_build import Builder
 from autoglm_export.tensorrt_lowering import define, linears_of
 from autoglm_export.tensorrt_network import Network

@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Span, StepBatch
-from autoglm_export import calibration_text, parity_text
-from autoglm_export.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
+from autoglm_export import parity_text
 from autoglm_export.errors import InvalidOption
+from autoglm_export.quantize import calibration_text
+from autoglm_export.quantize.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
 from numpy_runner import NumpyRunner
 from test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 

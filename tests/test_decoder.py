@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_export.checkpoint.weights import weight_shapes
-from autoglm_export.rotation import Rotation, hadamard, mix_blocks, mixing_block, rotated
+from autoglm_export.quantize.rotation import Rotation, hadamard, mix_blocks, mixing_block, rotated
 from numpy_runner import NumpyRunner
 from tiny_decoders import SPECS, Array, expected_logits, random_weights
 

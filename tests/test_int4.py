@@ -6,9 +6,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_export.errors import UnsupportedModel
-from autoglm_export.int4 import best_scales, block_of, fitted, nearest, pack_int4, title_of
+from autoglm_export.quantize.int4 import best_scales, block_of, fitted, nearest, pack_int4, title_of
+from autoglm_export.quantize.rounding import feedback_of
 from autoglm_export.reproducible import kernels
-from autoglm_export.rounding import feedback_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -21,13 +21,13 @@ from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from autoglm_export.native import compiler
 from autoglm_export.native_lowering import write_program
 from autoglm_export.onnx_lowering import write_onnx
+from autoglm_export.quantize.rotation import hadamard, orthogonalised
+from autoglm_export.quantize.rounding import LARGEST_GROUP, groups_of
 from autoglm_export.reproducible import kernels, sine_cosine
 from autoglm_export.reproducible.compiled import CompiledKernels
 from autoglm_export.reproducible.interface import NotPositiveDefinite
 from autoglm_export.reproducible.reference import ReferenceKernels, round_to_12_bits
 from autoglm_export.reproducible.transcendental import power
-from autoglm_export.rotation import hadamard, orthogonalised
-from autoglm_export.rounding import LARGEST_GROUP, groups_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_native import BASE, SPECS, VOCAB_SIZE, random_weights
@@ -264,7 +264,7 @@ def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[st
 @pytest.mark.slow
 def test_without_a_compiler_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = digests(tmp_path / "compiled")
-    for module in ("calibration", "rounding", "rotation", "native_program"):
+    for module in ("quantize.calibration", "quantize.rounding", "quantize.rotation", "native_program"):
         monkeypatch.setattr(f"autoglm_export.{module}.kernels", lambda: REFERENCE)
     assert digests(tmp_path / "numpy") == expected
 

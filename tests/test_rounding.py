@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.rounding import LARGEST, round_columns
+from autoglm_export.quantize.rounding import LARGEST, round_columns
 from hypothesis import given, settings
 from hypothesis import strategies as st
 

@@ -22,8 +22,8 @@ from autoglm_engine.runners.base import Limits, run_step
 from autoglm_export import parity, tensorrt_linear
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
-from autoglm_export.int4 import title_of
 from autoglm_export.parity_text import TEXTS
+from autoglm_export.quantize.int4 import title_of
 from autoglm_export.reference import Reference
 from autoglm_export.tensorrt_attention import Attention
 from autoglm_export.tensorrt_linear import FP8_LARGEST

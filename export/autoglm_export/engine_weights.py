@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array
+from autoglm_export.quantize.int4 import title_of
 
-from .int4 import title_of
 from .tensorrt_network import Network
 
 

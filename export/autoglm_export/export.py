@@ -15,9 +15,9 @@ from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.calibration_text import texts_of
 
 from .artifact import Options, describe, lower, save_whole
-from .calibration_text import texts_of
 from .device_trial import tried
 from .errors import InvalidOption
 from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named

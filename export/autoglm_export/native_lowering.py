@@ -22,8 +22,9 @@ from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepar
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.ops import Ops
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.calibration import Calibration, Centered
+from autoglm_export.quantize.rotation import rotated
 
-from .calibration import Calibration, Centered
 from .errors import InvalidOption
 from .lowering import Progress, no_progress
 from .native.libraries import Libraries
@@ -42,7 +43,6 @@ from .native_program import (
     pack_side_by_side,
 )
 from .reproducible import kernels
-from .rotation import rotated
 from .runtime_shapes import check_shape
 
 WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"

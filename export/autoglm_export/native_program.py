@@ -13,9 +13,9 @@ from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, 
 
 from autoglm_export.checkpoint.weights import prepared
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.rounding import round_columns
 
 from .reproducible import kernels
-from .rounding import round_columns
 
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector

@@ -20,11 +20,11 @@ from typing import Any, Protocol
 import numpy as np
 
 from autoglm_export.checkpoint.weights import Array
+from autoglm_export.quantize.calibration import Calibration
+from autoglm_export.quantize.rotation import hadamard, mix_blocks, mixing_block
+from autoglm_export.quantize.rounding import held, round_columns
 
-from .calibration import Calibration
 from .onnx_graph import CONTRIB, OnnxGraph
-from .rotation import hadamard, mix_blocks, mixing_block
-from .rounding import held, round_columns
 
 _LEVELS = 127.0
 FLOAT = np.dtype(np.float32)

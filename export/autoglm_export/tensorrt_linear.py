@@ -20,9 +20,9 @@ import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.int4 import Int4Weight, pack_int4, title_of
+from autoglm_export.quantize.rounding import held
 
-from .int4 import Int4Weight, pack_int4, title_of
-from .rounding import held
 from .tensorrt_network import Network, Tensor
 
 FP8_LARGEST = 448.0  # of E4M3

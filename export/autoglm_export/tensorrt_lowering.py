@@ -40,11 +40,11 @@ from autoglm_engine.core import TokenIds
 from autoglm_export.checkpoint.weights import Array, CountedWeights
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.calibration import Calibration
+from autoglm_export.quantize.int4 import Int4Weight, fitted, nearest, title_of
 
-from .calibration import Calibration
 from .device_reference import write_reference
 from .engine_weights import EngineWeights
-from .int4 import Int4Weight, fitted, nearest, title_of
 from .lowering import Progress, no_progress
 from .tensorrt_build import Builder, BuildSettings, Profile
 from .tensorrt_candidates import add_candidates

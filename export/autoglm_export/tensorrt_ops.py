@@ -14,8 +14,8 @@ import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.quantize.rounding import held
 
-from .rounding import held
 from .tensorrt_attention import Attention
 from .tensorrt_linear import Linears
 from .tensorrt_network import Network, Tensor

@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
-
-from .reproducible import kernels
-from .reproducible.reference import normaliser
+from autoglm_export.reproducible import kernels
+from autoglm_export.reproducible.reference import normaliser
 
 _SEED = 20
 # What reads the stream, and the norm before it.

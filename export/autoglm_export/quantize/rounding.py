@@ -19,9 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array, prepared
-
-from .errors import UnsupportedModel
-from .reproducible import kernels
+from autoglm_export.errors import UnsupportedModel
+from autoglm_export.reproducible import kernels
 
 LARGEST = 127
 DAMPING = 0.1  # of the mean diagonal: a text shows only a part of what a layer will read

@@ -11,9 +11,9 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm_export.checkpoint.weights import Array
+from autoglm_export.errors import UnsupportedModel
+from autoglm_export.reproducible import kernels
 
-from .errors import UnsupportedModel
-from .reproducible import kernels
 from .rounding import DAMPING, feedback_of
 
 BLOCK = 128  # inputs that share a scale; fewer where they do not divide

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from .errors import InvalidOption
+from autoglm_export.errors import InvalidOption
 
 _PROSE = """\
 Bread needs only flour, water, salt and time. The baker on Mill Lane starts at three in the morning, when the street is

@@ -15,8 +15,7 @@ from autoglm_engine.core import TokenIds
 from autoglm_export.checkpoint.weights import Array, prepared
 from autoglm_export.model.decoder import build_layer
 from autoglm_export.model.spec import ModelSpec
-
-from .reproducible import kernels
+from autoglm_export.reproducible import kernels
 
 FIRST_TOKEN_WEIGHT = 16.0  # all later tokens attend to the first one; a text has only one
 

@@ -1,0 +1,1 @@
+"""Rounding weights so that a model stays what it was."""
