@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 from autoglm_export.errors import ExportError
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.tensorrt_lowering import write_tensorrt_rtx
-from autoglm_export.tensorrt_options import DEFAULT_CAPABILITIES, OLDEST_CAPABILITY, PRECISIONS
+from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
+from autoglm_export.tensorrt.options import DEFAULT_CAPABILITIES, OLDEST_CAPABILITY, PRECISIONS
 from tiny_decoders import SPECS, random_weights
 
 FAMILIES = ("llama", "qwen2", "qwen3", "glm", "glm4")

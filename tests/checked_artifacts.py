@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from autoglm_engine.manifest import FileRecord
-from autoglm_export.device_reference import write_reference
-from autoglm_export.reference_ops import HeldWeights
+from autoglm_export.tensorrt.device_reference import write_reference
+from autoglm_export.tensorrt.reference_ops import HeldWeights
 from contract_network import GpuBench
 from tiny_decoders import Array
 

@@ -19,7 +19,7 @@ from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
+from autoglm_export.tensorrt.profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from fake_cuda import FakeCuda
 from fake_tensorrt import PLAN, Arrays, Compute, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
 from fakes import rank

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
-from autoglm_export.native.compiler import TARGETS
+from autoglm_export.compiler import TARGETS
 
 TESTS = (
     *(

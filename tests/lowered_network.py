@@ -8,9 +8,9 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorrt_rtx as trt
-from autoglm_export.engine_weights import EngineWeights
-from autoglm_export.tensorrt_options import checked_kv_dtype
-from autoglm_export.tensorrt_profiles import profiles_of
+from autoglm_export.tensorrt.engine_weights import EngineWeights
+from autoglm_export.tensorrt.options import checked_kv_dtype
+from autoglm_export.tensorrt.profiles import profiles_of
 from checked_artifacts import add_reference
 from contract_network import GpuBench
 from fake_tensorrt import Arrays, FakeNetwork, FakeTensor

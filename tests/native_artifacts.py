@@ -10,9 +10,9 @@ from typing import Any
 
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runners.native.program import PROGRAM_FORMAT
+from autoglm_export import compiler
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.native import compiler
-from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_program
+from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
 from tiny_decoders import random_weights
 from tiny_models import write_tokenizer
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from autoglm_export.native import compiler
+from autoglm_export import compiler
 
 _HEADER = Path(__file__).with_name("emulated_avx512.h")
 _EMULATED = {"avx512-bf16": ("-DEMULATED_BF16",), "avx512-vnni": ()}

@@ -11,7 +11,7 @@ import numpy.typing as npt
 import tensorrt_rtx as trt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runners.base import Limits
-from autoglm_export.tensorrt_profiles import attention_lengths_of
+from autoglm_export.tensorrt.profiles import attention_lengths_of
 from tensorrt_networks import Defined
 from trt_interpreter import Interpreter
 from trt_interpreter.dtypes import native

@@ -11,10 +11,10 @@ import numpy.typing as npt
 import tensorrt_rtx as trt
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration
-from autoglm_export.tensorrt_build import Builder
-from autoglm_export.tensorrt_lowering import define, linears_of
-from autoglm_export.tensorrt_network import Network
-from autoglm_export.tensorrt_options import KV_DTYPES, checked_kv_dtype
+from autoglm_export.tensorrt.build import Builder
+from autoglm_export.tensorrt.lowering import define, linears_of
+from autoglm_export.tensorrt.network import Network
+from autoglm_export.tensorrt.options import KV_DTYPES, checked_kv_dtype
 
 Array = npt.NDArray[np.float32]
 

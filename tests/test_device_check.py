@@ -17,7 +17,7 @@ from autoglm_engine.runners.device_check.pattern import KINDS, POISON, pattern, 
 from autoglm_engine.runners.device_check.reference import DeviceReference
 from autoglm_engine.runners.runtime_details import check_details
 from autoglm_engine.runners.tensorrt.load import check_on
-from autoglm_export.device_reference import text_logits
+from autoglm_export.tensorrt.device_reference import text_logits
 from checked_artifacts import PlainWeights, add_reference
 from contract_network import ContractOps, GpuBench
 from numpy_runner import Rows

@@ -13,11 +13,11 @@ from autoglm_engine.errors import ArtifactError, WrongOnThisGpu
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.device_trial import recheck, tried
-from autoglm_export.engine_weights import EngineWeights
 from autoglm_export.errors import ExportError
-from autoglm_export.tensorrt_attention import FORMS
-from autoglm_export.tensorrt_linear import fp8_columns
-from autoglm_export.tensorrt_network import Network
+from autoglm_export.tensorrt.attention import FORMS
+from autoglm_export.tensorrt.engine_weights import EngineWeights
+from autoglm_export.tensorrt.linear import fp8_columns
+from autoglm_export.tensorrt.network import Network
 from contract_network import GpuBench
 from lowered_network import CALIBRATION, lowered
 from tensorrt_networks import define_network

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.manifest import Manifest
-from autoglm_export import lowering
+from autoglm_export import runtimes as lowering
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption
 from autoglm_export.export import export as export_any
 from autoglm_export.model.spec import ModelSpec
@@ -183,7 +183,7 @@ def test_an_empty_folder_and_a_link_are_filled(checkpoint: Path, runtime: FakeRu
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from autoglm_export import lowering
+from autoglm_export import runtimes as lowering
 from autoglm_export.export import export
 
 class Killed(lowering.Runtime):

@@ -8,14 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import pytest
-from autoglm_export import tensorrt_linear
 from autoglm_export.artifact import Options, lower
 from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.errors import ExportError, TensorError, UnsupportedModel
 from autoglm_export.export import export
-from autoglm_export.lowering import RUNTIMES
 from autoglm_export.quantize.int4 import best_scales
 from autoglm_export.quantize.rounding import held, round_columns
+from autoglm_export.runtimes import RUNTIMES
+from autoglm_export.tensorrt import linear as tensorrt_linear
 from plain_checkpoints import (
     QUERY,
     gguf_tensors,

@@ -18,8 +18,8 @@ from autoglm_engine.core import Logits, StepBatch
 from autoglm_engine.runners.base import Deferred, Limits, Runner
 from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from autoglm_engine.runners.native.runner import NativeRunner
-from autoglm_export.native import compiler
-from autoglm_export.native_lowering import write_program
+from autoglm_export import compiler
+from autoglm_export.native.lowering import write_program
 from busy_engine import BusyEngine
 from test_native import BASE, LIBRARY_NAME, manifest_of, random_weights
 

@@ -17,19 +17,13 @@ from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runners.native.library import TARGET_VARIABLE, choose_library
 from autoglm_engine.runners.native.program import PANEL, PROGRAM_FORMAT
 from autoglm_engine.runners.native.runner import NativeRunner
+from autoglm_export import compiler
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.native import compiler
 from autoglm_export.native.libraries import Libraries
-from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
-from autoglm_export.native_program import (
-    interleave,
-    mix_columns,
-    mixed_vectors,
-    pack_panels,
-    quantise_columns,
-)
+from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
+from autoglm_export.native.program import interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
 from autoglm_export.parity import teacher_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -16,7 +16,7 @@ from autoglm_engine.core import Span
 from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.native_lowering import MAX_LOGITS_PER_SPAN, write_program
+from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
 from native_builds import ALL_CLASSES, library
 from odd_shapes import ODD_SHAPES
 from test_native import (

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from autoglm_export.native import compiler
+from autoglm_export import compiler
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 np.memmap = lambda path, dtype, mode: np.fromfile(path, dtype)  # weights whose end the sanitizer knows
 from autoglm_engine.core import Span
-from autoglm_export.native_lowering import write_program
+from autoglm_export.native.lowering import write_program
 from odd_shapes import ODD_SHAPES
 from test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
 

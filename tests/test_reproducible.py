@@ -18,9 +18,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_engine.runners.native.library import TARGET_VARIABLE
-from autoglm_export.native import compiler
-from autoglm_export.native_lowering import write_program
-from autoglm_export.onnx_lowering import write_onnx
+from autoglm_export import compiler
+from autoglm_export.native.lowering import write_program
+from autoglm_export.onnx.lowering import write_onnx
 from autoglm_export.quantize.rotation import hadamard, orthogonalised
 from autoglm_export.quantize.rounding import LARGEST_GROUP, groups_of
 from autoglm_export.reproducible import kernels, sine_cosine
@@ -176,7 +176,7 @@ def test_sines_and_cosines(angle: float) -> None:
 
 @pytest.mark.slow
 def test_the_decoder_turns_by_the_same_angles(tmp_path: Path) -> None:
-    """`native/trigonometry.h`, compiled for each class of CPUs, gives the bits of `sine_cosine`."""
+    """`native/csrc/trigonometry.h`, compiled for each class of CPUs, gives the bits of `sine_cosine`."""
     source = tmp_path / "angles.cpp"
     header = compiler.DECODER_SOURCE.with_name("trigonometry.h")
     source.write_text(
@@ -264,7 +264,7 @@ def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[st
 @pytest.mark.slow
 def test_without_a_compiler_the_bytes_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = digests(tmp_path / "compiled")
-    for module in ("quantize.calibration", "quantize.rounding", "quantize.rotation", "native_program"):
+    for module in ("quantize.calibration", "quantize.rounding", "quantize.rotation", "native.program"):
         monkeypatch.setattr(f"autoglm_export.{module}.kernels", lambda: REFERENCE)
     assert digests(tmp_path / "numpy") == expected
 

@@ -11,7 +11,7 @@ import pytest
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.native_lowering import write_native
+from autoglm_export.native.lowering import write_native
 from autoglm_export.runtime_choice import Candidates, fitting
 from autoglm_export.runtime_shapes import check_shape
 from native_builds import library

@@ -15,8 +15,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
-from autoglm_export.tensorrt_attention import FORMS, Attention
-from autoglm_export.tensorrt_profiles import attention_lengths_of
+from autoglm_export.tensorrt.attention import FORMS, Attention
+from autoglm_export.tensorrt.profiles import attention_lengths_of
 from tensorrt_networks import define_network
 from tiny_decoders import SPECS, random_weights
 from trt_interpreter import Interpreter

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 from autoglm_export.errors import ExportError, NoAttentionKernel
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.tensorrt_attention import FORMS
-from autoglm_export.tensorrt_build import failure
-from autoglm_export.tensorrt_forms import Built, build_in_a_form
-from autoglm_export.tensorrt_lowering import write_tensorrt_rtx
+from autoglm_export.tensorrt.attention import FORMS
+from autoglm_export.tensorrt.build import failure
+from autoglm_export.tensorrt.forms import Built, build_in_a_form
+from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
 from tiny_decoders import SPECS, random_weights
 
 NO_KERNEL = "MyelinCheckException: Attention operation was not supported by a dedicated kernel. (See https://docs)"

@@ -14,15 +14,17 @@ import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
 from autoglm_engine.manifest import Manifest
-from autoglm_export import tensorrt_lowering, tensorrt_options, tensorrt_profiles
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.tensorrt_build import NestedProgress, explained
-from autoglm_export.tensorrt_lowering import write_tensorrt, write_tensorrt_rtx
-from autoglm_export.tensorrt_options import PRECISIONS
-from autoglm_export.tensorrt_profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
+from autoglm_export.tensorrt import lowering as tensorrt_lowering
+from autoglm_export.tensorrt import options as tensorrt_options
+from autoglm_export.tensorrt import profiles as tensorrt_profiles
+from autoglm_export.tensorrt.build import NestedProgress, explained
+from autoglm_export.tensorrt.lowering import write_tensorrt, write_tensorrt_rtx
+from autoglm_export.tensorrt.options import PRECISIONS
+from autoglm_export.tensorrt.profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 from tensorrt_networks import Defined, define_network, layers_of
 from tiny_decoders import SPECS, random_weights
 

@@ -19,17 +19,18 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Limits, run_step
-from autoglm_export import parity, tensorrt_linear
+from autoglm_export import parity
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity_text import TEXTS
 from autoglm_export.quantize.int4 import title_of
 from autoglm_export.reference import Reference
-from autoglm_export.tensorrt_attention import Attention
-from autoglm_export.tensorrt_linear import FP8_LARGEST
-from autoglm_export.tensorrt_network import Network
-from autoglm_export.tensorrt_ops import TensorRTOps
-from autoglm_export.tensorrt_options import PRECISIONS
+from autoglm_export.tensorrt import linear as tensorrt_linear
+from autoglm_export.tensorrt.attention import Attention
+from autoglm_export.tensorrt.linear import FP8_LARGEST
+from autoglm_export.tensorrt.network import Network
+from autoglm_export.tensorrt.ops import TensorRTOps
+from autoglm_export.tensorrt.options import PRECISIONS
 from conftest import ParityTable
 from network_runner import NetworkRunner
 from quantized_reference import quantize_reference

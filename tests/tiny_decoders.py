@@ -14,7 +14,7 @@ from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
-from autoglm_export.onnx_lowering import write_onnx
+from autoglm_export.onnx.lowering import write_onnx
 
 Array = npt.NDArray[np.float32]
 

@@ -17,7 +17,7 @@ from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from . import freed_memory
-from .lowering import Progress, no_progress, runtime_named
+from .runtimes import Progress, no_progress, runtime_named
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from autoglm_engine.runners.tensorrt.load import check_here
 
 from .artifact import save_whole
 from .errors import ExportError
-from .lowering import Progress, no_progress
+from .runtimes import Progress, no_progress
 
 NOTE = "device_check_note"  # of `runtime_details`: why no GPU was asked
 ATTENTION_NOTE = "attention_note"

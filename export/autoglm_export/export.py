@@ -16,15 +16,15 @@ from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration_text import texts_of
+from autoglm_export.tensorrt.attention import FORMS
 
 from .artifact import Options, describe, lower, save_whole
 from .device_trial import tried
 from .errors import InvalidOption
-from .lowering import AUTO, Progress, check_installed, no_progress, runtime_named
 from .runtime_choice import candidates, choose, fitting
 from .runtime_timing import measure
+from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
 from .staging import check_replaceable, staged
-from .tensorrt_attention import FORMS
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024

@@ -22,9 +22,9 @@ from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 
 from .errors import ParityError
-from .lowering import Progress, no_progress
 from .parity_text import TEXTS
 from .reference import Reference
+from .runtimes import Progress, no_progress
 
 GREEDY_TOKENS = 64
 GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from

@@ -12,11 +12,11 @@ from typing import Any
 from autoglm_export.model.spec import ModelSpec
 
 from .artifact import Options
+from .compiler import can_build_here, find_compiler
 from .errors import ExportError, UnsupportedModel
-from .lowering import AUTO, Progress, check_installed, runtime_named
-from .native.compiler import can_build_here, find_compiler
 from .runtime_shapes import check_shape
 from .runtime_timing import ANSWER_TOKENS, PROMPT_TOKENS, Measured
+from .runtimes import AUTO, Progress, check_installed, runtime_named
 
 CANDIDATES = ("native", "onnx")  # what runs on a CPU; the first of equals is taken: native verifies drafts, too
 TIE = 0.05  # of the time of a request: less is within what measuring again changes

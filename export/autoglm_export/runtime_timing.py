@@ -24,9 +24,9 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_export.model.spec import ModelSpec
 
 from .artifact import Options, describe, lower
-from .lowering import Progress
 from .random_weights import RandomWeights
 from .reduced_model import reduced
+from .runtimes import Progress
 
 # A typical request of a server under load: that many sequences decode together.
 PROMPT_TOKENS, ANSWER_TOKENS, NUM_SEQUENCES = 128, 64, 16

@@ -22,7 +22,7 @@ from autoglm_engine.manifest import MANIFEST_NAME, Manifest
 from autoglm_export.device_trial import tried
 from autoglm_export.errors import ExportError
 from autoglm_export.random_weights import RandomWeights
-from autoglm_export.tensorrt_attention import FORMS
+from autoglm_export.tensorrt.attention import FORMS
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 

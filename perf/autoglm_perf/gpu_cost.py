@@ -16,8 +16,8 @@ import numpy as np
 from autoglm_engine.core import Span
 from autoglm_engine.runners.tensorrt.prefill_batches import batches_of
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
-from autoglm_export import tensorrt_profiles as profiles
-from autoglm_export.tensorrt_lowering import DEFAULT_CANDIDATES
+from autoglm_export.tensorrt import profiles
+from autoglm_export.tensorrt.lowering import DEFAULT_CANDIDATES
 
 from .gpu_shapes import Shape, cache_bytes_per_token, num_parameters, weight_bytes_read
 from .markdown import write_summary

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.tensorrt_linear import fp8_kept_layers
+from autoglm_export.tensorrt.linear import fp8_kept_layers
 
 # Bytes of one weight of a linear layer. int4: a 2-byte scale for each block of 128 weights beside them.
 WEIGHT_BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 2.0, "fp8": 1.0, "int4": 0.5 + 2 / 128}

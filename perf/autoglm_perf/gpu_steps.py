@@ -16,8 +16,8 @@ from autoglm_engine.runners.base import Limits
 from autoglm_engine.runners.registry import load_runner
 from autoglm_export.artifact import Options, describe, lower
 from autoglm_export.checkpoint.weights import Array
-from autoglm_export.lowering import Progress, no_progress
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.runtimes import Progress, no_progress
 
 from .gpu_samples import time_each
 

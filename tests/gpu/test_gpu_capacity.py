@@ -14,7 +14,7 @@ from autoglm_engine.runners.cuda.bindings import CudaBindings
 from autoglm_engine.runners.tensorrt.load import check_here
 from autoglm_engine.runners.tensorrt.module import load_module
 from autoglm_export.errors import ExportError
-from autoglm_export.tensorrt_attention import FORMS
+from autoglm_export.tensorrt.attention import FORMS
 from gpu.available import Available
 from gpu.capacity import BOUNDS, build, errors, opened, record, spec_of
 

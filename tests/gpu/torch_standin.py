@@ -27,10 +27,10 @@ from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.tensorrt.load import check_on, open_runner
 from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
-from autoglm_export.device_reference import write_reference
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.random_weights import RandomWeights
-from autoglm_export.reference_ops import HeldWeights
+from autoglm_export.tensorrt.device_reference import write_reference
+from autoglm_export.tensorrt.reference_ops import HeldWeights
 from autoglm_perf.gpu_shapes import Shape
 from checked_artifacts import PlainWeights
 from contract_network import contract_manifest, contract_network

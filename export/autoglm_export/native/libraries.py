@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from autoglm_export.compiler import DECODER_SOURCE, TARGETS, build, find_compiler, runnable_targets, sources_digest
 from autoglm_export.errors import ExportError
-
-from .compiler import DECODER_SOURCE, TARGETS, build, find_compiler, runnable_targets, sources_digest
 
 FOLDER = "decoder"
 

@@ -19,7 +19,7 @@ __all__ = ["Array", "Kernels", "kernels", "power", "sine_cosine"]
 @lru_cache(maxsize=1)
 def kernels() -> Kernels:
     """The compiled kernels, or without a C++ compiler the reference in numpy, which is slow."""
-    from autoglm_export.native.compiler import can_build_here
+    from autoglm_export.compiler import can_build_here
 
     if can_build_here():
         from .compiled import CompiledKernels

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoglm_export.native.compiler import Target, build, chosen_target
+from autoglm_export.compiler import Target, build, chosen_target
 
 from .interface import Array, NotPositiveDefinite
 

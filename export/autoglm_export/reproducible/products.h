@@ -7,8 +7,8 @@
 
 #include <vector>
 
-#include "../native/memory.h"
-#include "../native/simd.h"
+#include "../native/csrc/memory.h"
+#include "../native/csrc/simd.h"
 #include "parallel.h"
 
 namespace autoglm {

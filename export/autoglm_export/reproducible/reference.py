@@ -16,7 +16,7 @@ from .interface import Array, NotPositiveDefinite
 SUM_BLOCK = 256
 DOT_LANES = 16
 _SHIFTER = np.float32(12582912.0)  # 1.5 * 2^23: adding it leaves no bits for a fraction
-# 2^x on [-0.5, 0.5], the Taylor series of e^(x ln 2), highest power first: those of native/simd.h
+# 2^x on [-0.5, 0.5], the Taylor series of e^(x ln 2), highest power first: those of native/csrc/simd.h
 _EXP2 = np.array(
     [1.5252734e-5, 1.5403530e-4, 1.3333558e-3, 9.6181291e-3, 5.5504109e-2, 2.4022651e-1, 6.9314718e-1, 1.0], np.float32
 )

@@ -31,7 +31,7 @@ _SETTINGS = ("num_slots", "max_length", "max_rows", "num_threads", "max_logits_p
 
 
 class _Settings(ctypes.Structure):
-    """`autoglm::Settings` of native/decoder.h."""
+    """`autoglm::Settings` of native/csrc/decoder.h."""
 
     _fields_ = [(name, ctypes.c_int32) for name in _SETTINGS]
 
@@ -112,7 +112,7 @@ class NativeRunner:
 
 
 def pool_bytes(manifest: Manifest) -> int:
-    """Of the keys and values of all slots: `CacheLayout` of native/cache.h."""
+    """Of the keys and values of all slots: `CacheLayout` of native/csrc/cache.h."""
     cache = manifest.cache
     head = cache.head_size + -(-cache.head_size // PANEL) * PANEL  # a key, and a value that fills panels
     length = -(-manifest.max_length // _TILE_POSITIONS) * _TILE_POSITIONS

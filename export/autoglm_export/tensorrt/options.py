@@ -8,9 +8,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from .errors import InvalidOption
-from .tensorrt_attention import FORMS
-from .tensorrt_candidates import MOST_CANDIDATES
+from autoglm_export.errors import InvalidOption
+
+from .attention import FORMS
+from .candidates import MOST_CANDIDATES
 
 PRECISIONS = ("bf16", "fp16", "fp8", "int4")
 ROUNDINGS = ("gptq", "nearest")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .tensorrt_network import Network, Tensor
+from .network import Network, Tensor
 
 MOST_CANDIDATES = 3840  # of TensorRT's top-k
 

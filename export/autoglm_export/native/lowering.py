@@ -19,16 +19,18 @@ from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.native.program import PROGRAM_FORMAT, Buffer, Code
 
 from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepared
+from autoglm_export.errors import InvalidOption
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.ops import Ops
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration, Centered
 from autoglm_export.quantize.rotation import rotated
+from autoglm_export.reproducible import kernels
+from autoglm_export.runtime_shapes import check_shape
+from autoglm_export.runtimes import Progress, no_progress
 
-from .errors import InvalidOption
-from .lowering import Progress, no_progress
-from .native.libraries import Libraries
-from .native_program import (
+from .libraries import Libraries
+from .program import (
     NONE,
     Epilogue,
     Layer,
@@ -42,8 +44,6 @@ from .native_program import (
     pack_gated,
     pack_side_by_side,
 )
-from .reproducible import kernels
-from .runtime_shapes import check_shape
 
 WEIGHTS_NAME, PROGRAM_NAME = "weights.bin", "program.bin"
 PRECISIONS = ("int8",)

@@ -19,7 +19,7 @@ import numpy.typing as npt
 
 from autoglm_export.model.spec import ModelSpec
 
-from .tensorrt_network import Network, Tensor
+from .network import Network, Tensor
 
 FORMS = ("fused", "decomposed", "plain")  # in the order that a build tries them
 _HIDDEN = -1e30  # the score of a position that is not seen

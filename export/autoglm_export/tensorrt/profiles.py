@@ -10,7 +10,7 @@ from typing import Any
 
 from autoglm_export.model.spec import ModelSpec
 
-from .tensorrt_build import Profile, Shape
+from .build import Profile, Shape
 
 ATTENTION_LENGTHS = (256, 1024, 4096, 16384)  # and the cache's own
 PREFILL_LENGTHS = (16, 64, 128, 256)  # up to here a call costs what reading the weights does, padding is free

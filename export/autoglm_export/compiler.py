@@ -22,9 +22,9 @@ from pathlib import Path
 
 from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
 
-from autoglm_export.errors import ExportError, InvalidOption
+from .errors import ExportError, InvalidOption
 
-DECODER_SOURCE = Path(__file__).with_name("decoder.cpp")
+DECODER_SOURCE = Path(__file__).parent / "native" / "csrc" / "decoder.cpp"
 # -ffp-contract=off: rounding must not depend on what the compiler inlines where, or answers would depend on the batch
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"),

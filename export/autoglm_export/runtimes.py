@@ -93,7 +93,7 @@ _TENSORRT_PRECISIONS = ("bf16", "fp16", "fp8", "int4")
 
 def _tensorrt(function: str, package: str) -> Runtime:
     return Runtime(
-        "tensorrt_lowering",
+        "tensorrt.lowering",
         function,
         package,
         _TENSORRT_PRECISIONS,
@@ -108,7 +108,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
 
 RUNTIMES = {
     "onnx": Runtime(
-        "onnx_lowering",
+        "onnx.lowering",
         "write_onnx",
         "onnxruntime",
         ("fp32", "fp16", "int8"),
@@ -116,7 +116,7 @@ RUNTIMES = {
         calibrated=("int8",),
     ),
     "native": Runtime(
-        "native_lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8", calibrated=("int8",)
+        "native.lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8", calibrated=("int8",)
     ),
     "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
     "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),

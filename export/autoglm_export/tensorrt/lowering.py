@@ -42,32 +42,19 @@ from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.quantize.int4 import Int4Weight, fitted, nearest, title_of
+from autoglm_export.runtimes import Progress, no_progress
 
+from .build import Builder, BuildSettings, Profile
+from .candidates import add_candidates
 from .device_reference import write_reference
 from .engine_weights import EngineWeights
-from .lowering import Progress, no_progress
-from .tensorrt_build import Builder, BuildSettings, Profile
-from .tensorrt_candidates import add_candidates
-from .tensorrt_forms import Built, build_in_a_form, shape_of
-from .tensorrt_linear import Fp8Linears, HalfLinears, Int4Linears, Linears, fp8_kept_layers, product_type
-from .tensorrt_module import MODULES, load_tensorrt
-from .tensorrt_network import Network
-from .tensorrt_ops import TensorRTOps
-from .tensorrt_options import (
-    KV_DTYPES,
-    check_candidates,
-    check_form,
-    check_rounding,
-    checked_capabilities,
-    checked_kv_dtype,
-)
-from .tensorrt_profiles import (
-    attention_lengths_of,
-    cache_length_of,
-    prefill_lengths_of,
-    profiles_of,
-    ranges_of,
-)
+from .forms import Built, build_in_a_form, shape_of
+from .linear import Fp8Linears, HalfLinears, Int4Linears, Linears, fp8_kept_layers, product_type
+from .module import MODULES, load_tensorrt
+from .network import Network
+from .ops import TensorRTOps
+from .options import KV_DTYPES, check_candidates, check_form, check_rounding, checked_capabilities, checked_kv_dtype
+from .profiles import attention_lengths_of, cache_length_of, prefill_lengths_of, profiles_of, ranges_of
 
 ENGINE_FILE = "engine.plan"
 DEFAULT_CANDIDATES = 64

@@ -19,8 +19,8 @@ from autoglm_engine.runners.device_check.reference import REFERENCE_FILE, Device
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.decoder import build_layer
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.runtimes import Progress, no_progress
 
-from .lowering import Progress, no_progress
 from .reference_ops import CachedTokens, HeldWeights, ReferenceOps
 
 LENGTHS = (1, 7, 1000)  # of rows, and one less than a slot holds

@@ -16,9 +16,9 @@ from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.rounding import held
 
-from .tensorrt_attention import Attention
-from .tensorrt_linear import Linears
-from .tensorrt_network import Network, Tensor
+from .attention import Attention
+from .linear import Linears
+from .network import Network, Tensor
 
 TABLE_TYPE = np.float16  # of embedding and head
 _BATCH, _SEQUENCE, _HEADS, _SIZE = range(4)  # axes of [B, S, heads, head_size]

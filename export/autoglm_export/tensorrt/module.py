@@ -7,7 +7,7 @@ from typing import Any
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.runners.tensorrt.module import import_module, package_of
 
-from .errors import ExportError
+from autoglm_export.errors import ExportError
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # runtime -> module
 # Networks are always strongly typed, and attention takes lengths and a lower-right mask, since these versions.

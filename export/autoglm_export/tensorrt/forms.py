@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from autoglm_export.errors import NoAttentionKernel
 from autoglm_export.model.spec import ModelSpec
 
-from .errors import NoAttentionKernel
-from .tensorrt_network import Network
+from .network import Network
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,4 @@
-"""The native decoder's program and weights as files. The structures are those of `native/program.h`; what the engine
+"""The native decoder's program and weights as files. The structures are those of `native/csrc/program.h`; what the engine
 checks of them is in its own `native_program`."""
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, 
 from autoglm_export.checkpoint.weights import prepared
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.rounding import round_columns
-
-from .reproducible import kernels
+from autoglm_export.reproducible import kernels
 
 NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector
@@ -35,7 +34,7 @@ class Epilogue(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """One row of the program; the fields are explained in `native/program.h`."""
+    """One row of the program; the fields are explained in `native/csrc/program.h`."""
 
     code: Code
     selected: bool

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .errors import ExportError, NoAttentionKernel
-from .lowering import Progress
+from autoglm_export.errors import ExportError, NoAttentionKernel
+from autoglm_export.runtimes import Progress
 
 Shape = tuple[int, ...]
 

@@ -23,7 +23,7 @@ from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.int4 import Int4Weight, pack_int4, title_of
 from autoglm_export.quantize.rounding import held
 
-from .tensorrt_network import Network, Tensor
+from .network import Network, Tensor
 
 FP8_LARGEST = 448.0  # of E4M3
 # The up projections of the last layers stay in 16 bits in fp8: "choice logits are unstable when every up projection is

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.quantize.int4 import title_of
 
-from .tensorrt_network import Network
+from .network import Network
 
 
 class EngineWeights:

@@ -24,7 +24,7 @@ from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.quantize.rotation import hadamard, mix_blocks, mixing_block
 from autoglm_export.quantize.rounding import held, round_columns
 
-from .onnx_graph import CONTRIB, OnnxGraph
+from .graph import CONTRIB, OnnxGraph
 
 _LEVELS = 127.0
 FLOAT = np.dtype(np.float32)

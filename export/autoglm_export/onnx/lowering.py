@@ -24,17 +24,17 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 
 from autoglm_export.checkpoint.weights import Array, CountedWeights
+from autoglm_export.errors import InvalidOption
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.quantize.rotation import rotated
+from autoglm_export.reproducible import kernels
+from autoglm_export.runtime_shapes import check_shape
+from autoglm_export.runtimes import Progress, no_progress
 
-from .errors import InvalidOption
-from .lowering import Progress, no_progress
-from .onnx_graph import CONTRIB, MODEL_FILE, OnnxGraph
-from .onnx_linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
-from .reproducible import kernels
-from .runtime_shapes import check_shape
+from .graph import CONTRIB, MODEL_FILE, OnnxGraph
+from .linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
 
 _PRECISIONS = ("fp32", "fp16", "int8")
 
