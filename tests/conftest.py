@@ -11,8 +11,8 @@ import pytest
 from artifacts import ROOT, kept_export
 from autoglm_client.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import resolve
-from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
-from autoglm_export.reference import Reference
+from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
+from autoglm_export.parity.reference import Reference
 from hypothesis import HealthCheck, settings
 from remembered_reference import RememberedReference
 

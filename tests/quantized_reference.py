@@ -13,7 +13,7 @@ import torch
 from autoglm_export.checkpoint.families import FAMILIES
 from autoglm_export.checkpoint.weights import Source, source_names
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.reference import Reference
+from autoglm_export.parity.reference import Reference
 
 _TYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 Record = Callable[[torch.Tensor], None]

@@ -17,7 +17,7 @@ import tritonclient.grpc as triton
 from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions
 from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
-from autoglm_export.staging import staged
+from autoglm_export.artifact_writer import staged
 from conftest import MODEL_REPOSITORY
 from native_artifacts import relist, write_native_artifact
 from tiny_decoders import SPECS, random_weights

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from autoglm_engine.core import TokenIds
-from autoglm_export.reference import Reference
+from autoglm_export.parity.reference import Reference
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Span, StepBatch
-from autoglm_export import parity_text
 from autoglm_export.errors import InvalidOption
+from autoglm_export.parity import text as parity_text
 from autoglm_export.quantize import calibration_text
 from autoglm_export.quantize.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
 from numpy_runner import NumpyRunner

@@ -12,8 +12,8 @@ import pytest
 from autoglm_engine.errors import ArtifactError, WrongOnThisGpu
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.tensorrt.load import check_on
-from autoglm_export.device_trial import recheck, tried
 from autoglm_export.errors import ExportError
+from autoglm_export.parity.device_trial import recheck, tried
 from autoglm_export.tensorrt.attention import FORMS
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.linear import fp8_columns

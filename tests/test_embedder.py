@@ -11,7 +11,7 @@ import pytest
 from autoglm_engine.embedder import Embedder, EmbedderManifest
 from autoglm_engine.errors import ArtifactError
 from autoglm_export.checkpoint.bundled import find_bundled
-from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder, read_checkpoint
+from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder, read_checkpoint
 from autoglm_export.errors import CheckpointError, UnsupportedModel
 from hypothesis import given, settings
 from hypothesis import strategies as st

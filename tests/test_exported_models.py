@@ -187,7 +187,7 @@ def test_of_a_linked_model_the_link_is_removed(installed: Path, folder: Path, tm
 
 
 def test_what_a_removal_that_was_killed_left_goes_with_the_next_export(installed: Path, folder: Path) -> None:
-    from autoglm_export.staging import staged
+    from autoglm_export.artifact_writer import staged
 
     export(folder, "glm")
     with pytest.MonkeyPatch.context() as patch:

@@ -17,7 +17,7 @@ from autoglm_export.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, build_token
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import CheckpointError, ExportError, UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
-from autoglm_export.parity_text import TEXTS
+from autoglm_export.parity.text import TEXTS
 from tiny_models import VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer, pre_tokenizers
 

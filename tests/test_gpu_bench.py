@@ -18,7 +18,7 @@ import pytest
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Limits
-from autoglm_export.random_weights import RandomWeights
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_perf import gpu_bench, gpu_generate
 from autoglm_perf.gpu_bandwidth import measure_bandwidth
 from autoglm_perf.gpu_bench import check_same, measure_generate, measure_ours

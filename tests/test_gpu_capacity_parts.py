@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
-from autoglm_export.random_weights import RandomWeights
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from contract_network import contract_network
 from fake_cuda import FakeCuda
 from gpu import capacity, torch_standin

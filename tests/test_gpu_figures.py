@@ -6,8 +6,8 @@ import dataclasses
 
 import numpy as np
 import pytest
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.checkpoint.weights import weight_shapes
-from autoglm_export.random_weights import RandomWeights
 from autoglm_perf.gpu_samples import figure, time_each
 from autoglm_perf.gpu_shapes import (
     Shape,

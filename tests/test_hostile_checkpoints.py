@@ -13,7 +13,7 @@ import pytest
 from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.checkpoint.gguf_header import MOST_ELEMENTS, check_header
 from autoglm_export.checkpoint.safetensors import read_header
-from autoglm_export.embedder import read_checkpoint
+from autoglm_export.embedder.export import read_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, TensorError
 from hypothesis import given, settings
 from hypothesis import strategies as st

@@ -24,7 +24,7 @@ from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.libraries import Libraries
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_native, write_program
 from autoglm_export.native.program import interleave, mix_columns, mixed_vectors, pack_panels, quantise_columns
-from autoglm_export.parity import teacher_forced
+from autoglm_export.parity.gate import teacher_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from native_builds import ALL_CLASSES, library

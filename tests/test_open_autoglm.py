@@ -17,7 +17,7 @@ from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_export.checkpoint.bundled import resolve
-from autoglm_export.reference import Reference
+from autoglm_export.parity.reference import Reference
 from autoglm_gateway.settings import GatewaySettings
 from conftest import MODEL_REPOSITORY
 from gateway_server import GatewayThread

@@ -13,13 +13,13 @@ from autoglm_client.cli import app
 from autoglm_client.cli.runtime_choice import choice_line
 from autoglm_engine.manifest import Manifest
 from autoglm_export import export as exporting
-from autoglm_export import runtime_choice
 from autoglm_export import runtimes as lowering
 from autoglm_export.artifact import Options
+from autoglm_export.auto_runtime import choice as runtime_choice
+from autoglm_export.auto_runtime.choice import CANDIDATES, Candidates, candidates, choose
+from autoglm_export.auto_runtime.timing import Measured, Timing, Workload
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.export import export
-from autoglm_export.runtime_choice import CANDIDATES, Candidates, candidates, choose
-from autoglm_export.runtime_timing import Measured, Timing, Workload
 from autoglm_export.runtimes import no_progress
 from tiny_decoders import SPECS
 from tiny_models import write_checkpoint

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from autoglm_export.auto_runtime.choice import Candidates, fitting
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.lowering import write_native
-from autoglm_export.runtime_choice import Candidates, fitting
 from autoglm_export.runtime_shapes import check_shape
 from native_builds import library
 from numpy_runner import NumpyRunner

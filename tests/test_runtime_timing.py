@@ -12,11 +12,11 @@ from autoglm_engine.core import StepBatch
 from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_export import runtimes as lowering
 from autoglm_export.artifact import Options
+from autoglm_export.auto_runtime.choice import CANDIDATES, choose
+from autoglm_export.auto_runtime.reduced_model import MIN_VOCABULARY, STREAMED_BYTES, reduced, streamed_bytes
+from autoglm_export.auto_runtime.timing import STAGE, Bench, Workload, measure
 from autoglm_export.errors import ExportError
 from autoglm_export.model.spec import ModelSpec, RopeSpec
-from autoglm_export.reduced_model import MIN_VOCABULARY, STREAMED_BYTES, reduced, streamed_bytes
-from autoglm_export.runtime_choice import CANDIDATES, choose
-from autoglm_export.runtime_timing import STAGE, Bench, Workload, measure
 from autoglm_export.runtimes import no_progress
 from hypothesis import given
 from hypothesis import strategies as st

@@ -8,9 +8,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from autoglm_export import staging
+from autoglm_export import artifact_writer as staging
+from autoglm_export.artifact_writer import staged
 from autoglm_export.errors import ExportError
-from autoglm_export.staging import staged
 
 
 def tree(folder: Path) -> list[str]:

@@ -13,8 +13,8 @@ from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
-from autoglm_export.parity import greedy
-from autoglm_export.reference import Reference
+from autoglm_export.parity.gate import greedy
+from autoglm_export.parity.reference import Reference
 from fakes import answers
 from network_runner import NetworkRunner
 from numpy_runner import NumpyRunner

@@ -19,12 +19,12 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Limits, run_step
-from autoglm_export import parity
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
-from autoglm_export.parity_text import TEXTS
+from autoglm_export.parity import gate as parity
+from autoglm_export.parity.reference import Reference
+from autoglm_export.parity.text import TEXTS
 from autoglm_export.quantize.int4 import title_of
-from autoglm_export.reference import Reference
 from autoglm_export.tensorrt import linear as tensorrt_linear
 from autoglm_export.tensorrt.attention import Attention
 from autoglm_export.tensorrt.linear import FP8_LARGEST

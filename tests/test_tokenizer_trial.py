@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
-from autoglm_export.embedder import export_embedder
+from autoglm_export.embedder.export import export_embedder
 from autoglm_export.errors import CheckpointError
 from autoglm_export.export import export
 from fakes import byte_tokenizer
@@ -76,7 +76,7 @@ def test_both_exports_try_it_and_leave_nothing(tmp_path: Path, monkeypatch: pyte
         raise CheckpointError("tried and refused")
 
     monkeypatch.setattr("autoglm_export.export.try_tokenizer", refuse)
-    monkeypatch.setattr("autoglm_export.embedder.try_tokenizer", refuse)
+    monkeypatch.setattr("autoglm_export.embedder.export.try_tokenizer", refuse)
     checkpoint = write_folder(tmp_path / "checkpoint")
     for make in (
         lambda: export(checkpoint, tmp_path / "out", runtime="onnx"),

@@ -11,20 +11,20 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
 
+from autoglm_export.auto_runtime.choice import candidates, choose, fitting
+from autoglm_export.auto_runtime.timing import measure
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.parity.device_trial import tried
 from autoglm_export.quantize.calibration_text import texts_of
 from autoglm_export.tensorrt.attention import FORMS
 
 from .artifact import Options, describe, lower, save_whole
-from .device_trial import tried
+from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
-from .runtime_choice import candidates, choose, fitting
-from .runtime_timing import measure
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
-from .staging import check_replaceable, staged
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
@@ -92,7 +92,7 @@ def export(
 
 def check_artifact(artifact: Path, checkpoint: str | Path, *, progress: Progress = no_progress) -> Manifest:
     """Run the parity gate on an artifact and record its report in the manifest. Raises ParityError when it fails."""
-    from . import parity
+    from .parity import gate as parity
 
     path, _ = resolve(checkpoint)
     report = parity.compare(artifact, path, progress=progress)

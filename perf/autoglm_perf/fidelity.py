@@ -11,9 +11,9 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import load_runner
-from autoglm_export.parity import teacher_forced
-from autoglm_export.parity_text import TEXTS
-from autoglm_export.reference import Reference
+from autoglm_export.parity.gate import teacher_forced
+from autoglm_export.parity.reference import Reference
+from autoglm_export.parity.text import TEXTS
 from tokenizers import Tokenizer
 
 Rows = npt.NDArray[np.float32]

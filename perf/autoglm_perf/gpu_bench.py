@@ -19,9 +19,9 @@ import numpy as np
 import typer
 from autoglm_engine.errors import EngineError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
-from autoglm_export.device_trial import tried
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.errors import ExportError
-from autoglm_export.random_weights import RandomWeights
+from autoglm_export.parity.device_trial import tried
 from autoglm_export.tensorrt.attention import FORMS
 from rich.console import Console
 from rich.progress import Progress as ProgressBar

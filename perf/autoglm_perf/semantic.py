@@ -18,7 +18,7 @@ import typer
 from autoglm_engine.cache.semantic.guards import refusals
 from autoglm_engine.embedder import Embedder
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
+from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
 from .semantic_plot import Curve, curves_svg
 

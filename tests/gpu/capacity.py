@@ -24,8 +24,8 @@ from autoglm_engine.runners.device_check.pattern import KINDS, pattern, scaled
 from autoglm_engine.runners.device_check.reference import DeviceReference
 from autoglm_engine.runners.tensorrt.load import open_runner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.random_weights import RandomWeights
 from autoglm_perf.gpu_shapes import Shape
 from autoglm_perf.gpu_steps import EngineLimits, build_artifact
 from torch_decoder import TorchDecoder, TorchWeights

@@ -15,7 +15,7 @@ from autoglm_engine.core import Candidates, Logits, Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import load_runner
 from autoglm_export.export import export
-from autoglm_export.reference import Reference
+from autoglm_export.parity.reference import Reference
 
 Ids = npt.NDArray[np.int32]
 Rows = npt.NDArray[np.float32]

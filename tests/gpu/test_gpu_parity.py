@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from autoglm_export.checkpoint.bundled import find_bundled
-from autoglm_export.parity import BOUNDS
-from autoglm_export.parity_text import TEXTS
+from autoglm_export.parity.gate import BOUNDS
+from autoglm_export.parity.text import TEXTS
 from gpu.available import Available
 from gpu.gpu_models import (
     GpuReference,

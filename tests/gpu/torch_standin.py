@@ -27,8 +27,8 @@ from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.tensorrt.load import check_on, open_runner
 from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
+from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.model.spec import ModelSpec
-from autoglm_export.random_weights import RandomWeights
 from autoglm_export.tensorrt.device_reference import write_reference
 from autoglm_export.tensorrt.reference_ops import HeldWeights
 from autoglm_perf.gpu_shapes import Shape

@@ -139,7 +139,7 @@ def _recheck(target: Path, check: bool, chosen: dict[str, Any]) -> Any:
         raise typer.BadParameter("a checkpoint is missing; only --check goes without one")
     if given := [name for name, value in chosen.items() if value is not None]:
         raise CommandError(f"--{given[0].replace('_', '-')} needs a checkpoint: without one, --check builds nothing")
-    return needs("autoglm_export.device_trial", "export").recheck(target)
+    return needs("autoglm_export.parity.device_trial", "export").recheck(target)
 
 
 def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any]) -> Any:

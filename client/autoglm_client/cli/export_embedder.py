@@ -35,7 +35,7 @@ def export_embedder(
       autoglm export-embedder ./my-sentence-model -o build/embedder
     """
     target = embedder_folder(output, repository_folder(repository))
-    exporter = needs("autoglm_export.embedder", "export")
+    exporter = needs("autoglm_export.embedder.export", "export")
     try:
         manifest = exporter.export_embedder(checkpoint, target)
     except ModuleNotFoundError as error:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from autoglm_client import Client
 from autoglm_client.local_server import LocalServer
-from autoglm_export.embedder import BUNDLED_EMBEDDER, export_embedder
+from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
 from autoglm_perf.context import Context

@@ -18,9 +18,8 @@ import numpy as np
 
 from autoglm_export.checkpoint.safetensors import SafetensorsStore
 from autoglm_export.checkpoint.weights import Array
+from autoglm_export.errors import TensorError, UnsupportedModel
 from autoglm_export.onnx.graph import OnnxGraph
-
-from .errors import TensorError, UnsupportedModel
 
 _MASKED = -1e9  # added to scores: exp of it is exactly 0
 _LEAST_NORM = 1e-12

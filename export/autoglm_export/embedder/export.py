@@ -14,13 +14,13 @@ from typing import Any
 
 from autoglm_engine.embedder import EMBEDDER_MODEL, TOKENIZER, EmbedderManifest
 
+from autoglm_export.artifact_writer import check_replaceable, staged
 from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.checkpoint.safetensors import SafetensorsStore
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
+from autoglm_export.errors import CheckpointError, UnsupportedModel
 
-from .embedder_graph import EncoderShape, write_encoder
-from .errors import CheckpointError, UnsupportedModel
-from .staging import check_replaceable, staged
+from .graph import EncoderShape, write_encoder
 
 BUNDLED_EMBEDDER = "all-minilm-l6-v2"
 _WEIGHTS = "model.safetensors"

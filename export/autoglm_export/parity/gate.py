@@ -21,10 +21,11 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 
-from .errors import ParityError
-from .parity_text import TEXTS
+from autoglm_export.errors import ParityError
+from autoglm_export.runtimes import Progress, no_progress
+
 from .reference import Reference
-from .runtimes import Progress, no_progress
+from .text import TEXTS
 
 GREEDY_TOKENS = 64
 GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from

@@ -13,9 +13,9 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.device_check.approval import DETAIL
 from autoglm_engine.runners.tensorrt.load import check_here
 
-from .artifact import save_whole
-from .errors import ExportError
-from .runtimes import Progress, no_progress
+from autoglm_export.artifact import save_whole
+from autoglm_export.errors import ExportError
+from autoglm_export.runtimes import Progress, no_progress
 
 NOTE = "device_check_note"  # of `runtime_details`: why no GPU was asked
 ATTENTION_NOTE = "attention_note"

@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
-from .errors import ExportError
+from autoglm_export.errors import ExportError
 
 
 @dataclass(frozen=True, slots=True)

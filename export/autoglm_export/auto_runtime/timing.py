@@ -21,12 +21,12 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 
+from autoglm_export.artifact import Options, describe, lower
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.runtimes import Progress
 
-from .artifact import Options, describe, lower
 from .random_weights import RandomWeights
 from .reduced_model import reduced
-from .runtimes import Progress
 
 # A typical request of a server under load: that many sequences decode together.
 PROMPT_TOKENS, ANSWER_TOKENS, NUM_SEQUENCES = 128, 64, 16

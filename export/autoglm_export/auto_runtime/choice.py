@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from autoglm_export.artifact import Options
+from autoglm_export.compiler import can_build_here, find_compiler
+from autoglm_export.errors import ExportError, UnsupportedModel
 from autoglm_export.model.spec import ModelSpec
+from autoglm_export.runtime_shapes import check_shape
+from autoglm_export.runtimes import AUTO, Progress, check_installed, runtime_named
 
-from .artifact import Options
-from .compiler import can_build_here, find_compiler
-from .errors import ExportError, UnsupportedModel
-from .runtime_shapes import check_shape
-from .runtime_timing import ANSWER_TOKENS, PROMPT_TOKENS, Measured
-from .runtimes import AUTO, Progress, check_installed, runtime_named
+from .timing import ANSWER_TOKENS, PROMPT_TOKENS, Measured
 
 CANDIDATES = ("native", "onnx")  # what runs on a CPU; the first of equals is taken: native verifies drafts, too
 TIE = 0.05  # of the time of a request: less is within what measuring again changes

@@ -1,0 +1,1 @@
+"""`--runtime auto`: which runtime serves a model fastest here."""
