@@ -195,7 +195,7 @@ def test_the_entrypoint_serves_with_nothing_of_the_servers_half(tmp_path: Path) 
     code = (
         "import runpy, sys\n"
         f"for name in {refused!r}: sys.modules[name] = None\n"
-        "import autoglm_gateway.serving\n"
+        "import autoglm_gateway.server.serving\n"
         f"sys.argv[1:] = {command!r}\n"
         f"runpy.run_module({module!r}, run_name='__main__')\n"
     )

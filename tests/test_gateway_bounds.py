@@ -13,9 +13,9 @@ import pytest
 from autoglm_client import AsyncClient
 from autoglm_client.exceptions import CannotConnectError, ConnectTimeout, InterTokenTimeout, TotalTimeout
 from autoglm_gateway.app import create_app
-from autoglm_gateway.connections import protocol_of
 from autoglm_gateway.errors import api_error
 from autoglm_gateway.json_body import parse_object
+from autoglm_gateway.server.connections import protocol_of
 from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_fakes import BASE, HELLO, bearer, made_keys, opened

@@ -13,8 +13,8 @@ from functools import partial
 
 import pytest
 from autoglm_gateway.addresses import counted_as, within
-from autoglm_gateway.census import Census, Place
 from autoglm_gateway.errors import ApiError
+from autoglm_gateway.server.census import Census, Place
 from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client
@@ -214,7 +214,7 @@ def test_the_limit_of_open_files_is_raised_to_fit() -> None:
     code = """
 import resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 4096))
-from autoglm_gateway.serving import allow_open_files
+from autoglm_gateway.server.serving import allow_open_files
 for wanted in (100, 1024, 10_000):
     allow_open_files(wanted)
     print(resource.getrlimit(resource.RLIMIT_NOFILE)[0])

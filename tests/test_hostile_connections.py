@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 import uvicorn
-from autoglm_gateway.connections import protocol_of
+from autoglm_gateway.server.connections import protocol_of
 from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
 from autoglm_gateway.settings_error import SettingsError
 from client_fakes import FakeTransport, Script

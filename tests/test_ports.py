@@ -15,7 +15,7 @@ import pytest
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import check_ports, free_ports
-from autoglm_gateway.serving import allow_open_files
+from autoglm_gateway.server.serving import allow_open_files
 
 MODEL_REPOSITORY = Path(__file__).parent.parent / "model_repository"
 LOOPBACK = "127.0.0.1"

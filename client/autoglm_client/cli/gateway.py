@@ -260,7 +260,7 @@ def gateway_settings(config: Path | None, said: dict[str, Any]) -> GatewaySettin
 
 def _serve(settings: GatewaySettings) -> None:
     try:
-        from autoglm_gateway.serving import listen, make_server
+        from autoglm_gateway.server.serving import listen, make_server
     except ImportError as error:
         raise CommandError(f"{error.name} is missing: pip install 'autoglm-triton[gateway]'") from None
     try:

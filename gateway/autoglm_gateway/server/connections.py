@@ -13,14 +13,15 @@ from typing import Any, cast
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from .addresses import counted_as, within
+from autoglm_gateway.addresses import counted_as, within
+from autoglm_gateway.errors import ApiError
+from autoglm_gateway.failures import failure
+from autoglm_gateway.paths import HEALTH
+from autoglm_gateway.settings import ConnectionLimits
+
 from .census import Census, Place
-from .errors import ApiError
-from .failures import failure
 from .http_head import violation
-from .paths import HEALTH
 from .secure_connections import SecureConnection
-from .settings import ConnectionLimits
 
 _MOST_PIPELINED = 16  # requests behind the one that is being answered
 # Each chunk costs microseconds, so a body in chunks of a byte would keep the others waiting for half a second.

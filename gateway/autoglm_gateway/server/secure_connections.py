@@ -11,9 +11,10 @@ from asyncio.sslproto import SSLProtocol
 from collections.abc import Callable
 from typing import Any
 
-from .addresses import counted_as
+from autoglm_gateway.addresses import counted_as
+from autoglm_gateway.errors import ApiError
+
 from .census import Census, Place
-from .errors import ApiError
 
 
 class SecureConnection(SSLProtocol):

@@ -7,10 +7,11 @@ import socket
 
 import uvicorn
 
-from .addresses import as_seen
-from .app import MakeClient, create_app
+from autoglm_gateway.addresses import as_seen
+from autoglm_gateway.app import MakeClient, create_app
+from autoglm_gateway.settings import GatewaySettings
+
 from .connections import protocol_of
-from .settings import GatewaySettings
 from .tls import tls_context
 
 _OTHER_FILES = 256  # beside connections

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import ApiError
-from .settings import ConnectionLimits
+from autoglm_gateway.errors import ApiError
+from autoglm_gateway.settings import ConnectionLimits
 
 _EXTRA = 64  # more than all that may be open, of which only questions for the gateway's health are answered
 

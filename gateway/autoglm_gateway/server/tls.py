@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from .settings import GatewaySettings
-from .settings_error import SettingsError
+from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings_error import SettingsError
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:

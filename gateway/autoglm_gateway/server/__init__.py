@@ -1,0 +1,1 @@
+"""The gateway as a process: sockets, TLS, connections within bounds."""
