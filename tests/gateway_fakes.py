@@ -10,8 +10,8 @@ import httpx
 import openai
 from autoglm_client import AsyncClient
 from autoglm_gateway.app import create_app
-from autoglm_gateway.keys import Key, line_of, new_key, read_keys
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.keys import Key, line_of, new_key, read_keys
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport
 from fastapi import FastAPI
 

@@ -13,7 +13,7 @@ import uvicorn
 from autoglm_client import AsyncClient
 from autoglm_gateway.app import MakeClient
 from autoglm_gateway.server.serving import listen, make_server
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 
 from autoglm_client.exceptions import InvalidRequestError, QueueFullError, ServerError
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
 from gateway_server import GatewayThread, fake_client
 from tritonclient.grpc import service_pb2 as pb

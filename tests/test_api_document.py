@@ -19,7 +19,7 @@ from autoglm_client import Piece, TokenLogprob, Usage
 from autoglm_client.types import Candidate, StageTimes
 from autoglm_gateway.answers import ChatShape, CompletionShape
 from autoglm_gateway.app import create_app
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport
 from gateway_server import GatewayThread, fake_client, logged_errors
 from raw_http import ask, head, post

@@ -14,7 +14,7 @@ import promql_parser as promql
 import pytest
 import yaml
 from autoglm_client.local_server import LocalServer
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from dashboard_queries import Exposed, complaints, selectors
 from gateway_server import GatewayThread
 

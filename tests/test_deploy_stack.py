@@ -213,8 +213,8 @@ def test_the_image_alone_lets_nobody_in_without_keys(tmp_path: Path) -> None:
     """Its own command has no --open."""
     *_, host, _, _ = json.loads(instructions("ENTRYPOINT", DOCKERFILE)[0])
     assert "--open" not in DOCKERFILE.split('CMD ["--server"')[1] and host == "0.0.0.0"
-    from autoglm_gateway.settings import GatewaySettings
-    from autoglm_gateway.settings_error import SettingsError
+    from autoglm_gateway.settings.error import SettingsError
+    from autoglm_gateway.settings.model import GatewaySettings
 
     with pytest.raises(SettingsError, match="can be reached from elsewhere and there are no keys"):
         GatewaySettings(host=host)

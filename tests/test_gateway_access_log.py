@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from autoglm_client.exceptions import ServerError
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.access_log import AccessLog
 from autoglm_gateway.telemetry.log_writer import LogWriter
 from autoglm_gateway.telemetry.observing import Observing

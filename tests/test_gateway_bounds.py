@@ -16,7 +16,7 @@ from autoglm_gateway.app import create_app
 from autoglm_gateway.errors import api_error
 from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.server.connections import protocol_of
-from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
+from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
 from uvicorn import Config

@@ -15,7 +15,7 @@ import pytest
 from autoglm_gateway.addresses import counted_as, within
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.server.census import Census, Place
-from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
+from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client
 from raw_http import PATIENCE_S, ask, connect, head, is_closed, post, read_answer, wait_until

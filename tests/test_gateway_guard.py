@@ -12,9 +12,9 @@ import pytest
 from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.guard import Guard
-from autoglm_gateway.keys import KeyRing, new_key
 from autoglm_gateway.limits import Limits, Meter, TokenBucket
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.keys import KeyRing, new_key
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
 from gateway_fakes import BASE, HELLO, bearer, chat, made_keys, opened
 from hypothesis import example, given

@@ -12,7 +12,7 @@ from autoglm_client import AsyncClient, Piece, Result, StageTimes, Usage
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.app import create_app
 from autoglm_gateway.caller import Caller
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.asking import kind_of
 from autoglm_gateway.telemetry.metrics import FAILURE_KINDS, GatewayMetrics
 from autoglm_gateway.telemetry.observed import Answered, Observed

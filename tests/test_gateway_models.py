@@ -11,9 +11,9 @@ import pytest
 from autoglm_client import AsyncClient
 from autoglm_client.exceptions import CannotConnectError, ServerError
 from autoglm_gateway.app import create_app
-from autoglm_gateway.settings import GatewaySettings
-from autoglm_gateway.settings_error import SettingsError
-from autoglm_gateway.settings_file import settings_of
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.file import settings_of
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
 from gateway_fakes import BASE, HELLO
 from test_gateway_settings import run

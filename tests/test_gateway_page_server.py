@@ -9,7 +9,7 @@ import openai
 import pytest
 from autoglm_client import Client
 from autoglm_client.local_server import LocalServer
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from browser import Visit, running_browser, visit
 from gateway_server import GatewayThread
 from openai.types.chat import ChatCompletion

@@ -8,8 +8,8 @@ import subprocess
 from collections.abc import Iterator
 
 import pytest
-from autoglm_gateway.keys import line_of, new_key, read_keys
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.keys import line_of, new_key, read_keys
+from autoglm_gateway.settings.model import GatewaySettings
 from browser import Visit, running_browser, visit
 from client_fakes import FakeTransport
 from gateway_server import GatewayThread

@@ -12,7 +12,7 @@ import pytest_asyncio
 from autoglm_client import AsyncClient
 from autoglm_gateway.app import create_app
 from autoglm_gateway.playground import INDEX, page_files
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport
 
 FILES = sorted(page_files())

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from autoglm_engine.options.options import DEFAULT_PRIORITY, OPTIONS
 from autoglm_gateway.priorities import BEST, DEFAULT, LAST, admission_class
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, inputs_of
 from gateway_fakes import HELLO, bearer, made_keys, opened
 from hypothesis import given

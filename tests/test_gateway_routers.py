@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from autoglm_client.exceptions import CannotConnectError
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
 from gateway_fakes import HELLO, bearer, made_keys, opened
 

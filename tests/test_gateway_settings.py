@@ -15,10 +15,10 @@ import httpx
 import pytest
 from autoglm_client.cli import app
 from autoglm_gateway.addresses import is_loopback
-from autoglm_gateway.keys import Key, read_keys
-from autoglm_gateway.settings import GatewaySettings
-from autoglm_gateway.settings_error import SettingsError
-from autoglm_gateway.settings_file import as_toml, read_settings, settings_of
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.file import as_toml, read_settings, settings_of
+from autoglm_gateway.settings.keys import Key, read_keys
+from autoglm_gateway.settings.model import GatewaySettings
 from gateway_fakes import made_keys
 from gateway_server import GatewayThread
 from hypothesis import given

@@ -15,7 +15,7 @@ import httpx
 import openai
 import pytest
 from autoglm_client import AsyncClient
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_fakes import HELLO, bearer, chat, made_keys
 from gateway_server import GatewayThread

@@ -17,7 +17,7 @@ from autoglm_client.cli import app
 from autoglm_client.exceptions import QueueFullError, ServerError
 from autoglm_client.triton_traces import trace_arguments, traces_url
 from autoglm_gateway.app import create_app
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.otlp import OtlpJsonExporter, headers_from
 from autoglm_gateway.telemetry.otlp_json import request_of
 from client_fakes import FakeTransport, Script

@@ -16,7 +16,7 @@ import pytest
 from autoglm_client import AsyncClient
 from autoglm_client.local_server import LocalServer
 from autoglm_client.triton_traces import trace_arguments
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from collector import CollectedSpan, Collector
 from conftest import MODEL_REPOSITORY
 from gateway_server import GatewayThread

@@ -16,7 +16,7 @@ from autoglm_gateway.body_limit import BodyBounds, BodyLimit
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.schema import ChatRequest, CompletionRequest
-from autoglm_gateway.settings import MIB, ConnectionLimits, GatewaySettings
+from autoglm_gateway.settings.model import MIB, ConnectionLimits, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st

@@ -10,8 +10,8 @@ from functools import partial
 import pytest
 import uvicorn
 from autoglm_gateway.server.connections import protocol_of
-from autoglm_gateway.settings import ConnectionLimits, GatewaySettings
-from autoglm_gateway.settings_error import SettingsError
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings

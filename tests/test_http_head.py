@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from gateway_server import GatewayThread, fake_client
 from raw_http import ask, connect, is_closed, read_answer
 

@@ -13,7 +13,7 @@ from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
-from autoglm_gateway.settings import MIB, GatewaySettings
+from autoglm_gateway.settings.model import MIB, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from raw_http import Answer, ask, connect, post, read_answer
 

@@ -18,7 +18,7 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity.reference import Reference
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from conftest import MODEL_REPOSITORY
 from gateway_server import GatewayThread
 

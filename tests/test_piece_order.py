@@ -12,7 +12,7 @@ import httpx
 import pytest
 from autoglm_client import AsyncClient, Client, PieceOrderError, ProtocolError
 from autoglm_client.piece_order import PieceOrder
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, response
 from gateway_server import GatewayThread, fake_client
 

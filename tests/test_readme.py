@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from autoglm_client.local_server import LocalServer
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from gateway_server import GatewayThread
 
 ROOT = Path(__file__).parent.parent

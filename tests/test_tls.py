@@ -32,9 +32,9 @@ from autoglm_client.headers import read_headers, source_of
 from autoglm_client.ports import is_listening
 from autoglm_client.server_tls import ServerTLS
 from autoglm_gateway.servers import headers_to_servers, tls_to_servers
-from autoglm_gateway.settings import GatewaySettings
-from autoglm_gateway.settings_error import SettingsError
-from autoglm_gateway.settings_file import as_toml
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.file import as_toml
+from autoglm_gateway.settings.model import GatewaySettings
 from certificates import Authority, Signed
 from gateway_server import GatewayThread
 from silent_model import write_silent_repository

@@ -9,7 +9,7 @@ import openai
 import pytest
 from autoglm_client import Piece, StageTimes, TokenLogprob, Usage
 from autoglm_gateway.answers import ChatShape
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
 from autoglm_gateway.tools.schema import Tool
 from autoglm_gateway.tools.shape import ToolShape

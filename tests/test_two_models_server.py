@@ -18,7 +18,7 @@ import httpx
 import psutil
 import pytest
 from autoglm_client import AsyncClient, AutoGLMError, Client, LocalServer, Stats
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 from gateway_server import GatewayThread
 from prometheus_client.parser import text_string_to_metric_families
 from raw_grpc import Stream, tensor

@@ -10,6 +10,8 @@ from autoglm_client.types import Prompt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from autoglm_gateway.settings.model import GatewaySettings
+
 from . import document, generation
 from .answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from .answers import ChatShape, CompletionShape, Head, Shape
@@ -20,7 +22,6 @@ from .generation import Asked
 from .json_body import JsonRoute
 from .limits import Places
 from .schema import ChatRequest, CompletionRequest, Generation
-from .settings import GatewaySettings
 from .telemetry.asking import Asking
 from .telemetry.observed import observed_in
 from .tools.shape import ToolShape

@@ -8,8 +8,9 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from autoglm_gateway.settings.model import GatewaySettings
+
 from .answer_schema import ChatCompletionChunk, ErrorAnswer, Readiness, TextCompletionChunk
-from .settings import GatewaySettings
 
 _REFS = "#/components/schemas/{model}"
 _REASONS = {

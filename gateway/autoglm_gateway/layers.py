@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING
 from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
+from autoglm_gateway.settings.model import GatewaySettings
+
 from .body_limit import BodyBounds, BodyLimit
 from .guard import Guard
 from .head_requests import HeadAsGet
 from .key_scheme import describe_keys
-from .settings import GatewaySettings
 from .telemetry.access_log import AccessLog
 from .telemetry.log_writer import LogWriter
 from .telemetry.observing import REQUEST_ID, Observing, Report

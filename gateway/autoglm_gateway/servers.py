@@ -7,8 +7,8 @@ from pathlib import Path
 from autoglm_client import TLS, AutoGLMError
 from autoglm_client.headers import Metadata, RequestHeaders, read_headers
 
-from .settings import GatewaySettings
-from .settings_error import SettingsError
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.model import GatewaySettings
 
 
 def tls_to_servers(settings: GatewaySettings) -> TLS | None:

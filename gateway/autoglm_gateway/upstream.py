@@ -10,8 +10,9 @@ from typing import Self
 
 from autoglm_client import AsyncClient, AutoGLMError, Health, ModelLimits, Timeouts
 
+from autoglm_gateway.settings.model import GatewaySettings
+
 from .errors import api_error
-from .settings import GatewaySettings
 
 _RENEW_S = 60.0  # a server may come back with another model
 _GRACE_S = 5.0

@@ -58,7 +58,7 @@ def _processes(pid: int) -> set[tuple[int, float]]:
 @pytest.fixture
 def served(artifact: Path, tmp_path: Path) -> Iterator[Served]:
     """As an operator would who lets ten tenants in: each may have two requests under way."""
-    from autoglm_gateway.keys import line_of, new_key
+    from autoglm_gateway.settings.keys import line_of, new_key
 
     keys = tuple(new_key() for _ in range(10))
     (tmp_path / "keys.toml").write_text("\n".join(line_of(f"tenant-{n}", key) for n, key in enumerate(keys)))

@@ -17,7 +17,7 @@ from .failures import CommandError
 from .output import notes
 
 if TYPE_CHECKING:
-    from autoglm_gateway.settings import GatewaySettings
+    from autoglm_gateway.settings.model import GatewaySettings
 
 GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
 _OLDEST_PYTHON = (3, 11)
@@ -182,7 +182,7 @@ def gateway(
     }
     settings = gateway_settings(config, {name: value for name, value in said.items() if value is not None})
     if print_config:
-        from autoglm_gateway.settings_file import as_toml
+        from autoglm_gateway.settings.file import as_toml
 
         sys.stdout.write(as_toml(settings))
         return
@@ -199,8 +199,8 @@ def gateway_key(
       autoglm gateway-key alice >> keys.toml
     """
     check_python()
-    from autoglm_gateway.keys import line_of, new_key
-    from autoglm_gateway.settings_error import SettingsError
+    from autoglm_gateway.settings.error import SettingsError
+    from autoglm_gateway.settings.keys import line_of, new_key
 
     key = new_key()
     try:
@@ -233,8 +233,8 @@ def _named(models: list[str]) -> dict[str, str]:
 
 def gateway_models(names: list[str], config: Path | None) -> list[str]:
     """What the gateway beside a server is told of its models: nothing where there is autoglm alone, or its file names them."""
-    from autoglm_gateway.settings_error import SettingsError
-    from autoglm_gateway.settings_file import read_settings
+    from autoglm_gateway.settings.error import SettingsError
+    from autoglm_gateway.settings.file import read_settings
 
     try:
         is_said = config is not None and "models" in read_settings(config)
@@ -249,8 +249,8 @@ def _aliases(texts: list[str]) -> tuple[str, ...] | dict[str, str]:
 
 def gateway_settings(config: Path | None, said: dict[str, Any]) -> GatewaySettings:
     """`said`: settings that go before the file's. Raises CommandError."""
-    from autoglm_gateway.settings_error import SettingsError
-    from autoglm_gateway.settings_file import read_settings, settings_of
+    from autoglm_gateway.settings.error import SettingsError
+    from autoglm_gateway.settings.file import read_settings, settings_of
 
     try:
         return settings_of({**(read_settings(config) if config else {}), **said})

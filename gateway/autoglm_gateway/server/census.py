@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoglm_gateway.errors import ApiError
-from autoglm_gateway.settings import ConnectionLimits
+from autoglm_gateway.settings.model import ConnectionLimits
 
 _EXTRA = 64  # more than all that may be open, of which only questions for the gateway's health are answered
 

@@ -17,7 +17,7 @@ from autoglm_gateway.addresses import counted_as, within
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.failures import failure
 from autoglm_gateway.paths import HEALTH
-from autoglm_gateway.settings import ConnectionLimits
+from autoglm_gateway.settings.model import ConnectionLimits
 
 from .census import Census, Place
 from .http_head import violation

@@ -9,7 +9,7 @@ import uvicorn
 
 from autoglm_gateway.addresses import as_seen
 from autoglm_gateway.app import MakeClient, create_app
-from autoglm_gateway.settings import GatewaySettings
+from autoglm_gateway.settings.model import GatewaySettings
 
 from .connections import protocol_of
 from .tls import tls_context

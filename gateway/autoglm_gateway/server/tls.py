@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import ssl
 
-from autoglm_gateway.settings import GatewaySettings
-from autoglm_gateway.settings_error import SettingsError
+from autoglm_gateway.settings.error import SettingsError
+from autoglm_gateway.settings.model import GatewaySettings
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:

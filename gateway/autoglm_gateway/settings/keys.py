@@ -17,8 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from . import priorities
-from .settings_error import SettingsError
+from autoglm_gateway import priorities
+
+from .error import SettingsError
 
 KEYS_VARIABLE = "AUTOGLM_GATEWAY_KEYS"
 _PREFIX = "ak-"

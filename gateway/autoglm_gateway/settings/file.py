@@ -10,9 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, get_type_hints
 
+from .error import SettingsError
 from .keys import KEYS_VARIABLE, Key, read_keys
-from .settings import GatewaySettings
-from .settings_error import SettingsError
+from .model import GatewaySettings
 
 _NOT_IN_FILES = ("keys",)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from .settings_error import SettingsError
+from .error import SettingsError
 
 
 def check_ranges(settings: object, ranges: Mapping[str, tuple[float, float]]) -> None:

@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 from autoglm_client.model_names import ENSEMBLE
 
-from . import priorities
-from .addresses import is_loopback, is_network
+from autoglm_gateway import priorities
+from autoglm_gateway.addresses import is_loopback, is_network
+
+from .error import SettingsError
 from .keys import Key
 from .ranges import check_ranges
-from .settings_error import SettingsError
 
 MIB = 1 << 20
 TOOL_FORMATS = ("auto", "hermes", "llama", "glm", "glm-xml", "mistral")

@@ -1,0 +1,1 @@
+"""What the gateway is told when it starts: settings, their file, keys."""
