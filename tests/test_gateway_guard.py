@@ -11,8 +11,8 @@ import openai
 import pytest
 from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.errors import ApiError
-from autoglm_gateway.guard import Guard
-from autoglm_gateway.limits import Limits, Meter, TokenBucket
+from autoglm_gateway.middleware.guard import Guard
+from autoglm_gateway.middleware.limits import Limits, Meter, TokenBucket
 from autoglm_gateway.settings.keys import KeyRing, new_key
 from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, inputs_of
@@ -213,7 +213,7 @@ async def test_errors_and_disconnects_in_the_middle_of_an_answer_free_their_slot
 
 @pytest.fixture
 def no_time_passes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm_gateway.guard.Meter", partial(Meter, clock=lambda: 0.0))
+    monkeypatch.setattr("autoglm_gateway.middleware.guard.Meter", partial(Meter, clock=lambda: 0.0))
 
 
 @pytest.mark.usefixtures("no_time_passes")

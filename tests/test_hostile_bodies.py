@@ -12,9 +12,9 @@ from typing import Any
 import openai
 import psutil
 import pytest
-from autoglm_gateway.body_limit import BodyBounds, BodyLimit
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.json_body import parse_object
+from autoglm_gateway.middleware.body_limit import BodyBounds, BodyLimit
 from autoglm_gateway.schema import ChatRequest, CompletionRequest
 from autoglm_gateway.settings.model import MIB, ConnectionLimits, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
@@ -185,7 +185,7 @@ def test_all_bodies_together_are_bounded_and_given_back(monkeypatch: pytest.Monk
             super().__init__(app, bounds)
             limits.append(self)
 
-    monkeypatch.setattr("autoglm_gateway.layers.BodyLimit", Watched)
+    monkeypatch.setattr("autoglm_gateway.middleware.layers.BodyLimit", Watched)
     patient = ConnectionLimits(body_s=3600)
     settings = GatewaySettings(max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=patient)
     with GatewayThread(settings, fake_client) as gateway:

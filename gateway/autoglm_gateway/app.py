@@ -10,12 +10,12 @@ from functools import partial
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
+from autoglm_gateway.middleware.layers import access_log, add_layers
 from autoglm_gateway.settings.model import GatewaySettings
 
 from . import completions, docs_page, information, playground
 from .document import DocumentedApp
 from .failures import add_error_handlers
-from .layers import access_log, add_layers
 from .servers import headers_to_servers, tls_to_servers
 from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics

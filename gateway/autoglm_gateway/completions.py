@@ -10,6 +10,7 @@ from autoglm_client.types import Prompt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from autoglm_gateway.middleware.limits import Places
 from autoglm_gateway.settings.model import GatewaySettings
 
 from . import document, generation
@@ -20,7 +21,6 @@ from .departures import unless_gone
 from .errors import ApiError, unknown_model
 from .generation import Asked
 from .json_body import JsonRoute
-from .limits import Places
 from .schema import ChatRequest, CompletionRequest, Generation
 from .telemetry.asking import Asking
 from .telemetry.observed import observed_in

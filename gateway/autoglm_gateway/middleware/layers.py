@@ -8,18 +8,18 @@ from fastapi import FastAPI
 from starlette.middleware.cors import CORSMiddleware
 
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_gateway.telemetry.access_log import AccessLog
+from autoglm_gateway.telemetry.log_writer import LogWriter
+from autoglm_gateway.telemetry.observing import REQUEST_ID, Observing, Report
+from autoglm_gateway.telemetry.traced import Traced
 
 from .body_limit import BodyBounds, BodyLimit
 from .guard import Guard
 from .head_requests import HeadAsGet
 from .key_scheme import describe_keys
-from .telemetry.access_log import AccessLog
-from .telemetry.log_writer import LogWriter
-from .telemetry.observing import REQUEST_ID, Observing, Report
-from .telemetry.traced import Traced
 
 if TYPE_CHECKING:
-    from .telemetry.tracing import Tracing
+    from autoglm_gateway.telemetry.tracing import Tracing
 
 
 def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, tracing: Tracing | None) -> None:

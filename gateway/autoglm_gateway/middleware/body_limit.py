@@ -12,11 +12,10 @@ from dataclasses import dataclass
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from autoglm_gateway.errors import ApiError
+from autoglm_gateway.failures import failure
+from autoglm_gateway.paths import GENERATING
 from autoglm_gateway.settings.model import GatewaySettings
-
-from .errors import ApiError
-from .failures import failure
-from .paths import GENERATING
 
 _LINGER_S = 2.0  # what is still being sent is read that long, so that the client gets to read the answer
 

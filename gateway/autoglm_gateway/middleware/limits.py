@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from .errors import ApiError
+from autoglm_gateway.errors import ApiError
 
 _BURST_S = 10.0  # so many seconds' worth of requests may come at once
 _ROUNDING = 1e-6  # of a token: who waited as long as was said is not refused for the last bit of a sum

@@ -6,15 +6,15 @@ from urllib.parse import urlsplit
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from autoglm_gateway.addresses import is_loopback
+from autoglm_gateway.caller import Caller
+from autoglm_gateway.errors import ApiError
+from autoglm_gateway.failures import failure
+from autoglm_gateway.paths import HEALTH
 from autoglm_gateway.settings.keys import Key, KeyRing
 from autoglm_gateway.settings.model import GatewaySettings
 
-from .addresses import is_loopback
-from .caller import Caller
-from .errors import ApiError
-from .failures import failure
 from .limits import Limits, Meter
-from .paths import HEALTH
 
 OPEN_PATHS = frozenset({"/", "/favicon.ico", "/docs", "/docs/oauth2-redirect", "/openapi.json"}) | HEALTH
 OPEN_FOLDER = "/page/"  # what the page at / loads

@@ -1,0 +1,1 @@
+"""What every request passes before an endpoint: keys, limits, bounds."""
