@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from autoglm_client import Piece, TokenLogprob, Usage
 from autoglm_client.types import Candidate, StageTimes
-from autoglm_gateway.answers import ChatShape, CompletionShape
+from autoglm_gateway.api.answers import ChatShape, CompletionShape
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport

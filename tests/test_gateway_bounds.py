@@ -12,9 +12,9 @@ import httpx
 import pytest
 from autoglm_client import AsyncClient
 from autoglm_client.exceptions import CannotConnectError, ConnectTimeout, InterTokenTimeout, TotalTimeout
+from autoglm_gateway.api.json_body import parse_object
 from autoglm_gateway.app import create_app
 from autoglm_gateway.errors import api_error
-from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.server.connections import protocol_of
 from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 from client_fakes import FakeTransport, Script

@@ -12,10 +12,10 @@ from typing import Any
 import openai
 import psutil
 import pytest
+from autoglm_gateway.api.json_body import parse_object
+from autoglm_gateway.api.schema import ChatRequest, CompletionRequest
 from autoglm_gateway.errors import ApiError
-from autoglm_gateway.json_body import parse_object
 from autoglm_gateway.middleware.body_limit import BodyBounds, BodyLimit
-from autoglm_gateway.schema import ChatRequest, CompletionRequest
 from autoglm_gateway.settings.model import MIB, ConnectionLimits, GatewaySettings
 from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given

@@ -8,11 +8,11 @@ from typing import Any
 import openai
 import pytest
 from autoglm_client import Piece, StageTimes, TokenLogprob, Usage
-from autoglm_gateway.answers import ChatShape
+from autoglm_gateway.api.answers import ChatShape
+from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
 from autoglm_gateway.tools.schema import Tool
-from autoglm_gateway.tools.shape import ToolShape
 from autoglm_gateway.tools.use import ToolUse
 from client_fakes import FakeTransport, Script, inputs_of
 from openai.types.chat import ChatCompletionChunk

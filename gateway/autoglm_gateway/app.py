@@ -10,11 +10,11 @@ from functools import partial
 from autoglm_client import AsyncClient
 from fastapi import FastAPI
 
+from autoglm_gateway.api.document import DocumentedApp
 from autoglm_gateway.middleware.layers import access_log, add_layers
 from autoglm_gateway.settings.model import GatewaySettings
 
 from . import completions, docs_page, information, playground
-from .document import DocumentedApp
 from .failures import add_error_handlers
 from .servers import headers_to_servers, tls_to_servers
 from .telemetry import exposition

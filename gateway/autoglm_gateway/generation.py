@@ -12,7 +12,8 @@ from typing import Any
 from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
-from .answers import Head, Shape, about, usage_of
+from autoglm_gateway.api.answers import Head, Shape, about, usage_of
+
 from .errors import ApiError, api_error, deadline_passed
 from .telemetry.asking import Asks
 from .telemetry.observed import Observed

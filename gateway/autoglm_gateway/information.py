@@ -7,10 +7,10 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from autoglm_gateway.api.answer_schema import Liveness, ModelAnswer, ModelList, Version
 from autoglm_gateway.settings.model import GatewaySettings
 
-from . import document
-from .answer_schema import Liveness, ModelAnswer, ModelList, Version
+from .api import document
 from .errors import unknown_model
 from .upstream import Upstreams
 from .version import software_version

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from prometheus_client.exposition import choose_encoder
 
-from autoglm_gateway import document
+from autoglm_gateway.api import document
 
 from .metrics import GatewayMetrics
 

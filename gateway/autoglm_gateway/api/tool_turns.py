@@ -5,8 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from autoglm_gateway.errors import ApiError
-
-from .schema import ToolTurn
+from autoglm_gateway.tools.schema import ToolTurn
 
 
 def tool_fields(role: str, turn: ToolTurn, place: str) -> dict[str, Any]:

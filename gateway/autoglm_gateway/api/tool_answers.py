@@ -9,11 +9,11 @@ from typing import Any
 
 from autoglm_client import Piece, Result
 
-from autoglm_gateway.answers import ChatShape
+from autoglm_gateway.tools.events import Arguments, Called, Event, Said
+from autoglm_gateway.tools.parsing import CallParser
+from autoglm_gateway.tools.use import ToolUse
 
-from .events import Arguments, Called, Event, Said
-from .parsing import CallParser
-from .use import ToolUse
+from .answers import ChatShape
 
 _LETTERS = string.ascii_letters + string.digits
 

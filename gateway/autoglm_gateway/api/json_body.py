@@ -14,7 +14,7 @@ import numpy as np
 from fastapi import Request, Response
 from fastapi.routing import APIRoute
 
-from .errors import ApiError
+from autoglm_gateway.errors import ApiError
 
 _MOST_PARTS = (
     100_000  # keys, lists and objects; takes some 0.1 s to read, and nothing that the schema allows comes near

@@ -8,8 +8,9 @@ from typing import Any
 
 from autoglm_client import GenerationOptions
 
-from . import priorities
-from .errors import ApiError, unsupported
+from autoglm_gateway import priorities
+from autoglm_gateway.errors import ApiError, unsupported
+
 from .schema import (
     ChatMessage,
     ChatRequest,
@@ -21,7 +22,7 @@ from .schema import (
     JsonSchemaFormat,
     TextPart,
 )
-from .tools.turns import tool_fields
+from .tool_turns import tool_fields
 
 _SMALLEST_TOP_P = 1e-6  # OpenAI allows 0, which keeps the likeliest token alone; so does this
 _EXTENSIONS = tuple(Extensions.model_fields)

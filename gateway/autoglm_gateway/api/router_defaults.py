@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import AfterValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
-from .strict import Strict
+from autoglm_gateway.strict import Strict
 
 
 def _only_off(value: bool) -> bool:

@@ -10,10 +10,11 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Field
 from pydantic_core import PydanticCustomError
 
-from . import priorities
+from autoglm_gateway import priorities
+from autoglm_gateway.strict import Items, Strict
+from autoglm_gateway.tools.schema import ToolOptions, ToolTurn
+
 from .router_defaults import Off, RouterDefaults
-from .strict import Items, Strict
-from .tools.schema import ToolOptions, ToolTurn
 
 _OF_IMAGES = ("http://", "https://", "data:image/")
 

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, Field
 
-from .tools.answer_schema import CallAnswer, CallDelta
+from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
 
 Count = Annotated[int, Field(ge=0)]
 Milliseconds = Annotated[float, Field(ge=0)]
