@@ -18,8 +18,8 @@ from functools import partial
 import pytest
 from autoglm_client import Client
 from autoglm_client.local_server import LocalServer
-from autoglm_gateway.departures import unless_gone
 from autoglm_gateway.errors import ApiError
+from autoglm_gateway.routes.departures import unless_gone
 from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script
 from gateway_server import GatewayThread, fake_client, logged_errors

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from autoglm_client import AsyncClient
 from autoglm_gateway.app import create_app
-from autoglm_gateway.playground import INDEX, page_files
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_gateway.web.playground import INDEX, page_files
 from client_fakes import FakeTransport
 
 FILES = sorted(page_files())
@@ -67,7 +67,7 @@ def test_files_name_only_each_other_and_all_are_named() -> None:
 
 
 def test_they_are_in_the_package_and_small() -> None:
-    folder = resources.files("autoglm_gateway") / "page"
+    folder = resources.files("autoglm_gateway.web") / "page"
     assert {entry.name for entry in folder.iterdir()} == set(FILES)
     assert sum(len(file.content) for file in page_files().values()) < 64 << 10
 

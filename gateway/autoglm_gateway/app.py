@@ -14,13 +14,13 @@ from autoglm_gateway.api.document import DocumentedApp
 from autoglm_gateway.middleware.layers import access_log, add_layers
 from autoglm_gateway.settings.model import GatewaySettings
 
-from . import completions, docs_page, information, playground
 from .failures import add_error_handlers
+from .routes import completions, exposition, information
 from .servers import headers_to_servers, tls_to_servers
-from .telemetry import exposition
 from .telemetry.metrics import GatewayMetrics
 from .telemetry.traced import tracing_for
 from .upstream import Upstreams, timeouts_of
+from .web import docs_page, playground
 
 MakeClient = Callable[[Sequence[str], str], AsyncClient]  # of the servers' addresses, for an ensemble
 

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from starlette.types import Receive
 
-from .errors import ApiError
+from autoglm_gateway.errors import ApiError
 
 T = TypeVar("T")
 

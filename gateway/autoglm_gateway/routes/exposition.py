@@ -9,8 +9,7 @@ from fastapi.responses import Response
 from prometheus_client.exposition import choose_encoder
 
 from autoglm_gateway.api import document
-
-from .metrics import GatewayMetrics
+from autoglm_gateway.telemetry.metrics import GatewayMetrics
 
 router = APIRouter()
 

@@ -10,25 +10,25 @@ from autoglm_client.types import Prompt
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
+from autoglm_gateway.api import document
 from autoglm_gateway.api.answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from autoglm_gateway.api.answers import ChatShape, CompletionShape, Head, Shape
 from autoglm_gateway.api.json_body import JsonRoute
 from autoglm_gateway.api.schema import ChatRequest, CompletionRequest, Generation
 from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.api.translation import Bounds, chat_options, completion_options, conversation, of_choice
+from autoglm_gateway.caller import caller_of
+from autoglm_gateway.errors import ApiError, unknown_model
 from autoglm_gateway.middleware.limits import Places
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_gateway.telemetry.asking import Asking
+from autoglm_gateway.telemetry.observed import observed_in
+from autoglm_gateway.tools.use import tool_use
+from autoglm_gateway.upstream import Upstream, Upstreams
 
 from . import generation
-from .api import document
-from .caller import caller_of
 from .departures import unless_gone
-from .errors import ApiError, unknown_model
 from .generation import Asked
-from .telemetry.asking import Asking
-from .telemetry.observed import observed_in
-from .tools.use import tool_use
-from .upstream import Upstream, Upstreams
 
 MOST_CHOICES = 64  # of one request, over all its prompts
 

@@ -7,13 +7,12 @@ from typing import Any
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
+from autoglm_gateway.api import document
 from autoglm_gateway.api.answer_schema import Liveness, ModelAnswer, ModelList, Version
+from autoglm_gateway.errors import unknown_model
 from autoglm_gateway.settings.model import GatewaySettings
-
-from .api import document
-from .errors import unknown_model
-from .upstream import Upstreams
-from .version import software_version
+from autoglm_gateway.upstream import Upstreams
+from autoglm_gateway.version import software_version
 
 router = APIRouter()
 

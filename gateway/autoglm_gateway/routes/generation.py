@@ -13,10 +13,9 @@ from autoglm_client import AutoGLMError, GenerationOptions, Piece
 from autoglm_client.types import Prompt
 
 from autoglm_gateway.api.answers import Head, Shape, about, usage_of
-
-from .errors import ApiError, api_error, deadline_passed
-from .telemetry.asking import Asks
-from .telemetry.observed import Observed
+from autoglm_gateway.errors import ApiError, api_error, deadline_passed
+from autoglm_gateway.telemetry.asking import Asks
+from autoglm_gateway.telemetry.observed import Observed
 
 DONE = b"data: [DONE]\n\n"
 
