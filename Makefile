@@ -105,7 +105,7 @@ conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI do
 
 lint: $(VENV)/test.stamp ## ruff and mypy --strict, once more for Python 3.10 what runs there
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
-	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/py310 -p autoglm_engine -p autoglm_client -p autoglm_export
+	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/py310 -p autoglm_engine -p autoglm_client -p autoglm_cli -p autoglm_export
 
 serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --export-if-missing

@@ -40,7 +40,7 @@ class Replica:
         self._log = folder / "serve.log"
         self.temporary.mkdir(exist_ok=True)
         named = [word for option, port in ports.items() for word in (option, str(port))]
-        command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway", "--artifact", str(artifact)]
+        command = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway", "--artifact", str(artifact)]
         began = time.monotonic()
         with self._log.open("wb") as log:
             self._process = psutil.Popen(
@@ -113,7 +113,7 @@ def _name(process: psutil.Process) -> str:
     if model := re.search(r"/([\w.-]+)/1/model\.py", words):
         return model[1]
     known = {
-        "autoglm_client.cli gateway": "gateway",
+        "autoglm_cli gateway": "gateway",
         "bin/tritonserver ": "tritonserver",
         "template_worker": "template",
         "server_remains": "watch",

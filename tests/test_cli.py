@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from autoglm_cli import app
+from autoglm_cli.errors import FriendlyGroup
 from autoglm_client import InvalidRequestError, QueueFullError, async_client
-from autoglm_client.cli import app
-from autoglm_client.cli.failures import FriendlyGroup
 from client_fakes import FakeTransport, Script, inputs_of
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -326,7 +326,7 @@ def test_generate_asks_for_the_whole_answer_where_streaming_is_off(use: Use, mon
 def test_a_python_that_is_too_old_for_the_gateway_is_one_sentence(
     arguments: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("autoglm_client.cli.gateway.running_python", lambda: (3, 10))
+    monkeypatch.setattr("autoglm_cli.commands.gateway.running_python", lambda: (3, 10))
     result = run(*arguments)
     assert result.exit_code == 1
     assert result.stderr == "error: the gateway needs Python 3.11 or later, and this is 3.10\n"

@@ -109,7 +109,7 @@ def test_a_check_again_takes_the_place_of_the_note(tmp_path: Path) -> None:
 
 
 def autoglm(*words: str) -> tuple[int, str]:
-    from autoglm_client.cli import app
+    from autoglm_cli import app
 
     found = CliRunner().invoke(app, list(words))
     return found.exit_code, " ".join(found.output.split())

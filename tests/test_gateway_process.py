@@ -14,7 +14,7 @@ import pytest
 from autoglm_client.local_server import LocalServer
 from autoglm_client.ports import free_ports
 
-COMMAND = [sys.executable, "-m", "autoglm_client.cli"]
+COMMAND = [sys.executable, "-m", "autoglm_cli"]
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}
 
 

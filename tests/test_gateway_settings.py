@@ -13,7 +13,7 @@ from typing import Any
 
 import httpx
 import pytest
-from autoglm_client.cli import app
+from autoglm_cli import app
 from autoglm_gateway.addresses import is_loopback
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import as_toml, read_settings, settings_of

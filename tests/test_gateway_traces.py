@@ -12,8 +12,8 @@ from typing import Any
 
 import httpx
 import pytest
+from autoglm_cli import app
 from autoglm_client import AsyncClient
-from autoglm_client.cli import app
 from autoglm_client.exceptions import QueueFullError, ServerError
 from autoglm_client.triton_traces import trace_arguments, traces_url
 from autoglm_gateway.app import create_app

@@ -240,6 +240,7 @@ def imported(folder: Path) -> dict[str, set[str]]:
         ),
         ("model_repository/engine/1/autoglm_engine", {"tritonclient", "torch", "transformers"}),
         ("client/autoglm_client", {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pytriton"}),
+        ("client/autoglm_cli", {"torch", "transformers", "onnx", "onnxruntime", "tokenizers", "pytriton"}),
         ("export/autoglm_export", {"autoglm_client", "triton_python_backend_utils", "tritonclient"}),
     ],
 )

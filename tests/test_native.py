@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_client.cli import app
+from autoglm_cli import app
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest

@@ -23,7 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _IMPORTS = """
 import importlib, pkgutil, sys
 sys.modules["tomllib"] = None  # as if it were not there
-for package in ("autoglm_engine", "autoglm_client"):
+for package in ("autoglm_engine", "autoglm_client", "autoglm_cli"):
     for module in pkgutil.walk_packages(importlib.import_module(package).__path__, package + "."):
         if not module.name.endswith("__main__"):
             importlib.import_module(module.name)

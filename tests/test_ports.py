@@ -90,7 +90,7 @@ def test_a_server_is_not_started_where_a_port_is_taken(
 def test_serve_tries_all_ports_before_it_exports_or_starts(taken: int, option: str, tmp_path: Path) -> None:
     others = dict.fromkeys(("--http-port", "--grpc-port", "--metrics-port", "--gateway-port"), "0")
     named = [word for pair in (others | {option: str(taken)}).items() for word in pair]
-    command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway", "--export-if-missing", *named]
+    command = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway", "--export-if-missing", *named]
     command += ["--repository", str(MODEL_REPOSITORY), "--artifact", str(tmp_path / "artifact")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)
@@ -112,7 +112,7 @@ def test_serve_tries_all_ports_before_it_exports_or_starts(taken: int, option: s
 )
 def test_serve_refuses_what_it_cannot_use_before_it_exports(given: list[str], sentence: str, tmp_path: Path) -> None:
     others = ["--http-port", "0", "--grpc-port", "0", "--metrics-port", "0", "--gateway-port", "0"]
-    command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--export-if-missing", *others, *given]
+    command = [sys.executable, "-m", "autoglm_cli", "serve", "--export-if-missing", *others, *given]
     command += ["--repository", str(MODEL_REPOSITORY), "--artifact", str(tmp_path / "artifact")]
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, env=environment)

@@ -9,10 +9,10 @@ import unicodedata
 from collections.abc import Callable, Iterator
 
 import pytest
+from autoglm_cli import app
+from autoglm_cli.commands.inspecting import _show
+from autoglm_cli.output import SafeConsole
 from autoglm_client import ServerError, async_client
-from autoglm_client.cli import app
-from autoglm_client.cli.inspecting import _show
-from autoglm_client.cli.output import SafeConsole
 from autoglm_client.printable import json_text, visible
 from client_fakes import FakeTransport, Script
 from hypothesis import given

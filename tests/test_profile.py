@@ -9,9 +9,9 @@ from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
+from autoglm_cli import app
+from autoglm_cli.commands.profile_view import bar, sparkline
 from autoglm_client import CannotConnectError, InvalidRequestError, async_client
-from autoglm_client.cli import app
-from autoglm_client.cli.profile_view import bar, sparkline
 from autoglm_client.local_server import LocalServer
 from autoglm_client.options import GenerationOptions
 from autoglm_client.profiling.driving import engine_state

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from autoglm_client.cli import app
+from autoglm_cli import app
 from autoglm_engine.cache.redis.entry import Damaged, RedisEntry, age_of, pack_entry, unpack_entry
 from autoglm_engine.cache.redis.epochs import Generations, Sight, new_generation
 from autoglm_engine.cache.redis.write_queue import Write, WriteQueue

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_cli import app
+from autoglm_cli.configuring import serving_settings
 from autoglm_client import repository_writer
-from autoglm_client.cli import app
-from autoglm_client.cli.configuring import serving_settings
 from autoglm_client.exceptions import RepositoryError
 from autoglm_client.model_names import ModelNames
 from autoglm_client.repositories import families, own_artifact, parameters

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_client.cli import app
-from autoglm_client.cli.runtime_choice import choice_line
+from autoglm_cli import app
+from autoglm_cli.commands.runtime_choice import choice_line
 from autoglm_engine.manifest import Manifest
 from autoglm_export import export as exporting
 from autoglm_export import runtimes as lowering

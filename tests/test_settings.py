@@ -8,8 +8,8 @@ import re
 from pathlib import Path
 
 import pytest
-from autoglm_client.cli import app
-from autoglm_client.cli.configuring import command_settings, server_environment, serving_settings
+from autoglm_cli import app
+from autoglm_cli.configuring import command_settings, server_environment, serving_settings
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_settings, settings_of

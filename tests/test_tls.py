@@ -12,6 +12,9 @@ from typing import Any
 
 import httpx
 import pytest
+from autoglm_cli.app import app
+from autoglm_cli.connecting import headers_of, tls_of
+from autoglm_cli.server import gateway_process
 from autoglm_client import (
     NO_RETRIES,
     TLS,
@@ -25,9 +28,6 @@ from autoglm_client import (
     LocalServerError,
 )
 from autoglm_client.certificate_dates import not_after
-from autoglm_client.cli import gateway_process
-from autoglm_client.cli.app import app
-from autoglm_client.cli.connecting import headers_of, tls_of
 from autoglm_client.headers import read_headers, source_of
 from autoglm_client.ports import is_listening
 from autoglm_client.server_tls import ServerTLS
@@ -296,7 +296,7 @@ def test_the_commands_take_all_of_it_from_the_environment(
 def test_a_header_on_the_command_line_shows_to_nobody(secure: LocalServer, made: Certificates) -> None:
     header = f"{TOKEN_HEADER}: s3cret"
     options = ["--url", secure.grpc_url, "--tls-ca", str(made.authority.cert), "--header", header]
-    command = [sys.executable, "-m", "autoglm_client.cli", "generate", "--raw", *options]
+    command = [sys.executable, "-m", "autoglm_cli", "generate", "--raw", *options]
     with subprocess.Popen([*command, "3600"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as asking:
         shown = Path(f"/proc/{asking.pid}/cmdline")
         try:

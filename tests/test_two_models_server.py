@@ -217,7 +217,7 @@ def test_serve_of_both_ends_when_one_engine_dies(tmp_path: Path) -> None:
     """`autoglm serve`, with a gateway that serves both; its owner starts it again."""
     ports, log = free_ports(), tmp_path / "serve.log"
     named = [word for option, port in ports.items() for word in (option, str(port))]
-    command = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway", "--repository", write_both(tmp_path)]
+    command = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway", "--repository", write_both(tmp_path)]
     with log.open("wb") as output:
         # An artifact for the whole server is none for models that have their own.
         environment = {**os.environ, "TMPDIR": str(tmp_path), "AUTOGLM_ARTIFACT": "/nowhere"}

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from artifacts import ROOT
-from autoglm_client.cli import home
+from autoglm_cli import home
 from wheels import build_wheel, model_files, unpack
 
 TREE = ROOT / "model_repository"
@@ -52,12 +52,19 @@ def test_the_engine_is_in_it_once_and_whole(site: Path) -> None:
 def test_no_artifact_and_nothing_that_was_made_here_is_in_it(site: Path) -> None:
     parts = {part for path in site.rglob("*") for part in path.relative_to(site).parts}
     assert not parts & {"artifact", "__pycache__", "manifest.json"}
-    known = {"autoglm_client", "autoglm_engine", "autoglm_export", "autoglm_gateway", "autoglm_model_repository"}
+    known = {
+        "autoglm_client",
+        "autoglm_cli",
+        "autoglm_engine",
+        "autoglm_export",
+        "autoglm_gateway",
+        "autoglm_model_repository",
+    }
     assert {path.name for path in site.iterdir() if not path.name.endswith(".dist-info")} == known
 
 
 def test_its_commands_find_its_repository(site: Path, tmp_path: Path) -> None:
-    code = "from autoglm_client.cli.places import artifact_folder, repository_folder; import pathlib; "
+    code = "from autoglm_cli.paths import artifact_folder, repository_folder; import pathlib; "
     code += "print(repository_folder(None)); print(artifact_folder(None, repository_folder(None)))"
     repository, artifact = python(site, tmp_path, code).splitlines()
     assert Path(repository) == site / "autoglm_model_repository"

@@ -43,7 +43,7 @@ class GatewayProcess:
 def gateway_process(grpc_url: str, *flags: str) -> Iterator[GatewayProcess]:
     """`autoglm gateway` in front of a server."""
     (port,) = free_ports("127.0.0.1", 1)
-    command = [sys.executable, "-m", "autoglm_client.cli", "gateway", "--server", grpc_url, "--port", str(port), *flags]
+    command = [sys.executable, "-m", "autoglm_cli", "gateway", "--server", grpc_url, "--port", str(port), *flags]
     process = start_child(command, stderr=subprocess.DEVNULL)
     try:
         url = f"http://127.0.0.1:{port}"

@@ -31,7 +31,7 @@ PHASES = (*KINDS, ALL)
 PHASE_S = SECONDS / (2 * len(PHASES))
 SETTLE_S = min(5.0, PHASE_S / 4)  # after an attack, until what it left has been dealt with
 WORSE = 1.5  # times the p95 of the others, at most
-SERVE = [sys.executable, "-m", "autoglm_client.cli", "serve", "--gateway"]
+SERVE = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway"]
 CLIENTS = Path(__file__).parent.parent / "hostile_clients.py"
 
 

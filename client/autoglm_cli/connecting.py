@@ -11,13 +11,12 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-
 from autoglm_client.headers import read_headers
 from autoglm_client.hidden_arguments import hide_arguments
 from autoglm_client.tls import TLS
 
 from . import arguments as args
-from .failures import CommandError
+from .errors import CommandError
 
 HEADERS_VARIABLE = "AUTOGLM_HEADERS"
 _TLS_HELP = "Connect with TLS; the public authorities are trusted, unless one of the next options says more."

@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
-
 from autoglm_client.async_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.mapping import MapLimits, bounded_map
 from autoglm_client.timeouts import Timeouts
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import arguments as args
+from autoglm_cli import arguments as args
+from autoglm_cli.configuring import command_settings
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import CommandError
+from autoglm_cli.output import notes, print_json, result_json
+
 from .batch_files import Job, Journal, read_jobs
-from .configuring import command_settings
-from .connecting import Connection, connecting
-from .failures import CommandError
-from .output import notes, print_json, result_json
 
 
 @connecting

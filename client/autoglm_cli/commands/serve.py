@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.local_server import LocalServer, checked_host, checked_key
 from autoglm_client.ports import check_ports
@@ -20,15 +19,12 @@ from autoglm_client.shared_inputs import KEY_VARIABLE
 from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
-from . import arguments as args
-from .configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
-from .connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
-from .export import run_export
-from .failures import CommandError
-from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings
-from .gateway_process import gateway_beside
-from .output import notes
-from .places import (
+from autoglm_cli import arguments as args
+from autoglm_cli.configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
+from autoglm_cli.connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
+from autoglm_cli.errors import CommandError
+from autoglm_cli.output import notes
+from autoglm_cli.paths import (
     BUNDLED_MODEL,
     artifact_folder,
     embedder_environment,
@@ -36,6 +32,10 @@ from .places import (
     repository_folder,
     server_artifact,
 )
+from autoglm_cli.server.gateway_process import gateway_beside
+
+from .export import run_export
+from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings
 
 _HTTP_PORT = 8000
 _STARTING = "starting tritonserver (about 10 s)"

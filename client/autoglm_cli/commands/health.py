@@ -6,15 +6,14 @@ import dataclasses
 from typing import Any
 
 import typer
-from rich.text import Text
-
 from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
+from rich.text import Text
 
-from . import arguments as args
-from .connecting import Connection, connecting
-from .failures import fail, with_advice
-from .output import notes, print_json
+from autoglm_cli import arguments as args
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import fail, with_advice
+from autoglm_cli.output import notes, print_json
 
 
 @connecting

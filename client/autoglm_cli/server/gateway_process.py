@@ -17,7 +17,7 @@ from autoglm_client.local_server import STARTUP_SECONDS, LocalServer
 from autoglm_client.ports import free_ports
 from autoglm_client.tls import TLS
 
-from .failures import CommandError
+from autoglm_cli.errors import CommandError
 
 _STOP_SECONDS = 10.0
 
@@ -35,7 +35,7 @@ def gateway_beside(
     arguments += [] if config is None else ["--config", str(config)]
     arguments += [] if otlp is None else ["--otlp", otlp]
     arguments += [word for model in models for word in ("--models", model)]
-    process = start_child([sys.executable, "-m", "autoglm_client.cli", *arguments], env=_environment())
+    process = start_child([sys.executable, "-m", "autoglm_cli", *arguments], env=_environment())
     try:
         _wait(process, host, port)
         yield lambda: _check_alive(process)

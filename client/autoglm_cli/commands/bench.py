@@ -8,12 +8,12 @@ import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from . import arguments as args
-from .connecting import Connection, connecting
-from .failures import CommandError, needs
-from .home import artifact_of
-from .output import notes, print_json
-from .places import artifact_folder, is_exported, repository_folder
+from autoglm_cli import arguments as args
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.home import artifact_of
+from autoglm_cli.output import notes, print_json
+from autoglm_cli.paths import artifact_folder, is_exported, repository_folder
 
 
 @connecting

@@ -7,13 +7,12 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-
 from autoglm_client.async_client import DEFAULT_URL
 from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.options import GenerationOptions
 from autoglm_client.triton_traces import traces_url
 
-from .failures import CommandError
+from .errors import CommandError
 
 Url = Annotated[
     str,

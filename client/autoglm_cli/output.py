@@ -6,12 +6,11 @@ import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
+from autoglm_client.printable import json_text, visible
+from autoglm_client.types import Piece, Result
 from rich.console import Console, ConsoleOptions, RenderableType
 from rich.segment import Segment
 from rich.table import Table
-
-from autoglm_client.printable import json_text, visible
-from autoglm_client.types import Piece, Result
 
 STAGE_NAMES = ("queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network")
 

@@ -9,7 +9,7 @@ import sys
 
 import typer
 
-from .failures import CommandError, needs
+from .errors import CommandError, needs
 from .output import notes
 
 _MEGABYTES = 93  # of SmolLM2's package

@@ -13,7 +13,7 @@ from pathlib import Path
 from autoglm_client.model_names import ENSEMBLE, ModelNames
 from autoglm_client.repositories import default_artifact, families, installed_repository, own_artifact
 
-from .failures import CommandError
+from .errors import CommandError
 from .home import artifact_of, home_embedder, is_exported, model_folder, name_for, only_model
 
 __all__ = ["artifact_folder", "embedder_folder", "export_folder", "is_exported", "repository_folder", "server_artifact"]
@@ -21,7 +21,7 @@ __all__ = ["artifact_folder", "embedder_folder", "export_folder", "is_exported",
 BUNDLED_MODEL = "smollm2"
 EMBEDDER_VARIABLE = "AUTOGLM_EMBEDDER"
 _REPOSITORY = Path("model_repository")
-_CHECKOUT = Path(__file__).resolve().parents[3]  # of a source checkout: client/autoglm_client/cli/places.py
+_CHECKOUT = Path(__file__).resolve().parents[2]  # of a source checkout: client/autoglm_cli/paths.py
 
 
 def repository_folder(chosen: Path | None, model: str | None = ENSEMBLE) -> Path:

@@ -6,17 +6,16 @@ import sys
 from typing import Annotated
 
 import typer
-
 from autoglm_client.client import Client
 from autoglm_client.options import GenerationOptions
 from autoglm_client.timeouts import Timeouts
 from autoglm_client.types import Message, Prompt, Result
 
-from . import arguments as args
-from .configuring import command_settings
-from .connecting import Connection, connecting
-from .failures import CommandError
-from .output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
+from autoglm_cli import arguments as args
+from autoglm_cli.configuring import command_settings
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import CommandError
+from autoglm_cli.output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
 
 
 @connecting

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from autoglm_client.model_names import ENSEMBLE, ModelNames
 from autoglm_client.repositories import parameters
 
-from .failures import CommandError
+from .errors import CommandError
 
 if TYPE_CHECKING:
     from autoglm_engine.settings.file import Value

@@ -10,11 +10,12 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from . import arguments as args
-from .device_lines import device_lines
-from .failures import CommandError, needs
-from .output import notes, print_json
-from .places import artifact_folder, export_folder, repository_folder
+from autoglm_cli import arguments as args
+from autoglm_cli.device_lines import device_lines
+from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.output import notes, print_json
+from autoglm_cli.paths import artifact_folder, export_folder, repository_folder
+
 from .runtime_choice import choice_line
 
 ExportProgress = Callable[[str, float], None]

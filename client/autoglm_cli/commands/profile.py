@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from . import arguments as args
-from .connecting import Connection, connecting
-from .failures import CommandError
-from .output import SafeConsole, notes, print_json
+from autoglm_cli import arguments as args
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import CommandError
+from autoglm_cli.output import SafeConsole, notes, print_json
 
 if TYPE_CHECKING:
     from autoglm_client.profiling.driving import Load
@@ -108,7 +108,8 @@ def _server(
         return
     from autoglm_client.local_server import LocalServer
 
-    from .places import artifact_folder, repository_folder, server_artifact
+    from autoglm_cli.paths import artifact_folder, repository_folder, server_artifact
+
     from .serve import ensure_exported, running
 
     folder = repository_folder(repository, model)

@@ -10,11 +10,11 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from . import arguments as args
-from .failures import CommandError, needs
-from .home import is_exported, model_folder, model_names, models_folder, remove_model
-from .output import SafeConsole, notes, print_json
-from .places import artifact_folder, repository_folder
+from autoglm_cli import arguments as args
+from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.home import is_exported, model_folder, model_names, models_folder, remove_model
+from autoglm_cli.output import SafeConsole, notes, print_json
+from autoglm_cli.paths import artifact_folder, repository_folder
 
 models = typer.Typer(invoke_without_command=True)
 

@@ -8,13 +8,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from . import arguments as args
-from .device_lines import NAMES, device_lines
+from autoglm_cli import arguments as args
+from autoglm_cli.device_lines import NAMES, device_lines
+from autoglm_cli.errors import needs
+from autoglm_cli.home import artifact_of
+from autoglm_cli.output import SafeConsole, print_json
+from autoglm_cli.paths import artifact_folder, repository_folder
+
 from .export import manifest_json
-from .failures import needs
-from .home import artifact_of
-from .output import SafeConsole, print_json
-from .places import artifact_folder, repository_folder
 from .runtime_choice import choice_line
 
 

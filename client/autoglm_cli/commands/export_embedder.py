@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from . import arguments as args
-from .failures import CommandError, needs
-from .output import notes, print_json
-from .places import embedder_folder, repository_folder
+from autoglm_cli import arguments as args
+from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.output import notes, print_json
+from autoglm_cli.paths import embedder_folder, repository_folder
 
 BUNDLED_EMBEDDER = "all-minilm-l6-v2"
 

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
-
 from autoglm_client.model_names import ENSEMBLE
 from autoglm_client.ports import cannot_listen
 
-from . import arguments as args
-from .failures import CommandError
-from .output import notes
+from autoglm_cli import arguments as args
+from autoglm_cli.errors import CommandError
+from autoglm_cli.output import notes
 
 if TYPE_CHECKING:
     from autoglm_gateway.settings.model import GatewaySettings

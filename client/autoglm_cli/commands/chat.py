@@ -15,10 +15,10 @@ from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Message, Result
 
-from . import arguments as args
-from .connecting import Connection, connecting
-from .failures import CommandError, fail, sentence_of
-from .output import notes, stage_table, summary_line, write_answer
+from autoglm_cli import arguments as args
+from autoglm_cli.connecting import Connection, connecting
+from autoglm_cli.errors import CommandError, fail, sentence_of
+from autoglm_cli.output import notes, stage_table, summary_line, write_answer
 
 _HELP = """/reset          forget the conversation
 /system TEXT    set the system message, and forget the conversation

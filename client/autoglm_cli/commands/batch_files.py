@@ -15,7 +15,7 @@ from autoglm_client.options import OPTION_NAMES, GenerationOptions, OptionChange
 from autoglm_client.requests import generation_request
 from autoglm_client.types import Message, Prompt
 
-from .failures import CommandError
+from autoglm_cli.errors import CommandError
 
 _KEYS = OPTION_NAMES | {"id", "prompt", "messages", "text_input"}
 _PROMPT_KEYS = ("prompt", "messages", "text_input")

@@ -7,21 +7,22 @@ from typing import Annotated
 
 import typer
 
-from .batch import batch
-from .bench import bench
-from .chat import chat
-from .demo import demo
-from .export import export
-from .export_embedder import export_embedder
-from .failures import FriendlyGroup
-from .gateway import gateway, gateway_key
-from .generate import generate
-from .health import health
-from .inspecting import inspect
-from .models import models
-from .profile import profile
-from .repository import repository
-from .serve import serve
+from autoglm_cli.commands.batch import batch
+from autoglm_cli.commands.bench import bench
+from autoglm_cli.commands.chat import chat
+from autoglm_cli.commands.demo import demo
+from autoglm_cli.commands.export import export
+from autoglm_cli.commands.export_embedder import export_embedder
+from autoglm_cli.commands.gateway import gateway, gateway_key
+from autoglm_cli.commands.generate import generate
+from autoglm_cli.commands.health import health
+from autoglm_cli.commands.inspecting import inspect
+from autoglm_cli.commands.models import models
+from autoglm_cli.commands.profile import profile
+from autoglm_cli.commands.repository import repository
+from autoglm_cli.commands.serve import serve
+
+from .errors import FriendlyGroup
 
 app = typer.Typer(
     name="autoglm",

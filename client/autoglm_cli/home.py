@@ -13,7 +13,7 @@ from pathlib import Path
 
 from autoglm_client.model_names import name_trouble
 
-from .failures import CommandError
+from .errors import CommandError
 
 HOME_VARIABLE = "AUTOGLM_HOME"
 _APPLICATION = "autoglm-triton"

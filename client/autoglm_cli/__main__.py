@@ -1,0 +1,5 @@
+"""`python -m autoglm_cli`"""
+
+from .app import main
+
+main()

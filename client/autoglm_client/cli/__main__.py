@@ -1,5 +1,0 @@
-"""`python -m autoglm_client.cli`"""
-
-from .app import main
-
-main()
