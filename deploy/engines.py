@@ -1,4 +1,4 @@
-"""The engines of a model repository, and the artifacts that they have for themselves. `autoglm_client.repositories` is the same
+"""The engines of a model repository, and the artifacts that they have for themselves. `autoglm_cli.repository.repositories` is the same
 for who has that package. Standard library only."""
 
 from __future__ import annotations

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from artifacts import ROOT, kept_export
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 from autoglm_export.parity.reference import Reference

@@ -19,7 +19,7 @@ from pathlib import Path
 from statistics import median
 
 from artifacts import ROOT, kept_export
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_perf.analyzer import Sweep, analyzer_environment, find_binary, run_sweep
 from autoglm_perf.measures import RequestTiming
 from autoglm_perf.workload import Workload, exact_prompts, load_tokenizer

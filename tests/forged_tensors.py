@@ -21,8 +21,8 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
-from autoglm_client.local_server import LocalServer
-from autoglm_client.server_probe import stub_processes
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_probe import stub_processes
 from autoglm_engine.triton.board.file import PREFIX, Board, board_name
 from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind, Seal
 from autoglm_engine.triton.board.server_identity import ServerIdentity

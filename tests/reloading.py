@@ -14,8 +14,8 @@ from pathlib import Path
 
 import numpy as np
 import tritonclient.grpc as triton
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions
-from autoglm_client.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_export.artifact_writer import staged
 from conftest import MODEL_REPOSITORY

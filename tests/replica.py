@@ -13,9 +13,9 @@ from pathlib import Path
 
 import httpx
 import psutil
+from autoglm_cli.server.ports import check_ports
+from autoglm_cli.server.ports import free_ports as free_ports_of
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.ports import check_ports
-from autoglm_client.ports import free_ports as free_ports_of
 from processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AutoGLMError, Client, SharedMemory
-from autoglm_client.local_server import LocalServer
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 

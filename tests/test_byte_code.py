@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from autoglm_client.byte_code import compile_models
+from autoglm_cli.server.byte_code import compile_models
 
 
 def test_modules_are_compiled_once_and_nothing_is_written_when_they_are_imported(tmp_path: Path) -> None:

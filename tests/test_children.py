@@ -12,13 +12,13 @@ from pathlib import Path
 
 import psutil
 import pytest
-from autoglm_client.children import start_child
+from autoglm_cli.server.children import start_child
 from processes import wait_for_end
 
 # A parent that starts a sleeper from its main thread or from one that ends at once, and says its pid.
 _PARENT = """
 import sys, threading, time
-from autoglm_client.children import start_child
+from autoglm_cli.server.children import start_child
 def start():
     print(start_child(["sleep", "600"]).pid, flush=True)
 thread = threading.Thread(target=start)

@@ -13,7 +13,7 @@ import httpx
 import promql_parser as promql
 import pytest
 import yaml
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 from dashboard_queries import Exposed, complaints, selectors
 from gateway_server import GatewayThread

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from functools import partial
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.routes.departures import unless_gone
 from autoglm_gateway.settings.model import GatewaySettings

@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import yaml
-from autoglm_client import local_server, stack_limit, triton_flags
-from autoglm_client.local_server import LocalServer
-from autoglm_client.repositories import families, own_artifact
-from autoglm_client.repository_writer import Family, write_family
-from autoglm_client.server_tls import ServerTLS
-from autoglm_client.triton_install import find_triton
+from autoglm_cli.repository.repositories import families, own_artifact
+from autoglm_cli.repository.writer import Family, write_family
+from autoglm_cli.server import local_server, stack_limit, triton_flags
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_tls import ServerTLS
+from autoglm_cli.server.triton_install import find_triton
 from certificates import Authority
 from http_servers import QuietHandler, listening
 from packaging.requirements import Requirement

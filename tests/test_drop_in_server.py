@@ -9,7 +9,7 @@ import urllib.request
 from typing import Any
 
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from others_requests import TEXT, Answered, ask, frontend_trtllm, frontend_vllm, tensor
 
 pytestmark = pytest.mark.server

@@ -13,7 +13,7 @@ from autoglm_cli import app, home
 from autoglm_cli import paths as places
 from autoglm_cli.errors import CommandError
 from autoglm_cli.paths import embedder_environment, embedder_folder, export_folder, server_artifact
-from autoglm_client import repositories
+from autoglm_cli.repository import repositories
 from hypothesis import given
 from hypothesis import strategies as st
 from small_service import write_artifact
@@ -40,7 +40,7 @@ def installed(tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> 
     shutil.copytree(TREE, site / "autoglm_model_repository", ignore=ignored)
     (site / "autoglm_engine").symlink_to(TREE / "engine" / "1" / "autoglm_engine")
     monkeypatch.setattr(repositories, "engine_package", lambda: site / "autoglm_engine")
-    monkeypatch.setattr("autoglm_client.repository_writer.engine_package", lambda: site / "autoglm_engine")
+    monkeypatch.setattr("autoglm_cli.repository.writer.engine_package", lambda: site / "autoglm_engine")
     monkeypatch.setattr(places, "_CHECKOUT", tmp_path / "no-checkout")
     return site / "autoglm_model_repository"
 
@@ -221,7 +221,7 @@ def test_an_engine_that_is_nowhere_is_one_sentence(
     installed: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     export(folder, "glm")
-    monkeypatch.setattr("autoglm_client.repository_writer.engine_package", lambda: None)
+    monkeypatch.setattr("autoglm_cli.repository.writer.engine_package", lambda: None)
     result = cli("repository", str(tmp_path / "models"))
     assert result.exit_code == 1 and "there is no package autoglm_engine" in result.stderr
     assert not (tmp_path / "models").exists()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from forged_tensors import Tally, attack, processes
 from raw_grpc import Answer, Stream
 from test_server import keep_asking

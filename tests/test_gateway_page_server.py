@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import openai
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 from browser import Visit, running_browser, visit
 from gateway_server import GatewayThread

@@ -11,8 +11,8 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from autoglm_client.local_server import LocalServer
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.ports import free_ports
 
 COMMAND = [sys.executable, "-m", "autoglm_cli"]
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "Hello"}], "max_tokens": 4}

@@ -10,8 +10,8 @@ from typing import Any
 
 import openai
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 from gateway_server import GatewayThread
 from openai.types.chat import ChatCompletionMessageParam

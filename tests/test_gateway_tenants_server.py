@@ -9,7 +9,7 @@ from typing import Any
 
 import openai
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 from conftest import MODEL_REPOSITORY
 from gateway_fakes import made_keys

@@ -13,8 +13,8 @@ from pathlib import Path
 import httpx
 import openai
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient
-from autoglm_client.local_server import LocalServer
 from autoglm_client.triton_traces import trace_arguments
 from autoglm_gateway.settings.model import GatewaySettings
 from collector import CollectedSpan, Collector

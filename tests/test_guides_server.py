@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, GenerationOptions, InvalidRequestError, Result
-from autoglm_client.local_server import LocalServer
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from random_guides import REGEXES, SCHEMAS, check_json, check_regex

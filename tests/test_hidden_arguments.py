@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from autoglm_client.hidden_arguments import hide_arguments
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.hidden_arguments import hide_arguments
+from autoglm_cli.server.local_server import LocalServer
 
 SAYS_THEM = "import sys; print('ready', flush=True); sys.stdin.readline(); print(*sys.argv[1:])"
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
 from processes import wait_for_end
 from replica import LongStream, Replica, free_ports, wait_until

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client, GenerationOptions
-from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
 from raw_grpc import Stream
 from reloading import write_artifact

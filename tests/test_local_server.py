@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from autoglm_client import triton_install
-from autoglm_client.engine_pulse import EnginePulse, cpu_seconds
+from autoglm_cli.server import triton_install
+from autoglm_cli.server.engine_pulse import EnginePulse, cpu_seconds
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_log import ending_error, last_line, startup_error, unready_reason
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
 from autoglm_client.model_names import ModelNames
-from autoglm_client.server_log import ending_error, last_line, startup_error, unready_reason
 from small_service import until
 
 STARTED = """\
@@ -197,12 +197,12 @@ def test_a_server_whose_engine_works_and_does_not_answer_is_waited_for(monkeypat
             raise InterruptedError
 
     used = iter(range(100))
-    monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: float(next(used)))
+    monkeypatch.setattr("autoglm_cli.server.local_server.cpu_seconds", lambda pids: float(next(used)))
     for name, found in (("is_alive", True), ("_dead_models", [])):
         monkeypatch.setattr(server, name, lambda found=found: found)
     monkeypatch.setattr(server, "_is_healthy", lambda names: names.ensemble == "idle")
     with pytest.raises(InterruptedError):
         server.wait(0.0, check)
-    monkeypatch.setattr("autoglm_client.local_server.cpu_seconds", lambda pids: 0.0)
+    monkeypatch.setattr("autoglm_cli.server.local_server.cpu_seconds", lambda pids: 0.0)
     with pytest.raises(LocalServerError, match="the model engine no longer answers"):
         server.wait(0.0)

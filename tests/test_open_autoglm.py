@@ -13,7 +13,7 @@ from typing import Any
 import openai
 import pytest
 from artifacts import with_limits
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_export.checkpoint.bundled import resolve

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_cli.repository.writer import Family, write_family
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
-from autoglm_client.repository_writer import Family, write_family
 from conftest import MODEL_REPOSITORY
 from raw_grpc import Stream, tensor
 

@@ -12,9 +12,9 @@ from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.ports import check_ports, free_ports
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
-from autoglm_client.ports import check_ports, free_ports
 from autoglm_gateway.server.serving import allow_open_files
 
 MODEL_REPOSITORY = Path(__file__).parent.parent / "model_repository"

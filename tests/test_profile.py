@@ -11,8 +11,8 @@ from xml.etree import ElementTree
 import pytest
 from autoglm_cli import app
 from autoglm_cli.commands.profile_view import bar, sparkline
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import CannotConnectError, InvalidRequestError, async_client
-from autoglm_client.local_server import LocalServer
 from autoglm_client.options import GenerationOptions
 from autoglm_client.profiling.driving import engine_state
 from autoglm_client.profiling.figures import STAGES, figures_of, loaded_part, percentile, rate

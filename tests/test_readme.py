@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 from gateway_server import GatewayThread
 

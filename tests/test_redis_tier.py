@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 import redis
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.ports import free_ports
 from autoglm_engine.cache.redis import commands as redis_commands
 from autoglm_engine.cache.redis import connection as redis_keeper
 from autoglm_engine.cache.redis import tier as redis_tier

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import tritonclient.grpc as triton
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_probe import stub_processes
 from autoglm_client import AsyncClient, AutoGLMError, PieceOrderError
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
-from autoglm_client.server_probe import stub_processes
 from autoglm_engine.triton.board.engine_watch import _POLL_SECONDS
 from raw_grpc import Stream
 from reloading import (

@@ -14,12 +14,12 @@ from typing import Any
 import pytest
 from autoglm_cli import app
 from autoglm_cli.configuring import serving_settings
-from autoglm_client import repository_writer
+from autoglm_cli.repository import writer as repository_writer
+from autoglm_cli.repository.names import renamed, with_parameters
+from autoglm_cli.repository.repositories import families, own_artifact, parameters
+from autoglm_cli.repository.writer import Family, write_family
 from autoglm_client.exceptions import RepositoryError
 from autoglm_client.model_names import ModelNames
-from autoglm_client.repositories import families, own_artifact, parameters
-from autoglm_client.repository_names import renamed, with_parameters
-from autoglm_client.repository_writer import Family, write_family
 from autoglm_engine.manifest import MANIFEST_NAME
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer import prompt
@@ -290,10 +290,15 @@ def test_its_help_has_examples_and_the_range_of_names() -> None:
 
 def test_a_model_that_stands_alone_carries_code_and_texts(artifact: Path, tmp_path: Path) -> None:
     assert cli(tmp_path / "models", "--artifact", artifact, "--alone").exit_code == 0
-    package = {path.name for path in (TREE / "engine" / "1" / "autoglm_engine").glob("*.py")}
+    package = {
+        path.relative_to(TREE / "engine" / "1" / "autoglm_engine")
+        for path in (TREE / "engine" / "1" / "autoglm_engine").rglob("*.py")
+    }
     for model in ("tokenizer", "detokenizer", "engine"):
         version = tmp_path / "models" / model / "1"
-        assert {path.name for path in (version / "autoglm_engine").glob("*.py")} == package
+        assert {
+            path.relative_to(version / "autoglm_engine") for path in (version / "autoglm_engine").rglob("*.py")
+        } == package
         assert (version / "artifact" / "manifest.json").read_bytes() == (artifact / "manifest.json").read_bytes()
     texts = {path.name for path in (tmp_path / "models" / "tokenizer" / "1" / "artifact").iterdir()}
     assert texts <= set(repository_writer._TEXTS) == {prompt.TOKENIZER_NAME, prompt.TEMPLATE_NAME, MANIFEST_NAME}

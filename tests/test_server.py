@@ -25,8 +25,8 @@ from uuid import uuid4
 
 import psutil
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
 from processes import shared_memory, wait_for_end
 from raw_grpc import Answer, Stream, tensor
@@ -443,7 +443,7 @@ def test_the_models_run_the_engine_of_their_own_repository(tmp_path: Path) -> No
 
 def test_the_server_dies_with_its_parent(artifact: Path) -> None:
     script = (
-        "import sys, time; from autoglm_client.local_server import LocalServer\n"
+        "import sys, time; from autoglm_cli.server.local_server import LocalServer\n"
         "server = LocalServer(sys.argv[1], artifact=sys.argv[2]); server.start(); server.wait_ready()\n"
         "print(server.pid, flush=True); time.sleep(600)"
     )

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
-from autoglm_client.server_folder import Process, ServerFolder, sweep
-from autoglm_client.server_remains import SHARED_MEMORY, Remains
+from autoglm_cli.server.server_folder import Process, ServerFolder, sweep
+from autoglm_cli.server.server_remains import SHARED_MEMORY, Remains
 from autoglm_engine.triton.board.acks import AckBoard
 from processes import wait_for_end
 
@@ -213,8 +213,8 @@ def test_another_users_are_left_alone(left: MakeLeft, tmp_path: Path) -> None:
 # A process that owns a folder and has it watched, as a server's process does.
 _OWNER = """
 import sys, time
-from autoglm_client.server_folder import ServerFolder
-from autoglm_client.server_remains import start_watch
+from autoglm_cli.server.server_folder import ServerFolder
+from autoglm_cli.server.server_remains import start_watch
 folder = ServerFolder(sys.argv[1])
 watch = start_watch(folder.remains(0))
 print(folder.path, watch.pid, flush=True)

@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, AutoGLMError, Client, InvalidRequestError, SharedMemory
 from autoglm_client.exceptions import ServerUnavailableError
-from autoglm_client.local_server import LocalServer
 from autoglm_client.segment import FOLDER, Block, Segment, remove_stale
 from client_fakes import FakeTransport, Script
 from hypothesis import given, settings

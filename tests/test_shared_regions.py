@@ -11,9 +11,9 @@ import sys
 from pathlib import Path
 
 import pytest
-from autoglm_client.local_server import LocalServer, _spawn
-from autoglm_client.private_memory import wrapped
-from autoglm_client.server_probe import stub_processes
+from autoglm_cli.server.local_server import LocalServer, _spawn
+from autoglm_cli.server.private_memory import wrapped
+from autoglm_cli.server.server_probe import stub_processes
 from autoglm_engine.triton.board.finder import SHARED_MEMORY
 from autoglm_engine.triton.shared_regions import close_to_others, largest_bytes, mapped_files
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, Client
-from autoglm_client.local_server import LocalServer
 
 ROOT = Path(__file__).parent.parent
 NUM_READERS, MAX_TOKENS = 8, 600

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_client.triton_install import find_triton
+from autoglm_cli.server.triton_install import find_triton
 from http_servers import QuietHandler, listening
 from test_deploy import load_script
 from triton_matrix import Found, launcher, table

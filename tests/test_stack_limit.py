@@ -6,8 +6,8 @@ import subprocess
 import sys
 
 import pytest
-from autoglm_client.server_log import startup_error
-from autoglm_client.stack_limit import STACK_BYTES, with_stack
+from autoglm_cli.server.server_log import startup_error
+from autoglm_cli.server.stack_limit import STACK_BYTES, with_stack
 
 # Fewer threads than tritonserver has, and more than 16 GiB hold with a stack of 1 GiB each.
 _THREADS = """

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import NO_RETRIES, AutoGLMError, Client
-from autoglm_client.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
 from processes import has_ended, wait_for_end
 

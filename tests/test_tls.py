@@ -15,6 +15,8 @@ import pytest
 from autoglm_cli.app import app
 from autoglm_cli.connecting import headers_of, tls_of
 from autoglm_cli.server import gateway_process
+from autoglm_cli.server.ports import is_listening
+from autoglm_cli.server.server_tls import ServerTLS
 from autoglm_client import (
     NO_RETRIES,
     TLS,
@@ -29,8 +31,6 @@ from autoglm_client import (
 )
 from autoglm_client.certificate_dates import not_after
 from autoglm_client.headers import read_headers, source_of
-from autoglm_client.ports import is_listening
-from autoglm_client.server_tls import ServerTLS
 from autoglm_gateway.servers import headers_to_servers, tls_to_servers
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import as_toml

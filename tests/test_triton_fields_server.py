@@ -11,7 +11,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from conftest import MODEL_REPOSITORY
 from raw_grpc import Answer, Stream, tensor
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_client.local_server import LocalServer
-from autoglm_client.server_probe import server_is_ready
-from autoglm_client.stack_limit import STACK_BYTES
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_probe import server_is_ready
+from autoglm_cli.server.stack_limit import STACK_BYTES
 from raw_http import PATIENCE_S, connect
 
 pytestmark = pytest.mark.server

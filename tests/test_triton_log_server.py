@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.ports import free_ports
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
-from autoglm_client.ports import free_ports
 from replica import wait_until
 
 ROOT = Path(__file__).parent.parent

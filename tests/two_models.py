@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from pathlib import Path
 
-from autoglm_client.repository_writer import Family, write_family
+from autoglm_cli.repository.writer import Family, write_family
 from conftest import MODEL_REPOSITORY
 from native_artifacts import write_native_artifact
 from tiny_decoders import SPECS, random_weights

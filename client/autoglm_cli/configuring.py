@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from autoglm_client.model_names import ENSEMBLE, ModelNames
-from autoglm_client.repositories import parameters
+
+from autoglm_cli.repository.repositories import parameters
 
 from .errors import CommandError
 

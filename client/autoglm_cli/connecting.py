@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import typer
 from autoglm_client.headers import read_headers
-from autoglm_client.hidden_arguments import hide_arguments
 from autoglm_client.tls import TLS
+
+from autoglm_cli.server.hidden_arguments import hide_arguments
 
 from . import arguments as args
 from .errors import CommandError

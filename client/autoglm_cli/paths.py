@@ -11,7 +11,8 @@ import os
 from pathlib import Path
 
 from autoglm_client.model_names import ENSEMBLE, ModelNames
-from autoglm_client.repositories import default_artifact, families, installed_repository, own_artifact
+
+from autoglm_cli.repository.repositories import default_artifact, families, installed_repository, own_artifact
 
 from .errors import CommandError
 from .home import artifact_of, home_embedder, is_exported, model_folder, name_for, only_model

@@ -5,6 +5,10 @@ with Client("127.0.0.1:8001") as client:
         print(piece.text, end="", flush=True)
 """
 
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream
 from .client import Client
@@ -29,7 +33,6 @@ from .exceptions import (
     TimeLimitError,
     TotalTimeout,
 )
-from .local_server import LocalServer
 from .options import GenerationOptions
 from .retries import NO_RETRIES, RetryPolicy
 from .shared_inputs import SharedMemory
@@ -51,6 +54,19 @@ from .types import (
     TokenLogprob,
     Usage,
 )
+
+if TYPE_CHECKING:
+    from autoglm_cli.server.local_server import LocalServer
+
+
+def __getattr__(name: str) -> object:
+    """`LocalServer` is of the command line, which starts servers; here it is loaded by whoever asks for it."""
+    if name == "LocalServer":
+        from autoglm_cli.server.local_server import LocalServer
+
+        return LocalServer
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
 
 __all__ = [
     "DEFAULT_URL",

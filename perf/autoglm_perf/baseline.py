@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.ports import free_ports
 
 from .measures import RequestTiming
 from .workload import Workload

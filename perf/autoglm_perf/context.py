@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from tokenizers import Tokenizer
 
 from .workload import Workload, reference_workload

@@ -19,8 +19,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm_client.children import start_child
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.children import start_child
+from autoglm_cli.server.ports import free_ports
 from autoglm_client.profiling.procfs import ProcFs
 
 from .measures import RequestTiming

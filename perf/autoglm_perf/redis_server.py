@@ -11,8 +11,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from autoglm_client.children import start_child
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.children import start_child
+from autoglm_cli.server.ports import free_ports
 
 BINARY = "redis-server"
 _SECONDS = 120.0

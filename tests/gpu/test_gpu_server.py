@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, Client
-from autoglm_client.local_server import LocalServer
 from gpu.available import Available
 from gpu.gpu_models import export_for_gpu
 

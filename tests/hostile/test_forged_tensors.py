@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from forged_tensors import Tally
 from test_forged_tensors import check_attack
 

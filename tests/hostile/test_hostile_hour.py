@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from autoglm_client.ports import free_ports
+from autoglm_cli.server.ports import free_ports
 from hostile_clients import ALL, KINDS
 from raw_http import wait_until
 from well_behaved import Seen, Tenants

@@ -7,7 +7,6 @@ from typing import Annotated
 
 import typer
 from autoglm_client.client import Client
-from autoglm_client.local_server import LocalServer
 from autoglm_client.types import Message, Prompt
 from rich.progress import track
 
@@ -15,6 +14,7 @@ from autoglm_cli import arguments as args
 from autoglm_cli.bundled_weights import ensure_weights
 from autoglm_cli.output import notes, stage_table, summary_line, write_pieces
 from autoglm_cli.paths import BUNDLED_MODEL, artifact_folder, is_exported, repository_folder, server_artifact
+from autoglm_cli.server.local_server import LocalServer
 
 from .serve import ensure_exported, running
 

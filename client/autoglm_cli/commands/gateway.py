@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from autoglm_client.model_names import ENSEMBLE
-from autoglm_client.ports import cannot_listen
 
 from autoglm_cli import arguments as args
 from autoglm_cli.errors import CommandError
 from autoglm_cli.output import notes
+from autoglm_cli.server.ports import cannot_listen
 
 if TYPE_CHECKING:
     from autoglm_gateway.settings.model import GatewaySettings

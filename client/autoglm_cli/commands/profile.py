@@ -106,9 +106,8 @@ def _server(
     if not start:
         yield None, None
         return
-    from autoglm_client.local_server import LocalServer
-
     from autoglm_cli.paths import artifact_folder, repository_folder, server_artifact
+    from autoglm_cli.server.local_server import LocalServer
 
     from .serve import ensure_exported, running
 

@@ -9,13 +9,13 @@ from typing import Annotated, Any
 
 import typer
 from autoglm_client.model_names import ENSEMBLE, ModelNames, name_trouble
-from autoglm_client.repository_writer import Family, write_family
 
 from autoglm_cli import arguments as args
 from autoglm_cli.configuring import check_slots, file_settings, serving_settings
 from autoglm_cli.errors import CommandError, needs
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import artifact_folder, embedder_folder, is_exported, repository_folder
+from autoglm_cli.repository.writer import Family, write_family
 
 _DEFAULT = ModelNames.of(ENSEMBLE)
 _TOKENIZERS = ("exit_with_engine",)  # settings of the tokenizer; the others are the engine's

@@ -11,12 +11,7 @@ from typing import Annotated
 
 import typer
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.local_server import LocalServer, checked_host, checked_key
-from autoglm_client.ports import check_ports
-from autoglm_client.repositories import families, own_artifact
-from autoglm_client.server_tls import ServerTLS
 from autoglm_client.shared_inputs import KEY_VARIABLE
-from autoglm_client.shared_pools import SharedPools
 from autoglm_client.triton_traces import trace_arguments
 
 from autoglm_cli import arguments as args
@@ -32,7 +27,12 @@ from autoglm_cli.paths import (
     repository_folder,
     server_artifact,
 )
+from autoglm_cli.repository.repositories import families, own_artifact
 from autoglm_cli.server.gateway_process import gateway_beside
+from autoglm_cli.server.local_server import LocalServer, checked_host, checked_key
+from autoglm_cli.server.ports import check_ports
+from autoglm_cli.server.server_tls import ServerTLS
+from autoglm_cli.server.shared_pools import SharedPools
 
 from .export import run_export
 from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings

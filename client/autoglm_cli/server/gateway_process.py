@@ -12,12 +12,13 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoglm_client.children import start_child
-from autoglm_client.local_server import STARTUP_SECONDS, LocalServer
-from autoglm_client.ports import free_ports
 from autoglm_client.tls import TLS
 
 from autoglm_cli.errors import CommandError
+
+from .children import start_child
+from .local_server import STARTUP_SECONDS, LocalServer
+from .ports import free_ports
 
 _STOP_SECONDS = 10.0
 

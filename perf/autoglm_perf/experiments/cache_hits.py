@@ -6,8 +6,8 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 
 from autoglm_perf.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_rate, run_sweep
 from autoglm_perf.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures

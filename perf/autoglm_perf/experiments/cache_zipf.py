@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 
 from autoglm_perf.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures
 from autoglm_perf.context import Context

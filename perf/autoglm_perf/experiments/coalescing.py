@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, LATENCY_95, REQUESTS, arm, figures, with_values
 from autoglm_perf.context import Context

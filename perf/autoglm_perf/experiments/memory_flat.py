@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.server_probe import stub_processes
 from autoglm_client import AsyncClient, InvalidRequestError
-from autoglm_client.local_server import LocalServer
-from autoglm_client.server_probe import stub_processes
 
 from autoglm_perf.context import Context
 from autoglm_perf.experiment import Arm, Description, Found, Metric

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.profiling.host import server_processes
 from autoglm_client.profiling.procfs import ProcFs
 from autoglm_export.checkpoint.bundled import find_bundled

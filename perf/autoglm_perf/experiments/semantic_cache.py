@@ -9,8 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
-from autoglm_client.local_server import LocalServer
 from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures

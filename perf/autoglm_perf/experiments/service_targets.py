@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 
 from autoglm_perf.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_sweep
 from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS

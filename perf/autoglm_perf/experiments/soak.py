@@ -10,8 +10,8 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from itertools import takewhile
 
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient
-from autoglm_client.local_server import LocalServer
 
 from autoglm_perf.arrivals import poisson_times
 from autoglm_perf.context import Context

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoglm_client.local_server import LocalServer
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import find_bundled
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, MEMORY, REQUESTS, TOKENS, arm, figures, with_values

@@ -19,24 +19,26 @@ from functools import partial
 from pathlib import Path
 from types import TracebackType
 
+from autoglm_client.exceptions import LocalServerError
+from autoglm_client.model_names import ModelNames
+from autoglm_client.shared_inputs import KEY_HEADER
+from autoglm_client.tls import TLS
+
+from autoglm_cli.repository.repositories import default_artifact, families, own_artifact
+
 from .byte_code import compile_models
 from .children import start_child
 from .engine_pulse import EnginePulse, cpu_seconds
-from .exceptions import LocalServerError
 from .hidden_arguments import hide_arguments
-from .model_names import ModelNames
 from .ports import Address, check_ports, free_ports, is_listening
 from .private_memory import wrapped
-from .repositories import default_artifact, families, own_artifact
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_remains import start_watch
 from .server_tls import ServerTLS
-from .shared_inputs import KEY_HEADER
 from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
 from .stack_limit import with_stack
-from .tls import TLS
 from .triton_flags import PING_ARGUMENTS, client_memory_arguments
 from .triton_install import TritonInstall, find_triton
 

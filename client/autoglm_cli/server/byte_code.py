@@ -10,7 +10,7 @@ from __future__ import annotations
 import compileall
 from pathlib import Path
 
-_LEVELS = 3  # below the repository: MODEL/VERSION/PACKAGE
+_LEVELS = 6  # below the repository: MODEL/VERSION/PACKAGE, and its own packages
 
 
 def compile_models(repository: Path) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from .exceptions import LocalServerError
+from autoglm_client.exceptions import LocalServerError
 
 DISTRIBUTION = "nvidia-pytriton==0.7.0"
 

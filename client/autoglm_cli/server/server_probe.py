@@ -7,11 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
+from autoglm_client.requests import control_request
+from autoglm_client.tls import TLS
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
-
-from .requests import control_request
-from .tls import TLS
 
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else a server that did not listen yet is left alone for a while

@@ -6,7 +6,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from .model_names import ENSEMBLE, ModelNames
+from autoglm_client.model_names import ENSEMBLE, ModelNames
 
 _DEFAULT = ModelNames.of(ENSEMBLE)
 

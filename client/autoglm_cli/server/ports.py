@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
-from .exceptions import LocalServerError
+from autoglm_client.exceptions import LocalServerError
 
 _LISTENING = "0A"
 _CONNECT_SECONDS = 2.0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 from pathlib import Path
 
-from .model_names import ENSEMBLE, ModelNames
+from autoglm_client.model_names import ENSEMBLE, ModelNames
 
 CONFIG = "config.pbtxt"
 ENGINE_PACKAGE = "autoglm_engine"

@@ -16,10 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .exceptions import RepositoryError
-from .model_names import ENSEMBLE, ModelNames, name_trouble
+from autoglm_client.exceptions import RepositoryError
+from autoglm_client.model_names import ENSEMBLE, ModelNames, name_trouble
+
+from .names import renamed, with_parameters
 from .repositories import CONFIG, ENGINE_PACKAGE, engine_package
-from .repository_names import renamed, with_parameters
 
 _VERSION = "1"
 _ARTIFACT = f"{_VERSION}/artifact"  # from the model's folder

@@ -6,7 +6,7 @@ import ssl
 from dataclasses import dataclass
 from pathlib import Path
 
-from .exceptions import LocalServerError
+from autoglm_client.exceptions import LocalServerError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .exceptions import LocalServerError
-from .segment import FOLDER
+from autoglm_client.exceptions import LocalServerError
+from autoglm_client.segment import FOLDER
 
 DEFAULT_MAX_QUEUE = 512
 

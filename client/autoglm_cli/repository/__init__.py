@@ -1,0 +1,1 @@
+"""Model repositories: what is in them, and writing one."""
