@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 
 import pytest
-from autoglm_client.profiling.advice import explain
-from autoglm_client.profiling.bottleneck import Measurements, Resource, find_bottleneck
+from autoglm_cli.profile.advice import explain
+from autoglm_cli.profile.bottleneck import Measurements, Resource, find_bottleneck
 from hypothesis import given
 from hypothesis import strategies as st
 

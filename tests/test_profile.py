@@ -11,17 +11,17 @@ from xml.etree import ElementTree
 import pytest
 from autoglm_cli import app
 from autoglm_cli.commands.profile_view import bar, sparkline
+from autoglm_cli.profile.driving import engine_state
+from autoglm_cli.profile.figures import STAGES, figures_of, loaded_part, percentile, rate
+from autoglm_cli.profile.measuring import measure
+from autoglm_cli.profile.page import page
+from autoglm_cli.profile.records import EngineState, Host, HostState, Interface, RequestRecord, Run, Sample
+from autoglm_cli.profile.report import Profile
+from autoglm_cli.profile.svg import draw
+from autoglm_cli.profile.workload import built_in
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import CannotConnectError, InvalidRequestError, async_client
 from autoglm_client.options import GenerationOptions
-from autoglm_client.profiling.driving import engine_state
-from autoglm_client.profiling.figures import STAGES, figures_of, loaded_part, percentile, rate
-from autoglm_client.profiling.measuring import measure
-from autoglm_client.profiling.page import page
-from autoglm_client.profiling.records import EngineState, Host, HostState, Interface, RequestRecord, Run, Sample
-from autoglm_client.profiling.report import Profile
-from autoglm_client.profiling.svg import draw
-from autoglm_client.profiling.workload import built_in
 from client_fakes import FakeTransport, Script, inputs_of
 from typer.testing import CliRunner, Result
 

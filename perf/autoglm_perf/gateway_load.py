@@ -19,9 +19,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.children import start_child
 from autoglm_cli.server.ports import free_ports
-from autoglm_client.profiling.procfs import ProcFs
 
 from .measures import RequestTiming
 from .workload import Workload

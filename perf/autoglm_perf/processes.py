@@ -10,9 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoglm_cli.profile.host import server_processes
+from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.local_server import LocalServer
-from autoglm_client.profiling.host import server_processes
-from autoglm_client.profiling.procfs import ProcFs
 
 MEBIBYTE = 1 << 20
 LOAD_GENERATOR = "load generator"

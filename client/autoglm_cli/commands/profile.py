@@ -18,10 +18,10 @@ from autoglm_cli.errors import CommandError
 from autoglm_cli.output import SafeConsole, notes, print_json
 
 if TYPE_CHECKING:
-    from autoglm_client.profiling.driving import Load
-    from autoglm_client.profiling.records import Run
-    from autoglm_client.profiling.report import Profile
-    from autoglm_client.profiling.workload import Asked
+    from autoglm_cli.profile.driving import Load
+    from autoglm_cli.profile.records import Run
+    from autoglm_cli.profile.report import Profile
+    from autoglm_cli.profile.workload import Asked
 
 _REQUESTS = 64
 
@@ -64,7 +64,7 @@ def profile(
       autoglm profile prompts.txt --duration 30 --max-tokens 200 --svg profile.svg
       autoglm profile --json | jq -r .bottleneck
     """
-    from autoglm_client.profiling.driving import Load
+    from autoglm_cli.profile.driving import Load
 
     asked = _asked(prompts, max_tokens)
     wanted = requests if requests is not None or duration is not None else _REQUESTS
@@ -77,8 +77,9 @@ def profile(
 
 def _asked(path: Path | None, max_tokens: int) -> Iterator[Asked]:
     from autoglm_client.options import GenerationOptions
-    from autoglm_client.profiling.workload import Asked, built_in, repeated
     from autoglm_client.types import Message
+
+    from autoglm_cli.profile.workload import Asked, built_in, repeated
 
     from .batch_files import read_jobs
 
@@ -136,10 +137,11 @@ async def _drive(
     from autoglm_client.async_client import AsyncClient
     from autoglm_client.exceptions import CannotConnectError
     from autoglm_client.model_names import ModelNames
-    from autoglm_client.profiling.driving import Probe, drive
-    from autoglm_client.profiling.gpu import find_gpu
-    from autoglm_client.profiling.host import find_host
-    from autoglm_client.profiling.procfs import ProcFs
+
+    from autoglm_cli.profile.driving import Probe, drive
+    from autoglm_cli.profile.gpu import find_gpu
+    from autoglm_cli.profile.host import find_host
+    from autoglm_cli.profile.procfs import ProcFs
 
     url = target.urls[0]
     async with AsyncClient(url, model=model, tls=target.tls, headers=target.headers) as client:
@@ -156,7 +158,7 @@ async def _drive(
 
 
 def _report(run: Run, svg: Path | None, html: Path | None, *, json: bool) -> None:
-    from autoglm_client.profiling.report import Profile
+    from autoglm_cli.profile.report import Profile
 
     made = Profile.of(run)
     if not made.figures.served:
@@ -174,11 +176,11 @@ def _report(run: Run, svg: Path | None, html: Path | None, *, json: bool) -> Non
 
 def _write_pictures(made: Profile, svg: Path | None, html: Path | None) -> None:
     if svg is not None:
-        from autoglm_client.profiling.svg import draw
+        from autoglm_cli.profile.svg import draw
 
         svg.write_text(draw(made), encoding="utf-8")
     if html is not None:
-        from autoglm_client.profiling.page import page
+        from autoglm_cli.profile.page import page
 
         html.write_text(page(made), encoding="utf-8")
     for path in (svg, html):

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from autoglm_client.profiling.bottleneck import Check, Resource, Verdict
-from autoglm_client.profiling.driving import first_errors
-from autoglm_client.profiling.figures import Series, StageFigures
-from autoglm_client.profiling.report import Profile
-from autoglm_client.profiling.summary import headline, latencies
-from autoglm_client.profiling.timelines import Panel, panels_of
 from rich.console import Console, Group, RenderableType
 from rich.padding import Padding
 from rich.panel import Panel as Box
 from rich.table import Table
 from rich.text import Text
+
+from autoglm_cli.profile.bottleneck import Check, Resource, Verdict
+from autoglm_cli.profile.driving import first_errors
+from autoglm_cli.profile.figures import Series, StageFigures
+from autoglm_cli.profile.report import Profile
+from autoglm_cli.profile.summary import headline, latencies
+from autoglm_cli.profile.timelines import Panel, panels_of
 
 _COLOURS = {
     "queue": "yellow", "tokenize": "magenta", "embed": "cyan", "prefill": "blue", "decode": "green", "detokenize": "red",

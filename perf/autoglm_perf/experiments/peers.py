@@ -7,9 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoglm_cli.profile.host import server_processes
+from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.local_server import LocalServer
-from autoglm_client.profiling.host import server_processes
-from autoglm_client.profiling.procfs import ProcFs
 from autoglm_export.checkpoint.bundled import find_bundled
 
 from autoglm_perf.arms import FIRST_TOKEN, LATENCY, TOKENS, arm, figures

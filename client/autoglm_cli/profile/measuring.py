@@ -5,15 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from .bottleneck import Measurements
-from .figures import (
-    Figures,
-    cores_used,
-    gauge,
-    loaded_part,
-    mean,
-    mean_rate,
-    traffic,
-)
+from .figures import Figures, cores_used, gauge, loaded_part, mean, mean_rate, traffic
 from .records import Run, Sample
 
 OTHERS = "others"
