@@ -29,8 +29,8 @@ from autoglm_client import (
     Stream,
     Timeouts,
     TotalTimeout,
-    time_limit,
 )
+from autoglm_client.transport import time_limit
 from client_fakes import FakeTransport, Script, control_response, inputs_of
 from tritonclient.grpc import service_pb2 as pb
 

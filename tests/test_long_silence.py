@@ -9,7 +9,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from autoglm_client import NO_RETRIES, Client, ConnectionLost, LocalServer, Timeouts, transport
+from autoglm_client import NO_RETRIES, Client, ConnectionLost, LocalServer, Timeouts
+from autoglm_client.transport import transport
 from silent_model import num_asked, write_silent_repository
 
 PER_PING_MS = 3000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import pythons
 from artifacts import ROOT
-from autoglm_client import time_limit
+from autoglm_client.transport import time_limit
 from autoglm_engine.cache.redis import tier as redis_tier
 from autoglm_engine.manifest import FileRecord
 from packaging.requirements import Requirement

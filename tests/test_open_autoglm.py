@@ -108,7 +108,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
 
 
 def messages_text(messages: list[dict[str, Any]]) -> bytes:
-    from autoglm_client.requests import messages_json
+    from autoglm_client.transport.requests import messages_json
 
     return messages_json([{**one, "content": _joined(one["content"])} for one in messages]).encode()
 

@@ -11,7 +11,7 @@ from functools import partial
 import httpx
 import pytest
 from autoglm_client import AsyncClient, Client, PieceOrderError, ProtocolError
-from autoglm_client.piece_order import PieceOrder
+from autoglm_client.calls.piece_order import PieceOrder
 from autoglm_gateway.settings.model import GatewaySettings
 from client_fakes import FakeTransport, Script, response
 from gateway_server import GatewayThread, fake_client

@@ -15,7 +15,7 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, AutoGLMError, Client, InvalidRequestError, SharedMemory
 from autoglm_client.exceptions import ServerUnavailableError
-from autoglm_client.segment import FOLDER, Block, Segment, remove_stale
+from autoglm_client.transport.segment import FOLDER, Block, Segment, remove_stale
 from client_fakes import FakeTransport, Script
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -86,7 +86,7 @@ def test_a_full_segment_takes_no_more(tmp_path: Path) -> None:
 @pytest.mark.parametrize("ends", ["exit", "kill"])
 def test_what_a_process_leaves_behind_is_removed_at_its_end_or_by_the_next(tmp_path: Path, ends: str) -> None:
     code = (
-        "import sys; from pathlib import Path; from autoglm_client.segment import Segment\n"
+        "import sys; from pathlib import Path; from autoglm_client.transport.segment import Segment\n"
         f"s = Segment(4096, Path({str(tmp_path)!r})); print(s.name, flush=True); sys.stdin.read()"
     )
     process = subprocess.Popen([sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)

@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 from autoglm_cli.server.shared_pools import SharedPools
-from autoglm_client import segment as segment_module
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.segment import Block, Segment
+from autoglm_client.transport import segment as segment_module
+from autoglm_client.transport.segment import Block, Segment
 from autoglm_engine.errors import Unavailable
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.shared_pools import (

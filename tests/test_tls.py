@@ -29,8 +29,8 @@ from autoglm_client import (
     LocalServer,
     LocalServerError,
 )
-from autoglm_client.certificate_dates import not_after
-from autoglm_client.headers import read_headers, source_of
+from autoglm_client.transport.certificate_dates import not_after
+from autoglm_client.transport.headers import read_headers, source_of
 from autoglm_gateway.servers import headers_to_servers, tls_to_servers
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import as_toml

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from autoglm_client.headers import read_headers
-from autoglm_client.tls import TLS
+from autoglm_client.transport.headers import read_headers
+from autoglm_client.transport.tls import TLS
 
 from autoglm_cli.server.hidden_arguments import hide_arguments
 

@@ -10,9 +10,9 @@ from types import ModuleType
 from typing import Any
 
 import typer
-from autoglm_client.channel_failures import CLOSED_AT_ONCE
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.printable import visible
+from autoglm_client.transport.channel_failures import CLOSED_AT_ONCE
 from typer.core import TyperGroup
 
 # The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.

@@ -9,6 +9,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from autoglm_client.transport.shared_inputs import SharedMemory
+from autoglm_client.transport.tls import TLS
+
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream
 from .client import Client
@@ -35,10 +38,8 @@ from .exceptions import (
 )
 from .options import GenerationOptions
 from .retries import NO_RETRIES, RetryPolicy
-from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
-from .tls import TLS
 from .types import (
     Candidate,
     Health,

@@ -7,11 +7,12 @@ from collections.abc import Awaitable, Callable
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .control import ask_engine, send_control
+from autoglm_client.calls.control import ask_engine, send_control
+from autoglm_client.transport.responses import parse_counters, parse_model_info
+from autoglm_client.transport.transport import Transport
+
 from .exceptions import AutoGLMError, ServerUnavailableError
 from .model_names import ModelNames
-from .responses import parse_counters, parse_model_info
-from .transport import Transport
 from .types import Health, ModelInfo, ModelLimits, Stats
 
 _POLL_S = 0.2

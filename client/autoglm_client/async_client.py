@@ -12,23 +12,24 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
+from autoglm_client.calls.call import Flight
+from autoglm_client.calls.cancelling import Canceller
+from autoglm_client.calls.failover import Endpoint, EndpointPool
+from autoglm_client.calls.launching import ENDPOINT_FAILURES, RequestLauncher
+from autoglm_client.transport.headers import Headers
+from autoglm_client.transport.requests import generation_request
+from autoglm_client.transport.shared_inputs import SharedInputs, SharedMemory
+from autoglm_client.transport.tls import TLS
+from autoglm_client.transport.transport import GrpcTransport, Transport
+
 from .admin import flush_cache, read_health, read_limits, read_models, read_stats, wait_until_ready
-from .cancelling import Canceller
 from .exceptions import AutoGLMError, ClientClosedError
-from .failover import Endpoint, EndpointPool
-from .flight import Flight
-from .headers import Headers
-from .launching import ENDPOINT_FAILURES, RequestLauncher
 from .mapping import MapLimits, Progress, bounded_map
 from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
-from .requests import generation_request
 from .retries import RetryPolicy
-from .shared_inputs import SharedInputs, SharedMemory
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
-from .tls import TLS
-from .transport import GrpcTransport, Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 if TYPE_CHECKING:

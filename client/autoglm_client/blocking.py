@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Generic, TypeVar
 
-from .event_loop import EventLoopThread
+from autoglm_client.calls.event_loop import EventLoopThread
+
 from .mapping import Progress
 from .stream import Stream
 from .types import Piece, Result

@@ -8,20 +8,21 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Literal, overload
 
+from autoglm_client.calls.event_loop import EventLoopThread
+from autoglm_client.transport.headers import Headers
+from autoglm_client.transport.shared_inputs import SharedMemory
+from autoglm_client.transport.tls import TLS
+from autoglm_client.transport.transport import Transport
+
 from .async_client import DEFAULT_URL, AsyncClient
 from .blocking import BlockingStream, Feed, pull
-from .event_loop import EventLoopThread
 from .exceptions import AutoGLMError, ClientClosedError
-from .headers import Headers
 from .mapping import MapLimits, Progress
 from .model_names import ENSEMBLE
 from .options import GenerationOptions, OptionChanges
 from .retries import RetryPolicy
-from .shared_inputs import SharedMemory
 from .stream import Stream
 from .timeouts import Timeouts
-from .tls import TLS
-from .transport import Transport
 from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
 
 if TYPE_CHECKING:

@@ -6,8 +6,9 @@ import asyncio
 from types import TracebackType
 from typing import Protocol
 
+from autoglm_client.calls.call import Flight
+
 from .exceptions import AutoGLMError, ProtocolError
-from .flight import Flight
 from .timeouts import Deadlines, Limit
 from .types import Piece, Result, TokenLogprob
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from autoglm_client import TLS, AutoGLMError
-from autoglm_client.headers import Metadata, RequestHeaders, read_headers
+from autoglm_client.transport.headers import Metadata, RequestHeaders, read_headers
 
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.model import GatewaySettings

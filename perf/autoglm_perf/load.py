@@ -10,8 +10,8 @@ from functools import partial
 from itertools import pairwise
 
 from autoglm_client import TLS, AsyncClient, AutoGLMError, GenerationOptions
-from autoglm_client.headers import Headers
 from autoglm_client.model_names import ENSEMBLE
+from autoglm_client.transport.headers import Headers
 
 from .measures import RequestTiming
 from .workload import Workload

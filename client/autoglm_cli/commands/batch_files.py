@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 
 from autoglm_client.exceptions import AutoGLMError
 from autoglm_client.options import OPTION_NAMES, GenerationOptions, OptionChanges
-from autoglm_client.requests import generation_request
+from autoglm_client.transport.requests import generation_request
 from autoglm_client.types import Message, Prompt
 
 from autoglm_cli.errors import CommandError

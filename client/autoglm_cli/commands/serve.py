@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.shared_inputs import KEY_VARIABLE
+from autoglm_client.transport.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
 from autoglm_cli import arguments as args

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from autoglm_client.async_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
-from autoglm_client.time_limit import LimitPassed
+from autoglm_client.transport.time_limit import LimitPassed
 
 from .figures import STAGES
 from .gpu import GpuMeter

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
-from autoglm_client.tls import TLS
+from autoglm_client.transport.tls import TLS
 
 from autoglm_cli.errors import CommandError
 

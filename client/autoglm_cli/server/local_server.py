@@ -21,8 +21,8 @@ from types import TracebackType
 
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.model_names import ModelNames
-from autoglm_client.shared_inputs import KEY_HEADER
-from autoglm_client.tls import TLS
+from autoglm_client.transport.shared_inputs import KEY_HEADER
+from autoglm_client.transport.tls import TLS
 
 from autoglm_cli.repository.repositories import default_artifact, families, own_artifact
 

@@ -7,8 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import grpc
-from autoglm_client.requests import control_request
-from autoglm_client.tls import TLS
+from autoglm_client.transport.requests import control_request
+from autoglm_client.transport.tls import TLS
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 

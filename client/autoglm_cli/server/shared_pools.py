@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.segment import FOLDER
+from autoglm_client.transport.segment import FOLDER
 
 DEFAULT_MAX_QUEUE = 512
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from .exceptions import InvalidRequestError
+from autoglm_client.exceptions import InvalidRequestError
 
 RequestHeaders = Callable[[], Mapping[str, str]]  # of the request that begins
 Headers = Mapping[str, str] | RequestHeaders

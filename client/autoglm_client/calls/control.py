@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Mapping
 from typing import Any
 
-from .exceptions import ProtocolError, ServerUnavailableError
-from .requests import control_request
-from .responses import parse_control
-from .time_limit import LimitPassed
-from .transport import Transport
+from autoglm_client.exceptions import ProtocolError, ServerUnavailableError
+from autoglm_client.transport.requests import control_request
+from autoglm_client.transport.responses import parse_control
+from autoglm_client.transport.time_limit import LimitPassed
+from autoglm_client.transport.transport import Transport
 
 
 async def ask_engine(

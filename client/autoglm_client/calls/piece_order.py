@@ -6,7 +6,7 @@ import struct
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import PieceOrderError, ProtocolError
+from autoglm_client.exceptions import PieceOrderError, ProtocolError
 
 SEQUENCE_NUMBER = "sequence_number"  # INT32 [1, 1]
 _INT32 = struct.Struct("<i")

@@ -12,13 +12,14 @@ from collections.abc import AsyncIterator
 
 from tritonclient.grpc import service_pb2 as pb
 
-from . import time_limit
-from .exceptions import AutoGLMError, ConnectionLost, ProtocolError
+from autoglm_client.exceptions import AutoGLMError, ConnectionLost, ProtocolError
+from autoglm_client.timeouts import Limit
+from autoglm_client.transport import time_limit
+from autoglm_client.transport.responses import parse_generation
+from autoglm_client.transport.transport import Transport
+from autoglm_client.types import Piece
+
 from .piece_order import PieceOrder
-from .responses import parse_generation
-from .timeouts import Limit
-from .transport import Transport
-from .types import Piece
 
 _MOST_UNREAD = 64  # responses; beyond that the server's sending is held up by flow control
 

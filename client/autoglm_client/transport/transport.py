@@ -12,9 +12,10 @@ import grpc.aio
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from autoglm_client.exceptions import AutoGLMError, ConnectionLost, ConnectTimeout
+
 from . import silence, time_limit
 from .channel_failures import error_of_status, no_connection, unreachable
-from .exceptions import AutoGLMError, ConnectionLost, ConnectTimeout
 from .headers import Headers, Metadata, checked, source_of, without_trace
 from .requests import is_control
 from .responses import error_of

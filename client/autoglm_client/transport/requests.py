@@ -15,10 +15,10 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import InvalidRequestError
-from .model_names import ENSEMBLE, ModelNames
-from .options import GenerationOptions
-from .types import Conversation, Message, Prompt
+from autoglm_client.exceptions import InvalidRequestError
+from autoglm_client.model_names import ENSEMBLE, ModelNames
+from autoglm_client.options import GenerationOptions
+from autoglm_client.types import Conversation, Message, Prompt
 
 _CONTROL = "control"
 _NUMBER_FORMATS = {"INT32": "<i", "INT64": "<q", "FP32": "<f"}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
+from autoglm_client.transport.transport import Transport
+
 from .cancelling import Canceller
-from .transport import Transport
 
 
 @dataclass(slots=True)

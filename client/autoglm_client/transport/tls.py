@@ -9,8 +9,9 @@ from pathlib import Path
 
 import grpc
 
+from autoglm_client.exceptions import CredentialsError
+
 from .certificate_dates import not_after
-from .exceptions import CredentialsError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

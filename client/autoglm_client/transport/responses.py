@@ -9,7 +9,7 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import (
+from autoglm_client.exceptions import (
     AutoGLMError,
     InvalidRequestError,
     NotCachedError,
@@ -18,7 +18,7 @@ from .exceptions import (
     ServerError,
     ServerUnavailableError,
 )
-from .types import Candidate, ModelCounters, ModelInfo, Piece, StageTimes, TensorInfo, TokenLogprob, Usage
+from autoglm_client.types import Candidate, ModelCounters, ModelInfo, Piece, StageTimes, TensorInfo, TokenLogprob, Usage
 
 _OUTPUTS = ("text_output", "finish_reason", "prompt_tokens", "completion_tokens", "cached_tokens", "stage_times")
 _INT32 = struct.Struct("<i")

@@ -8,18 +8,19 @@ from collections.abc import Callable
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import (
+from autoglm_client.exceptions import (
     AutoGLMError,
     ConnectionLost,
     ConnectTimeout,
     InvalidRequestError,
     ServerUnavailableError,
 )
+from autoglm_client.retries import RetryPolicy
+from autoglm_client.timeouts import Limit
+from autoglm_client.transport.requests import new_request_id
+
+from .call import Flight
 from .failover import Endpoint, EndpointPool
-from .flight import Flight
-from .requests import new_request_id
-from .retries import RetryPolicy
-from .timeouts import Limit
 
 _log = logging.getLogger("autoglm_client")
 ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)

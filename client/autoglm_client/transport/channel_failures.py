@@ -6,7 +6,7 @@ import re
 
 import grpc
 
-from .exceptions import (
+from autoglm_client.exceptions import (
     AutoGLMError,
     CannotConnectError,
     ConnectionLost,
@@ -14,6 +14,7 @@ from .exceptions import (
     CredentialsError,
     ServerUnavailableError,
 )
+
 from .responses import error_of
 from .tls import TLS
 

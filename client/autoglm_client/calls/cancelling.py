@@ -6,10 +6,11 @@ import asyncio
 import logging
 from collections.abc import Iterable
 
+from autoglm_client.exceptions import AutoGLMError
+from autoglm_client.transport.transport import Transport
+
+from .call import Flight
 from .control import send_control
-from .exceptions import AutoGLMError
-from .flight import Flight
-from .transport import Transport
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GIVE_UP_AFTER_S = 0.05, 1.0, 60.0
 _log = logging.getLogger("autoglm_client")

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, TypeVar
 
-from .exceptions import ClientClosedError
+from autoglm_client.exceptions import ClientClosedError
 
 T = TypeVar("T")
 

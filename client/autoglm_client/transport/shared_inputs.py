@@ -17,7 +17,8 @@ from typing import Any
 
 from tritonclient.grpc import service_pb2 as pb
 
-from .exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout
+from autoglm_client.exceptions import AutoGLMError, CannotConnectError, ConnectionLost, ConnectTimeout
+
 from .segment import Block, Segment, remove_stale
 from .transport import Transport
 
