@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from autoglm_perf import redis_server
-from autoglm_perf.redis_server import RedisServer
+from autoglm_perf.system import redis_server
+from autoglm_perf.system.redis_server import RedisServer
 
 
 class Proxy:

@@ -9,7 +9,7 @@ import pytest
 from autoglm_perf import gpu_cost
 from autoglm_perf.gpu_cost import ATTAINED_READ, CARDS, LENGTHS, ROWS, SPEC, Card, Step
 from autoglm_perf.gpu_shapes import step_bytes
-from autoglm_perf.markdown import replaced
+from autoglm_perf.suite.markdown import replaced
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
 H200 = next(card for card in CARDS if card.name == "H200")

@@ -10,9 +10,9 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_perf.driving import Arrival, Model
 from autoglm_perf.experiments.static_batching import lengths, longest_of_batches
 from autoglm_perf.experiments.waiting import Gathering, poisson_requests
+from autoglm_perf.in_process.driving import Arrival, Model
 from engine_bench import TEXT, VOCAB
 from fakes import FakeRunner
 

@@ -11,14 +11,21 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
-from autoglm_perf.arrivals import poisson_times
-from autoglm_perf.equality import AnswersDiffer, differing, first_answers, require_equal
-from autoglm_perf.experiment import Arm
 from autoglm_perf.experiments.service_targets import verdict
-from autoglm_perf.load import Answered, Question, greedy
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.processes import LOAD_GENERATOR, CpuUse, PeakMemory, busiest_threads, read_memory, run_queue_seconds
-from autoglm_perf.zipf import zipf_ranks, zipf_weights
+from autoglm_perf.load.arrivals import poisson_times
+from autoglm_perf.load.load import Answered, Question, greedy
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.zipf import zipf_ranks, zipf_weights
+from autoglm_perf.suite.equality import AnswersDiffer, differing, first_answers, require_equal
+from autoglm_perf.suite.experiment import Arm
+from autoglm_perf.system.processes import (
+    LOAD_GENERATOR,
+    CpuUse,
+    PeakMemory,
+    busiest_threads,
+    read_memory,
+    run_queue_seconds,
+)
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 
 import pytest
-from autoglm_perf.analyzer import parse_profile
-from autoglm_perf.measures import Goal, Percentiles, RequestTiming, summarise
+from autoglm_perf.baselines.analyzer import parse_profile
+from autoglm_perf.load.measures import Goal, Percentiles, RequestTiming, summarise
 
 
 def timing(started: float, first: float, finished: float, tokens: int, error: str | None = None) -> RequestTiming:

@@ -14,14 +14,14 @@ import pytest
 from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.checkpoint.gguf import GgufFile
 from autoglm_perf.experiments.peers import PEERS
-from autoglm_perf.fidelity import Fidelity, FixedTexts
-from autoglm_perf.memory import peak_mb, peak_of
+from autoglm_perf.in_process.fidelity import Fidelity, FixedTexts
 from autoglm_perf.peers import environment
 from autoglm_perf.peers.environment import Peer, interpreter, measure, parse
 from autoglm_perf.peers.float_checkpoint import write_float16
 from autoglm_perf.peers.protocol import Job, Timing, serve
 from autoglm_perf.peers.transformers_batching import Transformers
-from autoglm_perf.suite import CannotRun
+from autoglm_perf.suite.suite import CannotRun
+from autoglm_perf.system.memory import peak_mb, peak_of
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import quantize
 

@@ -14,8 +14,8 @@ from typing import Any, cast
 
 import pytest
 from autoglm_client import AsyncClient, InvalidRequestError, QueueFullError
-from autoglm_perf.load import Question, greedy
-from autoglm_perf.pauses import PauseWatch
+from autoglm_perf.load.load import Question, greedy
+from autoglm_perf.load.pauses import PauseWatch
 from autoglm_perf.soak_traffic import SHARES, Asker, Kind, Record, Task, draw_task
 from autoglm_perf.soak_verdict import Soaked, panels, unmet
 from autoglm_perf.soak_watch import Sample, mapped_regions

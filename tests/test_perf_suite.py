@@ -11,20 +11,20 @@ import numpy as np
 import pytest
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits
-from autoglm_perf import markdown, page
-from autoglm_perf.arms import LATENCY, REQUESTS, RequestsFailed, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Experiment, Found, Metric, Published
 from autoglm_perf.experiments.analyzer_sweep import composing_line
-from autoglm_perf.in_process import drive
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.outputs import SUITE, is_whole, outputs_of
-from autoglm_perf.plot import Bar, Line, Panel, bars, lines
-from autoglm_perf.registry import APART, MODULES, UnknownExperiment, load, load_all
-from autoglm_perf.results import append_jsonl, write_json
-from autoglm_perf.rows import cell, headings, rows
-from autoglm_perf.spread import Spread, improvement, shown
-from autoglm_perf.suite import CannotRun, Result, run_all
+from autoglm_perf.in_process.in_process import drive
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.suite import markdown, page
+from autoglm_perf.suite.arms import LATENCY, REQUESTS, RequestsFailed, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Experiment, Found, Metric, Published
+from autoglm_perf.suite.outputs import SUITE, is_whole, outputs_of
+from autoglm_perf.suite.plot import Bar, Line, Panel, bars, lines
+from autoglm_perf.suite.registry import APART, MODULES, UnknownExperiment, load, load_all
+from autoglm_perf.suite.results import append_jsonl, write_json
+from autoglm_perf.suite.rows import cell, headings, rows
+from autoglm_perf.suite.spread import Spread, improvement, shown
+from autoglm_perf.suite.suite import CannotRun, Result, run_all
 from fakes import FakeRunner, letters_text, letters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
@@ -108,7 +108,7 @@ def test_a_baseline_may_be_named() -> None:
 
 def test_the_registry_knows_every_module_and_refuses_unknown_names() -> None:
     names = [experiment.description.name for experiment in load_all()]
-    assert names == [module.replace("_", "-") for module in MODULES]
+    assert names == [module.rpartition(".")[2].replace("_", "-") for module in MODULES]
     assert [experiment.description.name for experiment in load()] == [name for name in names if name not in APART]
     assert [experiment.description.name for experiment in load(APART)] == list(APART)
     assert [e.description.name for e in load(["calls", "connections"])] == ["connections", "calls"]

@@ -18,8 +18,8 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
-from autoglm_perf.copying import COPYING, FREE, chats
-from autoglm_perf.workload import reference_workload
+from autoglm_perf.load.copying import COPYING, FREE, chats
+from autoglm_perf.load.workload import reference_workload
 from conftest import MODEL_REPOSITORY
 
 pytestmark = pytest.mark.slow

@@ -9,14 +9,15 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
-from . import markdown, page
-from .context import Context
-from .outputs import is_whole, outputs_of
-from .registry import UnknownExperiment, load, load_all
-from .report import machine
-from .results import append_jsonl, write_json
-from .suite import Result, run_all
-from .workload import load_tokenizer
+from autoglm_perf.load.workload import load_tokenizer
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.outputs import is_whole, outputs_of
+from autoglm_perf.suite.registry import UnknownExperiment, load, load_all
+from autoglm_perf.suite.report import machine
+from autoglm_perf.suite.results import append_jsonl, write_json
+from autoglm_perf.suite.suite import Result, run_all
+
+from .suite import markdown, page
 
 REPOSITORY = Path("model_repository")
 ARTIFACT = REPOSITORY / "engine" / "1" / "artifact"

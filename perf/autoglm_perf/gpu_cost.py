@@ -19,8 +19,9 @@ from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.tensorrt import profiles
 from autoglm_export.tensorrt.lowering import DEFAULT_CANDIDATES
 
+from autoglm_perf.suite.markdown import write_summary
+
 from .gpu_shapes import Shape, cache_bytes_per_token, num_parameters, weight_bytes_read
-from .markdown import write_summary
 
 COMMAND = "python -m autoglm_perf.gpu_cost"
 PRECISION = "bf16"

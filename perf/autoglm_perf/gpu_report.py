@@ -12,10 +12,11 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from autoglm_perf.suite.report import machine
+
 from .gpu import Gpu
 from .gpu_bandwidth import Bandwidth
 from .gpu_samples import Figure
-from .report import machine
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-python")
 _HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "off by", "samples")

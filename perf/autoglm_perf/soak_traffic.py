@@ -13,9 +13,9 @@ from autoglm_client import AsyncClient, AutoGLMError, InvalidRequestError
 from autoglm_client.stream import Stream
 from tokenizers import Tokenizer
 
-from .load import Question, greedy
-from .pauses import PauseWatch
-from .workload import exact_prompts
+from autoglm_perf.load.load import Question, greedy
+from autoglm_perf.load.pauses import PauseWatch
+from autoglm_perf.load.workload import exact_prompts
 
 _PROMPT_TOKENS = (16, 48, 128, 256)
 _MAX_TOKENS = (8, 24, 64, 128)

@@ -8,8 +8,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
-from .measures import Percentiles
-from .plot import Line, Panel
+from autoglm_perf.load.measures import Percentiles
+from autoglm_perf.suite.plot import Line, Panel
+
 from .soak_traffic import Kind, Record
 from .soak_watch import Sample, series
 

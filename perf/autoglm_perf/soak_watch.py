@@ -10,7 +10,7 @@ from pathlib import Path
 
 from autoglm_client import AsyncClient, AutoGLMError
 
-from .processes import read_memory
+from autoglm_perf.system.processes import read_memory
 
 
 @dataclass(frozen=True, slots=True)

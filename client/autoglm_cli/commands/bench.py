@@ -41,8 +41,8 @@ def bench(
       autoglm bench -c 1 -c 8 -c 32 --json
     """
     try:
-        load = needs("autoglm_perf.load", "test")
-        workloads, measures = (needs(f"autoglm_perf.{name}", "test") for name in ("workload", "measures"))
+        load = needs("autoglm_perf.load.load", "test")
+        workloads, measures = (needs(f"autoglm_perf.load.{name}", "test") for name in ("workload", "measures"))
     except CommandError:
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"

@@ -8,12 +8,12 @@ from contextlib import ExitStack
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, LATENCY_95, REQUESTS, arm, figures, with_values
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Description, Found, Metric
-from autoglm_perf.load import Question, ask_all, greedy
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.workload import exact_prompts
+from autoglm_perf.load.load import Question, ask_all, greedy
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, LATENCY_95, REQUESTS, arm, figures, with_values
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Description, Found, Metric
 
 _CACHED = Metric("prompt tokens from slots", "%")
 _METRICS = (REQUESTS, LATENCY, LATENCY_95, FIRST_TOKEN, _CACHED)

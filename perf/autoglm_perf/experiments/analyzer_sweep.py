@@ -6,12 +6,12 @@ import json
 import urllib.request
 from typing import Any
 
-from autoglm_perf.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_sweep
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.suite import CannotRun
+from autoglm_perf.baselines.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_sweep
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
+from autoglm_perf.suite.suite import CannotRun
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 _COMPOSING = ("tokenizer", "engine", "detokenizer")

@@ -9,16 +9,16 @@ from collections.abc import Mapping, Sequence
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 
-from autoglm_perf.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_rate, run_sweep
-from autoglm_perf.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures
-from autoglm_perf.background import generating
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.load import Question, ask_all, greedy
-from autoglm_perf.measures import RequestTiming, RunFigures
-from autoglm_perf.processes import busiest_threads, cpu_use, processes_of, run_queue_seconds
-from autoglm_perf.suite import CannotRun
-from autoglm_perf.workload import Workload, reference_workload
+from autoglm_perf.baselines.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_rate, run_sweep
+from autoglm_perf.load.background import generating
+from autoglm_perf.load.load import Question, ask_all, greedy
+from autoglm_perf.load.measures import RequestTiming, RunFigures
+from autoglm_perf.load.workload import Workload, reference_workload
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
+from autoglm_perf.suite.suite import CannotRun
+from autoglm_perf.system.processes import busiest_threads, cpu_use, processes_of, run_queue_seconds
 
 _METRICS = (REQUESTS, LATENCY, LATENCY_95, LATENCY_99)
 _CONCURRENCIES = (1, 4, 16)

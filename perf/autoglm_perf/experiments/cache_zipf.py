@@ -7,14 +7,14 @@ from collections.abc import Sequence
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 
-from autoglm_perf.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.equality import first_answers, require_equal
-from autoglm_perf.experiment import Description, Found, Published
-from autoglm_perf.load import Answered, Question, ask_all, greedy
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.workload import exact_prompts
-from autoglm_perf.zipf import zipf_ranks
+from autoglm_perf.load.load import Answered, Question, ask_all, greedy
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.load.zipf import zipf_ranks
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, LATENCY_99, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.equality import first_answers, require_equal
+from autoglm_perf.suite.experiment import Description, Found, Published
 
 _METRICS = (REQUESTS, LATENCY, LATENCY_95, LATENCY_99)
 _PROMPTS, _EXPONENT, _CONCURRENCY = 200, 1.1, 16

@@ -6,12 +6,12 @@ import time
 
 from autoglm_client import Client
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Published
-from autoglm_perf.load import measure_load
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.workload import Workload
+from autoglm_perf.load.load import measure_load
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.workload import Workload
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Published
 
 _METRICS = (REQUESTS, LATENCY, FIRST_TOKEN)
 _CONCURRENCIES = (1, 4, 16)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, LATENCY_95, REQUESTS, arm, figures, with_values
-from autoglm_perf.context import Context
-from autoglm_perf.equality import first_answers, require_equal
-from autoglm_perf.experiment import Arm, Description, Found, Metric
-from autoglm_perf.load import Answered, Question, ask_all, greedy
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.workload import exact_prompts
+from autoglm_perf.load.load import Answered, Question, ask_all, greedy
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, LATENCY_95, REQUESTS, arm, figures, with_values
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.equality import first_answers, require_equal
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 
 _COMPUTED = Metric("computed tokens", "prompt and output", higher_is_better=False)
 _METRICS = (LATENCY, LATENCY_95, FIRST_TOKEN, REQUESTS, _COMPUTED)

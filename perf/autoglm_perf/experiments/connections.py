@@ -7,10 +7,10 @@ import time
 
 from autoglm_client import AsyncClient
 
-from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Published
-from autoglm_perf.measures import RequestTiming
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Published
 
 _METRICS = (REQUESTS, LATENCY, LATENCY_95)
 _PROMPT = "One, two, three,"

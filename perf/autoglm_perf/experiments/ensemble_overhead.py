@@ -11,11 +11,11 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.in_process import drive
-from autoglm_perf.load import measure_load
+from autoglm_perf.in_process.in_process import drive
+from autoglm_perf.load.load import measure_load
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 DESCRIPTION = Description(

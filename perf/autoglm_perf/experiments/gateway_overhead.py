@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.gateway_load import GatewayProcess, gateway_process, idle_connections, measure_gateway
-from autoglm_perf.load import measure_load
-from autoglm_perf.measures import RequestTiming, RunFigures
-from autoglm_perf.processes import run_queue_seconds
-from autoglm_perf.workload import Workload
+from autoglm_perf.load.gateway_load import GatewayProcess, gateway_process, idle_connections, measure_gateway
+from autoglm_perf.load.load import measure_load
+from autoglm_perf.load.measures import RequestTiming, RunFigures
+from autoglm_perf.load.workload import Workload
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
+from autoglm_perf.system.processes import run_queue_seconds
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 _MOST_ADDED_MS, _LEAST_SHARE, _NUM_IDLE = 5.0, 0.9, 500

@@ -12,8 +12,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_probe import stub_processes
 from autoglm_client import AsyncClient, InvalidRequestError
 
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Metric
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 
 _CONCURRENCY = 16
 _SMALL_CACHE = {"AUTOGLM_CACHE_BYTES": f"{1 << 20}"}  # full before the first look, so that it does not pass for growth

@@ -12,16 +12,16 @@ from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import find_bundled
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Metric
-from autoglm_perf.fidelity import Fidelity, FixedTexts, artifact_logits
-from autoglm_perf.load import measure_load
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.memory import peak_of
+from autoglm_perf.in_process.fidelity import Fidelity, FixedTexts, artifact_logits
+from autoglm_perf.load.load import measure_load
+from autoglm_perf.load.measures import RunFigures
 from autoglm_perf.peers.environment import ROOT, Peer, logits, measure, prepare
 from autoglm_perf.peers.float_checkpoint import write_float16
-from autoglm_perf.suite import CannotRun
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
+from autoglm_perf.suite.suite import CannotRun
+from autoglm_perf.system.memory import peak_of
 
 PERPLEXITY = Metric("perplexity over float32", "", higher_is_better=False, decimals=4)
 ERROR = Metric("its standard error", "", higher_is_better=False, decimals=4)

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 from autoglm_client import AsyncClient
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.workload import exact_prompts
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
 
 _METRICS = (FIRST_TOKEN, LATENCY, REQUESTS)
 DESCRIPTION = Description(

@@ -10,11 +10,11 @@ from dataclasses import dataclass, field
 
 from autoglm_client import AsyncClient, Message
 
-from autoglm_perf.arms import LATENCY, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.copying import COPYING, FREE, chats
-from autoglm_perf.experiment import Arm, Description, Found, Metric
-from autoglm_perf.measures import RequestTiming, RunFigures
+from autoglm_perf.load.copying import COPYING, FREE, chats
+from autoglm_perf.load.measures import RequestTiming, RunFigures
+from autoglm_perf.suite.arms import LATENCY, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 
 _ACCEPTED = Metric("drafts accepted", "%")
 _DRAFTED = Metric("drafted for each token", "")

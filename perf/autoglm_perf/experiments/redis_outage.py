@@ -12,13 +12,13 @@ from pathlib import Path
 
 from autoglm_client import AsyncClient, AutoGLMError, Client
 
-from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.redis_server import RedisServer, is_installed, running_redis
-from autoglm_perf.suite import CannotRun
-from autoglm_perf.workload import exact_prompts
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
+from autoglm_perf.suite.suite import CannotRun
+from autoglm_perf.system.redis_server import RedisServer, is_installed, running_redis
 
 _METRICS = (REQUESTS, LATENCY_95, LATENCY)
 _CONCURRENCY, _MAX_TOKENS, _NUM_PROMPTS = 16, 16, 48

@@ -11,9 +11,9 @@ from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_engine.tokenizer.incremental import TokenText
 
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Metric
-from autoglm_perf.in_process import drive
+from autoglm_perf.in_process.in_process import drive
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 
 _STEP = Metric("step", "ms", higher_is_better=False)
 _ROW = Metric("a token", "microseconds", higher_is_better=False)

@@ -13,12 +13,12 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Description, Found
-from autoglm_perf.load import Answered, Question, ask_all, greedy
-from autoglm_perf.measures import RunFigures
+from autoglm_perf.load.load import Answered, Question, ask_all, greedy
+from autoglm_perf.load.measures import RunFigures
 from autoglm_perf.semantic import PAIRS_FILE, Pair, read_pairs
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Description, Found
 
 _METRICS = (REQUESTS, LATENCY, FIRST_TOKEN)
 _CONCURRENCY, _MAX_TOKENS, _KEEPING_SECONDS = 16, 32, 30.0

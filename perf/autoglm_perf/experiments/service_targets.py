@@ -6,14 +6,14 @@ from collections.abc import Callable, Sequence
 
 from autoglm_cli.server.local_server import LocalServer
 
-from autoglm_perf.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_sweep
-from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Metric, Published
-from autoglm_perf.load import Question, ask_all, greedy
-from autoglm_perf.measures import Goal, RequestTiming, RunFigures, summarise
-from autoglm_perf.suite import CannotRun
-from autoglm_perf.workload import Workload, exact_prompts
+from autoglm_perf.baselines.analyzer import AnalyzerUnavailable, Sweep, find_binary, run_sweep
+from autoglm_perf.load.load import Question, ask_all, greedy
+from autoglm_perf.load.measures import Goal, RequestTiming, RunFigures, summarise
+from autoglm_perf.load.workload import Workload, exact_prompts
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, REQUESTS
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric, Published
+from autoglm_perf.suite.suite import CannotRun
 
 _ERRORS = Metric("errors", "%", higher_is_better=False)
 _METRICS = (REQUESTS, LATENCY, LATENCY_95, _ERRORS)

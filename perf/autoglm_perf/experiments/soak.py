@@ -13,17 +13,17 @@ from itertools import takewhile
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient
 
-from autoglm_perf.arrivals import poisson_times
-from autoglm_perf.context import Context
-from autoglm_perf.equality import first_answers
-from autoglm_perf.experiment import Arm, Description, Found, Metric, Published
-from autoglm_perf.load import Question, ask_all
-from autoglm_perf.measures import Percentiles
-from autoglm_perf.pauses import PauseWatch
-from autoglm_perf.processes import MEBIBYTE, CpuUse, cpu_use, processes_of
+from autoglm_perf.load.arrivals import poisson_times
+from autoglm_perf.load.load import Question, ask_all
+from autoglm_perf.load.measures import Percentiles
+from autoglm_perf.load.pauses import PauseWatch
 from autoglm_perf.soak_traffic import SHARES, Asker, Record, draw_task, make_pool
 from autoglm_perf.soak_verdict import Soaked, is_idle, panels, unmet
 from autoglm_perf.soak_watch import Sample, Watch
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.equality import first_answers
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric, Published
+from autoglm_perf.system.processes import MEBIBYTE, CpuUse, cpu_use, processes_of
 
 _RIGHT = Metric("answered right", "%")
 _MEAN = Metric("latency mean", "ms", higher_is_better=False)

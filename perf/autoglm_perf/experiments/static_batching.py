@@ -11,12 +11,12 @@ from typing import TypeVar
 
 from autoglm_client import AsyncClient
 
-from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Description, Found, Published
-from autoglm_perf.load import Question, ask_all, greedy
-from autoglm_perf.measures import RequestTiming, RunFigures
-from autoglm_perf.workload import exact_prompts
+from autoglm_perf.load.load import Question, ask_all, greedy
+from autoglm_perf.load.measures import RequestTiming, RunFigures
+from autoglm_perf.load.workload import exact_prompts
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Description, Found, Published
 
 _METRICS = (REQUESTS, TOKENS, LATENCY, LATENCY_95)
 _SHORTEST, _LONGEST, _SLOTS, _PROMPT_TOKENS = 8, 256, 16, 32

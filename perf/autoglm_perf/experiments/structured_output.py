@@ -8,11 +8,11 @@ from statistics import median
 
 from autoglm_client import GenerationOptions
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found
-from autoglm_perf.load import Question, ask_all, greedy
-from autoglm_perf.measures import RunFigures
+from autoglm_perf.load.load import Question, ask_all, greedy
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, TOKENS, arm, figures
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 _LEAST_SHARE = 0.9

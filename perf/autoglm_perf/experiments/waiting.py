@@ -15,11 +15,11 @@ from autoglm_engine.engine.sequence import Sequence as Running
 from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.settings.model import EngineSettings
 
-from autoglm_perf.arms import LATENCY, LATENCY_95, REQUESTS
-from autoglm_perf.arrivals import poisson_times
-from autoglm_perf.context import Context
-from autoglm_perf.driving import Arrival, Model, Outcome
-from autoglm_perf.experiment import Arm, Description, Found, Metric
+from autoglm_perf.in_process.driving import Arrival, Model, Outcome
+from autoglm_perf.load.arrivals import poisson_times
+from autoglm_perf.suite.arms import LATENCY, LATENCY_95, REQUESTS
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 
 _STEPS = Metric("steps", "", higher_is_better=False)
 _METRICS = (LATENCY, LATENCY_95, REQUESTS, _STEPS)

@@ -5,13 +5,13 @@ from __future__ import annotations
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import find_bundled
 
-from autoglm_perf.arms import FIRST_TOKEN, LATENCY, MEMORY, REQUESTS, TOKENS, arm, figures, with_values
-from autoglm_perf.baseline import measure_naive, naive_server
-from autoglm_perf.context import Context
-from autoglm_perf.experiment import Arm, Description, Found, Published
-from autoglm_perf.load import measure_load
-from autoglm_perf.measures import RunFigures
-from autoglm_perf.processes import MEBIBYTE, PeakMemory, cpu_use, processes_of
+from autoglm_perf.baselines.baseline import measure_naive, naive_server
+from autoglm_perf.load.load import measure_load
+from autoglm_perf.load.measures import RunFigures
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, MEMORY, REQUESTS, TOKENS, arm, figures, with_values
+from autoglm_perf.suite.context import Context
+from autoglm_perf.suite.experiment import Arm, Description, Found, Published
+from autoglm_perf.system.processes import MEBIBYTE, PeakMemory, cpu_use, processes_of
 
 _METRICS = (REQUESTS, TOKENS, LATENCY, FIRST_TOKEN, MEMORY)
 DESCRIPTION = Description(

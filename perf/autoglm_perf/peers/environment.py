@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from autoglm_perf.fidelity import Rows
-from autoglm_perf.measures import RequestTiming
-from autoglm_perf.suite import CannotRun
+from autoglm_perf.in_process.fidelity import Rows
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.suite.suite import CannotRun
 
 ROOT = Path("build/peers")
 _SOURCES = Path(__file__).parents[2]

@@ -57,7 +57,7 @@ def _write_checkpoint(gguf: Path, folder: Path) -> None:
     """The weights as transformers reads them, in float32: the builder's own reader of such files does not know them all."""
     from transformers import AutoModelForCausalLM
 
-    from autoglm_perf.naive import load_model
+    from autoglm_perf.baselines.naive import load_model
 
     read, tokenizer = load_model(gguf)
     if hasattr(read.config, "quantization_config"):

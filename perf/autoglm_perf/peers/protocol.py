@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
-from autoglm_perf.memory import peak_of
+from autoglm_perf.system.memory import peak_of
 
 Timing = tuple[float, float, float, int]
 

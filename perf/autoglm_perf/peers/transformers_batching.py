@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from autoglm_perf.naive import load_model
+from autoglm_perf.baselines.naive import load_model
 from autoglm_perf.peers.protocol import Job, Timing, serve
 
 _PAGE = 64  # tokens

@@ -9,7 +9,7 @@ import numpy as np
 from autoglm_engine.core import Request, SamplingOptions, TokenIds
 from autoglm_engine.engine.engine import Engine
 
-from .measures import RequestTiming
+from autoglm_perf.load.measures import RequestTiming
 
 
 def drive(engine: Engine, prompts: Sequence[TokenIds], max_tokens: int, concurrency: int) -> list[RequestTiming]:

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from autoglm_cli.server.ports import free_ports
 
-from .measures import RequestTiming
-from .workload import Workload
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.workload import Workload
 
 
 @contextmanager
 def naive_server(checkpoint: Path, *, startup_timeout: float = 300.0) -> Iterator[tuple[str, int]]:
     """Yields its URL and its process id."""
     (port,) = free_ports("127.0.0.1", 1)
-    command = [sys.executable, "-m", "autoglm_perf.naive", str(checkpoint), str(port)]
+    command = [sys.executable, "-m", "autoglm_perf.baselines.naive", str(checkpoint), str(port)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as process:
         try:
             _wait_until_ready(process, startup_timeout)

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
+from autoglm_perf.load.measures import Goal, RequestTiming, RunFigures, summarise
+
 from .experiment import Arm, Metric
-from .measures import Goal, RequestTiming, RunFigures, summarise
 
 TOKENS = Metric("output tokens", "1/s")
 REQUESTS = Metric("requests", "1/s")

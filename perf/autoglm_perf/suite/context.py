@@ -11,7 +11,7 @@ from pathlib import Path
 from autoglm_cli.server.local_server import LocalServer
 from tokenizers import Tokenizer
 
-from .workload import Workload, reference_workload
+from autoglm_perf.load.workload import Workload, reference_workload
 
 
 @dataclass(frozen=True, slots=True)

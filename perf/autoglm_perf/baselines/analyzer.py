@@ -18,8 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .measures import RequestTiming
-from .workload import Workload
+from autoglm_perf.load.measures import RequestTiming
+from autoglm_perf.load.workload import Workload
 
 LIBRARIES = {"libb64.so.0d": "libb64-*.so.0d", "libcudart.so.12": "libcudart-*.so.12*"}
 

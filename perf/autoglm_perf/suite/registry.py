@@ -1,4 +1,4 @@
-"""The experiments, in the order of the report. A new one is a module of `experiments/` and a name here."""
+"""The experiments, in the order of the report. A new one is a module below `experiments/` and a name here."""
 
 from __future__ import annotations
 
@@ -55,6 +55,6 @@ def load_all() -> list[Experiment]:
 
 
 def _load(module: str) -> Experiment:
-    loaded = importlib.import_module(f".experiments.{module}", __package__)
+    loaded = importlib.import_module(f"autoglm_perf.experiments.{module}")
     description: Description = loaded.DESCRIPTION
     return Experiment(description, loaded.run)

@@ -17,7 +17,7 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 
-from .workload import load_tokenizer
+from autoglm_perf.load.workload import load_tokenizer
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from .load import Answered
+from autoglm_perf.load.load import Answered
 
 
 class AnswersDiffer(RuntimeError):

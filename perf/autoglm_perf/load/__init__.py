@@ -1,0 +1,1 @@
+"""Load: prompts, arrivals, many streams at once, and their timings."""

@@ -1,0 +1,1 @@
+"""Experiments: what they are, running them, and the report."""
