@@ -20,7 +20,8 @@ from autoglm_export.errors import ExportError
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
 from autoglm_export.tensorrt.options import DEFAULT_CAPABILITIES, OLDEST_CAPABILITY, PRECISIONS
-from tiny_decoders import SPECS, random_weights
+
+from tests.tiny_decoders import SPECS, random_weights
 
 FAMILIES = ("llama", "qwen2", "qwen3", "glm", "glm4")
 CAPACITIES = (48, 8192, 25_600)  # positions of a slot

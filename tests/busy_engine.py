@@ -26,7 +26,8 @@ from autoglm_engine.triton.board.file import Board
 from autoglm_engine.triton.board.seal import Kind
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics
 from autoglm_engine.triton.responses import Replies
-from fakes import FakeClock, letters_text
+
+from tests.fakes import FakeClock, letters_text
 
 SETTINGS = EngineSettings(
     max_queue=24,

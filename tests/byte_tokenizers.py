@@ -5,8 +5,9 @@ from __future__ import annotations
 from functools import cache
 
 from autoglm_engine.tokenizer.incremental import TokenText
-from fakes import byte_tokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models
+
+from tests.fakes import byte_tokenizer
 
 BYTE_FALLBACK_WORDS = ["▁", "▁the", "▁a", "a", "b", "é", "好", "▁▁", ".", ",", "ing", "▁好"]
 

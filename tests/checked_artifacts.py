@@ -9,8 +9,9 @@ import numpy as np
 from autoglm_engine.manifest import FileRecord
 from autoglm_export.tensorrt.device_reference import write_reference
 from autoglm_export.tensorrt.reference_ops import HeldWeights
-from contract_network import GpuBench
-from tiny_decoders import Array
+
+from tests.contract_network import GpuBench
+from tests.tiny_decoders import Array
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any
 
-from http_servers import ManyAtOnce, QuietHandler
+from tests.http_servers import ManyAtOnce, QuietHandler
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,8 +17,9 @@ import numpy as np
 from hypothesis import HealthCheck, given, settings
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
-from random_guides import SCHEMAS
-from test_guides import END, VOCAB, begun, tokenizer, tokenizer_json, walked
+
+from tests.random_guides import SCHEMAS
+from tests.test_guides import END, VOCAB, begun, tokenizer, tokenizer_json, walked
 
 COUNT = 150
 T = TypeVar("T")

@@ -8,13 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from artifacts import ROOT, kept_export
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 from autoglm_export.parity.reference import Reference
 from hypothesis import HealthCheck, settings
-from remembered_reference import RememberedReference
+
+from tests.artifacts import ROOT, kept_export
+from tests.remembered_reference import RememberedReference
 
 # No test fails because a machine is slow.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -20,11 +20,12 @@ from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt.profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
-from fake_cuda import FakeCuda
-from fake_tensorrt import PLAN, Arrays, Compute, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
-from fakes import rank
-from numpy_runner import NumpyOps, Rows
-from tiny_decoders import SPECS, random_weights
+
+from tests.fake_cuda import FakeCuda
+from tests.fake_tensorrt import PLAN, Arrays, Compute, FakeNetwork, FakeRTX, FakeTensor, FakeTensorRT, Shape
+from tests.fakes import rank
+from tests.numpy_runner import NumpyOps, Rows
+from tests.tiny_decoders import SPECS, random_weights
 
 
 @dataclass

@@ -18,11 +18,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from statistics import median
 
-from artifacts import ROOT, kept_export
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_perf.baselines.analyzer import Sweep, analyzer_environment, find_binary, run_sweep
 from autoglm_perf.load.measures import RequestTiming
 from autoglm_perf.load.workload import Workload, exact_prompts, load_tokenizer
+
+from tests.artifacts import ROOT, kept_export
 
 PLACE = ROOT / "build" / "drop-in"
 CLIENTS = ("tritonclient[all]",)

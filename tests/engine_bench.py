@@ -13,7 +13,8 @@ from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
-from fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
+
+from tests.fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
 
 TEXT = letters_text()
 LETTERS = letters_tokenizer()

@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.runners.cuda.api import ALIGNMENT
-from fake_cuda import FakeCuda
+
+from tests.fake_cuda import FakeCuda
 
 Arrays = Mapping[str, npt.NDArray[Any]]
 Compute = Callable[[Arrays, Arrays], None]  # inputs and outputs: views of device memory

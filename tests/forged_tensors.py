@@ -26,7 +26,8 @@ from autoglm_cli.server.server_probe import stub_processes
 from autoglm_engine.triton.board.file import PREFIX, Board, board_name
 from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind, Seal
 from autoglm_engine.triton.board.server_identity import ServerIdentity
-from raw_grpc import Stream, tensor
+
+from tests.raw_grpc import Stream, tensor
 
 SHARED_MEMORY = Path("/dev/shm")
 NOBODY = 65534

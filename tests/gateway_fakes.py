@@ -12,8 +12,9 @@ from autoglm_client import AsyncClient
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.keys import Key, line_of, new_key, read_keys
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport
 from fastapi import FastAPI
+
+from tests.client_fakes import FakeTransport
 
 HELLO = [{"role": "user", "content": "hello"}]
 BASE = "http://127.0.0.1:8080"

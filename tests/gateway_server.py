@@ -14,7 +14,8 @@ from autoglm_client import AsyncClient
 from autoglm_gateway.app import MakeClient
 from autoglm_gateway.server.serving import listen, make_server
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport
+
+from tests.client_fakes import FakeTransport
 
 
 def fake_client(urls: object, model: str, transport: FakeTransport | None = None) -> AsyncClient:

@@ -11,11 +11,12 @@ import tensorrt_rtx as trt
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.options import checked_kv_dtype
 from autoglm_export.tensorrt.profiles import profiles_of
-from checked_artifacts import add_reference
-from contract_network import GpuBench
-from fake_tensorrt import Arrays, FakeNetwork, FakeTensor
-from tensorrt_networks import Defined, define_network
-from trt_interpreter import Interpreter
+
+from tests.checked_artifacts import add_reference
+from tests.contract_network import GpuBench
+from tests.fake_tensorrt import Arrays, FakeNetwork, FakeTensor
+from tests.tensorrt_networks import Defined, define_network
+from tests.trt_interpreter import Interpreter
 
 NUM_SLOTS, CHUNK, MAX_LENGTH, NUM_CANDIDATES = 3, 8, 20, 5
 CALIBRATION = [np.random.default_rng(2).integers(0, 97, 200).astype(np.int32)]

@@ -13,8 +13,9 @@ from autoglm_engine.runners.native.program import PROGRAM_FORMAT
 from autoglm_export import compiler
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
-from tiny_decoders import random_weights
-from tiny_models import write_tokenizer
+
+from tests.tiny_decoders import random_weights
+from tests.tiny_models import write_tokenizer
 
 LIBRARY = "decoder/any.so"
 

@@ -12,10 +12,11 @@ import tensorrt_rtx as trt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runners.base import Limits
 from autoglm_export.tensorrt.profiles import attention_lengths_of
-from tensorrt_networks import Defined
-from trt_interpreter import Interpreter
-from trt_interpreter.dtypes import native
-from trt_interpreter.layers import Intercept
+
+from tests.tensorrt_networks import Defined
+from tests.trt_interpreter import Interpreter
+from tests.trt_interpreter.dtypes import native
+from tests.trt_interpreter.layers import Intercept
 
 Arrays = dict[str, npt.NDArray[Any]]
 

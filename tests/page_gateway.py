@@ -9,9 +9,10 @@ from functools import partial
 
 from autoglm_client.exceptions import InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, inputs_of
-from gateway_server import GatewayThread, fake_client
 from tritonclient.grpc import service_pb2 as pb
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.gateway_server import GatewayThread, fake_client
 
 MARKUP = '<img src="/x" onerror="window.hurt=1"><script>window.hurt=1</script><b>bold</b> &amp; "quoted"'
 TEXT = "Grüße, 你好 🙂\n  indented"

@@ -15,7 +15,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts import ROOT, kept_export
+from tests.artifacts import ROOT, kept_export
 
 _FOLDER = Path(__file__).parent
 ENVIRONMENTS = ROOT / "build" / "pythons"

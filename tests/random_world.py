@@ -25,12 +25,13 @@ from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
-from engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
-from fakes import EMPTY, Answer, FakeClock, answers
 from llguidance import LLTokenizer
-from test_sharing import shared_bench
-from test_speculation import Model, repeating
-from test_tiers import FakeTier
+
+from tests.engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
+from tests.fakes import EMPTY, Answer, FakeClock, answers
+from tests.test_sharing import shared_bench
+from tests.test_speculation import Model, repeating
+from tests.test_tiers import FakeTier
 
 LENGTH = 64
 EOS = (END, 3, 40)

@@ -13,8 +13,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from trt_interpreter.layers import Inputs, required
-from trt_interpreter.network import Layer
+
+from tests.trt_interpreter.layers import Inputs, required
+from tests.trt_interpreter.network import Layer
 
 Rows = npt.NDArray[np.float32]
 SAME = 1e-5  # noise of float32 is a tenth of it

@@ -18,11 +18,12 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, AutoGLMError, GenerationOptions
 from autoglm_engine.manifest import Manifest
 from autoglm_export.artifact_writer import staged
-from conftest import MODEL_REPOSITORY
-from native_artifacts import relist, write_native_artifact
-from tiny_decoders import SPECS, random_weights
 from tokenizers import Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.native_artifacts import relist, write_native_artifact
+from tests.tiny_decoders import SPECS, random_weights
 
 POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=autoglm")

@@ -16,7 +16,8 @@ import psutil
 from autoglm_cli.server.ports import check_ports
 from autoglm_cli.server.ports import free_ports as free_ports_of
 from autoglm_client.exceptions import LocalServerError
-from processes import has_ended, shared_memory
+
+from tests.processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")
 MODELS = ("tokenizer", "engine", "detokenizer", "embedder")

@@ -29,7 +29,7 @@ class Silent(service_pb2_grpc.GRPCInferenceServiceServicer):
         return pb.ServerLiveResponse(live=True)
 
     async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:  # noqa: N802
-        from client_fakes import response, text_of
+        from tests.client_fakes import response, text_of
 
         async for request in requests:
             print(text_of(request), flush=True)

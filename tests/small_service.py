@@ -21,9 +21,10 @@ from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind
 from autoglm_engine.triton.engine_model import EngineService
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics
-from busy_engine import no_series
-from engine_bench import END, LETTERS, VOCAB
-from fakes import FakeRunner
+
+from tests.busy_engine import no_series
+from tests.engine_bench import END, LETTERS, VOCAB
+from tests.fakes import FakeRunner
 
 PATIENCE = 120.0  # seconds; nothing here takes one
 

@@ -16,7 +16,8 @@ from autoglm_engine.messages import Ack
 from autoglm_engine.triton.board.acks import AckBoard, AckGate
 from autoglm_engine.triton.board.file import Board
 from autoglm_engine.triton.board.finder import remove_stale_boards
-from fakes import FakeClock
+
+from tests.fakes import FakeClock
 
 LONG = 1.1 * AckGate.PROBE_SECONDS
 

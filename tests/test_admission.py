@@ -18,11 +18,12 @@ from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.guided.grammar import GuideState
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import POLICIES, EngineSettings
-from engine_bench import END, VOCAB, Bench
-from fakes import answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_scheduler import make_sequence
+
+from tests.engine_bench import END, VOCAB, Bench
+from tests.fakes import answers, expected_greedy, request
+from tests.test_scheduler import make_sequence
 
 NUM_SLOTS, LENGTH = 2, 12 * BLOCK
 FEATURES = EngineSettings(admission="features")

@@ -20,9 +20,10 @@ from autoglm_client.types import Candidate, StageTimes
 from autoglm_gateway.api.answers import ChatShape, CompletionShape
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport
-from gateway_server import GatewayThread, fake_client, logged_errors
-from raw_http import ask, head, post
+
+from tests.client_fakes import FakeTransport
+from tests.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.raw_http import ask, head, post
 
 CASES = int(os.environ.get("AUTOGLM_CONFORMANCE_CASES", "700"))
 HOOKS = Path(__file__).parent / "schemathesis_hooks.py"

@@ -20,8 +20,9 @@ from autoglm_engine.runners.native.program import HEADER_FIELDS, OPERATION_FIELD
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.triton.detokenizer_model import load_text
 from autoglm_engine.triton.tokenizer_model import Door
-from native_artifacts import LIBRARY, relist, write_native_artifact
-from tiny_decoders import SPECS, onnx_runner, random_weights
+
+from tests.native_artifacts import LIBRARY, relist, write_native_artifact
+from tests.tiny_decoders import SPECS, onnx_runner, random_weights
 
 pytestmark = pytest.mark.parity
 
@@ -276,7 +277,7 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.manifest import Manifest
-import native_artifacts
+from tests import native_artifacts
 
 folder = Path(sys.argv[1])
 program = np.fromfile(folder / "program.bin", np.int64)

@@ -8,10 +8,11 @@ import pytest
 from autoglm_engine.core import StepBatch
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import VOCAB, Bench
-from fakes import request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import VOCAB, Bench
+from tests.fakes import request
 
 NUM_SLOTS = 6
 

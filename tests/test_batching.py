@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from artifacts import with_limits
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Runner
@@ -16,6 +15,8 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer
+
+from tests.artifacts import with_limits
 
 pytestmark = pytest.mark.parity
 

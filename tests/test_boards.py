@@ -31,7 +31,8 @@ from autoglm_engine.triton.board.finder import (
 )
 from autoglm_engine.triton.board.seal import Kind
 from autoglm_engine.triton.board.server_identity import ServerIdentity
-from fakes import FakeClock
+
+from tests.fakes import FakeClock
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
 IDS = np.array([1, 2, 3], dtype=np.int32)

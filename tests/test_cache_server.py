@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from autoglm_client import AsyncClient, Client, InvalidRequestError, LocalServer, NotCachedError
-from conftest import MODEL_REPOSITORY
-from test_server import check_vanishing, open_stream
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.test_server import check_vanishing, open_stream
 
 pytestmark = pytest.mark.server
 PROMPT = "The response cache keeps"

@@ -12,8 +12,9 @@ from autoglm_export.errors import InvalidOption
 from autoglm_export.parity import text as parity_text
 from autoglm_export.quantize import calibration_text
 from autoglm_export.quantize.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
-from numpy_runner import NumpyRunner
-from test_native import BASE, SPECS, VOCAB_SIZE, random_weights
+
+from tests.numpy_runner import NumpyRunner
+from tests.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 
 
 def token_ids(length: int) -> Any:

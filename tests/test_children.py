@@ -13,7 +13,8 @@ from pathlib import Path
 import psutil
 import pytest
 from autoglm_cli.server.children import start_child
-from processes import wait_for_end
+
+from tests.processes import wait_for_end
 
 # A parent that starts a sleeper from its main thread or from one that ends at once, and says its pid.
 _PARENT = """

@@ -13,9 +13,10 @@ import pytest
 from autoglm_cli import app
 from autoglm_cli.errors import FriendlyGroup
 from autoglm_client import InvalidRequestError, QueueFullError, async_client
-from client_fakes import FakeTransport, Script, inputs_of
 from typer.main import get_command
 from typer.testing import CliRunner, Result
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
 
 COMMANDS = [
     "demo",

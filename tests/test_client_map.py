@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 import pytest
 from autoglm_client import AsyncClient, AutoGLMError, Client, InvalidRequestError
 from autoglm_client.mapping import MapLimits, bounded_map
-from client_fakes import FakeTransport, Script, text_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.client_fakes import FakeTransport, Script, text_of
 
 
 def echo(pause_s: float = 0.0) -> FakeTransport:

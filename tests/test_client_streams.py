@@ -31,8 +31,9 @@ from autoglm_client import (
     TotalTimeout,
 )
 from autoglm_client.transport import time_limit
-from client_fakes import FakeTransport, Script, control_response, inputs_of
 from tritonclient.grpc import service_pb2 as pb
+
+from tests.client_fakes import FakeTransport, Script, control_response, inputs_of
 
 FAST_RETRIES = RetryPolicy(attempts=3, first_delay_s=0.001, longest_delay_s=0.002)
 LONG = Script(words=["w "] * 500, pause_s=0.002)

@@ -30,9 +30,10 @@ from autoglm_client.options import OPTION_NAMES, OptionChanges
 from autoglm_client.timeouts import Deadlines, connect_limit
 from autoglm_client.transport.requests import OPTION_DATATYPES, control_request, generation_request, is_control
 from autoglm_client.transport.responses import error_of, parse_control, parse_generation
-from client_fakes import control_response, end_mark, inputs_of, response, string_bytes
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.client_fakes import control_response, end_mark, inputs_of, response, string_bytes
 
 
 def build(prompt: object = "hi", **options: object) -> dict[str, bytes]:

@@ -15,8 +15,9 @@ import pytest
 import yaml
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
-from dashboard_queries import Exposed, complaints, selectors
-from gateway_server import GatewayThread
+
+from tests.dashboard_queries import Exposed, complaints, selectors
+from tests.gateway_server import GatewayThread
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 KEYWORDS = {"rate", "increase", "histogram_quantile"}  # misspelt, they are no PromQL

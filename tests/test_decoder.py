@@ -10,8 +10,9 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.quantize.rotation import Rotation, hadamard, mix_blocks, mixing_block, rotated
-from numpy_runner import NumpyRunner
-from tiny_decoders import SPECS, Array, expected_logits, random_weights
+
+from tests.numpy_runner import NumpyRunner
+from tests.tiny_decoders import SPECS, Array, expected_logits, random_weights
 
 IDS = np.array([5, 11, 96, 0, 42, 7, 7, 63], np.int32)
 

@@ -21,9 +21,10 @@ from autoglm_client import Client
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.routes.departures import unless_gone
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script
-from gateway_server import GatewayThread, fake_client, logged_errors
-from raw_http import ask, connect, post
+
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.raw_http import ask, connect, post
 
 NUM_DEPARTURES = 400
 AT_ONCE = 24  # more than there are slots

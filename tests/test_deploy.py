@@ -24,9 +24,10 @@ from autoglm_cli.server import local_server, stack_limit, triton_flags
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_tls import ServerTLS
 from autoglm_cli.server.triton_install import find_triton
-from certificates import Authority
-from http_servers import QuietHandler, listening
 from packaging.requirements import Requirement
+
+from tests.certificates import Authority
+from tests.http_servers import QuietHandler, listening
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

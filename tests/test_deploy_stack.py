@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 import yaml
-from artifacts import ROOT
-from test_deploy import DEPLOY, instructions, locked, with_defaults
+
+from tests.artifacts import ROOT
+from tests.test_deploy import DEPLOY, instructions, locked, with_defaults
 
 STACK = yaml.safe_load((DEPLOY / "compose-stack.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]

@@ -18,10 +18,11 @@ from autoglm_engine.runners.device_check.reference import DeviceReference
 from autoglm_engine.runners.runtime_details import check_details
 from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.tensorrt.device_reference import text_logits
-from checked_artifacts import PlainWeights, add_reference
-from contract_network import ContractOps, GpuBench
-from numpy_runner import Rows
-from tiny_decoders import SPECS, expected_logits, random_weights
+
+from tests.checked_artifacts import PlainWeights, add_reference
+from tests.contract_network import ContractOps, GpuBench
+from tests.numpy_runner import Rows
+from tests.tiny_decoders import SPECS, expected_logits, random_weights
 
 
 @pytest.fixture

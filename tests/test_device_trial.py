@@ -18,12 +18,13 @@ from autoglm_export.tensorrt.attention import FORMS
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.linear import fp8_columns
 from autoglm_export.tensorrt.network import Network
-from contract_network import GpuBench
-from lowered_network import CALIBRATION, lowered
-from tensorrt_networks import define_network
-from tiny_decoders import SPECS, random_weights
-from tiny_models import write_checkpoint
 from typer.testing import CliRunner
+
+from tests.contract_network import GpuBench
+from tests.lowered_network import CALIBRATION, lowered
+from tests.tensorrt_networks import define_network
+from tests.tiny_decoders import SPECS, random_weights
+from tests.tiny_models import write_checkpoint
 
 RECORD = {
     "device": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.65.06", "version": "11.4.0", "attention": "fused",

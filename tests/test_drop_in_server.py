@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 from autoglm_cli.server.local_server import LocalServer
-from others_requests import TEXT, Answered, ask, frontend_trtllm, frontend_vllm, tensor
+
+from tests.others_requests import TEXT, Answered, ask, frontend_trtllm, frontend_vllm, tensor
 
 pytestmark = pytest.mark.server
 GREEDY = {"temperature": 0.0, "max_tokens": 12}

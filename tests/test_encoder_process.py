@@ -12,9 +12,10 @@ import pytest
 from autoglm_engine.errors import ArtifactError, EngineError, ShuttingDown
 from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProcess, EncodingTooSlow
 from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS, BoundedEncoder, PlainEncoder
-from fakes import byte_tokenizer
-from split_tokenizers import write_split_only
 from tokenizers import Tokenizer
+
+from tests.fakes import byte_tokenizer
+from tests.split_tokenizers import write_split_only
 
 pytestmark = pytest.mark.slow
 

@@ -26,10 +26,11 @@ from autoglm_engine.metrics import (
 )
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
-from fakes import Answer, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from tests.fakes import Answer, answers, expected_greedy, request
 
 
 @pytest.fixture(params=NUM_CANDIDATES, ids=["logits", "candidates"])

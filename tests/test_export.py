@@ -21,7 +21,8 @@ from autoglm_export import runtimes as lowering
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption
 from autoglm_export.export import export as export_any
 from autoglm_export.model.spec import ModelSpec
-from tiny_models import edit_json, write_checkpoint
+
+from tests.tiny_models import edit_json, write_checkpoint
 
 export = functools.partial(export_any, runtime="onnx")  # a fake one, mostly
 

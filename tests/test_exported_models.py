@@ -8,7 +8,6 @@ import shutil
 from pathlib import Path
 
 import pytest
-from artifacts import ROOT
 from autoglm_cli import app, home
 from autoglm_cli import paths as places
 from autoglm_cli.errors import CommandError
@@ -16,8 +15,10 @@ from autoglm_cli.paths import embedder_environment, embedder_folder, export_fold
 from autoglm_cli.repository import repositories
 from hypothesis import given
 from hypothesis import strategies as st
-from small_service import write_artifact
 from typer.testing import CliRunner, Result
+
+from tests.artifacts import ROOT
+from tests.small_service import write_artifact
 
 TREE = ROOT / "model_repository"
 

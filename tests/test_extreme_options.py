@@ -16,10 +16,11 @@ from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.sampling.penalties import Penalties
 from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.triton.tokenizer_model import read_value
-from engine_bench import NUM_CANDIDATES, VOCAB, Bench
-from fakes import fake_logits, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import NUM_CANDIDATES, VOCAB, Bench
+from tests.fakes import fake_logits, request
 
 RULES = OptionRules(max_length=64, vocab_size=VOCAB, defaults={})
 FLOATS = [name for name, option in OPTIONS.items() if option.dtype == "FP32"]

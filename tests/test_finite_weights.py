@@ -16,7 +16,8 @@ from autoglm_export.quantize.int4 import best_scales
 from autoglm_export.quantize.rounding import held, round_columns
 from autoglm_export.runtimes import RUNTIMES
 from autoglm_export.tensorrt import linear as tensorrt_linear
-from plain_checkpoints import (
+
+from tests.plain_checkpoints import (
     QUERY,
     gguf_tensors,
     raw_safetensors,

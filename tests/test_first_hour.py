@@ -18,7 +18,8 @@ from autoglm_perf.first_hour_page import page
 from autoglm_perf.first_hour_steps import Step, steps
 from autoglm_perf.gpu_report import append_jsonl, gpu_machine
 from autoglm_perf.gpu_samples import figure
-from gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
+
+from tests.gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
 
 ROOT = Path(__file__).parent.parent
 PLAN = steps("tensorrt", Path("build/first-hour"))

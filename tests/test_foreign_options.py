@@ -17,9 +17,10 @@ from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.tokenizer_model import Door
-from fakes import letters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.fakes import letters_tokenizer
 
 EOS = 3
 TOKENIZER = letters_tokenizer()

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 from autoglm_cli.server.local_server import LocalServer
-from forged_tensors import Tally, attack, processes
-from raw_grpc import Answer, Stream
-from test_server import keep_asking
+
+from tests.forged_tensors import Tally, attack, processes
+from tests.raw_grpc import Answer, Stream
+from tests.test_server import keep_asking
 
 pytestmark = pytest.mark.server
 # Kinds that are what they say they are, and harm nobody: his own events, his own requests.

@@ -12,7 +12,8 @@ from autoglm_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, inputs_of
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 Opened = Callable[..., object]

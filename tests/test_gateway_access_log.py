@@ -17,9 +17,10 @@ from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.access_log import AccessLog
 from autoglm_gateway.telemetry.log_writer import LogWriter
 from autoglm_gateway.telemetry.observing import Observing
-from client_fakes import FakeTransport, Script
-from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
-from gateway_server import GatewayThread, fake_client
+
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
+from tests.gateway_server import GatewayThread, fake_client
 
 CHAT = "/v1/chat/completions"
 FIELDS = [

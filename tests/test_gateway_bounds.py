@@ -17,10 +17,11 @@ from autoglm_gateway.app import create_app
 from autoglm_gateway.errors import api_error
 from autoglm_gateway.server.connections import protocol_of
 from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
-from client_fakes import FakeTransport, Script
-from gateway_fakes import BASE, HELLO, bearer, made_keys, opened
 from uvicorn import Config
 from uvicorn.server import ServerState
+
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

@@ -15,10 +15,11 @@ from autoglm_gateway.middleware.guard import Guard
 from autoglm_gateway.middleware.limits import Limits, Meter, TokenBucket
 from autoglm_gateway.settings.keys import KeyRing, new_key
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, inputs_of
-from gateway_fakes import BASE, HELLO, bearer, chat, made_keys, opened
 from hypothesis import example, given
 from hypothesis import strategies as st
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.gateway_fakes import BASE, HELLO, bearer, chat, made_keys, opened
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "autoglm", "messages": HELLO}

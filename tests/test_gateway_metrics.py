@@ -7,7 +7,6 @@ from contextlib import asynccontextmanager
 
 import httpx
 import pytest
-from asgi import leave_after
 from autoglm_client import AsyncClient, Piece, Result, StageTimes, Usage
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError, QueueFullError, ServerError
 from autoglm_gateway.app import create_app
@@ -17,10 +16,12 @@ from autoglm_gateway.telemetry.asking import kind_of
 from autoglm_gateway.telemetry.metrics import FAILURE_KINDS, GatewayMetrics
 from autoglm_gateway.telemetry.observed import Answered, Observed
 from autoglm_gateway.telemetry.observing import ENDPOINTS, endpoint_of
-from client_fakes import FakeTransport, Script
 from fastapi import FastAPI
-from gateway_fakes import bearer, made_keys, opened
 from prometheus_client.parser import text_string_to_metric_families
+
+from tests.asgi import leave_after
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_fakes import bearer, made_keys, opened
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "hello"}]}

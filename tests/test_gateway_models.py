@@ -14,9 +14,10 @@ from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import settings_of
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, inputs_of
-from gateway_fakes import BASE, HELLO
-from test_gateway_settings import run
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.gateway_fakes import BASE, HELLO
+from tests.test_gateway_settings import run
 
 MODELS = {"phone": "phone", "fast": "chat"}
 

@@ -7,11 +7,12 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from browser import Visit, running_browser, visit
-from client_fakes import FakeTransport
-from gateway_server import GatewayThread
-from page_gateway import MARKUP, TEXT, gateway_before, script
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
+
+from tests.browser import Visit, running_browser, visit
+from tests.client_fakes import FakeTransport
+from tests.gateway_server import GatewayThread
+from tests.page_gateway import MARKUP, TEXT, gateway_before, script
 
 pytestmark = pytest.mark.slow
 

@@ -10,9 +10,10 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 from autoglm_gateway.settings.model import GatewaySettings
-from browser import Visit, running_browser, visit
-from gateway_server import GatewayThread
 from openai.types.chat import ChatCompletion
+
+from tests.browser import Visit, running_browser, visit
+from tests.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -10,11 +10,12 @@ from collections.abc import Iterator
 import pytest
 from autoglm_gateway.settings.keys import line_of, new_key, read_keys
 from autoglm_gateway.settings.model import GatewaySettings
-from browser import Visit, running_browser, visit
-from client_fakes import FakeTransport
-from gateway_server import GatewayThread
-from page_gateway import gateway_before, script
 from playwright.sync_api import Browser, Page, expect
+
+from tests.browser import Visit, running_browser, visit
+from tests.client_fakes import FakeTransport
+from tests.gateway_server import GatewayThread
+from tests.page_gateway import gateway_before, script
 
 pytestmark = pytest.mark.slow
 

@@ -13,7 +13,8 @@ from autoglm_client import AsyncClient
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.web.playground import INDEX, page_files
-from client_fakes import FakeTransport
+
+from tests.client_fakes import FakeTransport
 
 FILES = sorted(page_files())
 PATHS = ["/" if name == INDEX else f"/page/{name}" for name in FILES]

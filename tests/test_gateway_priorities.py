@@ -8,10 +8,11 @@ import pytest
 from autoglm_engine.options.options import DEFAULT_PRIORITY, OPTIONS
 from autoglm_gateway.priorities import BEST, DEFAULT, LAST, admission_class
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, inputs_of
-from gateway_fakes import HELLO, bearer, made_keys, opened
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.client_fakes import FakeTransport, inputs_of
+from tests.gateway_fakes import HELLO, bearer, made_keys, opened
 
 CHAT = ("/v1/chat/completions", {"model": "autoglm", "messages": HELLO})
 TEXT = ("/v1/completions", {"model": "autoglm", "prompt": "hello", "n": 2})

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, inputs_of
-from gateway_fakes import HELLO, bearer, made_keys, opened
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.gateway_fakes import HELLO, bearer, made_keys, opened
 
 CHAT = {"model": "autoglm", "messages": HELLO, "max_tokens": 3}
 TEXT = {"model": "autoglm", "prompt": "hello", "max_tokens": 3}

@@ -13,8 +13,9 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 from autoglm_gateway.settings.model import GatewaySettings
-from gateway_server import GatewayThread
 from openai.types.chat import ChatCompletionMessageParam
+
+from tests.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -19,11 +19,12 @@ from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import as_toml, read_settings, settings_of
 from autoglm_gateway.settings.keys import Key, read_keys
 from autoglm_gateway.settings.model import GatewaySettings
-from gateway_fakes import made_keys
-from gateway_server import GatewayThread
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
+
+from tests.gateway_fakes import made_keys
+from tests.gateway_server import GatewayThread
 
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "gateway.md"
 DIGEST = "0123456789abcdef" * 4

@@ -16,9 +16,10 @@ import openai
 import pytest
 from autoglm_client import AsyncClient
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script
-from gateway_fakes import HELLO, bearer, chat, made_keys
-from gateway_server import GatewayThread
+
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_fakes import HELLO, bearer, chat, made_keys
+from tests.gateway_server import GatewayThread
 
 NUM_WORDS = 4000
 LONG = Script(words=["word "] * NUM_WORDS, pause_s=0.05)  # longer than anything below takes

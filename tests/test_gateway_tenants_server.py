@@ -11,9 +11,10 @@ import openai
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
-from conftest import MODEL_REPOSITORY
-from gateway_fakes import made_keys
-from gateway_server import GatewayThread
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.gateway_fakes import made_keys
+from tests.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

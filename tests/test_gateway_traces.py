@@ -20,8 +20,6 @@ from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.otlp import OtlpJsonExporter, headers_from
 from autoglm_gateway.telemetry.otlp_json import request_of
-from client_fakes import FakeTransport, Script
-from collector import CollectedSpan, Collector, spans_of_json
 from hypothesis import given
 from hypothesis import strategies as st
 from opentelemetry.sdk.resources import Resource
@@ -30,6 +28,9 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor, SpanExportResult
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from typer.testing import CliRunner
+
+from tests.client_fakes import FakeTransport, Script
+from tests.collector import CollectedSpan, Collector, spans_of_json
 
 pytestmark = pytest.mark.slow
 

@@ -17,9 +17,10 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient
 from autoglm_client.triton_traces import trace_arguments
 from autoglm_gateway.settings.model import GatewaySettings
-from collector import CollectedSpan, Collector
-from conftest import MODEL_REPOSITORY
-from gateway_server import GatewayThread
+
+from tests.collector import CollectedSpan, Collector
+from tests.conftest import MODEL_REPOSITORY
+from tests.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -28,8 +28,9 @@ from autoglm_perf.gpu_samples import figure
 from autoglm_perf.gpu_settings import InvalidSetting
 from autoglm_perf.gpu_shapes import num_parameters, step_bytes
 from autoglm_perf.gpu_steps import EngineLimits, StepRunner, build_artifact, fill, loaded, time_decode, time_prefill
-from gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 from rich.console import Console
+
+from tests.gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 
 pytestmark = pytest.mark.slow
 

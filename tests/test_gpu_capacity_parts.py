@@ -9,12 +9,13 @@ from typing import Any
 import pytest
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.auto_runtime.random_weights import RandomWeights
-from contract_network import contract_network
-from fake_cuda import FakeCuda
-from gpu import capacity, torch_standin
-from gpu_fakes import TINY
-from torch_decoder import TorchDecoder, TorchWeights
-from torch_tensorrt import TorchTensorRT
+
+from tests.contract_network import contract_network
+from tests.fake_cuda import FakeCuda
+from tests.gpu import capacity, torch_standin
+from tests.gpu_fakes import TINY
+from tests.torch_decoder import TorchDecoder, TorchWeights
+from tests.torch_tensorrt import TorchTensorRT
 
 LIMITS = {"num_slots": capacity.NUM_SLOTS, "max_length": 64, "prefill_chunk": 40}
 

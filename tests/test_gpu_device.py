@@ -11,7 +11,8 @@ from autoglm_perf.gpu import Gpu, NoGpu, best_runtime, find_gpu, why_not_precisi
 from autoglm_perf.gpu_bench import choose, sized
 from autoglm_perf.gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
 from autoglm_perf.gpu_shapes import Shape
-from gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
+
+from tests.gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
 
 # ---- which GPU, which runtime
 

@@ -17,7 +17,8 @@ from autoglm_perf.gpu_shapes import (
     step_bytes,
     weight_bytes_read,
 )
-from gpu_fakes import TINY
+
+from tests.gpu_fakes import TINY
 
 GLM4_9B = Shape().spec(2048)
 

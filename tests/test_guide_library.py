@@ -16,7 +16,8 @@ from autoglm_engine.guided.presets import OPEN_AUTOGLM, with_marks
 from autoglm_engine.sampling.row_ops import at_least, most_likely
 from autoglm_engine.sampling.sampler import TokenSampler
 from llguidance import LLTokenizer
-from test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
+
+from tests.test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
 
 pytestmark = pytest.mark.slow
 

@@ -21,10 +21,11 @@ from autoglm_engine.guided.compiler import TokenBits
 from autoglm_engine.guided.grammar import Guide, Guides
 from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.runners.base import Limits
-from engine_bench import END, LETTERS, TEXT, VOCAB, Bench
-from fakes import FakeClock, FakeRunner, answers, expected_greedy, request
 from llguidance import LLMatcher, LLTokenizer
-from small_service import PATIENCE, control, serving, submit, until
+
+from tests.engine_bench import END, LETTERS, TEXT, VOCAB, Bench
+from tests.fakes import FakeClock, FakeRunner, answers, expected_greedy, request
+from tests.small_service import PATIENCE, control, serving, submit, until
 
 
 def letters_guides() -> Guides:

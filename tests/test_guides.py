@@ -21,13 +21,14 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint import bundled
 from autoglm_export.checkpoint.base import open_checkpoint
-from engine_bench import NUM_CANDIDATES, Bench
-from fakes import answers, request
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer
-from random_guides import REGEXES, SCHEMAS, Schema, check_json, check_regex
 from tokenizers import Tokenizer
+
+from tests.engine_bench import NUM_CANDIDATES, Bench
+from tests.fakes import answers, request
+from tests.random_guides import REGEXES, SCHEMAS, Schema, check_json, check_regex
 
 pytestmark = pytest.mark.slow
 

@@ -18,7 +18,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, GenerationOptions, InvalidRequestError, Result
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from random_guides import REGEXES, SCHEMAS, check_json, check_regex
+
+from tests.random_guides import REGEXES, SCHEMAS, check_json, check_regex
 
 pytestmark = pytest.mark.server
 

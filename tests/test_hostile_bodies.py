@@ -17,12 +17,24 @@ from autoglm_gateway.api.schema import ChatRequest, CompletionRequest
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.middleware.body_limit import BodyBounds, BodyLimit
 from autoglm_gateway.settings.model import MIB, ConnectionLimits, GatewaySettings
-from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import BaseModel
-from raw_http import PATIENCE_S, ask, chunked, connect, head, is_closed, post, read_answer, says_something, wait_until
 from starlette.types import ASGIApp
+
+from tests.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.raw_http import (
+    PATIENCE_S,
+    ask,
+    chunked,
+    connect,
+    head,
+    is_closed,
+    post,
+    read_answer,
+    says_something,
+    wait_until,
+)
 
 pytestmark = pytest.mark.slow
 

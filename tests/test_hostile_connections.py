@@ -12,11 +12,14 @@ import uvicorn
 from autoglm_gateway.server.connections import protocol_of
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
-from client_fakes import FakeTransport, Script
-from gateway_server import GatewayThread, fake_client, logged_errors
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from raw_http import (
+from starlette.responses import PlainTextResponse
+from starlette.types import Receive, Scope, Send
+
+from tests.client_fakes import FakeTransport, Script
+from tests.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.raw_http import (
     PATIENCE_S,
     Answer,
     ask,
@@ -29,8 +32,6 @@ from raw_http import (
     says_something,
     wait_until,
 )
-from starlette.responses import PlainTextResponse
-from starlette.types import Receive, Scope, Send
 
 pytestmark = pytest.mark.slow
 

@@ -6,8 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 from autoglm_gateway.settings.model import GatewaySettings
-from gateway_server import GatewayThread, fake_client
-from raw_http import ask, connect, is_closed, read_answer
+
+from tests.gateway_server import GatewayThread, fake_client
+from tests.raw_http import ask, connect, is_closed, read_answer
 
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)

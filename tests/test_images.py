@@ -14,8 +14,9 @@ from pathlib import Path
 
 import pytest
 from autoglm_gateway.settings.model import MIB, GatewaySettings
-from gateway_server import GatewayThread, fake_client, logged_errors
-from raw_http import Answer, ask, connect, post, read_answer
+
+from tests.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.raw_http import Answer, ask, connect, post, read_answer
 
 pytestmark = pytest.mark.slow
 

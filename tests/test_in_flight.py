@@ -11,10 +11,11 @@ from autoglm_engine.core import Event, FinishReason, Request, StepBatch
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TextStream, TokenText
-from engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
-from fakes import answers, assert_same_logprobs, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from tests.fakes import answers, assert_same_logprobs, expected_greedy, request
 
 
 class NotedText(TokenText):

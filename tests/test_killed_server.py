@@ -9,9 +9,10 @@ from pathlib import Path
 import psutil
 import pytest
 from autoglm_cli.server.local_server import LocalServer
-from conftest import MODEL_REPOSITORY
-from processes import wait_for_end
-from replica import LongStream, Replica, free_ports, wait_until
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.processes import wait_for_end
+from tests.replica import LongStream, Replica, free_ports, wait_until
 
 pytestmark = pytest.mark.server
 

@@ -11,7 +11,8 @@ import pytest
 import yaml
 from autoglm_engine.metrics import ALL_METRICS
 from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
-from test_deploy import health, serve
+
+from tests.test_deploy import health, serve
 
 FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
 DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")

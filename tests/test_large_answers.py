@@ -8,9 +8,10 @@ from collections.abc import Iterator
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client, GenerationOptions
-from conftest import MODEL_REPOSITORY
-from raw_grpc import Stream
-from reloading import write_artifact
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.raw_grpc import Stream
+from tests.reloading import write_artifact
 
 pytestmark = pytest.mark.server
 LENGTH = 8192

@@ -12,10 +12,11 @@ from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits, Runner, run_step
 from autoglm_engine.runners.tensorrt.logit_state import MOST_SINGLE_WRITES
 from autoglm_engine.settings.model import EngineSettings
-from contract_network import GpuBench
-from fakes import answers, letters_text, rank, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.contract_network import GpuBench
+from tests.fakes import answers, letters_text, rank, request
 
 VOCAB = 97
 

@@ -13,9 +13,10 @@ import pytest
 from autoglm_engine.core import Candidates, SamplingOptions
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
-from fakes import assert_same, rank
 from llguidance import LLTokenizer
-from tiny_models import VOCAB_SIZE, write_tokenizer
+
+from tests.fakes import assert_same, rank
+from tests.tiny_models import VOCAB_SIZE, write_tokenizer
 
 EOS = (256, 257)
 PROMPT = np.array([1, 2, 2, 9], np.int32)

@@ -21,10 +21,11 @@ from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
 from autoglm_engine.errors import NotCached
 from autoglm_engine.messages import Ack, pack_body, pack_event, unpack_event
-from engine_bench import Bench
-from fakes import FakeClock, request
-from small_service import until
-from test_sharing import counted, shared_bench, submit
+
+from tests.engine_bench import Bench
+from tests.fakes import FakeClock, request
+from tests.small_service import until
+from tests.test_sharing import counted, shared_bench, submit
 
 KEY = b"k" * 32
 LONG = {"max_tokens": 40, "logprobs": 5, "ignore_eos": True}

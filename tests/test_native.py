@@ -27,10 +27,11 @@ from autoglm_export.native.program import interleave, mix_columns, mixed_vectors
 from autoglm_export.parity.gate import teacher_forced
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from native_builds import ALL_CLASSES, library
-from numpy_runner import NumpyRunner
-from odd_shapes import ODD_SHAPES
 from typer.testing import CliRunner
+
+from tests.native_builds import ALL_CLASSES, library
+from tests.numpy_runner import NumpyRunner
+from tests.odd_shapes import ODD_SHAPES
 
 pytestmark = pytest.mark.parity
 

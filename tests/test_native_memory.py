@@ -24,8 +24,8 @@ import numpy as np
 np.memmap = lambda path, dtype, mode: np.fromfile(path, dtype)  # weights whose end the sanitizer knows
 from autoglm_engine.core import Span
 from autoglm_export.native.lowering import write_program
-from odd_shapes import ODD_SHAPES
-from test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
+from tests.odd_shapes import ODD_SHAPES
+from tests.test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
 
 def logits(folder, spec, library, ids):
     (folder / LIBRARY_NAME).unlink(missing_ok=True)

@@ -12,12 +12,13 @@ import tomllib
 from pathlib import Path
 
 import pytest
-import pythons
-from artifacts import ROOT
 from autoglm_client.transport import time_limit
 from autoglm_engine.cache.redis import tier as redis_tier
 from autoglm_engine.manifest import FileRecord
 from packaging.requirements import Requirement
+
+from tests import pythons
+from tests.artifacts import ROOT
 
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 _IMPORTS = """

@@ -18,10 +18,11 @@ from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import installed_version, load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.errors import UnsupportedModel
-from fake_gpu import CUDA, FakeCudaSession, FakeGpu
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
+
+from tests.fake_gpu import CUDA, FakeCudaSession, FakeGpu
+from tests.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
 
 Ids = np.typing.NDArray[np.int32]
 SPEC = SPECS["llama"]

@@ -21,7 +21,8 @@ from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import RopeSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
+
+from tests.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
 
 Ids = np.typing.NDArray[np.int32]
 SPEC = SPECS["llama"]

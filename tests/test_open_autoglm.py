@@ -12,15 +12,16 @@ from typing import Any
 
 import openai
 import pytest
-from artifacts import with_limits
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity.reference import Reference
 from autoglm_gateway.settings.model import GatewaySettings
-from conftest import MODEL_REPOSITORY
-from gateway_server import GatewayThread
+
+from tests.artifacts import with_limits
+from tests.conftest import MODEL_REPOSITORY
+from tests.gateway_server import GatewayThread
 
 pytestmark = [pytest.mark.server, pytest.mark.parity]
 

@@ -11,11 +11,12 @@ import urllib.request
 from pathlib import Path
 
 import pytest
-from artifacts import ROOT
 from autoglm_client import Client, LocalServer
 from google.protobuf import descriptor_pb2
-from raw_grpc import Stream
 from tritonclient.grpc import model_config_pb2, service_pb2
+
+from tests.artifacts import ROOT
+from tests.raw_grpc import Stream
 
 PROGRAMS = ROOT / "docs" / "clients"
 PROTOS = ("grpc_service.proto", "model_config.proto")

@@ -20,8 +20,9 @@ import pytest
 from autoglm_cli.repository.writer import Family, write_family
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
-from conftest import MODEL_REPOSITORY
-from raw_grpc import Stream, tensor
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.raw_grpc import Stream, tensor
 
 pytestmark = pytest.mark.server
 QUESTION = "The sky is"

@@ -9,7 +9,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from artifacts import with_limits
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner, run_step
@@ -20,8 +19,10 @@ from autoglm_export.errors import ParityError
 from autoglm_export.export import check_artifact, export
 from autoglm_export.parity import gate as parity
 from autoglm_export.parity.reference import Reference
-from numpy_runner import HalfOps, NumpyRunner
-from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
+
+from tests.artifacts import with_limits
+from tests.numpy_runner import HalfOps, NumpyRunner
+from tests.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 
 pytestmark = pytest.mark.parity
 

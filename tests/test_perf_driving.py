@@ -13,8 +13,9 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_perf.experiments.static_batching import lengths, longest_of_batches
 from autoglm_perf.experiments.waiting import Gathering, poisson_requests
 from autoglm_perf.in_process.driving import Arrival, Model
-from engine_bench import TEXT, VOCAB
-from fakes import FakeRunner
+
+from tests.engine_bench import TEXT, VOCAB
+from tests.fakes import FakeRunner
 
 
 def ask(name: str, prompt: list[int], max_tokens: int) -> Request:

@@ -25,9 +25,10 @@ from autoglm_perf.suite.results import append_jsonl, write_json
 from autoglm_perf.suite.rows import cell, headings, rows
 from autoglm_perf.suite.spread import Spread, improvement, shown
 from autoglm_perf.suite.suite import CannotRun, Result, run_all
-from fakes import FakeRunner, letters_text, letters_tokenizer
 from hypothesis import given
 from hypothesis import strategies as st
+
+from tests.fakes import FakeRunner, letters_text, letters_tokenizer
 
 RATE, TIME = Metric("rate", "1/s"), Metric("time", "ms", higher_is_better=False)
 NASTY = 'a|b <script>"x"</script> & c'

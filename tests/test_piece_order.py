@@ -13,8 +13,9 @@ import pytest
 from autoglm_client import AsyncClient, Client, PieceOrderError, ProtocolError
 from autoglm_client.calls.piece_order import PieceOrder
 from autoglm_gateway.settings.model import GatewaySettings
-from client_fakes import FakeTransport, Script, response
-from gateway_server import GatewayThread, fake_client
+
+from tests.client_fakes import FakeTransport, Script, response
+from tests.gateway_server import GatewayThread, fake_client
 
 WORDS = ("one ", "two ", "three ", "four")
 WRONG = [

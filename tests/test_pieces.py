@@ -11,7 +11,8 @@ from autoglm_engine.errors import InvalidRequest, RequestFailed, Unavailable
 from autoglm_engine.messages import Ack, pack_event
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.triton.detokenizer_model import Pieces
-from fakes import letters_text, letters_tokenizer
+
+from tests.fakes import letters_text, letters_tokenizer
 
 TOKENIZER = letters_tokenizer()
 

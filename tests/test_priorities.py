@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 from autoglm_engine.settings.model import EngineSettings
-from fakes import request
 from hypothesis import given
 from hypothesis import strategies as st
-from test_admission import FEATURES, Door, path
+
+from tests.fakes import request
+from tests.test_admission import FEATURES, Door, path
 
 FIFO = EngineSettings()
 PATIENT = replace(FIFO, admission_max_passed=1_000_000, admission_max_delay_ms=3_600_000)

@@ -22,8 +22,9 @@ from autoglm_cli.profile.workload import built_in
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import CannotConnectError, InvalidRequestError, async_client
 from autoglm_client.options import GenerationOptions
-from client_fakes import FakeTransport, Script, inputs_of
 from typer.testing import CliRunner, Result
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from random_world import World
+
+from tests.random_world import World
 
 
 @pytest.mark.slow

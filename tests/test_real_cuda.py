@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine.errors import ArtifactError
-from fake_cuda import FakeCuda
-from gpu import real_cuda
+
+from tests.fake_cuda import FakeCuda
+from tests.gpu import real_cuda
 
 ROOT = Path(__file__).parent.parent
 # The fake checks by assertions what a driver answers with a status; and another thread's calls are the same capture's.

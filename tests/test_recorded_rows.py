@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from recorded_rows import RecordedRows, Rows
-from trt_interpreter.network import Layer
+
+from tests.recorded_rows import RecordedRows, Rows
+from tests.trt_interpreter.network import Layer
 
 RECORDED = np.random.default_rng(0).standard_normal((6, 40), np.float32)
 

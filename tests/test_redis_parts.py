@@ -16,10 +16,11 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.settings.file import as_toml, parse_text, read_settings
 from autoglm_engine.settings.model import ServingSettings
 from autoglm_engine.settings.redis_url import check_redis_url, shown_redis_url
-from conftest import MODEL_REPOSITORY
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
+
+from tests.conftest import MODEL_REPOSITORY
 
 # ---- the address
 

@@ -15,14 +15,15 @@ from autoglm_engine.core import CacheHit, CacheUse, Request
 from autoglm_engine.errors import InvalidRequest, NotCached
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import Bench
-from fakes import answers, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from real_redis import RedisServer, running_redis
-from test_redis_tier import admin, wait_for
-from test_sharing import OPTIONS, Visit, check, counted, shared_bench, submit
-from test_tiers import FakeTier
+
+from tests.engine_bench import Bench
+from tests.fakes import answers, request
+from tests.real_redis import RedisServer, running_redis
+from tests.test_redis_tier import admin, wait_for
+from tests.test_sharing import OPTIONS, Visit, check, counted, shared_bench, submit
+from tests.test_tiers import FakeTier
 
 Tiers = tuple[RedisTier, RedisTier]
 

@@ -28,8 +28,9 @@ from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
 from autoglm_engine.settings.model import EngineSettings
-from fakes import request
-from real_redis import Proxy, RedisServer, proxied, running_redis
+
+from tests.fakes import request
+from tests.real_redis import Proxy, RedisServer, proxied, running_redis
 
 pytestmark = pytest.mark.slow
 

@@ -11,9 +11,10 @@ import tomllib
 from pathlib import Path
 
 import pytest
-from artifacts import ROOT
 from autoglm_engine.errors import EngineError
 from autoglm_engine.release import RELEASE, check_release
+
+from tests.artifacts import ROOT
 
 MODELS = [
     ROOT / "model_repository" / name / "1" / "model.py" for name in ("tokenizer", "engine", "detokenizer", "embedder")

@@ -17,8 +17,9 @@ from autoglm_cli.server.server_probe import stub_processes
 from autoglm_client import AsyncClient, AutoGLMError, PieceOrderError
 from autoglm_client.exceptions import LocalServerError
 from autoglm_engine.triton.board.engine_watch import _POLL_SECONDS
-from raw_grpc import Stream
-from reloading import (
+
+from tests.raw_grpc import Stream
+from tests.reloading import (
     EXPLICIT,
     POLL,
     QUESTIONS,

@@ -19,7 +19,8 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics, unit_suffix
 from autoglm_engine.triton.passed_cancels import PassedCancels
 from autoglm_engine.triton.responses import CANCEL_MEMORY_SECONDS, Replies
-from fakes import FakeClock
+
+from tests.fakes import FakeClock
 
 
 @dataclass

@@ -25,9 +25,10 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer import prompt
 from autoglm_engine.triton.neighbours import Neighbours
 from google.protobuf import json_format, text_format
-from small_service import write_artifact
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner, Result
+
+from tests.small_service import write_artifact
 
 TREE = Path(__file__).parent.parent / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")

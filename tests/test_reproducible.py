@@ -30,7 +30,8 @@ from autoglm_export.reproducible.reference import ReferenceKernels, round_to_12_
 from autoglm_export.reproducible.transcendental import power
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_native import BASE, SPECS, VOCAB_SIZE, random_weights
+
+from tests.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 
 REFERENCE = ReferenceKernels()
 COMPILED = [CompiledKernels(target, threads) for target in compiler.runnable_targets() for threads in (1, 2, 3)]
@@ -245,7 +246,7 @@ PRINT_DIGESTS = """
 import json, os, pathlib, sys
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 sys.path.insert(0, sys.argv[1])
-from test_reproducible import digests
+from tests.test_reproducible import digests
 print(json.dumps(digests(pathlib.Path(sys.argv[2]))))
 """
 

@@ -21,9 +21,10 @@ from autoglm_export.auto_runtime.timing import Measured, Timing, Workload
 from autoglm_export.errors import ExportError, InvalidOption
 from autoglm_export.export import export
 from autoglm_export.runtimes import no_progress
-from tiny_decoders import SPECS
-from tiny_models import write_checkpoint
 from typer.testing import CliRunner
+
+from tests.tiny_decoders import SPECS
+from tests.tiny_models import write_checkpoint
 
 TINY = SPECS["llama"]
 PLANS = [Options(name, "int8", 16, 1024, 128) for name in CANDIDATES]

@@ -20,7 +20,8 @@ from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.runtimes import no_progress
 from hypothesis import given
 from hypothesis import strategies as st
-from tiny_decoders import SPECS
+
+from tests.tiny_decoders import SPECS
 
 TINY = SPECS["llama"]
 PLANS = [Options(name, "int8", 16, 1024, 128) for name in CANDIDATES]

@@ -8,7 +8,8 @@ from autoglm_engine.engine.scheduler import Plan, Scheduler
 from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.runners.base import Limits
-from fakes import letters_text, request
+
+from tests.fakes import letters_text, request
 
 CHUNK = 8
 

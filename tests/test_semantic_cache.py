@@ -36,9 +36,10 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
-from fakes import FakeClock
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.fakes import FakeClock
 
 PAIRS = [
     json.loads(line)

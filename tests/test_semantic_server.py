@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 from autoglm_client import Client, InvalidRequestError, LocalServer, Message
 from autoglm_engine.embedder import Embedder
-from conftest import MODEL_REPOSITORY
 from tritonclient.grpc import InferenceServerClient, InferInput
 from tritonclient.utils import InferenceServerException
+
+from tests.conftest import MODEL_REPOSITORY
 
 pytestmark = pytest.mark.server
 OPTIONS = {"max_tokens": 16, "temperature": 0.0}

@@ -27,9 +27,10 @@ import psutil
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
-from conftest import MODEL_REPOSITORY
-from processes import shared_memory, wait_for_end
-from raw_grpc import Answer, Stream, tensor
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.processes import shared_memory, wait_for_end
+from tests.raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
 PATIENCE_S = 120.0

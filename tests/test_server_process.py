@@ -10,7 +10,8 @@ from pathlib import Path
 import psutil
 import pytest
 from autoglm_engine.system.server_process import ServerProcess
-from processes import wait_for_end
+
+from tests.processes import wait_for_end
 
 # A server that starts a model, which runs the lines given, says its pid and goes on.
 _SERVER = """

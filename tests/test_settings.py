@@ -14,9 +14,10 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_settings, settings_of
 from autoglm_engine.settings.model import EngineSettings, ServingSettings
-from engine_bench import VOCAB, Bench
-from fakes import request
 from typer.testing import CliRunner, Result
+
+from tests.engine_bench import VOCAB, Bench
+from tests.fakes import request
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

@@ -16,10 +16,11 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, AutoGLMError, Client, InvalidRequestError, SharedMemory
 from autoglm_client.exceptions import ServerUnavailableError
 from autoglm_client.transport.segment import FOLDER, Block, Segment, remove_stale
-from client_fakes import FakeTransport, Script
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
+
+from tests.client_fakes import FakeTransport, Script
 
 PAGE = 4096
 SMALL = SharedMemory(threshold_bytes=1000, max_bytes=16 * PAGE)

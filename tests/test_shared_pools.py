@@ -34,7 +34,8 @@ from autoglm_engine.system.shared_pools import (
 from autoglm_engine.triton import model_config as adapter
 from autoglm_engine.triton.board import file as board_file
 from autoglm_engine.triton.board.acks import AckBoard, cells_for
-from small_service import write_artifact
+
+from tests.small_service import write_artifact
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

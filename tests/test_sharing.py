@@ -26,10 +26,11 @@ from autoglm_engine.metrics import (
 )
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
-from fakes import FakeClock, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
+from tests.fakes import FakeClock, answers, expected_greedy, request
 
 EOS = (END, 3, 40)
 

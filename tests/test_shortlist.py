@@ -12,9 +12,10 @@ from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
 from autoglm_engine.guided.grammar import AskedGuide, GuideState
 from autoglm_engine.sampling.candidates import Shortlist
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
-from fakes import assert_same, rank
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.fakes import assert_same, rank
 
 VOCAB = 600  # more than a whole row sorts
 EOS = (5, 7)

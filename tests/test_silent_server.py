@@ -11,7 +11,8 @@ import pytest
 from autoglm_client import NO_RETRIES, AsyncClient, Client, ConnectionLost, Timeouts
 from autoglm_client.transport import silence
 from autoglm_client.transport.silence import ASK_S, SILENT_S, SilenceWatch  # as they are for users
-from silent_grpc import silent_server
+
+from tests.silent_grpc import silent_server
 
 FOREVER = Timeouts(first_token=None, between_tokens=None, total=None)
 

@@ -7,7 +7,8 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from small_shared_memory import MEBIBYTES, in_namespace, outcome, why_not
+
+from tests.small_shared_memory import MEBIBYTES, in_namespace, outcome, why_not
 
 POOL = 8 << 20
 _REFUSAL = why_not()

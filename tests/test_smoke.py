@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 from autoglm_cli.server.triton_install import find_triton
-from http_servers import QuietHandler, listening
-from test_deploy import load_script
-from triton_matrix import Found, launcher, table
+
+from tests.http_servers import QuietHandler, listening
+from tests.test_deploy import load_script
+from tests.triton_matrix import Found, launcher, table
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "deploy" / "smoke.sh"

@@ -14,10 +14,11 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.metrics import DRAFTS_ACCEPTED, TOKENS_DRAFTED
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import END, TEXT, VOCAB, Bench, spell
-from fakes import Answer, answers, fake_logits, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.engine_bench import END, TEXT, VOCAB, Bench, spell
+from tests.fakes import Answer, answers, fake_logits, request
 
 LENGTH = 160
 LIMITS = Limits(4, LENGTH, 24, VOCAB, max_logits_per_span=9)

@@ -20,7 +20,8 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_perf.load.copying import COPYING, FREE, chats
 from autoglm_perf.load.workload import reference_workload
-from conftest import MODEL_REPOSITORY
+
+from tests.conftest import MODEL_REPOSITORY
 
 pytestmark = pytest.mark.slow
 

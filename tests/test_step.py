@@ -10,7 +10,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from artifacts import ROOT
+
+from tests.artifacts import ROOT
 
 STEP = [sys.executable, str(ROOT / "deploy" / "step.py")]
 NOISY = (

@@ -8,8 +8,9 @@ import psutil
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import NO_RETRIES, AutoGLMError, Client
-from conftest import MODEL_REPOSITORY
-from processes import has_ended, wait_for_end
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.processes import has_ended, wait_for_end
 
 pytestmark = pytest.mark.server
 

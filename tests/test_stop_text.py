@@ -15,12 +15,13 @@ from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.core import Event, FinishReason
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.triton.detokenizer_model import piece_text
-from byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
-from engine_bench import LIMITS, Bench
-from fakes import Answer, answers, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
+
+from tests.byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
+from tests.engine_bench import LIMITS, Bench
+from tests.fakes import Answer, answers, request
 
 PROMPT = [1, 2, 3]
 WAYS = {"cancelled": FinishReason.CANCELLED, "late": FinishReason.DEADLINE, "length": FinishReason.LENGTH}

@@ -13,7 +13,8 @@ import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.template_process import TemplateLimits
-from processes import wait_for_end
+
+from tests.processes import wait_for_end
 
 pytestmark = pytest.mark.slow
 

@@ -17,10 +17,11 @@ import pytest
 import tensorrt_rtx as trt
 from autoglm_export.tensorrt.attention import FORMS, Attention
 from autoglm_export.tensorrt.profiles import attention_lengths_of
-from tensorrt_networks import define_network
-from tiny_decoders import SPECS, random_weights
-from trt_interpreter import Interpreter
-from trt_interpreter.dtypes import native
+
+from tests.tensorrt_networks import define_network
+from tests.tiny_decoders import SPECS, random_weights
+from tests.trt_interpreter import Interpreter
+from tests.trt_interpreter.dtypes import native
 
 pytestmark = pytest.mark.tensorrt
 

@@ -8,10 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Span, StepBatch
-from contract_network import GpuBench
-from fakes import rank
-from lowered_network import NUM_CANDIDATES, open_lowered
-from tiny_decoders import expected_logits
+
+from tests.contract_network import GpuBench
+from tests.fakes import rank
+from tests.lowered_network import NUM_CANDIDATES, open_lowered
+from tests.tiny_decoders import expected_logits
 
 
 @pytest.fixture(params=["fp16", "bf16"])

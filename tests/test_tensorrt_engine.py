@@ -15,13 +15,14 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
 from autoglm_export.parity.gate import greedy
 from autoglm_export.parity.reference import Reference
-from fakes import answers
-from network_runner import NetworkRunner
-from numpy_runner import NumpyRunner
-from quantized_reference import quantize_reference
-from tensorrt_networks import define_network
-from tiny_models import VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer
+
+from tests.fakes import answers
+from tests.network_runner import NetworkRunner
+from tests.numpy_runner import NumpyRunner
+from tests.quantized_reference import quantize_reference
+from tests.tensorrt_networks import define_network
+from tests.tiny_models import VOCAB_SIZE, write_checkpoint
 
 pytestmark = pytest.mark.tensorrt
 

@@ -19,8 +19,9 @@ from autoglm_engine.runners.tensorrt.kernel_cache import KernelCache
 from autoglm_engine.runners.tensorrt.module import load_module, new_log
 from autoglm_engine.runners.tensorrt.runner import RESERVE_BYTES
 from autoglm_engine.triton.engine_model import warm_up
-from contract_network import GpuBench
-from fake_tensorrt import FakeTensor, Specialisation
+
+from tests.contract_network import GpuBench
+from tests.fake_tensorrt import FakeTensor, Specialisation
 
 
 @pytest.fixture

@@ -13,8 +13,9 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-import fake_tensorrt
 import pytest
+
+from tests import fake_tensorrt
 
 pytestmark = pytest.mark.tensorrt
 

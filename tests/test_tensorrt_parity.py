@@ -31,15 +31,16 @@ from autoglm_export.tensorrt.linear import FP8_LARGEST
 from autoglm_export.tensorrt.network import Network
 from autoglm_export.tensorrt.ops import TensorRTOps
 from autoglm_export.tensorrt.options import PRECISIONS
-from conftest import ParityTable
-from network_runner import NetworkRunner
-from quantized_reference import quantize_reference
-from recorded_rows import RecordedRows
-from tensorrt_networks import Defined, define_network
-from tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 from tokenizers import Tokenizer
-from trt_interpreter.layers import Inputs, Intercept, required
-from trt_interpreter.network import Layer
+
+from tests.conftest import ParityTable
+from tests.network_runner import NetworkRunner
+from tests.quantized_reference import quantize_reference
+from tests.recorded_rows import RecordedRows
+from tests.tensorrt_networks import Defined, define_network
+from tests.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
+from tests.trt_interpreter.layers import Inputs, Intercept, required
+from tests.trt_interpreter.network import Layer
 
 pytestmark = pytest.mark.tensorrt
 

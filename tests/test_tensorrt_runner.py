@@ -14,11 +14,12 @@ import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, Span, StepBatch
 from autoglm_engine.runners.tensorrt.calls import buckets_of
 from autoglm_engine.runners.tensorrt.prefill_batches import PrefillBatch, batches_of, most_rows
-from contract_network import GpuBench
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from numpy_runner import NumpyRunner
-from tiny_decoders import SPECS, expected_logits
+
+from tests.contract_network import GpuBench
+from tests.numpy_runner import NumpyRunner
+from tests.tiny_decoders import SPECS, expected_logits
 
 # Short lengths of every kind, so that small models meet all of them.
 SHORT: dict[str, Any] = {

@@ -21,12 +21,13 @@ from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import NotCached
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from engine_bench import END, TEXT, VOCAB, Bench
-from fakes import FakeRunner, answers, expected_greedy, request
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_service import until
-from test_sharing import check, counted, shared_bench, submit, visits
+
+from tests.engine_bench import END, TEXT, VOCAB, Bench
+from tests.fakes import FakeRunner, answers, expected_greedy, request
+from tests.small_service import until
+from tests.test_sharing import check, counted, shared_bench, submit, visits
 
 
 @dataclass(eq=False)
@@ -409,8 +410,8 @@ import socket, sys, threading, time
 from autoglm_engine.system.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
 from autoglm_engine.settings.model import EngineSettings
-from fakes import request
-from test_tiers import FakeTier
+from tests.fakes import request
+from tests.test_tiers import FakeTier
 from autoglm_engine.cache.lookups import Lookups
 
 asked = threading.Event()

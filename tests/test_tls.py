@@ -35,11 +35,12 @@ from autoglm_gateway.servers import headers_to_servers, tls_to_servers
 from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import as_toml
 from autoglm_gateway.settings.model import GatewaySettings
-from certificates import Authority, Signed
-from gateway_server import GatewayThread
-from silent_model import write_silent_repository
-from small_service import until
 from typer.testing import CliRunner
+
+from tests.certificates import Authority, Signed
+from tests.gateway_server import GatewayThread
+from tests.silent_model import write_silent_repository
+from tests.small_service import until
 
 TOKEN_HEADER = "triton-grpc-protocol-token"
 RESTRICTED = ("--grpc-restricted-protocol=inference,metadata,statistics:token=s3cret",)

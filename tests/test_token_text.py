@@ -10,11 +10,12 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.tokenizer.incremental import TokenText, decode_piece
 from autoglm_export.checkpoint import bundled
 from autoglm_export.checkpoint.base import open_checkpoint
-from byte_tokenizers import byte_fallback
-from fakes import letters_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
+
+from tests.byte_tokenizers import byte_fallback
+from tests.fakes import letters_tokenizer
 
 
 @pytest.fixture(scope="module")

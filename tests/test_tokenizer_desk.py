@@ -24,10 +24,11 @@ from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
 from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, Door, Tensors
-from fakes import FakeClock, byte_tokenizer
-from small_service import PATIENCE
-from split_tokenizers import write_split_only
 from tokenizers import Tokenizer
+
+from tests.fakes import FakeClock, byte_tokenizer
+from tests.small_service import PATIENCE
+from tests.split_tokenizers import write_split_only
 
 pytestmark = pytest.mark.slow
 

@@ -10,8 +10,9 @@ import pytest
 from autoglm_engine.errors import EngineError, QueueFull, ShuttingDown, Unavailable
 from autoglm_engine.tokenizer import pool as tokenizer_pool
 from autoglm_engine.tokenizer.pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, TokenizerPool
-from fakes import FakeClock
-from small_service import PATIENCE, until
+
+from tests.fakes import FakeClock
+from tests.small_service import PATIENCE, until
 
 END = ShuttingDown("the server is shutting down")
 

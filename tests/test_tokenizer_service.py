@@ -11,8 +11,9 @@ from autoglm_engine.errors import Unavailable
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
 from autoglm_engine.triton.tokenizer_service import TokenizerService
-from small_service import write_artifact
-from test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
+
+from tests.small_service import write_artifact
+from tests.test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
 
 
 class Board(FakeBoard):

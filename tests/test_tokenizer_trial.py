@@ -11,10 +11,11 @@ from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.embedder.export import export_embedder
 from autoglm_export.errors import CheckpointError
 from autoglm_export.export import export
-from fakes import byte_tokenizer
-from plain_checkpoints import write_folder
-from split_tokenizers import split_only
-from test_tokenizer_patterns import PUBLISHED
+
+from tests.fakes import byte_tokenizer
+from tests.plain_checkpoints import write_folder
+from tests.split_tokenizers import split_only
+from tests.test_tokenizer_patterns import PUBLISHED
 
 pytestmark = pytest.mark.slow
 

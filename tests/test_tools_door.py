@@ -16,10 +16,11 @@ from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible
 from autoglm_engine.tokenizer.tool_definitions import parse_tools
 from autoglm_engine.tokenizer.tool_format import tool_format
 from autoglm_engine.triton.tokenizer_model import Door
-from fakes import byte_tokenizer
-from test_prompt import SMOLLM2, SPECIAL
 from tokenizers import AddedToken, Tokenizer
-from tool_templates import QWEN, TEMPLATES
+
+from tests.fakes import byte_tokenizer
+from tests.test_prompt import SMOLLM2, SPECIAL
+from tests.tool_templates import QWEN, TEMPLATES
 
 WEATHER: dict[str, Any] = {
     "type": "function",

@@ -14,9 +14,10 @@ from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
 from autoglm_gateway.tools.schema import Tool
 from autoglm_gateway.tools.use import ToolUse
-from client_fakes import FakeTransport, Script, inputs_of
 from openai.types.chat import ChatCompletionChunk
-from test_gateway import opened
+
+from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.test_gateway import opened
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "default": None}}, "required": ["city"]}
 TOOLS: list[dict[str, Any]] = [

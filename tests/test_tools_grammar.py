@@ -14,9 +14,10 @@ from autoglm_gateway.tools.parsing import PARSERS
 from autoglm_gateway.tools.schema import Choice, Tool
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
-from test_tools_parsing import Call
-from test_tools_parsing import parsed as parsed_of
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+from tests.test_tools_parsing import Call
+from tests.test_tools_parsing import parsed as parsed_of
 
 pytestmark = pytest.mark.slow
 

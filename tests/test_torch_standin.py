@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import torch
 from autoglm_engine.runners.tensorrt.load import check_on
-from checked_artifacts import add_reference
-from contract_network import GpuBench
-from fake_cuda import FakeCuda
-from gpu import torch_standin
-from gpu_fakes import TINY
-from tiny_decoders import SPECS, expected_logits, random_weights
-from torch_decoder import TorchDecoder, TorchWeights
-from torch_tensorrt import TorchTensorRT
+
+from tests.checked_artifacts import add_reference
+from tests.contract_network import GpuBench
+from tests.fake_cuda import FakeCuda
+from tests.gpu import torch_standin
+from tests.gpu_fakes import TINY
+from tests.tiny_decoders import SPECS, expected_logits, random_weights
+from tests.torch_decoder import TorchDecoder, TorchWeights
+from tests.torch_tensorrt import TorchTensorRT
 
 LIMITS = {"num_slots": 3, "max_length": 64, "prefill_chunk": 16}
 

@@ -12,8 +12,9 @@ from uuid import uuid4
 
 import pytest
 from autoglm_cli.server.local_server import LocalServer
-from conftest import MODEL_REPOSITORY
-from raw_grpc import Answer, Stream, tensor
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
 LONG = {"max_tokens": 900, "ignore_eos": True}

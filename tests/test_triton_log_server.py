@@ -9,7 +9,8 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.ports import free_ports
 from autoglm_client import Client
-from replica import wait_until
+
+from tests.replica import wait_until
 
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(

@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from trt_interpreter import Interpreter, dtypes
-from trt_interpreter.compute import COMPUTE, computed
-from trt_interpreter.layers import Inputs
-from trt_interpreter.network import OPENED, Layer, Network, Tensor
-from trt_interpreter.plan import planned
-from trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
+
+from tests.trt_interpreter import Interpreter, dtypes
+from tests.trt_interpreter.compute import COMPUTE, computed
+from tests.trt_interpreter.layers import Inputs
+from tests.trt_interpreter.network import OPENED, Layer, Network, Tensor
+from tests.trt_interpreter.plan import planned
+from tests.trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
 
 pytestmark = pytest.mark.tensorrt
 

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trt_interpreter.dtypes import Array
-from trt_networks import BF16, SmallNetwork
+
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_networks import BF16, SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

@@ -7,9 +7,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trt_interpreter import Interpreter
-from trt_interpreter.dtypes import Array
-from trt_networks import SmallNetwork
+
+from tests.trt_interpreter import Interpreter
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_networks import SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

@@ -9,8 +9,9 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from trt_interpreter.dtypes import Array
-from trt_networks import SmallNetwork
+
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_networks import SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

@@ -19,12 +19,13 @@ import psutil
 import pytest
 from autoglm_client import AsyncClient, AutoGLMError, Client, LocalServer, Stats
 from autoglm_gateway.settings.model import GatewaySettings
-from gateway_server import GatewayThread
 from prometheus_client.parser import text_string_to_metric_families
-from raw_grpc import Stream, tensor
-from replica import free_ports, wait_until
-from test_client_server import kill_stub
-from two_models import LENGTHS, ONE, OTHER, write_both
+
+from tests.gateway_server import GatewayThread
+from tests.raw_grpc import Stream, tensor
+from tests.replica import free_ports, wait_until
+from tests.test_client_server import kill_stub
+from tests.two_models import LENGTHS, ONE, OTHER, write_both
 
 pytestmark = pytest.mark.server
 BOTH = (ONE, OTHER)

@@ -8,9 +8,10 @@ import sys
 from pathlib import Path
 
 import pytest
-from artifacts import ROOT
 from autoglm_cli import home
-from wheels import build_wheel, model_files, unpack
+
+from tests.artifacts import ROOT
+from tests.wheels import build_wheel, model_files, unpack
 
 TREE = ROOT / "model_repository"
 

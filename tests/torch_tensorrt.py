@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from autoglm_engine.runners.cuda.api import Graph
 from autoglm_engine.runners.cuda.bindings import CudaBindings
-from fake_tensorrt import FakeContext, FakeEngine, FakeSeverity, FakeTensorRT, Shape
+
+from tests.fake_tensorrt import FakeContext, FakeEngine, FakeSeverity, FakeTensorRT, Shape
 
 _TYPES = {"float32": torch.float32, "int32": torch.int32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 

@@ -19,8 +19,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from artifacts import KEPT, ROOT, kept_export
 from autoglm_cli.server.triton_install import TritonInstall, find_python_library
+
+from tests.artifacts import KEPT, ROOT, kept_export
 
 # One wheel for each server; 0.5.2, 0.5.5, 0.5.6, 0.5.13, 0.5.14 and 0.6.0 carry one that another carries, and those before
 # 0.3.0 have no stub for a Python of today.

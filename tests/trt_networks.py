@@ -8,8 +8,9 @@ from typing import Any, Final
 
 import ml_dtypes
 import numpy as np
-from trt_interpreter import Interpreter
-from trt_interpreter.dtypes import NATIVE, Array
+
+from tests.trt_interpreter import Interpreter
+from tests.trt_interpreter.dtypes import NATIVE, Array
 
 BF16: Final = np.dtype(ml_dtypes.bfloat16)
 FP8: Final = np.dtype(ml_dtypes.float8_e4m3fn)

@@ -6,9 +6,10 @@ import dataclasses
 from pathlib import Path
 
 from autoglm_cli.repository.writer import Family, write_family
-from conftest import MODEL_REPOSITORY
-from native_artifacts import write_native_artifact
-from tiny_decoders import SPECS, random_weights
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.native_artifacts import write_native_artifact
+from tests.tiny_decoders import SPECS, random_weights
 
 ONE, OTHER = "phone", "chat-2.5"
 LENGTHS = {ONE: 20_000, OTHER: 24_000}  # the limits of their artifacts, in tokens: an answer of seconds fits

@@ -15,8 +15,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from artifacts import ROOT
-from wheels import build_wheel
+from tests.artifacts import ROOT
+from tests.wheels import build_wheel
 
 DEFAULT_PYTHONS = ("python3.11", "python3.12")
 EXTRAS = "serve,export"

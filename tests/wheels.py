@@ -6,7 +6,7 @@ import os
 import zipfile
 from pathlib import Path
 
-from artifacts import ROOT
+from tests.artifacts import ROOT
 
 
 def build_wheel(folder: Path) -> Path:

@@ -28,7 +28,8 @@ from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.model.spec import ModelSpec
 from autoglm_perf.gpu_shapes import Shape
 from autoglm_perf.gpu_steps import EngineLimits, build_artifact
-from torch_decoder import TorchDecoder, TorchWeights
+
+from tests.torch_decoder import TorchDecoder, TorchWeights
 
 LENGTHS = (1, 7, 1000)  # and one less than a slot holds
 NUM_SLOTS, CHUNK, NEW_TOKENS = 4, 512, 33

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from gpu.available import Available, available
-from gpu.gpu_models import LIMITS, GpuModel, GpuReference, Ids, Make, export_for_gpu, load_on_gpu
-from tiny_models import VOCAB_SIZE, write_checkpoint
+
+from tests.gpu.available import Available, available
+from tests.gpu.gpu_models import LIMITS, GpuModel, GpuReference, Ids, Make, export_for_gpu, load_on_gpu
+from tests.tiny_models import VOCAB_SIZE, write_checkpoint
 
 
 @pytest.fixture(scope="session")

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from gpu.available import Available
-from gpu.gpu_models import LIMITS, Ids, Make, greedy, prefill, relative, span, step
+
+from tests.gpu.available import Available
+from tests.gpu.gpu_models import LIMITS, Ids, Make, greedy, prefill, relative, span, step
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -15,8 +15,9 @@ from autoglm_engine.runners.tensorrt.load import check_here
 from autoglm_engine.runners.tensorrt.module import load_module
 from autoglm_export.errors import ExportError
 from autoglm_export.tensorrt.attention import FORMS
-from gpu.available import Available
-from gpu.capacity import BOUNDS, build, errors, opened, record, spec_of
+
+from tests.gpu.available import Available
+from tests.gpu.capacity import BOUNDS, build, errors, opened, record, spec_of
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

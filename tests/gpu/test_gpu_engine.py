@@ -8,8 +8,9 @@ from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
-from gpu.available import Available
-from gpu.gpu_models import GpuModel, Ids, Make
+
+from tests.gpu.available import Available
+from tests.gpu.gpu_models import GpuModel, Ids, Make
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 

@@ -13,8 +13,9 @@ import pytest
 from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.parity.gate import BOUNDS
 from autoglm_export.parity.text import TEXTS
-from gpu.available import Available
-from gpu.gpu_models import (
+
+from tests.gpu.available import Available
+from tests.gpu.gpu_models import (
     GpuReference,
     Ids,
     Make,
@@ -28,7 +29,7 @@ from gpu.gpu_models import (
     span,
     teacher_forced,
 )
-from tiny_models import FAMILIES
+from tests.tiny_models import FAMILIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

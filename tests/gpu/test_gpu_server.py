@@ -10,8 +10,9 @@ from pathlib import Path
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, Client
-from gpu.available import Available
-from gpu.gpu_models import export_for_gpu
+
+from tests.gpu.available import Available
+from tests.gpu.gpu_models import export_for_gpu
 
 pytestmark = [pytest.mark.gpu, pytest.mark.server, pytest.mark.timeout(900)]
 

@@ -32,10 +32,11 @@ from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt.device_reference import write_reference
 from autoglm_export.tensorrt.reference_ops import HeldWeights
 from autoglm_perf.gpu_shapes import Shape
-from checked_artifacts import PlainWeights
-from contract_network import contract_manifest, contract_network
-from torch_decoder import TorchDecoder, TorchWeights
-from torch_tensorrt import CardCuda, TorchTensorRT
+
+from tests.checked_artifacts import PlainWeights
+from tests.contract_network import contract_manifest, contract_network
+from tests.torch_decoder import TorchDecoder, TorchWeights
+from tests.torch_tensorrt import CardCuda, TorchTensorRT
 
 Found = dict[str, Any]
 

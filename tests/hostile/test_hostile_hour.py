@@ -20,9 +20,10 @@ import httpx
 import psutil
 import pytest
 from autoglm_cli.server.ports import free_ports
-from hostile_clients import ALL, KINDS
-from raw_http import wait_until
-from well_behaved import Seen, Tenants
+
+from tests.hostile_clients import ALL, KINDS
+from tests.raw_http import wait_until
+from tests.well_behaved import Seen, Tenants
 
 pytestmark = pytest.mark.hostile
 

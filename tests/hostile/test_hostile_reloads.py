@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 from autoglm_client import AsyncClient
-from reloading import (
+
+from tests.reloading import (
     EXPLICIT,
     POLL,
     QUESTIONS,

@@ -15,8 +15,9 @@ from pathlib import Path
 import psutil
 import pytest
 from autoglm_client import Client, ConnectionLost, LocalServer, Timeouts
-from conftest import MODEL_REPOSITORY
-from replica import FAMILY, LongStream, Replica, free_ports, wait_until
+
+from tests.conftest import MODEL_REPOSITORY
+from tests.replica import FAMILY, LongStream, Replica, free_ports, wait_until
 
 pytestmark = pytest.mark.hostile
 KILLS = int(os.environ.get("AUTOGLM_KILLS", "1"))

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from autoglm_client import Client, LocalServer, Timeouts
-from silent_model import num_asked, write_silent_repository
+
+from tests.silent_model import num_asked, write_silent_repository
 
 pytestmark = [pytest.mark.hostile, pytest.mark.server]
 

@@ -8,7 +8,8 @@ import time
 from collections import Counter
 
 import pytest
-from random_world import World
+
+from tests.random_world import World
 
 NUM_REQUESTS = int(os.environ.get("AUTOGLM_RANDOM_REQUESTS", "30000"))
 PER_WORLD = 100

@@ -31,6 +31,6 @@ What can be read back from a network definition (tensorrt_rtx 1.7):
   right raise, so such a network does not open. Sizes known only at run time are checked when the network runs.
 """
 
-from trt_interpreter.interpreter import Interpreter
+from tests.trt_interpreter.interpreter import Interpreter
 
 __all__ = ["Interpreter"]

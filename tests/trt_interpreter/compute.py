@@ -5,10 +5,17 @@ from typing import Final
 
 import numpy as np
 
-from trt_interpreter import layers_attention, layers_index, layers_math, layers_quantize, layers_reduce, layers_shape
-from trt_interpreter.dtypes import Array, float32, typed
-from trt_interpreter.layers import Compute, Intercept
-from trt_interpreter.network import Layer, Tensor
+from tests.trt_interpreter import (
+    layers_attention,
+    layers_index,
+    layers_math,
+    layers_quantize,
+    layers_reduce,
+    layers_shape,
+)
+from tests.trt_interpreter.dtypes import Array, float32, typed
+from tests.trt_interpreter.layers import Compute, Intercept
+from tests.trt_interpreter.network import Layer, Tensor
 
 COMPUTE: Final[dict[str, Compute]] = {
     "ACTIVATION": layers_math.activation,

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array, native
+from tests.trt_interpreter.dtypes import Array, native
 
 
 class _Weights(ctypes.Structure):

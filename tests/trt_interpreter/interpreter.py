@@ -5,11 +5,11 @@ from typing import Any
 
 import numpy as np
 
-from trt_interpreter.compute import computed
-from trt_interpreter.dtypes import SIXTEEN_BIT, Array, float32, native, outward
-from trt_interpreter.layers import Intercept
-from trt_interpreter.network import Network, Tensor, open_network
-from trt_interpreter.plan import planned
+from tests.trt_interpreter.compute import computed
+from tests.trt_interpreter.dtypes import SIXTEEN_BIT, Array, float32, native, outward
+from tests.trt_interpreter.layers import Intercept
+from tests.trt_interpreter.network import Network, Tensor, open_network
+from tests.trt_interpreter.plan import planned
 
 
 class Interpreter:

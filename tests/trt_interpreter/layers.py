@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from typing import TypeAlias
 
-from trt_interpreter.dtypes import Array
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_interpreter.network import Layer
 
 Inputs: TypeAlias = tuple[Array | None, ...]
 Outputs: TypeAlias = tuple[Array, ...]

@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array, float32
-from trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array, float32
+from tests.trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
+from tests.trt_interpreter.network import Layer
 
 
 def rotary_embedding(layer: Layer, inputs: Inputs) -> Outputs:

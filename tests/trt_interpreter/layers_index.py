@@ -2,9 +2,9 @@
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array
-from trt_interpreter.layers import Inputs, Outputs, given, only_axis, required
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_interpreter.layers import Inputs, Outputs, given, only_axis, required
+from tests.trt_interpreter.network import Layer
 
 
 def gather(layer: Layer, inputs: Inputs) -> Outputs:

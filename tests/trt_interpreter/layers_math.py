@@ -6,9 +6,9 @@ from typing import Final
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array, native
-from trt_interpreter.layers import Inputs, Outputs, required, unsupported
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array, native
+from tests.trt_interpreter.layers import Inputs, Outputs, required, unsupported
+from tests.trt_interpreter.network import Layer
 
 
 def _quotient(a: Array, b: Array) -> Array:

@@ -4,9 +4,9 @@ from typing import Final
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array, e4m3
-from trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array, e4m3
+from tests.trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
+from tests.trt_interpreter.network import Layer
 
 INTEGER_RANGE: Final = {"INT8": (-128, 127), "INT4": (-8, 7)}
 

@@ -5,9 +5,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array
-from trt_interpreter.layers import Inputs, Outputs, axes_of, only_axis, required, unsupported
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array
+from tests.trt_interpreter.layers import Inputs, Outputs, axes_of, only_axis, required, unsupported
+from tests.trt_interpreter.network import Layer
 
 REDUCE: Final[dict[str, Callable[..., Any]]] = {
     "SUM": np.sum,

@@ -4,9 +4,9 @@ from typing import Any
 
 import numpy as np
 
-from trt_interpreter.dtypes import Array, native
-from trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
-from trt_interpreter.network import Layer
+from tests.trt_interpreter.dtypes import Array, native
+from tests.trt_interpreter.layers import Inputs, Outputs, given, required, unsupported
+from tests.trt_interpreter.network import Layer
 
 
 def identity(layer: Layer, inputs: Inputs) -> Outputs:

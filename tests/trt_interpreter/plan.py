@@ -4,10 +4,10 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
-from trt_interpreter.compute import AS_HELD
-from trt_interpreter.constants import constant_values
-from trt_interpreter.dtypes import Array, float32
-from trt_interpreter.network import Layer, Network
+from tests.trt_interpreter.compute import AS_HELD
+from tests.trt_interpreter.constants import constant_values
+from tests.trt_interpreter.dtypes import Array, float32
+from tests.trt_interpreter.network import Layer, Network
 
 # they have a row's state, whatever their inputs are
 NEVER_FOLDED = frozenset({"ATTENTION_INPUT", "ATTENTION_OUTPUT", "KV_CACHE_UPDATE"})
