@@ -126,7 +126,7 @@ soak: $(VENV)/test.stamp ## 20 minutes at 80% of capacity: perf/report/soak.html
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf --only soak $(BENCH_FLAGS)
 
 bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu_bench $(BENCH_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu.bench $(BENCH_FLAGS)
 
 # No browser and no server of others: what these steps need, and the card's runtime.
 $(VENV)/first-hour-$(GPU).stamp: $(VENV)/runtime.stamp
@@ -135,7 +135,7 @@ $(VENV)/first-hour-$(GPU).stamp: $(VENV)/runtime.stamp
 	@touch $@
 
 gpu-first-hour: $(VENV)/first-hour-$(GPU).stamp ## ask a new GPU what must be known first, about an hour, and write one page of it: docs/gpu-first-hour.md
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.first_hour $(HOUR_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu.first_hour $(HOUR_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
 	rm -rf $(VENV) build dist model_repository/engine/1/artifact model_repository/embedder/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis

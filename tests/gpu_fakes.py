@@ -8,11 +8,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from autoglm_perf import gpu
-from autoglm_perf.gpu import Gpu
-from autoglm_perf.gpu_bandwidth import Bandwidth
-from autoglm_perf.gpu_settings import GpuBenchSettings
-from autoglm_perf.gpu_shapes import Shape
+from autoglm_perf.gpu import device as gpu
+from autoglm_perf.gpu.bandwidth import Bandwidth
+from autoglm_perf.gpu.device import Gpu
+from autoglm_perf.gpu.settings import GpuBenchSettings
+from autoglm_perf.gpu.shapes import Shape
 
 TINY = Shape(2, 64, 2, 1, 32, 96, 120)
 ADA = Gpu("NVIDIA L4", (8, 9), 24 * 10**9, "13.0")

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from autoglm_perf import first_hour
-from autoglm_perf.first_hour import Outcome, in_the_shell, read_lines, run_steps, write_lines, write_page
-from autoglm_perf.first_hour_page import page
-from autoglm_perf.first_hour_steps import Step, steps
-from autoglm_perf.gpu_report import append_jsonl, gpu_machine
-from autoglm_perf.gpu_samples import figure
+from autoglm_perf.gpu import first_hour
+from autoglm_perf.gpu.first_hour import Outcome, in_the_shell, read_lines, run_steps, write_lines, write_page
+from autoglm_perf.gpu.first_hour_page import page
+from autoglm_perf.gpu.first_hour_steps import Step, steps
+from autoglm_perf.gpu.report import append_jsonl, gpu_machine
+from autoglm_perf.gpu.samples import figure
 
 from tests.gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
 
@@ -142,7 +142,7 @@ def recorded(folder: Path) -> None:
 
 
 def as_json(made: Any) -> dict[str, Any]:
-    from autoglm_perf.gpu_bench import _as_json
+    from autoglm_perf.gpu.bench import _as_json
 
     found: dict[str, Any] = json.loads(json.dumps(_as_json(made)))
     return found
@@ -188,7 +188,7 @@ def test_an_hour_that_ended_early_has_a_page_too() -> None:
 
 def test_without_a_gpu_it_is_one_sentence() -> None:
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}
-    command = [sys.executable, "-m", "autoglm_perf.first_hour"]
+    command = [sys.executable, "-m", "autoglm_perf.gpu.first_hour"]
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (1, "")
     assert re.fullmatch(r"Error: .*GPU.*\n", done.stderr)

@@ -19,15 +19,16 @@ from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Limits
 from autoglm_export.auto_runtime.random_weights import RandomWeights
-from autoglm_perf import gpu_bench, gpu_generate
-from autoglm_perf.gpu_bandwidth import measure_bandwidth
-from autoglm_perf.gpu_bench import check_same, measure_generate, measure_ours
-from autoglm_perf.gpu_checks import WrongAnswer, check_decode
-from autoglm_perf.gpu_report import append_jsonl, comparisons, gpu_machine, table
-from autoglm_perf.gpu_samples import figure
-from autoglm_perf.gpu_settings import InvalidSetting
-from autoglm_perf.gpu_shapes import num_parameters, step_bytes
-from autoglm_perf.gpu_steps import EngineLimits, StepRunner, build_artifact, fill, loaded, time_decode, time_prefill
+from autoglm_perf.gpu import bench as gpu_bench
+from autoglm_perf.gpu import generate as gpu_generate
+from autoglm_perf.gpu.bandwidth import measure_bandwidth
+from autoglm_perf.gpu.bench import check_same, measure_generate, measure_ours
+from autoglm_perf.gpu.checks import WrongAnswer, check_decode
+from autoglm_perf.gpu.report import append_jsonl, comparisons, gpu_machine, table
+from autoglm_perf.gpu.samples import figure
+from autoglm_perf.gpu.settings import InvalidSetting
+from autoglm_perf.gpu.shapes import num_parameters, step_bytes
+from autoglm_perf.gpu.steps import EngineLimits, StepRunner, build_artifact, fill, loaded, time_decode, time_prefill
 from rich.console import Console
 
 from tests.gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
@@ -250,7 +251,7 @@ def test_a_line_says_what_it_depends_on(tmp_path: Path) -> None:
 
 
 def run_bench(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "autoglm_perf.gpu_bench", *arguments]
+    command = [sys.executable, "-m", "autoglm_perf.gpu.bench", *arguments]
     environment = {**os.environ, "CUDA_VISIBLE_DEVICES": "", "COLUMNS": "120"}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
 

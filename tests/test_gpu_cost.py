@@ -6,9 +6,9 @@ from itertools import product
 from pathlib import Path
 
 import pytest
-from autoglm_perf import gpu_cost
-from autoglm_perf.gpu_cost import ATTAINED_READ, CARDS, LENGTHS, ROWS, SPEC, Card, Step
-from autoglm_perf.gpu_shapes import step_bytes
+from autoglm_perf.gpu import cost as gpu_cost
+from autoglm_perf.gpu.cost import ATTAINED_READ, CARDS, LENGTHS, ROWS, SPEC, Card, Step
+from autoglm_perf.gpu.shapes import step_bytes
 from autoglm_perf.suite.markdown import replaced
 
 PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"

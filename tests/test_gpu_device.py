@@ -7,10 +7,10 @@ import sys
 from typing import Any
 
 import pytest
-from autoglm_perf.gpu import Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
-from autoglm_perf.gpu_bench import choose, sized
-from autoglm_perf.gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
-from autoglm_perf.gpu_shapes import Shape
+from autoglm_perf.gpu.bench import choose, sized
+from autoglm_perf.gpu.device import Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
+from autoglm_perf.gpu.settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
+from autoglm_perf.gpu.shapes import Shape
 
 from tests.gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
 

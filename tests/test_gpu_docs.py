@@ -6,9 +6,9 @@ import re
 from pathlib import Path
 
 import pytest
-from autoglm_perf.gpu import MIN_CAPABILITY, RTX_CAPABILITIES
-from autoglm_perf.gpu_settings import device_bytes
-from autoglm_perf.gpu_shapes import Shape, cache_bytes_per_token, weight_bytes_read
+from autoglm_perf.gpu.device import MIN_CAPABILITY, RTX_CAPABILITIES
+from autoglm_perf.gpu.settings import device_bytes
+from autoglm_perf.gpu.shapes import Shape, cache_bytes_per_token, weight_bytes_read
 
 ROOT = Path(__file__).parent.parent
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")

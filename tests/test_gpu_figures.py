@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.checkpoint.weights import weight_shapes
-from autoglm_perf.gpu_samples import figure, time_each
-from autoglm_perf.gpu_shapes import (
+from autoglm_perf.gpu.samples import figure, time_each
+from autoglm_perf.gpu.shapes import (
     Shape,
     cache_bytes_per_token,
     floor_ms,

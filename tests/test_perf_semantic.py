@@ -8,8 +8,8 @@ from xml.etree import ElementTree
 
 import pytest
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_perf.semantic import THRESHOLDS, Pair, Scored, curves, document, score
-from autoglm_perf.semantic_plot import curves_svg
+from autoglm_perf.semantic.plot import curves_svg
+from autoglm_perf.semantic.precision import PAIRS_FILE, THRESHOLDS, Pair, Scored, curves, document, score
 
 ROOT = Path(__file__).parent.parent
 
@@ -56,6 +56,6 @@ def test_the_document_in_the_docs_is_of_the_default_threshold() -> None:
     text = (ROOT / "docs" / "semantic.md").read_text(encoding="utf-8")
     assert f"The default threshold is {EngineSettings().semantic_threshold:g}." in text
     assert EngineSettings().semantic_threshold in THRESHOLDS
-    count = len((ROOT / "tests" / "data" / "semantic_pairs.jsonl").read_text(encoding="utf-8").splitlines())
+    count = len(PAIRS_FILE.read_text(encoding="utf-8").splitlines())
     numbers = re.search(r"(\d+) pairs that mean the same and (\d+) that only", text)
     assert numbers is not None and sum(map(int, numbers.groups())) == count

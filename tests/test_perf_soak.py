@@ -16,9 +16,9 @@ import pytest
 from autoglm_client import AsyncClient, InvalidRequestError, QueueFullError
 from autoglm_perf.load.load import Question, greedy
 from autoglm_perf.load.pauses import PauseWatch
-from autoglm_perf.soak_traffic import SHARES, Asker, Kind, Record, Task, draw_task
-from autoglm_perf.soak_verdict import Soaked, panels, unmet
-from autoglm_perf.soak_watch import Sample, mapped_regions
+from autoglm_perf.soak.traffic import SHARES, Asker, Kind, Record, Task, draw_task
+from autoglm_perf.soak.verdict import Soaked, panels, unmet
+from autoglm_perf.soak.watch import Sample, mapped_regions
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -36,15 +36,13 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
+from autoglm_perf.semantic.precision import PAIRS_FILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.fakes import FakeClock
 
-PAIRS = [
-    json.loads(line)
-    for line in (Path(__file__).parent / "data" / "semantic_pairs.jsonl").read_text(encoding="utf-8").splitlines()
-]
+PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text(encoding="utf-8").splitlines()]
 DIMENSIONS = 4
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass, field
 
-from autoglm_perf.gpu import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
+from autoglm_perf.gpu.device import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
 
 
 @dataclass(frozen=True)

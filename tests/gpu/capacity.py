@@ -26,8 +26,8 @@ from autoglm_engine.runners.tensorrt.load import open_runner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.model.spec import ModelSpec
-from autoglm_perf.gpu_shapes import Shape
-from autoglm_perf.gpu_steps import EngineLimits, build_artifact
+from autoglm_perf.gpu.shapes import Shape
+from autoglm_perf.gpu.steps import EngineLimits, build_artifact
 
 from tests.torch_decoder import TorchDecoder, TorchWeights
 

@@ -31,7 +31,7 @@ from autoglm_export.auto_runtime.random_weights import RandomWeights
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt.device_reference import write_reference
 from autoglm_export.tensorrt.reference_ops import HeldWeights
-from autoglm_perf.gpu_shapes import Shape
+from autoglm_perf.gpu.shapes import Shape
 
 from tests.checked_artifacts import PlainWeights
 from tests.contract_network import contract_manifest, contract_network

@@ -15,7 +15,7 @@ from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
 from autoglm_perf.load.load import Answered, Question, ask_all, greedy
 from autoglm_perf.load.measures import RunFigures
-from autoglm_perf.semantic import PAIRS_FILE, Pair, read_pairs
+from autoglm_perf.semantic.precision import PAIRS_FILE, Pair, read_pairs
 from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
 from autoglm_perf.suite.context import Context
 from autoglm_perf.suite.experiment import Description, Found

@@ -17,9 +17,9 @@ from autoglm_perf.load.arrivals import poisson_times
 from autoglm_perf.load.load import Question, ask_all
 from autoglm_perf.load.measures import Percentiles
 from autoglm_perf.load.pauses import PauseWatch
-from autoglm_perf.soak_traffic import SHARES, Asker, Record, draw_task, make_pool
-from autoglm_perf.soak_verdict import Soaked, is_idle, panels, unmet
-from autoglm_perf.soak_watch import Sample, Watch
+from autoglm_perf.soak.traffic import SHARES, Asker, Record, draw_task, make_pool
+from autoglm_perf.soak.verdict import Soaked, is_idle, panels, unmet
+from autoglm_perf.soak.watch import Sample, Watch
 from autoglm_perf.suite.context import Context
 from autoglm_perf.suite.equality import first_answers
 from autoglm_perf.suite.experiment import Arm, Description, Found, Metric, Published

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import numpy as np
 from autoglm_engine.core import Logits
 
-from .gpu_steps import StepRunner, decode, fill
+from .steps import StepRunner, decode, fill
 
 # Relative L2 distance of two ways through all layers that rounding explains; of random weights, whose logits are near
 # nothing but each other. What is wrong is off by 1 and more.

@@ -11,8 +11,8 @@ from itertools import pairwise
 from autoglm_perf.load.measures import Percentiles
 from autoglm_perf.suite.plot import Line, Panel
 
-from .soak_traffic import Kind, Record
-from .soak_watch import Sample, series
+from .traffic import Kind, Record
+from .watch import Sample, series
 
 ALLOWED_GROWTH = 0.02
 ALLOWED_PAUSE_S = 0.25

@@ -19,7 +19,7 @@ from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.runtimes import Progress, no_progress
 
-from .gpu_samples import time_each
+from .samples import time_each
 
 TOKEN = 7  # that is decoded
 

@@ -1,4 +1,4 @@
-"""`make bench-gpu` (python -m autoglm_perf.gpu_bench): decode and prefill on a GPU at GLM-4-9B's shape, random weights.
+"""`make bench-gpu` (python -m autoglm_perf.gpu.bench): decode and prefill on a GPU at GLM-4-9B's shape, random weights.
 
 In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers. What
 our steps compute is checked, too (`gpu_checks`).
@@ -26,25 +26,15 @@ from autoglm_export.tensorrt.attention import FORMS
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
 
-from . import gpu_generate
-from .gpu import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
-from .gpu_bandwidth import Bandwidth, measure_bandwidth
-from .gpu_checks import WrongAnswer, check_decode, check_prefill
-from .gpu_report import append_jsonl, gpu_machine, show
-from .gpu_samples import Figure, figure
-from .gpu_settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
-from .gpu_shapes import Shape, floor_ms, num_parameters, step_bytes
-from .gpu_steps import (
-    TOKEN,
-    EngineLimits,
-    StepRunner,
-    build_artifact,
-    fill,
-    loaded,
-    some_ids,
-    time_decode,
-    time_prefill,
-)
+from . import generate as gpu_generate
+from .bandwidth import Bandwidth, measure_bandwidth
+from .checks import WrongAnswer, check_decode, check_prefill
+from .device import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
+from .report import append_jsonl, gpu_machine, show
+from .samples import Figure, figure
+from .settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
+from .shapes import Shape, floor_ms, num_parameters, step_bytes
+from .steps import TOKEN, EngineLimits, StepRunner, build_artifact, fill, loaded, some_ids, time_decode, time_prefill
 
 _AUTO = "auto"
 

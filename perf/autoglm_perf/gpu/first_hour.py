@@ -1,4 +1,4 @@
-"""`make gpu-first-hour` (python -m autoglm_perf.first_hour): what a new card must be asked first, and one page of its answers."""
+"""`make gpu-first-hour` (python -m autoglm_perf.gpu.first_hour): what a new card must be asked first, and one page of its answers."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from typing import Annotated, Any
 
 import typer
 
+from .device import Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
 from .first_hour_page import page
 from .first_hour_steps import FIGURES, RECORD, Step, steps
-from .gpu import Gpu, NoGpu, best_runtime, find_gpu, why_not_precision, why_not_runtime
-from .gpu_report import versions
+from .report import versions
 
 STEPS = "steps.jsonl"
 NOTICED = ("without a CUDA graph", "no fused kernel", "which is slower")  # of a step's output, worth a line on the page

@@ -1,6 +1,6 @@
 """What a step of GLM-4-9B must cost on a card, computed and not measured: bytes, arithmetic, launches and host time.
 
-`python -m autoglm_perf.gpu_cost` writes the tables of docs/gpu.md. A decode step takes the longer of reading the weights
+`python -m autoglm_perf.gpu.cost` writes the tables of docs/gpu.md. A decode step takes the longer of reading the weights
 and multiplying by them, then reads keys and values, then goes through the logits, then the host samples and plans while
 the GPU waits. Not in it: attention's own arithmetic, how well a kernel spreads one row over a GPU, normalisation and the
 like. So the figures are floors to be compared with each other, not promises.
@@ -21,9 +21,9 @@ from autoglm_export.tensorrt.lowering import DEFAULT_CANDIDATES
 
 from autoglm_perf.suite.markdown import write_summary
 
-from .gpu_shapes import Shape, cache_bytes_per_token, num_parameters, weight_bytes_read
+from .shapes import Shape, cache_bytes_per_token, num_parameters, weight_bytes_read
 
-COMMAND = "python -m autoglm_perf.gpu_cost"
+COMMAND = "python -m autoglm_perf.gpu.cost"
 PRECISION = "bf16"
 ROWS, LENGTHS, PROMPTS = (1, 16, 64, 256), (1_000, 8_000, 25_000), (16, 100, 400)
 LONGEST = 25_600  # tokens that a slot is built for, where the card has room

@@ -122,7 +122,7 @@ def _bench(
     runtime: str, folder: Path, artifact: str, batches: str, max_length: int, past: int, *more: str
 ) -> tuple[str, ...]:
     return (
-        sys.executable, "-m", "autoglm_perf.gpu_bench", "--runtime", runtime, "--precision", "bf16", "--batch", batches,
+        sys.executable, "-m", "autoglm_perf.gpu.bench", "--runtime", runtime, "--precision", "bf16", "--batch", batches,
         "--max-length", str(max_length), "--past", str(past), "--artifact", str(folder / artifact),
         "--results", str(folder / FIGURES), *more,
     )  # fmt: skip

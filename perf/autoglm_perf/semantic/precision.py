@@ -1,4 +1,4 @@
-"""How well the semantic cache tells questions apart: `python -m autoglm_perf.semantic [EMBEDDER]`.
+"""How well the semantic cache tells questions apart: `python -m autoglm_perf.semantic.precision [EMBEDDER]`.
 
 Pairs of questions that mean the same and pairs that only look it, in English and Chinese. For each threshold: of the pairs
 taken to mean the same the share that does (precision), and of those that do the share that is taken (recall), with and
@@ -20,10 +20,10 @@ from autoglm_engine.embedder import Embedder
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 
-from .semantic_plot import Curve, curves_svg
+from .plot import Curve, curves_svg
 
-_ROOT = Path(__file__).resolve().parents[2]
-PAIRS_FILE = _ROOT / "tests" / "data" / "semantic_pairs.jsonl"
+_ROOT = Path(__file__).resolve().parents[3]
+PAIRS_FILE = _ROOT / "perf" / "autoglm_perf" / "data" / "semantic_pairs.jsonl"
 THRESHOLDS = (0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98)
 GROUPS = {
     "English": ("en", False),
@@ -131,8 +131,8 @@ def document(scored: Sequence[Scored], default: float) -> str:
     same = sum(one.pair.same for one in scored)
     parts = [
         "# Questions that mean the same",
-        f"Written by `python -m autoglm_perf.semantic`: {same} pairs that mean the same and {len(scored) - same} that only look "
-        f"it (`tests/data/semantic_pairs.jsonl`), compared by {BUNDLED_EMBEDDER}. The default threshold is {default:g}.",
+        f"Written by `python -m autoglm_perf.semantic.precision`: {same} pairs that mean the same and {len(scored) - same} that only look "
+        f"it (`autoglm_perf/data/semantic_pairs.jsonl`), compared by {BUNDLED_EMBEDDER}. The default threshold is {default:g}.",
         "The pairs and the guards have one author, so figures with guards flatter. The held-out pairs were "
         "written when the guards stood, as attacks on them; two rules (order, added characters in Chinese) were then made stricter "
         "because of them, so they are no longer unseen. Real traffic has far fewer near misses than these sets: there precision is higher.",

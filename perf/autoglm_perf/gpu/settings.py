@@ -7,8 +7,8 @@ from pathlib import Path
 
 from autoglm_export.model.spec import ModelSpec
 
-from .gpu import Gpu
-from .gpu_shapes import WEIGHT_BYTES, Shape, cache_bytes_per_token, weight_bytes_read
+from .device import Gpu
+from .shapes import WEIGHT_BYTES, Shape, cache_bytes_per_token, weight_bytes_read
 
 MAX_BATCH = 1024
 MAX_CANDIDATES = 3840  # of TensorRT's top-k

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from .gpu_samples import time_each
+from .samples import time_each
 
 BUFFER_BYTES = 2 << 30  # far more than any cache on the chip
 _WARM_UP, _SAMPLES = 5, 20

@@ -14,9 +14,9 @@ from rich.table import Table
 
 from autoglm_perf.suite.report import machine
 
-from .gpu import Gpu
-from .gpu_bandwidth import Bandwidth
-from .gpu_samples import Figure
+from .bandwidth import Bandwidth
+from .device import Gpu
+from .samples import Figure
 
 PACKAGES = ("tensorrt", "tensorrt-rtx", "onnxruntime-gpu", "cuda-python")
 _HEADINGS = ("batch", "median ms", "p10 ... p90", "floor ms", "x floor", "tokens/s", "off by", "samples")

@@ -1,0 +1,1 @@
+"""The soak: its traffic, its watch and its verdict."""
