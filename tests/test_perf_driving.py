@@ -10,8 +10,8 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_perf.experiments.static_batching import lengths, longest_of_batches
-from autoglm_perf.experiments.waiting import Gathering, poisson_requests
+from autoglm_perf.experiments.scheduling.static_batching import lengths, longest_of_batches
+from autoglm_perf.experiments.scheduling.waiting import Gathering, poisson_requests
 from autoglm_perf.in_process.driving import Arrival, Model
 
 from tests.engine_bench import TEXT, VOCAB

@@ -11,7 +11,7 @@ from itertools import islice, pairwise
 from pathlib import Path
 
 import pytest
-from autoglm_perf.experiments.service_targets import verdict
+from autoglm_perf.experiments.system.service_targets import verdict
 from autoglm_perf.load.arrivals import poisson_times
 from autoglm_perf.load.load import Answered, Question, greedy
 from autoglm_perf.load.measures import RequestTiming

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.checkpoint.gguf import GgufFile
-from autoglm_perf.experiments.peers import PEERS
+from autoglm_perf.experiments.system.peers import PEERS
 from autoglm_perf.in_process.fidelity import Fidelity, FixedTexts
 from autoglm_perf.peers import environment
 from autoglm_perf.peers.environment import Peer, interpreter, measure, parse

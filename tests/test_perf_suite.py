@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits
-from autoglm_perf.experiments.analyzer_sweep import composing_line
+from autoglm_perf.experiments.system.analyzer_sweep import composing_line
 from autoglm_perf.in_process.in_process import drive
 from autoglm_perf.load.measures import RequestTiming
 from autoglm_perf.suite import markdown, page

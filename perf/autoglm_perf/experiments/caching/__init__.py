@@ -1,0 +1,1 @@
+"""Experiments: what is not computed twice."""

@@ -1,0 +1,1 @@
+"""Experiments: what each part costs beside the model."""

@@ -1,0 +1,1 @@
+"""Experiments: who is served when, and with whom."""
