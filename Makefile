@@ -71,30 +71,30 @@ test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real
 	@$(TOTAL)
 
 test-wheel: $(VENV)/test.stamp ## by hand, minutes: builds the wheel, and what it serves in fresh environments: make test-wheel [PYTHONS="python3.11 python3.12"]
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/wheel.py $(PYTHONS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.wheel $(PYTHONS)
 	@$(TOTAL)
 
 test-cpus: $(VENV)/test.stamp ## by hand: the tests whose result could depend on the CPU, under other BLAS kernels, instruction sets and thread counts
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/cpus.py $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.cpus $(PYTEST_FLAGS)
 
 test-pythons: $(VENV)/test.stamp ## by hand: the models and the client under numpy 2, and other Pythons: make test-pythons PYTHONS="python3.10 python3.13"
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/pythons.py $(PYTHONS) $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.pythons $(PYTHONS) $(PYTEST_FLAGS)
 
 hostile: $(VENV)/test.stamp ## by hand, most of an hour: forged tensors, hostile clients, killed processes, reloads under load and 30,000 random requests against real servers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m hostile $(PYTEST_FLAGS)
 
 build-matrix: $(VENV)/test.stamp ## half an hour, no GPU: which attention TensorRT-RTX builds for each family, precision, card and capacity
-	@$(BIN)/python tests/build_matrix.py
+	@$(BIN)/python -m tests.by_hand.build_matrix
 
 test-gpu: $(VENV)/gpu-$(GPU).stamp ## build and run on this machine's GPU: make test-gpu [GPU=tensorrt-rtx]
 	@$(BIN)/python tests/gpu/available.py
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -m gpu tests/gpu $(PYTEST_FLAGS)
 
 test-triton: $(VENV)/test.stamp ## by hand, about half an hour: the smoke set on every tritonserver that PyPI has
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/triton_matrix.py $(MATRIX_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.triton_matrix $(MATRIX_FLAGS)
 
 drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare environment, perf_analyzer and genai-perf ask the exported model
-	@PATH="$(CURDIR)/$(BIN):$$PATH" python tests/drop_in.py $(DROP_IN_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.drop_in $(DROP_IN_FLAGS)
 
 test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of docs/clients (C++, Java, Go), each cancels an answer; installs Debian's gRPC
 	@PYTHON=$(PYTHON) sh deploy/system-packages.sh clients

@@ -14,8 +14,8 @@ from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 from autoglm_export.parity.reference import Reference
 from hypothesis import HealthCheck, settings
 
-from tests.artifacts import ROOT, kept_export
-from tests.remembered_reference import RememberedReference
+from tests.support.export.artifacts import ROOT, kept_export
+from tests.support.export.remembered_reference import RememberedReference
 
 # No test fails because a machine is slow.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])

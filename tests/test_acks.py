@@ -17,7 +17,7 @@ from autoglm_engine.triton.board.acks import AckBoard, AckGate
 from autoglm_engine.triton.board.file import Board
 from autoglm_engine.triton.board.finder import remove_stale_boards
 
-from tests.fakes import FakeClock
+from tests.support.engine.fakes import FakeClock
 
 LONG = 1.1 * AckGate.PROBE_SECONDS
 

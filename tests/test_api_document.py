@@ -21,12 +21,12 @@ from autoglm_gateway.api.answers import ChatShape, CompletionShape
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport
-from tests.gateway_server import GatewayThread, fake_client, logged_errors
-from tests.raw_http import ask, head, post
+from tests.support.client.client_fakes import FakeTransport
+from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.support.server.raw_http import ask, head, post
 
 CASES = int(os.environ.get("AUTOGLM_CONFORMANCE_CASES", "700"))
-HOOKS = Path(__file__).parent / "schemathesis_hooks.py"
+HOOKS = Path(__file__).parent / "support" / "gateway" / "schemathesis_hooks.py"
 # Not every body that fits the schema can be served: images cannot.
 EXCLUDED = ("positive_data_acceptance",)
 

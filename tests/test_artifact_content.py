@@ -21,8 +21,8 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.triton.detokenizer_model import load_text
 from autoglm_engine.triton.tokenizer_model import Door
 
-from tests.native_artifacts import LIBRARY, relist, write_native_artifact
-from tests.tiny_decoders import SPECS, onnx_runner, random_weights
+from tests.support.export.native_artifacts import LIBRARY, relist, write_native_artifact
+from tests.support.export.tiny_decoders import SPECS, onnx_runner, random_weights
 
 pytestmark = pytest.mark.parity
 
@@ -277,7 +277,7 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.manifest import Manifest
-from tests import native_artifacts
+from tests.support.export import native_artifacts
 
 folder = Path(sys.argv[1])
 program = np.fromfile(folder / "program.bin", np.int64)

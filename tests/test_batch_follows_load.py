@@ -11,8 +11,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import VOCAB, Bench
-from tests.fakes import request
+from tests.support.engine.engine_bench import VOCAB, Bench
+from tests.support.engine.fakes import request
 
 NUM_SLOTS = 6
 

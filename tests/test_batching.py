@@ -16,7 +16,7 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer
 
-from tests.artifacts import with_limits
+from tests.support.export.artifacts import with_limits
 
 pytestmark = pytest.mark.parity
 

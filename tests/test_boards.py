@@ -32,7 +32,7 @@ from autoglm_engine.triton.board.finder import (
 from autoglm_engine.triton.board.seal import Kind
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 
-from tests.fakes import FakeClock
+from tests.support.engine.fakes import FakeClock
 
 CONTENT = np.frombuffer(b"{}", dtype=np.uint8)
 IDS = np.array([1, 2, 3], dtype=np.int32)

@@ -14,7 +14,7 @@ from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError
 from safetensors.numpy import load_file, save_file
 
-from tests.tiny_models import FAMILIES, edit_json, write_checkpoint
+from tests.support.export.tiny_models import FAMILIES, edit_json, write_checkpoint
 
 STATE_NAMES = {
     "attention_norm": "input_layernorm.weight",

@@ -14,7 +14,7 @@ import psutil
 import pytest
 from autoglm_cli.server.children import start_child
 
-from tests.processes import wait_for_end
+from tests.support.server.processes import wait_for_end
 
 # A parent that starts a sleeper from its main thread or from one that ends at once, and says its pid.
 _PARENT = """

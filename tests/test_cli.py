@@ -16,7 +16,7 @@ from autoglm_client import InvalidRequestError, QueueFullError, async_client
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
-from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
 
 COMMANDS = [
     "demo",

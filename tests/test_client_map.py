@@ -11,7 +11,7 @@ from autoglm_client.mapping import MapLimits, bounded_map
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.client_fakes import FakeTransport, Script, text_of
+from tests.support.client.client_fakes import FakeTransport, Script, text_of
 
 
 def echo(pause_s: float = 0.0) -> FakeTransport:

@@ -33,7 +33,7 @@ from autoglm_client import (
 from autoglm_client.transport import time_limit
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.client_fakes import FakeTransport, Script, control_response, inputs_of
+from tests.support.client.client_fakes import FakeTransport, Script, control_response, inputs_of
 
 FAST_RETRIES = RetryPolicy(attempts=3, first_delay_s=0.001, longest_delay_s=0.002)
 LONG = Script(words=["w "] * 500, pause_s=0.002)

@@ -33,7 +33,7 @@ from autoglm_client.transport.responses import error_of, parse_control, parse_ge
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client_fakes import control_response, end_mark, inputs_of, response, string_bytes
+from tests.support.client.client_fakes import control_response, end_mark, inputs_of, response, string_bytes
 
 
 def build(prompt: object = "hi", **options: object) -> dict[str, bytes]:

@@ -16,8 +16,8 @@ import yaml
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.dashboard_queries import Exposed, complaints, selectors
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.dashboard_queries import Exposed, complaints, selectors
+from tests.support.gateway.gateway_server import GatewayThread
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 KEYWORDS = {"rate", "increase", "histogram_quantile"}  # misspelt, they are no PromQL

@@ -11,8 +11,8 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.quantize.rotation import Rotation, hadamard, mix_blocks, mixing_block, rotated
 
-from tests.numpy_runner import NumpyRunner
-from tests.tiny_decoders import SPECS, Array, expected_logits, random_weights
+from tests.support.export.numpy_runner import NumpyRunner
+from tests.support.export.tiny_decoders import SPECS, Array, expected_logits, random_weights
 
 IDS = np.array([5, 11, 96, 0, 42, 7, 7, 63], np.int32)
 

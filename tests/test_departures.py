@@ -22,9 +22,9 @@ from autoglm_gateway.errors import ApiError
 from autoglm_gateway.routes.departures import unless_gone
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_server import GatewayThread, fake_client, logged_errors
-from tests.raw_http import ask, connect, post
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.support.server.raw_http import ask, connect, post
 
 NUM_DEPARTURES = 400
 AT_ONCE = 24  # more than there are slots

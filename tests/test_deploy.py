@@ -26,8 +26,8 @@ from autoglm_cli.server.server_tls import ServerTLS
 from autoglm_cli.server.triton_install import find_triton
 from packaging.requirements import Requirement
 
-from tests.certificates import Authority
-from tests.http_servers import QuietHandler, listening
+from tests.support.server.certificates import Authority
+from tests.support.server.http_servers import QuietHandler, listening
 
 ROOT = Path(__file__).parent.parent
 DEPLOY = ROOT / "deploy"

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.artifacts import ROOT
+from tests.support.export.artifacts import ROOT
 from tests.test_deploy import DEPLOY, instructions, locked, with_defaults
 
 STACK = yaml.safe_load((DEPLOY / "compose-stack.yaml").read_text(encoding="utf-8"))

@@ -19,10 +19,10 @@ from autoglm_engine.runners.runtime_details import check_details
 from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.tensorrt.device_reference import text_logits
 
-from tests.checked_artifacts import PlainWeights, add_reference
-from tests.contract_network import ContractOps, GpuBench
-from tests.numpy_runner import Rows
-from tests.tiny_decoders import SPECS, expected_logits, random_weights
+from tests.support.export.numpy_runner import Rows
+from tests.support.export.tiny_decoders import SPECS, expected_logits, random_weights
+from tests.support.tensorrt.checked_artifacts import PlainWeights, add_reference
+from tests.support.tensorrt.contract_network import ContractOps, GpuBench
 
 
 @pytest.fixture

@@ -20,11 +20,11 @@ from autoglm_export.tensorrt.linear import fp8_columns
 from autoglm_export.tensorrt.network import Network
 from typer.testing import CliRunner
 
-from tests.contract_network import GpuBench
-from tests.lowered_network import CALIBRATION, lowered
-from tests.tensorrt_networks import define_network
-from tests.tiny_decoders import SPECS, random_weights
-from tests.tiny_models import write_checkpoint
+from tests.support.export.tiny_decoders import SPECS, random_weights
+from tests.support.export.tiny_models import write_checkpoint
+from tests.support.tensorrt.contract_network import GpuBench
+from tests.support.tensorrt.lowered_network import CALIBRATION, lowered
+from tests.support.tensorrt.tensorrt_networks import define_network
 
 RECORD = {
     "device": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.65.06", "version": "11.4.0", "attention": "fused",

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 
-from tests.others_requests import TEXT, Answered, ask, frontend_trtllm, frontend_vllm, tensor
+from tests.support.server.others_requests import TEXT, Answered, ask, frontend_trtllm, frontend_vllm, tensor
 
 pytestmark = pytest.mark.server
 GREEDY = {"temperature": 0.0, "max_tokens": 12}

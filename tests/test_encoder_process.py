@@ -14,8 +14,8 @@ from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProce
 from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS, BoundedEncoder, PlainEncoder
 from tokenizers import Tokenizer
 
-from tests.fakes import byte_tokenizer
-from tests.split_tokenizers import write_split_only
+from tests.support.engine.fakes import byte_tokenizer
+from tests.support.engine.split_tokenizers import write_split_only
 
 pytestmark = pytest.mark.slow
 

@@ -29,8 +29,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
-from tests.fakes import Answer, answers, expected_greedy, request
+from tests.support.engine.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from tests.support.engine.fakes import Answer, answers, expected_greedy, request
 
 
 @pytest.fixture(params=NUM_CANDIDATES, ids=["logits", "candidates"])

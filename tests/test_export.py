@@ -22,7 +22,7 @@ from autoglm_export.errors import CheckpointError, ExportError, InvalidOption
 from autoglm_export.export import export as export_any
 from autoglm_export.model.spec import ModelSpec
 
-from tests.tiny_models import edit_json, write_checkpoint
+from tests.support.export.tiny_models import edit_json, write_checkpoint
 
 export = functools.partial(export_any, runtime="onnx")  # a fake one, mostly
 

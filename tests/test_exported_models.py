@@ -17,8 +17,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from tests.artifacts import ROOT
-from tests.small_service import write_artifact
+from tests.support.engine.small_service import write_artifact
+from tests.support.export.artifacts import ROOT
 
 TREE = ROOT / "model_repository"
 

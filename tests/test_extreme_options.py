@@ -19,8 +19,8 @@ from autoglm_engine.triton.tokenizer_model import read_value
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import NUM_CANDIDATES, VOCAB, Bench
-from tests.fakes import fake_logits, request
+from tests.support.engine.engine_bench import NUM_CANDIDATES, VOCAB, Bench
+from tests.support.engine.fakes import fake_logits, request
 
 RULES = OptionRules(max_length=64, vocab_size=VOCAB, defaults={})
 FLOATS = [name for name, option in OPTIONS.items() if option.dtype == "FP32"]

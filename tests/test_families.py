@@ -13,7 +13,7 @@ from autoglm_export.checkpoint.weights import source_names, weight_shapes
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling
 
-from tests.tiny_models import FAMILIES as FAMILY_NAMES
+from tests.support.export.tiny_models import FAMILIES as FAMILY_NAMES
 
 BASE: dict[str, Any] = {
     "hidden_size": 64,

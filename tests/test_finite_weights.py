@@ -17,7 +17,7 @@ from autoglm_export.quantize.rounding import held, round_columns
 from autoglm_export.runtimes import RUNTIMES
 from autoglm_export.tensorrt import linear as tensorrt_linear
 
-from tests.plain_checkpoints import (
+from tests.support.export.plain_checkpoints import (
     QUERY,
     gguf_tensors,
     raw_safetensors,

@@ -19,7 +19,7 @@ from autoglm_perf.gpu.first_hour_steps import Step, steps
 from autoglm_perf.gpu.report import append_jsonl, gpu_machine
 from autoglm_perf.gpu.samples import figure
 
-from tests.gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
+from tests.support.perf.gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
 
 ROOT = Path(__file__).parent.parent
 PLAN = steps("tensorrt", Path("build/first-hour"))

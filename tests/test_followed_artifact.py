@@ -11,7 +11,7 @@ from autoglm_engine.errors import ArtifactError, Unavailable
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
 
-from tests.small_service import write_artifact
+from tests.support.engine.small_service import write_artifact
 
 
 def put(folder: Path, family: str) -> str:

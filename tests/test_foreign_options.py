@@ -20,7 +20,7 @@ from autoglm_engine.triton.tokenizer_model import Door
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import letters_tokenizer
+from tests.support.engine.fakes import letters_tokenizer
 
 EOS = 3
 TOKENIZER = letters_tokenizer()

@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 
-from tests.forged_tensors import Tally, attack, processes
-from tests.raw_grpc import Answer, Stream
+from tests.support.server.forged_tensors import Tally, attack, processes
+from tests.support.server.raw_grpc import Answer, Stream
 from tests.test_server import keep_asking
 
 pytestmark = pytest.mark.server

@@ -13,7 +13,7 @@ from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidR
 from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
 
 HELLO = [{"role": "user", "content": "hello"}]
 Opened = Callable[..., object]

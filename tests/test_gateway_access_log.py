@@ -18,9 +18,9 @@ from autoglm_gateway.telemetry.access_log import AccessLog
 from autoglm_gateway.telemetry.log_writer import LogWriter
 from autoglm_gateway.telemetry.observing import Observing
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
-from tests.gateway_server import GatewayThread, fake_client
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
+from tests.support.gateway.gateway_server import GatewayThread, fake_client
 
 CHAT = "/v1/chat/completions"
 FIELDS = [

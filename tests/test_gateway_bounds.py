@@ -20,8 +20,8 @@ from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 from uvicorn import Config
 from uvicorn.server import ServerState
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_fakes import BASE, HELLO, bearer, made_keys, opened
 
 CHAT, COMPLETIONS = "/v1/chat/completions", "/v1/completions"
 

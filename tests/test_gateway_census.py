@@ -17,9 +17,9 @@ from autoglm_gateway.errors import ApiError
 from autoglm_gateway.server.census import Census, Place
 from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_server import GatewayThread, fake_client
-from tests.raw_http import PATIENCE_S, ask, connect, head, is_closed, post, read_answer, wait_until
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_server import GatewayThread, fake_client
+from tests.support.server.raw_http import PATIENCE_S, ask, connect, head, is_closed, post, read_answer, wait_until
 
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
 LIVE = head(method="GET", path="/health/live")

@@ -18,8 +18,8 @@ from autoglm_gateway.settings.model import GatewaySettings
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.client_fakes import FakeTransport, Script, inputs_of
-from tests.gateway_fakes import BASE, HELLO, bearer, chat, made_keys, opened
+from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
+from tests.support.gateway.gateway_fakes import BASE, HELLO, bearer, chat, made_keys, opened
 
 CHAT = "/v1/chat/completions"
 BODY = {"model": "autoglm", "messages": HELLO}

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.gateway_fakes import bearer, made_keys, opened
+from tests.support.gateway.gateway_fakes import bearer, made_keys, opened
 
 PATHS = (
     *("/health", "/health/live", "/health/ready", "/version", "/metrics", "/v1/models", "/v1/models/autoglm"),

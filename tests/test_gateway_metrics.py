@@ -19,9 +19,9 @@ from autoglm_gateway.telemetry.observing import ENDPOINTS, endpoint_of
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 
-from tests.asgi import leave_after
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_fakes import bearer, made_keys, opened
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.asgi import leave_after
+from tests.support.gateway.gateway_fakes import bearer, made_keys, opened
 
 CHAT = "/v1/chat/completions"
 HELLO = {"model": "autoglm", "messages": [{"role": "user", "content": "hello"}]}

@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 
-from tests.browser import Visit, running_browser, visit
-from tests.client_fakes import FakeTransport
-from tests.gateway_server import GatewayThread
-from tests.page_gateway import MARKUP, TEXT, gateway_before, script
+from tests.support.client.client_fakes import FakeTransport
+from tests.support.gateway.browser import Visit, running_browser, visit
+from tests.support.gateway.gateway_server import GatewayThread
+from tests.support.gateway.page_gateway import MARKUP, TEXT, gateway_before, script
 
 pytestmark = pytest.mark.slow
 

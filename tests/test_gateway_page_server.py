@@ -12,8 +12,8 @@ from autoglm_client import Client
 from autoglm_gateway.settings.model import GatewaySettings
 from openai.types.chat import ChatCompletion
 
-from tests.browser import Visit, running_browser, visit
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.browser import Visit, running_browser, visit
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

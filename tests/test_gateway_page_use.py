@@ -12,10 +12,10 @@ from autoglm_gateway.settings.keys import line_of, new_key, read_keys
 from autoglm_gateway.settings.model import GatewaySettings
 from playwright.sync_api import Browser, Page, expect
 
-from tests.browser import Visit, running_browser, visit
-from tests.client_fakes import FakeTransport
-from tests.gateway_server import GatewayThread
-from tests.page_gateway import gateway_before, script
+from tests.support.client.client_fakes import FakeTransport
+from tests.support.gateway.browser import Visit, running_browser, visit
+from tests.support.gateway.gateway_server import GatewayThread
+from tests.support.gateway.page_gateway import gateway_before, script
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ from autoglm_gateway.app import create_app
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.web.playground import INDEX, page_files
 
-from tests.client_fakes import FakeTransport
+from tests.support.client.client_fakes import FakeTransport
 
 FILES = sorted(page_files())
 PATHS = ["/" if name == INDEX else f"/page/{name}" for name in FILES]

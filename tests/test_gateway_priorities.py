@@ -11,8 +11,8 @@ from autoglm_gateway.settings.model import GatewaySettings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.client_fakes import FakeTransport, inputs_of
-from tests.gateway_fakes import HELLO, bearer, made_keys, opened
+from tests.support.client.client_fakes import FakeTransport, inputs_of
+from tests.support.gateway.gateway_fakes import HELLO, bearer, made_keys, opened
 
 CHAT = ("/v1/chat/completions", {"model": "autoglm", "messages": HELLO})
 TEXT = ("/v1/completions", {"model": "autoglm", "prompt": "hello", "n": 2})

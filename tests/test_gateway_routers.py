@@ -9,8 +9,8 @@ import pytest
 from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script, inputs_of
-from tests.gateway_fakes import HELLO, bearer, made_keys, opened
+from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
+from tests.support.gateway.gateway_fakes import HELLO, bearer, made_keys, opened
 
 CHAT = {"model": "autoglm", "messages": HELLO, "max_tokens": 3}
 TEXT = {"model": "autoglm", "prompt": "hello", "max_tokens": 3}

@@ -15,7 +15,7 @@ from autoglm_client import Client
 from autoglm_gateway.settings.model import GatewaySettings
 from openai.types.chat import ChatCompletionMessageParam
 
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -23,8 +23,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
-from tests.gateway_fakes import made_keys
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.gateway_fakes import made_keys
+from tests.support.gateway.gateway_server import GatewayThread
 
 DOCUMENTATION = Path(__file__).parent.parent / "docs" / "gateway.md"
 DIGEST = "0123456789abcdef" * 4

@@ -17,9 +17,9 @@ import pytest
 from autoglm_client import AsyncClient
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_fakes import HELLO, bearer, chat, made_keys
-from tests.gateway_server import GatewayThread
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_fakes import HELLO, bearer, chat, made_keys
+from tests.support.gateway.gateway_server import GatewayThread
 
 NUM_WORDS = 4000
 LONG = Script(words=["word "] * NUM_WORDS, pause_s=0.05)  # longer than anything below takes

@@ -13,8 +13,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.gateway_fakes import made_keys
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.gateway_fakes import made_keys
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

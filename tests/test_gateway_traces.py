@@ -29,8 +29,8 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from opentelemetry.trace import Link, SpanKind, Status, StatusCode
 from typer.testing import CliRunner
 
-from tests.client_fakes import FakeTransport, Script
-from tests.collector import CollectedSpan, Collector, spans_of_json
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.collector import CollectedSpan, Collector, spans_of_json
 
 pytestmark = pytest.mark.slow
 

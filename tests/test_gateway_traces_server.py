@@ -18,9 +18,9 @@ from autoglm_client import AsyncClient
 from autoglm_client.triton_traces import trace_arguments
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.collector import CollectedSpan, Collector
 from tests.conftest import MODEL_REPOSITORY
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.collector import CollectedSpan, Collector
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -8,8 +8,8 @@ from autoglm_client.exceptions import CannotConnectError
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.upstream import Upstream
 
-from tests.client_fakes import FakeTransport, Script
-from tests.fakes import FakeClock
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.engine.fakes import FakeClock
 
 
 async def test_limits_are_asked_once_a_minute_and_kept_while_the_server_is_away() -> None:

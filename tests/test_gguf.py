@@ -20,7 +20,7 @@ from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 from autoglm_export.parity.text import TEXTS
 from tokenizers import Tokenizer, pre_tokenizers
 
-from tests.tiny_models import VOCAB_SIZE, write_checkpoint
+from tests.support.export.tiny_models import VOCAB_SIZE, write_checkpoint
 
 EMOJI = "Hi \U0001f600 \U0001f469‍\U0001f469‍\U0001f467! caf\u00e9 \U0001f1e8\U0001f1f3"
 CHAT = "<|im_start|>user\nWhat is 2+2?<|im_end|>\n<|im_start|>assistant\n"

@@ -31,7 +31,7 @@ from autoglm_perf.gpu.shapes import num_parameters, step_bytes
 from autoglm_perf.gpu.steps import EngineLimits, StepRunner, build_artifact, fill, loaded, time_decode, time_prefill
 from rich.console import Console
 
-from tests.gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
+from tests.support.perf.gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, settings, with_driver, with_packages
 
 pytestmark = pytest.mark.slow
 

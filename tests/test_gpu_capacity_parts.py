@@ -10,12 +10,12 @@ import pytest
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.auto_runtime.random_weights import RandomWeights
 
-from tests.contract_network import contract_network
-from tests.fake_cuda import FakeCuda
 from tests.gpu import capacity, torch_standin
-from tests.gpu_fakes import TINY
-from tests.torch_decoder import TorchDecoder, TorchWeights
-from tests.torch_tensorrt import TorchTensorRT
+from tests.support.perf.gpu_fakes import TINY
+from tests.support.tensorrt.contract_network import contract_network
+from tests.support.tensorrt.fake_cuda import FakeCuda
+from tests.support.tensorrt.torch_decoder import TorchDecoder, TorchWeights
+from tests.support.tensorrt.torch_tensorrt import TorchTensorRT
 
 LIMITS = {"num_slots": capacity.NUM_SLOTS, "max_length": 64, "prefill_chunk": 40}
 

@@ -12,7 +12,7 @@ from autoglm_perf.gpu.device import Gpu, NoGpu, best_runtime, find_gpu, why_not_
 from autoglm_perf.gpu.settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batches
 from autoglm_perf.gpu.shapes import Shape
 
-from tests.gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
+from tests.support.perf.gpu_fakes import ADA, HOPPER, TURING, FakeDriver, settings, with_driver, with_packages
 
 # ---- which GPU, which runtime
 

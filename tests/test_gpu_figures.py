@@ -18,7 +18,7 @@ from autoglm_perf.gpu.shapes import (
     weight_bytes_read,
 )
 
-from tests.gpu_fakes import TINY
+from tests.support.perf.gpu_fakes import TINY
 
 GLM4_9B = Shape().spec(2048)
 

@@ -23,9 +23,9 @@ from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.runners.base import Limits
 from llguidance import LLMatcher, LLTokenizer
 
-from tests.engine_bench import END, LETTERS, TEXT, VOCAB, Bench
-from tests.fakes import FakeClock, FakeRunner, answers, expected_greedy, request
-from tests.small_service import PATIENCE, control, serving, submit, until
+from tests.support.engine.engine_bench import END, LETTERS, TEXT, VOCAB, Bench
+from tests.support.engine.fakes import FakeClock, FakeRunner, answers, expected_greedy, request
+from tests.support.engine.small_service import PATIENCE, control, serving, submit, until
 
 
 def letters_guides() -> Guides:

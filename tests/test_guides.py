@@ -26,9 +26,9 @@ from hypothesis import strategies as st
 from llguidance import LLTokenizer
 from tokenizers import Tokenizer
 
-from tests.engine_bench import NUM_CANDIDATES, Bench
-from tests.fakes import answers, request
-from tests.random_guides import REGEXES, SCHEMAS, Schema, check_json, check_regex
+from tests.support.engine.engine_bench import NUM_CANDIDATES, Bench
+from tests.support.engine.fakes import answers, request
+from tests.support.engine.random_guides import REGEXES, SCHEMAS, Schema, check_json, check_regex
 
 pytestmark = pytest.mark.slow
 

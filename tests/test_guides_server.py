@@ -19,7 +19,7 @@ from autoglm_client import AsyncClient, GenerationOptions, InvalidRequestError, 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.random_guides import REGEXES, SCHEMAS, check_json, check_regex
+from tests.support.engine.random_guides import REGEXES, SCHEMAS, check_json, check_regex
 
 pytestmark = pytest.mark.server
 

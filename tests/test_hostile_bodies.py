@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from pydantic import BaseModel
 from starlette.types import ASGIApp
 
-from tests.gateway_server import GatewayThread, fake_client, logged_errors
-from tests.raw_http import (
+from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.support.server.raw_http import (
     PATIENCE_S,
     ask,
     chunked,

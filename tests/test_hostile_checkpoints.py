@@ -18,9 +18,9 @@ from autoglm_export.errors import CheckpointError, ExportError, TensorError
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.plain_checkpoints import config_of, raw_safetensors, write_folder, write_gguf_file
-from tests.tiny_decoders import SPECS
-from tests.tiny_models import edit_json
+from tests.support.export.plain_checkpoints import config_of, raw_safetensors, write_folder, write_gguf_file
+from tests.support.export.tiny_decoders import SPECS
+from tests.support.export.tiny_models import edit_json
 
 A, B = np.arange(6, dtype=np.float32).reshape(2, 3), np.ones(5, np.float32)
 DEEP = 200_000

@@ -17,9 +17,9 @@ from hypothesis import strategies as st
 from starlette.responses import PlainTextResponse
 from starlette.types import Receive, Scope, Send
 
-from tests.client_fakes import FakeTransport, Script
-from tests.gateway_server import GatewayThread, fake_client, logged_errors
-from tests.raw_http import (
+from tests.support.client.client_fakes import FakeTransport, Script
+from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.support.server.raw_http import (
     PATIENCE_S,
     Answer,
     ask,

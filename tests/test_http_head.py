@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import pytest
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.gateway_server import GatewayThread, fake_client
-from tests.raw_http import ask, connect, is_closed, read_answer
+from tests.support.gateway.gateway_server import GatewayThread, fake_client
+from tests.support.server.raw_http import ask, connect, is_closed, read_answer
 
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
 LENGTH = b"Content-Length: %d\r\n" % len(BODY)

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 from autoglm_gateway.settings.model import MIB, GatewaySettings
 
-from tests.gateway_server import GatewayThread, fake_client, logged_errors
-from tests.raw_http import Answer, ask, connect, post, read_answer
+from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
+from tests.support.server.raw_http import Answer, ask, connect, post, read_answer
 
 pytestmark = pytest.mark.slow
 

@@ -14,8 +14,8 @@ from autoglm_engine.tokenizer.incremental import TextStream, TokenText
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
-from tests.fakes import answers, assert_same_logprobs, expected_greedy, request
+from tests.support.engine.engine_bench import END, LETTERS, NUM_CANDIDATES, TEXT, VOCAB, Bench, script, spell
+from tests.support.engine.fakes import answers, assert_same_logprobs, expected_greedy, request
 
 
 class NotedText(TokenText):

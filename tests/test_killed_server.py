@@ -11,8 +11,8 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.processes import wait_for_end
-from tests.replica import LongStream, Replica, free_ports, wait_until
+from tests.support.server.processes import wait_for_end
+from tests.support.server.replica import LongStream, Replica, free_ports, wait_until
 
 pytestmark = pytest.mark.server
 

@@ -10,8 +10,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client, GenerationOptions
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.raw_grpc import Stream
-from tests.reloading import write_artifact
+from tests.support.server.raw_grpc import Stream
+from tests.support.server.reloading import write_artifact
 
 pytestmark = pytest.mark.server
 LENGTH = 8192

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import tomllib
 
-from tests.artifacts import ROOT
+from tests.support.export.artifacts import ROOT
 
 
 def test_the_licence_is_there_as_it_was_written_and_named() -> None:

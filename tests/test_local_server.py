@@ -16,7 +16,7 @@ from autoglm_cli.server.server_log import ending_error, last_line, startup_error
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.model_names import ModelNames
 
-from tests.small_service import until
+from tests.support.engine.small_service import until
 
 STARTED = """\
 W1123 21:25:46.1 20973 pinned_memory_manager.cc:273] "Unable to allocate pinned system memory: CUDA driver"

@@ -15,8 +15,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.contract_network import GpuBench
-from tests.fakes import answers, letters_text, rank, request
+from tests.support.engine.fakes import answers, letters_text, rank, request
+from tests.support.tensorrt.contract_network import GpuBench
 
 VOCAB = 97
 

@@ -15,8 +15,8 @@ from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from llguidance import LLTokenizer
 
-from tests.fakes import assert_same, rank
-from tests.tiny_models import VOCAB_SIZE, write_tokenizer
+from tests.support.engine.fakes import assert_same, rank
+from tests.support.export.tiny_models import VOCAB_SIZE, write_tokenizer
 
 EOS = (256, 257)
 PROMPT = np.array([1, 2, 2, 9], np.int32)

@@ -12,7 +12,7 @@ import pytest
 from autoglm_client import NO_RETRIES, Client, ConnectionLost, LocalServer, Timeouts
 from autoglm_client.transport import transport
 
-from tests.silent_model import num_asked, write_silent_repository
+from tests.support.server.silent_model import num_asked, write_silent_repository
 
 PER_PING_MS = 3000
 SILENT_S = 13

@@ -14,7 +14,7 @@ from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import DeviceError, ShuttingDown, Unavailable
 from autoglm_engine.runners.base import Limits
 
-from tests.fakes import FakeRunner, answers, expected_greedy, letters_text, request
+from tests.support.engine.fakes import FakeRunner, answers, expected_greedy, letters_text, request
 
 VOCAB = 63
 PATIENCE = 120.0  # seconds; everything below takes milliseconds

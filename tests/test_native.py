@@ -29,9 +29,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from typer.testing import CliRunner
 
-from tests.native_builds import ALL_CLASSES, library
-from tests.numpy_runner import NumpyRunner
-from tests.odd_shapes import ODD_SHAPES
+from tests.support.export.native_builds import ALL_CLASSES, library
+from tests.support.export.numpy_runner import NumpyRunner
+from tests.support.export.odd_shapes import ODD_SHAPES
 
 pytestmark = pytest.mark.parity
 

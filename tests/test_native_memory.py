@@ -14,7 +14,7 @@ from autoglm_export import compiler
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-_HEADER = Path(__file__).with_name("checked_memory.h")
+_HEADER = Path(__file__).parent / "support" / "export" / "checked_memory.h"
 
 # Both libraries compute the same steps of each shape; the checked one's memory is full of other numbers at first.
 COMPARE = """
@@ -24,7 +24,7 @@ import numpy as np
 np.memmap = lambda path, dtype, mode: np.fromfile(path, dtype)  # weights whose end the sanitizer knows
 from autoglm_engine.core import Span
 from autoglm_export.native.lowering import write_program
-from tests.odd_shapes import ODD_SHAPES
+from tests.support.export.odd_shapes import ODD_SHAPES
 from tests.test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
 
 def logits(folder, spec, library, ids):

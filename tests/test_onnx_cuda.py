@@ -21,8 +21,8 @@ from autoglm_export.errors import UnsupportedModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.fake_gpu import CUDA, FakeCudaSession, FakeGpu
-from tests.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
+from tests.support.export.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
+from tests.support.tensorrt.fake_gpu import CUDA, FakeCudaSession, FakeGpu
 
 Ids = np.typing.NDArray[np.int32]
 SPEC = SPECS["llama"]

@@ -22,7 +22,7 @@ from autoglm_export.model.spec import RopeSpec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
+from tests.support.export.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
 
 Ids = np.typing.NDArray[np.int32]
 SPEC = SPECS["llama"]

@@ -19,9 +19,9 @@ from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity.reference import Reference
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.artifacts import with_limits
 from tests.conftest import MODEL_REPOSITORY
-from tests.gateway_server import GatewayThread
+from tests.support.export.artifacts import with_limits
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = [pytest.mark.server, pytest.mark.parity]
 

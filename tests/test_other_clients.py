@@ -15,8 +15,8 @@ from autoglm_client import Client, LocalServer
 from google.protobuf import descriptor_pb2
 from tritonclient.grpc import model_config_pb2, service_pb2
 
-from tests.artifacts import ROOT
-from tests.raw_grpc import Stream
+from tests.support.export.artifacts import ROOT
+from tests.support.server.raw_grpc import Stream
 
 PROGRAMS = ROOT / "docs" / "clients"
 PROTOS = ("grpc_service.proto", "model_config.proto")

@@ -22,7 +22,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.raw_grpc import Stream, tensor
+from tests.support.server.raw_grpc import Stream, tensor
 
 pytestmark = pytest.mark.server
 QUESTION = "The sky is"

@@ -20,8 +20,8 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.output import Output
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 
-from tests.engine_bench import NUM_CANDIDATES, VOCAB, Bench
-from tests.fakes import answers, expected_greedy, request
+from tests.support.engine.engine_bench import NUM_CANDIDATES, VOCAB, Bench
+from tests.support.engine.fakes import answers, expected_greedy, request
 from tests.test_sharing import shared_bench, submit
 from tests.test_tiers import FakeTier, settle
 

@@ -20,9 +20,9 @@ from autoglm_export.export import check_artifact, export
 from autoglm_export.parity import gate as parity
 from autoglm_export.parity.reference import Reference
 
-from tests.artifacts import with_limits
-from tests.numpy_runner import HalfOps, NumpyRunner
-from tests.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
+from tests.support.export.artifacts import with_limits
+from tests.support.export.numpy_runner import HalfOps, NumpyRunner
+from tests.support.export.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
 
 pytestmark = pytest.mark.parity
 

@@ -14,8 +14,8 @@ from autoglm_perf.experiments.scheduling.static_batching import lengths, longest
 from autoglm_perf.experiments.scheduling.waiting import Gathering, poisson_requests
 from autoglm_perf.in_process.driving import Arrival, Model
 
-from tests.engine_bench import TEXT, VOCAB
-from tests.fakes import FakeRunner
+from tests.support.engine.engine_bench import TEXT, VOCAB
+from tests.support.engine.fakes import FakeRunner
 
 
 def ask(name: str, prompt: list[int], max_tokens: int) -> Request:

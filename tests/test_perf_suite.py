@@ -28,7 +28,7 @@ from autoglm_perf.suite.suite import CannotRun, Result, run_all
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import FakeRunner, letters_text, letters_tokenizer
+from tests.support.engine.fakes import FakeRunner, letters_text, letters_tokenizer
 
 RATE, TIME = Metric("rate", "1/s"), Metric("time", "ms", higher_is_better=False)
 NASTY = 'a|b <script>"x"</script> & c'

@@ -14,8 +14,8 @@ from autoglm_client import AsyncClient, Client, PieceOrderError, ProtocolError
 from autoglm_client.calls.piece_order import PieceOrder
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.client_fakes import FakeTransport, Script, response
-from tests.gateway_server import GatewayThread, fake_client
+from tests.support.client.client_fakes import FakeTransport, Script, response
+from tests.support.gateway.gateway_server import GatewayThread, fake_client
 
 WORDS = ("one ", "two ", "three ", "four")
 WRONG = [

@@ -12,7 +12,7 @@ from autoglm_engine.messages import Ack, pack_event
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.triton.detokenizer_model import Pieces
 
-from tests.fakes import letters_text, letters_tokenizer
+from tests.support.engine.fakes import letters_text, letters_tokenizer
 
 TOKENIZER = letters_tokenizer()
 

@@ -20,7 +20,7 @@ from rich.table import Table
 from rich.text import Text
 from typer.testing import CliRunner, Result
 
-from tests.client_fakes import FakeTransport, Script
+from tests.support.client.client_fakes import FakeTransport, Script
 
 # Clears the screen; sets the title; C1 of the same; overwrites the line; turns what is read around; rich's own marks.
 HOSTILE = "\x1b[2J\x1b]0;title\x07 \x9b2J \r \x08 \u202eabc\u2066 \u200f [bold red]x[/bold red] [/]"

@@ -9,7 +9,7 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.fakes import request
+from tests.support.engine.fakes import request
 from tests.test_admission import FEATURES, Door, path
 
 FIFO = EngineSettings()

@@ -24,7 +24,7 @@ from autoglm_client import CannotConnectError, InvalidRequestError, async_client
 from autoglm_client.options import GenerationOptions
 from typer.testing import CliRunner, Result
 
-from tests.client_fakes import FakeTransport, Script, inputs_of
+from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
 
 SVG = "{http://www.w3.org/2000/svg}"
 

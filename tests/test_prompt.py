@@ -11,7 +11,7 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, parse_messages
 from tokenizers import Tokenizer
 
-from tests.fakes import byte_tokenizer
+from tests.support.engine.fakes import byte_tokenizer
 
 SMOLLM2 = (
     "{% for message in messages %}{% if loop.first and messages[0]['role'] != 'system' %}{{ '<|im_start|>system\n"

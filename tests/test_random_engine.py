@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.random_world import World
+from tests.support.engine.random_world import World
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.gateway_server import GatewayThread
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")

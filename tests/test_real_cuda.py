@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from autoglm_engine.errors import ArtifactError
 
-from tests.fake_cuda import FakeCuda
 from tests.gpu import real_cuda
+from tests.support.tensorrt.fake_cuda import FakeCuda
 
 ROOT = Path(__file__).parent.parent
 # The fake checks by assertions what a driver answers with a status; and another thread's calls are the same capture's.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from tests.recorded_rows import RecordedRows, Rows
-from tests.trt_interpreter.network import Layer
+from tests.support.tensorrt.recorded_rows import RecordedRows, Rows
+from tests.support.tensorrt.trt_interpreter.network import Layer
 
 RECORDED = np.random.default_rng(0).standard_normal((6, 40), np.float32)
 

@@ -13,7 +13,7 @@ import pytest
 from autoglm_client import AsyncClient, Client, LocalServer, LocalServerError, Result
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.real_redis import Proxy, RedisServer, proxied, running_redis
+from tests.support.server.real_redis import Proxy, RedisServer, proxied, running_redis
 from tests.test_redis_tier import admin, wait_for
 
 pytestmark = pytest.mark.server

@@ -29,8 +29,8 @@ from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogp
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
 from autoglm_engine.settings.model import EngineSettings
 
-from tests.fakes import request
-from tests.real_redis import Proxy, RedisServer, proxied, running_redis
+from tests.support.engine.fakes import request
+from tests.support.server.real_redis import Proxy, RedisServer, proxied, running_redis
 
 pytestmark = pytest.mark.slow
 

@@ -14,7 +14,7 @@ import pytest
 from autoglm_engine.errors import EngineError
 from autoglm_engine.release import RELEASE, check_release
 
-from tests.artifacts import ROOT
+from tests.support.export.artifacts import ROOT
 
 MODELS = [
     ROOT / "model_repository" / name / "1" / "model.py" for name in ("tokenizer", "engine", "detokenizer", "embedder")

@@ -18,8 +18,8 @@ from autoglm_client import AsyncClient, AutoGLMError, PieceOrderError
 from autoglm_client.exceptions import LocalServerError
 from autoglm_engine.triton.board.engine_watch import _POLL_SECONDS
 
-from tests.raw_grpc import Stream
-from tests.reloading import (
+from tests.support.server.raw_grpc import Stream
+from tests.support.server.reloading import (
     EXPLICIT,
     POLL,
     QUESTIONS,

@@ -20,7 +20,7 @@ from autoglm_engine.triton.metrics_publisher import PublishedMetrics, unit_suffi
 from autoglm_engine.triton.passed_cancels import PassedCancels
 from autoglm_engine.triton.responses import CANCEL_MEMORY_SECONDS, Replies
 
-from tests.fakes import FakeClock
+from tests.support.engine.fakes import FakeClock
 
 
 @dataclass

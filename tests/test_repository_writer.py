@@ -28,7 +28,7 @@ from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 from typer.testing import CliRunner, Result
 
-from tests.small_service import write_artifact
+from tests.support.engine.small_service import write_artifact
 
 TREE = Path(__file__).parent.parent / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")

@@ -23,8 +23,8 @@ from autoglm_export.export import export
 from autoglm_export.runtimes import no_progress
 from typer.testing import CliRunner
 
-from tests.tiny_decoders import SPECS
-from tests.tiny_models import write_checkpoint
+from tests.support.export.tiny_decoders import SPECS
+from tests.support.export.tiny_models import write_checkpoint
 
 TINY = SPECS["llama"]
 PLANS = [Options(name, "int8", 16, 1024, 128) for name in CANDIDATES]

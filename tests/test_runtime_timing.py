@@ -21,7 +21,7 @@ from autoglm_export.runtimes import no_progress
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.tiny_decoders import SPECS
+from tests.support.export.tiny_decoders import SPECS
 
 TINY = SPECS["llama"]
 PLANS = [Options(name, "int8", 16, 1024, 128) for name in CANDIDATES]

@@ -9,7 +9,7 @@ from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.runners.base import Limits
 
-from tests.fakes import letters_text, request
+from tests.support.engine.fakes import letters_text, request
 
 CHUNK = 8
 

@@ -40,7 +40,7 @@ from autoglm_perf.semantic.precision import PAIRS_FILE
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import FakeClock
+from tests.support.engine.fakes import FakeClock
 
 PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text(encoding="utf-8").splitlines()]
 DIMENSIONS = 4

@@ -29,8 +29,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client.exceptions import LocalServerError
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.processes import shared_memory, wait_for_end
-from tests.raw_grpc import Answer, Stream, tensor
+from tests.support.server.processes import shared_memory, wait_for_end
+from tests.support.server.raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
 PATIENCE_S = 120.0
@@ -304,7 +304,7 @@ def test_forged_messages_between_the_steps_harm_nobody(server: LocalServer) -> N
 
 
 def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "raw_grpc.py"), server.grpc_url, "10"]
+    command = [sys.executable, str(Path(__file__).parent / "support" / "server" / "raw_grpc.py"), server.grpc_url, "10"]
 
     def ten_killed_processes() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

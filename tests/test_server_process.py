@@ -11,7 +11,7 @@ import psutil
 import pytest
 from autoglm_engine.system.server_process import ServerProcess
 
-from tests.processes import wait_for_end
+from tests.support.server.processes import wait_for_end
 
 # A server that starts a model, which runs the lines given, says its pid and goes on.
 _SERVER = """

@@ -22,7 +22,7 @@ from autoglm_cli.server.server_folder import Process, ServerFolder, sweep
 from autoglm_cli.server.server_remains import SHARED_MEMORY, Remains
 from autoglm_engine.triton.board.acks import AckBoard
 
-from tests.processes import wait_for_end
+from tests.support.server.processes import wait_for_end
 
 NO_PROCESS = 2**22 + 1  # higher than any
 

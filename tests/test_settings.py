@@ -16,8 +16,8 @@ from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_sett
 from autoglm_engine.settings.model import EngineSettings, ServingSettings
 from typer.testing import CliRunner, Result
 
-from tests.engine_bench import VOCAB, Bench
-from tests.fakes import request
+from tests.support.engine.engine_bench import VOCAB, Bench
+from tests.support.engine.fakes import request
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

@@ -19,9 +19,9 @@ from autoglm_engine.triton.board.finder import SHARED_MEMORY, boards_of
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.board.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
 
-from tests.engine_bench import VOCAB
-from tests.fakes import FakeRunner
-from tests.small_service import serving
+from tests.support.engine.engine_bench import VOCAB
+from tests.support.engine.fakes import FakeRunner
+from tests.support.engine.small_service import serving
 
 # A model's process: loaded on the first line, unloaded in order on the second.
 _MODEL = """

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.client_fakes import FakeTransport, Script
+from tests.support.client.client_fakes import FakeTransport, Script
 
 PAGE = 4096
 SMALL = SharedMemory(threshold_bytes=1000, max_bytes=16 * PAGE)

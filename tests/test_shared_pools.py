@@ -35,7 +35,7 @@ from autoglm_engine.triton import model_config as adapter
 from autoglm_engine.triton.board import file as board_file
 from autoglm_engine.triton.board.acks import AckBoard, cells_for
 
-from tests.small_service import write_artifact
+from tests.support.engine.small_service import write_artifact
 
 ROOT = Path(__file__).parent.parent
 REPOSITORY = ROOT / "model_repository"

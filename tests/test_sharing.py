@@ -29,8 +29,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
-from tests.fakes import FakeClock, answers, expected_greedy, request
+from tests.support.engine.engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
+from tests.support.engine.fakes import FakeClock, answers, expected_greedy, request
 
 EOS = (END, 3, 40)
 

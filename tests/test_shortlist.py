@@ -15,7 +15,7 @@ from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.fakes import assert_same, rank
+from tests.support.engine.fakes import assert_same, rank
 
 VOCAB = 600  # more than a whole row sorts
 EOS = (5, 7)

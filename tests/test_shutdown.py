@@ -18,10 +18,10 @@ from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.triton.engine_model import EngineService
 from autoglm_engine.triton.responses import _Entry
 
-from tests.engine_bench import TEXT, VOCAB
-from tests.fakes import FakeRunner, request
-from tests.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
-from tests.tiny_decoders import SPECS, onnx_runner, random_weights
+from tests.support.engine.engine_bench import TEXT, VOCAB
+from tests.support.engine.fakes import FakeRunner, request
+from tests.support.engine.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
+from tests.support.export.tiny_decoders import SPECS, onnx_runner, random_weights
 
 LIMITS = Limits(4, 64, 8, VOCAB)
 
@@ -126,9 +126,9 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics
 from autoglm_engine.triton.engine_model import EngineService
 from autoglm_engine.settings.model import EngineSettings
-from tests.busy_engine import no_series
-from tests.fakes import request
-from tests.small_service import submit
+from tests.support.engine.busy_engine import no_series
+from tests.support.engine.fakes import request
+from tests.support.engine.small_service import submit
 
 service_module._CLOSE_SECONDS = service_module._LAST_STEP_SECONDS = 0.01
 service = EngineService(

@@ -12,7 +12,7 @@ from autoglm_client import NO_RETRIES, AsyncClient, Client, ConnectionLost, Time
 from autoglm_client.transport import silence
 from autoglm_client.transport.silence import ASK_S, SILENT_S, SilenceWatch  # as they are for users
 
-from tests.silent_grpc import silent_server
+from tests.support.server.silent_grpc import silent_server
 
 FOREVER = Timeouts(first_token=None, between_tokens=None, total=None)
 

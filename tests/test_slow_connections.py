@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 import pytest
 from autoglm_client import AsyncClient
 
-from tests.silent_grpc import silent_server
+from tests.support.server.silent_grpc import silent_server
 
 DELAY_S = 0.25  # one way; HTTP/2 says something before the first call
 

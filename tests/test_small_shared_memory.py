@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.small_shared_memory import MEBIBYTES, in_namespace, outcome, why_not
+from tests.support.server.small_shared_memory import MEBIBYTES, in_namespace, outcome, why_not
 
 POOL = 8 << 20
 _REFUSAL = why_not()

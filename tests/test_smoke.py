@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 from autoglm_cli.server.triton_install import find_triton
 
-from tests.http_servers import QuietHandler, listening
+from tests.by_hand.triton_matrix import Found, launcher, table
+from tests.support.server.http_servers import QuietHandler, listening
 from tests.test_deploy import load_script
-from tests.triton_matrix import Found, launcher, table
 
 ROOT = Path(__file__).parent.parent
 SCRIPT = ROOT / "deploy" / "smoke.sh"

@@ -17,8 +17,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import END, TEXT, VOCAB, Bench, spell
-from tests.fakes import Answer, answers, fake_logits, request
+from tests.support.engine.engine_bench import END, TEXT, VOCAB, Bench, spell
+from tests.support.engine.fakes import Answer, answers, fake_logits, request
 
 LENGTH = 160
 LIMITS = Limits(4, LENGTH, 24, VOCAB, max_logits_per_span=9)

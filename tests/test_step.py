@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.artifacts import ROOT
+from tests.support.export.artifacts import ROOT
 
 STEP = [sys.executable, str(ROOT / "deploy" / "step.py")]
 NOISY = (

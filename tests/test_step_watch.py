@@ -15,9 +15,9 @@ from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.triton.engine_model import EngineService
 
-from tests.engine_bench import VOCAB
-from tests.fakes import request
-from tests.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
+from tests.support.engine.engine_bench import VOCAB
+from tests.support.engine.fakes import request
+from tests.support.engine.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
 
 LIMITS = Limits(4, 64, 8, VOCAB, on_gpu=True)
 SOON, NEVER = EngineSettings(step_timeout_seconds=0.05), EngineSettings(step_timeout_seconds=3600)

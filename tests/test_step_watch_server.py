@@ -10,7 +10,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import NO_RETRIES, AutoGLMError, Client
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.processes import has_ended, wait_for_end
+from tests.support.server.processes import has_ended, wait_for_end
 
 pytestmark = pytest.mark.server
 

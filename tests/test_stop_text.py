@@ -19,9 +19,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
-from tests.byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
-from tests.engine_bench import LIMITS, Bench
-from tests.fakes import Answer, answers, request
+from tests.support.engine.byte_tokenizers import TOKENIZERS, kept_text, spelling, text_of
+from tests.support.engine.engine_bench import LIMITS, Bench
+from tests.support.engine.fakes import Answer, answers, request
 
 PROMPT = [1, 2, 3]
 WAYS = {"cancelled": FinishReason.CANCELLED, "late": FinishReason.DEADLINE, "length": FinishReason.LENGTH}

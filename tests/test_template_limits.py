@@ -14,7 +14,7 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.template_process import TemplateLimits
 
-from tests.processes import wait_for_end
+from tests.support.server.processes import wait_for_end
 
 pytestmark = pytest.mark.slow
 

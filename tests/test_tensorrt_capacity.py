@@ -18,10 +18,10 @@ import tensorrt_rtx as trt
 from autoglm_export.tensorrt.attention import FORMS, Attention
 from autoglm_export.tensorrt.profiles import attention_lengths_of
 
-from tests.tensorrt_networks import define_network
-from tests.tiny_decoders import SPECS, random_weights
-from tests.trt_interpreter import Interpreter
-from tests.trt_interpreter.dtypes import native
+from tests.support.export.tiny_decoders import SPECS, random_weights
+from tests.support.tensorrt.tensorrt_networks import define_network
+from tests.support.tensorrt.trt_interpreter import Interpreter
+from tests.support.tensorrt.trt_interpreter.dtypes import native
 
 pytestmark = pytest.mark.tensorrt
 

@@ -9,10 +9,10 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Span, StepBatch
 
-from tests.contract_network import GpuBench
-from tests.fakes import rank
-from tests.lowered_network import NUM_CANDIDATES, open_lowered
-from tests.tiny_decoders import expected_logits
+from tests.support.engine.fakes import rank
+from tests.support.export.tiny_decoders import expected_logits
+from tests.support.tensorrt.contract_network import GpuBench
+from tests.support.tensorrt.lowered_network import NUM_CANDIDATES, open_lowered
 
 
 @pytest.fixture(params=["fp16", "bf16"])

@@ -17,12 +17,12 @@ from autoglm_export.parity.gate import greedy
 from autoglm_export.parity.reference import Reference
 from tokenizers import Tokenizer
 
-from tests.fakes import answers
-from tests.network_runner import NetworkRunner
-from tests.numpy_runner import NumpyRunner
-from tests.quantized_reference import quantize_reference
-from tests.tensorrt_networks import define_network
-from tests.tiny_models import VOCAB_SIZE, write_checkpoint
+from tests.support.engine.fakes import answers
+from tests.support.export.numpy_runner import NumpyRunner
+from tests.support.export.quantized_reference import quantize_reference
+from tests.support.export.tiny_models import VOCAB_SIZE, write_checkpoint
+from tests.support.tensorrt.network_runner import NetworkRunner
+from tests.support.tensorrt.tensorrt_networks import define_network
 
 pytestmark = pytest.mark.tensorrt
 

@@ -14,7 +14,7 @@ from autoglm_export.tensorrt.build import failure
 from autoglm_export.tensorrt.forms import Built, build_in_a_form
 from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
 
-from tests.tiny_decoders import SPECS, random_weights
+from tests.support.export.tiny_decoders import SPECS, random_weights
 
 NO_KERNEL = "MyelinCheckException: Attention operation was not supported by a dedicated kernel. (See https://docs)"
 BASE = dataclasses.replace(SPECS["glm4"], num_layers=1)

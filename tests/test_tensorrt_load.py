@@ -20,8 +20,8 @@ from autoglm_engine.runners.tensorrt.module import load_module, new_log
 from autoglm_engine.runners.tensorrt.runner import RESERVE_BYTES
 from autoglm_engine.triton.engine_model import warm_up
 
-from tests.contract_network import GpuBench
-from tests.fake_tensorrt import FakeTensor, Specialisation
+from tests.support.tensorrt.contract_network import GpuBench
+from tests.support.tensorrt.fake_tensorrt import FakeTensor, Specialisation
 
 
 @pytest.fixture

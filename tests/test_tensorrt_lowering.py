@@ -26,8 +26,8 @@ from autoglm_export.tensorrt.lowering import write_tensorrt, write_tensorrt_rtx
 from autoglm_export.tensorrt.options import PRECISIONS
 from autoglm_export.tensorrt.profiles import attention_lengths_of, cache_length_of, prefill_lengths_of
 
-from tests.tensorrt_networks import Defined, define_network, layers_of
-from tests.tiny_decoders import SPECS, random_weights
+from tests.support.export.tiny_decoders import SPECS, random_weights
+from tests.support.tensorrt.tensorrt_networks import Defined, define_network, layers_of
 
 Array = npt.NDArray[np.float32]
 IDS = [np.arange(40, dtype=np.int32)]

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import fake_tensorrt
+from tests.support.tensorrt import fake_tensorrt
 
 pytestmark = pytest.mark.tensorrt
 

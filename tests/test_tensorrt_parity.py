@@ -34,13 +34,13 @@ from autoglm_export.tensorrt.options import PRECISIONS
 from tokenizers import Tokenizer
 
 from tests.conftest import ParityTable
-from tests.network_runner import NetworkRunner
-from tests.quantized_reference import quantize_reference
-from tests.recorded_rows import RecordedRows
-from tests.tensorrt_networks import Defined, define_network
-from tests.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
-from tests.trt_interpreter.layers import Inputs, Intercept, required
-from tests.trt_interpreter.network import Layer
+from tests.support.export.quantized_reference import quantize_reference
+from tests.support.export.tiny_models import FAMILIES, VOCAB_SIZE, write_checkpoint
+from tests.support.tensorrt.network_runner import NetworkRunner
+from tests.support.tensorrt.recorded_rows import RecordedRows
+from tests.support.tensorrt.tensorrt_networks import Defined, define_network
+from tests.support.tensorrt.trt_interpreter.layers import Inputs, Intercept, required
+from tests.support.tensorrt.trt_interpreter.network import Layer
 
 pytestmark = pytest.mark.tensorrt
 

@@ -17,9 +17,9 @@ from autoglm_engine.runners.tensorrt.prefill_batches import PrefillBatch, batche
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.contract_network import GpuBench
-from tests.numpy_runner import NumpyRunner
-from tests.tiny_decoders import SPECS, expected_logits
+from tests.support.export.numpy_runner import NumpyRunner
+from tests.support.export.tiny_decoders import SPECS, expected_logits
+from tests.support.tensorrt.contract_network import GpuBench
 
 # Short lengths of every kind, so that small models meet all of them.
 SHORT: dict[str, Any] = {

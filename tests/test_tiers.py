@@ -24,9 +24,9 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.engine_bench import END, TEXT, VOCAB, Bench
-from tests.fakes import FakeRunner, answers, expected_greedy, request
-from tests.small_service import until
+from tests.support.engine.engine_bench import END, TEXT, VOCAB, Bench
+from tests.support.engine.fakes import FakeRunner, answers, expected_greedy, request
+from tests.support.engine.small_service import until
 from tests.test_sharing import check, counted, shared_bench, submit, visits
 
 
@@ -410,7 +410,7 @@ import socket, sys, threading, time
 from autoglm_engine.system.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
 from autoglm_engine.settings.model import EngineSettings
-from tests.fakes import request
+from tests.support.engine.fakes import request
 from tests.test_tiers import FakeTier
 from autoglm_engine.cache.lookups import Lookups
 

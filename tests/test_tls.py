@@ -37,10 +37,10 @@ from autoglm_gateway.settings.file import as_toml
 from autoglm_gateway.settings.model import GatewaySettings
 from typer.testing import CliRunner
 
-from tests.certificates import Authority, Signed
-from tests.gateway_server import GatewayThread
-from tests.silent_model import write_silent_repository
-from tests.small_service import until
+from tests.support.engine.small_service import until
+from tests.support.gateway.gateway_server import GatewayThread
+from tests.support.server.certificates import Authority, Signed
+from tests.support.server.silent_model import write_silent_repository
 
 TOKEN_HEADER = "triton-grpc-protocol-token"
 RESTRICTED = ("--grpc-restricted-protocol=inference,metadata,statistics:token=s3cret",)

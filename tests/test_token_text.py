@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models
 
-from tests.byte_tokenizers import byte_fallback
-from tests.fakes import letters_tokenizer
+from tests.support.engine.byte_tokenizers import byte_fallback
+from tests.support.engine.fakes import letters_tokenizer
 
 
 @pytest.fixture(scope="module")

@@ -26,9 +26,9 @@ from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
 from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, Door, Tensors
 from tokenizers import Tokenizer
 
-from tests.fakes import FakeClock, byte_tokenizer
-from tests.small_service import PATIENCE
-from tests.split_tokenizers import write_split_only
+from tests.support.engine.fakes import FakeClock, byte_tokenizer
+from tests.support.engine.small_service import PATIENCE
+from tests.support.engine.split_tokenizers import write_split_only
 
 pytestmark = pytest.mark.slow
 

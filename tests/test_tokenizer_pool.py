@@ -11,8 +11,8 @@ from autoglm_engine.errors import EngineError, QueueFull, ShuttingDown, Unavaila
 from autoglm_engine.tokenizer import pool as tokenizer_pool
 from autoglm_engine.tokenizer.pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, TokenizerPool
 
-from tests.fakes import FakeClock
-from tests.small_service import PATIENCE, until
+from tests.support.engine.fakes import FakeClock
+from tests.support.engine.small_service import PATIENCE, until
 
 END = ShuttingDown("the server is shutting down")
 

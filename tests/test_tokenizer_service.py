@@ -12,7 +12,7 @@ from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
 from autoglm_engine.triton.tokenizer_service import TokenizerService
 
-from tests.small_service import write_artifact
+from tests.support.engine.small_service import write_artifact
 from tests.test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
 
 

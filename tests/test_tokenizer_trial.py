@@ -12,9 +12,9 @@ from autoglm_export.embedder.export import export_embedder
 from autoglm_export.errors import CheckpointError
 from autoglm_export.export import export
 
-from tests.fakes import byte_tokenizer
-from tests.plain_checkpoints import write_folder
-from tests.split_tokenizers import split_only
+from tests.support.engine.fakes import byte_tokenizer
+from tests.support.engine.split_tokenizers import split_only
+from tests.support.export.plain_checkpoints import write_folder
 from tests.test_tokenizer_patterns import PUBLISHED
 
 pytestmark = pytest.mark.slow

@@ -18,9 +18,9 @@ from autoglm_engine.tokenizer.tool_format import tool_format
 from autoglm_engine.triton.tokenizer_model import Door
 from tokenizers import AddedToken, Tokenizer
 
-from tests.fakes import byte_tokenizer
+from tests.support.engine.fakes import byte_tokenizer
+from tests.support.engine.tool_templates import QWEN, TEMPLATES
 from tests.test_prompt import SMOLLM2, SPECIAL
-from tests.tool_templates import QWEN, TEMPLATES
 
 WEATHER: dict[str, Any] = {
     "type": "function",

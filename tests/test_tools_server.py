@@ -12,7 +12,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 from autoglm_gateway.settings.model import GatewaySettings
 
-from tests.gateway_server import GatewayThread
+from tests.support.gateway.gateway_server import GatewayThread
 
 pytestmark = pytest.mark.server
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 from autoglm_engine.runners.tensorrt.load import check_on
 
-from tests.checked_artifacts import add_reference
-from tests.contract_network import GpuBench
-from tests.fake_cuda import FakeCuda
 from tests.gpu import torch_standin
-from tests.gpu_fakes import TINY
-from tests.tiny_decoders import SPECS, expected_logits, random_weights
-from tests.torch_decoder import TorchDecoder, TorchWeights
-from tests.torch_tensorrt import TorchTensorRT
+from tests.support.export.tiny_decoders import SPECS, expected_logits, random_weights
+from tests.support.perf.gpu_fakes import TINY
+from tests.support.tensorrt.checked_artifacts import add_reference
+from tests.support.tensorrt.contract_network import GpuBench
+from tests.support.tensorrt.fake_cuda import FakeCuda
+from tests.support.tensorrt.torch_decoder import TorchDecoder, TorchWeights
+from tests.support.tensorrt.torch_tensorrt import TorchTensorRT
 
 LIMITS = {"num_slots": 3, "max_length": 64, "prefill_chunk": 16}
 

@@ -14,7 +14,7 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.raw_grpc import Answer, Stream, tensor
+from tests.support.server.raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
 LONG = {"max_tokens": 900, "ignore_eos": True}

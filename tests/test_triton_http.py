@@ -11,7 +11,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_probe import server_is_ready
 from autoglm_cli.server.stack_limit import STACK_BYTES
 
-from tests.raw_http import PATIENCE_S, connect
+from tests.support.server.raw_http import PATIENCE_S, connect
 
 pytestmark = pytest.mark.server
 CONFIG = """

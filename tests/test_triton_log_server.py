@@ -10,7 +10,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.ports import free_ports
 from autoglm_client import Client
 
-from tests.replica import wait_until
+from tests.support.server.replica import wait_until
 
 ROOT = Path(__file__).parent.parent
 LINE = re.compile(

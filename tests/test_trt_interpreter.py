@@ -10,12 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trt_interpreter import Interpreter, dtypes
-from tests.trt_interpreter.compute import COMPUTE, computed
-from tests.trt_interpreter.layers import Inputs
-from tests.trt_interpreter.network import OPENED, Layer, Network, Tensor
-from tests.trt_interpreter.plan import planned
-from tests.trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
+from tests.support.tensorrt.trt_interpreter import Interpreter, dtypes
+from tests.support.tensorrt.trt_interpreter.compute import COMPUTE, computed
+from tests.support.tensorrt.trt_interpreter.layers import Inputs
+from tests.support.tensorrt.trt_interpreter.network import OPENED, Layer, Network, Tensor
+from tests.support.tensorrt.trt_interpreter.plan import planned
+from tests.support.tensorrt.trt_networks import BF16, FP8, SmallNetwork, packed_int4, tensorrt
 
 pytestmark = pytest.mark.tensorrt
 

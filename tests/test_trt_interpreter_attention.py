@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trt_interpreter.dtypes import Array
-from tests.trt_networks import BF16, SmallNetwork
+from tests.support.tensorrt.trt_interpreter.dtypes import Array
+from tests.support.tensorrt.trt_networks import BF16, SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

@@ -8,9 +8,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trt_interpreter import Interpreter
-from tests.trt_interpreter.dtypes import Array
-from tests.trt_networks import SmallNetwork
+from tests.support.tensorrt.trt_interpreter import Interpreter
+from tests.support.tensorrt.trt_interpreter.dtypes import Array
+from tests.support.tensorrt.trt_networks import SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

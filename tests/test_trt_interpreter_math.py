@@ -11,9 +11,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tests.trt_interpreter.dtypes import Array
-from tests.trt_interpreter.layers_math import ACTIVATION, ELEMENTWISE, UNARY
-from tests.trt_networks import SmallNetwork
+from tests.support.tensorrt.trt_interpreter.dtypes import Array
+from tests.support.tensorrt.trt_interpreter.layers_math import ACTIVATION, ELEMENTWISE, UNARY
+from tests.support.tensorrt.trt_networks import SmallNetwork
 
 pytestmark = pytest.mark.tensorrt
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from autoglm_cli import home
 
-from tests.artifacts import ROOT
-from tests.wheels import build_wheel, model_files, unpack
+from tests.support.export.artifacts import ROOT
+from tests.support.repo.wheels import build_wheel, model_files, unpack
 
 TREE = ROOT / "model_repository"
 

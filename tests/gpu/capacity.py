@@ -29,7 +29,7 @@ from autoglm_export.model.spec import ModelSpec
 from autoglm_perf.gpu.shapes import Shape
 from autoglm_perf.gpu.steps import EngineLimits, build_artifact
 
-from tests.torch_decoder import TorchDecoder, TorchWeights
+from tests.support.tensorrt.torch_decoder import TorchDecoder, TorchWeights
 
 LENGTHS = (1, 7, 1000)  # and one less than a slot holds
 NUM_SLOTS, CHUNK, NEW_TOKENS = 4, 512, 33

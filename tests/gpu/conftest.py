@@ -10,7 +10,7 @@ import pytest
 
 from tests.gpu.available import Available, available
 from tests.gpu.gpu_models import LIMITS, GpuModel, GpuReference, Ids, Make, export_for_gpu, load_on_gpu
-from tests.tiny_models import VOCAB_SIZE, write_checkpoint
+from tests.support.export.tiny_models import VOCAB_SIZE, write_checkpoint
 
 
 @pytest.fixture(scope="session")

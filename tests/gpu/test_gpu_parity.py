@@ -29,7 +29,7 @@ from tests.gpu.gpu_models import (
     span,
     teacher_forced,
 )
-from tests.tiny_models import FAMILIES
+from tests.support.export.tiny_models import FAMILIES
 
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(900)]
 

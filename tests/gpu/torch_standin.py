@@ -33,10 +33,10 @@ from autoglm_export.tensorrt.device_reference import write_reference
 from autoglm_export.tensorrt.reference_ops import HeldWeights
 from autoglm_perf.gpu.shapes import Shape
 
-from tests.checked_artifacts import PlainWeights
-from tests.contract_network import contract_manifest, contract_network
-from tests.torch_decoder import TorchDecoder, TorchWeights
-from tests.torch_tensorrt import CardCuda, TorchTensorRT
+from tests.support.tensorrt.checked_artifacts import PlainWeights
+from tests.support.tensorrt.contract_network import contract_manifest, contract_network
+from tests.support.tensorrt.torch_decoder import TorchDecoder, TorchWeights
+from tests.support.tensorrt.torch_tensorrt import CardCuda, TorchTensorRT
 
 Found = dict[str, Any]
 

@@ -7,7 +7,7 @@ import time
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 
-from tests.forged_tensors import Tally
+from tests.support.server.forged_tensors import Tally
 from tests.test_forged_tensors import check_attack
 
 pytestmark = [pytest.mark.hostile, pytest.mark.server]

@@ -21,9 +21,9 @@ import psutil
 import pytest
 from autoglm_cli.server.ports import free_ports
 
-from tests.hostile_clients import ALL, KINDS
-from tests.raw_http import wait_until
-from tests.well_behaved import Seen, Tenants
+from tests.support.server.hostile_clients import ALL, KINDS
+from tests.support.server.raw_http import wait_until
+from tests.support.server.well_behaved import Seen, Tenants
 
 pytestmark = pytest.mark.hostile
 
@@ -33,7 +33,7 @@ PHASE_S = SECONDS / (2 * len(PHASES))
 SETTLE_S = min(5.0, PHASE_S / 4)  # after an attack, until what it left has been dealt with
 WORSE = 1.5  # times the p95 of the others, at most
 SERVE = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway"]
-CLIENTS = Path(__file__).parent.parent / "hostile_clients.py"
+CLIENTS = Path(__file__).parent.parent / "support" / "server" / "hostile_clients.py"
 
 
 @dataclass(frozen=True, slots=True)

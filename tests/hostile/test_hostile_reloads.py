@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from autoglm_client import AsyncClient
 
-from tests.reloading import (
+from tests.support.server.reloading import (
     EXPLICIT,
     POLL,
     QUESTIONS,

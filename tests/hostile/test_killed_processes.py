@@ -17,7 +17,7 @@ import pytest
 from autoglm_client import Client, ConnectionLost, LocalServer, Timeouts
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.replica import FAMILY, LongStream, Replica, free_ports, wait_until
+from tests.support.server.replica import FAMILY, LongStream, Replica, free_ports, wait_until
 
 pytestmark = pytest.mark.hostile
 KILLS = int(os.environ.get("AUTOGLM_KILLS", "1"))

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from autoglm_client import Client, LocalServer, Timeouts
 
-from tests.silent_model import num_asked, write_silent_repository
+from tests.support.server.silent_model import num_asked, write_silent_repository
 
 pytestmark = [pytest.mark.hostile, pytest.mark.server]
 

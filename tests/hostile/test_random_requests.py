@@ -9,7 +9,7 @@ from collections import Counter
 
 import pytest
 
-from tests.random_world import World
+from tests.support.engine.random_world import World
 
 NUM_REQUESTS = int(os.environ.get("AUTOGLM_RANDOM_REQUESTS", "30000"))
 PER_WORLD = 100

@@ -1,0 +1,59 @@
+"""Exports that many tests share, kept in build/ for as long as the exporter is the same."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import hashlib
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_export.export import export
+
+ROOT = Path(__file__).parents[3]
+KEPT = ROOT / "build" / "test-artifacts"
+# Whatever is read here decides what an artifact is, or how it is read. A name that is not there is a mistake.
+EXPORTER = ROOT / "export" / "autoglm_export"
+ENGINE_SOURCES = (
+    *(
+        "manifest.py",
+        "manifest_checks.py",
+        "runners/runtime_details.py",
+        "runners/registry.py",
+        "runners/native/library.py",
+        "runners/native/program.py",
+    ),
+    *("runners/native/runner.py", "runners/onnx/interface.py", "runners/onnx/runner.py"),
+)
+
+
+def kept_export(name: str, **options: Any) -> Path:
+    """SmolLM2 exported with `options`; one process makes it, and others wait for it."""
+    output = KEPT / f"{name}-{_exporter_digest()}"
+    KEPT.mkdir(parents=True, exist_ok=True)
+    with (KEPT / f"{name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not output.exists():
+            for stale in KEPT.glob(f"{name}-*"):
+                shutil.rmtree(stale, ignore_errors=True)
+            export("smollm2", output, **options)
+    return output
+
+
+def with_limits(artifact: Path, folder: Path, **limits: int) -> Manifest:
+    """`artifact` again, in `folder`, for other limits: `num_slots`, `max_length`. Neither changes any other file."""
+    shutil.copytree(artifact, folder, copy_function=os.link)
+    (folder / MANIFEST_NAME).unlink()
+    manifest = dataclasses.replace(Manifest.load(artifact), **limits)
+    manifest.save(folder)
+    return manifest
+
+
+def _exporter_digest() -> str:
+    exporter = [path for path in sorted(EXPORTER.rglob("*")) if path.suffix in (".py", ".cpp", ".h")]
+    engine = [ROOT / "model_repository" / "engine" / "1" / "autoglm_engine" / name for name in ENGINE_SOURCES]
+    content = b"".join(path.read_bytes() for path in exporter + engine)
+    return hashlib.sha256(content).hexdigest()[:16]
