@@ -13,8 +13,8 @@ from autoglm_export.parity import text as parity_text
 from autoglm_export.quantize import calibration_text
 from autoglm_export.quantize.calibration import FIRST_TOKEN_WEIGHT, Calibration, Inputs
 
+from tests.runners.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 from tests.support.export.numpy_runner import NumpyRunner
-from tests.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 
 
 def token_ids(length: int) -> Any:

@@ -31,7 +31,7 @@ from autoglm_export.reproducible.transcendental import power
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
+from tests.runners.test_native import BASE, SPECS, VOCAB_SIZE, random_weights
 
 REFERENCE = ReferenceKernels()
 COMPILED = [CompiledKernels(target, threads) for target in compiler.runnable_targets() for threads in (1, 2, 3)]

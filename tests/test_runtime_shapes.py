@@ -15,12 +15,12 @@ from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.lowering import write_native
 from autoglm_export.runtime_shapes import check_shape
 
+from tests.runners.test_native import CHUNK, MAX_LENGTH, NUM_SLOTS, TARGETS, build, in_chunks, random_ids, relative
+from tests.runners.test_native import random_weights as even_weights
 from tests.support.export.native_builds import library
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import SPECS, expected_logits, onnx_runner, random_weights
 from tests.support.export.tiny_models import write_checkpoint
-from tests.test_native import CHUNK, MAX_LENGTH, NUM_SLOTS, TARGETS, build, in_chunks, random_ids, relative
-from tests.test_native import random_weights as even_weights
 
 LLAMA = SPECS["llama"]
 ROPE = RopeSpec(1e4, 16, interleaved=True)

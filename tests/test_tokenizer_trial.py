@@ -15,7 +15,7 @@ from autoglm_export.export import export
 from tests.support.engine.fakes import byte_tokenizer
 from tests.support.engine.split_tokenizers import split_only
 from tests.support.export.plain_checkpoints import write_folder
-from tests.test_tokenizer_patterns import PUBLISHED
+from tests.tokenizer.test_tokenizer_patterns import PUBLISHED
 
 pytestmark = pytest.mark.slow
 

@@ -18,8 +18,8 @@ from hypothesis import HealthCheck, given, settings
 from llguidance import LLMatcher, LLTokenizer
 from llguidance.numpy import allocate_token_bitmask, fill_next_token_bitmask
 
+from tests.guided.test_guides import END, VOCAB, begun, tokenizer, tokenizer_json, walked
 from tests.support.engine.random_guides import SCHEMAS
-from tests.test_guides import END, VOCAB, begun, tokenizer, tokenizer_json, walked
 
 COUNT = 150
 T = TypeVar("T")

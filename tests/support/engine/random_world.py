@@ -27,11 +27,11 @@ from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 from llguidance import LLTokenizer
 
+from tests.cache.test_sharing import shared_bench
+from tests.cache.test_tiers import FakeTier
+from tests.engine.test_speculation import Model, repeating
 from tests.support.engine.engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
 from tests.support.engine.fakes import EMPTY, Answer, FakeClock, answers
-from tests.test_sharing import shared_bench
-from tests.test_speculation import Model, repeating
-from tests.test_tiers import FakeTier
 
 LENGTH = 64
 EOS = (END, 3, 40)

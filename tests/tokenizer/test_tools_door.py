@@ -20,7 +20,7 @@ from tokenizers import AddedToken, Tokenizer
 
 from tests.support.engine.fakes import byte_tokenizer
 from tests.support.engine.tool_templates import QWEN, TEMPLATES
-from tests.test_prompt import SMOLLM2, SPECIAL
+from tests.tokenizer.test_prompt import SMOLLM2, SPECIAL
 
 WEATHER: dict[str, Any] = {
     "type": "function",

@@ -20,10 +20,10 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.output import Output
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 
+from tests.cache.test_sharing import shared_bench, submit
+from tests.cache.test_tiers import FakeTier, settle
 from tests.support.engine.engine_bench import NUM_CANDIDATES, VOCAB, Bench
 from tests.support.engine.fakes import answers, expected_greedy, request
-from tests.test_sharing import shared_bench, submit
-from tests.test_tiers import FakeTier, settle
 
 MARK = 13  # the seed of the request that breaks, and its first token
 GOOD = [[1, 2], [3], [4, 5, 6]]

@@ -19,7 +19,7 @@ from typer.testing import CliRunner, Result
 from tests.support.engine.engine_bench import VOCAB, Bench
 from tests.support.engine.fakes import request
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 NAMES = [field.name for field in dataclasses.fields(ServingSettings)]

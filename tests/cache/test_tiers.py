@@ -24,10 +24,10 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cache.test_sharing import check, counted, shared_bench, submit, visits
 from tests.support.engine.engine_bench import END, TEXT, VOCAB, Bench
 from tests.support.engine.fakes import FakeRunner, answers, expected_greedy, request
 from tests.support.engine.small_service import until
-from tests.test_sharing import check, counted, shared_bench, submit, visits
 
 
 @dataclass(eq=False)
@@ -411,7 +411,7 @@ from autoglm_engine.system.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
 from autoglm_engine.settings.model import EngineSettings
 from tests.support.engine.fakes import request
-from tests.test_tiers import FakeTier
+from tests.cache.test_tiers import FakeTier
 from autoglm_engine.cache.lookups import Lookups
 
 asked = threading.Event()
@@ -433,7 +433,7 @@ print("ends", flush=True)
 @pytest.mark.slow
 @pytest.mark.parametrize("what", ["lookup", "name"])
 def test_a_process_ends_whatever_a_tier_waits_for(what: str) -> None:
-    paths = os.pathsep.join([*(path for path in sys.path if path), str(Path(__file__).parent)])
+    paths = os.pathsep.join([*(path for path in sys.path if path), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", ENDS, what],
         env={**os.environ, "PYTHONPATH": paths},

@@ -12,7 +12,7 @@ from autoglm_engine.errors import ArtifactError
 from tests.gpu import real_cuda
 from tests.support.tensorrt.fake_cuda import FakeCuda
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 # The fake checks by assertions what a driver answers with a status; and another thread's calls are the same capture's.
 OF_A_DRIVER = {"a_capture_that_fails_is_abandoned", "another_thread_copies_during_a_capture"}
 

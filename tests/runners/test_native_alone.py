@@ -18,9 +18,7 @@ from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
 
-from tests.support.export.native_builds import ALL_CLASSES, library
-from tests.support.export.odd_shapes import ODD_SHAPES
-from tests.test_native import (
+from tests.runners.test_native import (
     BASE,
     CHUNK,
     LIBRARY_NAME,
@@ -31,6 +29,8 @@ from tests.test_native import (
     random_weights,
     step,
 )
+from tests.support.export.native_builds import ALL_CLASSES, library
+from tests.support.export.odd_shapes import ODD_SHAPES
 
 pytestmark = pytest.mark.parity
 

@@ -18,12 +18,12 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.cache.test_redis_tier import admin, wait_for
+from tests.cache.test_sharing import OPTIONS, Visit, check, counted, shared_bench, submit
+from tests.cache.test_tiers import FakeTier
 from tests.support.engine.engine_bench import Bench
 from tests.support.engine.fakes import answers, request
 from tests.support.server.real_redis import RedisServer, running_redis
-from tests.test_redis_tier import admin, wait_for
-from tests.test_sharing import OPTIONS, Visit, check, counted, shared_bench, submit
-from tests.test_tiers import FakeTier
 
 Tiers = tuple[RedisTier, RedisTier]
 

@@ -22,10 +22,10 @@ from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request
 from autoglm_engine.errors import NotCached
 from autoglm_engine.messages import Ack, pack_body, pack_event, unpack_event
 
+from tests.cache.test_sharing import counted, shared_bench, submit
 from tests.support.engine.engine_bench import Bench
 from tests.support.engine.fakes import FakeClock, request
 from tests.support.engine.small_service import until
-from tests.test_sharing import counted, shared_bench, submit
 
 KEY = b"k" * 32
 LONG = {"max_tokens": 40, "logprobs": 5, "ignore_eos": True}

@@ -21,9 +21,9 @@ from autoglm_engine.settings.model import POLICIES, EngineSettings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from tests.engine.test_scheduler import make_sequence
 from tests.support.engine.engine_bench import END, VOCAB, Bench
 from tests.support.engine.fakes import answers, expected_greedy, request
-from tests.test_scheduler import make_sequence
 
 NUM_SLOTS, LENGTH = 2, 12 * BLOCK
 FEATURES = EngineSettings(admission="features")

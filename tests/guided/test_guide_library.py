@@ -17,7 +17,7 @@ from autoglm_engine.sampling.row_ops import at_least, most_likely
 from autoglm_engine.sampling.sampler import TokenSampler
 from llguidance import LLTokenizer
 
-from tests.test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
+from tests.guided.test_guides import END, VOCAB, guided, guides, tokenizer, tokenizer_json
 
 pytestmark = pytest.mark.slow
 

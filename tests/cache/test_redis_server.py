@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from autoglm_client import AsyncClient, Client, LocalServer, LocalServerError, Result
 
+from tests.cache.test_redis_tier import admin, wait_for
 from tests.conftest import MODEL_REPOSITORY
 from tests.support.server.real_redis import Proxy, RedisServer, proxied, running_redis
-from tests.test_redis_tier import admin, wait_for
 
 pytestmark = pytest.mark.server
 PROMPTS = [f"Shared answers, number {number}:" for number in range(24)]

@@ -21,8 +21,8 @@ from autoglm_engine.runners.native.runner import NativeRunner
 from autoglm_export import compiler
 from autoglm_export.native.lowering import write_program
 
+from tests.runners.test_native import BASE, LIBRARY_NAME, manifest_of, random_weights
 from tests.support.engine.busy_engine import BusyEngine
-from tests.test_native import BASE, LIBRARY_NAME, manifest_of, random_weights
 
 SPEC = dataclasses.replace(BASE, vocab_size=63)  # as many tokens as the text has
 NUM_STEPS = 1_000

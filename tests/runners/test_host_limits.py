@@ -17,9 +17,9 @@ from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.system.thread_limits import ENGINE_THREADS, check_threads
 
+from tests.runners.test_native import BASE, manifest_of
 from tests.support.export.native_artifacts import write_native_artifact
 from tests.support.export.tiny_decoders import SPECS
-from tests.test_native import BASE, manifest_of
 
 GB = 10**9
 MEMINFO = "MemTotal:       24684092 kB\nMemAvailable:   16000000 kB\nSwapFree:  1000000 kB\nHugePages_Free: 0\n"

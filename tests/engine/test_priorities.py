@@ -9,8 +9,8 @@ from autoglm_engine.settings.model import EngineSettings
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tests.engine.test_admission import FEATURES, Door, path
 from tests.support.engine.fakes import request
-from tests.test_admission import FEATURES, Door, path
 
 FIFO = EngineSettings()
 PATIENT = replace(FIFO, admission_max_passed=1_000_000, admission_max_delay_ms=3_600_000)

@@ -37,7 +37,7 @@ from autoglm_engine.triton.board.acks import AckBoard, cells_for
 
 from tests.support.engine.small_service import write_artifact
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 PAGE = 4096
 Memory = Callable[..., None]

@@ -13,7 +13,7 @@ from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
 from autoglm_engine.triton.tokenizer_service import TokenizerService
 
 from tests.support.engine.small_service import write_artifact
-from tests.test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
+from tests.triton.test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
 
 
 class Board(FakeBoard):

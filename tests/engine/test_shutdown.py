@@ -157,7 +157,7 @@ print("ends", flush=True)
 @pytest.mark.parity
 def test_a_decoder_is_not_freed_under_its_step(artifact: Path) -> None:
     """It ended the process."""
-    paths = os.pathsep.join([*(path for path in sys.path if path), str(Path(__file__).parent)])
+    paths = os.pathsep.join([*(path for path in sys.path if path), str(Path(__file__).parents[2])])
     done = subprocess.run(
         [sys.executable, "-c", REAL, str(artifact)],
         env={**os.environ, "PYTHONPATH": paths},

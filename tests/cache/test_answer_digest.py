@@ -94,7 +94,7 @@ def test_a_server_reads_its_own_code_and_its_artifact() -> None:
     digest = answers.answer_digest(MANIFEST)
     assert digest == answers.answer_digest(MANIFEST)
     assert digest != answers.answer_digest(dataclasses.replace(MANIFEST, max_length=1024))
-    assert answers.code_digest(Path(answers.__file__).parent) != answers.code_digest(Path(__file__).parent)
+    assert answers.code_digest(Path(answers.__file__).parent) != answers.code_digest(Path(__file__).parent.parent)
 
 
 def test_a_ready_grammar_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:

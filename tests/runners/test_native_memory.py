@@ -14,7 +14,7 @@ from autoglm_export import compiler
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
-_HEADER = Path(__file__).parent / "support" / "export" / "checked_memory.h"
+_HEADER = Path(__file__).parent.parent / "support" / "export" / "checked_memory.h"
 
 # Both libraries compute the same steps of each shape; the checked one's memory is full of other numbers at first.
 COMPARE = """
@@ -25,7 +25,7 @@ np.memmap = lambda path, dtype, mode: np.fromfile(path, dtype)  # weights whose 
 from autoglm_engine.core import Span
 from autoglm_export.native.lowering import write_program
 from tests.support.export.odd_shapes import ODD_SHAPES
-from tests.test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
+from tests.runners.test_native import LIBRARY_NAME, NativeRunner, in_chunks, manifest_of, random_weights, step
 
 def logits(folder, spec, library, ids):
     (folder / LIBRARY_NAME).unlink(missing_ok=True)
@@ -79,7 +79,7 @@ def test_nothing_outside_of_a_buffer_is_touched(target: compiler.Target) -> None
         capture_output=True,
         text=True,
         check=False,
-        cwd=Path(__file__).parent,
+        cwd=Path(__file__).parents[2],
         env=environment,
     )
     assert done.returncode == 0, done.stderr[-3000:]
