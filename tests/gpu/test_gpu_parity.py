@@ -1,7 +1,7 @@
 """The artifact on the GPU computes what transformers computes in float32 on the same GPU.
 
 The bounds on random weights are a little over what the same networks give when numpy computes them as typed
-(tests/test_tensorrt_parity.py); they were not yet measured on a card.
+(tests/tensorrt/test_tensorrt_parity.py); they were not yet measured on a card.
 """
 
 from __future__ import annotations

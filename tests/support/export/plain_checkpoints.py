@@ -15,9 +15,9 @@ from autoglm_export.checkpoint.weights import source_names
 from autoglm_export.model.spec import ModelSpec
 from safetensors.numpy import save_file
 
+from tests.export.test_gguf import to_pairs, write_gguf
 from tests.support.export.tiny_decoders import SPECS, random_weights
 from tests.support.export.tiny_models import write_tokenizer
-from tests.test_gguf import to_pairs, write_gguf
 
 SPEC = dataclasses.replace(SPECS["llama"], vocab_size=300, num_layers=2, hidden_size=64)
 QUERY = "model.layers.1.self_attn.q_proj.weight"

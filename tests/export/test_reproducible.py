@@ -246,7 +246,7 @@ PRINT_DIGESTS = """
 import json, os, pathlib, sys
 os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
 sys.path.insert(0, sys.argv[1])
-from tests.test_reproducible import digests
+from tests.export.test_reproducible import digests
 print(json.dumps(digests(pathlib.Path(sys.argv[2]))))
 """
 
@@ -255,7 +255,15 @@ print(json.dumps(digests(pathlib.Path(sys.argv[2]))))
 @pytest.mark.slow
 def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[str, str], tmp_path: Path) -> None:
     """On one core, under another class of CPUs, with another BLAS and other loops in numpy: the bytes of this process."""
-    command = [sys.executable, "-W", "ignore", "-c", PRINT_DIGESTS, str(Path(__file__).parent), str(tmp_path / "there")]
+    command = [
+        sys.executable,
+        "-W",
+        "ignore",
+        "-c",
+        PRINT_DIGESTS,
+        str(Path(__file__).parents[2]),
+        str(tmp_path / "there"),
+    ]
     there = subprocess.run(command, env={**os.environ, **environment}, stdout=subprocess.PIPE, text=True, check=True)
     expected = digests(tmp_path / "here")
     assert len(expected) == 2 * len(SPECS) + 2

@@ -19,7 +19,7 @@ from tests.support.tensorrt import fake_tensorrt
 
 pytestmark = pytest.mark.tensorrt
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "model_repository" / "engine" / "1" / "autoglm_engine"
 FILES = [
     *sorted((ROOT / "export" / "autoglm_export").glob("tensorrt*.py")),
@@ -27,7 +27,7 @@ FILES = [
     *(ENGINE / f"{name}.py" for name in ("tensorrt_load", "tensor_shapes")),
 ]
 RECORDED: dict[str, dict[str, list[str]]] = json.loads(
-    (Path(__file__).parent / "data" / "tensorrt_names.json").read_text()
+    (Path(__file__).parent.parent / "data" / "tensorrt_names.json").read_text()
 )
 CLASSES = {
     "definition": "INetworkDefinition",

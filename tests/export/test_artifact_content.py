@@ -311,7 +311,7 @@ print("ran", ran, "refused", refused)
 def test_no_program_that_is_loaded_ends_the_process(seed: int, count: str, native: Path) -> None:
     """Numbers of it changed, each in many ways and with the manifest's digest right: it is refused, or it runs to its end."""
     command = [sys.executable, "-c", RUN_MUTANTS, str(native), str(seed), count]
-    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parent)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])
     assert done.returncode == 0, (done.stdout.splitlines()[-1:], done.stderr[-500:])
     _, ran, _, refused = done.stdout.splitlines()[-1].split()
     assert int(refused) > 50 and int(ran) > 0, done.stdout.splitlines()[-1]
