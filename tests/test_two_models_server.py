@@ -21,11 +21,11 @@ from autoglm_client import AsyncClient, AutoGLMError, Client, LocalServer, Stats
 from autoglm_gateway.settings.model import GatewaySettings
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.client.test_client_server import kill_stub
 from tests.support.gateway.gateway_server import GatewayThread
 from tests.support.server.raw_grpc import Stream, tensor
 from tests.support.server.replica import free_ports, wait_until
 from tests.support.server.two_models import LENGTHS, ONE, OTHER, write_both
-from tests.test_client_server import kill_stub
 
 pytestmark = pytest.mark.server
 BOTH = (ONE, OTHER)

@@ -11,7 +11,7 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_perf.semantic.plot import curves_svg
 from autoglm_perf.semantic.precision import PAIRS_FILE, THRESHOLDS, Pair, Scored, curves, document, score
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 def scored(same: bool, cosine: float, *rules: str, kind: str = "number", language: str = "en") -> Scored:

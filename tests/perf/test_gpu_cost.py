@@ -11,7 +11,7 @@ from autoglm_perf.gpu.cost import ATTAINED_READ, CARDS, LENGTHS, ROWS, SPEC, Car
 from autoglm_perf.gpu.shapes import step_bytes
 from autoglm_perf.suite.markdown import replaced
 
-PAGE = Path(__file__).parent.parent / "docs" / "gpu.md"
+PAGE = Path(__file__).parents[2] / "docs" / "gpu.md"
 H200 = next(card for card in CARDS if card.name == "H200")
 CASES = [
     (card, rows, tokens)

@@ -21,7 +21,7 @@ from autoglm_perf.gpu.samples import figure
 
 from tests.support.perf.gpu_fakes import BANDWIDTH, HOPPER, FakeDriver, settings, with_driver, with_packages
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PLAN = steps("tensorrt", Path("build/first-hour"))
 
 

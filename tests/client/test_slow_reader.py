@@ -12,7 +12,7 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import AsyncClient, Client
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 NUM_READERS, MAX_TOKENS = 8, 600
 MEGABYTE = 1 << 20
 

@@ -26,7 +26,7 @@ from autoglm_client import (
 )
 
 pytestmark = pytest.mark.server
-MODEL_REPOSITORY = Path(__file__).parent.parent / "model_repository"
+MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 NUM_LEAVERS, LONG_ANSWER = 200, 400
 IN_FLIGHT = 24  # more than the slots, so that some leave while they wait
 

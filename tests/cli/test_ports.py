@@ -17,7 +17,7 @@ from autoglm_cli.server.ports import check_ports, free_ports
 from autoglm_client.exceptions import LocalServerError
 from autoglm_gateway.server.serving import allow_open_files
 
-MODEL_REPOSITORY = Path(__file__).parent.parent / "model_repository"
+MODEL_REPOSITORY = Path(__file__).parents[2] / "model_repository"
 LOOPBACK = "127.0.0.1"
 
 

@@ -30,7 +30,7 @@ from typer.testing import CliRunner, Result
 
 from tests.support.engine.small_service import write_artifact
 
-TREE = Path(__file__).parent.parent / "model_repository"
+TREE = Path(__file__).parents[2] / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
 PHONE = ModelNames.of("phone")
 

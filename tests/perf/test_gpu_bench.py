@@ -35,7 +35,7 @@ from tests.support.perf.gpu_fakes import ADA, BANDWIDTH, TINY, FakeDriver, setti
 
 pytestmark = pytest.mark.slow
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 
 
 # ---- steps, through a runner that only writes down
