@@ -98,10 +98,10 @@ drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare enviro
 
 test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of docs/clients (C++, Java, Go), each cancels an answer; installs Debian's gRPC
 	@PYTHON=$(PYTHON) sh deploy/system-packages.sh clients
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -rs tests/test_other_clients.py $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -rs tests/repo/test_other_clients.py $(PYTEST_FLAGS)
 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
-	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/gateway/api/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
 
 lint: $(VENV)/test.stamp ## ruff and mypy --strict, once more for Python 3.10 what runs there
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy

@@ -10,7 +10,7 @@ import pytest
 from autoglm_client import AsyncClient, Client, InvalidRequestError, LocalServer, NotCachedError
 
 from tests.conftest import MODEL_REPOSITORY
-from tests.test_server import check_vanishing, open_stream
+from tests.server.test_server import check_vanishing, open_stream
 
 pytestmark = pytest.mark.server
 PROMPT = "The response cache keeps"

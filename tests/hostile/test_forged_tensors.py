@@ -7,8 +7,8 @@ import time
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 
+from tests.server.test_forged_tensors import check_attack
 from tests.support.server.forged_tensors import Tally
-from tests.test_forged_tensors import check_attack
 
 pytestmark = [pytest.mark.hostile, pytest.mark.server]
 NUM_FORGED = 20_000

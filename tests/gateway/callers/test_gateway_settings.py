@@ -26,7 +26,7 @@ from typer.testing import CliRunner, Result
 from tests.support.gateway.gateway_fakes import made_keys
 from tests.support.gateway.gateway_server import GatewayThread
 
-DOCUMENTATION = Path(__file__).parent.parent / "docs" / "gateway.md"
+DOCUMENTATION = Path(__file__).parents[3] / "docs" / "gateway.md"
 DIGEST = "0123456789abcdef" * 4
 NO_ENVIRONMENT = {"AUTOGLM_GATEWAY_KEYS": "", "AUTOGLM_GATEWAY_CONFIG": "", "COLUMNS": "200", "TERM": "dumb"}
 

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.repo.test_deploy import DEPLOY, instructions, locked, with_defaults
 from tests.support.export.artifacts import ROOT
-from tests.test_deploy import DEPLOY, instructions, locked, with_defaults
 
 STACK = yaml.safe_load((DEPLOY / "compose-stack.yaml").read_text(encoding="utf-8"))
 SERVICES: dict[str, dict[str, Any]] = STACK["services"]

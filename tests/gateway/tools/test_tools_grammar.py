@@ -16,8 +16,8 @@ from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
-from tests.test_tools_parsing import Call
-from tests.test_tools_parsing import parsed as parsed_of
+from tests.gateway.tools.test_tools_parsing import Call
+from tests.gateway.tools.test_tools_parsing import parsed as parsed_of
 
 pytestmark = pytest.mark.slow
 

@@ -16,7 +16,7 @@ from autoglm_gateway.settings.model import GatewaySettings
 
 from tests.support.gateway.gateway_server import GatewayThread
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 EXCUSED = {

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 
+from tests.server.test_server import keep_asking
 from tests.support.server.forged_tensors import Tally, attack, processes
 from tests.support.server.raw_grpc import Answer, Stream
-from tests.test_server import keep_asking
 
 pytestmark = pytest.mark.server
 # Kinds that are what they say they are, and harm nobody: his own events, his own requests.

@@ -18,7 +18,7 @@ from autoglm_engine.triton.metrics_publisher import PREFIX
 from google.protobuf import text_format
 from tritonclient.grpc import model_config_pb2
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "migration.md").read_text(encoding="utf-8")
 ELSEWHERE = {"exit_with_engine"}  # a setting of the tokenizer
 

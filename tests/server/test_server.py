@@ -304,7 +304,12 @@ def test_forged_messages_between_the_steps_harm_nobody(server: LocalServer) -> N
 
 
 def test_killed_processes_leave_no_slot_behind(server: LocalServer) -> None:
-    command = [sys.executable, str(Path(__file__).parent / "support" / "server" / "raw_grpc.py"), server.grpc_url, "10"]
+    command = [
+        sys.executable,
+        str(Path(__file__).parent.parent / "support" / "server" / "raw_grpc.py"),
+        server.grpc_url,
+        "10",
+    ]
 
     def ten_killed_processes() -> None:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:

@@ -15,10 +15,10 @@ import pytest
 from autoglm_cli.server.triton_install import find_triton
 
 from tests.by_hand.triton_matrix import Found, launcher, table
+from tests.repo.test_deploy import load_script
 from tests.support.server.http_servers import QuietHandler, listening
-from tests.test_deploy import load_script
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy" / "smoke.sh"
 smoke = load_script("smoke")
 

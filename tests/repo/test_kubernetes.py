@@ -12,9 +12,9 @@ import yaml
 from autoglm_engine.metrics import ALL_METRICS
 from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 
-from tests.test_deploy import health, serve
+from tests.repo.test_deploy import health, serve
 
-FOLDER = Path(__file__).parent.parent / "deploy" / "kubernetes"
+FOLDER = Path(__file__).parents[2] / "deploy" / "kubernetes"
 DOCKERFILES = ("Dockerfile", "Dockerfile.cpu")
 
 

@@ -15,9 +15,9 @@ from autoglm_gateway.settings.error import SettingsError
 from autoglm_gateway.settings.file import settings_of
 from autoglm_gateway.settings.model import GatewaySettings
 
+from tests.gateway.callers.test_gateway_settings import run
 from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
 from tests.support.gateway.gateway_fakes import BASE, HELLO
-from tests.test_gateway_settings import run
 
 MODELS = {"phone": "phone", "fast": "chat"}
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from autoglm_engine.metrics import ALL_METRICS
 from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 PUBLISHED = {f"{PREFIX}{spec.name}{unit_suffix(spec)}": spec for spec in ALL_METRICS}
 

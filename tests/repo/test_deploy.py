@@ -29,7 +29,7 @@ from packaging.requirements import Requirement
 from tests.support.server.certificates import Authority
 from tests.support.server.http_servers import QuietHandler, listening
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 DOCKERFILE_CPU = (DEPLOY / "Dockerfile.cpu").read_text(encoding="utf-8")

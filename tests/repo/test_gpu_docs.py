@@ -10,7 +10,7 @@ from autoglm_perf.gpu.device import MIN_CAPABILITY, RTX_CAPABILITIES
 from autoglm_perf.gpu.settings import device_bytes
 from autoglm_perf.gpu.shapes import Shape, cache_bytes_per_token, weight_bytes_read
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
 DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
 COMPOSE = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")

@@ -19,7 +19,7 @@ from autoglm_engine.triton.model_config import engine_settings
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
 MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
 OTHERS_NAMES = ("ensemble", "vllm_model")  # the same steps under the names of other backends' models

@@ -19,7 +19,7 @@ from autoglm_gateway.settings.model import GatewaySettings
 from tests.support.gateway.dashboard_queries import Exposed, complaints, selectors
 from tests.support.gateway.gateway_server import GatewayThread
 
-DEPLOY = Path(__file__).parent.parent / "deploy"
+DEPLOY = Path(__file__).parents[2] / "deploy"
 KEYWORDS = {"rate", "increase", "histogram_quantile"}  # misspelt, they are no PromQL
 ROWS = ["Traffic", "Latency", "Tokens", "Engine", "Caches", "Errors"]
 PAGE = """

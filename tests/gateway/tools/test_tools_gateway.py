@@ -16,8 +16,8 @@ from autoglm_gateway.tools.schema import Tool
 from autoglm_gateway.tools.use import ToolUse
 from openai.types.chat import ChatCompletionChunk
 
+from tests.gateway.api.test_gateway import opened
 from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
-from tests.test_gateway import opened
 
 CITY = {"type": "object", "properties": {"city": {"type": "string", "default": None}}, "required": ["city"]}
 TOOLS: list[dict[str, Any]] = [

@@ -12,7 +12,7 @@ from autoglm_client import Client
 
 from tests.support.server.replica import wait_until
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 LINE = re.compile(
     r"^(?P<level>[IWE])\d{4} [\d:.]+ \d+ triton_log\.py:\d+\] \"?redis_keeper: (?P<message>.*)$", flags=re.MULTILINE
 )
