@@ -8,8 +8,8 @@ from typing import Any, cast
 import numpy as np
 import numpy.typing as npt
 import pytest
-from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions
-from autoglm_engine.guided.grammar import AskedGuide, GuideState
+from autoglm_engine.core import Adjustments, AskedGuide, Candidates, Logits, SamplingOptions
+from autoglm_engine.guided.grammar import GuideState
 from autoglm_engine.sampling.candidates import Shortlist
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from hypothesis import given, settings

@@ -9,13 +9,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-if TYPE_CHECKING:
-    from autoglm_engine.guided.grammar import AskedGuide
+from .errors import EngineError
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -72,6 +71,45 @@ class Question:
 
     text: str
     context: str
+
+
+class AllowedTokens(Protocol):
+    """Which tokens a guide leaves an answer, which it follows: `guided.grammar.GuideState`. Used by the step thread."""
+
+    def allows(self, token_id: int) -> bool: ...
+
+    def allowed(self) -> npt.NDArray[np.bool_]:
+        """The tokens that may come next; the end of the sequence where the answer may end. Raises GuideFailed."""
+        ...
+
+    def count(self, token_id: int) -> None:
+        """The answer goes on with `token_id`. One that is not allowed is found by the next call of `allowed`."""
+        ...
+
+    def forced(self) -> list[int]:
+        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a copy,
+        since looking ahead uses up what the library allows one answer."""
+        ...
+
+
+class AskedGuide(Protocol):
+    """What a request has of its guide: compiled, or on its way (`guided.pool`)."""
+
+    @property
+    def is_ready(self) -> bool:
+        """It can begin."""
+        ...
+
+    @property
+    def failure(self) -> EngineError | None:
+        """Why it will never begin."""
+        ...
+
+    def start(self) -> None:
+        """Have it compiled; any thread. Raises Unavailable, QueueFull among them."""
+        ...
+
+    def begin(self) -> AllowedTokens: ...
 
 
 @dataclass(frozen=True, slots=True)

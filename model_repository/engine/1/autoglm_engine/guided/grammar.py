@@ -11,7 +11,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -30,26 +30,6 @@ Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 _MOST_KEPT = 64  # guides that were compiled,
 _MOST_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
-
-
-class AskedGuide(Protocol):
-    """What a request has of its guide: compiled, or on its way (`guide_pool`)."""
-
-    @property
-    def is_ready(self) -> bool:
-        """It can begin."""
-        ...
-
-    @property
-    def failure(self) -> EngineError | None:
-        """Why it will never begin."""
-        ...
-
-    def start(self) -> None:
-        """Have it compiled; any thread. Raises Unavailable, QueueFull among them."""
-        ...
-
-    def begin(self) -> GuideState: ...
 
 
 class GuideState:

@@ -16,11 +16,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Protocol
 
-from autoglm_engine.core import SamplingOptions
+from autoglm_engine.core import AskedGuide, SamplingOptions
 from autoglm_engine.errors import EngineError, QueueFull, Unavailable
 from autoglm_engine.own_failures import own_failure
 
-from .grammar import AskedGuide, Guide, GuideState, guide_text
+from .grammar import Guide, GuideState, guide_text
 
 NUM_THREADS = 2
 MOST_OF_TENANT = 16  # guides that wait, of one tenant,

@@ -20,9 +20,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from autoglm_engine.core import Adjustments, Candidates, Logits, SamplingOptions, TokenIds, TokenLogprobs
+from autoglm_engine.core import (
+    Adjustments,
+    AllowedTokens,
+    AskedGuide,
+    Candidates,
+    Logits,
+    SamplingOptions,
+    TokenIds,
+    TokenLogprobs,
+)
 from autoglm_engine.errors import EngineError
-from autoglm_engine.guided.grammar import AskedGuide, GuideState
 from autoglm_engine.own_failures import own_failure
 
 from .candidates import Shortlist, drawn_candidates, most_likely_candidates
@@ -179,7 +187,7 @@ class TokenSampler:
         is_limited = options.top_k or options.min_p
         return None if is_limited else listed.drawn(options.temperature, options.top_p, uniform)
 
-    def _first_allowed(self, guide: GuideState, row: Row, best: int) -> int:
+    def _first_allowed(self, guide: AllowedTokens, row: Row, best: int) -> int:
         """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
         guide allows must be known. Asking for a few tokens costs less than that."""
         if not self._greedy:
