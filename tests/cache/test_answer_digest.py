@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from autoglm_engine.cache import answer_digest as answers
 from autoglm_engine.cache import fingerprint as keys
-from autoglm_engine.core import Question, Request, SamplingOptions
+from autoglm_engine.core import Request, SamplingOptions, SemanticQuery
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 
 MANIFEST = Manifest(
@@ -99,7 +99,7 @@ def test_a_server_reads_its_own_code_and_its_artifact() -> None:
 
 def test_a_ready_grammar_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> None:
     sampling = SamplingOptions(max_tokens=8, guided_grammar="open-autoglm")
-    request = Request("r", np.arange(3, dtype=np.int32), sampling, question=Question("what?", "context"))
+    request = Request("r", np.arange(3, dtype=np.int32), sampling, question=SemanticQuery("what?", "context"))
 
     def both() -> tuple[bytes, bytes]:
         return keys.fingerprint("digest", request), keys.context_fingerprint("digest", request)

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from autoglm_cli import app
 from autoglm_engine.cache.redis.entry import Damaged, RedisEntry, age_of, pack_entry, unpack_entry
-from autoglm_engine.cache.redis.epochs import Generations, Sight, new_generation
+from autoglm_engine.cache.redis.epochs import CacheEpochs, Sight, new_generation
 from autoglm_engine.cache.redis.write_queue import Write, WriteQueue
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.errors import InvalidRequest
@@ -160,7 +160,7 @@ def test_only_whole_answers_are_taken_from_an_entry(answer: Event) -> None:
 
 
 def test_a_flush_counts_at_once_and_is_unwritten_until_redis_knows() -> None:
-    generations = Generations()
+    generations = CacheEpochs()
     first = new_generation()
     assert (generations.look(None), generations.look(first), generations.counts(None)) == (
         Sight.MISSING,
@@ -185,7 +185,7 @@ def test_a_flush_counts_at_once_and_is_unwritten_until_redis_knows() -> None:
 
 @given(st.lists(st.sampled_from(["flush", "write", "theirs", "old"]), max_size=30))
 def test_a_generation_that_was_replaced_never_counts_again(steps: list[str]) -> None:
-    generations, seen = Generations(), list[bytes]()
+    generations, seen = CacheEpochs(), list[bytes]()
     for step in steps:
         before = generations.current
         if step == "flush":

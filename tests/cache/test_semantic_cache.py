@@ -24,9 +24,9 @@ from autoglm_engine.core import (
     CacheUse,
     Event,
     FinishReason,
-    Question,
     Request,
     SamplingOptions,
+    SemanticQuery,
     Stages,
     Usage,
 )
@@ -59,7 +59,7 @@ def by_letter(text: str) -> Vector:
 
 def ask(text: str, **changes: object) -> Request:
     request = Request(
-        "r", np.array([1, 2, 3], np.int32), SamplingOptions(8), semantic=True, question=Question(text, "c")
+        "r", np.array([1, 2, 3], np.int32), SamplingOptions(8), semantic=True, question=SemanticQuery(text, "c")
     )
     return replace(request, **changes)  # type: ignore[arg-type]
 
@@ -113,7 +113,7 @@ def test_a_question_of_the_same_meaning_gets_the_answer_again() -> None:
 
 REQUESTS = st.builds(
     lambda tenant, context, tokens, seed, stop: ask(
-        "q", tenant=tenant, question=Question("q", context), sampling=SamplingOptions(tokens, seed=seed, stop=stop)
+        "q", tenant=tenant, question=SemanticQuery("q", context), sampling=SamplingOptions(tokens, seed=seed, stop=stop)
     ),
     st.sampled_from(["", "a", "b"]),
     st.sampled_from(["c", "d"]),
@@ -280,7 +280,7 @@ def test_the_index_finds_what_a_scan_finds(commands: list[tuple[str, int, int]])
 
 
 def test_the_question_is_the_last_user_message_and_the_context_all_else() -> None:
-    def messages(*texts: str, role: str = "user") -> Question | None:
+    def messages(*texts: str, role: str = "user") -> SemanticQuery | None:
         turns = [{"role": "system", "content": text} for text in texts[:-1]] + [{"role": role, "content": texts[-1]}]
         return question_of_messages(turns, "|".join(texts) + "|assistant:")
 
@@ -301,7 +301,7 @@ def test_the_question_is_the_last_user_message_and_the_context_all_else() -> Non
 def test_equal_contexts_are_prompts_that_differ_in_their_question_alone(
     before: str, after: str, one: str, other: str
 ) -> None:
-    def question(text: str) -> Question | None:
+    def question(text: str) -> SemanticQuery | None:
         return question_of_messages([{"role": "user", "content": text}], before + text + after)
 
     first, second = question(one), question(other)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.fingerprint import fingerprint
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.cache.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
@@ -49,7 +49,7 @@ def shared_bench(
     chosen = EngineSettings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
     limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
     bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
-    bench.engine = SharingEngine(  # type: ignore[assignment]
+    bench.engine = CachingEngine(  # type: ignore[assignment]
         bench.engine,
         "digest",
         TEXT,

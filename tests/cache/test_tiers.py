@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
-from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
@@ -363,7 +363,7 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
     gate, chosen, ended = FlightGate(), EngineSettings(cache_mode="exact"), threading.Event()
     events: list[Event] = []
     engine = Engine(FakeRunner(Limits(4, 64, 8, VOCAB)), TEXT, [END], chosen, gate=gate)
-    shared = SharingEngine(engine, "digest", TEXT, chosen, gate, tiers=(tier,))
+    shared = CachingEngine(engine, "digest", TEXT, chosen, gate, tiers=(tier,))
     loop = EngineLoop(shared, lambda event: (events.append(event), ended.set()))
     shared.wake = loop.wake
     loop.start()

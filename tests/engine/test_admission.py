@@ -12,7 +12,7 @@ from autoglm_engine.engine.admission import AdmissionPolicy, Fifo, Static, make_
 from autoglm_engine.engine.admission_features import FeaturePolicy
 from autoglm_engine.engine.prefix_index import BLOCK
 from autoglm_engine.engine.priorities import ByPriority
-from autoglm_engine.engine.scheduler import Plan, Scheduler
+from autoglm_engine.engine.scheduler import Scheduler, StepPlan
 from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.guided.grammar import GuideState
@@ -71,7 +71,7 @@ class Door:
         def admit(waiting: Waiting, allocation: Allocation) -> Sequence:
             return make_sequence(self.scheduler, waiting, allocation)
 
-        plan: Plan = self.scheduler.plan(admit, self.now)
+        plan: StepPlan = self.scheduler.plan(admit, self.now)
         self.scheduler.computed(plan)
         names = [sequence.request.id for sequence in plan.admitted]
         self.admitted += names

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from autoglm_engine.engine.scheduler import Plan, Scheduler
+from autoglm_engine.engine.scheduler import Scheduler, StepPlan
 from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.runners.base import Limits
@@ -29,13 +29,13 @@ def make_sequence(scheduler: Scheduler, waiting: Waiting, allocation: Allocation
     )
 
 
-def plan(scheduler: Scheduler) -> Plan:
+def plan(scheduler: Scheduler) -> StepPlan:
     made = scheduler.plan(lambda waiting, allocation: make_sequence(scheduler, waiting, allocation), 0.0)
     scheduler.computed(made)
     return made
 
 
-def grow(made: Plan) -> None:
+def grow(made: StepPlan) -> None:
     """Give every sequence that is caught up its next token."""
     for sequence in made.sequences:
         if not sequence.num_missing:
@@ -52,7 +52,7 @@ def scheduler_with(num_slots: int, budget: int, prompt_lens: list[int]) -> Sched
     return scheduler
 
 
-def shape(made: Plan) -> list[tuple[str, int, int, bool]]:
+def shape(made: StepPlan) -> list[tuple[str, int, int, bool]]:
     """(request, start, tokens, wants logits) a span."""
     return [
         (sequence.request.id, span.start, len(span.token_ids), span.wants_logits)

@@ -19,7 +19,7 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.native.program import HEADER_FIELDS, OPERATION_FIELDS, read_program
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.triton.detokenizer_model import load_text
-from autoglm_engine.triton.tokenizer_model import Door
+from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 
 from tests.support.export.native_artifacts import LIBRARY, relist, write_native_artifact
 from tests.support.export.tiny_decoders import SPECS, onnx_runner, random_weights
@@ -60,7 +60,7 @@ def edit(folder: Path, **changes: Any) -> None:
 
 def test_an_artifact_as_it_was_exported_loads(native: Path) -> None:
     load(native)
-    Door.load(native, Manifest.load(native))
+    RequestPreprocessor.load(native, Manifest.load(native))
     load_text(native, Manifest.load(native))
 
 
@@ -90,7 +90,7 @@ def test_a_changed_graph_is_found(name: str, tmp_path: Path) -> None:
 def test_the_other_models_look_at_what_they_read(name: str, native: Path) -> None:
     flip(native / name)
     with pytest.raises(ArtifactError, match="is not the file that was exported"):
-        Door.load(native, Manifest.load(native))
+        RequestPreprocessor.load(native, Manifest.load(native))
     if name == "tokenizer.json":
         with pytest.raises(ArtifactError, match="is not the file that was exported"):
             load_text(native, Manifest.load(native))
@@ -99,10 +99,10 @@ def test_the_other_models_look_at_what_they_read(name: str, native: Path) -> Non
 def test_a_template_that_nobody_exported_is_refused(native: Path) -> None:
     (native / "chat_template.jinja").unlink()
     relist(native)
-    Door.load(native, Manifest.load(native))
+    RequestPreprocessor.load(native, Manifest.load(native))
     (native / "chat_template.jinja").write_text("{{ 'evil' }}")
     with pytest.raises(ArtifactError, match=r"does not list chat_template\.jinja"):
-        Door.load(native, Manifest.load(native))
+        RequestPreprocessor.load(native, Manifest.load(native))
 
 
 def test_an_embedder_is_looked_at_too(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guided import compiler as guide_library
 from autoglm_engine.guided.compiler import TokenBits
-from autoglm_engine.guided.grammar import Guide, Guides
+from autoglm_engine.guided.grammar import Grammar, Guides
 from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.runners.base import Limits
 from llguidance import LLMatcher, LLTokenizer
@@ -43,10 +43,10 @@ class SlowCompiler:
         self._changed = threading.Condition()
         self.niceness: list[int] = []
 
-    def find(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
+    def find(self, sampling: SamplingOptions, tenant: str) -> Grammar | None:
         return self.inner.find(sampling, tenant)
 
-    def compile(self, sampling: SamplingOptions, tenant: str) -> Guide | None:
+    def compile(self, sampling: SamplingOptions, tenant: str) -> Grammar | None:
         self.niceness.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
         with self._changed:
             self.begun.append(sampling.guided_regex)
@@ -154,7 +154,7 @@ def test_equal_guides_of_a_tenant_are_compiled_once_and_for_nobody_never(
     compiler.let_all_go()
     until(lambda: last.is_ready)
     assert compiler.begun == ["first", "same", "last"]
-    assert first.is_ready and isinstance(pool.guide_of(regex("same"), ""), Guide)
+    assert first.is_ready and isinstance(pool.guide_of(regex("same"), ""), Grammar)
 
 
 def test_what_takes_too_long_is_given_up() -> None:

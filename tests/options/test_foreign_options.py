@@ -16,7 +16,7 @@ from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.options import OPTIONS, OptionRules
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.tokenizer.prompt import Prompter
-from autoglm_engine.triton.tokenizer_model import Door
+from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,7 +25,7 @@ from tests.support.engine.fakes import letters_tokenizer
 EOS = 3
 TOKENIZER = letters_tokenizer()
 ARTIFACT = "0123456789abcdef"
-DOOR = Door(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), ARTIFACT, eos_token_ids=(EOS,))
+DOOR = RequestPreprocessor(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), ARTIFACT, eos_token_ids=(EOS,))
 TYPES = {"INT32": np.int32, "INT64": np.int64, "UINT64": np.uint64, "FP32": np.float32, "BOOL": np.bool_}
 
 

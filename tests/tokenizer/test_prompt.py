@@ -130,7 +130,7 @@ def test_fifty_megabytes_are_refused_before_work_is_spent_on_them(
     def work(raw: bytes, name: str) -> str:
         raise AssertionError(f"{len(raw)} bytes of {name} were decoded")
 
-    monkeypatch.setattr("autoglm_engine.tokenizer.prompt.text_of", work)
+    monkeypatch.setattr("autoglm_engine.tokenizer.prompt.decode_utf8", work)
     raw = b"x" * 50_000_000
     for prompt in (prompter.from_text, prompter.from_messages):
         with pytest.raises(InvalidRequest, match=r"has 50000000 bytes, which cannot fit into the 255 prompt tokens"):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.core import Event, FinishReason
 from autoglm_engine.settings.model import EngineSettings
@@ -167,7 +167,7 @@ READERS = st.lists(
 def shared_bench(case: Case) -> Bench:
     gate, chosen = FlightGate(), EngineSettings(cache_mode="exact")
     bench = bench_of(case, gate=gate, settings=chosen)
-    bench.engine = SharingEngine(bench.engine, "digest", bench.text, chosen, gate, clock=bench.clock)  # type: ignore[assignment]
+    bench.engine = CachingEngine(bench.engine, "digest", bench.text, chosen, gate, clock=bench.clock)  # type: ignore[assignment]
     return bench
 
 

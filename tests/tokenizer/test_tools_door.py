@@ -15,7 +15,7 @@ from autoglm_engine.options.options import OptionRules
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tokenizer.tool_definitions import parse_tools
 from autoglm_engine.tokenizer.tool_format import tool_format
-from autoglm_engine.triton.tokenizer_model import Door
+from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from tokenizers import AddedToken, Tokenizer
 
 from tests.support.engine.fakes import byte_tokenizer
@@ -201,7 +201,9 @@ def test_too_deep_schemas_are_the_callers_fault(tokenizer: Tokenizer) -> None:
 
 
 def test_the_door_takes_tools_with_messages_only(tokenizer: Tokenizer) -> None:
-    door = Door(Prompter(tokenizer, ChatTemplate(QWEN, {}), 4096), OptionRules(4096, 300, {}), "0123456789abcdef")
+    door = RequestPreprocessor(
+        Prompter(tokenizer, ChatTemplate(QWEN, {}), 4096), OptionRules(4096, 300, {}), "0123456789abcdef"
+    )
     given = {"messages": tensor(json.dumps(ASKED)), "tools": tensor(json.dumps([CLOCK]))}
     admitted = door.admit(given)
     assert b'{"name": "now"}' in tokenizer.decode(admitted.token_ids.tolist()).encode()

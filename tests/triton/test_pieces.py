@@ -10,7 +10,7 @@ from autoglm_engine.core import Event, FinishReason, Stages, TokenLogprobs, Usag
 from autoglm_engine.errors import InvalidRequest, RequestFailed, Unavailable
 from autoglm_engine.messages import Ack, pack_event
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.triton.detokenizer_model import Pieces
+from autoglm_engine.triton.detokenizer_model import Detokenizer
 
 from tests.support.engine.fakes import letters_text, letters_tokenizer
 
@@ -34,13 +34,13 @@ def acknowledged() -> list[Ack]:
 
 
 @pytest.fixture
-def pieces(acknowledged: list[Ack]) -> Pieces:
+def pieces(acknowledged: list[Ack]) -> Detokenizer:
     texts = {"": letters_text()}
-    return Pieces(lambda artifact: texts[artifact], lambda packed: (packed, acknowledged.append), Clock())
+    return Detokenizer(lambda artifact: texts[artifact], lambda packed: (packed, acknowledged.append), Clock())
 
 
-def with_room(room: int | None, acknowledged: list[Ack]) -> Pieces:
-    return Pieces(lambda artifact: letters_text(), lambda packed: (packed, acknowledged.append), room=room)
+def with_room(room: int | None, acknowledged: list[Ack]) -> Detokenizer:
+    return Detokenizer(lambda artifact: letters_text(), lambda packed: (packed, acknowledged.append), room=room)
 
 
 def ids(text: str) -> tuple[int, ...]:
@@ -52,7 +52,7 @@ def event(text: str = "", request_id: str = "r", **more: object) -> Event:
     return Event(request_id, ids(text), usage, stages, **more)  # type: ignore[arg-type]
 
 
-def test_every_output_has_its_type_and_shape(pieces: Pieces) -> None:
+def test_every_output_has_its_type_and_shape(pieces: Detokenizer) -> None:
     outputs = pieces.outputs(pack_event(event("ab", is_first=True), None)[np.newaxis])
     assert outputs["text_output"].tolist() == [[b"ab"]]
     assert outputs["finish_reason"].tolist() == [[b""]]
@@ -63,25 +63,25 @@ def test_every_output_has_its_type_and_shape(pieces: Pieces) -> None:
     assert outputs["logprobs_output"].tolist() == [[b"[]"]]
 
 
-def test_the_last_event_says_why_it_ended(pieces: Pieces) -> None:
+def test_the_last_event_says_why_it_ended(pieces: Detokenizer) -> None:
     outputs = pieces.outputs(pack_event(event(finish_reason=FinishReason.LENGTH), None))
     assert (outputs["finish_reason"].item(), outputs["text_output"].item()) == (b"length", b"")
 
 
 @pytest.mark.parametrize(("kept", "text"), [(0, b""), (1, b"a"), (3, b"abc"), (99, b"abc")])
-def test_text_is_cut_where_a_stop_string_began(pieces: Pieces, kept: int, text: bytes) -> None:
+def test_text_is_cut_where_a_stop_string_began(pieces: Detokenizer, kept: int, text: bytes) -> None:
     outputs = pieces.outputs(pack_event(event("abc", text_bytes=kept), None))
     assert outputs["text_output"].item() == text
 
 
-def test_each_event_is_acknowledged(pieces: Pieces, acknowledged: list[Ack]) -> None:
+def test_each_event_is_acknowledged(pieces: Detokenizer, acknowledged: list[Ack]) -> None:
     ack = Ack(3, 9)
     pieces.outputs(pack_event(event("a"), ack))
     pieces.outputs(pack_event(event("a"), None))
     assert acknowledged == [ack]
 
 
-def test_detokenize_time_adds_up_over_a_stream(pieces: Pieces) -> None:
+def test_detokenize_time_adds_up_over_a_stream(pieces: Detokenizer) -> None:
     def spent(request_id: str, cell: int) -> float:
         outputs = pieces.outputs(pack_event(event("a", request_id), Ack(cell, 1)))
         return float(outputs["stage_times"][0, 4])
@@ -90,7 +90,7 @@ def test_detokenize_time_adds_up_over_a_stream(pieces: Pieces) -> None:
     assert spent("t", 1) == pytest.approx(2)  # the cell's next stream
 
 
-def test_logprobs_are_json_with_the_tokens_text(pieces: Pieces) -> None:
+def test_logprobs_are_json_with_the_tokens_text(pieces: Detokenizer) -> None:
     a, b = ids("ab")
     entry = TokenLogprobs(a, -0.25, ((a, -0.25), (b, -1.5)))
     outputs = pieces.outputs(pack_event(event("a", logprobs=(entry,)), None))
@@ -104,12 +104,12 @@ def test_logprobs_are_json_with_the_tokens_text(pieces: Pieces) -> None:
     ]  # fmt: skip
 
 
-def test_what_is_no_event_is_refused(pieces: Pieces) -> None:
+def test_what_is_no_event_is_refused(pieces: Detokenizer) -> None:
     with pytest.raises(InvalidRequest, match="event is not JSON"):
         pieces.outputs(np.array([1, 2, 3], dtype=np.uint8))
 
 
-def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, acknowledged: list[Ack]) -> None:
+def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Detokenizer, acknowledged: list[Ack]) -> None:
     failed = event(error="the runner broke", error_code="UNAVAILABLE")
     with pytest.raises(RequestFailed, match="the runner broke") as raised:
         pieces.outputs(pack_event(failed, Ack(3, 9)))
@@ -117,7 +117,7 @@ def test_a_failure_is_acknowledged_and_raised_with_its_code(pieces: Pieces, ackn
     assert acknowledged == [Ack(3, 9)]
 
 
-def test_a_piece_has_the_number_of_its_event(pieces: Pieces) -> None:
+def test_a_piece_has_the_number_of_its_event(pieces: Detokenizer) -> None:
     numbers = [pieces.outputs(pack_event(event("a"), None, number))["sequence_number"] for number in (0, 1, 7)]
     assert [(number.dtype, number.tolist()) for number in numbers] == [(np.int32, [[n]]) for n in (0, 1, 7)]
 
@@ -128,7 +128,7 @@ def test_an_event_is_acknowledged_also_where_its_artifact_is_gone(acknowledged: 
     def gone(artifact: str) -> TokenText:
         raise Unavailable(f"no {artifact}")
 
-    pieces = Pieces(gone, lambda packed: (packed, acknowledged.append), Clock())
+    pieces = Detokenizer(gone, lambda packed: (packed, acknowledged.append), Clock())
     with pytest.raises(Unavailable, match="no 0123"):
         pieces.outputs(pack_event(event("a"), Ack(3, 9), 0, "0123"))
     assert acknowledged == [Ack(3, 9)]
@@ -148,7 +148,7 @@ def logprob(letter: str, value: float, *top: tuple[str, float]) -> TokenLogprobs
     return TokenLogprobs(ids(letter)[0], value, tuple((ids(other)[0], chance) for other, chance in top))
 
 
-def test_outputs_of_other_backends_are_made_where_they_are_wanted(pieces: Pieces) -> None:
+def test_outputs_of_other_backends_are_made_where_they_are_wanted(pieces: Detokenizer) -> None:
     packed = pack_event(event("ab", is_first=True), None)
     own = set(pieces.outputs(packed))
     assert not own & set(NAMES) and set(pieces.outputs(packed, own)) == own
@@ -156,7 +156,7 @@ def test_outputs_of_other_backends_are_made_where_they_are_wanted(pieces: Pieces
     assert set(found) - own == {"num_input_tokens"}
 
 
-def test_counts_are_of_one_response_and_its_end_is_as_vllm_says_it(pieces: Pieces) -> None:
+def test_counts_are_of_one_response_and_its_end_is_as_vllm_says_it(pieces: Detokenizer) -> None:
     found = pieces.outputs(pack_event(event("abc", is_first=True), None), NAMES)
     assert [(found[name].dtype, found[name].tolist()) for name in NAMES[:2]] == [(np.int32, [[7]]), (np.int32, [[3]])]
     assert found["end_reason"].tolist() == [[b"None"]]
@@ -166,7 +166,7 @@ def test_counts_are_of_one_response_and_its_end_is_as_vllm_says_it(pieces: Piece
     assert (last["end_reason"].tolist(), last["num_output_tokens"].tolist()) == ([[b"length"]], [[0]])
 
 
-def test_logprobs_are_summed_over_a_stream_and_not_over_two(pieces: Pieces) -> None:
+def test_logprobs_are_summed_over_a_stream_and_not_over_two(pieces: Detokenizer) -> None:
     sums = []
     for cell, is_first, value in (
         (1, True, -1.0),
@@ -182,7 +182,7 @@ def test_logprobs_are_summed_over_a_stream_and_not_over_two(pieces: Pieces) -> N
     assert sums == [-1.0, -8.0, -1.5, -2.0, -2.25]
 
 
-def test_logprobs_look_as_vllms(pieces: Pieces) -> None:
+def test_logprobs_look_as_vllms(pieces: Detokenizer) -> None:
     """The rank of a token that is not among the likeliest is not known."""
     told = (logprob("a", -1.0, ("b", -0.5), ("a", -1.0)), logprob("c", -9.0, ("b", -0.5)))
     found = pieces.outputs(pack_event(event("ac", is_first=True, logprobs=told), None), NAMES)["token_logprobs"].item()

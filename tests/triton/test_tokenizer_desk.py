@@ -23,7 +23,7 @@ from autoglm_engine.triton import tokenizer_desk
 from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
 from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
-from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, Door, Tensors
+from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, RequestPreprocessor, Tensors
 from tokenizers import Tokenizer
 
 from tests.support.engine.fakes import FakeClock, byte_tokenizer
@@ -102,7 +102,9 @@ class Made:
         encoder = BoundedEncoder.load(path, tokenizer, EncoderLimits(seconds=0.5, seconds_a_byte=0.0))
         template = ChatTemplate(TEMPLATE, {}, TemplateLimits(seconds=0.5))
         prompter = Prompter(tokenizer, template, MAX_LENGTH, encoder)
-        self.desk = TokenizerDesk(Door(prompter, OptionRules(MAX_LENGTH, 300, {}), "artifact", self.clock), self.board)
+        self.desk = TokenizerDesk(
+            RequestPreprocessor(prompter, OptionRules(MAX_LENGTH, 300, {}), "artifact", self.clock), self.board
+        )
 
     def take(self, parameters: str = "", **values: Any) -> KeptAnswer:
         answer = KeptAnswer()

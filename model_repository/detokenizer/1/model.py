@@ -21,7 +21,7 @@ class TritonPythonModel:
         from autoglm_engine.triton.board.server_identity import ServerIdentity
         from autoglm_engine.triton.board.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
-        from autoglm_engine.triton.detokenizer_model import Pieces, load_text
+        from autoglm_engine.triton.detokenizer_model import Detokenizer, load_text
         from autoglm_engine.triton.followed_artifact import FollowedArtifact
         from autoglm_engine.triton.log import log_to_triton
         from autoglm_engine.triton.neighbours import Neighbours
@@ -41,7 +41,7 @@ class TritonPythonModel:
         boards = EventBoards(identity)
         texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
         texts.read(lambda: served_artifact(identity))
-        self.pieces = Pieces(texts.of, boards.open, room=room)
+        self.pieces = Detokenizer(texts.of, boards.open, room=room)
         self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):

@@ -16,7 +16,7 @@ class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
         from autoglm_engine.embedder import Embedder, is_exported
-        from autoglm_engine.options.parsing import text_of
+        from autoglm_engine.options.parsing import decode_utf8
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.triton.board.shared_fate import EMBEDDER, SharedFate
         from autoglm_engine.triton.deployment import check_version
@@ -29,7 +29,7 @@ class TritonPythonModel:
         log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
-        self.text_of = text_of
+        self.text_of = decode_utf8
         neighbours = Neighbours.of(args["model_config"])
         folder = neighbours.embedder_folder(args["model_repository"])
         self.embedder = Embedder(folder) if folder and is_exported(folder) else None

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from autoglm_engine.cache.coalescing import FlightGate, SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine, FlightGate
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError
@@ -95,7 +95,7 @@ class BusyEngine:
         self._replies = Replies(self._acks, self._clock)
         text, shared = text or letters_text(), FlightGate(self._acks)
         engine = Engine(runner, text, [0], SETTINGS, gate=shared, metrics=self._metrics, clock=self._clock)
-        self._engine = SharingEngine(engine, "digest", text, SETTINGS, shared, metrics=self._metrics, clock=self._clock)
+        self._engine = CachingEngine(engine, "digest", text, SETTINGS, shared, metrics=self._metrics, clock=self._clock)
         self._callers = itertools.count()
         self.num_requests = 0
         self.num_refused = 0

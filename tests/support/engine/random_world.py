@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, StepBatch
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
-from autoglm_engine.guided.grammar import Guide, Guides, GuideState
+from autoglm_engine.guided.grammar import Grammar, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.sampler import TokenSampler
@@ -55,7 +55,7 @@ def guides() -> Guides:
 class LateGuide:
     """Ready, or failed, when the clock says so."""
 
-    inner: Guide
+    inner: Grammar
     clock: FakeClock
     ready_at: float
     fails: bool
@@ -132,9 +132,9 @@ class World:
         self.bench.runner.before_issue = self.bench.runner.before_forward = self._maybe_fail
 
     @property
-    def engine(self) -> SharingEngine:
+    def engine(self) -> CachingEngine:
         engine: Any = self.bench.engine
-        assert isinstance(engine, SharingEngine)
+        assert isinstance(engine, CachingEngine)
         return engine
 
     # ---- what happens
@@ -170,7 +170,7 @@ class World:
         except (NotCached, QueueFull) as refusal:
             caller.refused = type(refusal).__name__
 
-    def _guide(self, sampling: SamplingOptions) -> Guide | LateGuide | None:
+    def _guide(self, sampling: SamplingOptions) -> Grammar | LateGuide | None:
         guide = guides().compile(sampling)
         if guide is None or self.draw.random() < 0.5:
             return guide

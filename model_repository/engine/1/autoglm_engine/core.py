@@ -66,7 +66,7 @@ class CacheHit(Enum):
 
 
 @dataclass(frozen=True, slots=True)
-class Question:
+class SemanticQuery:
     """What of a prompt may be compared by meaning. `context`: a digest of the rest, which must be equal."""
 
     text: str
@@ -128,7 +128,7 @@ class Request:
     tenant: str = ""  # answers are kept for each tenant apart
     user: str = ""  # whose it is, if the caller says; requests of one user may be served together
     semantic: bool | None = None  # takes the answer to a question of the same meaning; None: as the server is set
-    question: Question | None = None  # None: nothing of it can be compared
+    question: SemanticQuery | None = None  # None: nothing of it can be compared
     priority: int = DEFAULT_PRIORITY  # 1 is admitted first
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
     guide: AskedGuide | None = None  # of its `sampling`

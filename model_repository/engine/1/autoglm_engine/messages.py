@@ -22,9 +22,9 @@ from .core import (
     CacheUse,
     Event,
     FinishReason,
-    Question,
     Request,
     SamplingOptions,
+    SemanticQuery,
     Stages,
     TokenIds,
     TokenLogprobs,
@@ -99,7 +99,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifac
             tenant=text("tenant", raw["tenant"]),
             user=text("user", raw["user"], MAX_USER_CHARACTERS),
             semantic=None if raw["semantic"] is None else flag("semantic", raw["semantic"]),
-            question=None if question is None else Question(*(text("question", part) for part in question)),
+            question=None if question is None else SemanticQuery(*(text("question", part) for part in question)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None

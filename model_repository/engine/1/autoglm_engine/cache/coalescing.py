@@ -1,7 +1,7 @@
 """The engine behind a cache of whole answers: equal requests are computed once.
 
 A kept answer is given at once, from whatever thread submits: it takes no slot and does not wait for a step. Else equal
-requests in flight read one `Flight`, which lives as long as anybody reads it: it looks its answer up in the slower tiers
+requests in flight read one `SharedRequest`, which lives as long as anybody reads it: it looks its answer up in the slower tiers
 of the cache, and goes to the engine where they have none. Everything else goes to the engine as it is.
 """
 
@@ -29,13 +29,13 @@ from .flight_gate import FlightGate
 from .kept_reader import KeptReader
 from .lookups import Lookups
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
-from .shared_request import Flight, Member, waited_ms
+from .shared_request import SharedRequest, Subscriber, waited_ms
 from .tiers import Found, Tier
 
 _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
-class SharingEngine:
+class CachingEngine:
     """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is the engine's. `tiers` are asked in their order for
     what this process does not keep. `most_kept`: bytes of an answer that can be given in one piece, None for any: what is
     larger is not kept, nor read by who comes late, so that it goes out as it is computed."""
@@ -70,8 +70,8 @@ class SharingEngine:
         self._generation = 0
         self._numbers = itertools.count(1)
         self._by_id = gate.flights
-        self._by_key: dict[tuple[bytes, tuple[Tier, ...]], Flight] = {}  # those that others may join
-        self._members: dict[str, Member] = {}
+        self._by_key: dict[tuple[bytes, tuple[Tier, ...]], SharedRequest] = {}  # those that others may join
+        self._members: dict[str, Subscriber] = {}
         self._num_followers = 0
         self._cancelled: list[str] = []
         self._out: list[Event] = []
@@ -235,7 +235,7 @@ class SharingEngine:
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None or self._is_too_large(flight):
-            flight = Flight(f"flight {next(self._numbers)}", key, request, self._generation, tiers)
+            flight = SharedRequest(f"flight {next(self._numbers)}", key, request, self._generation, tiers)
             self._begin(flight, (self._reader, *tiers) if is_read_later else tiers)
             return
         if self._num_followers >= self._settings.max_queue:
@@ -245,7 +245,7 @@ class SharingEngine:
         self._metrics.inc(CACHE_COALESCED)
         self._add(flight, request, CacheHit.COALESCED)
 
-    def _begin(self, flight: Flight, asked: tuple[Tier, ...]) -> None:
+    def _begin(self, flight: SharedRequest, asked: tuple[Tier, ...]) -> None:
         """`asked`: who is asked for its answer first."""
         request = flight.request
         if request.cache is CacheUse.REFRESH:
@@ -272,7 +272,7 @@ class SharingEngine:
         for flight in self._by_id.values():
             flight.may_keep_found = flight.may_keep_found and flight.key != key
 
-    def _compute(self, flight: Flight) -> None:
+    def _compute(self, flight: SharedRequest) -> None:
         if all(member.request.cache is CacheUse.ONLY for member in flight.members):
             raise NotCached("the answer is not cached, and the request takes only one that is")
         asked = replace(flight.request, id=flight.id, stream=True, deadline=None, heartbeat_ms=None)
@@ -291,7 +291,7 @@ class SharingEngine:
                 except BaseException as error:
                     self._fail(flight, own_failure(error, flight.request.id), now)
 
-    def _is_too_large(self, flight: Flight) -> bool:
+    def _is_too_large(self, flight: SharedRequest) -> bool:
         """To be told in one piece what it has said so far."""
         return self._most_kept is not None and flight.num_values * BYTES_A_PACKED_VALUE > self._most_kept
 
@@ -299,7 +299,7 @@ class SharingEngine:
         """Another server, with more memory, may have kept it."""
         return self._most_kept is not None and len(found.answer.body or b"") > self._most_kept
 
-    def _give_found(self, flight: Flight, found: Found, now: float) -> None:
+    def _give_found(self, flight: SharedRequest, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms
         usage = replace(found.answer.usage, cached_tokens=0)
         flight.take(replace(found.answer, request_id=flight.id, usage=usage))
@@ -308,13 +308,13 @@ class SharingEngine:
             self._keep_here(flight.key, found.answer, found.age)
         self._end(flight, now)
 
-    def _fail(self, flight: Flight, error: EngineError, now: float) -> None:
+    def _fail(self, flight: SharedRequest, error: EngineError, now: float) -> None:
         """A flight that the engine does not have."""
         flight.take(_failed(replace(flight.request, id=flight.id), error))
         self._end(flight, now)
 
-    def _add(self, flight: Flight, request: Request, hit: CacheHit) -> None:
-        member = Member(request, flight, hit, self._clock())
+    def _add(self, flight: SharedRequest, request: Request, hit: CacheHit) -> None:
+        member = Subscriber(request, flight, hit, self._clock())
         flight.members.append(member)
         self._members[request.id] = member
 
@@ -328,7 +328,7 @@ class SharingEngine:
             if member.request.deadline is not None and member.request.deadline <= now:
                 self._leave(member, FinishReason.DEADLINE, now)
 
-    def _leave(self, member: Member, reason: FinishReason, now: float) -> None:
+    def _leave(self, member: Subscriber, reason: FinishReason, now: float) -> None:
         if member.leaves is not None:
             return
         flight = member.flight
@@ -363,19 +363,21 @@ class SharingEngine:
         out, self._out = self._out, []
         return out
 
-    def _may_tell(self, member: Member, now: float) -> bool:
+    def _may_tell(self, member: Subscriber, now: float) -> bool:
         if member.wants_news:
             return member.cursor == 0 or self._gate.may_read(member.request.id, now)
         return member.is_due_a_heartbeat(now) and self._gate.may_read(member.request.id, now)
 
-    def _tell(self, member: Member, now: float) -> None:
+    def _tell(self, member: Subscriber, now: float) -> None:
         try:
             self._out.append(member.event(now, self._text) if member.wants_news else member.heartbeat(now))
         except BaseException as error:
             member.failure = own_failure(error, member.request.id)
             self._leave(member, FinishReason.CANCELLED, now)
 
-    def _end_member(self, member: Member, now: float, reason: FinishReason | None = None, *, is_counted: bool) -> None:
+    def _end_member(
+        self, member: Subscriber, now: float, reason: FinishReason | None = None, *, is_counted: bool
+    ) -> None:
         """Its last event, which was `is_counted` where the engine had the same."""
         try:
             event = member.event(now, self._text, reason) if member.failure is None else None
@@ -389,7 +391,7 @@ class SharingEngine:
         if not is_counted:
             count_ended(self._metrics, event)
 
-    def _end(self, flight: Flight, now: float) -> None:
+    def _end(self, flight: SharedRequest, now: float) -> None:
         del self._by_id[flight.id]
         self._close(flight)
         for number, member in enumerate(flight.members):
@@ -397,10 +399,10 @@ class SharingEngine:
         if flight.is_computed and self._may_keep(flight):
             self._keep(flight)
 
-    def _may_keep(self, flight: Flight) -> bool:
+    def _may_keep(self, flight: SharedRequest) -> bool:
         return flight.may_keep and flight.generation == self._generation
 
-    def _keep(self, flight: Flight) -> None:
+    def _keep(self, flight: SharedRequest) -> None:
         """An answer that cannot be kept is only computed again."""
         latest = flight.latest
         if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
@@ -422,12 +424,12 @@ class SharingEngine:
         if (entry := self._cache.keep(key, answer, age)) is not None:
             self._packing.put(lambda: self._pack(key, entry))
 
-    def _close(self, flight: Flight) -> None:
+    def _close(self, flight: SharedRequest) -> None:
         """Nobody joins it from now on."""
         if self._by_key.get(flight.join_key) is flight:
             del self._by_key[flight.join_key]
 
-    def _forget(self, member: Member) -> None:
+    def _forget(self, member: Subscriber) -> None:
         del self._members[member.request.id]
         if member.request.id in self._cancelled:  # too late, and not to be meant for the next one of that id
             self._cancelled = [other for other in self._cancelled if other != member.request.id]

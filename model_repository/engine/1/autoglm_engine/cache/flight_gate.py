@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from autoglm_engine.engine.gate import AlwaysOpen, StreamGate
 
-from .shared_request import Flight
+from .shared_request import SharedRequest
 
 
 class FlightGate:
@@ -13,7 +13,7 @@ class FlightGate:
 
     def __init__(self, inner: StreamGate | None = None) -> None:
         self._inner = inner or AlwaysOpen()
-        self.flights: dict[str, Flight] = {}
+        self.flights: dict[str, SharedRequest] = {}
 
     def may_send(self, request_id: str, now: float) -> bool:
         flight = self.flights.get(request_id)
@@ -22,7 +22,7 @@ class FlightGate:
     def may_read(self, request_id: str, now: float) -> bool:
         return self._inner.may_send(request_id, now)
 
-    def _may_speak(self, flight: Flight, now: float) -> bool:
+    def _may_speak(self, flight: SharedRequest, now: float) -> bool:
         readers = list(flight.members)
         if len(readers) > 1 and not all(member.request.stream for member in readers):
             return True

@@ -12,7 +12,7 @@ from .tiers import Found, Tier
 
 
 @dataclass(slots=True, eq=False)
-class Flight:
+class SharedRequest:
     """Its answer is looked up in tiers of the cache, or else computed: the engine runs it under an id of its own, streamed
     and without a deadline. Everything it said so far is kept here
     as one answer; readers are told of it from wherever they stopped, always between events of the engine, so that what
@@ -29,7 +29,7 @@ class Flight:
     is_computed: bool = False  # the engine has it; until then its answer is looked up
     found: Found | None = None
     embed_ms: float = 0.0  # of its question, for the semantic tier; a part of the time in the queue
-    members: list[Member] = field(default_factory=list)
+    members: list[Subscriber] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     latest: Event | None = None
@@ -73,11 +73,11 @@ class Flight:
 
 
 @dataclass(slots=True, eq=False)
-class Member:
+class Subscriber:
     """A request that reads a flight. `cursor`: how many of its tokens it was sent."""
 
     request: Request
-    flight: Flight
+    flight: SharedRequest
     hit: CacheHit
     joined_at: float
     cursor: int = 0

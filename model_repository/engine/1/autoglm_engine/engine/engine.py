@@ -35,12 +35,12 @@ from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
 from .gate import AlwaysOpen, StreamGate
-from .output_processor import Answers
+from .output_processor import OutputProcessor
 from .request_queue import Inbox
-from .scheduler import Plan, Scheduler
+from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence, Taken, Waiting
 from .slots import Allocation, SlotTable
-from .stats import EngineStats, Tally
+from .stats import EngineMetrics, EngineStats
 from .stream_pacer import StreamPacer
 
 _log = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ _PREPARING_SECONDS = 0.02  # where all of them wait for their guides: for deadli
 class InFlight:
     """A step that was issued."""
 
-    plan: Plan
+    plan: StepPlan
     pending: Pending
 
 
@@ -88,9 +88,9 @@ class Engine:
         budget = self._settings.token_budget or self._limits.step_tokens
         self._scheduler = Scheduler(self._limits, slots, budget, policy, self._drafter)
         self._in_flight: InFlight | None = None
-        self._tally = Tally(metrics or NoMetrics())
+        self._tally = EngineMetrics(metrics or NoMetrics())
         self._tally.report(self._scheduler)
-        self._answers = Answers(self._scheduler, self._inbox, self._tally)
+        self._answers = OutputProcessor(self._scheduler, self._inbox, self._tally)
 
     # ---- any thread
 
@@ -186,7 +186,7 @@ class Engine:
         for waiting in [w for w in self._scheduler.waiting if condition(w.request)]:
             self._answers.cut_off_waiting(waiting, now, reason)
 
-    def _end_failed(self, plan: Plan, now: float) -> None:
+    def _end_failed(self, plan: StepPlan, now: float) -> None:
         self._inbox.left_queue(len(plan.refused))
         for waiting, failure in plan.refused:
             self._answers.refuse(waiting, now, failure)
@@ -223,7 +223,7 @@ class Engine:
             speculation=self._drafter.begin(request, tokens) if sampler.is_greedy else None,
         )
 
-    def _issue(self, plan: Plan) -> None:
+    def _issue(self, plan: StepPlan) -> None:
         """Also the bookkeeping of admissions: a device computes by then."""
         self._tally.steps += bool(plan.spans)
         try:
@@ -273,7 +273,7 @@ class Engine:
         is_eos = sampled.token_id in self._eos and not sequence.request.sampling.ignore_eos
         self._answers.note(sequence, Taken(sampled.token_id, sampled.logprobs, is_eos, now))
 
-    def _fail(self, plan: Plan, error: Exception) -> None:
+    def _fail(self, plan: StepPlan, error: Exception) -> None:
         """Whatever the runner was doing is lost, and what it holds cannot be trusted. Raises a DeviceError on: no step
         after it can succeed, and whoever runs the engine should start it anew."""
         if isinstance(error, DeviceError):

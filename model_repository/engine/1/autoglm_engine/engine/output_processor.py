@@ -12,15 +12,15 @@ from autoglm_engine.own_failures import own_failure
 from .request_queue import Inbox
 from .scheduler import Scheduler
 from .sequence import Sequence, Taken, Waiting
-from .stats import Tally
+from .stats import EngineMetrics
 
 
-class Answers:
+class OutputProcessor:
     """`events` are those of the step being taken. A token is noted when its step is collected and told, which is to say
     put into the answer with all that its text may entail, later; the step thread does both. A step may bring a sequence
     several tokens: those after one that ends the answer are dropped."""
 
-    def __init__(self, scheduler: Scheduler, inbox: Inbox, tally: Tally) -> None:
+    def __init__(self, scheduler: Scheduler, inbox: Inbox, tally: EngineMetrics) -> None:
         self._scheduler = scheduler
         self._inbox = inbox
         self._tally = tally

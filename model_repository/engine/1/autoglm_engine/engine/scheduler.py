@@ -29,7 +29,7 @@ Admit = Callable[[Waiting, Allocation], Sequence]
 
 
 @dataclass(slots=True)
-class Plan:
+class StepPlan:
     """`copies` come before the batch, also where there is none; `sequences[i]` owns `spans[i]`. What one sequence raised
     while it was planned for is in `failed`, and who could not be admitted in `refused`: both are to be answered."""
 
@@ -71,11 +71,11 @@ class Scheduler:
         self._ranks_on_device = limits.num_candidates > 0
         self._budget = max(token_budget, limits.num_slots)  # a decode step of all slots always fits
 
-    def plan(self, admit: Admit, now: float) -> Plan:
+    def plan(self, admit: Admit, now: float) -> StepPlan:
         """Decide the next step, while none is in flight; it must be issued, since adjustments are told once. Admitted
         requests leave the queue and get their slot here; `admit` makes the sequence of a request and the slot it was given.
         """
-        plan = Plan()
+        plan = StepPlan()
         budget = self._budget
         for sequence in self.running:
             if sequence.num_missing == 1:
@@ -96,7 +96,7 @@ class Scheduler:
             plan.failed += self._drafter.extend(plan.spans, plan.sequences, budget)
         return plan
 
-    def computed(self, plan: Plan) -> None:
+    def computed(self, plan: StepPlan) -> None:
         """The plan's spans are in their slots; drafts do not count yet. What finished since the plan does not count its last
         span: the slot is no longer its own."""
         for span, sequence in zip(plan.spans, plan.sequences, strict=True):
@@ -136,7 +136,7 @@ class Scheduler:
             _log.error("the admission policy failed", exc_info=error)
             return 0
 
-    def _admit(self, plan: Plan, waiting: Waiting, admit: Admit) -> Sequence | None:
+    def _admit(self, plan: StepPlan, waiting: Waiting, admit: Admit) -> Sequence | None:
         """None where its own options, guide or text stand in the way: then its slot is free again, and holds nothing."""
         allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
         plan.copies += allocation.copies
@@ -152,7 +152,7 @@ class Scheduler:
         plan.admitted.append(sequence)
         return sequence
 
-    def _add(self, plan: Plan, sequence: Sequence, budget: int) -> int:
+    def _add(self, plan: StepPlan, sequence: Sequence, budget: int) -> int:
         """The number of tokens that the sequence's span takes."""
         try:
             span = self._span(sequence, budget)

@@ -48,7 +48,7 @@ class EngineStats:
         return self.slots_busy / max(1, self.slots_free + self.slots_busy + self.slots_retained)
 
 
-class Tally:
+class EngineMetrics:
     """The step thread counts; `stats` may be read from any thread."""
 
     def __init__(self, metrics: Metrics) -> None:

@@ -66,7 +66,7 @@ class GuideState:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Guide:
+class Grammar:
     """Compiled, at its beginning."""
 
     _matcher: LLMatcher
@@ -98,7 +98,7 @@ class Guides:
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[tuple[str, str, str], Guide] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, str, str], Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
 
@@ -108,14 +108,14 @@ class Guides:
         eos = list(eos_token_ids)
         return cls(lambda: read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)
 
-    def find(self, sampling: SamplingOptions, tenant: str = "") -> Guide | None:
+    def find(self, sampling: SamplingOptions, tenant: str = "") -> Grammar | None:
         """Where it is kept for this tenant."""
         with self._lock:
             if (kept := self._kept.get(key := (tenant, *guide_text(sampling)))) is not None:
                 self._kept.move_to_end(key)
             return kept
 
-    def compile(self, sampling: SamplingOptions, tenant: str = "") -> Guide | None:
+    def compile(self, sampling: SamplingOptions, tenant: str = "") -> Grammar | None:
         """None where the request has no guide. May take seconds. Raises InvalidRequest where it cannot be compiled."""
         if not sampling.is_guided:
             return None
@@ -125,12 +125,12 @@ class Guides:
             self._tokenizer = self._tokenizer or self._load()
         first = np.zeros((self._vocab_size + 31) // 32, np.int32)
         matcher = compile_guide(self._tokenizer, *guide_text(sampling), first)
-        made = Guide(matcher, first, self._vocab_size, self._eos)
+        made = Grammar(matcher, first, self._vocab_size, self._eos)
         with self._lock:
             self._keep((tenant, *guide_text(sampling)), made)
         return made
 
-    def _keep(self, key: tuple[str, str, str], made: Guide) -> None:
+    def _keep(self, key: tuple[str, str, str], made: Grammar) -> None:
         self._kept[key] = made
         while len(self._kept) > _MOST_KEPT or sum(len(text) for *_, text in self._kept) > _MOST_KEPT_CHARACTERS:
             self._kept.popitem(last=False)

@@ -20,7 +20,7 @@ from autoglm_engine.core import AskedGuide, SamplingOptions
 from autoglm_engine.errors import EngineError, QueueFull, Unavailable
 from autoglm_engine.own_failures import own_failure
 
-from .grammar import Guide, GuideState, guide_text
+from .grammar import Grammar, GuideState, guide_text
 
 NUM_THREADS = 2
 MOST_OF_TENANT = 16  # guides that wait, of one tenant,
@@ -32,9 +32,9 @@ _NICENESS = 10  # more than the process's own
 class Compiler(Protocol):
     """`guides.Guides`."""
 
-    def find(self, sampling: SamplingOptions, tenant: str) -> Guide | None: ...
+    def find(self, sampling: SamplingOptions, tenant: str) -> Grammar | None: ...
 
-    def compile(self, sampling: SamplingOptions, tenant: str) -> Guide | None: ...
+    def compile(self, sampling: SamplingOptions, tenant: str) -> Grammar | None: ...
 
 
 class PendingGuide:
@@ -45,7 +45,7 @@ class PendingGuide:
         self.tenant = tenant
         self.asked_at: float | None = None
         self._pool = pool
-        self._guide: Guide | None = None
+        self._guide: Grammar | None = None
         self._failure: EngineError | None = None
 
     @property
@@ -68,7 +68,7 @@ class PendingGuide:
         assert self._guide is not None, "a guide that is not compiled"
         return self._guide.begin()
 
-    def settle(self, compile_guide: Callable[[SamplingOptions, str], Guide | None]) -> None:
+    def settle(self, compile_guide: Callable[[SamplingOptions, str], Grammar | None]) -> None:
         """Called once, by the pool."""
         try:
             self._guide = compile_guide(self.sampling, self.tenant)

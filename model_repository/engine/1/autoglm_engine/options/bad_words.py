@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 
 from autoglm_engine.errors import InvalidRequest
 
-from .parsing import text_of
+from .parsing import decode_utf8
 
 MAX_BAD_WORDS = 64
 MAX_BAD_WORD_CHARACTERS = 256
@@ -42,7 +42,7 @@ def word_tokens(raw: Sequence[bytes], encode: Callable[[str], list[int]]) -> Wor
         raise InvalidRequest(f"{NAME} has {len(raw)} words; at most {MAX_BAD_WORDS} are allowed")
     found: dict[tuple[int, ...], None] = {}
     for index, item in enumerate(raw):
-        word = text_of(item, f"{NAME}[{index}]")
+        word = decode_utf8(item, f"{NAME}[{index}]")
         if not word:
             continue
         if len(word) > MAX_BAD_WORD_CHARACTERS:

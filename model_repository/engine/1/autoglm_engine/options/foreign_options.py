@@ -13,7 +13,7 @@ from autoglm_engine.errors import InvalidRequest
 
 from .asked_options import AskedOptions, shown
 from .foreign_inputs import FOREIGN_INPUTS, ForeignInput, Meaning
-from .parsing import text_of
+from .parsing import decode_utf8
 from .sampling_json import NAME as SAMPLING_PARAMETERS
 from .sampling_json import options_of, read_object
 
@@ -86,7 +86,7 @@ class ForeignOptions:
         kind, guide = foreign.get("guided_decoding_guide_type"), foreign.get("guided_decoding_guide")
         if kind is None and guide is None:
             return
-        kind = None if kind is None else text_of(kind, "guided_decoding_guide_type")
+        kind = None if kind is None else decode_utf8(kind, "guided_decoding_guide_type")
         if kind == "json":
             asked.put("guided_json", b"true", "guided_decoding_guide_type", said=kind)
         elif kind in _GUIDES and guide is not None:
@@ -110,6 +110,6 @@ class ForeignOptions:
             )
         biases: dict[str, float] = {}
         for word, weight in zip(words, weights, strict=True):
-            for token_id in self._encode(text_of(word, "embedding_bias_words")):
+            for token_id in self._encode(decode_utf8(word, "embedding_bias_words")):
                 biases[str(token_id)] = biases.get(str(token_id), 0.0) + float(weight)
         asked.put("logit_bias", json.dumps(biases).encode(), "embedding_bias_words")

@@ -13,7 +13,7 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.manifest import Manifest
 
 from .bad_words import check_words
-from .parsing import check_bias, check_guides, read_bias, read_guided_json, text_of
+from .parsing import check_bias, check_guides, decode_utf8, read_bias, read_guided_json
 
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
 MAX_STOP_STRINGS = 16
@@ -199,13 +199,13 @@ def _shown(value: float) -> str:
 def _stop_strings(raw: list[bytes]) -> tuple[str, ...]:
     if len(raw) > MAX_STOP_STRINGS:
         raise InvalidRequest(f"stop has {len(raw)} strings; at most {MAX_STOP_STRINGS} are allowed")
-    strings = tuple(text_of(item, f"stop[{index}]") for index, item in enumerate(raw))
+    strings = tuple(decode_utf8(item, f"stop[{index}]") for index, item in enumerate(raw))
     _check_stop_strings(strings)
     return strings
 
 
 def _cache_use(raw: bytes) -> CacheUse:
-    text = text_of(raw, "cache")
+    text = decode_utf8(raw, "cache")
     try:
         return CacheUse(text)
     except ValueError:
@@ -215,7 +215,7 @@ def _cache_use(raw: bytes) -> CacheUse:
 
 def read_tenant(raw: bytes) -> str:
     """Raises InvalidRequest."""
-    text = text_of(raw, "tenant")
+    text = decode_utf8(raw, "tenant")
     check_tenant(text)
     return text
 
@@ -233,7 +233,7 @@ def _check_stop_strings(strings: tuple[str, ...]) -> None:
 
 
 def _user(raw: bytes) -> str:
-    user = text_of(raw, "user")
+    user = decode_utf8(raw, "user")
     if len(user) > MAX_USER_CHARACTERS:
         raise InvalidRequest(f"user has {len(user)} characters; at most {MAX_USER_CHARACTERS} are allowed")
     return user
@@ -248,6 +248,6 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "user": _user,
     "logit_bias": read_bias,
     "guided_json": read_guided_json,
-    "guided_regex": lambda raw: text_of(raw, "guided_regex"),
-    "guided_grammar": lambda raw: text_of(raw, "guided_grammar"),
+    "guided_regex": lambda raw: decode_utf8(raw, "guided_regex"),
+    "guided_grammar": lambda raw: decode_utf8(raw, "guided_grammar"),
 }

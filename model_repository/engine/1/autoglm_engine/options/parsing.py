@@ -17,7 +17,7 @@ _MOST_DIGITS = 12  # of a token id
 Biases = tuple[tuple[int, float], ...]
 
 
-def text_of(raw: bytes, name: str) -> str:
+def decode_utf8(raw: bytes, name: str) -> str:
     """UTF-8 to text. Raises InvalidRequest that names the first bad byte."""
     try:
         return raw.decode()
@@ -28,7 +28,7 @@ def text_of(raw: bytes, name: str) -> str:
 def read_bias(raw: bytes) -> Biases:
     """A JSON object: token id -> bias. Raises InvalidRequest."""
     try:
-        found = json.loads(text_of(raw, "logit_bias"))
+        found = json.loads(decode_utf8(raw, "logit_bias"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"logit_bias is not JSON: {error}") from None
     if not isinstance(found, dict):
@@ -53,7 +53,7 @@ def read_guided_json(raw: bytes) -> str:
     """A JSON schema, as compact as JSON gets: equal ones are compiled once. Raises InvalidRequest."""
     _check_size("guided_json", len(raw))
     try:
-        schema = json.loads(text_of(raw, "guided_json"))
+        schema = json.loads(decode_utf8(raw, "guided_json"))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"guided_json is not JSON: {error}") from None
     if schema is True:

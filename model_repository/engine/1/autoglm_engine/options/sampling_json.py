@@ -14,7 +14,7 @@ from autoglm_engine.errors import InvalidRequest
 
 from .json_names import json_type
 from .options import OPTIONS
-from .parsing import MOST_GUIDE_BYTES, text_of
+from .parsing import MOST_GUIDE_BYTES, decode_utf8
 
 NAME = "sampling_parameters"
 MAX_BYTES = 4 * MOST_GUIDE_BYTES
@@ -49,7 +49,7 @@ def read_object(raw: bytes) -> dict[str, Any]:
     if len(raw) > MAX_BYTES:
         raise InvalidRequest(f"{NAME} has {len(raw)} bytes; at most {MAX_BYTES} are allowed")
     try:
-        found = json.loads(text_of(raw, NAME))
+        found = json.loads(decode_utf8(raw, NAME))
     except (ValueError, RecursionError) as error:
         raise InvalidRequest(f"{NAME} is not JSON: {error}") from None
     if not isinstance(found, dict):

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoglm_engine.core import Question, TokenIds
+from autoglm_engine.core import SemanticQuery, TokenIds
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.options.json_names import json_type
-from autoglm_engine.options.parsing import text_of
+from autoglm_engine.options.parsing import decode_utf8
 
 from .chat_template import asks_for_tools
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
@@ -37,7 +37,7 @@ _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
 @dataclass(frozen=True, slots=True)
 class Prompt:
     token_ids: TokenIds  # int32 [num_tokens]
-    question: Question | None
+    question: SemanticQuery | None
 
 
 class Prompter:
@@ -90,7 +90,7 @@ class Prompter:
         if not raw:
             raise InvalidRequest("text_input is empty; it must have at least one character")
         self.check_size(raw, "text_input")
-        text = text_of(raw, "text_input")
+        text = decode_utf8(raw, "text_input")
         return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
     def from_messages(self, raw: bytes, tools: bytes | None = None) -> Prompt:
@@ -98,7 +98,7 @@ class Prompter:
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self.check_size(raw, "messages")
-        messages = parse_messages(text_of(raw, "messages"))
+        messages = parse_messages(decode_utf8(raw, "messages"))
         rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
@@ -114,7 +114,7 @@ class Prompter:
         if raw is None:
             return None
         self.check_size(raw, "tools")
-        return parse_tools(text_of(raw, "tools"))
+        return parse_tools(decode_utf8(raw, "tools"))
 
     def check_size(self, raw: bytes, name: str) -> None:
         """Refuses text that cannot fit, before any work is spent on it: no token stands for more bytes than the

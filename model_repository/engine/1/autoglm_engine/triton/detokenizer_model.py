@@ -26,7 +26,7 @@ OpenEvent = Callable[[Packed], tuple[Packed, Callable[[Ack], None]]]  # a sealed
 _SMALL_EVENT = 1 << 17  # bytes; its outputs always find room
 
 
-class Pieces:
+class Detokenizer:
     """Text of the pieces of all streams. Every piece decodes on its own; all that is kept is the time spent so far, by
     acknowledgement cell, so there is a bound to it.
 

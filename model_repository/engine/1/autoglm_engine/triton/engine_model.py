@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from autoglm_engine.cache.answer_digest import answer_digest
-from autoglm_engine.cache.coalescing import SharingEngine
+from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.cache.redis.loading import load_redis_tier
 from autoglm_engine.cache.semantic.cache import Embed
@@ -58,7 +58,7 @@ class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
     the model whose artifact is in `embedder`, and blocks; `died` is
     called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
-    the only one of this process's server. `most_kept`: as `SharingEngine`'s."""
+    the only one of this process's server. `most_kept`: as `CachingEngine`'s."""
 
     def __init__(
         self,
@@ -119,7 +119,7 @@ class EngineService:
             self._semantic, self._no_semantic = open_semantic(settings, digest, embedder, embed, metrics)
             self._redis = load_redis_tier(settings, metrics, lambda: self._engine.forget(self._redis))
             tiers: list[Tier] = [tier for tier in (self._redis, self._semantic) if tier is not None]
-            self._engine = SharingEngine(
+            self._engine = CachingEngine(
                 engine, digest, text, settings, shared, tiers=tiers, metrics=metrics, most_kept=most_kept
             )
             self._replies = Replies(gate)

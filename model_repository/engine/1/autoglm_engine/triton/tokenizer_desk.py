@@ -17,7 +17,7 @@ from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import Kind
 
-from .tokenizer_model import Asked, Door, Tensors
+from .tokenizer_model import Asked, RequestPreprocessor, Tensors
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
@@ -40,7 +40,7 @@ class TokenizerReply(Protocol):
 class TokenizerDesk:
     """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer_pool`."""
 
-    def __init__(self, door: Door, board: EngineBoard) -> None:
+    def __init__(self, door: RequestPreprocessor, board: EngineBoard) -> None:
         self._door = door
         self._board = board
         self._pool = TokenizerPool(door.prompter, door.prompter.another)
@@ -49,7 +49,7 @@ class TokenizerDesk:
     @classmethod
     def load(cls, board: EngineBoard, folder: Path, manifest: Manifest) -> TokenizerDesk:
         """Raises ArtifactError."""
-        return cls(Door.load(folder, manifest), board)
+        return cls(RequestPreprocessor.load(folder, manifest), board)
 
     def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
         """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and encoding is told at once."""

@@ -73,7 +73,7 @@ class Asked:
         return read_tenant(self.values["tenant"]) if "tenant" in self.values else ""
 
 
-class Door:
+class RequestPreprocessor:
     """Checks everything that a request says before it costs anything. Raises InvalidRequest."""
 
     def __init__(
@@ -91,7 +91,7 @@ class Door:
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> Door:
+    def load(cls, folder: Path, manifest: Manifest) -> RequestPreprocessor:
         verify_texts(folder, manifest)
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
         return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)

@@ -16,7 +16,7 @@ from autoglm_engine.system.daemon_threads import DaemonExecutor
 
 from .commands import RedisCommands, Stored
 from .entry import MAX_VALUE_BYTES, RedisEntry, pack_entry
-from .epochs import Generations, Sight, new_generation
+from .epochs import CacheEpochs, Sight, new_generation
 from .metrics import RedisCounts
 from .write_queue import Write, WriteQueue
 
@@ -31,13 +31,13 @@ _MAX_LOOKS = 8
 _TOO_SLOW = "it did not answer in time"
 
 
-class RedisKeeper:
+class RedisConnection:
     """`commands` is what lookups use, None while Redis is away. Everything with `async` runs on the loop of `run`."""
 
     def __init__(
         self,
         settings: EngineSettings,
-        generations: Generations,
+        generations: CacheEpochs,
         queue: WriteQueue,
         counts: RedisCounts,
         forget: Callable[[], object],

@@ -24,7 +24,7 @@ class Sight(Enum):
     RETIRED = "retired"  # this server flushed it, or it is no token at all: it has to be replaced
 
 
-class Generations:
+class CacheEpochs:
     """Thread-safe. `current` is None until the first one was seen, unless this server begins one itself."""
 
     def __init__(self) -> None:

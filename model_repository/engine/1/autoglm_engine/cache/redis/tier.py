@@ -21,9 +21,9 @@ from autoglm_engine.metrics import REDIS_DROPPED, REDIS_ERRORS, REDIS_HITS, REDI
 from autoglm_engine.settings.model import EngineSettings
 
 from .commands import RedisCommands, Reply
-from .connection import RedisKeeper
+from .connection import RedisConnection
 from .entry import Damaged, age_of, unpack_entry
-from .epochs import Generations
+from .epochs import CacheEpochs
 from .metrics import RedisCounts
 from .write_queue import Write, WriteQueue
 
@@ -50,9 +50,9 @@ class RedisTier:
         self._ttl = settings.cache_ttl_seconds
         self._clock = clock
         self._counts = RedisCounts(metrics)
-        self._generations = Generations()
+        self._generations = CacheEpochs()
         self._queue = WriteQueue()
-        self._keeper = RedisKeeper(settings, self._generations, self._queue, self._counts, forget, clock)
+        self._keeper = RedisConnection(settings, self._generations, self._queue, self._counts, forget, clock)
         self._thread = threading.Thread(target=self._keeper.run, name="redis", daemon=True)
         self._thread.start()
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from autoglm_engine.core import Candidates, Logits
-from autoglm_engine.engine.scheduler import Plan
+from autoglm_engine.engine.scheduler import StepPlan
 from autoglm_engine.engine.sequence import Sequence
 from autoglm_engine.sampling.sampler import Sampled, sample_alone, sample_batch
 
@@ -35,7 +35,7 @@ class Choices:
         return len(self.drafts)
 
 
-def choose(found: Logits | Candidates, plan: Plan) -> list[Choices]:
+def choose(found: Logits | Candidates, plan: StepPlan) -> list[Choices]:
     """Of each sequence that gets logits, in order."""
     sampling = plan.sampling
     samplers = [sequence.sampler for sequence, _ in sampling]

@@ -27,7 +27,7 @@ from typing import Any
 from autoglm_engine.errors import DeviceError
 from autoglm_engine.runners.cuda.api import Cuda, Graph
 
-from .engine_plan import BATCHED_PREFILL, DECODE, PREFILL, Plan
+from .engine_plan import BATCHED_PREFILL, DECODE, PREFILL, EnginePlan
 from .shapes import Shape, TensorShapes
 
 _log = logging.getLogger(__name__)
@@ -49,7 +49,7 @@ def graphs_of(shapes: TensorShapes) -> list[tuple[int, int]]:
 class CallFactory:
     """Makes calls that share one block of activations. `cleanup` lets go of them, of graphs before their contexts."""
 
-    plan: Plan
+    plan: EnginePlan
     cuda: Cuda
     cleanup: ExitStack
     activations: int  # address
@@ -69,7 +69,7 @@ class CallFactory:
 class Call:
     """One execution context."""
 
-    def __init__(self, plan: Plan, cuda: Cuda, context: Any) -> None:
+    def __init__(self, plan: EnginePlan, cuda: Cuda, context: Any) -> None:
         self._plan = plan
         self._cuda = cuda
         self._context = context

@@ -22,7 +22,7 @@ _SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts and the dri
 _log = logging.getLogger(__name__)
 
 
-class Plan:
+class EnginePlan:
     """`activation_bytes`: of the block that the contexts share, since all of them run on one stream in turns."""
 
     def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes, kernels: KernelCache) -> None:

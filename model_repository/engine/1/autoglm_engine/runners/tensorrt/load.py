@@ -17,7 +17,7 @@ from autoglm_engine.runners.cuda.memory import free_all
 from autoglm_engine.runners.device_check.approval import approve, examined, record_of, refusal
 
 from .calls import graphs_of
-from .engine_plan import Plan
+from .engine_plan import EnginePlan
 from .kernel_cache import KernelCache
 from .module import load_module
 from .runner import TensorRTRunner
@@ -95,7 +95,7 @@ def _open(
 ) -> TensorRTRunner:
     details = manifest.runtime_details
     shapes = TensorShapes.of(manifest)
-    plan = Plan(trt, cuda, folder / details["engine"], shapes, kernels)
+    plan = EnginePlan(trt, cuda, folder / details["engine"], shapes, kernels)
     cleanup.callback(plan.close)
     cleanup.callback(plan.keep_kernels)
     if details["weight_streaming"]:

@@ -25,7 +25,7 @@ from autoglm_engine.runners.cuda.memory import DeviceMemory, free_all, readable
 from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
 from .calls import CallFactory, DecodeCalls, PrefillCalls, graphs_of, warm_up_shapes
-from .engine_plan import Plan
+from .engine_plan import EnginePlan
 from .kv_cache import KeyValueCache
 from .logit_state import LogitState
 from .prefill_batches import PrefillBatch, batches_of
@@ -72,7 +72,7 @@ class StepPending:
 class TensorRTRunner:
     """See `runner.Runner`. `memory`: purpose -> bytes, all of which were allocated at load."""
 
-    def __init__(self, plan: Plan, cuda: Cuda, shapes: TensorShapes, limits: Limits, cleanup: ExitStack) -> None:
+    def __init__(self, plan: EnginePlan, cuda: Cuda, shapes: TensorShapes, limits: Limits, cleanup: ExitStack) -> None:
         """`cleanup` is what `close` unwinds, what was made last first."""
         self._cuda, self._cleanup = cuda, cleanup
         self._limits = limits
@@ -124,7 +124,9 @@ class TensorRTRunner:
 
     # ---- load
 
-    def _create_calls(self, plan: Plan, memory: DeviceMemory, shapes: TensorShapes) -> tuple[DecodeCalls, PrefillCalls]:
+    def _create_calls(
+        self, plan: EnginePlan, memory: DeviceMemory, shapes: TensorShapes
+    ) -> tuple[DecodeCalls, PrefillCalls]:
         num_bytes = plan.activation_bytes
         factory = CallFactory(plan, self._cuda, self._cleanup, memory.allocate("activations", num_bytes), num_bytes)
         inputs = self._inputs.addresses(self._inputs.decode)
