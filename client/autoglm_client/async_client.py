@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
-from autoglm_client.calls.call import Flight
+from autoglm_client.calls.call import Call
 from autoglm_client.calls.cancelling import Canceller
 from autoglm_client.calls.failover import Endpoint, EndpointPool
 from autoglm_client.calls.launching import ENDPOINT_FAILURES, RequestLauncher
@@ -87,7 +87,7 @@ class AsyncClient:
         )
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._flights: set[Flight] = set()
+        self._flights: set[Call] = set()
         self._closed = False
 
     async def generate(
@@ -285,11 +285,11 @@ class AsyncClient:
             transport = SharedInputs(transport, self._sharing)
         return Endpoint(url, transport, Canceller(transport, self._timeouts.connect, self._model))
 
-    def _track(self, flight: Flight) -> None:
+    def _track(self, flight: Call) -> None:
         self._flights.add(flight)
         flight.task.add_done_callback(lambda _: self._flights.discard(flight))
 
-    def _cancel(self, flight: Flight) -> None:
+    def _cancel(self, flight: Call) -> None:
         assert self._pool is not None
         for endpoint in self._pool.endpoints:
             if endpoint.address == flight.endpoint:

@@ -6,7 +6,7 @@ import asyncio
 from types import TracebackType
 from typing import Protocol
 
-from autoglm_client.calls.call import Flight
+from autoglm_client.calls.call import Call
 
 from .exceptions import AutoGLMError, ProtocolError
 from .timeouts import Deadlines, Limit
@@ -16,7 +16,7 @@ from .types import Piece, Result, TokenLogprob
 class Launcher(Protocol):
     """What a stream needs of its client: to start one request, again where the retry rule allows it."""
 
-    def launch(self) -> Flight: ...
+    def launch(self) -> Call: ...
 
     async def retry(self, error: AutoGLMError, limit: Limit | None) -> bool:
         """Whether to launch again after `error`; waits first. Raises the limit's error where it passes meanwhile."""
@@ -25,7 +25,7 @@ class Launcher(Protocol):
     @property
     def num_attempts(self) -> int: ...
 
-    def leave(self, flight: Flight) -> None: ...
+    def leave(self, flight: Call) -> None: ...
 
     def answered(self) -> None: ...
 
@@ -43,7 +43,7 @@ class Stream:
         self._streamed = streamed
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
-        self._flight: Flight | None = None
+        self._flight: Call | None = None
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._first_at: float | None = None

@@ -24,7 +24,7 @@ from .piece_order import PieceOrder
 _MOST_UNREAD = 64  # responses; beyond that the server's sending is held up by flow control
 
 
-class Flight:
+class Call:
     def __init__(
         self, transport: Transport, request: pb.ModelInferRequest, *, endpoint: str, connect_timeout: float | None
     ) -> None:

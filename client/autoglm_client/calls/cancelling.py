@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from autoglm_client.exceptions import AutoGLMError
 from autoglm_client.transport.transport import Transport
 
-from .call import Flight
+from .call import Call
 from .control import send_control
 
 _FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GIVE_UP_AFTER_S = 0.05, 1.0, 60.0
@@ -25,11 +25,11 @@ class Canceller:
         self._transport = transport
         self._model = model
         self._connect_timeout = connect_timeout
-        self._flights: set[Flight] = set()
+        self._flights: set[Call] = set()
         self._task: asyncio.Task[None] | None = None
         self._fresh = asyncio.Event()
 
-    def cancel(self, flight: Flight) -> None:
+    def cancel(self, flight: Call) -> None:
         flight.abandon()
         if flight.drained:
             return

@@ -19,7 +19,7 @@ from autoglm_client.retries import RetryPolicy
 from autoglm_client.timeouts import Limit
 from autoglm_client.transport.requests import new_request_id
 
-from .call import Flight
+from .call import Call
 from .failover import Endpoint, EndpointPool
 
 _log = logging.getLogger("autoglm_client")
@@ -36,7 +36,7 @@ class RequestLauncher:
         pool: EndpointPool,
         policy: RetryPolicy,
         connect_timeout: float | None,
-        on_launch: Callable[[Flight], None],
+        on_launch: Callable[[Call], None],
     ) -> None:
         self._build = build
         self._pool = pool
@@ -46,9 +46,9 @@ class RequestLauncher:
         self._failed_attempts = 0
         self._endpoint: Endpoint | None = None
 
-    def launch(self) -> Flight:
+    def launch(self) -> Call:
         self._endpoint = self._pool.pick()
-        flight = Flight(
+        flight = Call(
             self._endpoint.transport,
             self._build(new_request_id(), self._endpoint.knows_heartbeats),
             endpoint=self._endpoint.address,
@@ -78,7 +78,7 @@ class RequestLauncher:
         await _sleep(self._policy.delay_s(self._failed_attempts, endpoints=num_endpoints), error, limit)
         return True
 
-    def leave(self, flight: Flight) -> None:
+    def leave(self, flight: Call) -> None:
         owner = next((e for e in self._pool.endpoints if e.address == flight.endpoint), None)
         assert owner is not None, "a flight belongs to one of the endpoints"
         owner.canceller.cancel(flight)

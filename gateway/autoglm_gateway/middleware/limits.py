@@ -54,12 +54,12 @@ class Meter:
         rate = limits.requests_per_minute / 60
         self._bucket = TokenBucket(rate, max(1.0, rate * _BURST_S), clock) if rate else None
 
-    def enter(self) -> Places:
+    def enter(self) -> Reservation:
         """To be left in the end. Raises ApiError."""
         self._check_room(1)
         self._take_tokens(1)
         self.running += 1
-        return Places(self)
+        return Reservation(self)
 
     def widen(self, more: int) -> None:
         """For `more` choices of a request that entered. Raises ApiError; then the request itself counts for nothing either."""
@@ -79,7 +79,7 @@ class Meter:
             raise _too_many_a_minute(self._limits.requests_per_minute, num, wait_s)
 
 
-class Places:
+class Reservation:
     """What one request takes of what its caller may have under way: one, and one more for each further choice."""
 
     def __init__(self, meter: Meter) -> None:

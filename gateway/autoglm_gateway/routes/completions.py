@@ -19,7 +19,7 @@ from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.api.translation import Bounds, chat_options, completion_options, conversation, of_choice
 from autoglm_gateway.caller import caller_of
 from autoglm_gateway.errors import ApiError, unknown_model
-from autoglm_gateway.middleware.limits import Places
+from autoglm_gateway.middleware.limits import Reservation
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.asking import Asking
 from autoglm_gateway.telemetry.observed import observed_in
@@ -27,8 +27,8 @@ from autoglm_gateway.tools.use import tool_use
 from autoglm_gateway.upstream import Upstream, Upstreams
 
 from . import generation
-from .departures import unless_gone
-from .generation import Asked
+from .departures import cancel_on_disconnect
+from .generation import GenerationJob
 
 MOST_CHOICES = 64  # of one request, over all its prompts
 
@@ -61,7 +61,7 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
 
 
 async def _limits(request: Request, upstream: Upstream) -> ModelLimits:
-    return await unless_gone(request.receive, upstream.limits())
+    return await cancel_on_disconnect(request.receive, upstream.limits())
 
 
 def _bounds(request: Request, limits: ModelLimits) -> Bounds:
@@ -82,7 +82,7 @@ async def _answer(
     """`n` choices of each prompt, whole or as they are generated."""
     count = body.n or 1
     _take_places(request, count * len(prompts))
-    asked = Asked(
+    asked = GenerationJob(
         [prompt for prompt in prompts for _ in range(count)],
         [of_choice(options, number) for _ in prompts for number in range(count)],
         head,
@@ -93,9 +93,9 @@ async def _answer(
     )
     observing = Asking(upstream.client, asked.observed)
     if not body.stream:
-        return JSONResponse(await unless_gone(request.receive, generation.whole(observing, asked)))
+        return JSONResponse(await cancel_on_disconnect(request.receive, generation.whole(observing, asked)))
     events = generation.events(observing, asked)
-    first = await unless_gone(request.receive, anext(events))
+    first = await cancel_on_disconnect(request.receive, anext(events))
     return StreamingResponse(
         _resumed(first, events), media_type="text/event-stream", headers={"Cache-Control": "no-cache"}
     )
@@ -112,7 +112,7 @@ def _take_places(request: Request, num_choices: int) -> None:
     """Each choice is a request to the server. Raises ApiError where they are too many, or more than the caller may have."""
     if num_choices > MOST_CHOICES:
         raise ApiError(400, f"{num_choices} choices are asked at once; at most {MOST_CHOICES} are made", param="n")
-    places: Places | None = getattr(request.state, "places", None)
+    places: Reservation | None = getattr(request.state, "places", None)
     if places and num_choices > 1:
         places.take(num_choices - 1)
 

@@ -13,7 +13,7 @@ from autoglm_gateway.errors import ApiError
 T = TypeVar("T")
 
 
-async def unless_gone(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+async def cancel_on_disconnect(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
     """What `work` gives or raises. It is cancelled where the client leaves first; then ApiError is raised (499)."""
     working, leaving = asyncio.ensure_future(work), asyncio.ensure_future(_departure(receive))
     try:

@@ -15,13 +15,13 @@ from autoglm_client.types import Prompt
 from autoglm_gateway.api.answers import Head, Shape, about, usage_of
 from autoglm_gateway.errors import ApiError, api_error, deadline_passed
 from autoglm_gateway.telemetry.asking import Asks
-from autoglm_gateway.telemetry.observed import Observed
+from autoglm_gateway.telemetry.observed import RequestRecord
 
 DONE = b"data: [DONE]\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class GenerationJob:
     """`prompts`, `options`: one for each choice, those of one prompt next to each other."""
 
     prompts: Sequence[Prompt]
@@ -30,14 +30,14 @@ class Asked:
     shape: Shape
     choices_per_prompt: int = 1
     includes_usage: bool = False
-    observed: Observed = field(default_factory=lambda: Observed(""))
+    observed: RequestRecord = field(default_factory=lambda: RequestRecord(""))
 
     def __post_init__(self) -> None:
         self.observed.model, self.observed.prompts = self.head.model, self.prompts
         self.observed.choices_per_prompt = self.choices_per_prompt
 
 
-async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
+async def whole(client: Asks, asked: GenerationJob) -> dict[str, Any]:
     """Raises ApiError. The first failure ends the other choices."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -55,7 +55,7 @@ async def whole(client: Asks, asked: Asked) -> dict[str, Any]:
     return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
 
 
-async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
+async def events(client: Asks, asked: GenerationJob) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
     an event. Closing the iterator cancels what is under way."""
     usages = asked.observed.usages
@@ -87,7 +87,7 @@ async def events(client: Asks, asked: Asked) -> AsyncGenerator[bytes]:
     yield DONE
 
 
-async def _merged(client: Asks, asked: Asked) -> AsyncGenerator[tuple[int, Piece]]:
+async def _merged(client: Asks, asked: GenerationJob) -> AsyncGenerator[tuple[int, Piece]]:
     """(choice, piece) as they come."""
     async with AsyncExitStack() as stack:
         streams = []
@@ -127,7 +127,7 @@ def _reason(reason: str, options: GenerationOptions) -> str:
     return reason
 
 
-def _event(asked: Asked, choices: list[dict[str, Any]], **more: Any) -> bytes:
+def _event(asked: GenerationJob, choices: list[dict[str, Any]], **more: Any) -> bytes:
     return _data(asked.head.object(asked.shape.chunk, choices, **more))
 
 

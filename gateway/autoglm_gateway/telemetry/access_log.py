@@ -7,7 +7,7 @@ from typing import Any
 from starlette.types import Scope
 
 from .log_writer import LogWriter
-from .observed import CLIENT_LEFT, Observed
+from .observed import CLIENT_LEFT, RequestRecord
 
 _MOST_OF_A_PATH = 200  # characters
 
@@ -17,15 +17,15 @@ class AccessLog:
         self._writer = writer
         self._log_prompts = log_prompts
 
-    def began(self, observed: Observed) -> None:
+    def began(self, observed: RequestRecord) -> None:
         pass
 
-    def ended(self, observed: Observed, scope: Scope) -> None:
+    def ended(self, observed: RequestRecord, scope: Scope) -> None:
         prompts = {"prompts": observed.prompts} if self._log_prompts else {}
         self._writer.write({**_line(observed, scope), **prompts})
 
 
-def _line(observed: Observed, scope: Scope) -> dict[str, Any]:
+def _line(observed: RequestRecord, scope: Scope) -> dict[str, Any]:
     left = observed.status == CLIENT_LEFT
     return {
         "time": observed.began.isoformat(timespec="milliseconds"),
@@ -43,6 +43,6 @@ def _line(observed: Observed, scope: Scope) -> dict[str, Any]:
     }
 
 
-def _ms(observed: Observed, at: float | None) -> float | None:
+def _ms(observed: RequestRecord, at: float | None) -> float | None:
     """From the request."""
     return None if at is None else round((at - observed.started) * 1e3, 3)

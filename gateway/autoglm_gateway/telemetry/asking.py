@@ -12,7 +12,7 @@ from autoglm_client.types import Prompt
 
 from autoglm_gateway.errors import api_error
 
-from .observed import Answered, Observed
+from .observed import Answered, RequestRecord
 
 
 class Pieces(Protocol):
@@ -36,7 +36,7 @@ class Asks(Protocol):
 
 
 class Asking:
-    def __init__(self, client: AsyncClient, observed: Observed) -> None:
+    def __init__(self, client: AsyncClient, observed: RequestRecord) -> None:
         self._client = client
         self._observed = observed
 
@@ -59,7 +59,7 @@ class Asking:
 class _NotedPieces:
     """Costs a piece one more call: what is noted is its first and its last one."""
 
-    def __init__(self, stream: Stream, observed: Observed) -> None:
+    def __init__(self, stream: Stream, observed: RequestRecord) -> None:
         self._stream = stream
         self._observed = observed
         self._first_at: float | None = None
@@ -99,7 +99,7 @@ def kind_of(error: AutoGLMError) -> str:
     return api_error(error).code or "server_error"
 
 
-def _note(observed: Observed, answered: Answered) -> None:
+def _note(observed: RequestRecord, answered: Answered) -> None:
     observed.answers.append(answered)
     if answered.last.finish_reason == "deadline":
         observed.failures.append("deadline")

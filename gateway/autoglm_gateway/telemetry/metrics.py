@@ -14,7 +14,7 @@ from starlette.types import Scope
 from autoglm_gateway.paths import GENERATING
 from autoglm_gateway.version import software_version
 
-from .observed import CLIENT_LEFT, Observed
+from .observed import CLIENT_LEFT, RequestRecord
 
 PREFIX = "autoglm_gateway"
 CACHE_KINDS = ("exact", "semantic", "coalesced")
@@ -62,10 +62,10 @@ class GatewayMetrics:
         Info(f"{PREFIX}_build", "What runs", registry=self.registry).info(_build())
         ProcessCollector(registry=self.registry)
 
-    def began(self, observed: Observed) -> None:
+    def began(self, observed: RequestRecord) -> None:
         self._in_flight.labels(observed.endpoint).inc()
 
-    def ended(self, observed: Observed, scope: Scope) -> None:
+    def ended(self, observed: RequestRecord, scope: Scope) -> None:
         endpoint = observed.endpoint
         self._in_flight.labels(endpoint).dec()
         model = observed.served
@@ -76,7 +76,7 @@ class GatewayMetrics:
         if timed := self._timed.get((endpoint, model)):
             self._generated(observed, timed)
 
-    def _generated(self, observed: Observed, timed: _Timed) -> None:
+    def _generated(self, observed: RequestRecord, timed: _Timed) -> None:
         if observed.time_to_first_token is not None:
             timed.time_to_first_token.observe(observed.time_to_first_token)
         if observed.streamed and observed.status == CLIENT_LEFT:
@@ -89,14 +89,14 @@ class GatewayMetrics:
         if observed.answers:
             self._count_tokens(observed)
 
-    def _count_tokens(self, observed: Observed) -> None:
+    def _count_tokens(self, observed: RequestRecord) -> None:
         usages = [answer.last.usage for answer in observed.answers]
         labels = (observed.endpoint, observed.served, *self._tenant(observed))
         self._prompt.labels(*labels).inc(sum(usage.prompt_tokens for usage in usages))
         self._completion.labels(*labels).inc(sum(usage.completion_tokens for usage in usages))
         self._cached.labels(*labels).inc(sum(usage.cached_tokens for usage in usages))
 
-    def _tenant(self, observed: Observed) -> tuple[str, ...]:
+    def _tenant(self, observed: RequestRecord) -> tuple[str, ...]:
         if not self._by_tenant:
             return ()
         return ((observed.caller.tenant if observed.caller else None) or "",)

@@ -35,7 +35,7 @@ class Answered:
 
 
 @dataclass(slots=True)
-class Observed:
+class RequestRecord:
     """`model`: as it was asked for, where the gateway knows it, and `served`: the model that it means. `options`: of the first choice. `usages`: of each choice so far;
     `choices_per_prompt`: those of one prompt stand next to each other. `failures`: of the servers, by kind; `error`: the code of
     what went wrong after the answer had begun, `refusal`: before. `first_at`: when the first piece of a stream arrived.
@@ -97,7 +97,7 @@ class Observed:
         scope.setdefault("state", {})["observed"] = self
 
 
-def observed_in(scope: Scope) -> Observed:
+def observed_in(scope: Scope) -> RequestRecord:
     """Of a request that passed the layer that observes; else one that nobody reports."""
     found = scope.get("state", {}).get("observed")
-    return found if isinstance(found, Observed) else Observed("")
+    return found if isinstance(found, RequestRecord) else RequestRecord("")

@@ -18,7 +18,7 @@ from autoglm_gateway.errors import ApiError
 from autoglm_gateway.failures import failure
 from autoglm_gateway.paths import GENERATING, HEALTH
 
-from .observed import Observed
+from .observed import RequestRecord
 
 ENDPOINTS = frozenset((*GENERATING, *HEALTH, "/", "/v1/models", "/version", "/metrics", "/docs"))
 REQUEST_ID = "x-request-id"
@@ -28,9 +28,9 @@ _BROKEN = ApiError(500, "something went wrong in the gateway", "server_error", c
 
 
 class Report(Protocol):
-    def began(self, observed: Observed) -> None: ...
+    def began(self, observed: RequestRecord) -> None: ...
 
-    def ended(self, observed: Observed, scope: Scope) -> None: ...
+    def ended(self, observed: RequestRecord, scope: Scope) -> None: ...
 
 
 class Observing:
@@ -43,7 +43,7 @@ class Observing:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self._app(scope, receive, send)
-        observed = Observed(endpoint_of(scope["path"]), _request_id(scope))
+        observed = RequestRecord(endpoint_of(scope["path"]), _request_id(scope))
         observed.keep_in(scope)
         for report in self._reports:
             report.began(observed)
@@ -68,7 +68,7 @@ class _Exchange:
     """What is received and sent, watched. Servers report a disconnect after a complete answer, too. The code of an error is read
     as the client reads it, whichever layer refused."""
 
-    observed: Observed
+    observed: RequestRecord
     inner_receive: Receive
     inner_send: Send
 

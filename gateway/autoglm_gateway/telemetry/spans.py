@@ -11,7 +11,7 @@ from typing import Any
 from autoglm_client import GenerationOptions, StageTimes
 from opentelemetry.trace import Span, Status, StatusCode, Tracer, set_span_in_context
 
-from .observed import CLIENT_LEFT, Answered, Observed
+from .observed import CLIENT_LEFT, Answered, RequestRecord
 
 STAGES = ("tokenize", "queue", "embed", "prefill", "decode", "detokenize")
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
@@ -19,7 +19,7 @@ _MOST_ANSWERS = 16  # whose stages are shown
 _TOLD_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
 
 
-def describe(span: Span, observed: Observed, tracer: Tracer) -> None:
+def describe(span: Span, observed: RequestRecord, tracer: Tracer) -> None:
     """At the request's end."""
     attributes = {**_asked(observed), **_answered(observed)}
     span.set_attributes({name: value for name, value in attributes.items() if value is not None})
@@ -33,7 +33,7 @@ def describe(span: Span, observed: Observed, tracer: Tracer) -> None:
         _show_stages(span, observed, answer, tracer)
 
 
-def _asked(observed: Observed) -> dict[str, Any]:
+def _asked(observed: RequestRecord) -> dict[str, Any]:
     options = observed.options or GenerationOptions()
     told = {f"gen_ai.request.{name}": getattr(options, name) for name in _TOLD_OPTIONS}
     return {
@@ -46,7 +46,7 @@ def _asked(observed: Observed) -> dict[str, Any]:
     }
 
 
-def _answered(observed: Observed) -> dict[str, Any]:
+def _answered(observed: RequestRecord) -> dict[str, Any]:
     if not observed.answers:
         return {}
     lasts = [answer.last for answer in observed.answers]
@@ -61,7 +61,7 @@ def _answered(observed: Observed) -> dict[str, Any]:
     }
 
 
-def _show_stages(span: Span, observed: Observed, answer: Answered, tracer: Tracer) -> None:
+def _show_stages(span: Span, observed: RequestRecord, answer: Answered, tracer: Tracer) -> None:
     stages = answer.last.stages
     begun_ns = int(getattr(span, "start_time", 0))
     arrived_ns = begun_ns + int((answer.at - observed.started) * 1e9)

@@ -15,7 +15,7 @@ from opentelemetry.trace import Span, SpanKind
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 from starlette.types import Scope
 
-from .observed import Observed
+from .observed import RequestRecord
 from .otlp import OtlpJsonExporter, headers_from
 from .spans import describe
 
@@ -47,7 +47,7 @@ class Tracing:
             self._propagator.inject(carrier)
         return carrier
 
-    def request(self, scope: Scope, observed: Observed) -> AbstractContextManager[Span]:
+    def request(self, scope: Scope, observed: RequestRecord) -> AbstractContextManager[Span]:
         """The span of a request, which is the current one meanwhile."""
         carrier = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in _CONTEXT}
         return self._tracer.start_as_current_span(
@@ -57,7 +57,7 @@ class Tracing:
             attributes={"http.request.method": scope["method"], "http.route": observed.endpoint},
         )
 
-    def describe(self, span: Span, observed: Observed) -> None:
+    def describe(self, span: Span, observed: RequestRecord) -> None:
         """At its end."""
         if span.is_recording():
             describe(span, observed, self._tracer)

@@ -19,7 +19,7 @@ import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
 from autoglm_gateway.errors import ApiError
-from autoglm_gateway.routes.departures import unless_gone
+from autoglm_gateway.routes.departures import cancel_on_disconnect
 from autoglm_gateway.settings.model import GatewaySettings
 
 from tests.support.client.client_fakes import FakeTransport, Script
@@ -41,7 +41,7 @@ async def test_work_that_is_done_first_is_what_comes() -> None:
         await asyncio.sleep(0)
         return value
 
-    assert await unless_gone(stays, work(3)) == 3  # type: ignore[arg-type]
+    assert await cancel_on_disconnect(stays, work(3)) == 3  # type: ignore[arg-type]
 
 
 async def test_work_is_cancelled_where_the_client_leaves_first() -> None:
@@ -59,7 +59,7 @@ async def test_work_is_cancelled_where_the_client_leaves_first() -> None:
             raise
 
     with pytest.raises(ApiError) as caught:
-        await unless_gone(leaves, work())  # type: ignore[arg-type]
+        await cancel_on_disconnect(leaves, work())  # type: ignore[arg-type]
     assert caught.value.status == 499 and cancelled.is_set()
 
 

@@ -14,7 +14,7 @@ from autoglm_gateway.caller import Caller
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.asking import kind_of
 from autoglm_gateway.telemetry.metrics import FAILURE_KINDS, GatewayMetrics
-from autoglm_gateway.telemetry.observed import Answered, Observed
+from autoglm_gateway.telemetry.observed import Answered, RequestRecord
 from autoglm_gateway.telemetry.observing import ENDPOINTS, endpoint_of
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
@@ -173,16 +173,18 @@ async def test_two_applications_count_apart() -> None:
     assert (first("requests_total", **asked), second("requests_total", **asked)) == (1, 0)
 
 
-def ended(tenant: str | None = None, cache_hit: str = "none") -> Observed:
+def ended(tenant: str | None = None, cache_hit: str = "none") -> RequestRecord:
     usage, stages = Usage(8, 5, 2), StageTimes(1, 1, 1, 1, 1)
     piece = Piece("", "stop", usage, stages, cache_hit=cache_hit)
-    seen = Observed(CHAT, 10.0, 11.0, streamed=True, first_at=10.25, response=200, complete=True, caller=Caller(tenant))
+    seen = RequestRecord(
+        CHAT, 10.0, 11.0, streamed=True, first_at=10.25, response=200, complete=True, caller=Caller(tenant)
+    )
     seen.served = "autoglm"
     seen.answers.append(Answered(piece, 10.75, 10.25))
     return seen
 
 
-def recorded(metrics: GatewayMetrics, observed: Observed) -> None:
+def recorded(metrics: GatewayMetrics, observed: RequestRecord) -> None:
     metrics.began(observed)
     metrics.ended(observed, {})
 
@@ -228,4 +230,4 @@ def test_every_error_of_the_client_has_a_known_kind() -> None:
 def test_an_answer_that_came_whole_has_no_time_to_first_token() -> None:
     usage, stages = Usage(8, 5, 2), StageTimes(1, 1, 1, 1, 1)
     answer = Answered(Result("", "stop", usage, stages, 1.0, None, "id", "endpoint"), 10.5)
-    assert answer.seconds_per_token is None and Observed(CHAT).time_to_first_token is None
+    assert answer.seconds_per_token is None and RequestRecord(CHAT).time_to_first_token is None
