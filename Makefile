@@ -103,8 +103,8 @@ test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of do
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/gateway/api/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
 
-lint: $(VENV)/test.stamp ## ruff and mypy --strict, once more for Python 3.10 what runs there
-	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+lint: $(VENV)/test.stamp ## ruff, mypy --strict and who imports whom; mypy once more for Python 3.10 what runs there
+	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/py310 -p autoglm_engine -p autoglm_client -p autoglm_cli -p autoglm_export
 
 serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
