@@ -1,5 +1,5 @@
 """The native decoder's program and weights as files. The structures are those of `native/csrc/program.h`; what the engine
-checks of them is in its own `native_program`."""
+checks of them is in its own `native.program`."""
 
 from __future__ import annotations
 

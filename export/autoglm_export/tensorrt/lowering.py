@@ -7,13 +7,13 @@ The engine's tensors (B sequences, S tokens of each, K positions that attention 
     key_positions             int32 [K]       0 ... K - 1; beyond every position that counts, so K >= the longest row's end
     logit_indices             int32 [B, 1]    which of the S tokens gives the logits
     inverse_temperature       float32 [B, 1]  \\
-    logit_factor, logit_offset float32 [B, V]  > `tensorrt_candidates.py`
+    logit_factor, logit_offset float32 [B, V]  > `tensorrt/candidates.py`
     past_key_i, past_value_i  [B, num_kv_heads, cache_length, head_size], in place: present_* has the same address
     logits                    float32 [B, V]
     candidate_logits/_ids     float32/int32 [B, num_candidates], best first
     log_sum_exp               float32 [B, 1]
 
-A token sees the positions 0 ... its own of its row, whatever the cache holds beyond (`tensorrt_ops.py`). So a row may be
+A token sees the positions 0 ... its own of its row, whatever the cache holds beyond (`tensorrt/ops.py`). So a row may be
 padded at its end: what its last tokens write is overwritten before any token sees it. And a row may be idle: it stands at
 position 0 and writes to the spare positions, cache_length - S ... cache_length - 1, which no token ever sees.
 

@@ -1,6 +1,6 @@
 """The shapes that a TensorRT engine runs with: its cache's length, its profiles, and the lengths that a runner pads to.
 
-What they mean is in `tensorrt_lowering.py`.
+What they mean is in `tensorrt/lowering.py`.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the gateway is told when it starts: one frozen object, checked when it is built. `settings_file` reads it."""
+"""What the gateway is told when it starts: one frozen object, checked when it is built. `settings.file` reads it."""
 
 from __future__ import annotations
 

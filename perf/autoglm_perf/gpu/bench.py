@@ -1,7 +1,7 @@
 """`make bench-gpu` (python -m autoglm_perf.gpu.bench): decode and prefill on a GPU at GLM-4-9B's shape, random weights.
 
 In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers. What
-our steps compute is checked, too (`gpu_checks`).
+our steps compute is checked, too (`gpu.checks`).
 """
 
 from __future__ import annotations

@@ -119,7 +119,7 @@ class TorchOps:
 
 
 class TorchDecoder:
-    """One step of an engine's contract (`tensorrt_lowering`), from its input tensors to its output tensors, which are
+    """One step of an engine's contract (`tensorrt.lowering`), from its input tensors to its output tensors, which are
     written in place. `length`: positions that the rope tables hold."""
 
     def __init__(self, spec: ModelSpec, weights: Mapping[str, Tensor], length: int, device: str = "cpu") -> None:

@@ -1,5 +1,5 @@
 // The program that the exporter records: a header and a flat list of operations, all int64, little endian.
-// `native_lowering.py` writes exactly these structures; weights are byte offsets into weights.bin, -1 for none.
+// `native/lowering.py` writes exactly these structures; weights are byte offsets into weights.bin, -1 for none.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,7 @@
 """Structured output: which tokens a request's JSON schema, regular expression or grammar leaves it next.
 
 llguidance (MIT) compiles each of them against the tokenizer and follows the answer token by token. A guide is compiled on
-threads of its own (`guide_pool`), up to what may come first; the step thread copies it, which costs microseconds.
+threads of its own (`guided.pool`), up to what may come first; the step thread copies it, which costs microseconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The settings: one frozen object, built whole in one place and checked when it is built. `settings_file` reads them."""
+"""The settings: one frozen object, built whole in one place and checked when it is built. `settings.file` reads them."""
 
 from __future__ import annotations
 

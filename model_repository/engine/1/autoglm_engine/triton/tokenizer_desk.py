@@ -38,7 +38,7 @@ class TokenizerReply(Protocol):
 
 
 class TokenizerDesk:
-    """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer_pool`."""
+    """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer.pool`."""
 
     def __init__(self, door: RequestPreprocessor, board: EngineBoard) -> None:
         self._door = door

@@ -2,7 +2,7 @@
 
 Two requests compare only where everything but their question is equal: artifact, tenant, sampling options, the rest of
 the prompt. Then the cosine of the questions' embeddings must reach a threshold, and the two must not differ in what
-embeddings are blind to (`semantic_guards`).
+embeddings are blind to (`cache.semantic.guards`).
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ Embed = Callable[[str], Vector]  # may wait; raises where there is no answer
 
 
 class Checks(Protocol):
-    """Gets every hit; see `semantic_checks`."""
+    """Gets every hit; see `cache.semantic.verifier`."""
 
     def offer(self, request: Request, served: Event) -> None: ...
 

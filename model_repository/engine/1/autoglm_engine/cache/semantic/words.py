@@ -1,4 +1,4 @@
-"""The word lists of `semantic_guards`."""
+"""The word lists of `cache.semantic.guards`."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The file of an artifact that says what a GPU must compute: written by the exporter in numpy, read by `device_check`.
+"""The file of an artifact that says what a GPU must compute: written by the exporter in numpy, read by `runners.device_check.check`.
 
-Two parts. *A layer*: for rows of several lengths, whose caches hold `device_pattern`, what the first layer makes of a few
+Two parts. *A layer*: for rows of several lengths, whose caches hold `runners.device_check.pattern`, what the first layer makes of a few
 new tokens; told by the keys and values that the second layer writes of them, or by the logits of a model of one layer. And
 *a text*: which tokens are likeliest at its last places, by one pass of the whole model in float32.
 """

@@ -1,4 +1,4 @@
-"""Runs a TensorRT engine on one GPU; `tensorrt_load` makes it of an artifact.
+"""Runs a TensorRT engine on one GPU; `runners.tensorrt.load` makes it of an artifact.
 
 A step, all of it enqueued on one stream: what changed of the slots' logit adjustments; one copy of the small inputs to
 the device; a decode call of the spans of one token; prefill calls of the longer ones, several in a call where that is
@@ -100,7 +100,7 @@ class TensorRTRunner:
 
     @property
     def key_values(self) -> KeyValueCache:
-        """For who checks the GPU (`device_check`)."""
+        """For who checks the GPU (`runners.device_check.check`)."""
         return self._cache
 
     def issue(self, batch: StepBatch) -> StepPending:

@@ -2,7 +2,7 @@
 
 The engine numbers its events 1, 2, 3 ... in the order in which it sends them, over all streams. The detokenizer handles
 them one after the other in that same order and writes each one's number into the stream's cell of a board in shared
-memory (`board_file`). For a client that left, Triton calls the detokenizer no more. When an event stays unacknowledged
+memory (`triton.board.file`). For a client that left, Triton calls the detokenizer no more. When an event stays unacknowledged
 the engine asks the detokenizer itself, with an event of its own, the probe: it has the number sent last, and queues
 behind everything sent so far. Its number in the probe's cell is the mark. So
 
