@@ -53,7 +53,7 @@ def with_limits(artifact: Path, folder: Path, **limits: int) -> Manifest:
 
 
 def _exporter_digest() -> str:
-    exporter = [path for path in sorted(EXPORTER.rglob("*")) if path.suffix in (".py", ".cpp", ".h")]
+    exporter = [path for path in sorted(EXPORTER.rglob("*")) if path.suffix in (".py", ".cpp", ".h", ".txt")]
     engine = [ROOT / "model_repository" / "engine" / "1" / "autoglm_engine" / name for name in ENGINE_SOURCES]
     content = b"".join(path.read_bytes() for path in exporter + engine)
     return hashlib.sha256(content).hexdigest()[:16]
