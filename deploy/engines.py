@@ -1,5 +1,5 @@
-"""The engines of a model repository, and the artifacts that they have for themselves. `autoglm_cli.repository.repositories` is the same
-for who has that package. Standard library only."""
+"""The engines of a model repository, and the artifacts that they have for themselves.
+`autoglm_cli.repository.repositories` is the same for who has that package. Standard library only."""
 
 from __future__ import annotations
 

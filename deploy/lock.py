@@ -1,10 +1,10 @@
-"""Writes requirements.lock, requirements-cpu.lock and requirements-gateway.lock: what the .txt of the same name needs, with the hashes of the wheels
-that may be installed for it.
+"""Writes requirements.lock, requirements-cpu.lock and requirements-gateway.lock: what the .txt of the same name needs,
+with the hashes of the wheels that may be installed for it.
 
     python deploy/lock.py
 
-pip resolves within constraints.txt, once for each Python and processor that the image may have, and installs nothing. It asks the
-package index that pip is set up for. Run it whenever one of those files or constraints.txt change.
+pip resolves within constraints.txt, once for each Python and processor that the image may have, and installs nothing.
+It asks the package index that pip is set up for. Run it whenever one of those files or constraints.txt change.
 """
 
 from __future__ import annotations

@@ -28,7 +28,8 @@ PACKAGES = {"onnx": "onnxruntime", "native": ""}  # of the others: what must be 
 HTTP_ADDRESS = "127.0.0.1"
 EXIT_SECONDS = 20  # what requests under way are given after SIGTERM; less than compose.yaml's stop_grace_period
 CONTROL_APIS = "model-repository,trace,logging,shared-memory"
-# Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a thread.
+# Bodies decide how much stack tritonserver's HTTP ports use: 8 MiB end some versions. "unlimited" would mean 2 MiB a
+# thread.
 STACK_BYTES = 1 << 30
 MIB = 1 << 20
 SMALLEST_POOL = 8 * MIB
@@ -107,7 +108,8 @@ def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMOR
     if found.f_blocks and free < needed:  # no blocks at all say that there is no limit
         raise Refusal(
             f"the server needs {needed / MIB:.1f} MiB of shared memory, and {free / MIB:.1f} MiB are free in {folder}; "
-            f"give it more: shm_size in compose.yaml, `--shm-size` of Docker, in Kubernetes an emptyDir of medium Memory"
+            "give it more: shm_size in compose.yaml, `--shm-size` of Docker, in Kubernetes an emptyDir of "
+            "medium Memory"
         )
 
 
@@ -123,8 +125,8 @@ def control_key(environ: Mapping[str, str]) -> str:
 
 
 def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -> None:
-    """As far as the container may, and not where stacks count that are not used: where the system promises no memory that it
-    does not have, or limits the address space."""
+    """As far as the container may, and not where stacks count that are not used: where the system promises no memory
+    that it does not have, or limits the address space."""
     limited = any(
         resource.getrlimit(kind)[0] != resource.RLIM_INFINITY for kind in (resource.RLIMIT_AS, resource.RLIMIT_DATA)
     )
@@ -136,8 +138,8 @@ def raise_stack_limit(promises: Path = Path("/proc/sys/vm/overcommit_memory")) -
 
 
 def tls_arguments(environ: Mapping[str, str]) -> list[str]:
-    """TLS of the gRPC port where AUTOGLM_GRPC_TLS_CERT and _KEY name files; with AUTOGLM_GRPC_TLS_CLIENT_CA clients need
-    certificates of its authorities, too."""
+    """TLS of the gRPC port where AUTOGLM_GRPC_TLS_CERT and _KEY name files; with AUTOGLM_GRPC_TLS_CLIENT_CA clients
+    need certificates of its authorities, too."""
     cert, key, client_ca = (environ.get(f"AUTOGLM_GRPC_TLS_{name}", "") for name in ("CERT", "KEY", "CLIENT_CA"))
     if not (cert or key or client_ca):
         return []
@@ -163,8 +165,8 @@ def known_flags(program: str = "tritonserver") -> list[str]:
 
 
 def command(repository: Path, key: str, http_address: str = HTTP_ADDRESS, pool: int = SMALLEST_POOL) -> list[str]:
-    """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the health
-    check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
+    """All addresses are the container's own; compose.yaml says where on the host they are reached. HTTP is for the
+    health check in the container alone, unless somebody chose otherwise: it looks neither at Host nor at Origin."""
     options = {
         "model-repository": repository,
         "model-control-mode": "none",

@@ -1,4 +1,5 @@
-"""Asks a running server what its users rely on, and says line by line what holds. Exit code 0, or 1 where something does not.
+"""Asks a running server what its users rely on, and says line by line what holds. Exit code 0, or 1 where something
+does not.
 
     python3 smoke.py --http http://127.0.0.1:8000 --metrics http://127.0.0.1:8002/metrics [--reload] [--model autoglm]
 

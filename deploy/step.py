@@ -1,4 +1,5 @@
-"""Runs one step of an installation for a person: one line that moves while it runs, its output in a log that a failure names.
+"""Runs one step of an installation for a person: one line that moves while it runs, its output in a log that a failure
+names.
 
     python3 deploy/step.py --log .venv/install.log --about 60 "installing the server" -- pip install tritonclient
 

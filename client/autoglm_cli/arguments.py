@@ -76,7 +76,10 @@ Runtime = Annotated[
     str | None,
     typer.Option(
         "--runtime",
-        help="onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. \\[default: auto]",
+        help=(
+            "onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. "
+            "\\[default: auto]"
+        ),
     ),
 ]
 Precision = Annotated[

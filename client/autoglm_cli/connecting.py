@@ -45,7 +45,10 @@ Header = Annotated[
     typer.Option(
         "--header",
         "-H",
-        help=f"Send 'Name: value' along, or the lines of @FILE; may be given several times, or be in ${HEADERS_VARIABLE}.",
+        help=(
+            "Send 'Name: value' along, or the lines of @FILE; may be given several times, or be in "
+            f"${HEADERS_VARIABLE}."
+        ),
     ),
 ]
 
@@ -82,7 +85,8 @@ def tls_of(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, serv
 
 
 def headers_of(given: tuple[str, ...] | list[str], environ: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Of the options and the environment. What was said on the command line is taken out of it, where others could read it."""
+    """Of the options and the environment. What was said on the command line is taken out of it, where others could read
+    it."""
     headers = read_headers(environ.get(HEADERS_VARIABLE, ""), f"${HEADERS_VARIABLE}")
     for text in given:
         is_file = text.startswith("@")

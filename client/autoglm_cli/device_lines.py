@@ -22,7 +22,7 @@ def device_lines(details: Mapping[str, Any]) -> list[str]:
 def _told(found: Mapping[str, Any]) -> str:
     return (
         f"checked on {found['device']} ({found['compute_capability']}, driver {found['driver']}), version "
-        f"{found['version']}, {found['time']}: {found['attention']} attention at a capacity of {found['capacity']:,} is at "
-        f"most {found['worst_error']:.2g} off (allowed {found['bound']:g}), {found['equal_tokens']} of {found['tokens']} "
-        "tokens are the reference's"
+        f"{found['version']}, {found['time']}: {found['attention']} attention at a capacity of "
+        f"{found['capacity']:,} is at most {found['worst_error']:.2g} off (allowed {found['bound']:g}), "
+        f"{found['equal_tokens']} of {found['tokens']} tokens are the reference's"
     )

@@ -1,4 +1,5 @@
-"""How a command fails: one sentence on stderr and a non-zero exit. 1: it failed; 2: it was called wrongly; 130: Ctrl-C."""
+"""How a command fails: one sentence on stderr and a non-zero exit. 1: it failed; 2: it was called wrongly; 130:
+Ctrl-C."""
 
 from __future__ import annotations
 

@@ -87,8 +87,8 @@ def name_for(checkpoint: str) -> str:
 
 
 def remove_model(name: str) -> Path:
-    """It is gone at once for who looks, its files a moment later; a server that has it loaded goes on. What a crash leaves, the
-    next export of that name removes, as it does with its own. A link is removed, not what it leads to."""
+    """It is gone at once for who looks, its files a moment later; a server that has it loaded goes on. What a crash
+    leaves, the next export of that name removes, as it does with its own. A link is removed, not what it leads to."""
     folder = named_model(name)
     if folder.is_symlink():
         folder.unlink()

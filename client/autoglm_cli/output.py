@@ -16,8 +16,8 @@ STAGE_NAMES = ("queue", "tokenize", "embed", "prefill", "decode", "detokenize", 
 
 
 class SafeConsole(Console):
-    """Names and sentences of servers and files command neither the terminal nor this console: no markup is read, unless a
-    print asks for it, and whatever is printed is made visible."""
+    """Names and sentences of servers and files command neither the terminal nor this console: no markup is read, unless
+    a print asks for it, and whatever is printed is made visible."""
 
     def __init__(self, *, stderr: bool = False) -> None:
         super().__init__(stderr=stderr, highlight=False, markup=False)

@@ -47,13 +47,14 @@ _HEARTBEAT_MS = 5000  # of whole answers; each costs the server as much as a pie
 class AsyncClient:
     """Asks the ensemble on one or several servers. Use it within one event loop, best with `async with`.
 
-    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `model`: the ensemble, of servers that
-    have several; cancels, counters and limits are then those of its own engine. `options` and `timeouts` are the
-    defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only. `shared_memory`
-    lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the server's key from
-    $AUTOGLM_SHARED_MEMORY_KEY. `tls`: connections are secure; True trusts the public authorities, `TLS(...)` says more. `headers` go
-    with every call as gRPC metadata: names and values, or a function that returns them, called in the context of each request's
-    caller: `traceparent` lets the server join a trace. `transport` makes the transport of an address; the default is gRPC.
+    `urls`: `host:port` of the gRPC endpoint; of several, the first that works is used. `model`: the ensemble, of
+    servers that have several; cancels, counters and limits are then those of its own engine. `options` and `timeouts`
+    are the defaults of all calls. `gzip` compresses what is sent and received: worth it on slow networks only.
+    `shared_memory` lets large inputs pass through the memory of this host: worth it from 256 KB on. True takes the
+    server's key from $AUTOGLM_SHARED_MEMORY_KEY. `tls`: connections are secure; True trusts the public authorities,
+    `TLS(...)` says more. `headers` go with every call as gRPC metadata: names and values, or a function that returns
+    them, called in the context of each request's caller: `traceparent` lets the server join a trace. `transport` makes
+    the transport of an address; the default is gRPC.
     """
 
     def __init__(
@@ -189,7 +190,8 @@ class AsyncClient:
                 yield outcome
 
     async def health(self, *, timeout: float = 5.0) -> Health:
-        """Of the first endpoint that is ready; of the first one where none is. Never raises: `detail` says what is wrong."""
+        """Of the first endpoint that is ready; of the first one where none is. Never raises: `detail` says what is
+        wrong."""
         found = list[Health]()
         for endpoint in self._endpoints().endpoints:
             found.append(await read_health(endpoint.transport, timeout, self._model))
@@ -297,8 +299,8 @@ class AsyncClient:
 
 
 def _may_be_large(options: GenerationOptions) -> bool:
-    """An answer that may not pass through the server's shared memory in one piece: text always does, log-probabilities of
-    many tokens do not. It comes in pieces then, and is joined here."""
+    """An answer that may not pass through the server's shared memory in one piece: text always does, log-probabilities
+    of many tokens do not. It comes in pieces then, and is joined here."""
     count, most = options.logprobs, options.max_tokens
     if not (isinstance(count, int) and isinstance(most, int) and count > 0):  # what is no number is refused later
         return False
@@ -306,14 +308,14 @@ def _may_be_large(options: GenerationOptions) -> bool:
 
 
 def _with_heartbeats(options: GenerationOptions) -> GenerationOptions:
-    """So that no proxy takes the connection for dead while an answer is made that comes whole, and the server notices where
-    its client is."""
+    """So that no proxy takes the connection for dead while an answer is made that comes whole, and the server notices
+    where its client is."""
     return options if options.heartbeat_ms is not None else dataclasses.replace(options, heartbeat_ms=_HEARTBEAT_MS)
 
 
 def _with_deadline(options: GenerationOptions, limits: Timeouts) -> GenerationOptions:
-    """A server that knows no heartbeats cannot notice that the client of an answer that comes whole is gone; so it is told
-    when to give up."""
+    """A server that knows no heartbeats cannot notice that the client of an answer that comes whole is gone; so it is
+    told when to give up."""
     if options.deadline_ms is not None or limits.total is None:
         return options
     return dataclasses.replace(options, deadline_ms=min(int(1000 * (limits.total + _GRACE_S)), _LONGEST_DEADLINE_MS))

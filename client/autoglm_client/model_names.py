@@ -1,7 +1,7 @@
 """What the models that work together are called: the ensemble's name says the others'.
 
-The families of one server: autoglm with tokenizer, engine, detokenizer, embedder; any other X with X-tokenizer, X-engine,
-X-detokenizer, X-embedder.
+The families of one server: autoglm with tokenizer, engine, detokenizer, embedder; any other X with X-tokenizer,
+X-engine, X-detokenizer, X-embedder.
 """
 
 from __future__ import annotations
@@ -42,9 +42,16 @@ class ModelNames:
 
 
 def name_trouble(name: str) -> str | None:
-    """Why a family cannot be called so, in one sentence; None where it can. No name of one family is one of another's."""
+    """Why a family cannot be called so, in one sentence; None where it can. No name of one family is one of
+    another's."""
     if not _NAME.fullmatch(name):
-        return f"the name is {name!r:.80}; allowed are 1 to 48 letters, digits, . _ and -, of which the first is a letter or digit"
+        return (
+            f"the name is {name!r:.80}; allowed are 1 to 48 letters, digits, . _ and -, of which the first is a "
+            "letter or digit"
+        )
     if name in PARTS or name.endswith(tuple(f"-{part}" for part in PARTS)):
-        return f"the name is {name!r:.80}; it must not be, or end with -, {', '.join(PARTS[:-1])} or {PARTS[-1]}: steps are called so"
+        return (
+            f"the name is {name!r:.80}; it must not be, or end with -, {', '.join(PARTS[:-1])} or {PARTS[-1]}: "
+            "steps are called so"
+        )
     return None

@@ -15,21 +15,19 @@ class GenerationOptions:
     """Options of one request; `docs/architecture.md` has the ranges.
 
     `temperature` 0 is greedy. `stop` strings are matched on text and do not appear in the answer. `logprobs` n asks for
-    the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit, counted
-    from the request's arrival: the answer then ends early, with the finish reason `deadline`.
-    `heartbeat_ms`: after so long a silence the server says that it is still at work; a client that is gone is noticed by it.
-    `priority`: of those that wait for a slot 1 goes first and 9 last; 0 and None are the default, 5.
-    `prompt_lookup`: at most so many tokens are drafted at a time from what the request has said; no answer changes.
-    `cache` says what the server's response cache may do: default, bypass, refresh, or only (then a miss raises
-    `NotCachedError`). `tenant` keeps its answers apart from those of others.
-    `user` says whose the request
-    is: where the server admits by features, requests of one user are served together.
-    `semantic` true takes the kept answer to a question of the same meaning; false refuses it where the server gives it to all.
-    `logit_bias`: what is added to the logit of a token id. `guided_json` (a JSON schema, as an object or as text),
-    `guided_regex` and `guided_grammar` (Lark, or the name of a ready one such as `open-autoglm`) leave only answers of that
-    form; a request has one of them. `bad_words` are not in the answer: the tokens that spell one never follow each other.
-    `tools`: functions that the model may call, in the form of OpenAI's API; with messages only. The calls are part of the
-    answer's text, in the model's own form.
+    the chosen token's log-probability and the n most likely ones'. `deadline_ms` is the server's own time limit,
+    counted from the request's arrival: the answer then ends early, with the finish reason `deadline`. `heartbeat_ms`:
+    after so long a silence the server says that it is still at work; a client that is gone is noticed by it.
+    `priority`: of those that wait for a slot 1 goes first and 9 last; 0 and None are the default, 5. `prompt_lookup`:
+    at most so many tokens are drafted at a time from what the request has said; no answer changes. `cache` says what
+    the server's response cache may do: default, bypass, refresh, or only (then a miss raises `NotCachedError`).
+    `tenant` keeps its answers apart from those of others. `user` says whose the request is: where the server admits by
+    features, requests of one user are served together. `semantic` true takes the kept answer to a question of the same
+    meaning; false refuses it where the server gives it to all. `logit_bias`: what is added to the logit of a token id.
+    `guided_json` (a JSON schema, as an object or as text), `guided_regex` and `guided_grammar` (Lark, or the name of a
+    ready one such as `open-autoglm`) leave only answers of that form; a request has one of them. `bad_words` are not in
+    the answer: the tokens that spell one never follow each other. `tools`: functions that the model may call, in the
+    form of OpenAI's API; with messages only. The calls are part of the answer's text, in the model's own form.
     """
 
     max_tokens: int | None = None

@@ -1,4 +1,5 @@
-"""Text of others for a person to see: what would command a terminal, or change the order of what is read, is shown as an escape.
+"""Text of others for a person to see: what would command a terminal, or change the order of what is read, is shown as
+an escape.
 
 Models, servers and files say such things, too, and a terminal cannot tell who speaks.
 """
@@ -9,8 +10,8 @@ import json
 import re
 from typing import Any
 
-# C0 (but newline and tab), DEL, C1; marks, embeddings, overrides and isolates of direction (UAX #9); line and paragraph separators;
-# halves of surrogate pairs, which cannot be written at all.
+# C0 (but newline and tab), DEL, C1; marks, embeddings, overrides and isolates of direction (UAX #9); line and paragraph
+# separators; halves of surrogate pairs, which cannot be written at all.
 _COMMANDS = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 
 

@@ -11,8 +11,8 @@ from .exceptions import ConnectTimeout, FirstTokenTimeout, InterTokenTimeout, Ti
 class Timeouts:
     """Time limits in seconds; None is no limit.
 
-    `connect` bounds one attempt to get a connection. `first_token` and `between_tokens` hold for streamed answers, where
-    a heartbeat is no token. `total` runs from the call to the end of the answer, retries included.
+    `connect` bounds one attempt to get a connection. `first_token` and `between_tokens` hold for streamed answers,
+    where a heartbeat is no token. `total` runs from the call to the end of the answer, retries included.
     """
 
     connect: float | None = 5.0

@@ -8,7 +8,8 @@ _PATH = "/v1/traces"
 
 
 def traces_url(endpoint: str) -> str:
-    """Where spans go for a collector at `endpoint`, such as http://127.0.0.1:4318. Raises ValueError where it is no URL."""
+    """Where spans go for a collector at `endpoint`, such as http://127.0.0.1:4318. Raises ValueError where it is no
+    URL."""
     parts = urlsplit(endpoint)
     if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.fragment:
         raise ValueError(

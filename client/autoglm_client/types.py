@@ -65,13 +65,16 @@ class Piece:
     usage: Usage  # so far
     stages: StageTimes  # so far
     logprobs: tuple[TokenLogprob, ...] = ()
-    cache_hit: str = "none"  # "exact": a kept answer; "semantic": one to a question of the same meaning; "coalesced": that of an equal request in flight
+    # "exact": a kept answer; "semantic": one to a question of the same meaning; "coalesced": that of an equal request
+    # in flight
+    cache_hit: str = "none"
     cache_age_ms: float = 0.0  # of a kept answer
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to when the piece was read."""
+    """A whole answer. `total_ms` and `time_to_first_token_ms` are measured by the client, from call to when the piece
+    was read."""
 
     text: str
     finish_reason: str
@@ -106,8 +109,8 @@ class Health:
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
-    computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that calls
-    are made of, and their ids."""
+    computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that
+    calls are made of, and their ids."""
 
     max_length: int
     vocab_size: int

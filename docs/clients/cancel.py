@@ -33,8 +33,9 @@ def open_stream(address: str) -> tuple[triton.InferenceServerClient, queue.Queue
 
 
 def cancel(address: str, request_id: str) -> None:
-    """A control request goes to the model `engine`, on a stream of its own. It ends every request of that id, also one that is
-    still being tokenized. Never `stop_stream(cancel_requests=True)`: Triton 2.51 then counts the request as in flight for ever.
+    """A control request goes to the model `engine`, on a stream of its own. It ends every request of that id, also one
+    that is still being tokenized. Never `stop_stream(cancel_requests=True)`: Triton 2.51 then counts the request as in
+    flight for ever.
     """
     client, responses = open_stream(address)
     control = tensor("control", "BYTES", json.dumps({"cancel": [request_id]}).encode())

@@ -1,4 +1,5 @@
-"""The folder of an artifact, from a spec, its weights and the limits that were chosen: the runtime's files, then the manifest."""
+"""The folder of an artifact, from a spec, its weights and the limits that were chosen: the runtime's files, then the
+manifest."""
 
 from __future__ import annotations
 

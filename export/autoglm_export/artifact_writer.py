@@ -1,10 +1,12 @@
 """Puts a folder in place whole or not at all.
 
-The files are written into a hidden folder, `.NAME.partial-PID`, flushed to the disk and then exchanged for what is there.
-After a crash only such a folder is left, which the next export into the same place removes once its process is gone.
+The files are written into a hidden folder, `.NAME.partial-PID`, flushed to the disk and then exchanged for what is
+there. After a crash only such a folder is left, which the next export into the same place removes once its process is
+gone.
 
-It lies beside the output; for one inside of a model repository beside that, where it can: a server that polls the repository
-loads a model again whenever something in the model's folder changes, and would do so with half of an artifact.
+It lies beside the output; for one inside of a model repository beside that, where it can: a server that polls the
+repository loads a model again whenever something in the model's folder changes, and would do so with half of an
+artifact.
 """
 
 from __future__ import annotations
@@ -65,8 +67,8 @@ def _repository_of(output: Path) -> Path | None:
 
 
 def _can_move(folder: Path, output: Path) -> bool:
-    """Whether a folder can be made in `folder`, and be renamed to `output`. A mounted repository is a file system of its
-    own."""
+    """Whether a folder can be made in `folder`, and be renamed to `output`. A mounted repository is a file system of
+    its own."""
     there = next(parent for parent in output.parents if parent.exists())
     return os.access(folder, os.W_OK) and folder.stat().st_dev == there.stat().st_dev
 

@@ -76,8 +76,8 @@ def chosen_target() -> Target:
 
 
 def build(source: Path, target: Target, *, extra_options: Sequence[str] = ()) -> Path:
-    """The shared library of `source` for `target`, built now or earlier. Raises ExportError without a compiler, or when it
-    fails."""
+    """The shared library of `source` for `target`, built now or earlier. Raises ExportError without a compiler, or when
+    it fails."""
     if not _supported_platform():
         raise ExportError(f"the native runtime needs Linux on x86-64, this is {platform.system()} {platform.machine()}")
     compiler = find_compiler()

@@ -44,15 +44,16 @@ def export(
     progress: Progress = no_progress,
     **runtime_options: Any,
 ) -> Manifest:
-    """Write the artifact of `checkpoint` (a folder, a .gguf file or the name of a bundled model) to `output`, atomically.
+    """Write the artifact of `checkpoint` (a folder, a .gguf file or the name of a bundled model) to `output`,
+    atomically.
 
     `runtime` auto: native or onnx. Where both can be built here in the precision, they are timed for some seconds; the
     manifest says what was found (`runtime_details["auto"]`).
     `precision` None: the runtime's default. `max_length` None: 1024, or the model's limit where that is less.
-    `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place of
-    the built-in text, for precisions that are calibrated. `runtime_options`: what only some runtimes take
-    (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before it
-    is put in place. Raises ExportError; then `output` is as it was.
+    `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place
+    of the built-in text, for precisions that are calibrated. `runtime_options`: what only some runtimes take
+    (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before
+    it is put in place. Raises ExportError; then `output` is as it was.
     """
     offered = candidates(runtime, precision)
     for each in offered.names:

@@ -1,7 +1,7 @@
 """glibc's malloc, told to keep what is freed: the arrays of a layer are as large as those of the last one.
 
-Arrays of megabytes come straight from the kernel otherwise, and go back to it when they are freed; clearing the same pages
-for every layer took a fifth of the time of a large export.
+Arrays of megabytes come straight from the kernel otherwise, and go back to it when they are freed; clearing the same
+pages for every layer took a fifth of the time of a large export.
 """
 
 from __future__ import annotations

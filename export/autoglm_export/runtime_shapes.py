@@ -1,4 +1,5 @@
-"""What shapes of models each runtime's kernels compute; a model of another shape is refused before anything is written."""
+"""What shapes of models each runtime's kernels compute; a model of another shape is refused before anything is
+written."""
 
 from __future__ import annotations
 
@@ -15,7 +16,8 @@ _ONNX_MULTIPLE = 16  # of GroupQueryAttention's kernel
 
 
 def check_shape(spec: ModelSpec, runtime: str, precision: str) -> None:
-    """Raises UnsupportedModel, naming the value and what the runtime takes. TensorRT says itself what it cannot build."""
+    """Raises UnsupportedModel, naming the value and what the runtime takes. TensorRT says itself what it cannot
+    build."""
     if problem := next(_problems(spec, runtime, precision), None):
         raise UnsupportedModel(problem)
 

@@ -124,7 +124,8 @@ RUNTIMES = {
 
 
 def runtime_named(name: str, precision: str | None) -> Runtime:
-    """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision` (None: its default)."""
+    """Raises InvalidOption for a runtime that is not known, or that does not compute in `precision` (None: its
+    default)."""
     runtime = RUNTIMES.get(name)
     if runtime is None:
         raise InvalidOption(f"the runtime {name!r} is not known; allowed are {', '.join((AUTO, *RUNTIMES))}")

@@ -27,7 +27,8 @@ MakeClient = Callable[[Sequence[str], str], AsyncClient]  # of the servers' addr
 
 def create_app(settings: GatewaySettings, make_client: MakeClient | None = None) -> FastAPI:
     """`make_client` is called for each model when the application starts. Raises OSError where the access log cannot be
-    opened, ValueError where `settings.otlp` is no URL, and SettingsError for files to the servers that cannot be used."""
+    opened, ValueError where `settings.otlp` is no URL, and SettingsError for files to the servers that cannot be
+    used."""
     log, tracing = access_log(settings), tracing_for(settings)
     headers = headers_to_servers(settings, tracing.headers if tracing else None)
     tls = tls_to_servers(settings)

@@ -11,8 +11,8 @@ from . import priorities
 
 @dataclass(frozen=True, slots=True)
 class Caller:
-    """`tenant`: its answers are kept apart from those of others. None: nobody had to say who asks. `priority`: of its requests,
-    and the best that they may ask for."""
+    """`tenant`: its answers are kept apart from those of others. None: nobody had to say who asks. `priority`: of its
+    requests, and the best that they may ask for."""
 
     tenant: str | None = None
     priority: int = priorities.DEFAULT

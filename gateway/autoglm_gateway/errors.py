@@ -73,5 +73,6 @@ def deadline_passed(deadline_ms: int | None) -> ApiError:
 
 
 def _too_late(sentence: str) -> ApiError:
-    """Routers and clients send what ends with 408 or 504 again, to be as late once more, and take its server for broken."""
+    """Routers and clients send what ends with 408 or 504 again, to be as late once more, and take its server for
+    broken."""
     return ApiError(422, sentence, "timeout_error", code="deadline", final=True)

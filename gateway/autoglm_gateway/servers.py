@@ -26,8 +26,8 @@ def tls_to_servers(settings: GatewaySettings) -> TLS | None:
 
 
 def headers_to_servers(settings: GatewaySettings, more: RequestHeaders | None = None) -> RequestHeaders | None:
-    """Those of `server_headers_file`, and what `more` gives for each request. Raises SettingsError for a file that cannot be
-    used."""
+    """Those of `server_headers_file`, and what `more` gives for each request. Raises SettingsError for a file that
+    cannot be used."""
     if not settings.server_headers_file:
         return more
     fixed = dict(_read(Path(settings.server_headers_file)))

@@ -21,8 +21,8 @@ _HEALTH_S = 1.0  # for so long whoever asks is told the same
 
 
 def timeouts_of(settings: GatewaySettings) -> Timeouts:
-    """The server's own limits hold, and `deadline_ms`, which the server is told of, with some grace here. A stream that has
-    begun and stands still is given up."""
+    """The server's own limits hold, and `deadline_ms`, which the server is told of, with some grace here. A stream that
+    has begun and stands still is given up."""
     total = None if settings.deadline_ms is None else settings.deadline_ms / 1000 + _GRACE_S
     return Timeouts(first_token=None, between_tokens=_STILL_S, total=total)
 

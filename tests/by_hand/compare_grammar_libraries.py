@@ -1,7 +1,7 @@
 """llguidance beside xgrammar: the same random schemas, and instances of them taken token by token.
 
-Not a test, and xgrammar is no dependency (it brings torch): `pip install xgrammar` into an environment that is not kept, then
-`python -m tests.by_hand.compare_grammar_libraries`.
+Not a test, and xgrammar is no dependency (it brings torch): `pip install xgrammar` into an environment that is not
+kept, then `python -m tests.by_hand.compare_grammar_libraries`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """`make test-cpus`: the tests whose result could depend on the CPU, as other CPUs would run them.
 
-Each round runs the same tests in a process of its own, with the libraries told to take the kernels of another CPU. A round
-whose instructions this CPU lacks is left out, and said so. ONNX Runtime has no such switch: its kernels are the CPU's own.
+Each round runs the same tests in a process of its own, with the libraries told to take the kernels of another CPU. A
+round whose instructions this CPU lacks is left out, and said so. ONNX Runtime has no such switch: its kernels are the
+CPU's own.
 """
 
 from __future__ import annotations

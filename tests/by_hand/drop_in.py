@@ -1,8 +1,9 @@
-"""`make drop-in`: other people's programs ask this server as their own: tritonclient's clients from an environment that has nothing
-else, perf_analyzer, and genai-perf as for vLLM and for TensorRT-LLM. Prints what they say; ends with 1 where one fails.
+"""`make drop-in`: other people's programs ask this server as their own: tritonclient's clients from an environment that
+has nothing else, perf_analyzer, and genai-perf as for vLLM and for TensorRT-LLM. Prints what they say; ends with 1
+where one fails.
 
-Each environment is made once, in build/drop-in. genai-perf drives the perf_analyzer of tritonclient 2.51's wheel: PyPI's own needs a
-newer glibc than Debian 12 has, and genai-perf 0.0.8 is the version of that release.
+Each environment is made once, in build/drop-in. genai-perf drives the perf_analyzer of tritonclient 2.51's wheel:
+PyPI's own needs a newer glibc than Debian 12 has, and genai-perf 0.0.8 is the version of that release.
 """
 
 from __future__ import annotations
@@ -41,8 +42,10 @@ def main() -> int:
     parser.add_argument("--only", choices=("clients", "perf_analyzer", "genai-perf"), help="one of the three")
     chosen = parser.parse_args()
     programs: dict[str, Callable[[LocalServer, Path], None]] = {
-        "clients": clients, "perf_analyzer": perf_analyzer, "genai-perf": genai_perf
-    }  # fmt: skip
+        "clients": clients,
+        "perf_analyzer": perf_analyzer,
+        "genai-perf": genai_perf,
+    }
     artifact = chosen.artifact or kept_export("native", runtime="native")
     failed = []
     with _server(artifact) as server:

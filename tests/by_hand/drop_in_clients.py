@@ -119,7 +119,8 @@ def main() -> None:
         if len(texts) != 1 or not texts.pop():
             raise RuntimeError(f"{model} answered differently in two ways")
         print(
-            f"{model:<12}{'HTTP, HTTP asyncio':<24}{described(http_url, model)}, {asyncio.run(described_aio(http_url, model))}"
+            f"{model:<12}{'HTTP, HTTP asyncio':<24}{described(http_url, model)}, "
+            f"{asyncio.run(described_aio(http_url, model))}"
         )
 
 

@@ -1,7 +1,8 @@
 """`make test-pythons`: the models and the client under other Pythons and under numpy 2.
 
-Each round has an environment of its own in build/pythons, made at its first run: the interpreter, one numpy, and what the models
-and the client need. Where Triton 2.51 can run the round (its Python backend does not know numpy 2), a real server answers, too.
+Each round has an environment of its own in build/pythons, made at its first run: the interpreter, one numpy, and what
+the models and the client need. Where Triton 2.51 can run the round (its Python backend does not know numpy 2), a real
+server answers, too.
 """
 
 from __future__ import annotations

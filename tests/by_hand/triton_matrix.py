@@ -1,4 +1,5 @@
-"""Runs the smoke set (deploy/smoke.sh --local) on every tritonserver that PyPI has, and prints a table for docs/serving.md.
+"""Runs the smoke set (deploy/smoke.sh --local) on every tritonserver that PyPI has, and prints a table for
+docs/serving.md.
 
     python -m tests.by_hand.triton_matrix [--artifact PATH] [--folder PATH] [VERSION ...]
 
@@ -23,8 +24,8 @@ from autoglm_cli.server.triton_install import TritonInstall, find_python_library
 
 from tests.support.export.artifacts import KEPT, ROOT, kept_export
 
-# One wheel for each server; 0.5.2, 0.5.5, 0.5.6, 0.5.13, 0.5.14 and 0.6.0 carry one that another carries, and those before
-# 0.3.0 have no stub for a Python of today.
+# One wheel for each server; 0.5.2, 0.5.5, 0.5.6, 0.5.13, 0.5.14 and 0.6.0 carry one that another carries, and those
+# before 0.3.0 have no stub for a Python of today.
 WHEELS = (
     *("0.3.1", "0.4.2", "0.5.0", "0.5.1", "0.5.3", "0.5.4", "0.5.7", "0.5.8", "0.5.9", "0.5.10", "0.5.11", "0.5.12"),
     "0.7.0",

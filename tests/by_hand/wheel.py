@@ -1,5 +1,6 @@
-"""`make test-wheel`: the wheel alone, in fresh environments: pip install 'autoglm-triton[serve,export]' and `autoglm demo` in
-an empty folder, with a home of its own and no checkout in sight. What is installed must be the same before and after."""
+"""`make test-wheel`: the wheel alone, in fresh environments: pip install 'autoglm-triton[serve,export]' and `autoglm
+demo` in an empty folder, with a home of its own and no checkout in sight. What is installed must be the same before and
+after."""
 
 from __future__ import annotations
 
@@ -51,8 +52,14 @@ class Installation:
         kept = {name: os.environ[name] for name in ("PATH", "LANG", "TMPDIR") if name in os.environ}
         home = {"HOME": str(self.folder / "home"), "PATH": f"{self.environment / 'bin'}:{kept.pop('PATH')}"}
         done = subprocess.run(
-            command, cwd=self.folder / "empty", env={**kept, **home}, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
-        )  # fmt: skip
+            command,
+            cwd=self.folder / "empty",
+            env={**kept, **home},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         output = done.stdout + done.stderr
         if done.returncode != code:
             raise Failure(f"{' '.join(command)} ended with {done.returncode}:\n{output[-4000:]}")
@@ -105,7 +112,8 @@ def main() -> int:
 
 
 def _found(interpreter: str) -> str:
-    """A program that runs: pyenv puts names on PATH that refuse to, and has the interpreters in folders of their own."""
+    """A program that runs: pyenv puts names on PATH that refuse to, and has the interpreters in folders of their
+    own."""
     versions = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates = [interpreter, *map(str, sorted(versions.glob(f"*/bin/{interpreter}")))]
     for candidate in filter(shutil.which, candidates):

@@ -208,7 +208,11 @@ def write(num_tokens: int, key: bytes = KEY) -> Write:
     return Write(key, replace(ANSWER, token_ids=tuple(range(num_tokens))), b"g" * 16, 0.0)
 
 
-@given(st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3), st.sampled_from("ab"), st.sampled_from("abc")), max_size=40))  # fmt: skip
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 40), st.integers(0, 3), st.sampled_from("ab"), st.sampled_from("abc")), max_size=40
+    )
+)
 def test_the_queue_is_bounded_and_in_order(steps: list[tuple[int, int, str, str]]) -> None:
     queue, expected = WriteQueue(max_writes=5, max_numbers=60), list[Write]()
     for num_tokens, num_taken, key, discarded in steps:

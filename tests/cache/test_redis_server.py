@@ -207,6 +207,9 @@ def test_redis_killed_frozen_and_unreachable_under_load(
 
 def test_a_wrong_address_is_refused_at_start_by_name_and_without_its_password(artifact: Path) -> None:
     env = {"AUTOGLM_REDIS_URL": "http://:s3cret@cache"}
-    with pytest.raises(LocalServerError, match=r"the setting redis_url is '\*\*\*'") as raised, LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env):  # fmt: skip
+    with (
+        pytest.raises(LocalServerError, match=r"the setting redis_url is '\*\*\*'") as raised,
+        LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env),
+    ):
         pass
     assert "s3cret" not in str(raised.value)

@@ -198,7 +198,9 @@ def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: 
             tier.close()
 
 
-def test_without_an_address_or_a_cache_there_is_no_tier_and_without_the_client_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_without_an_address_or_a_cache_there_is_no_tier_and_without_the_client_a_sentence(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for chosen in (EngineSettings(cache_mode="exact"), EngineSettings(cache_mode="off", redis_url="redis://cache")):
         assert load_redis_tier(chosen, MemoryMetrics(), lambda: None) is None
     for name in [name for name in sys.modules if name.startswith("autoglm_engine.cache.redis.")]:

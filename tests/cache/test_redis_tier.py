@@ -36,9 +36,15 @@ pytestmark = pytest.mark.slow
 
 ASKED = request()
 ANSWER = Event(
-    "", (5, 6), Usage(3, 2, 1), Stages(), FinishReason.STOP, text_bytes=4, is_first=True,
+    "",
+    (5, 6),
+    Usage(3, 2, 1),
+    Stages(),
+    FinishReason.STOP,
+    text_bytes=4,
+    is_first=True,
     logprobs=(TokenLogprobs(5, -0.5, ((5, -0.5), (9, -1.25))), TokenLogprobs(6, -0.25, ())),
-)  # fmt: skip
+)
 TOO_LARGE = replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=())
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 SECONDS = 120.0
@@ -141,12 +147,18 @@ def test_what_one_server_keeps_another_finds_with_its_age(server: RedisServer, m
     assert 0.15 <= found.age <= time.monotonic() - began + 0.1
     assert find(finds, OTHER_KEY) is None
     assert {name: counted(finds, name) for name in ("hits", "misses", "errors", "skipped", "up")} == {
-        "hits": 1, "misses": 1, "errors": 0, "skipped": 0, "up": 1,
-    }  # fmt: skip
+        "hits": 1,
+        "misses": 1,
+        "errors": 0,
+        "skipped": 0,
+        "up": 1,
+    }
     assert (metrics.histogram(REDIS_LOOKUP).num_values, metrics.value(REDIS_UP)) == (2, 1)
 
 
-def test_an_answer_ends_with_its_time_and_is_young_in_no_other_server(server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_an_answer_ends_with_its_time_and_is_young_in_no_other_server(
+    server: RedisServer, make: Callable[..., RedisTier]
+) -> None:
     ttl = 1.0
     keeps = make(server.url, cache_ttl_seconds=ttl)
     impatient = make(server.url, cache_ttl_seconds=0.05)
@@ -175,7 +187,9 @@ def test_an_answer_that_is_too_large_is_not_kept(server: RedisServer, make: Call
     assert find(tier) is None and counted(tier, "stores") == 0
 
 
-def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(own_server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(
+    own_server: RedisServer, make: Callable[..., RedisTier]
+) -> None:
     tier, other = make(own_server.url), make(own_server.url)
     keep(tier)
     keep(tier, answer=TOO_LARGE)
@@ -189,7 +203,13 @@ def test_an_answer_that_is_not_kept_takes_the_one_before_with_it(own_server: Red
 
 
 @pytest.mark.parametrize(("answers", "is_there"), [((ANSWER, TOO_LARGE), False), ((TOO_LARGE, ANSWER), True)])
-def test_of_two_answers_that_are_written_at_once_the_later_counts(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch, answers: tuple[Event, ...], is_there: bool) -> None:  # fmt: skip
+def test_of_two_answers_that_are_written_at_once_the_later_counts(
+    server: RedisServer,
+    make: Callable[..., RedisTier],
+    monkeypatch: pytest.MonkeyPatch,
+    answers: tuple[Event, ...],
+    is_there: bool,
+) -> None:
     tier = make(server.url)
     with monkeypatch.context() as patch:
         patch.setattr(tier._keeper, "wake", lambda: None)
@@ -200,7 +220,9 @@ def test_of_two_answers_that_are_written_at_once_the_later_counts(server: RedisS
     wait_for(lambda: (find(tier) is not None) == is_there)
 
 
-def test_an_answer_that_is_forgotten_while_it_waits_to_be_written_is_not_kept(proxy: Proxy, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_an_answer_that_is_forgotten_while_it_waits_to_be_written_is_not_kept(
+    proxy: Proxy, make: Callable[..., RedisTier]
+) -> None:
     tier = make(proxy.url)
     proxy.is_silent = True
     for key in (KEY, OTHER_KEY, KEY):  # the first is on its way, or waits with the others
@@ -221,9 +243,15 @@ def broken_bit(value: bytes) -> bytes:
 
 @pytest.mark.parametrize(
     "damage",
-    [broken_bit, lambda value: value[:-1], lambda value: b"", lambda value: b"{}", lambda value: b"x" * (MAX_VALUE_BYTES + 9)],
+    [
+        broken_bit,
+        lambda value: value[:-1],
+        lambda value: b"",
+        lambda value: b"{}",
+        lambda value: b"x" * (MAX_VALUE_BYTES + 9),
+    ],
     ids=["a bit", "cut", "empty", "foreign", "huge"],
-)  # fmt: skip
+)
 def test_a_damaged_entry_is_a_miss_and_is_removed(
     server: RedisServer, make: Callable[..., RedisTier], damage: Callable[[bytes], bytes]
 ) -> None:
@@ -269,7 +297,9 @@ def test_an_entry_that_somebody_tampered_with_is_a_miss_and_is_removed(
 # ---- flushes
 
 
-def test_a_flush_is_for_all_servers_and_for_what_they_have_in_memory(server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_a_flush_is_for_all_servers_and_for_what_they_have_in_memory(
+    server: RedisServer, make: Callable[..., RedisTier]
+) -> None:
     forgot = threading.Event()
     flushes, other = make(server.url), make(server.url, forget=forgot.set)
     keep(other)
@@ -291,7 +321,9 @@ def watch(*tiers: RedisTier) -> None:
         wait_for(lambda: all(tier._keeper._looked_at > at for tier, at in zip(tiers, before, strict=True)))  # noqa: B023
 
 
-def test_two_servers_that_flush_do_not_answer_each_others_flushes(server: RedisServer, make: Callable[..., RedisTier]) -> None:  # fmt: skip
+def test_two_servers_that_flush_do_not_answer_each_others_flushes(
+    server: RedisServer, make: Callable[..., RedisTier]
+) -> None:
     told: list[str] = []
     one, two = (make(server.url, forget=lambda name=name: told.append(name)) for name in ("one", "two"))
     one.flush()
@@ -342,7 +374,9 @@ def test_a_snapshot_of_before_a_flush_that_redis_reads_again_brings_nothing_back
 
 
 @pytest.mark.parametrize("rubbish", ["gone", "short", "a list"])
-def test_a_lost_or_foreign_generation_is_replaced(server: RedisServer, make: Callable[..., RedisTier], rubbish: str) -> None:  # fmt: skip
+def test_a_lost_or_foreign_generation_is_replaced(
+    server: RedisServer, make: Callable[..., RedisTier], rubbish: str
+) -> None:
     tier = make(server.url)
     keep(tier)
     with admin(server) as client:
@@ -365,7 +399,12 @@ def count_attempts(monkeypatch: pytest.MonkeyPatch) -> list[object]:
     return attempts
 
 
-def test_a_server_starts_without_redis_and_uses_it_when_it_comes(own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_server_starts_without_redis_and_uses_it_when_it_comes(
+    own_server: RedisServer,
+    make: Callable[..., RedisTier],
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     own_server.kill()
     tier = make(own_server.url, up=False)
     assert find(tier) is None and not tier.is_up
@@ -381,7 +420,9 @@ def test_a_server_starts_without_redis_and_uses_it_when_it_comes(own_server: Red
     assert counted(tier, "skipped") == 1 and counted(tier, "dropped") == 1 and "is used again" in caplog.text
 
 
-def test_an_answer_that_is_kept_the_moment_redis_comes_stays(own_server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_an_answer_that_is_kept_the_moment_redis_comes_stays(
+    own_server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     own_server.kill()
     tier = make(own_server.url, up=False)
     tier.keep(KEY, ASKED, ANSWER)  # cannot be, so that whatever lies under its key goes
@@ -397,7 +438,9 @@ def test_an_answer_that_is_kept_the_moment_redis_comes_stays(own_server: RedisSe
     assert find(tier) is not None
 
 
-def test_what_is_to_go_goes_also_where_redis_fails_at_that_moment(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_is_to_go_goes_also_where_redis_fails_at_that_moment(
+    server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     failed = threading.Event()
     drop = RedisCommands.drop
 
@@ -474,7 +517,9 @@ def test_a_lookup_ends_in_time_and_those_after_it_do_not_wait(
     wait_for(lambda: find(tier) is not None)
 
 
-def test_a_name_that_does_not_resolve_and_a_wrong_password(own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+def test_a_name_that_does_not_resolve_and_a_wrong_password(
+    own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture
+) -> None:
     with admin(own_server) as client:
         client.config_set("requirepass", "s3cret")
     url = f"redis://:{{}}@127.0.0.1:{own_server.port}"
@@ -487,7 +532,9 @@ def test_a_name_that_does_not_resolve_and_a_wrong_password(own_server: RedisServ
     assert "s3cret" not in caplog.text and "wr0ng" not in caplog.text
 
 
-def test_a_full_redis_still_gives(own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
+def test_a_full_redis_still_gives(
+    own_server: RedisServer, make: Callable[..., RedisTier], caplog: pytest.LogCaptureFixture
+) -> None:
     tier = make(own_server.url)
     keep(tier)
     with admin(own_server) as client:
@@ -506,7 +553,9 @@ def test_the_queue_is_bounded_while_redis_hangs(proxy: Proxy, make: Callable[...
     proxy.is_silent = False
 
 
-def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(proxy: Proxy, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(
+    proxy: Proxy, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     tier = make(proxy.url, redis_timeout_ms=60_000)
     asked, ended = threading.Event(), threading.Event()
     answer_in_time = tier._in_time
@@ -533,7 +582,9 @@ def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(proxy: Proxy, 
     tier.close()
 
 
-def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(
+    server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in (redis_tier, redis_keeper):
         monkeypatch.setattr(module, "_CLOSE_SECONDS", SECONDS)
     tier = make(server.url)
@@ -553,11 +604,31 @@ def tls_port(tmp_path: Path) -> Iterator[int]:
     if shutil.which("openssl") is None:
         pytest.skip("openssl, which makes the certificate, is not installed")
     subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "key.pem", "-out", "cert.pem", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=DNS:localhost"],
-        cwd=tmp_path, check=True, capture_output=True,
-    )  # fmt: skip
-    files = {name: str(tmp_path / file) for name, file in (("cert", "cert.pem"), ("key", "key.pem"), ("ca-cert", "cert.pem"))}  # fmt: skip
+        [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-keyout",
+            "key.pem",
+            "-out",
+            "cert.pem",
+            "-days",
+            "2",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+        ],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+    )
+    files = {
+        name: str(tmp_path / file) for name, file in (("cert", "cert.pem"), ("key", "key.pem"), ("ca-cert", "cert.pem"))
+    }
     (tls,) = free_ports("127.0.0.1", 1)
     options = [part for name, file in files.items() for part in (f"--tls-{name}-file", file)]
     with running_redis(tmp_path, "--tls-port", str(tls), *options, "--tls-auth-clients", "no"):

@@ -118,8 +118,11 @@ def test_keys_are_equal_when_and_only_when_nothing_differs_that_changes_the_answ
             replace(one, id="s", stream=other.stream, deadline=other.deadline, cache=other.cache),
         )
     same = (digest, one.prompt_ids.tolist(), one.sampling, one.tenant) == (
-        other_digest, other.prompt_ids.tolist(), other.sampling, other.tenant,
-    )  # fmt: skip
+        other_digest,
+        other.prompt_ids.tolist(),
+        other.sampling,
+        other.tenant,
+    )
     assert (fingerprint(digest, one) == fingerprint(other_digest, other)) == same
 
 
@@ -609,14 +612,18 @@ def check(events: list[Event], callers: list[Visit], also_shared: Sequence[Visit
         assert sum(event.is_last for event in got.events) == 1 and got.last.is_last
         assert one.stream or one.heartbeat_ms or len(got.events) == 1
         assert one.stream or not any(event.token_ids for event in got.events[:-1])
-        assert [event.is_first for event in got.events if event.token_ids] in ([], [True, *[False] * (sum(bool(e.token_ids) for e in got.events) - 1)])  # fmt: skip
+        assert [event.is_first for event in got.events if event.token_ids] in (
+            [],
+            [True, *[False] * (sum(bool(e.token_ids) for e in got.events) - 1)],
+        )
         key = fingerprint("", replace(one, tenant=""))
         if got.last.cache_hit is not CacheHit.NONE:
             assert one.cache in (CacheUse.DEFAULT, CacheUse.ONLY)
             assert one.tenant in by_tenant.get(key, set()) or any(
                 c.request.tenant == one.tenant and fingerprint("", replace(c.request, tenant="")) == key
-                for c in [*callers, *also_shared] if c is not caller and c.request.cache is not CacheUse.BYPASS
-            ), "answered from another tenant's"  # fmt: skip
+                for c in [*callers, *also_shared]
+                if c is not caller and c.request.cache is not CacheUse.BYPASS
+            ), "answered from another tenant's"
         if one.sampling.temperature and one.sampling.seed is None:
             assert got.last.cache_hit is CacheHit.NONE
             continue

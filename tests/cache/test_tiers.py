@@ -115,8 +115,11 @@ def test_a_hit_that_is_not_exact_is_kept_nowhere_and_given_to_those_alone_who_wa
     finish(bench)
     hits = {name: answer.last.cache_hit for name, answer in answers(bench.events).items()}
     assert hits == {
-        "teaches": CacheHit.NONE, "lenient": CacheHit.SEMANTIC, "strict": CacheHit.NONE, "strict again": CacheHit.EXACT,
-    }  # fmt: skip
+        "teaches": CacheHit.NONE,
+        "lenient": CacheHit.SEMANTIC,
+        "strict": CacheHit.NONE,
+        "strict again": CacheHit.EXACT,
+    }
 
 
 def test_equal_requests_share_a_lookup_and_then_a_slot() -> None:
@@ -128,7 +131,9 @@ def test_equal_requests_share_a_lookup_and_then_a_slot() -> None:
     assert not bench.events
     tier.free.set()
     finish(bench)
-    assert {n: a.token_ids for n, a in answers(bench.events).items()} == dict.fromkeys("ab", expected_greedy([1, 2, 3], 8, VOCAB))  # fmt: skip
+    assert {n: a.token_ids for n, a in answers(bench.events).items()} == dict.fromkeys(
+        "ab", expected_greedy([1, 2, 3], 8, VOCAB)
+    )
     assert (tier.num_asked, counted(bench)["coalesced"], len(tier.answers)) == (1, 1, 1)
 
 
@@ -348,7 +353,9 @@ def test_what_a_hung_tier_says_in_the_end_is_given_to_nobody() -> None:
     begun(stuck, 1)
     bench.clock.now += 1.1
     bench.step(3)
-    stuck.answers = dict.fromkeys(stuck.answers) | {next(iter(bench.engine._by_key))[0]: Event("", (9,), Usage(1, 1, 0), Stages(), FinishReason.LENGTH)}  # type: ignore[attr-defined] # fmt: skip
+    stuck.answers = dict.fromkeys(stuck.answers) | {
+        next(iter(bench.engine._by_key))[0]: Event("", (9,), Usage(1, 1, 0), Stages(), FinishReason.LENGTH)
+    }  # type: ignore[attr-defined]
     stuck.free.set()
     finish(bench)
     assert answers(bench.events)["r"].token_ids == expected_greedy([1, 2, 3], 30, VOCAB)
@@ -445,7 +452,11 @@ def test_a_process_ends_whatever_a_tier_waits_for(what: str) -> None:
 
 
 @settings(max_examples=60, deadline=None)
-@given(visits(), st.integers(1, 3), st.lists(st.sampled_from(["hold", "free", "flush", "settle", "forget", "step"]), min_size=31, max_size=31))  # fmt: skip
+@given(
+    visits(),
+    st.integers(1, 3),
+    st.lists(st.sampled_from(["hold", "free", "flush", "settle", "forget", "step"]), min_size=31, max_size=31),
+)
 @pytest.mark.slow
 def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots: int, tricks: list[str]) -> None:  # type: ignore[type-arg]
     tier = FakeTier()

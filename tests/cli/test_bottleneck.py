@@ -34,13 +34,38 @@ UNSEEN = {"cores": None, "cpu_cores": {"client": 0.1}, "memory_bytes": None, "me
     ("changes", "bottleneck", "also", "words"),
     [
         ({}, Resource.NOTHING, (), ["did not ask enough", "--concurrency 16"]),
-        ({"cpu_cores": {"engine": 3.2}}, Resource.CPU, (), ["80% of 4 cores", "engine", "--precision int8", "tokens/s"]),
-        ({"cpu_cores": {"engine": 3.2}, "slots_busy": 1.0}, Resource.CPU, (), ["1.0 of 8 slots busy, a larger --concurrency still"]),
+        (
+            {"cpu_cores": {"engine": 3.2}},
+            Resource.CPU,
+            (),
+            ["80% of 4 cores", "engine", "--precision int8", "tokens/s"],
+        ),
+        (
+            {"cpu_cores": {"engine": 3.2}, "slots_busy": 1.0},
+            Resource.CPU,
+            (),
+            ["1.0 of 8 slots busy, a larger --concurrency still"],
+        ),
         ({"cpu_cores": {"engine": 3.2}, "slots_busy": 7.9}, Resource.CPU, (), ["more requests at once will not help"]),
         ({"cpu_cores": {"engine": 3.19}}, Resource.NOTHING, (), ["did not ask enough"]),
-        ({"cpu_cores": {"engine": 3.9}, "longest_stage": "prefill"}, Resource.CPU, (), ["prefix_reuse", "time to first token"]),
-        ({"cpu_cores": {"engine": 1.0, "others": 2.5}}, Resource.CPU, (), ["2.50 of them by programs that are not the server"]),
-        ({"cpu_cores": {"engine": 3.0, "others": 0.4}}, Resource.CPU, (), ["by engine and 0.40 by programs", "--precision int8"]),
+        (
+            {"cpu_cores": {"engine": 3.9}, "longest_stage": "prefill"},
+            Resource.CPU,
+            (),
+            ["prefix_reuse", "time to first token"],
+        ),
+        (
+            {"cpu_cores": {"engine": 1.0, "others": 2.5}},
+            Resource.CPU,
+            (),
+            ["2.50 of them by programs that are not the server"],
+        ),
+        (
+            {"cpu_cores": {"engine": 3.0, "others": 0.4}},
+            Resource.CPU,
+            (),
+            ["by engine and 0.40 by programs", "--precision int8"],
+        ),
         ({"cpu_cores": {"engine": 1.0, "detokenizer": 2.5}}, Resource.CPU, (), ["max_events_per_second"]),
         ({"cpu_cores": {"engine": 0.5, "client": 3.0}}, Resource.CPU, (Resource.CLIENT,), ["load generator"]),
         ({"memory_used": 75.0}, Resource.MEMORY, (), ["--max-length", "--max-slots"]),
@@ -50,22 +75,47 @@ UNSEEN = {"cores": None, "cpu_cores": {"client": 0.1}, "memory_bytes": None, "me
         ({"network_bytes_per_second": 90.0, "interface_bytes_per_second": None}, Resource.NOTHING, (), []),
         ({"gpu_utilisation": 0.95}, Resource.GPU, (), ["Card", "fp8"]),
         (BLOCKED, Resource.SLOTS, (Resource.QUEUE,), ["3.0 requests wait for one of 8", "--max-slots", "at most 11"]),
-        ({**BLOCKED, "cpu_cores": {"engine": 0.9}}, Resource.SLOTS, (Resource.QUEUE,), ["if num_threads is 1, set it to 0 first"]),
+        (
+            {**BLOCKED, "cpu_cores": {"engine": 0.9}},
+            Resource.SLOTS,
+            (Resource.QUEUE,),
+            ["if num_threads is 1, set it to 0 first"],
+        ),
         ({**BLOCKED, "blocked_share": 0.49}, Resource.NOTHING, (), []),
         ({**BLOCKED, "cpu_cores": {"engine": 3.8}}, Resource.CPU, (Resource.QUEUE,), ["Also at its mark: queue"]),
         ({**BLOCKED, **UNSEEN}, Resource.QUEUE, (), ["60% of the requests' time", "max_queue", "deadline_ms"]),
-        ({"slots": None, "slots_busy": None, "waiting": None, "blocked_share": None}, Resource.NOTHING, (), ["4 at once"]),
+        (
+            {"slots": None, "slots_busy": None, "waiting": None, "blocked_share": None},
+            Resource.NOTHING,
+            (),
+            ["4 at once"],
+        ),
         ({"waiting": None, "blocked_share": None, "queue_share": 0.6}, Resource.QUEUE, (), ["requests wait"]),
         ({"cpu_cores": {"engine": 1.0, "client": 0.95}}, Resource.CLIENT, (), ["95% of the one core"]),
-        ({**BLOCKED, "cpu_cores": {"engine": 1.0, "client": 0.95}}, Resource.SLOTS, (Resource.QUEUE, Resource.CLIENT), []),
+        (
+            {**BLOCKED, "cpu_cores": {"engine": 1.0, "client": 0.95}},
+            Resource.SLOTS,
+            (Resource.QUEUE, Resource.CLIENT),
+            [],
+        ),
         # Two at their marks: the one that is further over it.
-        ({"cpu_cores": {"engine": 3.9}, "memory_used": 76.0}, Resource.CPU, (Resource.MEMORY,), ["Also at its mark: memory"]),
-        ({"cpu_cores": {"engine": 3.3}, "memory_used": 99.0}, Resource.MEMORY, (Resource.CPU,), ["Also at its mark: CPU"]),
+        (
+            {"cpu_cores": {"engine": 3.9}, "memory_used": 76.0},
+            Resource.CPU,
+            (Resource.MEMORY,),
+            ["Also at its mark: memory"],
+        ),
+        (
+            {"cpu_cores": {"engine": 3.3}, "memory_used": 99.0},
+            Resource.MEMORY,
+            (Resource.CPU,),
+            ["Also at its mark: CPU"],
+        ),
         # A tie: by the order of the resources, and it says so.
         ({"cpu_cores": {"engine": 3.2}, "memory_used": 75.0}, Resource.MEMORY, (Resource.CPU,), ["As loaded: CPU"]),
         ({"cpu_cores": {"engine": 3.2}, "gpu_utilisation": 0.9}, Resource.GPU, (Resource.CPU,), ["As loaded: CPU"]),
     ],
-)  # fmt: skip
+)
 def test_the_bottleneck_and_what_to_change(
     changes: dict[str, object], bottleneck: Resource, also: tuple[Resource, ...], words: list[str]
 ) -> None:

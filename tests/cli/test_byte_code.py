@@ -1,4 +1,5 @@
-"""The models' byte code is there before a server that polls looks at their folders, and is what they would write themselves."""
+"""The models' byte code is there before a server that polls looks at their folders, and is what they would write
+themselves."""
 
 from __future__ import annotations
 

@@ -112,9 +112,18 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
     use(FakeTransport())
     answer = json.loads(run("generate", "hi", "--json").stdout)
     assert set(answer) == {
-        "text", "finish_reason", "usage", "time_to_first_token_ms", "total_ms", "tokens_per_second", "stages_ms",
-        "cache_hit", "cache_age_ms", "request_id", "endpoint",
-    }  # fmt: skip
+        "text",
+        "finish_reason",
+        "usage",
+        "time_to_first_token_ms",
+        "total_ms",
+        "tokens_per_second",
+        "stages_ms",
+        "cache_hit",
+        "cache_age_ms",
+        "request_id",
+        "endpoint",
+    }
     assert set(answer["stages_ms"]) == {"queue", "tokenize", "embed", "prefill", "decode", "detokenize", "network"}
 
 
@@ -122,7 +131,11 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "words"),
     [
-        (["generate", "x", "--url", "127.0.0.1:1"], 1, "cannot reach 127.0.0.1:1: no server answers there; start one with `autoglm serve`"),
+        (
+            ["generate", "x", "--url", "127.0.0.1:1"],
+            1,
+            "cannot reach 127.0.0.1:1: no server answers there; start one with `autoglm serve`",
+        ),
         (["chat", "--url", "127.0.0.1:1"], 1, "start one with `autoglm serve`"),
         (["health", "--url", "127.0.0.1:1"], 1, "start one with `autoglm serve`"),
         (["generate", "x", "--bogus"], 2, "No such option: --bogus; see"),
@@ -139,7 +152,7 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
         (["export", "/nowhere", "-o", "/tmp/never", "--precision", "int3"], 1, "int3"),
         (["export", "/nowhere", "-o", "/tmp/never", "--runtime", "abacus"], 1, "abacus"),
     ],
-)  # fmt: skip
+)
 def test_every_error_is_one_sentence_on_stderr(arguments: list[str], code: int, words: str) -> None:
     result = run(*arguments)
     assert result.exit_code == code

@@ -32,7 +32,10 @@ RAISED = (
 NOT_LOADED = (
     "E1123 21:45:24.5 3 model_lifecycle.cc:642] \"failed to load 'engine' version 1: Invalid argument: bad config\"\n"
 )
-NO_PORT = "E1123 21:45:24.5 3 main.cc:535] \"failed to start HTTP service: Unavailable - Socket '127.0.0.1:80' already in use\"\n"
+NO_PORT = (
+    "E1123 21:45:24.5 3 main.cc:535] \"failed to start HTTP service: Unavailable - Socket '127.0.0.1:80' already "
+    'in use"\n'
+)
 DIED = "Error: the engine's process died: the server ends\nSignal (15) received.\n"
 EXIT = 'E1123 21:48:57.5 3058 main.cc:535] "failed to stop server: Internal - Exit timeout expired."\n'
 

@@ -49,7 +49,8 @@ def test_two_settings_cannot_have_one_port() -> None:
 
 @pytest.mark.parametrize("host", [LOOPBACK, "0.0.0.0", "::1"])
 def test_a_free_port_comes_to_nobody_by_chance_and_to_the_server_that_names_it(host: str) -> None:
-    """A quarter of all that the kernel has to give are asked for: of eight that it gives freely, one would be among them."""
+    """A quarter of all that the kernel has to give are asked for: of eight that it gives freely, one would be among
+    them."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     chosen = free_ports(host, 8)
     assert len(set(chosen)) == 8

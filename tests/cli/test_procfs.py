@@ -73,10 +73,18 @@ def test_memory_of_the_machine_and_of_a_container(tmp_path: Path) -> None:
         ("0::/box", {"sys/fs/cgroup/box/cpu.max": "150000 100000\n"}, 1.5),
         ("0::/box", {"sys/fs/cgroup/box/cpu.max": "max 100000\n"}, None),
         ("0::/a/b", {"sys/fs/cgroup/a/cpu.max": "200000 100000\n", "sys/fs/cgroup/a/b/cpu.max": "50000 100000\n"}, 0.5),
-        ("1:cpu,cpuacct:/", {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, 3.0),
-        ("1:cpu:/", {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"}, None),
+        (
+            "1:cpu,cpuacct:/",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "300000", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            3.0,
+        ),
+        (
+            "1:cpu:/",
+            {"sys/fs/cgroup/cpu/cpu.cfs_quota_us": "-1", "sys/fs/cgroup/cpu/cpu.cfs_period_us": "100000"},
+            None,
+        ),
     ],
-)  # fmt: skip
+)
 def test_the_cores_of_a_container(tmp_path: Path, cgroup: str, files: dict[str, str], cores: float | None) -> None:
     assert make(tmp_path, {"proc/7/cgroup": cgroup + "\n", **files}).cpu_quota(7) == cores
 

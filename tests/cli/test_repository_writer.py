@@ -100,8 +100,8 @@ def test_a_file_that_is_not_the_trees_is_no_template() -> None:
 
 
 def test_every_setting_of_the_engine_has_its_line() -> None:
-    """A setting that has none could not be one model's own. Triton shows these lines to anybody, so the address of Redis,
-    with its password, has none."""
+    """A setting that has none could not be one model's own. Triton shows these lines to anybody, so the address of
+    Redis, with its password, has none."""
     lines = set(parameters(TREE, "engine"))
     assert {field.name for field in dataclasses.fields(EngineSettings)} - lines == {"redis_url"}
 

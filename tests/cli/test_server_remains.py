@@ -1,5 +1,5 @@
-"""What a local server leaves is removed when its owner is gone; what others have is left alone. The real server is killed
-in test_killed_server.py."""
+"""What a local server leaves is removed when its owner is gone; what others have is left alone. The real server is
+killed in test_killed_server.py."""
 
 from __future__ import annotations
 

@@ -184,7 +184,8 @@ def test_an_engine_that_dies_is_a_typed_error_and_shows_in_health(own_server: Lo
                 pass
         with pytest.raises(AutoGLMError):
             client.generate("hi", max_tokens=2, timeouts=Timeouts(total=5))
-        # The engine does not answer, then its server shuts down because of that and closes connections, then none is there.
+        # The engine does not answer, then its server shuts down because of that and closes connections, then none is
+        # there.
         started = time.monotonic()
         while "no server answers" not in (state := client.health(timeout=30)).detail:
             assert not state.ready and re.search("engine|is shutting down|broke", state.detail), state

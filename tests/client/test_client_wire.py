@@ -183,7 +183,10 @@ def test_a_response_that_breaks_the_contract_is_a_protocol_error() -> None:
         ("[request id: x] unexpected inference input 'foo' for model 'autoglm'", InvalidRequestError, "foo"),
         ("Stub process 'engine_0_0' is not healthy.", ServerError, "not healthy"),
         (
-            "in ensemble 'autoglm', Failed to increase the shared memory pool size for key 'autoglm-1' to 8388608 bytes.",
+            (
+                "in ensemble 'autoglm', Failed to increase the shared memory pool size for key 'autoglm-1' to "
+                "8388608 bytes."
+            ),
             InvalidRequestError,
             "send less",
         ),

@@ -1,4 +1,5 @@
-"""Large inputs through shared memory: the same bytes arrive, nothing stays behind, and where it cannot be they are sent."""
+"""Large inputs through shared memory: the same bytes arrive, nothing stays behind, and where it cannot be they are
+sent."""
 
 from __future__ import annotations
 
@@ -165,7 +166,10 @@ async def test_only_large_inputs_pass_through_memory_which_is_told_of_once_and_g
         assert not host.calls
         await asyncio.gather(*(client.generate(letter * 3000) for letter in "abcdefgh"))
         assert len(left_behind() - before) == 1
-    assert host.read == [(b"small", False), *((letter * 3000, True) for letter in (b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h"))]  # fmt: skip
+    assert host.read == [
+        (b"small", False),
+        *((letter * 3000, True) for letter in (b"a", b"b", b"c", b"d", b"e", b"f", b"g", b"h")),
+    ]
     assert host.calls == ["Register", "Unregister"]
     assert left_behind() == before
 

@@ -1,5 +1,5 @@
-"""A server that is frozen shows, and one that is only silent is left in peace, without pings that Triton would count. Here all of
-that is twenty times faster; tests/hostile/test_killed_processes.py has a real server as it is."""
+"""A server that is frozen shows, and one that is only silent is left in peace, without pings that Triton would count.
+Here all of that is twenty times faster; tests/hostile/test_killed_processes.py has a real server as it is."""
 
 from __future__ import annotations
 

@@ -48,8 +48,8 @@ def test_a_lone_request_is_issued_with_the_very_next_step(admission: str) -> Non
 @settings(max_examples=60, deadline=None)
 @given(arrivals=st.lists(st.integers(0, 4), min_size=1, max_size=15))
 def test_every_step_has_all_requests_that_are_there(admission: str, arrivals: Sequence[int]) -> None:
-    """Trough or peak: each request takes exactly as many steps as it has tokens, from the step after it came or, where all
-    slots were busy, from the first one with a free slot."""
+    """Trough or peak: each request takes exactly as many steps as it has tokens, from the step after it came or, where
+    all slots were busy, from the first one with a free slot."""
     bench = bench_of(admission)
     sizes, remaining, waiting, number = issued(bench), list[int](), 0, 0
     for step, count in enumerate([*arrivals, *[0] * 40]):

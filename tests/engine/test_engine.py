@@ -490,7 +490,8 @@ def test_metrics(num_candidates: int) -> None:
 
 
 def test_what_is_measured_of_a_whole_request(num_candidates: int) -> None:
-    """Once each, when it ends: of one that came 1 s ago and ran, of one that was late in the queue, none of one that failed."""
+    """Once each, when it ends: of one that came 1 s ago and ran, of one that was late in the queue, none of one that
+    failed."""
     bench = Bench(num_candidates, limits=Limits(1, 64, 8, VOCAB))
     bench.engine.submit(request("ran", list(range(1, 31)), max_tokens=4, ignore_eos=True, arrival=99.0))
     bench.engine.submit(request("late", [7, 8], max_tokens=4, arrival=100.0, deadline=100.02))
@@ -585,9 +586,15 @@ def test_whatever_comes_and_goes(
             if visitor.arrives == now:
                 deadline = None if visitor.deadline is None else 100 + visitor.deadline * 0.01
                 bench.engine.submit(
-                    request(f"v{i}", visitor.prompt, stream=visitor.stream, max_tokens=visitor.max_tokens,
-                            stop=visitor.stop, deadline=deadline)
-                )  # fmt: skip
+                    request(
+                        f"v{i}",
+                        visitor.prompt,
+                        stream=visitor.stream,
+                        max_tokens=visitor.max_tokens,
+                        stop=visitor.stop,
+                        deadline=deadline,
+                    )
+                )
         bench.engine.cancel(f"v{i}" for i, visitor in enumerate(visitors) if visitor.leaves == now)
         bench.step()
     bench.drain()

@@ -1,4 +1,5 @@
-"""A step in flight: what happens beside it, what it is too late for, and that neither it nor candidates change an answer."""
+"""A step in flight: what happens beside it, what it is too late for, and that neither it nor candidates change an
+answer."""
 
 from __future__ import annotations
 
@@ -226,9 +227,13 @@ PROMPTS = st.builds(
 @st.composite
 def callers(draw: st.DrawFn) -> list[Caller]:
     return [
-        Caller(request(f"c{i}", draw(PROMPTS), **draw(OPTIONS)), draw(st.integers(0, 12)), draw(st.none() | st.integers(0, 25)))
+        Caller(
+            request(f"c{i}", draw(PROMPTS), **draw(OPTIONS)),
+            draw(st.integers(0, 12)),
+            draw(st.none() | st.integers(0, 25)),
+        )
         for i in range(draw(st.integers(1, 8)))
-    ]  # fmt: skip
+    ]
 
 
 EOS = (END, 3, 40)  # so that sequences end now and then

@@ -93,7 +93,8 @@ def test_who_came_later_was_not_passed_over() -> None:
 
 @given(st.lists(st.sampled_from([1, 5, 9]), min_size=1, max_size=40), st.integers(0, 6))
 def test_no_class_is_passed_over_more_often_than_said(levels: list[int], most: int) -> None:
-    """By requests that came later than its oldest. Several classes may be due at once: then each waits for the others."""
+    """By requests that came later than its oldest. Several classes may be due at once: then each waits for the
+    others."""
     door = Door(replace(PATIENT, admission_max_passed=most), num_slots=1)
     queue(door, *levels)
     serve_all(door)
@@ -108,8 +109,8 @@ def test_no_class_is_passed_over_more_often_than_said(levels: list[int], most: i
 
 @given(st.lists(st.sampled_from([None, 5, 5, 5, 6, 9]), min_size=8, max_size=60), st.integers(1, 3))
 def test_a_later_class_gains_nothing(happens: list[int | None], most: int) -> None:
-    """None: somebody is served; else a request of that level comes. Whoever asks to wait is not admitted while one of the
-    class before, 5, waits that came earlier; so a caller gains nothing by it."""
+    """None: somebody is served; else a request of that level comes. Whoever asks to wait is not admitted while one of
+    the class before, 5, waits that came earlier; so a caller gains nothing by it."""
     door = Door(replace(PATIENT, admission_max_passed=most), num_slots=1)
     for level in [*happens, *[None] * len(happens)]:
         if level is not None:

@@ -143,8 +143,8 @@ def test_a_slot_is_released_once() -> None:
     st.lists(st.tuples(st.integers(0, 3), st.integers(1, 90), st.booleans(), st.sampled_from(["", "a"])), max_size=30),
 )
 def test_what_the_table_says_is_what_the_copies_leave(num_slots: int, script: list[tuple[int, int, bool, str]]) -> None:
-    """A shadow memory that only follows the copies holds, in every slot, the tokens the table claims. Each tenant's tokens
-    are marked by their sign, so nothing of another's is ever reused."""
+    """A shadow memory that only follows the copies holds, in every slot, the tokens the table claims. Each tenant's
+    tokens are marked by their sign, so nothing of another's is ever reused."""
     table = SlotTable(num_slots, 100)
     shadow = np.full((num_slots, 100), -1)
     busy: list[int] = []

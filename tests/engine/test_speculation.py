@@ -194,7 +194,8 @@ def test_sampled_requests_draft_nothing_beside_greedy_ones() -> None:
 
 
 def test_a_stop_string_within_accepted_tokens_ends_the_answer_there() -> None:
-    """The tokens after it were taken already; none of them is counted or sent, and the slot is good for the next turn."""
+    """The tokens after it were taken already; none of them is counted or sent, and the slot is good for the next
+    turn."""
     words = spell("abcd" * 20)
 
     def model(tokens: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.float32]:

@@ -122,7 +122,10 @@ def test_it_is_told_once(seconds: float, limit: float, hangs: bool) -> None:
     watch._tell()
     assert [str(failure) for failure in told] == (
         [
-            "a step has been in flight for 30 s, more than the 30 s that it may take (step_timeout_seconds): the device hangs"
+            (
+                "a step has been in flight for 30 s, more than the 30 s that it may take (step_timeout_seconds): "
+                "the device hangs"
+            )
         ]
         if hangs
         else []

@@ -136,8 +136,13 @@ def test_a_checkpoint_gives_a_name_that_is_allowed_or_says_that_it_gives_none(ch
 
 @pytest.mark.parametrize(
     ("checkpoint", "name"),
-    [("smollm2", "smollm2"), ("./glm-4-9b-chat/", "glm-4-9b-chat"), ("a/Qwen 3 (8B).gguf", "Qwen-3-8B"), ("..hidden", "hidden")],
-)  # fmt: skip
+    [
+        ("smollm2", "smollm2"),
+        ("./glm-4-9b-chat/", "glm-4-9b-chat"),
+        ("a/Qwen 3 (8B).gguf", "Qwen-3-8B"),
+        ("..hidden", "hidden"),
+    ],
+)
 def test_a_model_is_called_after_its_checkpoint(checkpoint: str, name: str) -> None:
     assert home.name_for(checkpoint) == name
 

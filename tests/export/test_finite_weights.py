@@ -1,4 +1,5 @@
-"""A checkpoint with a weight that is no finite number, or becomes none on the way, is refused, and the tensor is named."""
+"""A checkpoint with a weight that is no finite number, or becomes none on the way, is refused, and the tensor is
+named."""
 
 from __future__ import annotations
 

@@ -258,8 +258,8 @@ def test_bundled_model_is_located_without_import(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parity
 @pytest.mark.slow
 def test_smollm2_encodes_as_transformers_does() -> None:
-    """transformers drops the model's own rule that every digit stands alone. That shows only where white space or a digit
-    of several bytes precedes one, so no sample has those; the rule itself is checked below."""
+    """transformers drops the model's own rule that every digit stands alone. That shows only where white space or a
+    digit of several bytes precedes one, so no sample has those; the rule itself is checked below."""
     from transformers import AutoTokenizer
 
     path = bundled.find_bundled("smollm2")

@@ -162,9 +162,22 @@ JSON = st.recursive(
     max_leaves=6,
 )
 KEYS = st.sampled_from(
-    [*WANTED, "rope_scaling", "rope_parameters", "architectures", "layer_types", "sliding_window", "use_sliding_window",
-     "max_window_layers", "eos_token_id", "bos_token_id", "text_config", "hidden_act", "quantization_config"]
-)  # fmt: skip
+    [
+        *WANTED,
+        "rope_scaling",
+        "rope_parameters",
+        "architectures",
+        "layer_types",
+        "sliding_window",
+        "use_sliding_window",
+        "max_window_layers",
+        "eos_token_id",
+        "bos_token_id",
+        "text_config",
+        "hidden_act",
+        "quantization_config",
+    ]
+)
 ROPE = st.dictionaries(
     st.sampled_from(
         ["rope_type", "type", "factor", "low_freq_factor", "high_freq_factor", "mrope_section", "rope_theta"]
@@ -231,16 +244,18 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "an endless array of texts": (gguf_of(array_of(8, 2**40, bytes(64))), "announces 1099511627776 values"),
     "many values": (gguf_of(array_of(0, MOST_ELEMENTS + 1, bytes(MOST_ELEMENTS + 1))), "has lists of 2097153 values"),
     "many values in all": (
-        gguf_of(*[array_of(0, MOST_ELEMENTS // 2, bytes(MOST_ELEMENTS // 2))] * 3), "has lists of 3145728 values"
+        gguf_of(*[array_of(0, MOST_ELEMENTS // 2, bytes(MOST_ELEMENTS // 2))] * 3),
+        "has lists of 3145728 values",
     ),
     "lists in lists": (gguf_of(NESTED), "metadata of lists in lists"),
     "a type": (gguf_of(text("a") + struct.pack("<I", 77) + bytes(8)), "unknown type 77"),
     "a type of an array": (gguf_of(array_of(77, 1, bytes(8))), "unknown type 77"),
     "dimensions": (
-        gguf_of(num_tensors=1, behind=text("t") + struct.pack("<I", 2**31) + bytes(64)), "a tensor of 2147483648 dimensions"
+        gguf_of(num_tensors=1, behind=text("t") + struct.pack("<I", 2**31) + bytes(64)),
+        "a tensor of 2147483648 dimensions",
     ),
     "cut off": (gguf_of(text("a") + struct.pack("<I", 4)), "announces 1 values, and 0 bytes are left"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", GGUF)

@@ -1,4 +1,5 @@
-"""The parity gate, and parity itself: each family in fp32 and int8, prefill, chunks and decode, against transformers."""
+"""The parity gate, and parity itself: each family in fp32 and int8, prefill, chunks and decode, against
+transformers."""
 
 from __future__ import annotations
 
@@ -227,8 +228,8 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
 
 
 def test_smollm2_is_the_same_artifact_on_every_machine(artifact: Path) -> None:
-    """As AVX-512, AVX2 and portable code made it. It changes with the quantiser and with the program's format alone, and then
-    on every machine."""
+    """As AVX-512, AVX2 and portable code made it. It changes with the quantiser and with the program's format alone,
+    and then on every machine."""
     files = Manifest.load(artifact).files
     assert files["weights.bin"].sha256 == "f0fbfc04cd3a36edf72802c07c817c081a411f1d8b130ad5b11a1c25b25399e0"
     assert files["program.bin"].sha256 == "91f6afb63717d2f3737f621adcb2960d3c079bec92820830ae55fc735fc84cbf"

@@ -254,7 +254,8 @@ print(json.dumps(digests(pathlib.Path(sys.argv[2]))))
 @pytest.mark.parametrize("environment", FORCED, ids=lambda environment: " ".join(environment.values()))
 @pytest.mark.slow
 def test_an_artifact_is_the_same_wherever_it_is_exported(environment: Mapping[str, str], tmp_path: Path) -> None:
-    """On one core, under another class of CPUs, with another BLAS and other loops in numpy: the bytes of this process."""
+    """On one core, under another class of CPUs, with another BLAS and other loops in numpy: the bytes of this
+    process."""
     command = [
         sys.executable,
         "-W",

@@ -169,8 +169,11 @@ def test_the_export_tells_and_records_and_inspect_shows(
     found = manifest.runtime_details["auto"]
     assert manifest.runtime == found["chosen"] == "onnx" and choice_line(found) == line
     assert found["measured"]["onnx"] == {
-        "prefill_ms": 200.0, "decode_ms": 40.0, "decode_1_ms": 9.0, "request_ms": 360.0,
-    }  # fmt: skip
+        "prefill_ms": 200.0,
+        "decode_ms": 40.0,
+        "decode_1_ms": 9.0,
+        "request_ms": 360.0,
+    }
     assert (found["prefill_tokens"], found["decode_sequences"]) == (128, 16)
     shown = CliRunner().invoke(app, ["inspect", str(out)], env={"COLUMNS": "400"}).stdout
     assert f"auto: {line}" in shown

@@ -72,7 +72,8 @@ def test_the_models_that_are_known() -> None:
 
 
 class TimedRunner:
-    """A step takes 1 s, 10 ms a token and 1 ms a position before it, and 50 s more where it is not the step before again."""
+    """A step takes 1 s, 10 ms a token and 1 ms a position before it, and 50 s more where it is not the step before
+    again."""
 
     limits = Limits(num_slots=4, max_length=64, prefill_chunk=32, vocab_size=10)
 

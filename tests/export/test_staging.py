@@ -1,4 +1,5 @@
-"""An output appears whole or not at all, and a server that polls the folders around it sees one change: the exchange."""
+"""An output appears whole or not at all, and a server that polls the folders around it sees one change: the
+exchange."""
 
 from __future__ import annotations
 

@@ -10,8 +10,8 @@ from autoglm_perf.gpu.device import RUNTIMES, Gpu, NoGpu, best_runtime, find_gpu
 
 @dataclass(frozen=True)
 class Available:
-    """`gpu` and `runtime` are None where there is nothing to test on; `reason` then says why. `refused`: precision -> why
-    the runtime cannot compute in it on this GPU."""
+    """`gpu` and `runtime` are None where there is nothing to test on; `reason` then says why. `refused`: precision ->
+    why the runtime cannot compute in it on this GPU."""
 
     gpu: Gpu | None = None
     runtime: str | None = None

@@ -1,7 +1,8 @@
 """Two layers of GLM-4's width at a large capacity on the card: which form of attention computes what torch does there.
 
-Each row's cache holds a pattern up to the row's length and poison beyond, in both layers; rows of length 1, 7, 1,000 and one
-less than the slot are computed in one step. What was found is appended to the file that AUTOGLM_GPU_RECORD names.
+Each row's cache holds a pattern up to the row's length and poison beyond, in both layers; rows of length 1, 7, 1,000
+and one less than the slot are computed in one step. What was found is appended to the file that AUTOGLM_GPU_RECORD
+names.
 """
 
 from __future__ import annotations

@@ -78,7 +78,8 @@ def load_on_gpu(folder: Path, manifest: Manifest) -> Any:
 
 
 def step(runner: Any, *spans: Span) -> Rows:
-    """Unmodified logits [spans that want them, vocab_size] of one step, also of a runner that keeps them on the device."""
+    """Unmodified logits [spans that want them, vocab_size] of one step, also of a runner that keeps them on the
+    device."""
     result: Logits | Candidates = runner.issue(StepBatch(spans)).result()
     if isinstance(result, Candidates):
         return np.array([result.full_row(row) for row in range(len(result.token_ids))], np.float32)

@@ -1,4 +1,5 @@
-"""CudaBindings and all that stands on it against a real driver: cuda-bindings and numpy are enough, there is no TensorRT.
+"""CudaBindings and all that stands on it against a real driver: cuda-bindings and numpy are enough, there is no
+TensorRT.
 
     PYTHONPATH=model_repository/engine/1 python3 tests/gpu/real_cuda.py
 
@@ -28,10 +29,20 @@ Part = Callable[[Cuda, DeviceMemory], None]
 SIZE = 1 << 20
 # GLM-4's rows of logits and heads; a cache of few positions, for what counts are the pitches.
 SHAPES = TensorShapes(
-    num_slots=16, num_layers=2, num_kv_heads=2, cache_length=1024, attention_lengths=(256, 1024),
-    prefill_lengths=(16, 64), batched_rows=8, batched_length=16, head_size=128, cache_dtype="bfloat16",
-    prefill_chunk=64, vocab_size=151_552, num_candidates=64,
-)  # fmt: skip
+    num_slots=16,
+    num_layers=2,
+    num_kv_heads=2,
+    cache_length=1024,
+    attention_lengths=(256, 1024),
+    prefill_lengths=(16, 64),
+    batched_rows=8,
+    batched_length=16,
+    head_size=128,
+    cache_dtype="bfloat16",
+    prefill_chunk=64,
+    vocab_size=151_552,
+    num_candidates=64,
+)
 
 
 def memory_is_aligned_and_zeroed(cuda: Cuda, memory: DeviceMemory) -> None:

@@ -1,4 +1,5 @@
-"""In a batch on the GPU, each sequence gets what it would get alone; copied and kept prefixes are as good as computed."""
+"""In a batch on the GPU, each sequence gets what it would get alone; copied and kept prefixes are as good as
+computed."""
 
 from __future__ import annotations
 
@@ -11,9 +12,9 @@ from tests.gpu.gpu_models import LIMITS, Ids, Make, greedy, prefill, relative, s
 pytestmark = [pytest.mark.gpu, pytest.mark.timeout(600)]
 
 PRECISIONS = ("fp16", "bf16", "fp8", "int4")
-# Another batch size may take another kernel, which sums in another order: equal but for rounding. Twice what numpy gives
-# for these models with every activation moved by a last bit before it is rounded; not yet measured on a card. In fp8
-# most rows do not move at all, and one on a rounding tie by 8%; faults show in fp16 from 1% on.
+# Another batch size may take another kernel, which sums in another order: equal but for rounding. Twice what numpy
+# gives for these models with every activation moved by a last bit before it is rounded; not yet measured on a card. In
+# fp8 most rows do not move at all, and one on a rounding tie by 8%; faults show in fp16 from 1% on.
 ROUNDING = {"fp16": 8e-3, "bf16": 8e-2, "fp8": 0.15, "int4": 3e-2}
 NUM_SLOTS = LIMITS["max_slots"]
 

@@ -1,7 +1,8 @@
 """Attention at the capacities that are served, in each form, beside poison: the card against torch on the same card.
 
-A form that fails here is one that an export does not take (`autoglm_export.parity.device_trial`); that the form it does take is
-right is tested, too. Fused attention that is wrong is no failure of ours, so it is told and skipped, not failed.
+A form that fails here is one that an export does not take (`autoglm_export.parity.device_trial`); that the form it does
+take is right is tested, too. Fused attention that is wrong is no failure of ours, so it is told and skipped, not
+failed.
 """
 
 from __future__ import annotations

@@ -1,10 +1,11 @@
-"""The runner over a torch stand-in for TensorRT at GLM-4's width: for a machine with a driver and torch, and no TensorRT.
+"""The runner over a torch stand-in for TensorRT at GLM-4's width: for a machine with a driver and torch, and no
+TensorRT.
 
     PYTHONPATH=tests:export:perf:model_repository/engine/1 python tests/gpu/torch_standin.py [--layers 4] [--slots 64]
 
-Checks what the runner computes as an artifact's GPU is checked (poisoned caches, rows alone and together, a text), then says
-what of a decode step is the host's: with a graph, and where none can be captured, kernel by kernel. What it computes is
-torch's, so its times on the device are no figures of ours.
+Checks what the runner computes as an artifact's GPU is checked (poisoned caches, rows alone and together, a text), then
+says what of a decode step is the host's: with a graph, and where none can be captured, kernel by kernel. What it
+computes is torch's, so its times on the device are no figures of ours.
 """
 
 from __future__ import annotations
@@ -120,7 +121,8 @@ def main() -> None:
         cuda = CardCuda()
         found = check_on(Path(name), standin.manifest, standin.trt(cuda), cuda, {"XDG_CACHE_HOME": name})
         print(
-            f"checked: at most {found['worst_error']:.2g} off, {found['equal_tokens']} of {found['tokens']} tokens equal"
+            f"checked: at most {found['worst_error']:.2g} off, {found['equal_tokens']} of {found['tokens']} "
+            "tokens equal"
         )
         batches = [batch for batch in (1, 4, 16, 64, 256) if batch <= options.slots]
         for row in measure(standin, CardCuda(), batches):

@@ -343,8 +343,11 @@ def test_a_call_that_brings_a_guide_returns_at_once(tmp_path: Path, compiler: Sl
         compiler.let_all_go()
         ends = [reply.wait() for reply in replies]
         assert [getattr(end, "finish_reason", None) for end in ends] == [
-            FinishReason.STOP, FinishReason.CANCELLED, FinishReason.STOP, FinishReason.CANCELLED,
-        ]  # fmt: skip
+            FinishReason.STOP,
+            FinishReason.CANCELLED,
+            FinishReason.STOP,
+            FinishReason.CANCELLED,
+        ]
 
 
 def test_a_service_that_closes_answers_those_who_wait_for_guides(tmp_path: Path, compiler: SlowCompiler) -> None:

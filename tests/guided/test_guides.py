@@ -108,7 +108,8 @@ def test_random_tokens_that_an_expression_allows_match_it(pattern: str, draw: ra
 
 
 def parsed(call: str) -> tuple[str, dict[str, Any]]:
-    """(function, arguments), as the agent reads an action: what is typed, and the message, as they stand, the rest as Python."""
+    """(function, arguments), as the agent reads an action: what is typed, and the message, as they stand, the rest as
+    Python."""
     function = call.partition("(")[0]
     for beginning, name in (('do(action="Type"', "text"), ('do(action="Type_Name"', "text"), ("finish(", "message")):
         if call.startswith(beginning):
@@ -195,7 +196,14 @@ def test_equal_guides_are_compiled_once_and_the_oldest_is_forgotten() -> None:
 # ---- in the engine
 
 LIMITS = Limits(num_slots=4, max_length=256, prefill_chunk=64, vocab_size=VOCAB)
-SCHEMA = json.dumps({"type": "object", "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 99, "minimum": 0}}, "required": ["colour", "n"], "additionalProperties": False})  # fmt: skip
+SCHEMA = json.dumps(
+    {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}, "n": {"type": "integer", "maximum": 99, "minimum": 0}},
+        "required": ["colour", "n"],
+        "additionalProperties": False,
+    }
+)
 
 
 def test_what_one_tenant_had_compiled_is_compiled_again_for_another() -> None:

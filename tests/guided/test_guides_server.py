@@ -92,9 +92,12 @@ def key_patterns(count: int) -> str:
 
 def test_schemas_that_cost_too_much_are_refused_and_large_ones_keep_nobody_waiting(server: LocalServer) -> None:
     large = [
-        json.dumps({"properties": {f"p{i}": {"type": "string", "maxLength": n + 3} for i in range(1300)}}, separators=(",", ":"))
+        json.dumps(
+            {"properties": {f"p{i}": {"type": "string", "maxLength": n + 3} for i in range(1300)}},
+            separators=(",", ":"),
+        )
         for n in range(4)
-    ]  # fmt: skip
+    ]
 
     async def ask() -> list[Result | BaseException]:
         async with AsyncClient(server.grpc_url) as client:

@@ -1,7 +1,7 @@
 """One tenant of ten attacks, by every means that a client has: the other nine hardly notice, and nothing ends.
 
-Phases with and without the attack take turns, so that the machine's own moods fall on both. AUTOGLM_HOSTILE_SECONDS (1,200) is the
-time for all phases; a run of 160 shows that it works and measures little.
+Phases with and without the attack take turns, so that the machine's own moods fall on both. AUTOGLM_HOSTILE_SECONDS
+(1,200) is the time for all phases; a run of 160 shows that it works and measures little.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Reloads ten times in each mode, with all models at once, too; and a thousand streams through a detokenizer that dawdles.
+"""Reloads ten times in each mode, with all models at once, too; and a thousand streams through a detokenizer that
+dawdles.
 
 AUTOGLM_RELOADS (10): times in each mode; AUTOGLM_STREAMS (1000).
 """

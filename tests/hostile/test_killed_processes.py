@@ -1,5 +1,5 @@
-"""Each process of a serving replica is killed, told to end, or stopped and then continued or killed, again and again: what
-is left after five seconds is nothing, the next one starts at once, and answers under way end with an error.
+"""Each process of a serving replica is killed, told to end, or stopped and then continued or killed, again and again:
+what is left after five seconds is nothing, the next one starts at once, and answers under way end with an error.
 
 AUTOGLM_KILLS (1): times each; AUTOGLM_STOP_SECONDS (30): how long a process is stopped. All of it 20 times takes hours.
 """
@@ -77,7 +77,8 @@ def test_nothing_is_left(
     how = signal.Signals(number).name + (f", {signal.Signals(then).name}" if then else "")
     what = f"ended after {ended_after:.1f} s" if ends else "went on"
     print(
-        f"\n{name} {how}: {what}; nothing left after {left_seconds:.1f} s; stream {stream.outcome:.60}; start {replica.start_seconds:.1f} s"
+        f"\n{name} {how}: {what}; nothing left after {left_seconds:.1f} s; stream {stream.outcome:.60}; "
+        f"start {replica.start_seconds:.1f} s"
     )
 
 

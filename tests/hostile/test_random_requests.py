@@ -15,9 +15,22 @@ NUM_REQUESTS = int(os.environ.get("AUTOGLM_RANDOM_REQUESTS", "30000"))
 PER_WORLD = 100
 # Each of these must have been among what happened, or the test says little.
 KINDS = (
-    "greedy", "seeded", "guided", "cancelled", "deadline", "exact", "coalesced", "drafts accepted", "failed step",
-    "own failure", "own error", "guide failed", "shut down", "QueueFull", "NotCached",
-)  # fmt: skip
+    "greedy",
+    "seeded",
+    "guided",
+    "cancelled",
+    "deadline",
+    "exact",
+    "coalesced",
+    "drafts accepted",
+    "failed step",
+    "own failure",
+    "own error",
+    "guide failed",
+    "shut down",
+    "QueueFull",
+    "NotCached",
+)
 
 
 @pytest.mark.hostile

@@ -25,7 +25,25 @@ from tests.support.engine.fakes import fake_logits, request
 RULES = OptionRules(max_length=64, vocab_size=VOCAB, defaults={})
 FLOATS = [name for name, option in OPTIONS.items() if option.dtype == "FP32"]
 FLOAT32 = np.finfo(np.float32)
-MAGNITUDES = [0.0, 5e-324, 1e-45, 1e-39, 2e-39, float(FLOAT32.tiny), 1e-37, 1e-30, 1e-5, 0.5, float(np.nextafter(np.float32(1), np.float32(0))), 1.0, 2.0, 10.0, 100.0, float(FLOAT32.max), math.inf]  # fmt: skip
+MAGNITUDES = [
+    0.0,
+    5e-324,
+    1e-45,
+    1e-39,
+    2e-39,
+    float(FLOAT32.tiny),
+    1e-37,
+    1e-30,
+    1e-5,
+    0.5,
+    float(np.nextafter(np.float32(1), np.float32(0))),
+    1.0,
+    2.0,
+    10.0,
+    100.0,
+    float(FLOAT32.max),
+    math.inf,
+]
 EXTREMES = [sign * size for size in MAGNITUDES for sign in (1.0, -1.0)] + [math.nan]
 SCALES = [1e-3, 1.0, 1e3]  # of the model's logits
 

@@ -1,4 +1,5 @@
-"""What clients of tensorrtllm_backend, vllm_backend and genai-perf ask for, in options of ours; and what is refused by name."""
+"""What clients of tensorrtllm_backend, vllm_backend and genai-perf ask for, in options of ours; and what is refused by
+name."""
 
 from __future__ import annotations
 
@@ -128,45 +129,57 @@ def test_sampling_parameters_are_options_of_ours(said: Mapping[str, Any], own: M
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
-        ({"beam_width": 4}, "beam_width is 4; it must be 1, since a request has one answer here: send several"),
-        ({"num_return_sequences": 2}, "num_return_sequences is 2; it must be 1"),
-        ({"exclude_input_in_output": False}, "exclude_input_in_output is false; it must be true, since the prompt is no"),
-        ({"return_context_logits": True}, "return_context_logits is true; it must be false, since logits do not leave"),
-        ({"return_perf_metrics": True}, "return_perf_metrics is true; it must be false, since what a request took"),
-        ({"end_id": 7}, "end_id is 7; this model's answers end with token 3, or end_id -1 for none"),
-        ({"guided_decoding_guide_type": "ebnf_grammar", "guided_decoding_guide": "x"}, "guided_decoding_guide_type is 'ebnf_grammar' with a guided_decoding_guide; it must be json, or"),
-        ({"guided_decoding_guide_type": "regex"}, "guided_decoding_guide_type is 'regex' without a guided_decoding_guide"),
-        ({"guided_decoding_guide": "a"}, "guided_decoding_guide_type is missing with a guided_decoding_guide"),
-        ({"embedding_bias_words": ["a"]}, "embedding_bias_words has 1 values and embedding_bias_weights 0; each word"),
-        ({"embedding_bias_weights": [1.0]}, "embedding_bias_words has 0 values and embedding_bias_weights 1; each word"),
-        ({"embedding_bias_words": ["a"], "embedding_bias_weights": [200.0]}, "logit_bias of token"),
-        ({"top_k": -2}, "top_k is -2; it must be between -1 and 300 (vocab_size)"),
-        ({"sampling_parameters": "[]"}, "sampling_parameters is a list; it must be an object of sampling parameters"),
-        ({"sampling_parameters": "{"}, "sampling_parameters is not JSON: "),
-        ({"sampling_parameters": "[" * 100_000}, "sampling_parameters is not JSON: "),
-        ({"sampling_parameters": b"\xff"}, "sampling_parameters is not valid UTF-8: byte 0xff at 0"),
-        ({"sampling_parameters": " " * 262_145}, "sampling_parameters has 262145 bytes; at most 262144 are allowed"),
-        (parameters(n=2), "sampling_parameters.n is 2; it must be 1 here"),
-        (parameters(best_of=2), "sampling_parameters.best_of is 2; it must be 1 here"),
-        (parameters(use_beam_search=True), "sampling_parameters.use_beam_search is true; it must be false here"),
-        (parameters(lora_name="a"), "sampling_parameters has 'lora_name', which is not known here; known are "),
-        (parameters(prompt_logprobs=1), "sampling_parameters has 'prompt_logprobs', which is not known here"),
-        (parameters(stop_token_ids=[5]), "sampling_parameters.stop_token_ids is [5]; this model's answers end with token 3"),
-        (parameters(stop_token_ids="x"), 'sampling_parameters.stop_token_ids is "x"; this model'),
-        (parameters(max_tokens="many"), 'sampling_parameters.max_tokens is "many"; it must be a whole number'),
-        (parameters(max_tokens=1.5), "sampling_parameters.max_tokens is 1.5; it must be a whole number"),
-        (parameters(max_tokens=True), "sampling_parameters.max_tokens is true; it must be a whole number"),
-        (parameters(max_tokens=0), "max_tokens is 0; it must be between 1 and 1024 (max_length)"),
-        (parameters(temperature=float("nan")), "sampling_parameters.temperature is NaN; it must be a number"),
-        (parameters(temperature=10**400), "sampling_parameters.temperature is 1000"),
-        (parameters(ignore_eos="perhaps"), 'sampling_parameters.ignore_eos is "perhaps"; it must be true or false'),
-        (parameters(stop=[1]), "sampling_parameters.stop is [1]; it must be a string or a list of strings"),
-        (parameters(stop="\ud800"), "stop[0] is not valid UTF-8"),
-        (parameters(structured_outputs={"grammar": "x"}), 'sampling_parameters.structured_outputs.grammar is "x"; guides here are json'),
-        (parameters(structured_outputs="{"), "sampling_parameters.structured_outputs is not JSON: "),
-        (parameters(guided_decoding=[]), "sampling_parameters.guided_decoding is a list; it must be an object"),
-        (parameters(guided_decoding={"choice": [1]}), "sampling_parameters.guided_decoding.choice is [1]; it must be a list of strings"),
-]  # fmt: skip
+    ({"beam_width": 4}, "beam_width is 4; it must be 1, since a request has one answer here: send several"),
+    ({"num_return_sequences": 2}, "num_return_sequences is 2; it must be 1"),
+    ({"exclude_input_in_output": False}, "exclude_input_in_output is false; it must be true, since the prompt is no"),
+    ({"return_context_logits": True}, "return_context_logits is true; it must be false, since logits do not leave"),
+    ({"return_perf_metrics": True}, "return_perf_metrics is true; it must be false, since what a request took"),
+    ({"end_id": 7}, "end_id is 7; this model's answers end with token 3, or end_id -1 for none"),
+    (
+        {"guided_decoding_guide_type": "ebnf_grammar", "guided_decoding_guide": "x"},
+        "guided_decoding_guide_type is 'ebnf_grammar' with a guided_decoding_guide; it must be json, or",
+    ),
+    ({"guided_decoding_guide_type": "regex"}, "guided_decoding_guide_type is 'regex' without a guided_decoding_guide"),
+    ({"guided_decoding_guide": "a"}, "guided_decoding_guide_type is missing with a guided_decoding_guide"),
+    ({"embedding_bias_words": ["a"]}, "embedding_bias_words has 1 values and embedding_bias_weights 0; each word"),
+    ({"embedding_bias_weights": [1.0]}, "embedding_bias_words has 0 values and embedding_bias_weights 1; each word"),
+    ({"embedding_bias_words": ["a"], "embedding_bias_weights": [200.0]}, "logit_bias of token"),
+    ({"top_k": -2}, "top_k is -2; it must be between -1 and 300 (vocab_size)"),
+    ({"sampling_parameters": "[]"}, "sampling_parameters is a list; it must be an object of sampling parameters"),
+    ({"sampling_parameters": "{"}, "sampling_parameters is not JSON: "),
+    ({"sampling_parameters": "[" * 100_000}, "sampling_parameters is not JSON: "),
+    ({"sampling_parameters": b"\xff"}, "sampling_parameters is not valid UTF-8: byte 0xff at 0"),
+    ({"sampling_parameters": " " * 262_145}, "sampling_parameters has 262145 bytes; at most 262144 are allowed"),
+    (parameters(n=2), "sampling_parameters.n is 2; it must be 1 here"),
+    (parameters(best_of=2), "sampling_parameters.best_of is 2; it must be 1 here"),
+    (parameters(use_beam_search=True), "sampling_parameters.use_beam_search is true; it must be false here"),
+    (parameters(lora_name="a"), "sampling_parameters has 'lora_name', which is not known here; known are "),
+    (parameters(prompt_logprobs=1), "sampling_parameters has 'prompt_logprobs', which is not known here"),
+    (
+        parameters(stop_token_ids=[5]),
+        "sampling_parameters.stop_token_ids is [5]; this model's answers end with token 3",
+    ),
+    (parameters(stop_token_ids="x"), 'sampling_parameters.stop_token_ids is "x"; this model'),
+    (parameters(max_tokens="many"), 'sampling_parameters.max_tokens is "many"; it must be a whole number'),
+    (parameters(max_tokens=1.5), "sampling_parameters.max_tokens is 1.5; it must be a whole number"),
+    (parameters(max_tokens=True), "sampling_parameters.max_tokens is true; it must be a whole number"),
+    (parameters(max_tokens=0), "max_tokens is 0; it must be between 1 and 1024 (max_length)"),
+    (parameters(temperature=float("nan")), "sampling_parameters.temperature is NaN; it must be a number"),
+    (parameters(temperature=10**400), "sampling_parameters.temperature is 1000"),
+    (parameters(ignore_eos="perhaps"), 'sampling_parameters.ignore_eos is "perhaps"; it must be true or false'),
+    (parameters(stop=[1]), "sampling_parameters.stop is [1]; it must be a string or a list of strings"),
+    (parameters(stop="\ud800"), "stop[0] is not valid UTF-8"),
+    (
+        parameters(structured_outputs={"grammar": "x"}),
+        'sampling_parameters.structured_outputs.grammar is "x"; guides here are json',
+    ),
+    (parameters(structured_outputs="{"), "sampling_parameters.structured_outputs is not JSON: "),
+    (parameters(guided_decoding=[]), "sampling_parameters.guided_decoding is a list; it must be an object"),
+    (
+        parameters(guided_decoding={"choice": [1]}),
+        "sampling_parameters.guided_decoding.choice is [1]; it must be a list of strings",
+    ),
+]
 
 
 def test_a_request_parameter_may_be_a_sampling_parameter_of_vllms() -> None:
@@ -203,11 +216,17 @@ def test_what_is_not_done_is_refused_by_name(foreign: Mapping[str, Any], sentenc
         ({"random_seed": 1, "unsigned_seed": 2}, "random_seed is 1 and unsigned_seed is 2"),
         ({"logprobs": 0, "return_log_probs": True}, "logprobs is 0 and return_log_probs is true"),
         ({"ignore_eos": False, "end_id": -1}, "ignore_eos is false and end_id is -1"),
-        ({"temperature": 0.5, **parameters(temperature=0.25)}, "temperature is 0.5 and sampling_parameters.temperature is 0.25"),
+        (
+            {"temperature": 0.5, **parameters(temperature=0.25)},
+            "temperature is 0.5 and sampling_parameters.temperature is 0.25",
+        ),
         ({"min_length": 2, **parameters(min_tokens=1)}, "sampling_parameters.min_tokens is 1 and min_length is 2"),
-        ({"guided_json": "{}", "guided_decoding_guide_type": "json"}, "guided_json is '{}' and guided_decoding_guide_type is 'json'"),
+        (
+            {"guided_json": "{}", "guided_decoding_guide_type": "json"},
+            "guided_json is '{}' and guided_decoding_guide_type is 'json'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_two_names_that_say_different_things_are_both_named(given_values: Mapping[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidRequest) as refusal:
         admit(**given_values)

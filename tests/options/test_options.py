@@ -21,10 +21,21 @@ HIGH = {"max_length": 1024, "vocab_size": 500, "max_tokens": 256}
 
 def manifest(**generation_defaults: Any) -> Manifest:
     return Manifest(
-        model_name="m", family="llama", runtime="onnx", runtime_version="1", precision="fp32", num_slots=4,
-        max_length=1024, prefill_chunk=64, vocab_size=500, cache=CacheShape(1, 1, 8, "fp32"), eos_token_ids=(2,),
-        bos_token_id=None, generation_defaults=generation_defaults, spec={},
-    )  # fmt: skip
+        model_name="m",
+        family="llama",
+        runtime="onnx",
+        runtime_version="1",
+        precision="fp32",
+        num_slots=4,
+        max_length=1024,
+        prefill_chunk=64,
+        vocab_size=500,
+        cache=CacheShape(1, 1, 8, "fp32"),
+        eos_token_ids=(2,),
+        bos_token_id=None,
+        generation_defaults=generation_defaults,
+        spec={},
+    )
 
 
 def check(prompt_length: int = 10, **values: Any) -> SamplingOptions:
@@ -136,8 +147,14 @@ def test_wrong_defaults_of_a_checkpoint_are_refused_at_load(defaults: dict[str, 
 def test_the_engine_checks_again_what_reaches_it_directly() -> None:
     RULES.recheck(SamplingOptions(max_tokens=5, temperature=1, stop=("x",), seed=None))
     for wrong in (
-        {"temperature": "hot"}, {"temperature": math.nan}, {"max_tokens": 2.5}, {"max_tokens": True},
-        {"ignore_eos": 1}, {"seed": "x"}, {"stop": ("",)}, {"top_k": 501},
-    ):  # fmt: skip
+        {"temperature": "hot"},
+        {"temperature": math.nan},
+        {"max_tokens": 2.5},
+        {"max_tokens": True},
+        {"ignore_eos": 1},
+        {"seed": "x"},
+        {"stop": ("",)},
+        {"top_k": 501},
+    ):
         with pytest.raises(InvalidRequest, match=next(iter(wrong))):
             RULES.recheck(SamplingOptions(**{"max_tokens": 5, **wrong}))  # type: ignore[arg-type]

@@ -12,13 +12,34 @@ from autoglm_engine.triton.tokenizer_model import _USED, INPUTS
 
 # What meshes, tracing, gateways and clients of other servers add, and what Triton itself hands on.
 FOREIGN = (
-    *("id", "request_id", "x-request-id", "x-tenant", "x-b3-traceid", "traceparent", "tracestate", "baggage", "uber-trace-id"),
-    *("host", "accept", "accept-encoding", "user-agent", "content-type", "content-length", "connection", "via", "date", "te"),
+    *(
+        "id",
+        "request_id",
+        "x-request-id",
+        "x-tenant",
+        "x-b3-traceid",
+        "traceparent",
+        "tracestate",
+        "baggage",
+        "uber-trace-id",
+    ),
+    *(
+        "host",
+        "accept",
+        "accept-encoding",
+        "user-agent",
+        "content-type",
+        "content-length",
+        "connection",
+        "via",
+        "date",
+        "te",
+    ),
     *("x-forwarded-for", "x-envoy-attempt-count", "cache-control", "authorization", "grpc-accept-encoding", "cookie"),
     *("sequence_id", "sequence_start", "session_id", "conversation_id", "model", "model_name"),
     *("triton_enable_empty_final_response", "triton_final_response", "stream_options", "metadata", "parameters"),
     *("exclude_input_in_output", "return_num_input_tokens", "return_num_output_tokens", "return_finish_reason"),
-)  # fmt: skip
+)
 
 
 def read(parameters: str) -> dict[str, Any]:

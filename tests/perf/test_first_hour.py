@@ -49,9 +49,17 @@ def test_steps_run_in_the_order_in_which_they_decide() -> None:
     run = FakeRun()
     outcomes, said = hour(run)
     assert run.ran == [
-        "driver", "parity", "precisions", "capacity", "batching", "cost-short", "cost-capacity", "cost-length", "server",
+        "driver",
+        "parity",
+        "precisions",
+        "capacity",
+        "batching",
+        "cost-short",
+        "cost-capacity",
+        "cost-length",
+        "server",
         "whole",
-    ]  # fmt: skip
+    ]
     assert all(outcome.status == 0 and not outcome.tail for outcome in outcomes)
     assert said[0].startswith("[1/10] driver, about 1 min: memory, copies, events and graphs by the real driver")
     assert "passed after 0.0 min" in said[1]
@@ -149,9 +157,13 @@ def as_json(made: Any) -> dict[str, Any]:
 
 
 MACHINE = {
-    "name": "NVIDIA H100", "capability": "9.0", "memory_bytes": 80 * 10**9, "driver": "13.0", "runtime": "tensorrt",
+    "name": "NVIDIA H100",
+    "capability": "9.0",
+    "memory_bytes": 80 * 10**9,
+    "driver": "13.0",
+    "runtime": "tensorrt",
     "packages": {"tensorrt": "11.4.0.106", "numpy": "2.4.0"},
-}  # fmt: skip
+}
 
 
 def test_the_page_says_what_was_found(tmp_path: Path) -> None:

@@ -25,8 +25,11 @@ def test_the_gpu_is_described_by_its_driver(monkeypatch: pytest.MonkeyPatch) -> 
 
 @pytest.mark.parametrize(
     ("driver", "message"),
-    [(FakeDriver(status=100), r"no usable NVIDIA GPU: .* answered 100"), (FakeDriver(count=0), "the NVIDIA driver shows no GPU")],
-)  # fmt: skip
+    [
+        (FakeDriver(status=100), r"no usable NVIDIA GPU: .* answered 100"),
+        (FakeDriver(count=0), "the NVIDIA driver shows no GPU"),
+    ],
+)
 def test_no_gpu_is_one_sentence(driver: FakeDriver, message: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with_driver(monkeypatch, driver)
     with pytest.raises(NoGpu, match=message):

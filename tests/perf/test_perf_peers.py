@@ -91,7 +91,8 @@ def test_a_peer_that_needs_nothing_runs_here_and_says_why_it_cannot(tmp_path: Pa
 
 
 def test_fidelity_of_a_known_case() -> None:
-    """Float32 gives each of two tokens a half. The first row predicts with 3/4, the second with 1/4, the last nothing."""
+    """Float32 gives each of two tokens a half. The first row predicts with 3/4, the second with 1/4, the last
+    nothing."""
     texts = FixedTexts((np.array([0, 1, 1], np.int32),), (np.zeros((3, 2), np.float32),))
     skewed = np.array([[0.0, np.log(3.0)], [np.log(3.0), 0.0], [9.0, 0.0]], np.float32)
     found = texts.compare([skewed])

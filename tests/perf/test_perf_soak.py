@@ -148,7 +148,10 @@ def test_a_soak_that_shows_everything_leaves_nothing_unmet() -> None:
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"records": [Record(Kind.STREAM, 0, 1, "'x' instead of 'y'")]}, "1 of 1 requests .* .1 streamed.*'x' instead of 'y'"),
+        (
+            {"records": [Record(Kind.STREAM, 0, 1, "'x' instead of 'y'")]},
+            "1 of 1 requests .* .1 streamed.*'x' instead of 'y'",
+        ),
         ({"records": [Record(Kind.BAD, 0, 1, "was answered")]}, "1 bad input"),
         ({"samples": [sample(0, 50), sample(1, 100), sample(2, 104), sample(3, 100)]}, "memory grew by 3.6%"),
         ({"pauses": {7: 0.27}}, "a pause of 270 ms; 250 ms and a step of 10 ms"),
@@ -157,7 +160,7 @@ def test_a_soak_that_shows_everything_leaves_nothing_unmet() -> None:
         ({"last": replace(sample(4), engine={})}, "slots_busy unknown"),
         ({"samples": [sample(1), replace(sample(2), shared_bytes=8192)]}, "shared memory grew by 100"),
     ],
-)  # fmt: skip
+)
 def test_what_a_soak_does_not_show_is_said(changes: dict[str, Any], said: str) -> None:
     assert any(re.search(said, text) for text in unmet(soaked(**changes)))
 
@@ -169,7 +172,11 @@ def test_memory_before_it_settled_does_not_count() -> None:
 
 def test_regions_of_shared_memory_are_read_from_what_a_process_maps(tmp_path: Path) -> None:
     (tmp_path / "7").mkdir()
-    rows = ["7f00-7f01 rw-s 00000000 00:18 9   /dev/shm/board one", "7f02-7f03 rw-s 0 00:18 8 /dev/shm/gone (deleted)", "7f04-7f05 r-xp 0 08:01 7 /usr/lib/x.so"]  # fmt: skip
+    rows = [
+        "7f00-7f01 rw-s 00000000 00:18 9   /dev/shm/board one",
+        "7f02-7f03 rw-s 0 00:18 8 /dev/shm/gone (deleted)",
+        "7f04-7f05 r-xp 0 08:01 7 /usr/lib/x.so",
+    ]
     (tmp_path / "7" / "maps").write_text("\n".join(rows))
     assert mapped_regions(7, tmp_path) == {Path("/dev/shm/board one")}
     assert mapped_regions(8, tmp_path) == set()

@@ -73,8 +73,14 @@ def test_no_spread_of_nothing_or_of_what_is_not_a_number(values: list[float]) ->
 
 @pytest.mark.parametrize(
     ("before", "after", "higher", "expected"),
-    [(2.0, 8.0, True, 4.0), (40.0, 10.0, False, 4.0), (8.0, 2.0, True, 0.25), (0.0, 2.0, True, None), (2.0, 0.0, False, None)],
-)  # fmt: skip
+    [
+        (2.0, 8.0, True, 4.0),
+        (40.0, 10.0, False, 4.0),
+        (8.0, 2.0, True, 0.25),
+        (0.0, 2.0, True, None),
+        (2.0, 0.0, False, None),
+    ],
+)
 def test_an_improvement_is_over_one_when_it_is_a_gain(
     before: float, after: float, higher: bool, expected: float | None
 ) -> None:
@@ -228,8 +234,15 @@ def test_an_experiment_that_runs_apart_has_files_and_markers_of_its_own(tmp_path
 
 @pytest.mark.parametrize(
     ("only", "quick", "minutes", "expected"),
-    [([], False, 20, True), ([], True, 20, False), (["calls"], False, 20, False), (["soak"], False, 20, True), (["soak"], False, 3, False), (["soak"], True, 20, False)],
-)  # fmt: skip
+    [
+        ([], False, 20, True),
+        ([], True, 20, False),
+        (["calls"], False, 20, False),
+        (["soak"], False, 20, True),
+        (["soak"], False, 3, False),
+        (["soak"], True, 20, False),
+    ],
+)
 def test_only_whole_runs_may_rewrite_the_document(only: list[str], quick: bool, minutes: float, expected: bool) -> None:
     assert is_whole(only, quick=quick, soak_minutes=minutes) is expected
 

@@ -1,4 +1,5 @@
-"""The container set-up, as far as it can be checked without a container engine: schema, paths, flags, versions, refusals."""
+"""The container set-up, as far as it can be checked without a container engine: schema, paths, flags, versions,
+refusals."""
 
 from __future__ import annotations
 
@@ -333,7 +334,10 @@ def optional_dependencies() -> dict[str, list[Requirement]]:
 
 def test_bodies_find_the_stack_that_they_need() -> None:
     """Of the process that becomes tritonserver; what may not be raised stays as it is."""
-    code = f"import sys; sys.path.insert(0, {str(DEPLOY)!r}); import serve, resource; {{}}serve.raise_stack_limit(); print(resource.getrlimit(3))"
+    code = (
+        f"import sys; sys.path.insert(0, {str(DEPLOY)!r}); import serve, resource; "
+        f"{{}}serve.raise_stack_limit(); print(resource.getrlimit(3))"
+    )
     lowered = "resource.setrlimit(3, (1 << 20, 4 << 20)); "
     bounded = "resource.setrlimit(3, (1 << 20, 4 << 20)); resource.setrlimit(resource.RLIMIT_AS, (1 << 34, 1 << 34)); "
     for before, expected in (("", serve.STACK_BYTES), (lowered, 4 << 20), (bounded, 1 << 20)):
@@ -402,13 +406,28 @@ def test_an_artifact_of_the_cpu_is_accepted(runtime: str, tmp_path: Path, monkey
 @pytest.mark.parametrize(
     ("manifest", "message"),
     [
-        ({"runtime": "tensorrt", "runtime_version": "11.3.0.9"}, r"by tensorrt 11\.3\.0\.9, this image has 11\.4\.0\.106; build"),
-        ({"runtime": "tensorrt-rtx", "runtime_version": "1.7.1.116"}, r"by tensorrt-rtx 1\.7\.1\.116, this image has none; build .* TENSORRT_PACKAGE=tensorrt-rtx TENSORRT_VERSION=1\.7\.1\.116"),
-        ({"runtime": "onnx", "runtime_version": "1.31.1"}, r"runtime is onnx, this image has no onnxruntime; build it of Dockerfile\.cpu"),
-        ({"runtime": "tflite", "runtime_version": "1"}, r"runtime is 'tflite'; images serve tensorrt, tensorrt-rtx, onnx, native"),
+        (
+            {"runtime": "tensorrt", "runtime_version": "11.3.0.9"},
+            r"by tensorrt 11\.3\.0\.9, this image has 11\.4\.0\.106; build",
+        ),
+        (
+            {"runtime": "tensorrt-rtx", "runtime_version": "1.7.1.116"},
+            (
+                r"by tensorrt-rtx 1\.7\.1\.116, this image has none; build .* TENSORRT_PACKAGE=tensorrt-rtx "
+                r"TENSORRT_VERSION=1\.7\.1\.116"
+            ),
+        ),
+        (
+            {"runtime": "onnx", "runtime_version": "1.31.1"},
+            r"runtime is onnx, this image has no onnxruntime; build it of Dockerfile\.cpu",
+        ),
+        (
+            {"runtime": "tflite", "runtime_version": "1"},
+            r"runtime is 'tflite'; images serve tensorrt, tensorrt-rtx, onnx, native",
+        ),
         ({"runtime": "tensorrt"}, r"manifest\.json cannot be read: KeyError"),
     ],
-)  # fmt: skip
+)
 def test_another_artifact_is_refused_in_one_sentence(
     manifest: dict[str, str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,5 @@
-"""The manifests in deploy/kubernetes, as far as they can be held without a cluster: against the image, its scripts and settings."""
+"""The manifests in deploy/kubernetes, as far as they can be held without a cluster: against the image, its scripts and
+settings."""
 
 from __future__ import annotations
 

@@ -45,8 +45,9 @@ INPUTS = {name: (dtype, here) for name, dtype, here in rows("theirs | type | her
 def test_every_input_of_others_is_on_the_page_with_its_type() -> None:
     own = {"bad_words": "STRING"}
     assert {name: dtype for name, (dtype, _) in INPUTS.items()} == {
-        **own, **{name: foreign.dtype for name, foreign in FOREIGN_INPUTS.items()}
-    }  # fmt: skip
+        **own,
+        **{name: foreign.dtype for name, foreign in FOREIGN_INPUTS.items()},
+    }
 
 
 @pytest.mark.parametrize("name", FOREIGN_INPUTS)

@@ -154,8 +154,8 @@ def test_the_order_of_events_needs_one_instance(model: str) -> None:
 
 
 def test_pieces_leave_in_the_order_of_events() -> None:
-    """Each step of the ensemble keeps it on any Triton: by being decoupled, by preserve_ordering, or by coming before the
-    only model that answers more than once."""
+    """Each step of the ensemble keeps it on any Triton: by being decoupled, by preserve_ordering, or by coming before
+    the only model that answers more than once."""
     assert config("engine").model_transaction_policy.decoupled
     detokenizer = config("detokenizer")
     assert detokenizer.dynamic_batching.preserve_ordering

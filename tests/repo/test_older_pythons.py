@@ -1,5 +1,5 @@
-"""The model repository and the client run on Python 3.10: `make lint` looks at their types and syntax as 3.10 has them. Here is
-what that cannot see; `make test-pythons` runs other interpreters."""
+"""The model repository and the client run on Python 3.10: `make lint` looks at their types and syntax as 3.10 has them.
+Here is what that cannot see; `make test-pythons` runs other interpreters."""
 
 from __future__ import annotations
 

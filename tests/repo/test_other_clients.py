@@ -23,9 +23,18 @@ PROTOS = ("grpc_service.proto", "model_config.proto")
 JARS = Path("/usr/share/java")
 LIBRARIES = ("grpc-api", "grpc-stub", "grpc-core", "grpc-protobuf", "grpc-protobuf-lite", "protobuf", "guava")
 NETTY = (
-    "buffer", "codec", "codec-http", "codec-http2", "codec-socks", "common", "handler", "handler-proxy", "resolver",
-    "transport", "transport-native-unix-common",
-)  # fmt: skip
+    "buffer",
+    "codec",
+    "codec-http",
+    "codec-http2",
+    "codec-socks",
+    "common",
+    "handler",
+    "handler-proxy",
+    "resolver",
+    "transport",
+    "transport-native-unix-common",
+)
 NETWORK = ("grpc-netty", "grpc-context", "perfmark-api", *(f"netty-{part}" for part in NETTY))
 GO_LIBRARIES = Path("/usr/share/gocode")
 GO_INSECURE = Path("google.golang.org/grpc/credentials/insecure")
@@ -151,8 +160,16 @@ def test_go(server: LocalServer, tmp_path: Path) -> None:
         (tmp_path / "src" / GO_INSECURE).mkdir(parents=True)
         (tmp_path / "src" / GO_INSECURE / "insecure.go").write_text(GO_PLAIN_CONNECTIONS)
     paths = {"GOPATH": f"{GO_LIBRARIES}:{tmp_path}", "GOCACHE": str(tmp_path / "cache"), "GO111MODULE": "off"}
-    run("env", *(f"{name}={value}" for name, value in paths.items()), compiler, "build", "-o", "cancel",
-        "example.com/cancel", folder=tmp_path)  # fmt: skip
+    run(
+        "env",
+        *(f"{name}={value}" for name, value in paths.items()),
+        compiler,
+        "build",
+        "-o",
+        "cancel",
+        "example.com/cancel",
+        folder=tmp_path,
+    )
     assert run("./cancel", server.grpc_url, folder=tmp_path) == "finish reason: cancelled\n"
     assert is_idle(server)
 

@@ -19,7 +19,8 @@ from tests.support.export.artifacts import ROOT
 MODELS = [
     ROOT / "model_repository" / name / "1" / "model.py" for name in ("tokenizer", "engine", "detokenizer", "embedder")
 ]
-# What Triton does: the model's file is loaded, and told where its folder is. -I: nothing of this project is on the path.
+# What Triton does: the model's file is loaded, and told where its folder is. -I: nothing of this project is on the
+# path.
 _LOAD = """
 import json, sys, types
 sys.modules["numpy"] = types.ModuleType("numpy")
@@ -106,10 +107,22 @@ def test_an_installed_package_serves_a_model_that_stands_alone(alone: Path, tmp_
 @pytest.mark.parametrize(
     ("release", "sentence"),
     [
-        ("0.0.1", rf"EngineError: tokenizer is of release {RELEASE}, and the package at /.*/installed/autoglm_engine is of 0\.0\.1"),
-        (None, f"RuntimeError: there is no package autoglm_engine {RELEASE}: neither in /.*/tokenizer/1 nor in /.*/engine/1, and not installed"),
+        (
+            "0.0.1",
+            (
+                rf"EngineError: tokenizer is of release {RELEASE}, and the package at "
+                r"/.*/installed/autoglm_engine is of 0\.0\.1"
+            ),
+        ),
+        (
+            None,
+            (
+                f"RuntimeError: there is no package autoglm_engine {RELEASE}: neither in /.*/tokenizer/1 nor in "
+                "/.*/engine/1, and not installed"
+            ),
+        ),
     ],
-)  # fmt: skip
+)
 def test_an_old_package_or_none_is_one_sentence(
     alone: Path, tmp_path: Path, release: str | None, sentence: str
 ) -> None:

@@ -1,4 +1,5 @@
-"""What the wheel carries, and that an installation of it finds its model repository. `make test-wheel` serves with it."""
+"""What the wheel carries, and that an installation of it finds its model repository. `make test-wheel` serves with
+it."""
 
 from __future__ import annotations
 

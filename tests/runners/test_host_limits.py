@@ -1,4 +1,5 @@
-"""What the machine or its container does not give, memory or threads, is told in a sentence at load; nothing is aborted."""
+"""What the machine or its container does not give, memory or threads, is told in a sentence at load; nothing is
+aborted."""
 
 from __future__ import annotations
 
@@ -98,9 +99,9 @@ def test_the_sentence_says_what_is_needed_and_what_fits() -> None:
     with pytest.raises(ArtifactError) as caught:
         check_memory(manifest, pool_bytes(manifest), room=Room(25 * GB, "on this machine"))
     assert str(caught.value) == (
-        "there is not enough memory for 46 slots of 16777216 tokens: their keys and values take 74.1 GB, beside 4 GB of "
-        "weights and 1.07 GB of buffers, and 25 GB are free on this machine; set max_batch_size to at most 12, or export it "
-        "with fewer or shorter slots"
+        "there is not enough memory for 46 slots of 16777216 tokens: their keys and values take 74.1 GB, "
+        "beside 4 GB of weights and 1.07 GB of buffers, and 25 GB are free on this machine; set "
+        "max_batch_size to at most 12, or export it with fewer or shorter slots"
     )
     check_memory(manifest, pool_bytes(manifest), room=Room(80 * GB, "on this machine"))
     with pytest.raises(ArtifactError, match=r"5 GB are free in it; export it with fewer or shorter slots$"):
@@ -131,7 +132,8 @@ def test_threads_that_the_system_gives_are_no_matter() -> None:
     check_threads(8)
 
 
-# Every thread's stack takes 8 MB of addresses: a limit on those refuses threads as limits on processes do, to every user.
+# Every thread's stack takes 8 MB of addresses: a limit on those refuses threads as limits on processes do, to every
+# user.
 SHORT_OF_THREADS = """
 import resource, sys
 from pathlib import Path
@@ -150,7 +152,11 @@ expected = CompiledKernels(num_threads=1).exp(values)
 used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_STACK, (8 << 20, resource.getrlimit(resource.RLIMIT_STACK)[1]))
 resource.setrlimit(resource.RLIMIT_AS, (used + (600 << 20), -1))
-for make in (lambda: load_runner(folder, manifest, num_threads=900), lambda: NativeRunner(folder, manifest, num_threads=900)):
+makers = (
+    lambda: load_runner(folder, manifest, num_threads=900),
+    lambda: NativeRunner(folder, manifest, num_threads=900),
+)
+for make in makers:
     try:
         make()
     except ArtifactError as error:

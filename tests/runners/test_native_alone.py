@@ -1,5 +1,5 @@
-"""The native CPU runtime: a token's numbers depend on its sequence alone, bit for bit, in every shape and on every class of
-CPUs. What was computed before, what is computed beside it and how its sequence is cut change nothing."""
+"""The native CPU runtime: a token's numbers depend on its sequence alone, bit for bit, in every shape and on every
+class of CPUs. What was computed before, what is computed beside it and how its sequence is cut change nothing."""
 
 from __future__ import annotations
 
@@ -115,7 +115,8 @@ def test_a_token_does_not_depend_on_whose_prefix_was_copied(runner: NativeRunner
 
 
 def test_rows_of_drafts_are_those_of_one_token_steps(runner: NativeRunner) -> None:
-    """Where drafts were rejected before, in company, in a step that is taken in parts; also of a sequence's first step."""
+    """Where drafts were rejected before, in company, in a step that is taken in parts; also of a sequence's first
+    step."""
     num_drafts = MAX_LOGITS_PER_SPAN - 1
     ids = ids_for(runner, 60)
     alone = in_chunks(runner, ids[:40], 0, [40]) and in_chunks_from(runner, ids, 0, 40)

@@ -1,5 +1,5 @@
-"""The native decoder under AddressSanitizer and UndefinedBehaviorSanitizer: over odd shapes it reads and writes nothing outside
-of its buffers, and nothing of what lay in them before changes a number."""
+"""The native decoder under AddressSanitizer and UndefinedBehaviorSanitizer: over odd shapes it reads and writes nothing
+outside of its buffers, and nothing of what lay in them before changes a number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""A row with a logit that is no finite number chooses nothing, in every way of choosing, and the rows beside it what they would."""
+"""A row with a logit that is no finite number chooses nothing, in every way of choosing, and the rows beside it what
+they would."""
 
 from __future__ import annotations
 

@@ -103,7 +103,8 @@ def test_the_whole_unit_interval_is_mapped_to_tokens_in_proportion() -> None:
     st.sampled_from([0.1, 1, 9]),
 )
 def test_the_most_likely_tokens_are_drawn_first(values: list[int], uniform: float, temperature: float) -> None:
-    """Largest first, then lowest id, and the draw knows nothing else of them: what a device's candidates can be held to."""
+    """Largest first, then lowest id, and the draw knows nothing else of them: what a device's candidates can be held
+    to."""
     row = np.array(values, np.float32) / 4
     likely = sorted(range(len(row)), key=lambda i: (-row[i], i))[:NUM_LIKELIEST]
     weights = np.exp((row.astype(np.float64) - row.max()) / temperature)

@@ -185,9 +185,15 @@ def test_a_token_that_is_said_again_changes_nothing_for_a_repetition_penalty() -
 )
 @pytest.mark.slow
 def test_the_same_token_as_from_the_whole_row(
-    filters: dict[str, Any], penalties: dict[str, Any], said: list[int], num_candidates: int, seed: int, spread: float,
-    ties: bool, share: float | None,
-) -> None:  # fmt: skip
+    filters: dict[str, Any],
+    penalties: dict[str, Any],
+    said: list[int],
+    num_candidates: int,
+    seed: int,
+    spread: float,
+    ties: bool,
+    share: float | None,
+) -> None:
     options = {**penalties, **filters, "guide": None if share is None else SomeTokens(seed, share)}
     whole, short, device = sampler(**options), sampler(**options), Device(num_candidates)
     for step, token_id in enumerate([None, *said]):

@@ -20,11 +20,15 @@ GREEDY = {"temperature": 0.0, "max_tokens": 12}
 @pytest.fixture(scope="module")
 def own(server: LocalServer) -> Answered:
     """What `autoglm` says to the same."""
-    return ask(server.grpc_url, "autoglm", [
-        tensor("text_input", "BYTES", TEXT.encode(), batch=True),
-        tensor("max_tokens", "INT32", 12, batch=True),
-        tensor("temperature", "FP32", 0.0, batch=True),
-    ])  # fmt: skip
+    return ask(
+        server.grpc_url,
+        "autoglm",
+        [
+            tensor("text_input", "BYTES", TEXT.encode(), batch=True),
+            tensor("max_tokens", "INT32", 12, batch=True),
+            tensor("temperature", "FP32", 0.0, batch=True),
+        ],
+    )
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -34,9 +38,15 @@ def test_tritons_openai_frontend_asks_as_of_an_ensemble(
 ) -> None:
     seed = {"seed": 2**64 - 1} if model == "ensemble" else {}  # `seed` of `autoglm` is INT64
     inputs = frontend_trtllm(
-        stream=stream, top_p=1.0, frequency_penalty=0.0, presence_penalty=0.0, exclude_input_in_output=True,
-        stop_words=["nowhere", "never"], **seed, **GREEDY,
-    )  # fmt: skip
+        stream=stream,
+        top_p=1.0,
+        frequency_penalty=0.0,
+        presence_penalty=0.0,
+        exclude_input_in_output=True,
+        stop_words=["nowhere", "never"],
+        **seed,
+        **GREEDY,
+    )
     found = ask(server.grpc_url, model, inputs)
     assert (found.text, found.error) == (own.text, "")
     assert stream == (len(found.responses) > 1)
@@ -105,13 +115,26 @@ def test_a_word_that_is_banned_does_not_come(server: LocalServer, own: Answered)
     [
         ("ensemble", [tensor("beam_width", "INT32", 2, batch=True)], "INVALID_ARG: beam_width is 2; it must be 1"),
         ("ensemble", [tensor("seed", "INT64", 2, batch=True)], "inference input 'seed' data-type is 'INT64'"),
-        ("ensemble", [tensor("stop", "BYTES", b"x", batch=True), tensor("stop_words", "BYTES", b"y", batch=True)],
-         "INVALID_ARG: stop is ['x'] and stop_words is ['y']; they say the same thing in two ways"),
-        ("vllm_model", [tensor("max_tokens", "INT32", 3, batch=False), tensor("sampling_parameters", "BYTES", b'{"max_tokens": 4}', batch=False)],
-         "INVALID_ARG: max_tokens is 3 and sampling_parameters.max_tokens is 4"),
-        ("vllm_model", [tensor("image", "BYTES", b"x", batch=False)], "unexpected inference input 'image' for model 'vllm_model'"),
+        (
+            "ensemble",
+            [tensor("stop", "BYTES", b"x", batch=True), tensor("stop_words", "BYTES", b"y", batch=True)],
+            "INVALID_ARG: stop is ['x'] and stop_words is ['y']; they say the same thing in two ways",
+        ),
+        (
+            "vllm_model",
+            [
+                tensor("max_tokens", "INT32", 3, batch=False),
+                tensor("sampling_parameters", "BYTES", b'{"max_tokens": 4}', batch=False),
+            ],
+            "INVALID_ARG: max_tokens is 3 and sampling_parameters.max_tokens is 4",
+        ),
+        (
+            "vllm_model",
+            [tensor("image", "BYTES", b"x", batch=False)],
+            "unexpected inference input 'image' for model 'vllm_model'",
+        ),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_done_is_refused_in_a_sentence(server: LocalServer, model: str, inputs: Any, sentence: str) -> None:
     text = tensor("text_input", "BYTES", TEXT.encode(), batch=model == "ensemble")
     assert sentence in ask(server.grpc_url, model, [text, *inputs]).error

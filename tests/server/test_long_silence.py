@@ -1,7 +1,7 @@
 """A whole answer that is silent for long, against a real tritonserver: its rule for pings ends no connection of ours.
 
-Triton takes one ping in 300 s from a client that it sends nothing, and ends the connection with the third before its time.
-Here all of that is a hundred times faster; tests/hostile/test_long_silence.py has it as it is.
+Triton takes one ping in 300 s from a client that it sends nothing, and ends the connection with the third before its
+time. Here all of that is a hundred times faster; tests/hostile/test_long_silence.py has it as it is.
 """
 
 from __future__ import annotations

@@ -142,8 +142,8 @@ def test_a_model_without_its_code_is_one_sentence(
 
 
 def environment_without_ours(folder: Path) -> Path:
-    """The interpreter of a virtual environment that has the packages of this one but for this project's. A stub of Triton
-    heeds no PYTHONPATH: it finds its packages by the python3 that is first on PATH."""
+    """The interpreter of a virtual environment that has the packages of this one but for this project's. A stub of
+    Triton heeds no PYTHONPATH: it finds its packages by the python3 that is first on PATH."""
     site = folder / Path(sysconfig.get_path("purelib")).relative_to(sys.prefix)
     site.mkdir(parents=True)
     for path in Path(sysconfig.get_path("purelib")).iterdir():

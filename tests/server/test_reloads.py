@@ -1,4 +1,5 @@
-"""A served artifact is replaced under load, by one of another vocabulary; and what is refused where order would be lost."""
+"""A served artifact is replaced under load, by one of another vocabulary; and what is refused where order would be
+lost."""
 
 from __future__ import annotations
 

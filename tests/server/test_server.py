@@ -220,19 +220,43 @@ BAD_TENSORS: list[tuple[str, list[Any], str]] = [
     ("malformed messages", [tensor("messages", b'[{"role": "user"')], "INVALID_ARG: messages is not JSON"),
     ("both prompts", [tensor("messages", b"[]"), tensor("text_input", b"x")], "only one of them; both are set"),
     ("no prompt", [tensor("max_tokens", 5)], "only one of them; neither is set"),
-    ("negative temperature", [tensor("text_input", b"x"), tensor("temperature", -1.0)], "temperature is -1; it must be"),
-    ("NaN temperature", [tensor("text_input", b"x"), tensor("temperature", float("nan"))], "temperature is nan; it must"),
+    (
+        "negative temperature",
+        [tensor("text_input", b"x"), tensor("temperature", -1.0)],
+        "temperature is -1; it must be",
+    ),
+    (
+        "NaN temperature",
+        [tensor("text_input", b"x"), tensor("temperature", float("nan"))],
+        "temperature is nan; it must",
+    ),
     ("top_p 0", [tensor("text_input", b"x"), tensor("top_p", 0.0)], "top_p is 0; it must be above 0 and at most 1"),
-    ("10,000 stops", [tensor("text_input", b"x"), tensor("stop", [b"x"] * 10_000)], "stop has 10000 strings; at most 16"),
-    ("max_tokens 0", [tensor("text_input", b"x"), tensor("max_tokens", 0)], "max_tokens is 0; it must be between 1 and"),
-    ("max_tokens 1e9", [tensor("text_input", b"x"), tensor("max_tokens", 10**9)], "max_tokens is 1000000000; it must be"),
+    (
+        "10,000 stops",
+        [tensor("text_input", b"x"), tensor("stop", [b"x"] * 10_000)],
+        "stop has 10000 strings; at most 16",
+    ),
+    (
+        "max_tokens 0",
+        [tensor("text_input", b"x"), tensor("max_tokens", 0)],
+        "max_tokens is 0; it must be between 1 and",
+    ),
+    (
+        "max_tokens 1e9",
+        [tensor("text_input", b"x"), tensor("max_tokens", 10**9)],
+        "max_tokens is 1000000000; it must be",
+    ),
     ("wrong dtype", [tensor("text_input", b"x"), tensor("max_tokens", 5, dtype="INT64")], "data-type is 'INT64'"),
-    ("wrong shape", [tensor("text_input", b"x"), tensor("max_tokens", [5, 6])], "unexpected shape for input 'max_tokens'"),
+    (
+        "wrong shape",
+        [tensor("text_input", b"x"), tensor("max_tokens", [5, 6])],
+        "unexpected shape for input 'max_tokens'",
+    ),
     ("batch of two", [tensor("text_input", [b"x", b"y"], shape=[2, 1])], "batch-size must be <= 1 for 'autoglm'"),
     ("5 MB", [tensor("text_input", b"x" * 5_000_000)], "text_input has 5000000 bytes, which cannot fit"),
     ("50 MB", [tensor("text_input", b"x" * 50_000_000)], "Failed to increase the shared memory pool size"),
     ("unknown tensor", [tensor("text_input", b"x"), tensor("heat", 1.0, dtype="FP32")], "heat"),
-]  # fmt: skip
+]
 
 
 def keep_asking(healthy: Stream, is_over: threading.Event) -> list[Answer]:
@@ -360,7 +384,9 @@ def open_stream(server: LocalServer, asked: dict[str, object]) -> socket.socket:
     connection = socket.create_connection((server.host, server.http_port), timeout=300)
     body = json.dumps({"text_input": "Once", **asked, "max_tokens": 900, "ignore_eos": True})
     connection.sendall(
-        f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}".encode()
+        (
+            f"POST /v2/models/autoglm/generate_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n{body}"
+        ).encode()
     )
     assert connection.recv(100).startswith(b"HTTP/1.1 200")
     return connection

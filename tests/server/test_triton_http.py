@@ -1,4 +1,5 @@
-"""tritonserver's own HTTP ports: no body of a few megabytes ends the server, and there is none where nobody wants it."""
+"""tritonserver's own HTTP ports: no body of a few megabytes ends the server, and there is none where nobody wants
+it."""
 
 from __future__ import annotations
 
@@ -37,9 +38,11 @@ def with_length(kind: str, body: bytes) -> bytes:
 # Each took more than 8 MiB of a thread's stack.
 BODIES = {
     "form": with_length("application/x-www-form-urlencoded", b"a=" + b"x" * (4 * MIB)),
-    "chunks": b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n" + b"1\r\na\r\n" * 600_000 + b"0\r\n\r\n",
+    "chunks": b"Content-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n"
+    + b"1\r\na\r\n" * 600_000
+    + b"0\r\n\r\n",
     "brackets": with_length("application/json", b'{"text":' + b"[" * 50_000 + b"]" * 50_000 + b"}"),
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

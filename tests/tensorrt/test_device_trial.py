@@ -27,9 +27,18 @@ from tests.support.tensorrt.lowered_network import CALIBRATION, lowered
 from tests.support.tensorrt.tensorrt_networks import define_network
 
 RECORD = {
-    "device": "NVIDIA L4", "compute_capability": "8.9", "driver": "580.65.06", "version": "11.4.0", "attention": "fused",
-    "capacity": 32, "worst_error": 0.001, "bound": 0.05, "equal_tokens": 32, "tokens": 32, "time": "2026-08-01T10:00:00Z",
-}  # fmt: skip
+    "device": "NVIDIA L4",
+    "compute_capability": "8.9",
+    "driver": "580.65.06",
+    "version": "11.4.0",
+    "attention": "fused",
+    "capacity": 32,
+    "worst_error": 0.001,
+    "bound": 0.05,
+    "equal_tokens": 32,
+    "tokens": 32,
+    "time": "2026-08-01T10:00:00Z",
+}
 
 
 class Exports:
@@ -144,9 +153,19 @@ def test_export_without_a_checkpoint_only_checks(tmp_path: Path) -> None:
 def test_an_export_ahead_of_time_has_a_reference_and_says_that_no_gpu_was_asked(tmp_path: Path) -> None:
     write_checkpoint(tmp_path / "checkpoint", "glm4")
     status, output = autoglm(
-        "export", str(tmp_path / "checkpoint"), "--runtime", "tensorrt-rtx", "--max-length", "64", "--max-slots", "2",
-        "--compute-capability", "8.9", "--output", str(tmp_path / "artifact"),
-    )  # fmt: skip
+        "export",
+        str(tmp_path / "checkpoint"),
+        "--runtime",
+        "tensorrt-rtx",
+        "--max-length",
+        "64",
+        "--max-slots",
+        "2",
+        "--compute-capability",
+        "8.9",
+        "--output",
+        str(tmp_path / "artifact"),
+    )
     assert status == 0, output
     assert "not checked on a GPU yet: no NVIDIA driver answers on this machine" in output
     manifest = Manifest.load(tmp_path / "artifact")

@@ -1,4 +1,5 @@
-"""What a device is told of a request's logits, and what it makes of it: candidates as dense tables on the host give them."""
+"""What a device is told of a request's logits, and what it makes of it: candidates as dense tables on the host give
+them."""
 
 from __future__ import annotations
 

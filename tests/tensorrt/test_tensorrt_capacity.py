@@ -1,8 +1,8 @@
 """Attention over caches as long as a phone agent's: what lies beyond a row's own length changes nothing.
 
 The networks are narrow and have one layer, their caches 8,192 and 25,600 positions. Beyond each row's length the cache
-holds large finite numbers, as a slot that was used before may; the answers must be those over a cache with nothing there,
-bit for bit, and those of a network whose cache ends where the row does.
+holds large finite numbers, as a slot that was used before may; the answers must be those over a cache with nothing
+there, bit for bit, and those of a network whose cache ends where the row does.
 """
 
 from __future__ import annotations

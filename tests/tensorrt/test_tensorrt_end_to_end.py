@@ -1,4 +1,5 @@
-"""The network that the lowering defines, computed in numpy, in the runner that serves it: both sides of the contract."""
+"""The network that the lowering defines, computed in numpy, in the runner that serves it: both sides of the
+contract."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""The form of attention that an engine gets, by building: fused first, and another one, which is named, where that cannot be."""
+"""The form of attention that an engine gets, by building: fused first, and another one, which is named, where that
+cannot be."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Loading a TensorRT artifact: what it refuses, in one sentence; that nothing is left behind, whatever fails and when."""
+"""Loading a TensorRT artifact: what it refuses, in one sentence; that nothing is left behind, whatever fails and
+when."""
 
 from __future__ import annotations
 

@@ -178,8 +178,8 @@ def test_weights_may_stay_in_host_memory(tmp_path: Path) -> None:
 
 
 class Repeated(Mapping[str, Array]):
-    """Random weights of any size, made when they are read: a few thousand numbers, again and again, in another order for
-    each name (TensorRT stores equal constants once)."""
+    """Random weights of any size, made when they are read: a few thousand numbers, again and again, in another order
+    for each name (TensorRT stores equal constants once)."""
 
     def __init__(self, spec: ModelSpec) -> None:
         self._shapes = weight_shapes(spec)
@@ -322,7 +322,8 @@ def test_an_unsupported_data_type_of_a_target(tmp_path: Path, monkeypatch: pytes
 def test_a_tensorrt_that_cannot_build_here(
     code: str, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """`tensorrt` itself cannot be installed where its libraries cannot be reached; modules of that name stand for it."""
+    """`tensorrt` itself cannot be installed where its libraries cannot be reached; modules of that name stand for
+    it."""
     (tmp_path / "tensorrt.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "tensorrt", raising=False)

@@ -1,9 +1,9 @@
 """Every name of TensorRT's Python API that our code uses is in the bindings of `tensorrt` 11.0 and 11.4.
 
 These cannot be installed where there is no GPU's library, so their names were recorded: the classes that we use, as
-`dir` tells them of the wheels `tensorrt_cu13_bindings` (their libraries replaced by empty ones). TensorRT-RTX, which the
-tests do install, is asked itself. The rest is syntax: `trt.A.B` is looked up as it stands, and what is read of a variable
-that is always one of TensorRT's objects is looked up in that object's class.
+`dir` tells them of the wheels `tensorrt_cu13_bindings` (their libraries replaced by empty ones). TensorRT-RTX, which
+the tests do install, is asked itself. The rest is syntax: `trt.A.B` is looked up as it stands, and what is read of a
+variable that is always one of TensorRT's objects is looked up in that object's class.
 """
 
 from __future__ import annotations

@@ -1,9 +1,10 @@
-"""The TensorRT lowering computes what transformers does: every family and precision, through networks that numpy computes.
+"""The TensorRT lowering computes what transformers does: every family and precision, through networks that numpy
+computes.
 
 Twice over. *Precisely* (nothing rounded to 16 bits) against transformers with the very weights and activations that the
-precision multiplies: there the lowering itself must be right to 1e-5, rounding ties left aside (`recorded_rows`). And *as
-typed*, every tensor rounded as the network says, against transformers in float32: the price of the precision, printed as
-a table.
+precision multiplies: there the lowering itself must be right to 1e-5, rounding ties left aside (`recorded_rows`). And
+*as typed*, every tensor rounded as the network says, against transformers in float32: the price of the precision,
+printed as a table.
 """
 
 from __future__ import annotations

@@ -118,8 +118,8 @@ def test_a_step_of_decode_and_of_several_prompts_gives_rows_in_the_order_of_the_
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_mix_of_spans_equals_the_numpy_runner(tmp_path: Path, data: st.DataObject) -> None:
-    """Random steps over all slots: each has its own sequence, and takes a random piece of it or none. One runner gets them
-    as they are, another one by one; whatever lies beyond a sequence is poisoned."""
+    """Random steps over all slots: each has its own sequence, and takes a random piece of it or none. One runner gets
+    them as they are, another one by one; whatever lies beyond a sequence is poisoned."""
     bench, alone = GpuBench(tmp_path, **SHORT), GpuBench(tmp_path, **SHORT)
     reference = NumpyRunner(bench.spec, bench.weights, num_slots=9, max_length=40)
     for made in (bench, alone):

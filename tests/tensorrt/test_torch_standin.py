@@ -1,4 +1,5 @@
-"""The torch stand-in for TensorRT on the CPU: it computes the contract, under the real runner and the check of a GPU."""
+"""The torch stand-in for TensorRT on the CPU: it computes the contract, under the real runner and the check of a
+GPU."""
 
 from __future__ import annotations
 

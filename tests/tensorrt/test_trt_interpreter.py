@@ -1,4 +1,5 @@
-"""The interpreter of TensorRT networks itself: reading a network back, planning it, and refusing what it cannot know."""
+"""The interpreter of TensorRT networks itself: reading a network back, planning it, and refusing what it cannot
+know."""
 
 from __future__ import annotations
 

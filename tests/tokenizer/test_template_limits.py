@@ -22,7 +22,10 @@ LIMITS = TemplateLimits(seconds=0.3, memory_bytes=96 << 20, compile_seconds=0.5)
 QUIET = "{% if messages[0].content == 'calm' %}calm{% else %}"
 CALM, EVIL = [{"role": "user", "content": "calm"}], [{"role": "user", "content": "evil"}]
 TOO_LONG, TOO_MUCH = "computes for too long on these messages", "needs more memory than it may have"
-DOUBLING = "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ ns.x|length }}"
+DOUBLING = (
+    "{% set ns = namespace(x='aaaaaaaa') %}{% for i in range(60) %}{% set ns.x = ns.x ~ ns.x %}{% endfor %}{{ "
+    "ns.x|length }}"
+)
 HOSTILE = {
     "loops in loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}", TOO_LONG),
     "a power": ("{{ (messages|length + 8) ** (9 ** 9) }}", TOO_LONG),

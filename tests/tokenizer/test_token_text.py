@@ -88,8 +88,33 @@ def test_a_plain_token_goes_at_once_and_a_half_character_waits() -> None:
     assert stream.flush() == ()
 
 
-BYTES = st.lists(st.sampled_from([0x41, 0x7F, 0x80, 0x8F, 0x90, 0x9F, 0xA0, 0xBF, 0xC0, 0xC2, 0xDF, 0xE0, 0xE4, 0xED, 0xEF,
-                                  0xF0, 0xF1, 0xF4, 0xF5, 0xFF]), max_size=12)  # fmt: skip
+BYTES = st.lists(
+    st.sampled_from(
+        [
+            0x41,
+            0x7F,
+            0x80,
+            0x8F,
+            0x90,
+            0x9F,
+            0xA0,
+            0xBF,
+            0xC0,
+            0xC2,
+            0xDF,
+            0xE0,
+            0xE4,
+            0xED,
+            0xEF,
+            0xF0,
+            0xF1,
+            0xF4,
+            0xF5,
+            0xFF,
+        ]
+    ),
+    max_size=12,
+)
 
 
 @cache

@@ -1,4 +1,5 @@
-"""Tools on their way into the prompt: as transformers renders them, or in plain text where a template has no place for them."""
+"""Tools on their way into the prompt: as transformers renders them, or in plain text where a template has no place for
+them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""Boards between strangers' files: what is believed, what is left alone, and that nothing ends the watch over the engine."""
+"""Boards between strangers' files: what is believed, what is left alone, and that nothing ends the watch over the
+engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,5 @@
-"""What the tokenizer and the detokenizer read of an artifact is of the one that the engine named, or they say that it is not."""
+"""What the tokenizer and the detokenizer read of an artifact is of the one that the engine named, or they say that it
+is not."""
 
 from __future__ import annotations
 
@@ -118,7 +119,10 @@ def test_an_engine_that_never_follows_is_one_sentence(tmp_path: Path) -> None:
     """The process before goes on, with the engine's artifact."""
     first, second = put(tmp_path, "llama"), put(tmp_path, "qwen2")
     followed = Followed(tmp_path)
-    sentence = f"the engine serves the artifact {first}, and {second} lies in {tmp_path}: load the engine again, which is enough"
+    sentence = (
+        f"the engine serves the artifact {first}, and {second} lies in {tmp_path}: load the engine again, which "
+        "is enough"
+    )
     with pytest.raises(ArtifactError, match=f"^{re.escape(sentence)}$"):
         followed.read(lambda: first, patience=0)
     assert followed.ended == ["qwen2"]

@@ -96,12 +96,15 @@ def test_logprobs_are_json_with_the_tokens_text(pieces: Detokenizer) -> None:
     outputs = pieces.outputs(pack_event(event("a", logprobs=(entry,)), None))
     assert json.loads(outputs["logprobs_output"].item()) == [
         {
-            "token_id": a, "token": "a", "logprob": -0.25,
+            "token_id": a,
+            "token": "a",
+            "logprob": -0.25,
             "top": [
-                {"token_id": a, "token": "a", "logprob": -0.25}, {"token_id": b, "token": "b", "logprob": -1.5},
+                {"token_id": a, "token": "a", "logprob": -0.25},
+                {"token_id": b, "token": "b", "logprob": -1.5},
             ],
         }
-    ]  # fmt: skip
+    ]
 
 
 def test_what_is_no_event_is_refused(pieces: Detokenizer) -> None:

@@ -33,7 +33,10 @@ from tests.support.engine.split_tokenizers import write_split_only
 pytestmark = pytest.mark.slow
 
 SEAL = Seal(b"b" * BOARD_ID_BYTES, b"k" * KEY_BYTES)
-TEMPLATE = "{% if messages[0].content == 'evil' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}{% endif %}{{ messages[0].content }}"
+TEMPLATE = (
+    "{% if messages[0].content == 'evil' %}{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% "
+    "endfor %}{% endif %}{{ messages[0].content }}"
+)
 MAX_LENGTH = 40_000
 END = ShuttingDown("the server is shutting down")
 

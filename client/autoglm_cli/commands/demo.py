@@ -22,9 +22,23 @@ _QUESTION = "What is the capital of France?"
 _NUM_REQUESTS = 16
 _MAX_TOKENS = 32
 _SUBJECTS = (
-    "France", "Japan", "Brazil", "Egypt", "Canada", "Norway", "Kenya", "India",
-    "Chile", "Poland", "Cuba", "Greece", "Nepal", "Peru", "Spain", "Iran",
-)  # fmt: skip
+    "France",
+    "Japan",
+    "Brazil",
+    "Egypt",
+    "Canada",
+    "Norway",
+    "Kenya",
+    "India",
+    "Chile",
+    "Poland",
+    "Cuba",
+    "Greece",
+    "Nepal",
+    "Peru",
+    "Spain",
+    "Iran",
+)
 
 
 def demo(

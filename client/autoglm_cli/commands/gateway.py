@@ -191,7 +191,8 @@ def gateway(
 def gateway_key(
     name: Annotated[str, typer.Argument(help="Of the tenant: 1 to 64 letters, digits, _ and -.")],
 ) -> None:
-    """Make an API key of the gateway. It is shown once, to stderr; the line for the file of keys, to stdout, holds its SHA-256.
+    """Make an API key of the gateway. It is shown once, to stderr; the line for the file of keys, to stdout, holds its
+    SHA-256.
 
     \b
     Examples:
@@ -231,7 +232,8 @@ def _named(models: list[str]) -> dict[str, str]:
 
 
 def gateway_models(names: list[str], config: Path | None) -> list[str]:
-    """What the gateway beside a server is told of its models: nothing where there is autoglm alone, or its file names them."""
+    """What the gateway beside a server is told of its models: nothing where there is autoglm alone, or its file names
+    them."""
     from autoglm_gateway.settings.error import SettingsError
     from autoglm_gateway.settings.file import read_settings
 

@@ -21,7 +21,8 @@ models = typer.Typer(invoke_without_command=True)
 
 @dataclass(frozen=True, slots=True)
 class ExportedModel:
-    """`name`: None is that of a checkout, which has its place in the model repository. `trouble`: why it cannot be served."""
+    """`name`: None is that of a checkout, which has its place in the model repository. `trouble`: why it cannot be
+    served."""
 
     name: str | None
     path: Path

@@ -55,7 +55,8 @@ def profile(
 ) -> None:
     """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
 
-    CPU, memory and the processes are shown of a server on this machine; of another one, what it tells and the line to it.
+    CPU, memory and the processes are shown of a server on this machine; of another one, what it tells and the line to
+    it.
 
     \b
     Examples:

@@ -18,9 +18,14 @@ from autoglm_cli.profile.summary import headline, latencies
 from autoglm_cli.profile.timelines import Panel, panels_of
 
 _COLOURS = {
-    "queue": "yellow", "tokenize": "magenta", "embed": "cyan", "prefill": "blue", "decode": "green", "detokenize": "red",
+    "queue": "yellow",
+    "tokenize": "magenta",
+    "embed": "cyan",
+    "prefill": "blue",
+    "decode": "green",
+    "detokenize": "red",
     "network": "bright_black",
-}  # fmt: skip
+}
 _BLOCKS = " ▁▂▃▄▅▆▇█"
 _EIGHTHS = " ▏▎▍▌▋▊▉█"
 _LABEL_WIDTH = 28  # of a timeline: its name and its largest value

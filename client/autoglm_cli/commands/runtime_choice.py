@@ -7,7 +7,8 @@ from typing import Any
 
 
 def choice_line(found: Mapping[str, Any]) -> str:
-    """Of `runtime_details["auto"]`: what each runtime was measured to take, which one was taken, and why not another."""
+    """Of `runtime_details["auto"]`: what each runtime was measured to take, which one was taken, and why not
+    another."""
     measured = [f"{name} {_times(times, found)}" for name, times in found["measured"].items()]
     left_out = [f"not {name}: {why}" for name, why in found["left_out"].items()]
     return "; ".join([*([", ".join(measured)] if measured else []), f"took {found['chosen']}", *left_out])

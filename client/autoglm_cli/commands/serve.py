@@ -201,7 +201,8 @@ def _only(names: list[str], chosen: str | None) -> str:
 
 
 def _wait(server: LocalServer, check: Callable[[], None] | None) -> None:
-    """A server that cannot go on is stopped before its gateway: what is under way ends there with an error that says so."""
+    """A server that cannot go on is stopped before its gateway: what is under way ends there with an error that says
+    so."""
     try:
         server.wait(check=check)
     except LocalServerError:

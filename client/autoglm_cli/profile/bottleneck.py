@@ -95,7 +95,8 @@ class Check:
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """`also`: what else was at its mark, the most loaded first. `level` are those of `also` that were loaded as much."""
+    """`also`: what else was at its mark, the most loaded first. `level` are those of `also` that were loaded as
+    much."""
 
     bottleneck: Resource
     checks: tuple[Check, ...]

@@ -21,7 +21,8 @@ Figure = TypeVar("Figure", int, float)
 
 
 def find_host(proc: ProcFs, url: str, *, server_pid: int | None = None, names: ModelNames = _DEFAULT) -> Host:
-    """`url` is `host:port`. `names`: of the models that are asked. `server_pid` is known where this program started the server; else who listens is looked up."""
+    """`url` is `host:port`. `names`: of the models that are asked. `server_pid` is known where this program started the
+    server; else who listens is looked up."""
     name, _, port = url.rpartition(":")
     address = _address(name.strip("[]"))
     interface = _interface(proc, address)

@@ -38,7 +38,8 @@ class ProcFs:
         return None if value is None else 1024 * value
 
     def memory_used(self, pid: int) -> int | None:
-        """Of the container of `pid` where it has a limit, else of the machine; caches of files that can go count as free."""
+        """Of the container of `pid` where it has a limit, else of the machine; caches of files that can go count as
+        free."""
         if (folder := self._limited(pid, "memory")) is not None:
             current = _number(self._read_first(f"{folder}/memory.current", f"{folder}/memory.usage_in_bytes"))
             inactive = _field(self._read(f"{folder}/memory.stat"), "total_inactive_file", "inactive_file")

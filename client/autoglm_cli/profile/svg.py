@@ -82,7 +82,10 @@ def _panel(panel: Panel, top: float, seconds: float) -> Iterator[str]:
         yield _curve(scale, points, _LINE_COLOURS[number % len(_LINE_COLOURS)], line.name, filled=panel.stacked)
     if panel.mark is not None and panel.mark <= panel.top:
         y = scale.y(panel.mark)
-        yield f'<line x1="{_PLOT_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_RED}" stroke-dasharray="5 4"/>'
+        yield (
+            f'<line x1="{_PLOT_LEFT}" x2="{WIDTH - _RIGHT}" y1="{y:.1f}" y2="{y:.1f}" stroke="{_RED}" '
+            'stroke-dasharray="5 4"/>'
+        )
         yield _text(WIDTH - _RIGHT - 4, y - 4, f"mark {panel.mark:.3g}", size=11, colour=_RED, anchor="end")
     if len(panel.lines) > 1:
         yield from _legend(panel.lines, top - 14)

@@ -1,4 +1,5 @@
-"""What a profile asks: prompts of a file, or some that are built in. Endless: they are repeated as often as is needed."""
+"""What a profile asks: prompts of a file, or some that are built in. Endless: they are repeated as often as is
+needed."""
 
 from __future__ import annotations
 
@@ -10,9 +11,23 @@ from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Message, Prompt
 
 _SUBJECTS = (
-    "a lighthouse", "the moon", "bread", "chess", "rivers", "glass", "bees", "winter", "maps", "bridges", "tea", "radio",
-    "paper", "clocks", "gardens", "volcanoes",
-)  # fmt: skip
+    "a lighthouse",
+    "the moon",
+    "bread",
+    "chess",
+    "rivers",
+    "glass",
+    "bees",
+    "winter",
+    "maps",
+    "bridges",
+    "tea",
+    "radio",
+    "paper",
+    "clocks",
+    "gardens",
+    "volcanoes",
+)
 _FORMS = (
     "What is the first thing a child should know about {}?",
     "Write four lines about {} for a calendar.",

@@ -1,5 +1,6 @@
-"""The config.pbtxt files of a family of models, made of those in the tree: the same text, comments too, but for the names
-and for what a family has for itself. Each place must be there once, else the tree's file is not what this knows."""
+"""The config.pbtxt files of a family of models, made of those in the tree: the same text, comments too, but for the
+names and for what a family has for itself. Each place must be there once, else the tree's file is not what this
+knows."""
 
 from __future__ import annotations
 
@@ -12,7 +13,8 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 
 
 def renamed(text: str, model: str, names: ModelNames) -> str:
-    """`text`: of the tree's `model`, for the model in its place among `names`. Raises ValueError where a place is missing."""
+    """`text`: of the tree's `model`, for the model in its place among `names`. Raises ValueError where a place is
+    missing."""
     text = _replace(text, f'name: "{model}"', f'name: "{names.of_default(model)}"')
     if model == _DEFAULT.ensemble:
         for step in _DEFAULT.steps:
@@ -21,8 +23,8 @@ def renamed(text: str, model: str, names: ModelNames) -> str:
 
 
 def with_parameters(text: str, values: Mapping[str, str]) -> str:
-    """With other values of these parameters, each of which must be there. Raises ValueError for one that is not, and for a
-    value that a line cannot hold."""
+    """With other values of these parameters, each of which must be there. Raises ValueError for one that is not, and
+    for a value that a line cannot hold."""
     for name, value in values.items():
         if not re.fullmatch(r'[^"\\\x00-\x1f\x7f]*', value):
             raise ValueError(

@@ -19,8 +19,8 @@ def engine_package() -> Path | None:
 
 
 def installed_repository() -> Path | None:
-    """The one that the installed package brings, beside the engine that its models then find installed. None where there is
-    none, as in a source checkout."""
+    """The one that the installed package brings, beside the engine that its models then find installed. None where
+    there is none, as in a source checkout."""
     package = engine_package()
     found = package.with_name(_INSTALLED) if package else None
     return found if found and found.is_dir() else None

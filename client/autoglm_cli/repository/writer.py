@@ -1,9 +1,10 @@
 """Writes a family of models into a model repository, of the tree's: code, configuration, artifact.
 
-The folders are made in a hidden one beside the repository, `.REPOSITORY-NAME.partial-PID`, and then renamed, the ensemble's
-last: a server that looks meanwhile finds no half of a model. After a crash only the hidden folder is left; the next one to write
-the same name removes it once its process is gone. Inside of the repository it would be a model that Triton cannot load; it is
-made there only where the repository is a mount of its own, or where nothing can be written beside it.
+The folders are made in a hidden one beside the repository, `.REPOSITORY-NAME.partial-PID`, and then renamed, the
+ensemble's last: a server that looks meanwhile finds no half of a model. After a crash only the hidden folder is left;
+the next one to write the same name removes it once its process is gone. Inside of the repository it would be a model
+that Triton cannot load; it is made there only where the repository is a mount of its own, or where nothing can be
+written beside it.
 """
 
 from __future__ import annotations
@@ -35,10 +36,10 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """`source`: the model repository of the tree. `artifact`, `embedder`: exported folders; without an embedder there is no
-    such model. `settings`: model of the default family -> parameter -> value. `link`: symbolic links to code and artifacts in
-    place of copies. `alone`: each model carries the code and what it reads of the artifact, as a model must that Triton fetches
-    by itself, out of a repository that is no folder."""
+    """`source`: the model repository of the tree. `artifact`, `embedder`: exported folders; without an embedder there
+    is no such model. `settings`: model of the default family -> parameter -> value. `link`: symbolic links to code and
+    artifacts in place of copies. `alone`: each model carries the code and what it reads of the artifact, as a model
+    must that Triton fetches by itself, out of a repository that is no folder."""
 
     name: str
     source: Path

@@ -1,8 +1,8 @@
 """The models' byte code, made before a server looks at their folders.
 
-Models write it there when they are first imported. A server that polls its model repository takes that for a change, and
-loads each of them once more at its start. The stub of tritonserver 2.51 is an isolated interpreter, which does not look at
-PYTHONDONTWRITEBYTECODE.
+Models write it there when they are first imported. A server that polls its model repository takes that for a change,
+and loads each of them once more at its start. The stub of tritonserver 2.51 is an isolated interpreter, which does not
+look at PYTHONDONTWRITEBYTECODE.
 """
 
 from __future__ import annotations

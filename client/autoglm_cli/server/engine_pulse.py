@@ -13,8 +13,8 @@ MOST_SECONDS = 300.0  # without an answer; whatever it does then is of no use to
 
 
 class EnginePulse:
-    """`cpu_seconds`: what the engine's process has used so far. An engine that works and does not answer has too much to do;
-    one that neither answers nor works is dead."""
+    """`cpu_seconds`: what the engine's process has used so far. An engine that works and does not answer has too much
+    to do; one that neither answers nor works is dead."""
 
     def __init__(self, cpu_seconds: Callable[[], float], clock: Callable[[], float] = time.monotonic) -> None:
         self._cpu_seconds = cpu_seconds

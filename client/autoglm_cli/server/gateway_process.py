@@ -27,9 +27,9 @@ _STOP_SECONDS = 10.0
 def gateway_beside(
     server: LocalServer, host: str, port: int, config: Path | None, otlp: str | None, models: Sequence[str] = ()
 ) -> Iterator[Callable[[], None]]:
-    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. `models`: the
-    server's, where it has others than autoglm. Gives a check that
-    raises CommandError once it has ended, which is raised here, too, where it does not begin."""
+    """In front of `server`, once it answers; it says itself where it listens. `config`: its other settings. `models`:
+    the server's, where it has others than autoglm. Gives a check that raises CommandError once it has ended, which is
+    raised here, too, where it does not begin."""
     port = port or _free_port(host)
     arguments = ["gateway", "--server", server.grpc_url, "--host", host, "--port", str(port)]
     arguments += _tls_arguments(server.client_tls)

@@ -56,11 +56,11 @@ class LocalServer:
 
     `env` is added to the environment of the server and its models. `log_file` keeps the server's log; without it the
     log is in a temporary folder that goes with the server. The control APIs of Triton (repository, trace, logging,
-    shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its own,
-    `shared_memory_key`, for clients on this host (random where it is not given). Both are taken out of the command line,
-    which everybody on the machine can read, as soon as the server has read them. Without `http` there is no HTTP port, for
-    those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send to it, too. `tls`:
-    of the gRPC port, which this program then asks with `client_tls`.
+    shared memory) are closed by a random key, `control_key`, but for shared memory over gRPC: that has a key of its
+    own, `shared_memory_key`, for clients on this host (random where it is not given). Both are taken out of the command
+    line, which everybody on the machine can read, as soon as the server has read them. Without `http` there is no HTTP
+    port, for those who need gRPC alone: Triton's HTTP looks neither at Host nor at Origin, so that web pages can send
+    to it, too. `tls`: of the gRPC port, which this program then asks with `client_tls`.
     """
 
     def __init__(
@@ -165,7 +165,8 @@ class LocalServer:
         self._watch = start_watch(self._folder.remains(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
-        """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they cannot be."""
+        """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they
+        cannot be."""
         while not (self.is_ready() and self._listens()):
             self._hide_keys()
             elapsed = time.monotonic() - self._started
@@ -187,8 +188,8 @@ class LocalServer:
         return all(is_listening(address) for address in self._addresses().values())
 
     def _hide_keys(self) -> None:
-        """Once the server has written to its log, it has read its arguments. The programs that become it hand them on, so
-        theirs stay, whatever is written meanwhile."""
+        """Once the server has written to its log, it has read its arguments. The programs that become it hand them on,
+        so theirs stay, whatever is written meanwhile."""
         has_written = self._log is not None and self._log.stat().st_size > self._log_began
         if not self._are_keys_hidden and has_written and self._is_triton():
             hide_arguments(self.pid or 0, self._keys)
@@ -221,8 +222,8 @@ class LocalServer:
         return engine_answers(self.grpc_url, timeout, names.ensemble, tls=self.client_tls)
 
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
-        """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what `check`
-        raises, which is called again and again. A server that is too busy to answer is well."""
+        """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what
+        `check` raises, which is called again and again. A server that is too busy to answer is well."""
         pulses = {names: EnginePulse(partial(self._cpu_seconds, names.engine)) for names in self.families}
         while self.is_alive():
             if check:
@@ -332,7 +333,8 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
     asked = own or TLS()
     if server.client_ca is not None and asked.cert is None:
         raise LocalServerError(
-            "a server that asks clients for certificates is looked at with one, too: give a certificate and key of this client"
+            "a server that asks clients for certificates is looked at with one, too: give a certificate and "
+            "key of this client"
         )
     return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 

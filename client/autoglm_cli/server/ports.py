@@ -32,8 +32,8 @@ def check_ports(addresses: Mapping[str, Address]) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """`count` different ones. For a minute the kernel gives them to nobody who asks for any: a connection of each has just
-    ended there. A server that names one gets it, since servers set SO_REUSEADDR. Raises OSError."""
+    """`count` different ones. For a minute the kernel gives them to nobody who asks for any: a connection of each has
+    just ended there. A server that names one gets it, since servers set SO_REUSEADDR. Raises OSError."""
     with ExitStack() as stack:
         listeners = [stack.enter_context(_listening(host, 0)) for _ in range(count)]
         for listener in listeners:

@@ -2,10 +2,10 @@
 
     python -IS private_memory.py PROGRAM ARGUMENT ...
 
-Triton's Python backend (through Boost) gives each region that it makes the mode 0644 by a call of its own (fchmod), whatever
-the umask. So here the umask is 0077, and that very call does nothing and succeeds: a filter of system calls (seccomp), which
-the program's children have, too. Where the system takes no filter, the models still close their regions, but only while
-they load (`autoglm_engine.triton.shared_regions`).
+Triton's Python backend (through Boost) gives each region that it makes the mode 0644 by a call of its own (fchmod),
+whatever the umask. So here the umask is 0077, and that very call does nothing and succeeds: a filter of system calls
+(seccomp), which the program's children have, too. Where the system takes no filter, the models still close their
+regions, but only while they load (`autoglm_engine.triton.shared_regions`).
 """
 
 from __future__ import annotations
@@ -36,13 +36,18 @@ def ignore_opening() -> bool:
     if (numbers := _NUMBERS.get(platform.machine())) is None:
         return False
     machine, fchmod, seccomp = numbers
-    # Offsets in struct seccomp_data: the call 0, the machine 4, the second argument 24. A jump counts what it leaves out.
+    # Offsets in struct seccomp_data: the call 0, the machine 4, the second argument 24. A jump counts what it leaves
+    # out.
     program = [
-        (_LOAD, 0, 0, 4), (_EQUAL, 0, 5, machine),
-        (_LOAD, 0, 0, 0), (_EQUAL, 0, 3, fchmod),
-        (_LOAD, 0, 0, 24), (_EQUAL, 0, 1, _OPEN_TO_ALL),
-        (_RETURN, 0, 0, _DO_NOTHING), (_RETURN, 0, 0, _ALLOW),
-    ]  # fmt: skip
+        (_LOAD, 0, 0, 4),
+        (_EQUAL, 0, 5, machine),
+        (_LOAD, 0, 0, 0),
+        (_EQUAL, 0, 3, fchmod),
+        (_LOAD, 0, 0, 24),
+        (_EQUAL, 0, 1, _OPEN_TO_ALL),
+        (_RETURN, 0, 0, _DO_NOTHING),
+        (_RETURN, 0, 0, _ALLOW),
+    ]
     code = ctypes.create_string_buffer(b"".join(struct.pack("HBBI", *line) for line in program))
     head = ctypes.create_string_buffer(struct.pack("HP", len(program), ctypes.addressof(code)))
     libc = ctypes.CDLL(None, use_errno=True)

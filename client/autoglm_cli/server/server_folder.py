@@ -83,7 +83,8 @@ def _swept(folder: Path) -> bool:
 
 
 def _removed(folder: Path, owner: dict[str, object]) -> bool:
-    """A lock alone would not do: there are file systems without any. Nor would a number: containers count for themselves."""
+    """A lock alone would not do: there are file systems without any. Nor would a number: containers count for
+    themselves."""
     pid, started, regions = int(str(owner["pid"])), int(str(owner["started"])), str(owner["regions"])
     if Process(pid, started).is_alive or not _REGIONS.fullmatch(regions):
         return False

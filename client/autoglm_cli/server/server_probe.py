@@ -28,7 +28,8 @@ def server_is_ready(address: str, timeout: float = 2.0, *, tls: TLS | None = Non
 
 
 def engine_answers(address: str, timeout: float, model: str, *, tls: TLS | None = None) -> bool:
-    """Whether the engine behind the ensemble `model` answers a control request: its process lives and takes requests."""
+    """Whether the engine behind the ensemble `model` answers a control request: its process lives and takes
+    requests."""
     with _stub(address, tls) as stub:
         try:
             answers = list(stub.ModelStreamInfer(iter([control_request({"stats": True}, model)]), timeout=timeout))

@@ -60,7 +60,8 @@ class Remains:
         return is_own and (arguments[0].startswith(backends + b"/") or b"--backend-directory=" + backends in arguments)
 
     def _kill(self) -> None:
-        """Again and again, since a server may start a process meanwhile. A signal that is caught would leave it time."""
+        """Again and again, since a server may start a process meanwhile. A signal that is caught would leave it
+        time."""
         give_up_at = time.monotonic() + _KILL_SECONDS
         while (found := self.processes()) and time.monotonic() < give_up_at:
             for pid in found:
@@ -73,8 +74,8 @@ class Remains:
         yield from (path for path in SHARED_MEMORY.glob(_BOARDS) if self.server_pid and self._is_board(path))
 
     def _is_board(self, path: Path) -> bool:
-        """An engine holds its board locked: another server may have got the number of this one. One that was killed lets
-        go of it in its last moments only."""
+        """An engine holds its board locked: another server may have got the number of this one. One that was killed
+        lets go of it in its last moments only."""
         try:
             file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:

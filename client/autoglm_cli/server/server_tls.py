@@ -11,8 +11,8 @@ from autoglm_client.exceptions import LocalServerError
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ServerTLS:
-    """Files in PEM: the server's certificate and its key, and `client_ca`, the authorities of clients; where that is set, a
-    client without a certificate of theirs is refused (mutual TLS)."""
+    """Files in PEM: the server's certificate and its key, and `client_ca`, the authorities of clients; where that is
+    set, a client without a certificate of theirs is refused (mutual TLS)."""
 
     cert: Path
     key: Path

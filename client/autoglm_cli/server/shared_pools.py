@@ -22,7 +22,8 @@ class SharedPools:
 
     @classmethod
     def of(cls, repository: Path, artifacts: Iterable[tuple[Path, int]]) -> SharedPools:
-        """`artifacts`: each with its engine's `max_queue`. Of one that cannot be read nothing is known; its load will say so."""
+        """`artifacts`: each with its engine's `max_queue`. Of one that cannot be read nothing is known; its load will
+        say so."""
         from autoglm_engine.errors import EngineError
         from autoglm_engine.manifest import Manifest
         from autoglm_engine.system.shared_pools import num_python_models

@@ -10,7 +10,8 @@ from pathlib import Path
 _HELP_SECONDS = 30.0
 # What servers take of clients older than this one, which ping each 30 s, and of others; Triton's own default is 300 s.
 PING_ARGUMENTS = ("--grpc-http2-min-recv-ping-interval-without-data=10000",)
-# Off by default since 26.04; older versions, where it was always on, refuse the flag. The API itself is closed by a key.
+# Off by default since 26.04; older versions, where it was always on, refuse the flag. The API itself is closed by a
+# key.
 _CLIENT_MEMORY = "--allow-client-shm"
 
 

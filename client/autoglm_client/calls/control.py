@@ -29,7 +29,8 @@ async def ask_engine(
 async def send_control(
     transport: Transport, command: Mapping[str, Any], connect_timeout: float | None, model: str
 ) -> dict[str, Any]:
-    """`{"cancel": [request_id, ...]}` or `{"stats": true}`, to the engine behind the ensemble `model`; reads the stream to its end, as every stream must be."""
+    """`{"cancel": [request_id, ...]}` or `{"stats": true}`, to the engine behind the ensemble `model`; reads the stream
+    to its end, as every stream must be."""
     await transport.connect(connect_timeout)
     answers = [response async for response in transport.stream(control_request(command, model)) if response.outputs]
     if not answers:

@@ -27,8 +27,8 @@ ENDPOINT_FAILURES = (ServerUnavailableError, ConnectTimeout, ConnectionLost)
 
 
 class RequestLauncher:
-    """The `Launcher` of one request. Each attempt has an id of its own, so that none is taken for another. `build` makes the
-    request of an id, with or without the heartbeats that not every server knows."""
+    """The `Launcher` of one request. Each attempt has an id of its own, so that none is taken for another. `build`
+    makes the request of an id, with or without the heartbeats that not every server knows."""
 
     def __init__(
         self,

@@ -19,7 +19,8 @@ class PieceOrder:
         self._next = 0
 
     def check(self, response: pb.ModelInferResponse) -> None:
-        """To be called with each response, in the order of arrival. Raises PieceOrderError where this is not the next."""
+        """To be called with each response, in the order of arrival. Raises PieceOrderError where this is not the
+        next."""
         number = sequence_number(response)
         if number is None:
             return

@@ -1,4 +1,5 @@
-"""When a certificate ends: the one field of it that a person has to be told of. X.509 is RFC 5280, its encoding (DER) X.690."""
+"""When a certificate ends: the one field of it that a person has to be told of. X.509 is RFC 5280, its encoding (DER)
+X.690."""
 
 from __future__ import annotations
 

@@ -25,9 +25,19 @@ _HANDSHAKE = re.compile(r"handshak|certificate|peer name|ssl_error|tls_error|\bt
 _CONNECT_WORDS = ("failed to connect", "connection refused", "name resolution", "dns resolution")
 _CLOSED_WORDS = ("socket closed", "connection reset", "endpoint closing")
 _LOST_WORDS = (
-    "socket closed", "connection reset", "broken pipe", "goaway", "recvmsg", "ping timeout", "keepalive",
-    "too many pings", "too_many_pings", "transport closed", "connection closed", "endpoint closing",
-)  # fmt: skip
+    "socket closed",
+    "connection reset",
+    "broken pipe",
+    "goaway",
+    "recvmsg",
+    "ping timeout",
+    "keepalive",
+    "too many pings",
+    "too_many_pings",
+    "transport closed",
+    "connection closed",
+    "endpoint closing",
+)
 _EXITING_WORDS = "server exiting"  # how Triton answers between the signal that ends it and its end
 _RESTRICTED_WORDS = "protocol is restricted"  # Triton's --grpc-restricted-protocol
 
@@ -46,7 +56,7 @@ _TLS_REASONS = (
     ("alert_certificate_expired", "the client's certificate has expired"),
     ("unknown_ca", "the server does not trust the client's certificate"),
     ("bad_certificate", "the server does not take the client's certificate"),
-)  # fmt: skip
+)
 
 
 def unreachable(address: str, why: str = "no server answers there") -> CannotConnectError:
@@ -67,8 +77,8 @@ def no_connection(details: str, address: str, tls: TLS | None) -> AutoGLMError:
 
 
 def _refusal(tls: TLS | None) -> str:
-    """Servers close the connection, and do not say why, where they expect TLS, or another client's certificate; also where
-    they end just then."""
+    """Servers close the connection, and do not say why, where they expect TLS, or another client's certificate; also
+    where they end just then."""
     if tls is None:
         return f"{CLOSED_AT_ONCE}; it may ask for TLS"
     if tls.cert is None:

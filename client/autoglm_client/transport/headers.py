@@ -17,8 +17,8 @@ _TRACE = ("traceparent", "tracestate")
 
 
 def source_of(headers: Headers | None) -> Callable[[], Metadata]:
-    """Called for each request, in the context of whoever asks. Raises InvalidRequestError, at once for headers that never
-    change, where gRPC takes a name or a value not."""
+    """Called for each request, in the context of whoever asks. Raises InvalidRequestError, at once for headers that
+    never change, where gRPC takes a name or a value not."""
     if callable(headers):
         made = headers
         return lambda: checked(made())
@@ -32,7 +32,8 @@ def checked(headers: Mapping[str, str]) -> Metadata:
 
 
 def read_headers(text: str, source: str) -> dict[str, str]:
-    """A header a line, `Name: value`; empty lines are passed over. `source`: where they come from. Raises InvalidRequestError."""
+    """A header a line, `Name: value`; empty lines are passed over. `source`: where they come from. Raises
+    InvalidRequestError."""
     found = dict[str, str]()
     for number, line in enumerate(text.splitlines(), start=1):
         name, colon, value = line.partition(":")
@@ -53,7 +54,8 @@ def _name(name: str) -> str:
     lower = name.lower()
     if not _NAME.fullmatch(lower) or lower.startswith("grpc-") or lower.endswith("-bin"):
         raise InvalidRequestError(
-            f"the header name {name!r:.80} cannot be sent: allowed are letters, digits, - _ . and neither grpc- before nor -bin behind"
+            f"the header name {name!r:.80} cannot be sent: allowed are letters, digits, - _ . and neither "
+            "grpc- before nor -bin behind"
         )
     return lower
 

@@ -41,9 +41,9 @@ _SEND_LESS = (
 
 
 def parse_generation(response: pb.ModelInferResponse, elapsed_ms: float = 0.0) -> Piece | None:
-    """One response of the ensemble; None for a heartbeat and for Triton's bare end mark. `elapsed_ms`: since the request was
-    sent; what the server's stages do not explain of it is the network's. Raises `ProtocolError` where the response is not
-    what the contract says.
+    """One response of the ensemble; None for a heartbeat and for Triton's bare end mark. `elapsed_ms`: since the
+    request was sent; what the server's stages do not explain of it is the network's. Raises `ProtocolError` where the
+    response is not what the contract says.
     """
     tensors = _tensors(response)
     if not tensors:
@@ -71,7 +71,8 @@ def parse_control(response: pb.ModelInferResponse) -> dict[str, Any]:
 
 def error_of(text: str, code: str = "") -> AutoGLMError:
     """The typed error for a text the server sent. Streamed errors carry no status, only a text: the models of this
-    project begin theirs with the code; Triton's own are told by their words. `code` is a gRPC status, where there is one.
+    project begin theirs with the code; Triton's own are told by their words. `code` is a gRPC status, where there is
+    one.
     """
     sentence = " ".join(_TRITON_PREFIX.sub("", text).split()) or "the server gave no reason"
     if marked := _CODE_MARK.match(sentence):

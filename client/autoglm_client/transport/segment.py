@@ -28,9 +28,9 @@ class Block:
 
 
 class Segment:
-    """`size` bytes at most; memory is taken with first use and kept until `close`, or until the process ends. It is taken
-    before it is written to, so that a full `folder` shows as a block that cannot be had, and not as the end of the process
-    (SIGBUS).
+    """`size` bytes at most; memory is taken with first use and kept until `close`, or until the process ends. It is
+    taken before it is written to, so that a full `folder` shows as a block that cannot be had, and not as the end of
+    the process (SIGBUS).
 
     Raises OSError where this system has no such memory.
     """

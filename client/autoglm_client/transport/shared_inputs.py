@@ -1,8 +1,8 @@
 """Large inputs travel through shared memory to a server on the same host; everything else as ever.
 
-A layer over a transport: it puts tensors of `threshold_bytes` or more into a segment that the server was told of once, and
-sends where they are. Where that does not work (another host, a wrong key, no room, a server that was started anew), the
-bytes are sent.
+A layer over a transport: it puts tensors of `threshold_bytes` or more into a segment that the server was told of once,
+and sends where they are. Where that does not work (another host, a wrong key, no room, a server that was started anew),
+the bytes are sent.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ _TRITON_PREFIX = "triton-grpc-protocol-"  # how Triton wants the header of a res
 
 @dataclass(frozen=True, slots=True)
 class SharedMemory:
-    """`key`: opens the server's shared-memory calls, where they are closed. Smaller inputs than `threshold_bytes` are sent:
-    below 256 KB nothing is gained. `max_bytes`: of all inputs under way to one server; beyond it they are sent.
+    """`key`: opens the server's shared-memory calls, where they are closed. Smaller inputs than `threshold_bytes` are
+    sent: below 256 KB nothing is gained. `max_bytes`: of all inputs under way to one server; beyond it they are sent.
     """
 
     key: str = field(default="", repr=False)

@@ -1,7 +1,7 @@
 """Notices a server that is frozen, or cut off, by its silence, without the pings that Triton counts against a client.
 
-Silence alone proves nothing: a request may wait long. So whoever is silent is asked in two ways, and is gone where neither
-is answered: by a call, which a busy server may answer late; and by a new connection, which other threads
+Silence alone proves nothing: a request may wait long. So whoever is silent is asked in two ways, and is gone where
+neither is answered: by a call, which a busy server may answer late; and by a new connection, which other threads
 answer, those that would answer a ping.
 """
 
@@ -28,8 +28,8 @@ class WatchedCall:
 
 
 class SilenceWatch:
-    """Of the calls on one connection. `is_there` asks the server; `on_gone` is called once it is gone, after all its calls
-    were given up: they end as cancelled ones do."""
+    """Of the calls on one connection. `is_there` asks the server; `on_gone` is called once it is gone, after all its
+    calls were given up: they end as cancelled ones do."""
 
     def __init__(self, is_there: Callable[[], Awaitable[bool]], on_gone: Callable[[], Awaitable[None]]) -> None:
         self._is_there = is_there

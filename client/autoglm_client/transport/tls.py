@@ -16,9 +16,9 @@ from .certificate_dates import not_after
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TLS:
-    """Files in PEM. `ca`: the authorities that are trusted; None: the public ones that gRPC brings. `cert` and `key`: the
-    client's own certificate, for servers that ask for one (mutual TLS); the key must not need a password. `server_name`: the
-    name that the server's certificate must have, where it is not the address's."""
+    """Files in PEM. `ca`: the authorities that are trusted; None: the public ones that gRPC brings. `cert` and `key`:
+    the client's own certificate, for servers that ask for one (mutual TLS); the key must not need a password.
+    `server_name`: the name that the server's certificate must have, where it is not the address's."""
 
     ca: str | Path | None = None
     cert: str | Path | None = None

@@ -109,7 +109,8 @@ class GrpcTransport:
         return unreachable(self.address)  # it was there for a moment
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
-        # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver up to 26.03 itself.
+        # Not with the header `triton_grpc_error`: a coded error after the first response ends tritonserver up to 26.03
+        # itself.
         metadata = self._metadata(request)
         call = self._stub.ModelStreamInfer(metadata=metadata)
         clock = asyncio.get_running_loop().time
@@ -209,8 +210,8 @@ class GrpcTransport:
 _CHANNEL_OPTIONS = (
     ("grpc.max_send_message_length", _MAX_MESSAGE_BYTES),
     ("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES),
-    # Triton takes one ping in 300 s from a client that it sends nothing, and ends the connection with the third before its
-    # time (--grpc-http2-min-recv-ping-interval-without-data, --grpc-http2-max-ping-strikes).
+    # Triton takes one ping in 300 s from a client that it sends nothing, and ends the connection with the third before
+    # its time (--grpc-http2-min-recv-ping-interval-without-data, --grpc-http2-max-ping-strikes).
     ("grpc.keepalive_time_ms", 310_000),
     ("grpc.keepalive_timeout_ms", 10_000),
     ("grpc.http2.ping_timeout_ms", 20_000),  # without it 60 s hold for the answer to a ping of the keepalive, too

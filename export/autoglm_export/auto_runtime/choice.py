@@ -1,4 +1,5 @@
-"""`--runtime auto` made concrete: of the runtimes that can be built here, the one that serves a typical request faster."""
+"""`--runtime auto` made concrete: of the runtimes that can be built here, the one that serves a typical request
+faster."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ class Choice:
 
 
 def candidates(name: str, precision: str | None) -> Candidates:
-    """Of `auto`, all that can be built here in `precision`; another name is its own choice. Raises ExportError for none."""
+    """Of `auto`, all that can be built here in `precision`; another name is its own choice. Raises ExportError for
+    none."""
     if name != AUTO:
         runtime_named(name, precision)
         return Candidates((name,))

@@ -1,4 +1,5 @@
-"""A few layers of a decoder stand for all of them: a step of the whole takes so many times as long as it has more layers."""
+"""A few layers of a decoder stand for all of them: a step of the whole takes so many times as long as it has more
+layers."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ MIN_VOCABULARY = 256
 
 
 def reduced(spec: ModelSpec) -> ModelSpec:
-    """As few layers as have STREAMED_BYTES of weights in int8, with a share of the vocabulary that is theirs of the layers."""
+    """As few layers as have STREAMED_BYTES of weights in int8, with a share of the vocabulary that is theirs of the
+    layers."""
     share = sum(_matrix_sizes(spec)) / spec.num_layers
     num_layers = max(1, min(spec.num_layers, math.ceil(STREAMED_BYTES / share)))
     vocab_size = max(MIN_VOCABULARY, -(-spec.vocab_size * num_layers // spec.num_layers))

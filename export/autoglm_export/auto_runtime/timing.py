@@ -1,7 +1,7 @@
 """How long the steps of a model would take here on each of several runtimes.
 
-What runs is a reduced model of the same shape with weights at random, lowered and loaded as the whole model would be, so it
-takes seconds, whatever the checkpoint's size. Nothing here knows what the times are for.
+What runs is a reduced model of the same shape with weights at random, lowered and loaded as the whole model would be,
+so it takes seconds, whatever the checkpoint's size. Nothing here knows what the times are for.
 """
 
 from __future__ import annotations
@@ -81,7 +81,8 @@ class Measured:
 def measure(
     plans: Sequence[Options], spec: ModelSpec, folder: Path, progress: Progress, *, clock: Clock = time.perf_counter
 ) -> Measured:
-    """Time the steps of a model of `spec`, as `plans` would export it; `folder` is for files that are gone afterwards."""
+    """Time the steps of a model of `spec`, as `plans` would export it; `folder` is for files that are gone
+    afterwards."""
     small, num_threads = reduced(spec), len(os.sched_getaffinity(0))
     measured = Measured(Workload.within(plans), small.num_layers, num_threads)
     with ExitStack() as stack:
@@ -153,7 +154,8 @@ def _take_turns(benches: dict[str, Bench], failures: dict[str, Exception], progr
 
 @contextmanager
 def _noted(failures: dict[str, Exception], runtime: str) -> Iterator[None]:
-    """Whatever keeps a runtime from running here is a reason to take another one; libraries raise errors of their own."""
+    """Whatever keeps a runtime from running here is a reason to take another one; libraries raise errors of their
+    own."""
     try:
         yield
     except Exception as error:

@@ -47,7 +47,8 @@ def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
 
 
 def _checked(checkpoint: Checkpoint) -> Checkpoint:
-    """Its numbers can be computed with, and its template read. Asked when the weights are known to have the spec's sizes."""
+    """Its numbers can be computed with, and its template read. Asked when the weights are known to have the spec's
+    sizes."""
     with np.errstate(all="ignore"):
         frequencies = checkpoint.spec.rope.inverse_frequencies()
     template = checkpoint.chat_template

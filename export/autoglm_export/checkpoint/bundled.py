@@ -20,7 +20,8 @@ def install_arguments(name: str) -> list[str]:
 
 
 def resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
-    """(path, artifact name): a short name of `BUNDLED` gives its file, anything else is a path with no name of its own."""
+    """(path, artifact name): a short name of `BUNDLED` gives its file, anything else is a path with no name of its
+    own."""
     entry = BUNDLED.get(str(checkpoint))
     if entry is None or Path(checkpoint).exists():
         return Path(checkpoint), None
@@ -28,8 +29,8 @@ def resolve(checkpoint: str | Path) -> tuple[Path, str | None]:
 
 
 def find_bundled(name: str) -> Path:
-    """The weights file of a bundled model. Its package is located, never imported. Raises CheckpointError where it is not
-    installed."""
+    """The weights file of a bundled model. Its package is located, never imported. Raises CheckpointError where it is
+    not installed."""
     package, _, pattern = BUNDLED[name]
     spec = importlib.util.find_spec(package)
     folders = spec.submodule_search_locations if spec else None

@@ -62,7 +62,8 @@ def check_token_id(name: str, token_id: Any, vocab_size: int) -> None:
 
 
 def bos_token_id(vocab_size: int, *configs: Mapping[str, Any]) -> int | None:
-    """The first config's that is given. None where none is, or it is negative, as some checkpoints say that they have none."""
+    """The first config's that is given. None where none is, or it is negative, as some checkpoints say that they have
+    none."""
     found = next((c["bos_token_id"] for c in configs if c.get("bos_token_id") is not None), None)
     if type(found) is not int or found < 0:
         return None

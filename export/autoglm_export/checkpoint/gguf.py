@@ -1,4 +1,5 @@
-"""Opens a GGUF file (llama.cpp's format) as a `Checkpoint`: its metadata become a Hugging Face config and take that road.
+"""Opens a GGUF file (llama.cpp's format) as a `Checkpoint`: its metadata become a Hugging Face config and take that
+road.
 
 Format and metadata keys: github.com/ggml-org/ggml/blob/master/docs/gguf.md. Names of tensors: `gguf.constants`.
 llama.cpp rotates neighbouring pairs in llama models, so its converter reorders the rows of each query and key head
@@ -210,7 +211,8 @@ def _scaling(metadata: Mapping[str, Any], config: Mapping[str, Any], file: GgufF
 
 
 def _llama3_scaling(divisors: Array, config: Mapping[str, Any]) -> dict[str, Any]:
-    """GGUF keeps only the resulting divisor of each frequency: find Llama 3's rule again, and accept nothing near it."""
+    """GGUF keeps only the resulting divisor of each frequency: find Llama 3's rule again, and accept nothing near
+    it."""
     factor, dims, theta = float(divisors.max()), 2 * divisors.size, float(config["rope_theta"])
     rule = Llama3Scaling(factor=factor, low_freq_factor=1.0, high_freq_factor=4.0, original_max_position=8192)
     plain = RopeSpec(theta=theta, dims=dims, interleaved=False).inverse_frequencies()

@@ -1,8 +1,8 @@
 """Walks through the header of a GGUF file before the reader does, which believes every count that it finds there.
 
-Counts are compared with the bytes that are left first. Then, since the reader makes a Python object of every element, so is
-the number of all elements with what the largest vocabularies need.
-Format: github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files of the other byte order are refused here.
+Counts are compared with the bytes that are left first. Then, since the reader makes a Python object of every element,
+so is the number of all elements with what the largest vocabularies need. Format:
+github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files of the other byte order are refused here.
 """
 
 from __future__ import annotations
@@ -63,7 +63,8 @@ class _Walk:
         left = len(self.content) - self.place
         if count * size > left:
             raise CheckpointError(
-                f"{self.name} is truncated or no GGUF file: it announces {count} {what}, and {left} bytes are left of it"
+                f"{self.name} is truncated or no GGUF file: it announces {count} {what}, and {left} bytes "
+                "are left of it"
             )
 
     def skip(self, count: int, size: int) -> None:

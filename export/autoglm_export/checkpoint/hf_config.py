@@ -317,5 +317,6 @@ def _check_sections(rope: Keys, family: Family, dims: int) -> None:
     sections = rope.list("mrope_section", (8, 12, 12))
     if not all(isinstance(part, int) for part in sections) or sum(sections) != dims // 2:
         raise UnsupportedModel(
-            f"mrope_section is {sections}; its sum must be half of the {dims} dimensions that the rotary embedding covers"
+            f"mrope_section is {sections}; its sum must be half of the {dims} dimensions that the rotary "
+            "embedding covers"
         )

@@ -118,7 +118,8 @@ def _as_text(path: Path) -> str:
 
 
 def read_chat_template(folder: Path) -> str | None:
-    """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named default."""
+    """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named
+    default."""
     if (folder / "chat_template.jinja").exists():
         return _as_text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):

@@ -1,5 +1,5 @@
-"""A tokenizer is tried on hostile texts before it is taken: its patterns are the checkpoint's, and the library's engine for
-them backtracks. What takes long here would hold up a server with every such request.
+"""A tokenizer is tried on hostile texts before it is taken: its patterns are the checkpoint's, and the library's engine
+for them backtracks. What takes long here would hold up a server with every such request.
 
 The texts: long runs of each kind of character, which show time that grows with the square of the length, and short runs
 between beginnings and ends made of the pattern's own letters, which show time that doubles with each character.
@@ -54,8 +54,8 @@ _RANGE = re.compile(r"(\w)-(\w)")
 
 
 def try_tokenizer(content: bytes) -> None:
-    """`content`: a tokenizer.json. Raises CheckpointError, in one sentence that names the pattern, where a text takes longer
-    than it may, or makes the library fail."""
+    """`content`: a tokenizer.json. Raises CheckpointError, in one sentence that names the pattern, where a text takes
+    longer than it may, or makes the library fail."""
     patterns, of_decoder = _read_patterns(content)
     probes = _texts(patterns)
     with TemporaryDirectory(prefix="autoglm-trial-") as name:
@@ -144,8 +144,8 @@ def _unescaped(escape: str) -> str:
 
 
 def _short_runs(run: str, own: Sequence[str]) -> str:
-    """Each between every beginning and end, with nothing before that belongs to it. A word of the pattern stands behind what
-    belongs to nothing, too: an engine that misses it there does not even begin."""
+    """Each between every beginning and end, with nothing before that belongs to it. A word of the pattern stands behind
+    what belongs to nothing, too: an engine that misses it there does not even begin."""
     ends = [*_ENDS, *own[:8], *("\x00" + word for word in own[:8])]
     pieces = (
         f"\x01{begin}{run * (SHORT_RUN // len(run))}{end}" for begin in ("", *own[:8]) for end in dict.fromkeys(ends)

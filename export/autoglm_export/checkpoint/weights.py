@@ -102,8 +102,8 @@ def _source_of(name: str, family: Family) -> Source:
 
 
 def finite(name: str, values: Array) -> Array:
-    """`values` of the tensor `name`, as they are. Raises TensorError where one is no finite number: it would silently become
-    one on the way to a quantised model."""
+    """`values` of the tensor `name`, as they are. Raises TensorError where one is no finite number: it would silently
+    become one on the way to a quantised model."""
     if values.size and not (np.isfinite(values.min()) and np.isfinite(values.max())):
         wrong = values[~np.isfinite(values)]
         raise TensorError(
@@ -113,8 +113,8 @@ def finite(name: str, values: Array) -> Array:
 
 
 def prepared(name: str, values: Array) -> Array:
-    """`values` of what was computed of the weights `name`. Raises TensorError where that left the range of float32: what is
-    quantised of it would look like any other number."""
+    """`values` of what was computed of the weights `name`. Raises TensorError where that left the range of float32:
+    what is quantised of it would look like any other number."""
     if not np.isfinite(values).all():
         raise TensorError(
             f"{name} leaves the range of float32 when it is made ready for the runtime: its weights are too large"
@@ -123,7 +123,8 @@ def prepared(name: str, values: Array) -> Array:
 
 
 def check_counts(spec: ModelSpec, store: TensorStore) -> None:
-    """Compares the number of layers, which decides how much is done before any tensor is looked at, with what is there."""
+    """Compares the number of layers, which decides how much is done before any tensor is looked at, with what is
+    there."""
     if spec.num_layers * _LEAST_TENSORS > len(store.names()):
         raise TensorError(
             f"the config has {spec.num_layers} layers, of at least {_LEAST_TENSORS} tensors each; the checkpoint has "
@@ -132,7 +133,8 @@ def check_counts(spec: ModelSpec, store: TensorStore) -> None:
 
 
 class CheckpointWeights(Mapping[str, Array]):
-    """Canonical name -> float32 array. Built only when every tensor is there in its right shape, and none is left over."""
+    """Canonical name -> float32 array. Built only when every tensor is there in its right shape, and none is left
+    over."""
 
     def __init__(
         self,
@@ -183,8 +185,8 @@ def _some(names: list[str]) -> str:
 
 
 class CountedWeights(Mapping[str, Array]):
-    """Weights of a model of `spec`, all finite, that report how much of them is done, as the progress of `stage`: of all numbers, those
-    that were read before the array that is asked for now."""
+    """Weights of a model of `spec`, all finite, that report how much of them is done, as the progress of `stage`: of
+    all numbers, those that were read before the array that is asked for now."""
 
     def __init__(
         self, spec: ModelSpec, weights: Mapping[str, Array], progress: Callable[[str, float], None], stage: str

@@ -1,4 +1,5 @@
-"""`autoglm export-embedder`: a sentence-embedding checkpoint (BERT, mean pooling) -> the artifact of the model `embedder`.
+"""`autoglm export-embedder`: a sentence-embedding checkpoint (BERT, mean pooling) -> the artifact of the model
+`embedder`.
 
 What it reads is a folder as sentence-transformers writes it: config.json, model.safetensors, tokenizer.json,
 sentence_bert_config.json (most tokens read), 1_Pooling/config.json. Torch is not needed.
@@ -60,7 +61,8 @@ def export_embedder(checkpoint: str | Path, output: Path) -> EmbedderManifest:
 
 
 def read_checkpoint(folder: Path) -> EmbedderCheckpoint:
-    """Raises CheckpointError for a missing file or a damaged one, UnsupportedModel for another architecture or pooling."""
+    """Raises CheckpointError for a missing file or a damaged one, UnsupportedModel for another architecture or
+    pooling."""
     try:
         return _read_checkpoint(folder)
     except (TypeError, ValueError, LookupError, ArithmeticError) as error:

@@ -3,7 +3,8 @@
 Inputs: token_ids int64 [batch, length]; mask float32 [batch, length], 1 for a token and 0 for padding.
 Output: embedding float32 [batch, hidden_size], of length 1.
 
-Source: the published `transformers` BertModel (post-norm; gelu by erf) and sentence-transformers' Pooling and Normalize.
+Source: the published `transformers` BertModel (post-norm; gelu by erf) and sentence-transformers' Pooling and
+Normalize.
 """
 
 from __future__ import annotations

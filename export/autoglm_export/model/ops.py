@@ -1,11 +1,12 @@
-"""The operators a decoder is made of: the seam between its one definition (`decoder.py`) and the runtimes that compute it.
+"""The operators a decoder is made of: the seam between its one definition (`decoder.py`) and the runtimes that compute
+it.
 
-A back-end implements `Ops` over a tensor handle of its own (`T`): the name of a graph value, a network tensor, an index into
-a program. Handles are opaque to the decoder. Activations are rows: `[num_rows, width]`, a row for each token of the step.
-Weights are named as in `spec.py`; a back-end holds them, lays them out and quantises them as suits it.
+A back-end implements `Ops` over a tensor handle of its own (`T`): the name of a graph value, a network tensor, an index
+into a program. Handles are opaque to the decoder. Activations are rows: `[num_rows, width]`, a row for each token of
+the step. Weights are named as in `spec.py`; a back-end holds them, lays them out and quantises them as suits it.
 
-The step's tokens, positions, cache slots and the rows whose logits are wanted are the back-end's inputs, the same for every
-layer; so they are no arguments here.
+The step's tokens, positions, cache slots and the rows whose logits are wanted are the back-end's inputs, the same for
+every layer; so they are no arguments here.
 """
 
 from __future__ import annotations
@@ -25,7 +26,8 @@ class Ops(Protocol[T]):
         ...
 
     def add_rms_norm(self, x: T, delta: T, weight: str) -> tuple[T, T]:
-        """(x + delta, rms_norm(x + delta)): the residual stream and the next block's input, which most runtimes fuse."""
+        """(x + delta, rms_norm(x + delta)): the residual stream and the next block's input, which most runtimes
+        fuse."""
         ...
 
     def linear(self, x: T, *layers: str) -> T:
@@ -38,8 +40,9 @@ class Ops(Protocol[T]):
     def attention(self, qkv: T, layer: int, query_norm: str | None, key_norm: str | None) -> T:
         """Causal grouped-query attention over the tokens' slots, whose caches it extends with their keys and values.
 
-        `qkv` is `[num_rows, (num_heads + 2 * num_kv_heads) * head_size]`. Queries and keys are RMS-normed head by head where
-        norms are named, then rotated by the spec's rope. Scale 1 / sqrt(head_size); `[num_rows, num_heads * head_size]`.
+        `qkv` is `[num_rows, (num_heads + 2 * num_kv_heads) * head_size]`. Queries and keys are RMS-normed head by head
+        where norms are named, then rotated by the spec's rope. Scale 1 / sqrt(head_size); `[num_rows, num_heads *
+        head_size]`.
         """
         ...
 

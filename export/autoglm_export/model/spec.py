@@ -1,4 +1,5 @@
-"""`ModelSpec`: everything about a decoder's mathematics, normalised once. Nothing downstream reads a Hugging Face config.
+"""`ModelSpec`: everything about a decoder's mathematics, normalised once. Nothing downstream reads a Hugging Face
+config.
 
 Weights travel beside it as a mapping from these names to arrays (`i`: layer; shapes as in torch's Linear, [out, in]):
 

@@ -39,7 +39,8 @@ class Libraries:
     def write(self, folder: Path) -> dict[str, Any]:
         """Wait for all, and copy them into `folder`: name of the target -> its file and the CPU features that it needs.
 
-        A class that the compiler is too old for is left out. Raises ExportError where none that this CPU runs was built.
+        A class that the compiler is too old for is left out. Raises ExportError where none that this CPU runs was
+        built.
         """
         (folder / FOLDER).mkdir()
         written: dict[str, Any] = {}

@@ -1,5 +1,5 @@
-"""The native decoder's program and weights as files. The structures are those of `native/csrc/program.h`; what the engine
-checks of them is in its own `native.program`."""
+"""The native decoder's program and weights as files. The structures are those of `native/csrc/program.h`; what the
+engine checks of them is in its own `native.program`."""
 
 from __future__ import annotations
 
@@ -104,7 +104,8 @@ def quantise_columns(
 
 
 def mixed_vectors(inputs: int) -> int:
-    """How many vectors of LANES are mixed with each other in rows of a padded width: a power of two that divides them."""
+    """How many vectors of LANES are mixed with each other in rows of a padded width: a power of two that divides
+    them."""
     vectors = inputs // LANES
     return min(vectors & -vectors, MOST_MIXED)
 

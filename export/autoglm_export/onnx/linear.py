@@ -4,11 +4,12 @@ An activation is a `Rows`: a graph value, its type, and perhaps a factor a row t
 
 fp16: weights and products are float16; who computes anything else with a product takes it as float32 (`finished`).
 
-int8: weights are symmetric, one scale a column; activations are quantised **row by row**, so that a token's result never
-depends on the other tokens of its step. ONNX Runtime's quantised products know one activation scale a tensor; so each row is
-divided by its largest magnitude, quantised with the constant scale 1/127, and multiplied by that magnitude afterwards.
-Rows with a few values far larger than the rest (`spiky`) are first mixed by a Hadamard matrix, and so are the weights.
-A row of zeros divides to NaN, quantises to some integers, and is multiplied by 0: its result is 0, as it should be.
+int8: weights are symmetric, one scale a column; activations are quantised **row by row**, so that a token's result
+never depends on the other tokens of its step. ONNX Runtime's quantised products know one activation scale a tensor; so
+each row is divided by its largest magnitude, quantised with the constant scale 1/127, and multiplied by that magnitude
+afterwards. Rows with a few values far larger than the rest (`spiky`) are first mixed by a Hadamard matrix, and so are
+the weights. A row of zeros divides to NaN, quantises to some integers, and is multiplied by 0: its result is 0, as it
+should be.
 """
 
 from __future__ import annotations

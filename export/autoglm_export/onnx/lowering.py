@@ -6,11 +6,12 @@ Inputs of a step, `batch` sequences of equally many tokens (more than one token 
     total_length   int32 []        the largest of them, plus 1
     logit_rows     int32 [num_logits]
     past_key_i, past_value_i    [batch, num_kv_heads, cache_length, head_size], float32 or, in fp16, float16
-Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their pasts:
-GroupQueryAttention then writes the new keys and values in place and copies nothing.
+Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their
+pasts: GroupQueryAttention then writes the new keys and values in place and copies nothing.
 
-fp16 is 16 bits only where weights or caches are read: the residual stream, norms and gating are float32, so that nothing
-adds up to an overflow. Its caches are one position longer than a slot: there a GPU computes the rows of idle slots.
+fp16 is 16 bits only where weights or caches are read: the residual stream, norms and gating are float32, so that
+nothing adds up to an overflow. Its caches are one position longer than a slot: there a GPU computes the rows of idle
+slots.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""An engine is checked on the GPU that it was built beside, and built again with another form of attention where it must be."""
+"""An engine is checked on the GPU that it was built beside, and built again with another form of attention where it
+must be."""
 
 from __future__ import annotations
 
@@ -32,11 +33,11 @@ def tried(
     progress: Progress = no_progress,
     check: Check = check_here,
 ) -> Manifest:
-    """The manifest of an engine in `folder` with which this machine's GPU computes what the reference says: the one that
-    is there, or what `make` builds there with the next of `forms` of attention, and then the manifest says why.
+    """The manifest of an engine in `folder` with which this machine's GPU computes what the reference says: the one
+    that is there, or what `make` builds there with the next of `forms` of attention, and then the manifest says why.
 
-    `forms` empty: no other may be taken. Where the engine cannot run here, the manifest says so, and the GPU that loads it
-    checks it. Raises ExportError where no form computes it.
+    `forms` empty: no other may be taken. Where the engine cannot run here, the manifest says so, and the GPU that loads
+    it checks it. Raises ExportError where no form computes it.
     """
     note = ""
     while True:

@@ -1,9 +1,9 @@
 """The parity gate: does the exported artifact compute what transformers computes from the same checkpoint?
 
-Three fixed texts go through both, every token at its place (teacher-forced), and both continue the texts greedily. In fp32
-the logits must agree within a relative L2 distance and the greedy tokens be identical; in fp16 logits and perplexity are
-bounded, because near-ties between tokens may fall either way; any other artifact must keep the perplexity within a bound.
-What has no bound is reported. torch and transformers are needed only here.
+Three fixed texts go through both, every token at its place (teacher-forced), and both continue the texts greedily. In
+fp32 the logits must agree within a relative L2 distance and the greedy tokens be identical; in fp16 logits and
+perplexity are bounded, because near-ties between tokens may fall either way; any other artifact must keep the
+perplexity within a bound. What has no bound is reported. torch and transformers are needed only here.
 """
 
 from __future__ import annotations
@@ -30,11 +30,10 @@ from .text import TEXTS
 GREEDY_TOKENS = 64
 GREEDY_PROMPT = 24  # tokens of each text that the greedy continuation starts from
 # What a precision may cost. relative_l2: |logits - reference| / |reference|, of a text's logits and of a prompt's.
-# fp32 computes the same function; in fp16, with every weight, cache and product rounded, tiny models of all families and
-# SmolLM2 are 1.3e-3 to 1.9e-3 off, the worst single row 6e-3, or 1.3e-2 where what float16 might not hold is bfloat16 (on
-# TensorRT); an overflow or a weight out of place is far beyond.
-# The others were chosen: what an answer may lose. A checkpoint whose weights had 4 bits already, on another grid, loses
-# more than that in int4 and is refused.
+# fp32 computes the same function; in fp16, with every weight, cache and product rounded, tiny models of all families
+# and SmolLM2 are 1.3e-3 to 1.9e-3 off, the worst single row 6e-3, or 1.3e-2 where what float16 might not hold is
+# bfloat16 (on TensorRT); an overflow or a weight out of place is far beyond. The others were chosen: what an answer may
+# lose. A checkpoint whose weights had 4 bits already, on another grid, loses more than that in int4 and is refused.
 BOUNDS: dict[str, dict[str, float]] = {
     "fp32": {"relative_l2": 1e-3, "greedy_tokens": GREEDY_TOKENS},
     "fp16": {"relative_l2": 2e-2, "perplexity_ratio": 1.005},

@@ -1,6 +1,7 @@
 """What goes into each linear layer on a text, computed by `reproducible.Kernels`: weights are rounded to suit it.
 
-The decoder runs layer by layer, over all texts at once, as far as is asked for; only one layer's rows are kept at a time.
+The decoder runs layer by layer, over all texts at once, as far as is asked for; only one layer's rows are kept at a
+time.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Inputs:
 class Centered:
     """What rows hold on a calibration text, about their mean; nothing without calibration.
 
-    The mean is subtracted before rows are quantised, and its product is a bias: half of what a norm leaves is the same in
-    every row, and need not be quantised again and again.
+    The mean is subtracted before rows are quantised, and its product is a bias: half of what a norm leaves is the same
+    in every row, and need not be quantised again and again.
     """
 
     shift: Array | None = None  # [inputs]

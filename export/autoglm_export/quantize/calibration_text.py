@@ -1,4 +1,5 @@
-"""The fixed text that weight rounding is fitted to: prose, questions and answers, Chinese, code and data, written for it.
+"""The fixed text that weight rounding is fitted to: prose, questions and answers, Chinese, code and data, written for
+it.
 
 Nothing of it occurs in the text that the parity gate measures on.
 """

@@ -1,10 +1,10 @@
 """Turn the residual stream so that int8 activations lose little: the same function, without outlier channels.
 
-A decoder's residual stream has a few channels far larger than the rest; a row that is quantised with one scale then spends
-its 8 bits on them. An orthogonal matrix R mixes all channels alike, and changes nothing else: RMS norm keeps the length of
-its input, so R passes through it once the norm's weights are multiplied into the layers that read it.
-With x the stream, what reads it becomes W diag(norm) R, what writes it R^T W (and R^T b), the embedding table E R.
-The idea is QuaRot's (arXiv 2404.00456). R needs no data and costs nothing when the model runs.
+A decoder's residual stream has a few channels far larger than the rest; a row that is quantised with one scale then
+spends its 8 bits on them. An orthogonal matrix R mixes all channels alike, and changes nothing else: RMS norm keeps the
+length of its input, so R passes through it once the norm's weights are multiplied into the layers that read it. With x
+the stream, what reads it becomes W diag(norm) R, what writes it R^T W (and R^T b), the embedding table E R. The idea is
+QuaRot's (arXiv 2404.00456). R needs no data and costs nothing when the model runs.
 
 It does not apply where a norm stands between a layer and the stream (`sandwich_norm`): its weights cannot be moved.
 """
@@ -79,7 +79,8 @@ class RotatedWeights(Mapping[str, Array]):
 
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Rotation:
-    """x -> (x * signs) (left (x) H), orthogonal: a Kronecker product, so that wide models rotate fast. H is a Hadamard matrix."""
+    """x -> (x * signs) (left (x) H), orthogonal: a Kronecker product, so that wide models rotate fast. H is a Hadamard
+    matrix."""
 
     signs: Array  # [size], 1 or -1
     left: Array  # [m, m]; size / m is a power of two
@@ -105,7 +106,8 @@ class Rotation:
 
 
 def orthogonalised(matrix: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Q of the QR decomposition of a square `matrix`, by Householder reflections, in an order that no library decides."""
+    """Q of the QR decomposition of a square `matrix`, by Householder reflections, in an order that no library
+    decides."""
     rest, q = matrix.copy(), np.eye(len(matrix))
     for k in range(len(matrix) - 1):
         reflector = rest[k:, k].copy()

@@ -1,12 +1,13 @@
 """Round weights so that a layer's products stay what they were, rather than the weights themselves.
 
-Inputs are correlated: what rounding one weight changes in a product, its neighbours can take back. With G the Gram matrix of
-the inputs and G = L L^T, the error of a column w rounded to q is |(w - q) L|^2, whose term i depends on the weights from i
-on alone. So weights are rounded from the last to the first, each after the errors of those behind it are added, as far
-as G lets it make up for them. The idea is that of GPTQ (arXiv 2210.17323), which goes through the inverse of G.
+Inputs are correlated: what rounding one weight changes in a product, its neighbours can take back. With G the Gram
+matrix of the inputs and G = L L^T, the error of a column w rounded to q is |(w - q) L|^2, whose term i depends on the
+weights from i on alone. So weights are rounded from the last to the first, each after the errors of those behind it are
+added, as far as G lets it make up for them. The idea is that of GPTQ (arXiv 2210.17323), which goes through the inverse
+of G.
 
-A layer with many inputs takes them in groups that make up for their own errors only: the calibration text has fewer tokens
-than such a layer has inputs, so that G says little of most pairs, and the work grows with the square of a group.
+A layer with many inputs takes them in groups that make up for their own errors only: the calibration text has fewer
+tokens than such a layer has inputs, so that G says little of most pairs, and the work grows with the square of a group.
 """
 
 from __future__ import annotations
@@ -62,8 +63,8 @@ def round_columns(
 
 
 def feedback_of(inputs: Array, damping: float) -> Feedback:
-    """Of `inputs` `[tokens, inputs]`, in groups: entry (j, i) of each matrix is how much of the error of weight j is added to
-    weight i < j before that is rounded."""
+    """Of `inputs` `[tokens, inputs]`, in groups: entry (j, i) of each matrix is how much of the error of weight j is
+    added to weight i < j before that is rounded."""
     with np.errstate(all="ignore"):  # what is too large is told in a sentence
         grams = [(group, kernels().gram(inputs, group)) for group in groups_of(inputs.shape[1])]
     return [

@@ -30,7 +30,8 @@ class Kernels(Protocol):
         ...
 
     def feedback(self, matrix: Array) -> Array:
-        """Of a positive definite `[n, n]` = L L^T: L divided by its diagonal, `[n, n]`, lower. Raises NotPositiveDefinite."""
+        """Of a positive definite `[n, n]` = L L^T: L divided by its diagonal, `[n, n]`, lower. Raises
+        NotPositiveDefinite."""
         ...
 
     def round_columns(
@@ -54,7 +55,8 @@ class Kernels(Protocol):
         ...
 
     def rotate(self, rows: Array, factors: Array, left: Array) -> Array:
-        """(rows `[m, size]` * factors `[size]`) times left `[a, a]` (x) a normalised Hadamard matrix `[size / a, size / a]`."""
+        """(rows `[m, size]` * factors `[size]`) times left `[a, a]` (x) a normalised Hadamard matrix `[size / a, size /
+        a]`."""
         ...
 
     def rotate_columns(self, matrix: Array, factors: Array, left: Array) -> Array:

@@ -1,7 +1,8 @@
-"""The definition of `Kernels` in numpy: every operation is one that IEEE 754 rounds exactly, in an order that is written here.
+"""The definition of `Kernels` in numpy: every operation is one that IEEE 754 rounds exactly, in an order that is
+written here.
 
-Products of two values of 12 significant bits are exact in float32, those of two float32 values are exact in float64; so it
-makes no difference whether a CPU fuses them with the addition that follows.
+Products of two values of 12 significant bits are exact in float32, those of two float32 values are exact in float64; so
+it makes no difference whether a CPU fuses them with the addition that follows.
 """
 
 from __future__ import annotations

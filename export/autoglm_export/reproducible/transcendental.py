@@ -1,7 +1,7 @@
 """Powers, sines and cosines that do not depend on the CPU, as those of libm and numpy do.
 
-Sines and cosines: reduced to [-pi/4, pi/4] with pi/2 in three parts (Cody and Waite, "Software Manual for the Elementary
-Functions", 1980), then Taylor series. `native/csrc/trigonometry.h` computes the same bits.
+Sines and cosines: reduced to [-pi/4, pi/4] with pi/2 in three parts (Cody and Waite, "Software Manual for the
+Elementary Functions", 1980), then Taylor series. `native/csrc/trigonometry.h` computes the same bits.
 """
 
 from __future__ import annotations

@@ -4,12 +4,13 @@
     decomposed   the same layer, which TensorRT may take apart: slower, and it needs room for all scores
     plain        products, a mask and a softmax of our own, in float32: the last resort, and no layer to trust
 
-In each a token sees the positions 0 ... its own by a mask that the network makes, once for all layers. The layer's own way
-of bounding a row (`key_value_lengths` with a lower-right mask) is not used: NVIDIA took it out of TensorRT-Model-Connect
-(pull requests 1035 and 1048), since it "can build successfully while returning incorrect tokens" at larger caches.
+In each a token sees the positions 0 ... its own by a mask that the network makes, once for all layers. The layer's own
+way of bounding a row (`key_value_lengths` with a lower-right mask) is not used: NVIDIA took it out of
+TensorRT-Model-Connect (pull requests 1035 and 1048), since it "can build successfully while returning incorrect tokens"
+at larger caches.
 
-float16 is widened around the layer: only then do the products of a float16 kernel accumulate in float32 (release notes of
-TensorRT 11.3, "FP32 accumulation for FP16 fused attention").
+float16 is widened around the layer: only then do the products of a float16 kernel accumulate in float32 (release notes
+of TensorRT 11.3, "FP32 accumulation for FP16 fused attention").
 """
 
 from __future__ import annotations

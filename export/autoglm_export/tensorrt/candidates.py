@@ -1,4 +1,5 @@
-"""What a step tells of its logits, computed on the device: candidates, so that no row of logits has to cross to the host."""
+"""What a step tells of its logits, computed on the device: candidates, so that no row of logits has to cross to the
+host."""
 
 from __future__ import annotations
 
@@ -12,8 +13,8 @@ MOST_CANDIDATES = 3840  # of TensorRT's top-k
 def add_candidates(network: Network, logits: Tensor, vocab_size: int, num_candidates: int) -> None:
     """From `logits` float32 `[B, vocab_size]` the outputs that `autoglm_engine.core.Candidates` is made of.
 
-    Adjusted logits are `where(l < 0, l * logit_factor, l / logit_factor) + logit_offset`: a repetition penalty (Keskar et
-    al. 2019) as the factor; presence and frequency penalties, biases and bans as the offset.
+    Adjusted logits are `where(l < 0, l * logit_factor, l / logit_factor) + logit_offset`: a repetition penalty (Keskar
+    et al. 2019) as the factor; presence and frequency penalties, biases and bans as the offset.
     """
     temperature = network.input("inverse_temperature", np.float32, [-1, 1])
     factor = network.input("logit_factor", np.float32, [-1, vocab_size])

@@ -1,9 +1,10 @@
-"""What a GPU must compute with an engine, worked out in numpy: the reference that `autoglm_engine.runners.device_check.check` compares with.
+"""What a GPU must compute with an engine, worked out in numpy: the reference that
+`autoglm_engine.runners.device_check.check` compares with.
 
-It is float32 on the weights that the engine holds (of 4 or 8 bits where these are what it multiplies by), from one reading of
-the weights. The tokens are not generated one by one, which would read a model of 9 billion weights 32 times: the likeliest
-token after each of the last places of a fixed text needs one pass and says as much. No GPU has a part in it, nor has the
-engine that is to be checked, so an engine that was built ahead of time has the same reference.
+It is float32 on the weights that the engine holds (of 4 or 8 bits where these are what it multiplies by), from one
+reading of the weights. The tokens are not generated one by one, which would read a model of 9 billion weights 32 times:
+the likeliest token after each of the last places of a fixed text needs one pass and says as much. No GPU has a part in
+it, nor has the engine that is to be checked, so an engine that was built ahead of time has the same reference.
 """
 
 from __future__ import annotations
@@ -26,9 +27,11 @@ from .reference_ops import CachedTokens, HeldWeights, ReferenceOps
 LENGTHS = (1, 7, 1000)  # of rows, and one less than a slot holds
 NEW_TOKENS = 33  # of a row that is prefilled: an odd number, which is padded
 TEXT_TOKENS, PLACES, LIKELIEST = 64, 32, 16
-# Of a layer: relative L2 distance that rounding explains. fp8 rounds activations, too, to 4 bits: scores move with them (0.2 seen).
+# Of a layer: relative L2 distance that rounding explains. fp8 rounds activations, too, to 4 bits: scores move with them
+# (0.2 seen).
 BOUNDS = {"fp16": 0.02, "bf16": 0.05, "int4": 0.05, "fp8": 0.4}
-# Of the whole model's logits, as a share of their standard deviation; and how many of the PLACES may differ all the same.
+# Of the whole model's logits, as a share of their standard deviation; and how many of the PLACES may differ all the
+# same.
 LOGIT_ERRORS = {"fp16": 0.02, "bf16": 0.06, "int4": 0.06, "fp8": 0.2}
 MOST_MISSED = {"fp16": 1, "bf16": 1, "int4": 1, "fp8": 4}
 _SCORE_DEVIATION = 2.0  # of a query's scores: some keys count a lot, and many a little
@@ -123,7 +126,8 @@ class LayerReference:
         return np.stack([rows[-1] for rows in self._computed([1] * len(self._lengths))])
 
     def prefill(self) -> Array:
-        """[R, C, width], zeroes before a row's own; [R, 1, width] of a model of one layer, whose width is the vocabulary."""
+        """[R, C, width], zeroes before a row's own; [R, 1, width] of a model of one layer, whose width is the
+        vocabulary."""
         found = self._computed(self._counts)
         most = max(map(len, found))
         return np.stack([np.pad(rows, ((most - len(rows), 0), (0, 0))) for rows in found])
@@ -148,8 +152,8 @@ class LayerReference:
         return CachedTokens(self.token_ids[row, -count:], keys, values)
 
     def _exponents(self) -> dict[str, int]:
-        """Keys so large that scores have _SCORE_DEVIATION, and values as large as the model's own, which a quantised engine
-        was calibrated on: both as nearly as a power of two allows."""
+        """Keys so large that scores have _SCORE_DEVIATION, and values as large as the model's own, which a quantised
+        engine was calibrated on: both as nearly as a power of two allows."""
         ops = ReferenceOps(self._spec, self._weights, [CachedTokens(ids) for ids in self.token_ids])
         normed = ops.rms_norm(ops.embed("embed"), "layers.0.attention_norm")
         _, values = ops.keys_and_values(normed, 0)

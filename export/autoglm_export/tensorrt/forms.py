@@ -20,8 +20,9 @@ class Attempt:
     note: str  # what is said where it is not the first
 
 
-# TensorRT takes other kernels where every row has one token, and none from some length on: TensorRT-RTX 1.7 for 8 slots of
-# more than 22,528 positions. Where a row may have two tokens, it takes the kernels of longer spans, which have no such limit.
+# TensorRT takes other kernels where every row has one token, and none from some length on: TensorRT-RTX 1.7 for 8 slots
+# of more than 22,528 positions. Where a row may have two tokens, it takes the kernels of longer spans, which have no
+# such limit.
 ATTEMPTS = (
     Attempt("fused", 1, ""),
     Attempt("fused", 2, "TensorRT has no fused kernel for decoding this shape and type; that of longer spans does it"),
@@ -46,8 +47,8 @@ class Built:
 def build_in_a_form(
     define: Callable[[str], Network], build: Callable[[Network, int], None], form: str | None, shape: str
 ) -> Built:
-    """Build in `form`; None: in the first that TensorRT has kernels for. `define`: a network in a form; `build`: with this
-    many `decode_tokens`; `shape`: what the sentence calls shapes and types.
+    """Build in `form`; None: in the first that TensorRT has kernels for. `define`: a network in a form; `build`: with
+    this many `decode_tokens`; `shape`: what the sentence calls shapes and types.
 
     Raises what the last attempt raised, and at once what has nothing to do with kernels of attention.
     """

@@ -1,8 +1,10 @@
 """Linear layers as TensorRT computes them in each precision: weights laid out, scales, explicit Q/DQ.
 
     fp16, bf16   weights and products in that type
-    fp8          E4M3 weights, a scale an output; E4M3 activations, one calibrated scale a layer; products accumulate in float32
-    int4         weights of 4 bits in blocks of up to 128 inputs (`int4.py`), a scale a block and output; activations in 16 bits
+    fp8          E4M3 weights, a scale an output; E4M3 activations, one calibrated scale a layer; products accumulate in
+                 float32
+    int4         weights of 4 bits in blocks of up to 128 inputs (`int4.py`), a scale a block and output; activations in
+                 16 bits
 
 Every product takes float32 activations, rounds them to what it multiplies in, and gives float32. `kv_dtype` is the
 16-bit type that goes with fp8 and int4. What float16 would have to hold beyond its 65,504 is left out of it: see
@@ -39,8 +41,8 @@ class Linears(Protocol):
 
 
 def product_type(layers: Sequence[str], dtype: npt.DTypeLike) -> npt.DTypeLike:
-    """What layers side by side multiply in. What goes to the residual stream may pass float16's range (vLLM refuses GLM-4
-    in float16 for it), in bfloat16 it cannot."""
+    """What layers side by side multiply in. What goes to the residual stream may pass float16's range (vLLM refuses
+    GLM-4 in float16 for it), in bfloat16 it cannot."""
     is_wide = any(name.rpartition(".")[2] in _WIDE_OUTPUTS for name in layers)
     return ml_dtypes.bfloat16 if is_wide and np.dtype(dtype) == np.float16 else dtype
 
@@ -66,8 +68,8 @@ class HalfLinears:
 
 
 class Fp8Linears:
-    """`largest_input`: layers that share their inputs -> the largest magnitude that calibration saw among these. `kept`:
-    the layers that stay in 16 bits.
+    """`largest_input`: layers that share their inputs -> the largest magnitude that calibration saw among these.
+    `kept`: the layers that stay in 16 bits.
 
     A dequantised tensor has the type of its scale (IDequantizeLayer's documentation has one type for both), and a
     quantised one is made with the very same scale, so nothing is lost where that is a bfloat16.

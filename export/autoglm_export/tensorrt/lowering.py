@@ -1,10 +1,13 @@
 """The decoder as a TensorRT engine: one network, three optimisation profiles.
 
-The engine's tensors (B sequences, S tokens of each, K positions that attention reads; row i of a decode step is slot i):
+The engine's tensors (B sequences, S tokens of each, K positions that attention reads; row i of a decode step is slot
+i):
 
     token_ids, position_ids   int32 [B, S]    position_ids: where each token stands in its slot
-    write_indices             int32 [B]       the first cache position that the row writes; write_indices + S <= cache_length
-    key_positions             int32 [K]       0 ... K - 1; beyond every position that counts, so K >= the longest row's end
+    write_indices             int32 [B]       the first cache position that the row writes; write_indices + S <=
+                                              cache_length
+    key_positions             int32 [K]       0 ... K - 1; beyond every position that counts, so K >= the longest row's
+                                              end
     logit_indices             int32 [B, 1]    which of the S tokens gives the logits
     inverse_temperature       float32 [B, 1]  \\
     logit_factor, logit_offset float32 [B, V]  > `tensorrt/candidates.py`
@@ -13,9 +16,9 @@ The engine's tensors (B sequences, S tokens of each, K positions that attention 
     candidate_logits/_ids     float32/int32 [B, num_candidates], best first
     log_sum_exp               float32 [B, 1]
 
-A token sees the positions 0 ... its own of its row, whatever the cache holds beyond (`tensorrt/ops.py`). So a row may be
-padded at its end: what its last tokens write is overwritten before any token sees it. And a row may be idle: it stands at
-position 0 and writes to the spare positions, cache_length - S ... cache_length - 1, which no token ever sees.
+A token sees the positions 0 ... its own of its row, whatever the cache holds beyond (`tensorrt/ops.py`). So a row may
+be padded at its end: what its last tokens write is overwritten before any token sees it. And a row may be idle: it
+stands at position 0 and writes to the spare positions, cache_length - S ... cache_length - 1, which no token ever sees.
 
     profile           B                  S                           K
     decode            1 ... num_slots    1 (2 may be allowed)        attention_lengths, the first to the last
@@ -23,7 +26,8 @@ position 0 and writes to the spare positions, cache_length - S ... cache_length 
     batched_prefill   1 ... 8 slots      1 ... 128 or the chunk      likewise
 
 The manifest's `attention_lengths` are the K to run with (the last is cache_length), its `prefill_lengths` the S that
-prompts are padded to. A padded row must end within the cache; cache_length - max_length >= the longest of batched_prefill.
+prompts are padded to. A padded row must end within the cache; cache_length - max_length >= the longest of
+batched_prefill.
 """
 
 from __future__ import annotations
@@ -58,7 +62,8 @@ from .profiles import attention_lengths_of, cache_length_of, prefill_lengths_of,
 
 ENGINE_FILE = "engine.plan"
 DEFAULT_CANDIDATES = 64
-# From TensorRT 11.2 on other levels may take unstable tactics (TensorRT-Model-Connect, families/qwen/builder_policy.py).
+# From TensorRT 11.2 on other levels may take unstable tactics (TensorRT-Model-Connect,
+# families/qwen/builder_policy.py).
 FP8_BUILDER_LEVEL = 0
 
 

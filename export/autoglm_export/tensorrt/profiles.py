@@ -31,8 +31,8 @@ def attention_lengths_of(cache_length: int) -> list[int]:
 
 
 def prefill_lengths_of(prefill_chunk: int) -> list[int]:
-    """What prompts are padded to, rising. Beyond `PREFILL_LENGTHS` each padded token costs what a real one does, so there
-    are four lengths in each doubling: padding adds a quarter at most, and not the double."""
+    """What prompts are padded to, rising. Beyond `PREFILL_LENGTHS` each padded token costs what a real one does, so
+    there are four lengths in each doubling: padding adds a quarter at most, and not the double."""
     lengths = list(PREFILL_LENGTHS)
     while lengths[-1] < prefill_chunk:
         lengths += [lengths[-1] * quarters // 4 for quarters in (5, 6, 7, 8)]
@@ -42,7 +42,8 @@ def prefill_lengths_of(prefill_chunk: int) -> list[int]:
 def profiles_of(
     spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int, decode_tokens: int = 1
 ) -> tuple[Profile, ...]:
-    """In the order of the engine's. `decode_tokens`: the most that a decode call's rows may have, of which one is used."""
+    """In the order of the engine's. `decode_tokens`: the most that a decode call's rows may have, of which one is
+    used."""
     rows, tokens = min(BATCHED_ROWS, num_slots), min(BATCHED_LENGTH, prefill_chunk)
     profile = partial(_profile, spec, cache_length)
     return (
@@ -55,7 +56,8 @@ def profiles_of(
 def _profile(
     spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int, most_tokens: int | None = None
 ) -> Profile:
-    """K begins at 1: of a length that never changes TensorRT-RTX 1.7 finds no float16 kernel that accumulates in float32."""
+    """K begins at 1: of a length that never changes TensorRT-RTX 1.7 finds no float16 kernel that accumulates in
+    float32."""
     shapes, usual = partial(input_shapes, spec, cache_length), min(_USUAL_KEYS, cache_length)
     largest = shapes(batch, most_tokens or sequence, cache_length)
     return Profile(name, shapes(1, 1, 1), shapes(batch, sequence, usual), largest)

@@ -18,7 +18,8 @@ _SLICE = 1 << 14  # rows of a table that are multiplied at a time
 
 @dataclass(frozen=True, slots=True, eq=False)
 class CachedTokens:
-    """New tokens, and what the caches of every layer hold before them: `[num_kv_heads, start, head_size]`, or nothing."""
+    """New tokens, and what the caches of every layer hold before them: `[num_kv_heads, start, head_size]`, or
+    nothing."""
 
     token_ids: TokenIds
     keys: Array | None = None

@@ -82,7 +82,8 @@ def _error(status: int) -> dict[str, Any]:
 
 
 class DocumentedApp(FastAPI):
-    """With the names of the models that there are; without FastAPI's own 422 for requests that are not valid: here that is 400."""
+    """With the names of the models that there are; without FastAPI's own 422 for requests that are not valid: here that
+    is 400."""
 
     def openapi(self) -> dict[str, Any]:
         if self.openapi_schema is None:

@@ -1,7 +1,7 @@
 """The body of a request as a JSON object, or one sentence about what is wrong with it.
 
-Read in one pass, without a copy of the text, by a parser that is strict where `json` is not: bad UTF-8, lone surrogates,
-NaN and Infinity, a key twice, numbers of thousands of digits and depths over 200 are errors.
+Read in one pass, without a copy of the text, by a parser that is strict where `json` is not: bad UTF-8, lone
+surrogates, NaN and Infinity, a key twice, numbers of thousands of digits and depths over 200 are errors.
 """
 
 from __future__ import annotations

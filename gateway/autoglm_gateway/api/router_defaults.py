@@ -1,4 +1,5 @@
-"""Fields that routers add to every request (vLLM's, SGLang's), accepted where they ask for nothing: at the routers' defaults."""
+"""Fields that routers add to every request (vLLM's, SGLang's), accepted where they ask for nothing: at the routers'
+defaults."""
 
 from __future__ import annotations
 

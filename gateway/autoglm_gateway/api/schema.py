@@ -1,6 +1,7 @@
 """The requests that are understood. A field that is not named here is refused by its name.
 
-Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are what its package passes in `extra_body`.
+Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are what its package passes in
+`extra_body`.
 """
 
 from __future__ import annotations

@@ -19,8 +19,8 @@ _LETTERS = string.ascii_letters + string.digits
 
 
 class ToolShape:
-    """A `ChatShape` whose text is split into content and calls. Log-probabilities stay with the tokens: a chunk has those
-    of the text that it was made of, be that a call."""
+    """A `ChatShape` whose text is split into content and calls. Log-probabilities stay with the tokens: a chunk has
+    those of the text that it was made of, be that a call."""
 
     prefix, whole, chunk = ChatShape.prefix, ChatShape.whole, ChatShape.chunk
 

@@ -31,7 +31,8 @@ GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 
 @dataclass(frozen=True, slots=True)
 class Bounds:
-    """Of the answers to one caller. `max_length`: most tokens of prompt and answer together. `priority`: the caller's own."""
+    """Of the answers to one caller. `max_length`: most tokens of prompt and answer together. `priority`: the caller's
+    own."""
 
     max_length: int
     deadline_ms: int | None = None

@@ -129,7 +129,8 @@ def _too_slow(bounds: BodyBounds) -> ApiError:
 
 
 async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -> None:
-    """Answers, lets the client read the answer, and ends the connection: closing it with bytes unread would reset it."""
+    """Answers, lets the client read the answer, and ends the connection: closing it with bytes unread would reset
+    it."""
     response = failure(error)
     headers = [*response.raw_headers, (b"connection", b"close")]
     await send({"type": "http.response.start", "status": response.status_code, "headers": headers})

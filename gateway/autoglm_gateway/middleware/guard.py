@@ -24,8 +24,8 @@ _CHALLENGE = 'Bearer realm="autoglm"'
 
 
 class Guard:
-    """Pure ASGI. Without keys everybody is let in, under one common limit, but no web page of elsewhere where the gateway
-    is this machine's own. With keys, all but what `is_open` needs one."""
+    """Pure ASGI. Without keys everybody is let in, under one common limit, but no web page of elsewhere where the
+    gateway is this machine's own. With keys, all but what `is_open` needs one."""
 
     def __init__(self, app: ASGIApp, settings: GatewaySettings) -> None:
         self._app, self._ring, self._settings = app, KeyRing(settings.keys), settings
@@ -80,7 +80,8 @@ class Guard:
         return key
 
     def _check_origin(self, scope: Scope) -> None:
-        """Browsers say which page asks. A name of elsewhere that was made to point here (DNS rebinding) is such a page, too."""
+        """Browsers say which page asks. A name of elsewhere that was made to point here (DNS rebinding) is such a page,
+        too."""
         if self._settings.open:
             return
         for said in _headers(scope, b"origin"):

@@ -1,4 +1,5 @@
-"""The OpenAPI document of a gateway with keys says so: /docs then asks for one, and clients that are generated send it."""
+"""The OpenAPI document of a gateway with keys says so: /docs then asks for one, and clients that are generated send
+it."""
 
 from __future__ import annotations
 

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 
 def add_layers(app: FastAPI, settings: GatewaySettings, log: LogWriter | None, tracing: Tracing | None) -> None:
-    """Each is around what was added before: refusals of the guard can be read by web pages, stand in the log and are counted,
-    but have no span."""
+    """Each is around what was added before: refusals of the guard can be read by web pages, stand in the log and are
+    counted, but have no span."""
     app.add_middleware(HeadAsGet)
     app.add_middleware(BodyLimit, bounds=BodyBounds.of(settings))
     if tracing:

@@ -23,15 +23,16 @@ class Limits:
 
 
 class TokenBucket:
-    """`rate` tokens a second, of which at most `capacity` are kept. What asks for more than that needs a full one, and leaves
-    a debt that is paid first."""
+    """`rate` tokens a second, of which at most `capacity` are kept. What asks for more than that needs a full one, and
+    leaves a debt that is paid first."""
 
     def __init__(self, rate: float, capacity: float, clock: Callable[[], float] = time.monotonic) -> None:
         self._rate, self._capacity, self._clock = rate, capacity, clock
         self._tokens, self._filled_at = capacity, clock()
 
     def take(self, num: int = 1) -> float:
-        """0 where `num` tokens were taken; otherwise none is, and so many seconds pass until it will be worth another try."""
+        """0 where `num` tokens were taken; otherwise none is, and so many seconds pass until it will be worth another
+        try."""
         now = self._clock()
         self._tokens = min(self._capacity, self._tokens + (now - self._filled_at) * self._rate)
         self._filled_at = now
@@ -62,7 +63,8 @@ class Meter:
         return Reservation(self)
 
     def widen(self, more: int) -> None:
-        """For `more` choices of a request that entered. Raises ApiError; then the request itself counts for nothing either."""
+        """For `more` choices of a request that entered. Raises ApiError; then the request itself counts for nothing
+        either."""
         if self._bucket:
             self._bucket.give_back(1)
         self._check_room(more)

@@ -109,7 +109,8 @@ async def _resumed(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
 
 
 def _take_places(request: Request, num_choices: int) -> None:
-    """Each choice is a request to the server. Raises ApiError where they are too many, or more than the caller may have."""
+    """Each choice is a request to the server. Raises ApiError where they are too many, or more than the caller may
+    have."""
     if num_choices > MOST_CHOICES:
         raise ApiError(400, f"{num_choices} choices are asked at once; at most {MOST_CHOICES} are made", param="n")
     places: Reservation | None = getattr(request.state, "places", None)

@@ -56,8 +56,8 @@ async def whole(client: Asks, asked: GenerationJob) -> dict[str, Any]:
 
 
 async def events(client: Asks, asked: GenerationJob) -> AsyncGenerator[bytes]:
-    """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later is
-    an event. Closing the iterator cancels what is under way."""
+    """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later
+    is an event. Closing the iterator cancels what is under way."""
     usages = asked.observed.usages
     pieces = _merged(client, asked)
     try:

@@ -47,7 +47,8 @@ async def version() -> dict[str, str]:
 @router.get("/health", response_model=None, responses=document.readiness())
 @router.get("/health/ready", response_model=None, responses=document.readiness())
 async def ready(request: Request) -> Response:
-    """A server behind it answers, too, with each of the models. What is wrong (it may name addresses) is said where nobody needs a key."""
+    """A server behind it answers, too, with each of the models. What is wrong (it may name addresses) is said where
+    nobody needs a key."""
     upstreams: Upstreams = request.app.state.upstreams
     settings: GatewaySettings = request.app.state.settings
     state = await upstreams.health()

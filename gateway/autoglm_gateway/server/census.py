@@ -1,7 +1,8 @@
 """Who is connected: bounds on all and on each address, under which the silent make room for those who come.
 
-A connection is silent while the gateway waits for its client: in a TLS handshake, for a request or the rest of one, or for its
-answer to be read. Silent ones are ended only where there is no room, first those of the address that has the most.
+A connection is silent while the gateway waits for its client: in a TLS handshake, for a request or the rest of one, or
+for its answer to be read. Silent ones are ended only where there is no room, first those of the address that has the
+most.
 """
 
 from __future__ import annotations

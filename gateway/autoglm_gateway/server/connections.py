@@ -1,5 +1,5 @@
-"""Connections within bounds, which uvicorn has for idle ones only: their number, the size of a request's head, what it may
-say of itself, and the time that it may take to arrive and its answer to be read.
+"""Connections within bounds, which uvicorn has for idle ones only: their number, the size of a request's head, what it
+may say of itself, and the time that it may take to arrive and its answer to be read.
 
 A timer is one entry in the event loop's heap, so a connection that does nothing costs the others nothing.
 """
@@ -118,7 +118,10 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_chunks += 1
         self._num_body_bytes += len(body)
         if self._num_chunks > _FREE_CHUNKS + self._num_body_bytes // _LEAST_CHUNK_BYTES:
-            self._violation = f"the body's chunks are too small: beyond {_FREE_CHUNKS:,}, they must hold {_LEAST_CHUNK_BYTES} bytes on average"
+            self._violation = (
+                f"the body's chunks are too small: beyond {_FREE_CHUNKS:,}, they must hold {_LEAST_CHUNK_BYTES} "
+                "bytes on average"
+            )
             raise ValueError(self._violation)
         super().on_body(body)
 

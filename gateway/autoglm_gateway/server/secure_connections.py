@@ -1,4 +1,5 @@
-"""TLS with its connections counted, and given up, from their first moment: a handshake that nobody ends is a connection, too.
+"""TLS with its connections counted, and given up, from their first moment: a handshake that nobody ends is a
+connection, too.
 
 uvicorn and the event loop would tell of a connection once its handshake is done.
 """
@@ -18,7 +19,8 @@ from .census import Census, Place
 
 
 class SecureConnection(SSLProtocol):
-    """`carried`: what speaks within TLS; `take_place`: tells it the place that it has. `handshake_s`: for a handshake to end."""
+    """`carried`: what speaks within TLS; `take_place`: tells it the place that it has. `handshake_s`: for a handshake
+    to end."""
 
     def __init__(
         self,

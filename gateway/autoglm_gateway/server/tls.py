@@ -9,8 +9,8 @@ from autoglm_gateway.settings.model import GatewaySettings
 
 
 def tls_context(settings: GatewaySettings) -> ssl.SSLContext | None:
-    """None without TLS. Raises SettingsError where certificate and key cannot be used. A key must not need a password: nobody is
-    there to type."""
+    """None without TLS. Raises SettingsError where certificate and key cannot be used. A key must not need a password:
+    nobody is there to type."""
     if not settings.tls_cert:
         return None
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)  # 1.2 and 1.3

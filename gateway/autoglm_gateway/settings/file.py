@@ -27,8 +27,8 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.environ) -> GatewaySettings:
-    """With the keys of the file that `values` name, or of the environment. `aliases` may be names alone where there is one
-    model to mean. Raises SettingsError."""
+    """With the keys of the file that `values` name, or of the environment. `aliases` may be names alone where there is
+    one model to mean. Raises SettingsError."""
     default = GatewaySettings()
     names = tuple(values.get("models") or (values.get("model", default.model),))
     aliases = values.get("aliases", tuple(default.aliases) if len(names) == 1 else ())
@@ -40,7 +40,8 @@ def settings_of(values: Mapping[str, Any], environ: Mapping[str, str] = os.envir
 
 
 def as_toml(settings: GatewaySettings) -> str:
-    """A file that `read_settings` reads back to the same settings. What is None is left out: TOML has no word for it."""
+    """A file that `read_settings` reads back to the same settings. What is None is left out: TOML has no word for
+    it."""
     shown = {name: getattr(settings, name) for name in _names()}
     return "".join(f"{name} = {_toml(value)}\n" for name, value in shown.items() if value is not None)
 

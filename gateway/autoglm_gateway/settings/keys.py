@@ -42,8 +42,8 @@ _PRIORITY = _Range(priorities.BEST, priorities.LAST, "lower goes first")
 @dataclass(frozen=True, slots=True)
 class Key:
     """`digests`: SHA-256 of the keys that a tenant may use, two while one replaces the other. `requests_per_minute`,
-    `concurrency`: 0 is no limit, None the gateway's own. `metrics`: it may read /metrics. `priority`: see the module of that
-    name; None is the gateway's own."""
+    `concurrency`: 0 is no limit, None the gateway's own. `metrics`: it may read /metrics. `priority`: see the module of
+    that name; None is the gateway's own."""
 
     tenant: str
     digests: tuple[bytes, ...]
@@ -78,7 +78,8 @@ def line_of(tenant: str, key: str) -> str:
 
 
 def read_keys(text: str, source: str) -> tuple[Key, ...]:
-    """Raises SettingsError, which names `source` and the tenant, never what was said instead of a digest: it may be a key."""
+    """Raises SettingsError, which names `source` and the tenant, never what was said instead of a digest: it may be a
+    key."""
     try:
         found = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:

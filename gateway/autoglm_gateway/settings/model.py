@@ -42,9 +42,10 @@ _CONNECTION_RANGES: dict[str, tuple[float, float]] = {
 
 @dataclass(frozen=True, slots=True)
 class ConnectionLimits:
-    """`max_connections`: open at one time, `max_connections_per_address`: of one address; `max_head_bytes`: of a request's line and headers. Seconds: `head_s` for a
-    request's line and headers to arrive, or a TLS handshake to end, `body_s` for its body, `idle_s` from one request to the next, `unread_s` until
-    a client that reads nothing of its answer is given up."""
+    """`max_connections`: open at one time, `max_connections_per_address`: of one address; `max_head_bytes`: of a
+    request's line and headers. Seconds: `head_s` for a request's line and headers to arrive, or a TLS handshake to end,
+    `body_s` for its body, `idle_s` from one request to the next, `unread_s` until a client that reads nothing of its
+    answer is given up."""
 
     max_connections: int = 1024
     max_connections_per_address: int = 512
@@ -63,28 +64,28 @@ class GatewaySettings:
     """`SettingsError` is raised for a value outside its range, naming both.
 
     `host`, `port`: where it listens; port 0 takes a free one.
-    `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `models`: the names that answers
-    carry -> ensembles of the servers; without it `model` is the only name, of the ensemble autoglm. `aliases`: other names
-    for them. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers
-    are under way. `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form
-    in which the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
+    `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `models`: the names that
+    answers carry -> ensembles of the servers; without it `model` is the only name, of the ensemble autoglm. `aliases`:
+    other names for them. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers are under way.
+    `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form in which
+    the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
 
     `keys_file`: who may ask (`keys`); empty: everybody. `open`: everybody may also ask from elsewhere.
-    `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where there are
-    no keys; 0 is no limit. `priority`: in the same way, of requests, and the best that they may ask for (`priorities`).
-    `access_log`: a file, or - for stderr; empty: none. `access_log_queue`: most lines that wait to be written; more are
-    dropped and counted. `log_prompts`: prompts are in it.
-    `tls_cert`, `tls_key`: files in PEM; empty: no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
+    `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where
+    there are no keys; 0 is no limit. `priority`: in the same way, of requests, and the best that they may ask for
+    (`priorities`). `access_log`: a file, or - for stderr; empty: none. `access_log_queue`: most lines that wait to be
+    written; more are dropped and counted. `log_prompts`: prompts are in it. `tls_cert`, `tls_key`: files in PEM; empty:
+    no TLS. `allow_origins`: of web pages that may use the gateway (CORS); * is all.
 
     `trusted_proxies`: addresses and networks of proxies, whose X-Forwarded-For says who asks.
 
-    `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such as
-    http://127.0.0.1:4318; None: there are none.
+    `metrics_by_tenant`: requests and tokens are counted by tenant, too. `otlp`: of a collector that takes traces, such
+    as http://127.0.0.1:4318; None: there are none.
 
-    `server_tls`: connections to the servers are secure, and the public authorities are trusted; `server_tls_ca`: those of this
-    file are. `server_tls_cert`, `server_tls_key`: the gateway's own certificate, for servers that ask for one.
-    `server_tls_name`: the name in the servers' certificates, where it is not their addresses'. `server_headers_file`: headers
-    that go with every call to them, a line each, `Name: value`.
+    `server_tls`: connections to the servers are secure, and the public authorities are trusted; `server_tls_ca`: those
+    of this file are. `server_tls_cert`, `server_tls_key`: the gateway's own certificate, for servers that ask for one.
+    `server_tls_name`: the name in the servers' certificates, where it is not their addresses'. `server_headers_file`:
+    headers that go with every call to them, a line each, `Name: value`.
 
     `keys`: what `keys_file` and the environment held.
     """

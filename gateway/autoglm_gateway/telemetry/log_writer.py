@@ -21,8 +21,8 @@ Line = Mapping[str, Any]
 
 
 class LogWriter:
-    """To the file `target`, or to stderr where it is `-`. At most `capacity` lines wait. A file that is moved away (logrotate)
-    is begun anew. Raises OSError where it cannot be opened."""
+    """To the file `target`, or to stderr where it is `-`. At most `capacity` lines wait. A file that is moved away
+    (logrotate) is begun anew. Raises OSError where it cannot be opened."""
 
     def __init__(self, target: str, capacity: int) -> None:
         self._path = None if target == STDERR else Path(target)

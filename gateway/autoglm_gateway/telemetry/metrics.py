@@ -35,7 +35,8 @@ _REQUEST_BUCKETS = (0.005, 0.025, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.
 
 @dataclass(frozen=True, slots=True)
 class _Timed:
-    """The series of one model at one endpoint that generates; found once, since looking them up costs more than counting."""
+    """The series of one model at one endpoint that generates; found once, since looking them up costs more than
+    counting."""
 
     time_to_first_token: Histogram
     time_per_token: Histogram
@@ -43,8 +44,8 @@ class _Timed:
 
 
 class GatewayMetrics:
-    """In a registry of its own. `models`: by the names that are served; an alias counts as what it means. `by_tenant`: requests
-    and tokens are told apart by tenant, too: as many series as there are tenants."""
+    """In a registry of its own. `models`: by the names that are served; an alias counts as what it means. `by_tenant`:
+    requests and tokens are told apart by tenant, too: as many series as there are tenants."""
 
     def __init__(self, *, models: Iterable[str] = (ENSEMBLE,), by_tenant: bool = False) -> None:
         self.registry = CollectorRegistry()

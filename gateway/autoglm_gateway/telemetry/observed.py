@@ -18,8 +18,8 @@ CLIENT_LEFT = 499
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One choice that came to its end. `last`: with the figures of the whole. `at`: when it was complete, by `perf_counter`;
-    `first_at`: when its first piece arrived, None where it came whole."""
+    """One choice that came to its end. `last`: with the figures of the whole. `at`: when it was complete, by
+    `perf_counter`; `first_at`: when its first piece arrived, None where it came whole."""
 
     last: Piece | Result
     at: float
@@ -36,10 +36,11 @@ class Answered:
 
 @dataclass(slots=True)
 class RequestRecord:
-    """`model`: as it was asked for, where the gateway knows it, and `served`: the model that it means. `options`: of the first choice. `usages`: of each choice so far;
-    `choices_per_prompt`: those of one prompt stand next to each other. `failures`: of the servers, by kind; `error`: the code of
-    what went wrong after the answer had begun, `refusal`: before. `first_at`: when the first piece of a stream arrived.
-    `response`: the status that was sent; `complete`: whether all of the answer was. Times are `perf_counter`'s."""
+    """`model`: as it was asked for, where the gateway knows it, and `served`: the model that it means. `options`: of
+    the first choice. `usages`: of each choice so far; `choices_per_prompt`: those of one prompt stand next to each
+    other. `failures`: of the servers, by kind; `error`: the code of what went wrong after the answer had begun,
+    `refusal`: before. `first_at`: when the first piece of a stream arrived. `response`: the status that was sent;
+    `complete`: whether all of the answer was. Times are `perf_counter`'s."""
 
     endpoint: str
     request_id: str = ""

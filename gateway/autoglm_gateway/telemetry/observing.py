@@ -65,8 +65,8 @@ class Observing:
 
 @dataclass(frozen=True, slots=True)
 class _Exchange:
-    """What is received and sent, watched. Servers report a disconnect after a complete answer, too. The code of an error is read
-    as the client reads it, whichever layer refused."""
+    """What is received and sent, watched. Servers report a disconnect after a complete answer, too. The code of an
+    error is read as the client reads it, whichever layer refused."""
 
     observed: RequestRecord
     inner_receive: Receive

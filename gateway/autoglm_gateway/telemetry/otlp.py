@@ -19,8 +19,8 @@ _TIMEOUT_S = 3.0  # of connecting, and of each wait for the answer
 
 
 class OtlpJsonExporter(SpanExporter):
-    """Called from one thread, that of the batches. What cannot be sent is dropped; the log says when that begins, and when it
-    is over. `headers` go with each export."""
+    """Called from one thread, that of the batches. What cannot be sent is dropped; the log says when that begins, and
+    when it is over. `headers` go with each export."""
 
     def __init__(self, url: str, headers: dict[str, str] | None = None) -> None:
         self._url = urlsplit(url)

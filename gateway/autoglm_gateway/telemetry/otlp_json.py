@@ -1,5 +1,5 @@
-"""Spans as OTLP's JSON: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding. Ids are hexadecimal, 64-bit numbers
-are strings."""
+"""Spans as OTLP's JSON: https://opentelemetry.io/docs/specs/otlp/#json-protobuf-encoding. Ids are hexadecimal, 64-bit
+numbers are strings."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""What a request's span says, in the words of OpenTelemetry's conventions for generative AI, and its children: the stages.
+"""What a request's span says, in the words of OpenTelemetry's conventions for generative AI, and its children: the
+stages.
 
-The server tells how long each stage took, not when: their spans lie end to end, in their order, before the answer's arrival.
-No span carries what was asked or answered.
+The server tells how long each stage took, not when: their spans lie end to end, in their order, before the answer's
+arrival. No span carries what was asked or answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""The layer that gives each request that generates a span. OpenTelemetry's SDK is loaded only where there are traces."""
+"""The layer that gives each request that generates a span. OpenTelemetry's SDK is loaded only where there are
+traces."""
 
 from __future__ import annotations
 

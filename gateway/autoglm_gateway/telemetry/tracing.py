@@ -25,7 +25,8 @@ _TALKATIVE = ("opentelemetry.trace.span", "opentelemetry.trace.propagation.trace
 
 class Tracing:
     """`endpoint`: of a collector, such as http://127.0.0.1:4318. Which requests are traced is the caller's decision, or
-    OTEL_TRACES_SAMPLER's where it makes none. Has a thread until `close`. Raises ValueError where `endpoint` is no URL."""
+    OTEL_TRACES_SAMPLER's where it makes none. Has a thread until `close`. Raises ValueError where `endpoint` is no
+    URL."""
 
     def __init__(self, endpoint: str) -> None:
         for name in _TALKATIVE:  # they warn of every header that is wrong: callers could fill the log

@@ -1,7 +1,7 @@
 """A call that is one JSON object, {"name": ..., "arguments": {...}}, in any order of its fields.
 
-The names of the fields differ by model: `function` for `name`, `parameters` for `arguments`. Arguments may be an object,
-or one written as a string. An `id` and a `type` are skipped.
+The names of the fields differ by model: `function` for `name`, `parameters` for `arguments`. Arguments may be an
+object, or one written as a string. An `id` and a `type` are skipped.
 """
 
 from __future__ import annotations

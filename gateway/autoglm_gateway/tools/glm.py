@@ -1,4 +1,5 @@
-"""Calls as GLM-4 models write them: the function's name on a line of its own, and the arguments, an object, after it."""
+"""Calls as GLM-4 models write them: the function's name on a line of its own, and the arguments, an object, after
+it."""
 
 from __future__ import annotations
 

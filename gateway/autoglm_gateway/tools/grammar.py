@@ -20,7 +20,8 @@ _FIELDS = "name|function|type|id|arguments|parameters"
 
 @dataclass(frozen=True, slots=True)
 class _Form:
-    """`mark`: before calls, "" for none; `each`: whether before each; `separator`: between calls; `around`: all of them."""
+    """`mark`: before calls, "" for none; `each`: whether before each; `separator`: between calls; `around`: all of
+    them."""
 
     mark: str = ""
     each: bool = True
@@ -47,8 +48,8 @@ def forced_call_grammar(
     tokens: Mapping[str, int] | None = None,
     said: Mapping[str, Any] | None = None,
 ) -> str:
-    """Of answers that are calls: one of the function that `choice` names; where it is "required", one or more of any (one
-    where not `parallel`); where it is "auto", these or any text, before the calls, too, if their form has a mark.
+    """Of answers that are calls: one of the function that `choice` names; where it is "required", one or more of any
+    (one where not `parallel`); where it is "auto", these or any text, before the calls, too, if their form has a mark.
 
     `form`: a name of `parsing.PARSERS`. `tokens`: the marks that the model has as tokens of their own, and their ids.
     `said`: the JSON Schema of an answer without calls, where it is not any text.
@@ -116,8 +117,8 @@ def _escaped(text: str) -> str:
 
 
 def _body(tool: Tool, form: str, marks: Mapping[str, int], *, is_held: bool, is_cut: bool) -> str:
-    """Of one call, after its mark. Not `is_held`: to an object, but not to its schema. `is_cut`: into lexemes as other JSON
-    is, that may stand in its place; free text in its place wants one lexeme that it does not begin with."""
+    """Of one call, after its mark. Not `is_held`: to an object, but not to its schema. `is_cut`: into lexemes as other
+    JSON is, that may stand in its place; free text in its place wants one lexeme that it does not begin with."""
     name, schema = tool.function.name, _schema(tool)
     if form == "glm-xml":
         return glm_xml_grammar.body(name, schema, marks, strict=bool(tool.function.strict))

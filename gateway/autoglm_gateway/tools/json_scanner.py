@@ -28,7 +28,8 @@ class _Wants(Enum):
 
 
 class JsonScanner:
-    """Of one value, from its first character on. `done`: it is complete; `broken`: the next character cannot be right."""
+    """Of one value, from its first character on. `done`: it is complete; `broken`: the next character cannot be
+    right."""
 
     def __init__(self) -> None:
         self._open: list[str] = []  # the brackets that are open
@@ -43,7 +44,8 @@ class JsonScanner:
         return self._wants is _Wants.NOTHING
 
     def feed(self, text: str, at: int = 0) -> int:
-        """From `at` on; where it stopped: at the end of `text`, after the value's last character, or at the wrong one."""
+        """From `at` on; where it stopped: at the end of `text`, after the value's last character, or at the wrong
+        one."""
         while at < len(text) and not (self.done or self.broken):
             at += self._step(text, at)
         return at

@@ -28,8 +28,8 @@ def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
 
 
 def _without_words(schema: Any) -> Any:
-    """What describes a schema to people holds nobody to anything, and a grammar has a bounded size. Properties may have such
-    names; an enum's or a const's values stay as they are."""
+    """What describes a schema to people holds nobody to anything, and a grammar has a bounded size. Properties may have
+    such names; an enum's or a const's values stay as they are."""
     if isinstance(schema, list):
         return [_without_words(part) for part in schema]
     if not isinstance(schema, Mapping):

@@ -1,4 +1,5 @@
-"""Calls as Mistral models write them: [TOOL_CALLS] and a JSON list of objects, or [TOOL_CALLS]name[ARGS]{...} for each."""
+"""Calls as Mistral models write them: [TOOL_CALLS] and a JSON list of objects, or [TOOL_CALLS]name[ARGS]{...} for
+each."""
 
 from __future__ import annotations
 

@@ -20,8 +20,8 @@ PARSERS: Mapping[str, Parse] = {"hermes": hermes, "llama": llama, "glm": glm, "g
 class CallParser:
     """Of one answer. What it tells, joined, does not depend on how the text is cut.
 
-    Text that is no call of one of `functions` is said. Space beside a call is layout, and dropped. `most_calls`: what is
-    called beyond is dropped; None: all are told.
+    Text that is no call of one of `functions` is said. Space beside a call is layout, and dropped. `most_calls`: what
+    is called beyond is dropped; None: all are told.
     """
 
     def __init__(self, form: str, functions: Functions, most_calls: int | None = None) -> None:

@@ -23,8 +23,8 @@ MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`tools`: what may be called; `form`: how the model writes calls; `tokens`: those that they are made of, and their ids;
-    `parallel`: more than one call may be in one answer."""
+    """`tools`: what may be called; `form`: how the model writes calls; `tokens`: those that they are made of, and their
+    ids; `parallel`: more than one call may be in one answer."""
 
     tools: Sequence[Tool]
     choice: Literal["auto", "required"] | Choice

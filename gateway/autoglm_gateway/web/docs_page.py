@@ -53,7 +53,10 @@ def _operation(name: str, operation: dict[str, Any]) -> Iterator[str]:
     yield f"<h2><code>{escape(name)}</code></h2><p>{escape(operation.get('description', ''))}"
     for kind, content in operation.get("requestBody", {}).get("content", {}).items():
         yield f"<p>Takes <code>{escape(kind)}</code>: {_type(content['schema'])}."
-    rows = [(escape(status), escape(answer["description"]), _contents(answer)) for status, answer in operation["responses"].items()]  # fmt: skip
+    rows = [
+        (escape(status), escape(answer["description"]), _contents(answer))
+        for status, answer in operation["responses"].items()
+    ]
     yield from _table(("status", "when", "what"), rows)
 
 

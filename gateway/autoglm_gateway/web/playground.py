@@ -1,4 +1,5 @@
-"""The page at `/`: its files are read when the application is made, and kept by browsers for as long as they stay as they are."""
+"""The page at `/`: its files are read when the application is made, and kept by browsers for as long as they stay as
+they are."""
 
 from __future__ import annotations
 

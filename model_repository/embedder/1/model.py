@@ -73,7 +73,8 @@ def refusal(code, sentence):
 
 
 def find_package(args):
-    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is
+    installed."""
     named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
     model = Path(args["model_repository"])
     places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]

@@ -106,8 +106,8 @@ class TritonReply:
 
 
 class Families:
-    """Triton's metric families, one for each metric of the engine; they must be kept alive. `labels`: of all of them. The
-    families are the whole server's: without such labels several engines would write into one series."""
+    """Triton's metric families, one for each metric of the engine; they must be kept alive. `labels`: of all of them.
+    The families are the whole server's: without such labels several engines would write into one series."""
 
     def __init__(self, labels):
         self.labels = labels
@@ -152,7 +152,8 @@ def ask_embedder(name, text):
 
 
 def find_package(args):
-    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is installed."""
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is
+    installed."""
     named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
     model = Path(args["model_repository"])
     places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]

@@ -49,7 +49,8 @@ def run_sweep(url: str, workload: Workload, sweep: Sweep) -> dict[int, list[Requ
 
 
 def run_rate(url: str, workload: Workload, rate: float, num_requests: int, cache: str) -> list[RequestTiming]:
-    """Open loop: `rate` requests a second at moments of a Poisson process, whether or not earlier ones were answered."""
+    """Open loop: `rate` requests a second at moments of a Poisson process, whether or not earlier ones were
+    answered."""
     load = ["--request-rate-range", f"{rate:g}", "--request-distribution", "poisson"]
     with _workplace(workload, cache) as place:
         return _run(place, url, [*load, "--request-count", str(num_requests)])

@@ -1,6 +1,7 @@
 """The naive default that most people start with: transformers `generate` in float32, one request at a time behind HTTP.
 
-`python -m autoglm_perf.baselines.naive CHECKPOINT.gguf PORT` serves `POST / {"prompt", "max_tokens"}`; it prints `ready` once.
+`python -m autoglm_perf.baselines.naive CHECKPOINT.gguf PORT` serves `POST / {"prompt", "max_tokens"}`; it prints
+`ready` once.
 """
 
 from __future__ import annotations

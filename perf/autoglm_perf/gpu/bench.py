@@ -1,7 +1,7 @@
 """`make bench-gpu` (python -m autoglm_perf.gpu.bench): decode and prefill on a GPU at GLM-4-9B's shape, random weights.
 
-In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers. What
-our steps compute is checked, too (`gpu.checks`).
+In one run on one card: its memory bandwidth, our steps by batch size against the floor that it sets, and transformers.
+What our steps compute is checked, too (`gpu.checks`).
 """
 
 from __future__ import annotations
@@ -96,7 +96,8 @@ def _decode_figure(
 
 @contextmanager
 def engine(settings: GpuBenchSettings, folder: Path, console: Console) -> Iterator[StepRunner]:
-    """Builds the artifact in `folder` where it is not there yet, and loads it. Raises InvalidSetting where another one is."""
+    """Builds the artifact in `folder` where it is not there yet, and loads it. Raises InvalidSetting where another one
+    is."""
     if (folder / MANIFEST_NAME).exists():
         check_same(Manifest.load(folder), settings, folder)
     else:
@@ -135,9 +136,15 @@ def _build(settings: GpuBenchSettings, folder: Path, console: Console) -> None:
         def make(form: str | None = None) -> Manifest:
             options = {**_tensorrt_options(settings), "attention": form} if is_tensorrt else {}
             return build_artifact(
-                spec, RandomWeights(spec), folder, runtime=settings.runtime, precision=settings.precision, limits=limits,
-                options=options, progress=show_share,
-            )  # fmt: skip
+                spec,
+                RandomWeights(spec),
+                folder,
+                runtime=settings.runtime,
+                precision=settings.precision,
+                limits=limits,
+                options=options,
+                progress=show_share,
+            )
 
         manifest = make()
         if is_tensorrt:

@@ -1,9 +1,9 @@
 """Whether what was timed was right: an engine that computes something else may be as fast as it likes.
 
-Every timed step ends in a state that another way reaches, too: after decode steps all slots hold the same tokens, which one
-prefill in chunks gives the same logits of, through other kernels; and the last token of a timed prefill can be decoded. That
-these ways are right and not only alike is checked when a TensorRT artifact is loaded: against numpy, at its whole capacity,
-beside poison, and over all layers (`autoglm_engine.runners.device_check.check`).
+Every timed step ends in a state that another way reaches, too: after decode steps all slots hold the same tokens, which
+one prefill in chunks gives the same logits of, through other kernels; and the last token of a timed prefill can be
+decoded. That these ways are right and not only alike is checked when a TensorRT artifact is loaded: against numpy, at
+its whole capacity, beside poison, and over all layers (`autoglm_engine.runners.device_check.check`).
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ class WrongAnswer(Exception):
 
 
 def check_decode(rows: Logits, runner: StepRunner, ids: Sequence[int], precision: str) -> float:
-    """`rows` `[batch, vocab_size]`: of slots 0 ... batch - 1 after the tokens `ids`. The worst row's distance from what a
-    prefill of `ids` gives. Overwrites slot 0 with the same tokens. Raises WrongAnswer."""
+    """`rows` `[batch, vocab_size]`: of slots 0 ... batch - 1 after the tokens `ids`. The worst row's distance from what
+    a prefill of `ids` gives. Overwrites slot 0 with the same tokens. Raises WrongAnswer."""
     expected = fill(runner, 0, ids)
     return _checked(f"decode of {len(rows)} rows at {len(ids)} tokens", "prefill", rows, expected, precision)
 

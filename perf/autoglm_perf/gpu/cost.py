@@ -1,9 +1,9 @@
 """What a step of GLM-4-9B must cost on a card, computed and not measured: bytes, arithmetic, launches and host time.
 
-`python -m autoglm_perf.gpu.cost` writes the tables of docs/gpu.md. A decode step takes the longer of reading the weights
-and multiplying by them, then reads keys and values, then goes through the logits, then the host samples and plans while
-the GPU waits. Not in it: attention's own arithmetic, how well a kernel spreads one row over a GPU, normalisation and the
-like. So the figures are floors to be compared with each other, not promises.
+`python -m autoglm_perf.gpu.cost` writes the tables of docs/gpu.md. A decode step takes the longer of reading the
+weights and multiplying by them, then reads keys and values, then goes through the logits, then the host samples and
+plans while the GPU waits. Not in it: attention's own arithmetic, how well a kernel spreads one row over a GPU,
+normalisation and the like. So the figures are floors to be compared with each other, not promises.
 """
 
 from __future__ import annotations
@@ -155,7 +155,10 @@ def render() -> str:
     """Two tables, with a sentence before each."""
     return "\n".join(
         [
-            f"A decode step in milliseconds, **computed**, before → now. All rows sample at temperature 1 and are so many tokens long; slots hold up to {LONGEST:,}.",
+            (
+                "A decode step in milliseconds, **computed**, before → now. All rows sample at temperature 1 "
+                f"and are so many tokens long; slots hold up to {LONGEST:,}."
+            ),
             "",
             *_decode_table(),
             "",

@@ -93,7 +93,10 @@ def why_not_runtime(runtime: str, gpu: Gpu, providers: Callable[[], list[str]] |
         )
     if runtime == "tensorrt-rtx" and gpu.capability not in RTX_CAPABILITIES:
         allowed = ", ".join(f"{major}.{minor}" for major, minor in RTX_CAPABILITIES)
-        return f"tensorrt-rtx does not run on compute capability {gpu.capability_text}; allowed are {allowed}: use tensorrt"
+        return (
+            f"tensorrt-rtx does not run on compute capability {gpu.capability_text}; allowed are {allowed}: use "
+            "tensorrt"
+        )
     if runtime == "onnx" and "CUDAExecutionProvider" not in (providers or _onnx_providers)():
         return f"the installed ONNX Runtime computes on the CPU only: pip install 'autoglm-triton[{extra}]'"
     return None

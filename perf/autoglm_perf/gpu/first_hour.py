@@ -1,4 +1,5 @@
-"""`make gpu-first-hour` (python -m autoglm_perf.gpu.first_hour): what a new card must be asked first, and one page of its answers."""
+"""`make gpu-first-hour` (python -m autoglm_perf.gpu.first_hour): what a new card must be asked first, and one page of
+its answers."""
 
 from __future__ import annotations
 

@@ -28,8 +28,8 @@ def page(
 
 def _machine(machine: Row, figures: Sequence[Row]) -> str:
     lines = [
-        f"{machine['name']}, compute capability {machine['capability']}, {machine['memory_bytes'] / 1e9:.0f} GB, driver for "
-        f"CUDA {machine['driver']}, runtime {machine['runtime']}.",
+        f"{machine['name']}, compute capability {machine['capability']}, {machine['memory_bytes'] / 1e9:.0f} "
+        f"GB, driver for CUDA {machine['driver']}, runtime {machine['runtime']}.",
         ", ".join(f"{name} {version}" for name, version in sorted(machine["packages"].items())) + ".",
     ]
     if figures:
@@ -69,8 +69,8 @@ def _capacities(found: Sequence[Row]) -> str:
     if not rows:
         return ""
     told = (
-        "Two layers of GLM-4's width beside poisoned caches, rows of several lengths in one step; relative L2 distance of "
-        "the worst row from torch in float32."
+        "Two layers of GLM-4's width beside poisoned caches, rows of several lengths in one step; relative "
+        "L2 distance of the worst row from torch in float32."
     )
     headings = ("capacity", "precision", "attention", "decode", "prefill", "verdict")
     return "\n\n".join(["## Parity by capacity", told, _table(headings, rows)])
@@ -103,8 +103,8 @@ def _costs(figures: Sequence[Row]) -> str:
     rows = [(str(batch), *(_cost_cell(by_cell.get((batch, column))) for column in columns)) for batch in batches]
     layers = chosen[0]["settings"]["shape"]["num_layers"]
     told = (
-        f"Decode steps of {layers} layers, median ms (times the floor of what they must read). From the first column to the "
-        "second only the capacity grows, from the second to the third only the tokens in it."
+        f"Decode steps of {layers} layers, median ms (times the floor of what they must read). From the "
+        "first column to the second only the capacity grows, from the second to the third only the tokens in it."
     )
     return "\n\n".join(["## Cost by capacity and by length", told, _table(headings, rows)])
 
@@ -139,9 +139,9 @@ def _whole(figures: Sequence[Row]) -> str:
     rows = [_whole_cells(row, theirs.get((row["what"], row["batch"]))) for row in ours]
     settings = ours[0]["settings"]
     told = (
-        f"{settings['shape']['num_layers']} layers in {settings['precision']}, {settings['past']:,} tokens of past, slots of "
-        f"{settings['max_length']:,}. Floor: what a step must read, at the bandwidth of this run. Off by: relative L2 "
-        "distance of what was timed from the same tokens computed another way."
+        f"{settings['shape']['num_layers']} layers in {settings['precision']}, {settings['past']:,} tokens "
+        f"of past, slots of {settings['max_length']:,}. Floor: what a step must read, at the bandwidth "
+        "of this run. Off by: relative L2 distance of what was timed from the same tokens computed another way."
     )
     return "\n\n".join(["## The whole model", told, _table(headings, rows)])
 
@@ -152,9 +152,15 @@ def _whole_cells(row: Row, other: Row | None) -> tuple[str, ...]:
         ("-", "-") if other is None else (f"{other['median_ms']:.2f}", f"{other['median_ms'] / row['median_ms']:.2f}")
     )
     return (
-        row["what"], str(row["batch"]), f"{row['median_ms']:.2f}", f"{row['p10_ms']:.2f} ... {row['p90_ms']:.2f}", *floor,
-        f"{row['tokens_per_second']:,.0f}", "-" if row["error"] is None else f"{row['error']:.1g}", *beside,
-    )  # fmt: skip
+        row["what"],
+        str(row["batch"]),
+        f"{row['median_ms']:.2f}",
+        f"{row['p10_ms']:.2f} ... {row['p90_ms']:.2f}",
+        *floor,
+        f"{row['tokens_per_second']:,.0f}",
+        "-" if row["error"] is None else f"{row['error']:.1g}",
+        *beside,
+    )
 
 
 def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

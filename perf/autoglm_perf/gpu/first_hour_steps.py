@@ -26,8 +26,8 @@ _LAYERS = 8  # for what is compared with itself: a fifth of the model shows the 
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """`minutes`: about what it takes on an H200. `ends`: why nothing after it is worth running where it fails; empty where
-    the rest is."""
+    """`minutes`: about what it takes on an H200. `ends`: why nothing after it is worth running where it fails; empty
+    where the rest is."""
 
     name: str
     what: str
@@ -122,7 +122,22 @@ def _bench(
     runtime: str, folder: Path, artifact: str, batches: str, max_length: int, past: int, *more: str
 ) -> tuple[str, ...]:
     return (
-        sys.executable, "-m", "autoglm_perf.gpu.bench", "--runtime", runtime, "--precision", "bf16", "--batch", batches,
-        "--max-length", str(max_length), "--past", str(past), "--artifact", str(folder / artifact),
-        "--results", str(folder / FIGURES), *more,
-    )  # fmt: skip
+        sys.executable,
+        "-m",
+        "autoglm_perf.gpu.bench",
+        "--runtime",
+        runtime,
+        "--precision",
+        "bf16",
+        "--batch",
+        batches,
+        "--max-length",
+        str(max_length),
+        "--past",
+        str(past),
+        "--artifact",
+        str(folder / artifact),
+        "--results",
+        str(folder / FIGURES),
+        *more,
+    )

@@ -1,4 +1,5 @@
-"""What a GPU owner has without us: transformers `generate` with a static cache and a compiled step, at the same shape."""
+"""What a GPU owner has without us: transformers `generate` with a static cache and a compiled step, at the same
+shape."""
 
 from __future__ import annotations
 
@@ -56,8 +57,8 @@ def random_model(spec: ModelSpec, dtype: str, device: str) -> Any:
 
 
 def time_generate(model: Any, batch: int, past: int, steps: int, *, warm_up: int, calls: int) -> GenerateTimes:
-    """`calls` timed calls of `generate` after `warm_up` others (they compile): `batch` prompts of `past` tokens, `steps`
-    decode steps each. On a CPU nothing is compiled."""
+    """`calls` timed calls of `generate` after `warm_up` others (they compile): `batch` prompts of `past` tokens,
+    `steps` decode steps each. On a CPU nothing is compiled."""
     import torch
 
     torch.compiler.reset()  # else another batch size makes the compiled step one of dynamic shapes, which is slower

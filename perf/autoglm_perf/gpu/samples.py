@@ -71,7 +71,8 @@ def figure(
 def time_each(
     act: Callable[[int], object], warm_up: int, count: int, clock: Callable[[], float] = time.perf_counter
 ) -> list[float]:
-    """Seconds of each of `count` calls `act(i)`, after `warm_up` calls that are not timed; i goes up over all of them."""
+    """Seconds of each of `count` calls `act(i)`, after `warm_up` calls that are not timed; i goes up over all of
+    them."""
     seconds = []
     for index in range(warm_up + count):
         start = clock()

@@ -69,8 +69,9 @@ class GpuBenchSettings:
         needed = device_bytes(self.spec(), self.precision, self.num_slots, self.max_length)
         if needed > gpu.memory_bytes:
             raise InvalidSetting(
-                f"weights and {self.num_slots} slots of {self.max_length} tokens need {needed / 1e9:.1f} GB; {gpu.name} has "
-                f"{gpu.memory_bytes / 1e9:.1f} GB: try --precision int4, fewer --batch, a shorter --max-length or fewer --layers"
+                f"weights and {self.num_slots} slots of {self.max_length} tokens need {needed / 1e9:.1f} GB; "
+                f"{gpu.name} has {gpu.memory_bytes / 1e9:.1f} GB: try --precision int4, fewer --batch, a "
+                "shorter --max-length or fewer --layers"
             )
 
 

@@ -48,7 +48,8 @@ def num_parameters(spec: ModelSpec) -> int:
 
 
 def weight_bytes_read(spec: ModelSpec, precision: str) -> int:
-    """Bytes of weights that any decode step must read: every linear layer and the output layer once, whatever the batch.
+    """Bytes of weights that any decode step must read: every linear layer and the output layer once, whatever the
+    batch.
 
     Not counted: the embedding, of which a step reads a row a token, unless it is the output layer as well. The output
     layer, norms, biases and what fp8 leaves out stay in two bytes (four in fp32).

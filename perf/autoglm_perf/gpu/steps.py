@@ -91,7 +91,8 @@ def time_decode(runner: StepRunner, batch: int, past: int, *, warm_up: int, samp
 
 
 def time_prefill(runner: StepRunner, tokens: int, *, warm_up: int, samples: int) -> tuple[list[float], Logits]:
-    """Seconds of each prefill of `tokens` tokens into slot 0, in chunks of the runner's size; and the last one's logits."""
+    """Seconds of each prefill of `tokens` tokens into slot 0, in chunks of the runner's size; and the last one's
+    logits."""
     ids = some_ids(runner, tokens)
     last: list[Candidates | Logits] = []
 

@@ -1,7 +1,7 @@
 """How long an int8 export takes: `python -m autoglm_perf.in_process.export_time`.
 
-The checkpoint is made here, with random weights in the shape of Qwen2.5-1.5B (1.5 billion weights, 1.3 of them outside the
-embedding table) and SmolLM2's tokenizer: an export does the same work whatever the weights are.
+The checkpoint is made here, with random weights in the shape of Qwen2.5-1.5B (1.5 billion weights, 1.3 of them outside
+the embedding table) and SmolLM2's tokenizer: an export does the same work whatever the weights are.
 """
 
 from __future__ import annotations

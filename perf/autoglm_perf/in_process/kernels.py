@@ -1,7 +1,7 @@
 """How long a step of an artifact's runner takes: `python -m autoglm_perf.in_process.kernels ARTIFACT [THREADS]`.
 
-Decode steps of several sizes with 200 tokens of past each, and prefill of one chunk; the best of many, because the machine
-may have other work.
+Decode steps of several sizes with 200 tokens of past each, and prefill of one chunk; the best of many, because the
+machine may have other work.
 """
 
 from __future__ import annotations

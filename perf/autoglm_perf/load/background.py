@@ -19,8 +19,8 @@ _MAX_TOKENS = 512
 
 @contextmanager
 def generating(url: str, num_streams: int) -> Iterator[None]:
-    """`num_streams` greedy answers of 512 tokens under way at any time, none of them from a cache. Leaving cancels them.
-    Raises what a stream raised."""
+    """`num_streams` greedy answers of 512 tokens under way at any time, none of them from a cache. Leaving cancels
+    them. Raises what a stream raised."""
     if num_streams == 0:
         yield
         return

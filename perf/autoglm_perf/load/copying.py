@@ -41,8 +41,8 @@ _RECORD = (
     "quantity 24, price 3.50, total 84.00, status shipped."
 )
 _STORY = (
-    "The quick brown fox jumps over the lazy dog, and then the lazy dog jumps over the quick brown fox, becuase both of "
-    "them are bored of the same old {name} about the quick brown fox and the lazy dog."
+    "The quick brown fox jumps over the lazy dog, and then the lazy dog jumps over the quick brown fox, "
+    "becuase both of them are bored of the same old {name} about the quick brown fox and the lazy dog."
 )
 
 COPYING = (

@@ -1,7 +1,7 @@
 """The gateway as a process, and many streams at once through it, each timed as a user of its HTTP API sees it.
 
-The load generator reads server-sent events with aiohttp's parser and looks into few of them: what is measured is the gateway,
-not a client library's objects.
+The load generator reads server-sent events with aiohttp's parser and looks into few of them: what is measured is the
+gateway, not a client library's objects.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ def idle_connections(url: str, count: int) -> Iterator[None]:
 
 
 def measure_gateway(url: str, workload: Workload, concurrency: int, **asked: Any) -> list[RequestTiming]:
-    """Ask every prompt of `workload` as `measure_load` does, past the cache, through `/v1/completions`. `asked`: more fields."""
+    """Ask every prompt of `workload` as `measure_load` does, past the cache, through `/v1/completions`. `asked`: more
+    fields."""
     body = {
         "model": "autoglm",
         "max_tokens": workload.max_tokens,

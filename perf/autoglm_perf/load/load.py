@@ -52,7 +52,8 @@ def measure_load(
     tls: TLS | None = None,
     headers: Headers | None = None,
 ) -> list[RequestTiming]:
-    """Ask every prompt of `workload`, past the cache, `concurrency` at any time; failed requests come with their error."""
+    """Ask every prompt of `workload`, past the cache, `concurrency` at any time; failed requests come with their
+    error."""
     options = greedy(workload.max_tokens, cache="bypass")
     questions = [Question(prompt, options) for prompt in workload.prompts]
     return [answer.timing for answer in ask_all(url, questions, concurrency, progress, model, tls, headers)]

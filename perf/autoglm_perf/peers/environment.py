@@ -1,4 +1,5 @@
-"""An environment of its own for each peer, made by the command and kept in build/peers; every call is a process of it."""
+"""An environment of its own for each peer, made by the command and kept in build/peers; every call is a process of
+it."""
 
 from __future__ import annotations
 
@@ -24,8 +25,8 @@ _INSTALL_S, _RUN_S = 1200, 300
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """`module`: of this package, `variant`: one of its kinds of weights. `requirements`: pinned; none means that our own
-    environment has all it needs. `num_requests`: at 16 in flight; a slow peer's figure needs fewer."""
+    """`module`: of this package, `variant`: one of its kinds of weights. `requirements`: pinned; none means that our
+    own environment has all it needs. `num_requests`: at 16 in flight; a slow peer's figure needs fewer."""
 
     module: str
     variant: str

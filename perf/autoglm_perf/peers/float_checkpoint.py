@@ -1,4 +1,5 @@
-"""A GGUF checkpoint written again with its matrices in float16, which every peer can read and quantise in its own way."""
+"""A GGUF checkpoint written again with its matrices in float16, which every peer can read and quantise in its own
+way."""
 
 from __future__ import annotations
 

@@ -30,7 +30,8 @@ class Batcher:
         self.batch = llama_cpp.llama_batch_init(_CHUNK, 0, 1)
 
     def decode(self, rows: list[tuple[int, int, list[int]]]) -> dict[int, int]:
-        """`rows`: (sequence, first position, tokens), whole prompts or single tokens; the likeliest next token of each."""
+        """`rows`: (sequence, first position, tokens), whole prompts or single tokens; the likeliest next token of
+        each."""
         import numpy as np
 
         batch, index, last = self.batch, 0, {}

@@ -54,7 +54,8 @@ class OnnxRuntimeGenAi:
 
 
 def _write_checkpoint(gguf: Path, folder: Path) -> None:
-    """The weights as transformers reads them, in float32: the builder's own reader of such files does not know them all."""
+    """The weights as transformers reads them, in float32: the builder's own reader of such files does not know them
+    all."""
     from transformers import AutoModelForCausalLM
 
     from autoglm_perf.baselines.naive import load_model

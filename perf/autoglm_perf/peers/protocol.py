@@ -21,7 +21,8 @@ Timing = tuple[float, float, float, int]
 @dataclass(slots=True)
 class Job:
     """`action`: prepare, measure or logits. `checkpoint`: a .gguf file as published; `float16`: the same weights in 16
-    bits, for peers that quantise on their own. `folder`: for converted models. `texts`: token ids whose logits are asked for."""
+    bits, for peers that quantise on their own. `folder`: for converted models. `texts`: token ids whose logits are
+    asked for."""
 
     action: str
     variant: str

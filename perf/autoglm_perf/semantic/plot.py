@@ -31,7 +31,10 @@ def curves_svg(title: str, curves: Sequence[Curve], default: float) -> str:
     frame = "".join(_level(share / 4) for share in range(5)) + "".join(_tick(0.5 + n / 10) for n in range(6))
     mark = f'<path class="default" d="M{_x(default)} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
     lines = "".join(_curve(curve) + _legend(number, curve) for number, curve in enumerate(curves))
-    return f'{head}<text x="{_LEFT}" y="20">{escape(title)}; the line marks the default threshold</text>{frame}{mark}{lines}</svg>\n'
+    return (
+        f'{head}<text x="{_LEFT}" y="20">{escape(title)}; the line marks the default '
+        f"threshold</text>{frame}{mark}{lines}</svg>\n"
+    )
 
 
 def _x(threshold: float) -> float:

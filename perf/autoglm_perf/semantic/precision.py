@@ -1,8 +1,8 @@
 """How well the semantic cache tells questions apart: `python -m autoglm_perf.semantic.precision [EMBEDDER]`.
 
-Pairs of questions that mean the same and pairs that only look it, in English and Chinese. For each threshold: of the pairs
-taken to mean the same the share that does (precision), and of those that do the share that is taken (recall), with and
-without the guards. Writes docs/semantic.md and docs/semantic.svg.
+Pairs of questions that mean the same and pairs that only look it, in English and Chinese. For each threshold: of the
+pairs taken to mean the same the share that does (precision), and of those that do the share that is taken (recall),
+with and without the guards. Writes docs/semantic.md and docs/semantic.svg.
 """
 
 from __future__ import annotations
@@ -131,11 +131,13 @@ def document(scored: Sequence[Scored], default: float) -> str:
     same = sum(one.pair.same for one in scored)
     parts = [
         "# Questions that mean the same",
-        f"Written by `python -m autoglm_perf.semantic.precision`: {same} pairs that mean the same and {len(scored) - same} that only look "
-        f"it (`autoglm_perf/data/semantic_pairs.jsonl`), compared by {BUNDLED_EMBEDDER}. The default threshold is {default:g}.",
+        f"Written by `python -m autoglm_perf.semantic.precision`: {same} pairs that mean the same and "
+        f"{len(scored) - same} that only look it (`autoglm_perf/data/semantic_pairs.jsonl`), compared by "
+        f"{BUNDLED_EMBEDDER}. The default threshold is {default:g}.",
         "The pairs and the guards have one author, so figures with guards flatter. The held-out pairs were "
-        "written when the guards stood, as attacks on them; two rules (order, added characters in Chinese) were then made stricter "
-        "because of them, so they are no longer unseen. Real traffic has far fewer near misses than these sets: there precision is higher.",
+        "written when the guards stood, as attacks on them; two rules (order, added characters in Chinese) "
+        "were then made stricter because of them, so they are no longer unseen. Real traffic has far "
+        "fewer near misses than these sets: there precision is higher.",
         "![precision and recall by threshold](semantic.svg)",
     ]
     for name in GROUPS:

@@ -1,4 +1,5 @@
-"""What a soak asks: requests whose right answer is known, and what real clients do beside that: cancel, err, read slowly."""
+"""What a soak asks: requests whose right answer is known, and what real clients do beside that: cancel, err, read
+slowly."""
 
 from __future__ import annotations
 

@@ -26,7 +26,8 @@ _TIMED = (Kind.STREAM, Kind.KEPT, Kind.WHOLE)  # a slow reader's time is its own
 @dataclass(frozen=True, slots=True)
 class Soaked:
     """Times are of time.monotonic(). `settled`: from then on nothing may grow. `pauses`: the longest by whole second.
-    `last`: a sample after the last request had ended; `left_over`: regions of shared memory that outlived the server."""
+    `last`: a sample after the last request had ended; `left_over`: regions of shared memory that outlived the
+    server."""
 
     began: float
     settled: float
@@ -72,7 +73,8 @@ def unmet(soaked: Soaked) -> tuple[str, ...]:
     if wrong := [record for record in soaked.records if record.wrong]:
         kinds = ", ".join(f"{count} {kind.value}" for kind, count in Counter(r.kind for r in wrong).items())
         found.append(
-            f"{len(wrong)} of {len(soaked.records):,} requests had another outcome than they should ({kinds}); the first: {wrong[0].wrong}"
+            f"{len(wrong)} of {len(soaked.records):,} requests had another outcome than they should "
+            f"({kinds}); the first: {wrong[0].wrong}"
         )
     if (growth := soaked.growth(lambda sample: sample.memory)) > ALLOWED_GROWTH:
         found.append(
@@ -80,7 +82,8 @@ def unmet(soaked: Soaked) -> tuple[str, ...]:
         )
     if soaked.longest_pause_s > ALLOWED_PAUSE_S + soaked.step_s:
         found.append(
-            f"a pause of {1e3 * soaked.longest_pause_s:.0f} ms; {1e3 * ALLOWED_PAUSE_S:.0f} ms and a step of {1e3 * soaked.step_s:.0f} ms are allowed"
+            f"a pause of {1e3 * soaked.longest_pause_s:.0f} ms; {1e3 * ALLOWED_PAUSE_S:.0f} ms and a step of "
+            f"{1e3 * soaked.step_s:.0f} ms are allowed"
         )
     if (grown := soaked.growth(lambda sample: sample.shared_bytes)) > ALLOWED_GROWTH:
         found.append(f"shared memory grew by {grown:.1%}; {ALLOWED_GROWTH:.0%} is allowed")

@@ -15,7 +15,8 @@ from autoglm_perf.system.processes import read_memory
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """`allocated`, `proportional`, `resident`: bytes by process, as `processes.Memory` has them. `shared_bytes`: of the regions in /dev/shm that the server maps."""
+    """`allocated`, `proportional`, `resident`: bytes by process, as `processes.Memory` has them. `shared_bytes`: of the
+    regions in /dev/shm that the server maps."""
 
     at: float  # time.monotonic()
     allocated: Mapping[str, int]
@@ -27,8 +28,8 @@ class Sample:
 
     @property
     def memory(self) -> int:
-        """What all processes have allocated: what can leak. Pages of files are left out, because how many of them count as
-        a server's changes with every other program that maps the same ones."""
+        """What all processes have allocated: what can leak. Pages of files are left out, because how many of them count
+        as a server's changes with every other program that maps the same ones."""
         return sum(self.allocated.values())
 
     @property

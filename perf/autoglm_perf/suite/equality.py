@@ -21,7 +21,8 @@ def first_answers(answers: Iterable[Answered]) -> dict[str, str]:
 
 
 def differing(answers: Iterable[Answered], right: Mapping[str, str]) -> list[Answered]:
-    """Those whose text differs in any byte from the right one of their prompt. Raises KeyError for a prompt without one."""
+    """Those whose text differs in any byte from the right one of their prompt. Raises KeyError for a prompt without
+    one."""
     return [answer for answer in answers if answer.text.encode() != right[answer.question.prompt].encode()]
 
 

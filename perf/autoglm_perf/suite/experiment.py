@@ -57,8 +57,8 @@ class Found:
     """`arms`: every ratio is of an arm to the first one, or to `baselines[label]` where that is named.
 
     `settings`: what a reader needs to do it again; `samples`: how many requests or steps each repeat measured;
-    `remarks`: what was left out and why, and whatever the figures alone do not say; `unmet`: what should have been shown
-    and was not, a sentence each; `panels`: what happened over time."""
+    `remarks`: what was left out and why, and whatever the figures alone do not say; `unmet`: what should have been
+    shown and was not, a sentence each; `panels`: what happened over time."""
 
     arms: tuple[Arm, ...]
     settings: Mapping[str, str]

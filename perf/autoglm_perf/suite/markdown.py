@@ -45,8 +45,8 @@ def render(results: Sequence[Result], about: Mapping[str, Any], title: str = "Th
 def _about(about: Mapping[str, Any]) -> str:
     packages = ", ".join(f"{name} {version}" for name, version in about["packages"].items())
     return (
-        f"{about['time']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}; {about['artifact']}; {packages}. "
-        f"{how_to_read(about['repeats'])}"
+        f"{about['time']}, {about['cpu']}, {about['cores']} cores, Python {about['python']}; "
+        f"{about['artifact']}; {packages}. {how_to_read(about['repeats'])}"
     )
 
 

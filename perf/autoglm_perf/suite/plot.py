@@ -1,4 +1,5 @@
-"""Horizontal bars with their spread, and lines over time, as inline SVG. Colours are the page's: classes, never literals."""
+"""Horizontal bars with their spread, and lines over time, as inline SVG. Colours are the page's: classes, never
+literals."""
 
 from __future__ import annotations
 
@@ -55,7 +56,10 @@ def _grid(seconds: float, top: float) -> str:
         f'<text x="{_LEFT - 8}" y="{bottom - part * _PANEL + 4}" class="label">{shown(part * top)}</text>'
         for part in (0.0, 0.5, 1.0)
     )
-    ends = f'<text x="{_LEFT}" y="{bottom + 18}">0</text><text x="{_WIDTH}" y="{bottom + 18}" class="label">{shown(seconds / 60)} min</text>'
+    ends = (
+        f'<text x="{_LEFT}" y="{bottom + 18}">0</text><text x="{_WIDTH}" y="{bottom + 18}" '
+        f'class="label">{shown(seconds / 60)} min</text>'
+    )
     return rows + ends
 
 
@@ -86,8 +90,8 @@ def _bar(row: Bar, y: int, top: float) -> str:
     whisker = f"M{low} {middle}H{high}M{low} {middle - 4}v8M{high} {middle - 4}v8" if low < high else ""
     return (
         f'<text x="{_LABEL - 10}" y="{middle + 4}" class="label">{escape(_fitted(row.label))}</text>'
-        f'<rect x="{_LABEL}" y="{y}" width="{max(1.0, x(spread.median) - _LABEL):.1f}" height="{_BAR}" rx="3" class="{kind}"/>'
-        f'<path d="{whisker}" class="spread"/>'
+        f'<rect x="{_LABEL}" y="{y}" width="{max(1.0, x(spread.median) - _LABEL):.1f}" height="{_BAR}" '
+        f'rx="3" class="{kind}"/><path d="{whisker}" class="spread"/>'
         f'<text x="{max(high, x(spread.median)) + 8}" y="{middle + 4}" class="value">{shown(spread.median)}</text>'
     )
 

@@ -79,8 +79,8 @@ class PeakMemory:
 
 @dataclass(slots=True)
 class CpuUse:
-    """CPU seconds by process over a stretch of time, the load generator's among them. `others`: of all other programs, as
-    a share of what the machine could have given; None where it cannot be seen."""
+    """CPU seconds by process over a stretch of time, the load generator's among them. `others`: of all other programs,
+    as a share of what the machine could have given; None where it cannot be seen."""
 
     used: Mapping[str, float] | None = None
     others: float | None = None
@@ -116,8 +116,8 @@ def busiest_threads(pid: int, count: int, *, seconds: float = 0.3) -> list[int]:
 
 
 def run_queue_seconds(pids: Iterable[int], without: Container[int] = ()) -> float:
-    """How long all threads of the processes but `without` have been ready to run and waited for a core. Threads that have
-    ended, or whose kernel counts no such time, add nothing."""
+    """How long all threads of the processes but `without` have been ready to run and waited for a core. Threads that
+    have ended, or whose kernel counts no such time, add nothing."""
     return sum(
         _waited(folder)
         for pid in pids

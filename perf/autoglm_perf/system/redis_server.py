@@ -28,9 +28,21 @@ class RedisServer:
     def __init__(self, folder: Path, *options: str) -> None:
         (self.port,) = free_ports("127.0.0.1", 1)
         self._command = [
-            BINARY, "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(folder), "--save", "",
-            "--appendonly", "no", "--loglevel", "warning", *options,
-        ]  # fmt: skip
+            BINARY,
+            "--port",
+            str(self.port),
+            "--bind",
+            "127.0.0.1",
+            "--dir",
+            str(folder),
+            "--save",
+            "",
+            "--appendonly",
+            "no",
+            "--loglevel",
+            "warning",
+            *options,
+        ]
         self._process: subprocess.Popen[bytes] | None = None
 
     @property

@@ -94,9 +94,16 @@ async def test_a_failure_later_is_an_event_of_the_stream() -> None:
         ({"extra_body": {"audio": {}}}, "audio"),
         ({"top_logprobs": 3}, "top_logprobs"),
         ({"max_tokens": 3, "max_completion_tokens": 4}, "max_tokens"),
-        ({"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}]}, "messages[0].content[0]"),
+        (
+            {
+                "messages": [
+                    {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "data:image/png;base64,"}}]}
+                ]
+            },
+            "messages[0].content[0]",
+        ),
     ],
-)  # fmt: skip
+)
 async def test_what_is_wrong_is_refused_by_name(changes: dict[str, object], field: str) -> None:
     transport = FakeTransport()
     async with opened(transport) as client:

@@ -115,7 +115,8 @@ def test_the_history_of_a_conversation_is_not_computed_again(gateway: GatewayThr
             following = client.chat.completions.create(model="autoglm", messages=turns, temperature=0.0, max_tokens=1)
             assert following.usage is not None and following.usage.prompt_tokens_details is not None
             cached = following.usage.prompt_tokens_details.cached_tokens
-            # The last token of an answer is chosen, not computed; one that ends it, and what follows, is the template's.
+            # The last token of an answer is chosen, not computed; one that ends it, and what follows, is the
+            # template's.
             assert cached is not None and cached >= known - 2
 
 

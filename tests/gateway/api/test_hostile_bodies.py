@@ -96,11 +96,17 @@ BROKEN = {
     "many messages": (body(messages=GOOD["messages"] * 4000), "at most 2048 items"),  # type: ignore[operator]
     "many wrong parts": (body(messages=[{"role": "user", "content": [1] * MANY}]), "messages[0].content[0]"),
     "many wrong stops": (body(stop=[1] * MANY), "stop[0]"),
-    "many wrong biases": (body(logit_bias={str(number): "x" for number in range(90_000)}), "logit_bias.0: input should"),
+    "many wrong biases": (
+        body(logit_bias={str(number): "x" for number in range(90_000)}),
+        "logit_bias.0: input should",
+    ),
     "unknown part": (body(messages=[{"role": "user", "content": [{"type": "video"}]}]), "messages[0].content[0]"),
-    "missing text": (body(messages=[{"role": "user", "content": [{"type": "text"}]}]), "messages[0].content[0].text: field required"),
+    "missing text": (
+        body(messages=[{"role": "user", "content": [{"type": "text"}]}]),
+        "messages[0].content[0].text: field required",
+    ),
     "long value": (body(user="u" * MIB), "user: string should have at most 256 characters"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -1,4 +1,5 @@
-"""Clients that leave at any moment: their slots are free at once, nothing is logged as an error, others do not notice."""
+"""Clients that leave at any moment: their slots are free at once, nothing is logged as an error, others do not
+notice."""
 
 from __future__ import annotations
 
@@ -86,7 +87,8 @@ def test_a_client_that_leaves_has_its_requests_cancelled(changes: dict[str, obje
 
 @dataclass(frozen=True, slots=True)
 class Departure:
-    """`after_s`: from when the request was sent; `sent`: the part of the request that is sent; `abrupt`: with a reset."""
+    """`after_s`: from when the request was sent; `sent`: the part of the request that is sent; `abrupt`: with a
+    reset."""
 
     request: bytes
     sent: float
@@ -99,7 +101,13 @@ def departure(draw: random.Random) -> Departure:
     changes = {"stream": draw.random() < 0.6, "n": draw.choice([1, 1, 1, 2, 3]), "max_tokens": draw.randint(1, 200)}
     request = asked(f"Count from {draw.randint(1, 1000)} on." + " Go on." * draw.choice([0, 0, 20]), **changes)
     sent = 1.0 if draw.random() < 0.9 else draw.random()
-    return Departure(request, sent, draw.choice([0.0, draw.uniform(0, 0.1), draw.uniform(0, 1.5)]), draw.random() < 0.5, draw.random() < 0.3)  # fmt: skip
+    return Departure(
+        request,
+        sent,
+        draw.choice([0.0, draw.uniform(0, 0.1), draw.uniform(0, 1.5)]),
+        draw.random() < 0.5,
+        draw.random() < 0.3,
+    )
 
 
 def leave(port: int, how: Departure) -> None:

@@ -1,4 +1,5 @@
-"""Silent connections, of one address or of many, keep nobody out: not callers, and not those who ask whether the gateway is well."""
+"""Silent connections, of one address or of many, keep nobody out: not callers, and not those who ask whether the
+gateway is well."""
 
 from __future__ import annotations
 

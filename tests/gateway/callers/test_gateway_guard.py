@@ -344,9 +344,16 @@ def test_a_bucket_gives_no_more_than_its_rate_and_burst_and_no_less_than_it_prom
     asked=st.lists(st.tuples(st.integers(1, 64), st.floats(0, 30)), min_size=1, max_size=40), minute=st.integers(6, 600)
 )
 @example(  # whoever waits as long as was said is admitted, whatever the last bit of the sum
-    asked=[(1, 5.0698675010424665), (1, 29.475118597165736), (1, 29.446722174640474), (1, 29.28411443205486), (6, 29.727166029614253), (12, 0.0)],
+    asked=[
+        (1, 5.0698675010424665),
+        (1, 29.475118597165736),
+        (1, 29.446722174640474),
+        (1, 29.28411443205486),
+        (6, 29.727166029614253),
+        (12, 0.0),
+    ],
     minute=72,
-)  # fmt: skip
+)
 def test_choices_count_as_requests_whatever_their_number(asked: list[tuple[int, float]], minute: int) -> None:
     """In the long run no more than the rate, plus one bucket, plus the one request that may be larger than a bucket."""
     now, taken = 0.0, 0

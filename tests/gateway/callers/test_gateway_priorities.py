@@ -1,4 +1,5 @@
-"""`priority` of a request to the gateway: whose requests the server is told to admit first, and who may not ask for it."""
+"""`priority` of a request to the gateway: whose requests the server is told to admit first, and who may not ask for
+it."""
 
 from __future__ import annotations
 

@@ -117,10 +117,17 @@ def test_an_option_goes_before_the_file(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("host", "loopback"),
     [
-        ("127.0.0.1", True), ("127.9.9.9", True), ("localhost", True), ("::1", True),
-        ("0.0.0.0", False), ("::", False), ("10.0.0.1", False), ("localhost.example.org", False), ("", False),
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("localhost", True),
+        ("::1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+        ("", False),
     ],
-)  # fmt: skip
+)
 def test_elsewhere_needs_keys_or_the_word_open(host: str, loopback: bool) -> None:
     assert is_loopback(host) == loopback
     keys, _ = made_keys("alice")
@@ -155,7 +162,10 @@ def test_a_made_key_is_shown_once_and_its_line_admits_it(tmp_path: Path) -> None
 
 
 def test_a_line_may_have_two_keys_and_limits_of_its_own() -> None:
-    text = f'alice = {{sha256 = ["{DIGEST}", "{DIGEST[::-1]}"], requests_per_minute = 0, concurrency = 3, metrics = true, priority = -4}}'
+    text = (
+        f'alice = {{sha256 = ["{DIGEST}", "{DIGEST[::-1]}"], requests_per_minute = 0, concurrency = 3, metrics = '
+        f"true, priority = -4}}"
+    )
     assert read_keys(text, "the test") == (
         Key("alice", (bytes.fromhex(DIGEST), bytes.fromhex(DIGEST[::-1])), 0, 3, metrics=True, priority=-4),
     )

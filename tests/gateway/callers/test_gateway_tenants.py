@@ -1,5 +1,5 @@
-"""Tenants of a gateway on a real socket, in front of a server that lives in the test: what a client that leaves gives back, and
-that one who floods takes nothing from another."""
+"""Tenants of a gateway on a real socket, in front of a server that lives in the test: what a client that leaves gives
+back, and that one who floods takes nothing from another."""
 
 from __future__ import annotations
 

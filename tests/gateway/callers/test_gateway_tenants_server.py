@@ -1,4 +1,5 @@
-"""Two tenants of the real server, with its cache and a short queue: neither starves, and neither sees what the other asked."""
+"""Two tenants of the real server, with its cache and a short queue: neither starves, and neither sees what the other
+asked."""
 
 from __future__ import annotations
 
@@ -77,7 +78,8 @@ def cached(answer: openai.types.chat.ChatCompletion) -> int:
 
 @pytest.mark.parametrize("limit", [0, NUM_SLOTS - 1])
 async def test_one_who_floods_takes_no_place_of_another(server: LocalServer, limit: int) -> None:
-    """Without a limit the flood fills slots and queue, and the calm tenant is turned away: this is what limits are for."""
+    """Without a limit the flood fills slots and queue, and the calm tenant is turned away: this is what limits are
+    for."""
     flood, (flood_key,) = made_keys("flood", more=f", concurrency = {limit}")
     calm, (calm_key,) = made_keys("calm", more=", concurrency = 2, requests_per_minute = 6000")
     with GatewayThread(GatewaySettings(servers=(server.grpc_url,), keys=flood + calm)) as gateway:

@@ -229,10 +229,16 @@ def test_requests_in_a_row_are_answered_in_order_and_a_flood_of_them_is_cut(gate
 
 @pytest.mark.parametrize(
     ("method", "path", "status"),
-    [("GET", "/nothing", 404), ("GET", "/%ff%00\ud800".encode("ascii", "ignore").decode(), 404),
-     ("DELETE", "/v1/models", 405), ("GET", "/v1/chat/completions", 405), ("TRACE", "/nothing", 404),
-     ("GET", "/v1/models/" + "m" * 20_000, 404), ("GET", "/v1/models/%F0%9F%92%A9", 404)],
-)  # fmt: skip
+    [
+        ("GET", "/nothing", 404),
+        ("GET", "/%ff%00\ud800".encode("ascii", "ignore").decode(), 404),
+        ("DELETE", "/v1/models", 405),
+        ("GET", "/v1/chat/completions", 405),
+        ("TRACE", "/nothing", 404),
+        ("GET", "/v1/models/" + "m" * 20_000, 404),
+        ("GET", "/v1/models/%F0%9F%92%A9", 404),
+    ],
+)
 def test_what_is_not_there_is_told_in_the_same_shape(
     gateway: GatewayThread, method: str, path: str, status: int
 ) -> None:

@@ -23,7 +23,8 @@ LOWEST_CONTRAST = """
 () => {
   const channels = (colour) => colour.match(/[\\d.]+/g).map(Number);
   const luminance = (colour) => {
-    const [r, g, b] = channels(colour).map((c) => c / 255).map((c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4));
+    const linear = (c) => (c <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4);
+    const [r, g, b] = channels(colour).map((c) => linear(c / 255));
     return 0.2126 * r + 0.7152 * g + 0.0722 * b;
   };
   const behind = (element) => {
@@ -31,7 +32,8 @@ LOWEST_CONTRAST = """
     return channels(colour)[3] === 0 ? behind(element.parentElement) : colour;
   };
   const hasText = (element) => [...element.childNodes].some((node) => node.nodeType === 3 && node.data.trim());
-  const shown = [...document.body.querySelectorAll("*")].filter((element) => hasText(element) && element.checkVisibility());
+  const all = [...document.body.querySelectorAll("*")];
+  const shown = all.filter((element) => hasText(element) && element.checkVisibility());
   const ratio = (element) => {
     const [a, b] = [luminance(getComputedStyle(element).color), luminance(behind(element))].sort((x, y) => y - x);
     return [(a + 0.05) / (b + 0.05), element.outerHTML.slice(0, 60)];
@@ -236,7 +238,10 @@ def test_the_end_of_an_answer_stays_in_view_unless_its_reader_looks_elsewhere(se
     page.fill("#message", "slowly")
     page.press("#message", "Enter")
     expect(seen.turns.last.locator(".answer")).to_contain_text(" 120 ")
-    left = "() => { const c = document.getElementById('conversation'); return c.scrollHeight - c.scrollTop - c.clientHeight; }"
+    left = (
+        "() => { const c = document.getElementById('conversation'); return c.scrollHeight - c.scrollTop - "
+        "c.clientHeight; }"
+    )
     assert page.evaluate(left) < 48
     assert page.evaluate("() => document.documentElement.scrollHeight <= innerHeight"), "the page itself scrolls, too"
     page.evaluate("() => { document.getElementById('conversation').scrollTop = 0; }")
@@ -272,7 +277,8 @@ def _tabs(page: Page, count: int) -> list[str]:
     """What has the focus after each press of Tab; each must be seen to have it."""
     outline = """() => {
       const [focused, beside] = [document.activeElement, document.activeElement.nextElementSibling];
-      const drawn = (one) => one && getComputedStyle(one).outlineStyle !== "none" && parseFloat(getComputedStyle(one).outlineWidth) >= 2;
+      const isWide = (style) => style.outlineStyle !== "none" && parseFloat(style.outlineWidth) >= 2;
+      const drawn = (one) => one && isWide(getComputedStyle(one));
       return focused === document.body || drawn(focused.type === "radio" ? beside : focused);
     }"""
     passed = []

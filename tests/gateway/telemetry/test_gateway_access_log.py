@@ -24,9 +24,21 @@ from tests.support.gateway.gateway_server import GatewayThread, fake_client
 
 CHAT = "/v1/chat/completions"
 FIELDS = [
-    "time", "request_id", "client", "tenant", "method", "path", "status", "error", "model",
-    "prompt_tokens", "completion_tokens", "cached_tokens", "first_byte_ms", "total_ms",
-]  # fmt: skip
+    "time",
+    "request_id",
+    "client",
+    "tenant",
+    "method",
+    "path",
+    "status",
+    "error",
+    "model",
+    "prompt_tokens",
+    "completion_tokens",
+    "cached_tokens",
+    "first_byte_ms",
+    "total_ms",
+]
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
@@ -43,9 +55,16 @@ async def test_a_line_says_who_asked_what_it_took_and_nothing_of_what_was_said(t
     (line,) = lines_of(file)
     assert list(line) == FIELDS
     assert {name: line[name] for name in FIELDS[3:12]} == {
-        "tenant": "alice", "method": "POST", "path": CHAT, "status": 200, "error": None, "model": "autoglm-phone-9b",
-        "prompt_tokens": 3, "completion_tokens": 3, "cached_tokens": 1,
-    }  # fmt: skip
+        "tenant": "alice",
+        "method": "POST",
+        "path": CHAT,
+        "status": 200,
+        "error": None,
+        "model": "autoglm-phone-9b",
+        "prompt_tokens": 3,
+        "completion_tokens": 3,
+        "cached_tokens": 1,
+    }
     assert line["request_id"] == answer.headers["x-request-id"] and 0 < line["first_byte_ms"] <= line["total_ms"]
     assert "secret" not in (text := file.read_text()) and "one two" not in text and key not in text
     assert stat.S_IMODE(file.stat().st_mode) == 0o600
@@ -296,5 +315,7 @@ def test_a_line_that_cannot_be_written_does_not_end_the_log(tmp_path: Path) -> N
             threading.Event().wait(0.01)
         writer.write({"tenant": "whole"})
     assert [json.loads(line) for line in file.read_text().splitlines()] == [
-        {"tenant": "half \ud83d"}, {"tenant": "whole"}, {"dropped": 1},
-    ]  # fmt: skip
+        {"tenant": "half \ud83d"},
+        {"tenant": "whole"},
+        {"dropped": 1},
+    ]

@@ -270,5 +270,8 @@ def test_the_command_line_refuses_what_is_no_address(command: str) -> None:
 
 
 def test_the_sdk_is_loaded_only_where_there_are_traces() -> None:
-    code = "import sys; from autoglm_gateway.app import *; create_app(GatewaySettings()); print('opentelemetry.sdk' in sys.modules)"
+    code = (
+        "import sys; from autoglm_gateway.app import *; create_app(GatewaySettings()); print('opentelemetry.sdk' "
+        "in sys.modules)"
+    )
     assert subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "False"

@@ -26,9 +26,15 @@ TOOLS: list[dict[str, Any]] = [
 ]
 HELLO = [{"role": "user", "content": "Weather in Paris, and the time?"}]
 CALLS = (
-    "I look.", "\n<tool_", 'call>\n{"name": "get_wea', 'ther", "arguments": {"city"', ': "Par', 'is"}}', "\n</tool_call>",
+    "I look.",
+    "\n<tool_",
+    'call>\n{"name": "get_wea',
+    'ther", "arguments": {"city"',
+    ': "Par',
+    'is"}}',
+    "\n</tool_call>",
     '\n<tool_call>{"name": "now", "arguments": {}}</tool_call>',
-)  # fmt: skip
+)
 ASKED: dict[str, Any] = {"model": "autoglm", "messages": HELLO, "tools": TOOLS}
 
 

@@ -47,29 +47,88 @@ def joined(events: list[Event]) -> tuple[str, list[Call]]:
 
 PARIS = '{"city": "Paris"}'
 CASES = [
-    ("hermes", f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>', "", [("get_weather", PARIS)]),
-    ("hermes", f'Let me see.\n<tool_call>{{"name": "get", "arguments": {PARIS}}}</tool_call>\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>\n',
-     "Let me see.", [("get", PARIS), ("now", "{}")]),
+    (
+        "hermes",
+        f'<tool_call>\n{{"name": "get_weather", "arguments": {PARIS}}}\n</tool_call>',
+        "",
+        [("get_weather", PARIS)],
+    ),
+    (
+        "hermes",
+        (
+            f'Let me see.\n<tool_call>{{"name": "get", "arguments": '
+            f'{PARIS}}}</tool_call>\n<tool_call>\n{{"name": "now", "arguments": {{}}}}\n</tool_call>\n'
+        ),
+        "Let me see.",
+        [("get", PARIS), ("now", "{}")],
+    ),
     ("hermes", f'<tool_call>{{"arguments": {PARIS}, "name": "get"}}</tool_call> then', "then", [("get", PARIS)]),
     ("hermes", '<tool_call>{"name": "now"}</tool_call>', "", [("now", "{}")]),
     ("hermes", '<tool_call>{"name": "now", "arguments": null}</tool_call>', "", [("now", "{}")]),
     ("hermes", '<tool_call>{"name": "get", "arguments": "{\\"city\\": 1}"}</tool_call>', "", [("get", '{"city": 1}')]),
-    ("hermes", f'<tool_call>{{"id": "x", "name": "get", "arguments": {PARIS}, "type": "function"}}</tool_call>', "", [("get", PARIS)]),
+    (
+        "hermes",
+        f'<tool_call>{{"id": "x", "name": "get", "arguments": {PARIS}, "type": "function"}}</tool_call>',
+        "",
+        [("get", PARIS)],
+    ),
     ("llama", f'{{"name": "get_weather", "parameters": {PARIS}}}', "", [("get_weather", PARIS)]),
-    ("llama", f'<|python_tag|>{{"name": "get", "parameters": {PARIS}}}; {{"name": "now", "parameters": {{}}}}', "", [("get", PARIS), ("now", "{}")]),
-    ("llama", f'I look.\n{{"type": "function", "function": "get", "parameters": {PARIS}}}\ndone\n', "I look.done\n", [("get", PARIS)]),
+    (
+        "llama",
+        f'<|python_tag|>{{"name": "get", "parameters": {PARIS}}}; {{"name": "now", "parameters": {{}}}}',
+        "",
+        [("get", PARIS), ("now", "{}")],
+    ),
+    (
+        "llama",
+        f'I look.\n{{"type": "function", "function": "get", "parameters": {PARIS}}}\ndone\n',
+        "I look.done\n",
+        [("get", PARIS)],
+    ),
     ("llama", f'Hm <|python_tag|>{{"name": "get", "parameters": {PARIS}}}', "Hm", [("get", PARIS)]),
     ("glm", f"get_weather\n{PARIS}", "", [("get_weather", PARIS)]),
     ("glm", f"\nI look.\nget \n {PARIS}now\n{{}}\n", "\nI look.", [("get", PARIS), ("now", "{}")]),
-    ("glm-xml", "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris \"8e\"</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>",
-     "", [("get_weather", '{"city": "Paris \\"8e\\"", "days": 3}')]),
-    ("glm-xml", "So:\n<tool_call>now</tool_call>\n<tool_call>now\n<arg_key>a</arg_key><arg_value>[1, {}]</arg_value><arg_key>b</arg_key><arg_value>NaN</arg_value></tool_call>",
-     "So:", [("now", "{}"), ("now", '{"a": [1, {}], "b": "NaN"}')]),
-    ("glm-xml", "<tool_call>get\n<arg_key>city</arg_key>\n<arg_value>12</arg_value></tool_call>", "", [("get", '{"city": "12"}')]),
-    ("mistral", f'[TOOL_CALLS] [{{"name": "get", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}, "id": "abcdefghi"}}]', "", [("get", PARIS), ("now", "{}")]),
-    ("mistral", f"Well.[TOOL_CALLS]get[ARGS]{PARIS}[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{{}}", "Well.", [("get", PARIS), ("now", "{}")]),
+    (
+        "glm-xml",
+        (
+            "<tool_call>get_weather\n<arg_key>city</arg_key>\n<arg_value>Paris "
+            '"8e"</arg_value>\n<arg_key>days</arg_key>\n<arg_value>3</arg_value>\n</tool_call>'
+        ),
+        "",
+        [("get_weather", '{"city": "Paris \\"8e\\"", "days": 3}')],
+    ),
+    (
+        "glm-xml",
+        (
+            "So:\n<tool_call>now</tool_call>\n<tool_call>now\n<arg_key>a</arg_key><arg_value>[1, "
+            "{}]</arg_value><arg_key>b</arg_key><arg_value>NaN</arg_value></tool_call>"
+        ),
+        "So:",
+        [("now", "{}"), ("now", '{"a": [1, {}], "b": "NaN"}')],
+    ),
+    (
+        "glm-xml",
+        "<tool_call>get\n<arg_key>city</arg_key>\n<arg_value>12</arg_value></tool_call>",
+        "",
+        [("get", '{"city": "12"}')],
+    ),
+    (
+        "mistral",
+        (
+            f'[TOOL_CALLS] [{{"name": "get", "arguments": {PARIS}}}, {{"name": "now", "arguments": {{}}, "id": '
+            f'"abcdefghi"}}]'
+        ),
+        "",
+        [("get", PARIS), ("now", "{}")],
+    ),
+    (
+        "mistral",
+        f"Well.[TOOL_CALLS]get[ARGS]{PARIS}[TOOL_CALLS]now[CALL_ID]abcdefghi[ARGS]{{}}",
+        "Well.",
+        [("get", PARIS), ("now", "{}")],
+    ),
     ("mistral", f"[TOOL_CALLS]get{PARIS}", "", [("get", PARIS)]),
-]  # fmt: skip
+]
 BROKEN = [
     ("hermes", '<tool_call>{"name": "unknown", "arguments": {}}</tool_call>'),
     ("hermes", '<tool_call>{"name": "now", "extra": 1}</tool_call>'),
@@ -96,7 +155,7 @@ BROKEN = [
     ("mistral", "[TOOL_CALLS]unknown[ARGS]{}"),
     ("mistral", "[TOOL_CALLS]now[ARGS]"),
     ("mistral", "[TOOL_CALLS]now[ARGS]1"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("form", "text", "said", "calls"), CASES)
@@ -116,7 +175,12 @@ def test_what_is_no_call_stays_text(form: str, text: str) -> None:
 @pytest.mark.parametrize(
     ("form", "text", "said", "call"),
     [
-        ("hermes", '<tool_call>{"name": "get", "arguments": {"city": Paris}}</tool_call>', "Paris}}</tool_call>", ("get", '{"city": ')),
+        (
+            "hermes",
+            '<tool_call>{"name": "get", "arguments": {"city": Paris}}</tool_call>',
+            "Paris}}</tool_call>",
+            ("get", '{"city": '),
+        ),
         ("hermes", '<tool_call>{"name": "get", "arguments": {"city": "Pa', "", ("get", '{"city": "Pa')),
         ("hermes", '<tool_call>{"name": "now", "arguments": {}, oh}</tool_call>', ", oh}</tool_call>", ("now", "{}")),
         ("glm", 'get\n{"city": 01}', "}", ("get", '{"city": 01')),
@@ -124,7 +188,7 @@ def test_what_is_no_call_stays_text(form: str, text: str) -> None:
         ("glm-xml", "<tool_call>now\n<arg_key>a</arg_key><arg_value>1</arg_value>b", "b", ("now", '{"a": 1')),
         ("mistral", "[TOOL_CALLS]get[ARGS]{]", "]", ("get", "{")),
     ],
-)  # fmt: skip
+)
 def test_arguments_that_break_off_are_not_made_whole(form: str, text: str, said: str, call: Call) -> None:
     assert parsed(form, [text]) == parsed(form, list(text)) == (said, [call])
 
@@ -144,8 +208,16 @@ def test_arguments_come_as_they_are_written() -> None:
     ]
     events = [parser.push(piece) for piece in pieces]
     assert events == [
-        [Said("Hm")], [], [], [], [Called("get"), Arguments('{"city"')], [Arguments(': "Par')], [Arguments('is"}')], [], [],
-    ]  # fmt: skip
+        [Said("Hm")],
+        [],
+        [],
+        [],
+        [Called("get"), Arguments('{"city"')],
+        [Arguments(': "Par')],
+        [Arguments('is"}')],
+        [],
+        [],
+    ]
     assert parser.close() == []
 
 
@@ -155,11 +227,41 @@ def test_no_more_calls_than_wanted() -> None:
 
 
 SCRAPS = [
-    "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<arg_key>", "</arg_key>",
-    "<arg_value>", "</arg_value>", "[", "]", "{", "}", ",", ";", ":", '"', "\\", "\n", " ", "get", "now", "get_weather",
-    "city", '"name"', '"arguments"', '"parameters"', '"get"', PARIS, f'{{"name": "get", "arguments": {PARIS}}}', "1", "é",
+    "<tool_call>",
+    "</tool_call>",
+    "[TOOL_CALLS]",
+    "[ARGS]",
+    "[CALL_ID]",
+    "<|python_tag|>",
+    "<arg_key>",
+    "</arg_key>",
+    "<arg_value>",
+    "</arg_value>",
+    "[",
+    "]",
+    "{",
+    "}",
+    ",",
+    ";",
+    ":",
+    '"',
+    "\\",
+    "\n",
+    " ",
+    "get",
+    "now",
+    "get_weather",
+    "city",
+    '"name"',
+    '"arguments"',
+    '"parameters"',
+    '"get"',
+    PARIS,
+    f'{{"name": "get", "arguments": {PARIS}}}',
+    "1",
+    "é",
     '{"name": "now", "parameters": ',
-]  # fmt: skip
+]
 TEXTS = st.one_of(
     st.lists(st.sampled_from(SCRAPS) | st.text(max_size=3), max_size=20).map("".join),
     st.lists(st.sampled_from([case[1] for case in CASES] + [case[1] for case in BROKEN]), max_size=3).map("".join),

@@ -18,10 +18,13 @@ pytestmark = pytest.mark.server
 
 CITY = {
     "type": "object",
-    "properties": {"city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]}, "days": {"type": "integer", "minimum": 0, "maximum": 9}},
+    "properties": {
+        "city": {"type": "string", "enum": ["Paris", "Rome", "Oslo"]},
+        "days": {"type": "integer", "minimum": 0, "maximum": 9},
+    },
     "required": ["city", "days"],
     "additionalProperties": False,
-}  # fmt: skip
+}
 TOOLS: list[dict[str, Any]] = [
     {"type": "function", "function": {"name": "get_weather", "description": "How the weather is", "parameters": CITY}},
     {"type": "function", "function": {"name": "now", "description": "The time"}},

@@ -1,7 +1,7 @@
 """An engine as the service has it, kept busy by callers who come, leave, cancel, vanish and are late, in one thread.
 
-Everything that holds something for a request is there: the shared engine with its cache, the gate and its board, replies,
-metrics. For tests of what stays behind.
+Everything that holds something for a request is there: the shared engine with its cache, the gate and its board,
+replies, metrics. For tests of what stays behind.
 """
 
 from __future__ import annotations

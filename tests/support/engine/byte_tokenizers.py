@@ -46,8 +46,8 @@ def spelling(tokenizer: Tokenizer, byte: int) -> int:
 
 
 def kept_text(tokenizer: Tokenizer, token_ids: list[int], stops: tuple[str, ...], min_tokens: int) -> str:
-    """What may be shown of an answer of `token_ids`, which ended with them: all before the first stop string that begins
-    behind the text of its first `min_tokens` tokens."""
+    """What may be shown of an answer of `token_ids`, which ended with them: all before the first stop string that
+    begins behind the text of its first `min_tokens` tokens."""
     whole = tokenizer.decode(token_ids, skip_special_tokens=True)
     firsts = (tokenizer.decode(token_ids[:end], skip_special_tokens=True) for end in range(min_tokens, 0, -1))
     begin = next((len(first) for first in firsts if whole.startswith(first)), 0)

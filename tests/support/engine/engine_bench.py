@@ -41,8 +41,14 @@ class Bench:
     def __post_init__(self) -> None:
         self.runner = FakeRunner(replace(self.limits, num_candidates=self.num_candidates), self.clock)
         self.engine = Engine(
-            self.runner, self.text, self.eos, self.settings, gate=self.gate, metrics=self.metrics, clock=self.clock  # type: ignore[arg-type]
-        )  # fmt: skip
+            self.runner,
+            self.text,
+            self.eos,
+            self.settings,
+            gate=self.gate,
+            metrics=self.metrics,
+            clock=self.clock,  # type: ignore[arg-type]
+        )
 
     def step(self, count: int = 1) -> list[Event]:
         found = [event for _ in range(count) for event in self.engine.step()]

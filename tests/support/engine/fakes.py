@@ -1,4 +1,5 @@
-"""Fakes for the engine's unit tests: a runner whose answers depend on what its slots truly hold, a clock, a tokenizer."""
+"""Fakes for the engine's unit tests: a runner whose answers depend on what its slots truly hold, a clock, a
+tokenizer."""
 
 from __future__ import annotations
 
@@ -27,8 +28,9 @@ class FakeClock:
 
 class FakeRunner:
     """Logits are a hash of the tokens that are truly written at the span's positions and before, so that a mistake with
-    slots, positions or copies changes the answer. Reading a position that was never written raises, and so does whatever
-    the protocol forbids. With `limits.num_candidates`, steps give candidates, adjusted by what this slot was told so far.
+    slots, positions or copies changes the answer. Reading a position that was never written raises, and so does
+    whatever the protocol forbids. With `limits.num_candidates`, steps give candidates, adjusted by what this slot was
+    told so far.
     """
 
     def __init__(self, limits: Limits, clock: FakeClock | None = None, seconds_per_step: float = 0.01) -> None:
@@ -145,9 +147,13 @@ class FakeRanking:
 
 
 def rank(
-    logits: Logits, factors: Logits, offsets: Logits, inverse_temperatures: Logits, count: int,
+    logits: Logits,
+    factors: Logits,
+    offsets: Logits,
+    inverse_temperatures: Logits,
+    count: int,
     full_row: Callable[[int], Logits],
-) -> Candidates:  # fmt: skip
+) -> Candidates:
     """A device's candidates, in float32; of equal ones the highest id comes first, unlike on the host."""
     with np.errstate(all="ignore"):
         adjusted = np.where(logits < 0, logits * factors, logits / factors) + offsets

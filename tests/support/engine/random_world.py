@@ -1,9 +1,9 @@
 """Random callers of a whole engine, and what each of them should have been answered.
 
-A world is an engine behind its cache, with settings, a model and company drawn from a seed: greedy and drawn answers, drafts,
-guides that are ready late or never, stop strings, log-probabilities, tenants, equal requests, cancels, deadlines, flushes,
-readers that fall behind, tiers that hold or break, steps that fail, requests whose own sampler or text fails. Every answer is
-compared with that of the same request computed alone, without drafts, cache and company.
+A world is an engine behind its cache, with settings, a model and company drawn from a seed: greedy and drawn answers,
+drafts, guides that are ready late or never, stop strings, log-probabilities, tenants, equal requests, cancels,
+deadlines, flushes, readers that fall behind, tiers that hold or break, steps that fail, requests whose own sampler or
+text fails. Every answer is compared with that of the same request computed alone, without drafts, cache and company.
 """
 
 from __future__ import annotations
@@ -268,8 +268,10 @@ class World:
             return
         self.ends["guided" if request.guide else "seeded" if request.sampling.temperature else "greedy"] += 1
         assert (last.finish_reason, last.error, last.error_code) == (
-            expected.last.finish_reason, expected.last.error, expected.last.error_code,
-        )  # fmt: skip
+            expected.last.finish_reason,
+            expected.last.error,
+            expected.last.error_code,
+        )
         if last.error is not None:
             self.ends["own failure" if "Broken" in last.error else "own error"] += 1
             assert answer.token_ids == expected.token_ids[: len(answer.token_ids)] or not request.stream

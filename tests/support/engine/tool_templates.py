@@ -109,7 +109,8 @@ MISTRAL = """{{- bos_token }}
 {%- for message in messages %}
 {%- if message.role == 'system' %}{{- '[SYSTEM_PROMPT]' + message.content + '[/SYSTEM_PROMPT]' }}
 {%- elif message.role == 'user' %}
-{%- if tools is not none and loop.index0 <= 1 %}{{- '[AVAILABLE_TOOLS]' }}{{- tools | tojson }}{{- '[/AVAILABLE_TOOLS]' }}{%- endif %}
+{%- if tools is not none and loop.index0 <= 1 %}{{- '[AVAILABLE_TOOLS]' }}{{- tools | tojson }}
+{{- '[/AVAILABLE_TOOLS]' }}{%- endif %}
 {{- '[INST]' + message.content + '[/INST]' }}
 {%- elif message.tool_calls is defined and message.tool_calls is not none %}
 {{- '[TOOL_CALLS][' }}
@@ -120,7 +121,8 @@ MISTRAL = """{{- bos_token }}
 {%- endfor %}
 {{- ']' + eos_token }}
 {%- elif message.role == 'tool' %}
-{{- '[TOOL_RESULTS]{"content": ' }}{{- message.content | tojson }}{{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
+{{- '[TOOL_RESULTS]{"content": ' }}{{- message.content | tojson }}
+{{- ', "call_id": "' + message.tool_call_id + '"}[/TOOL_RESULTS]' }}
 {%- else %}{{- message.content + eos_token }}{%- endif %}
 {%- endfor %}
 """

@@ -23,7 +23,8 @@ LIBRARY = "decoder/any.so"
 def write_native_artifact(
     folder: Path, spec: ModelSpec, *, weights: Mapping[str, Any] | None = None, max_length: int = 64
 ) -> Manifest:
-    """A vocabulary of at least 259 suits the tokenizer. Builds the decoder for this machine, or takes what was built."""
+    """A vocabulary of at least 259 suits the tokenizer. Builds the decoder for this machine, or takes what was
+    built."""
     (folder / "decoder").mkdir(parents=True)
     write_program(spec, weights or random_weights(spec), folder)
     built = compiler.build(compiler.DECODER_SOURCE, compiler.runnable_targets()[0])

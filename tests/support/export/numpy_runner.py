@@ -1,4 +1,5 @@
-"""The decoder in plain numpy, float32, one span at a time: slow, obvious, and a `Runner` for tests that need a real one."""
+"""The decoder in plain numpy, float32, one span at a time: slow, obvious, and a `Runner` for tests that need a real
+one."""
 
 from __future__ import annotations
 
@@ -18,7 +19,8 @@ Rows = npt.NDArray[np.float32]
 
 @dataclass
 class NumpyOps:
-    """`Ops` over arrays, for one span whose caches are `keys` and `values`, each [layers, max_length, kv_heads, size]."""
+    """`Ops` over arrays, for one span whose caches are `keys` and `values`, each [layers, max_length, kv_heads,
+    size]."""
 
     spec: ModelSpec
     weights: Mapping[str, Rows]

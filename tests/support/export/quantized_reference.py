@@ -62,8 +62,8 @@ def _replace(parameter: torch.Tensor, source: Source, change: Any) -> None:
 
 @dataclass(frozen=True)
 class Fp8:
-    """Layers in E4M3, and those without a scale in the 16-bit type. What is dequantised is so with a scale of the type that
-    it is multiplied in: bfloat16, or float32 beside float16."""
+    """Layers in E4M3, and those without a scale in the 16-bit type. What is dequantised is so with a scale of the type
+    that it is multiplied in: bfloat16, or float32 beside float16."""
 
     kv_dtype: str
     scales: Mapping[tuple[str, ...], Any]

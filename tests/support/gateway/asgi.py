@@ -29,7 +29,8 @@ def post(path: str, headers: Mapping[str, str] | None = None) -> dict[str, Any]:
 
 
 async def leave_after(app: ASGIApp, path: str, body: object, *, bodies: int) -> list[MutableMapping[str, Any]]:
-    """Ask, and be gone after so many messages with a body, of 0 as soon as the request is read; what was sent until then."""
+    """Ask, and be gone after so many messages with a body, of 0 as soon as the request is read; what was sent until
+    then."""
     asked, gone = [json.dumps(body).encode()], asyncio.Event()
     sent: list[MutableMapping[str, Any]] = []
 

@@ -32,7 +32,8 @@ def running_browser() -> Iterator[Browser]:
 
 @dataclass
 class Visit:
-    """The page of one gateway in a profile of its own. `errors`: of the console and uncaught; `asked`: every request."""
+    """The page of one gateway in a profile of its own. `errors`: of the console and uncaught; `asked`: every
+    request."""
 
     page: Page
     url: str
@@ -77,7 +78,8 @@ class Visit:
 
 @contextmanager
 def visit(browser: Browser, url: str, *, is_open: bool = True, **context: Any) -> Iterator[Visit]:
-    """`is_open`: it names its models without a key. Playwright's options of a context: `color_scheme`, `viewport`, ..."""
+    """`is_open`: it names its models without a key. Playwright's options of a context: `color_scheme`, `viewport`,
+    ..."""
     with browser.new_context(**context) as made:
         page = made.new_page()
         page.set_default_timeout(PATIENCE_MS)

@@ -1,5 +1,5 @@
-"""An attacker who has the server's ports and an account on its machine: what the inner models take from each other, forged,
-changed, repeated or passed on before its turn, and boards of his own in shared memory.
+"""An attacker who has the server's ports and an account on its machine: what the inner models take from each other,
+forged, changed, repeated or passed on before its turn, and boards of his own in shared memory.
 """
 
 from __future__ import annotations
@@ -138,10 +138,17 @@ class Attacker:
         cell = draw.choice([0, 1, draw.randrange(2_000), -1, 2**31])
         board = draw.choice([*self._boards.real, PREFIX + secrets.token_hex(8), "../../etc/passwd"])
         changes: list[dict[str, Any]] = [
-            {}, {"ack": [board, cell, number]}, {"ack": [cell, number]}, {"ack": draw.choice([None, "x", [], {}, [1] * 9])},
-            {"error": [draw.choice(["NO_SUCH_CODE", "__class__", "", 5]), "x"]}, {"tokens": draw.choice([[2**70], "x", [[]]])},
-            {"usage": [draw.choice([2**40, -1, "x"])] * 3}, {"logprobs": [[1, "x", 5]]}, {"text_bytes": -1}, {"finish": "x"},
-        ]  # fmt: skip
+            {},
+            {"ack": [board, cell, number]},
+            {"ack": [cell, number]},
+            {"ack": draw.choice([None, "x", [], {}, [1] * 9])},
+            {"error": [draw.choice(["NO_SUCH_CODE", "__class__", "", 5]), "x"]},
+            {"tokens": draw.choice([[2**70], "x", [[]]])},
+            {"usage": [draw.choice([2**40, -1, "x"])] * 3},
+            {"logprobs": [[1, "x", 5]]},
+            {"text_bytes": -1},
+            {"finish": "x"},
+        ]
         raw = {**RIGHT_EVENT, **draw.choice(changes)}
         return draw.choice(
             [json.dumps(raw).encode(), b"[" * draw.randrange(1, 5_000), draw.randbytes(draw.randrange(80))]

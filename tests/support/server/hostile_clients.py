@@ -1,8 +1,10 @@
-"""Clients that mean harm: each kind asks, again and again, for what costs a server the most, within what one key may ask.
+"""Clients that mean harm: each kind asks, again and again, for what costs a server the most, within what one key may
+ask.
 
     python tests/support/server/hostile_clients.py KIND PORT KEY SECONDS
 
-prints a line when it begins, and in the end how often it asked and how often each status was the answer. A process of its own, and nice: what it computes itself is not what a server suffers.
+prints a line when it begins, and in the end how often it asked and how often each status was the answer. A process of
+its own, and nice: what it computes itself is not what a server suffers.
 """
 
 from __future__ import annotations
@@ -257,7 +259,8 @@ async def slow_readers(target: Target) -> str:
 
 
 async def choices(target: Target) -> str:
-    """Everything at its most: choices (or as many as the key may have at once), stops that are alike, biases, log-probabilities."""
+    """Everything at its most: choices (or as many as the key may have at once), stops that are alike, biases,
+    log-probabilities."""
     stop = ["a" * 255 + chr(0x61 + number) for number in range(16)]
     bias = {str(target.chance.randrange(40_000)): -1.5 for _ in range(1000)}
     prompts, count = target.chance.choice([(4, 16), (1, 2), (2, 1), (1, 2)])

@@ -1,7 +1,7 @@
 """Requests as programs send them that were written for other backends: by their shapes and types, over a gRPC stream.
 
-Facts of Triton's OpenAI frontend are from its `engine/utils/triton.py`, of genai-perf from its converters, of vLLM's client from
-`samples/client.py` (all of 2026).
+Facts of Triton's OpenAI frontend are from its `engine/utils/triton.py`, of genai-perf from its converters, of vLLM's
+client from `samples/client.py` (all of 2026).
 """
 
 from __future__ import annotations
@@ -17,8 +17,13 @@ import tritonclient.grpc as triton
 from google.protobuf import json_format
 
 _DTYPES = {
-    "BYTES": np.object_, "BOOL": np.bool_, "INT32": np.int32, "FP32": np.float32, "UINT64": np.uint64, "INT64": np.int64
-}  # fmt: skip
+    "BYTES": np.object_,
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "FP32": np.float32,
+    "UINT64": np.uint64,
+    "INT64": np.int64,
+}
 TEXT = "The capital of France is"
 
 
@@ -52,12 +57,20 @@ def tensor(name: str, dtype: str, values: Any, *, batch: bool) -> triton.InferIn
 
 
 def frontend_trtllm(text: str = TEXT, *, stream: bool = False, **more: Any) -> list[triton.InferInput]:
-    """Triton's OpenAI frontend to an ensemble: always these counts; options where the caller set them, seeds as UINT64."""
+    """Triton's OpenAI frontend to an ensemble: always these counts; options where the caller set them, seeds as
+    UINT64."""
     types = {
-        "max_tokens": "INT32", "stop_words": "BYTES", "top_p": "FP32", "temperature": "FP32", "frequency_penalty": "FP32",
-        "presence_penalty": "FP32", "seed": "UINT64", "exclude_input_in_output": "BOOL",
-        "guided_decoding_guide_type": "BYTES", "guided_decoding_guide": "BYTES",
-    }  # fmt: skip
+        "max_tokens": "INT32",
+        "stop_words": "BYTES",
+        "top_p": "FP32",
+        "temperature": "FP32",
+        "frequency_penalty": "FP32",
+        "presence_penalty": "FP32",
+        "seed": "UINT64",
+        "exclude_input_in_output": "BOOL",
+        "guided_decoding_guide_type": "BYTES",
+        "guided_decoding_guide": "BYTES",
+    }
     made = [tensor("text_input", "BYTES", text.encode(), batch=True), tensor("stream", "BOOL", stream, batch=True)]
     made += [tensor(name, types[name], _raw(value), batch=True) for name, value in {"max_tokens": 16, **more}.items()]
     counts = ("return_num_input_tokens", "return_num_output_tokens")
@@ -69,9 +82,12 @@ def frontend_vllm(
 ) -> list[triton.InferInput]:
     """The same to a model of vLLM's backend: one dimension, and the options as JSON."""
     flags = {
-        "return_logprobs": logprobs, "stream": stream, "exclude_input_in_output": True,
-        "return_num_input_tokens": True, "return_num_output_tokens": True,
-    }  # fmt: skip
+        "return_logprobs": logprobs,
+        "stream": stream,
+        "exclude_input_in_output": True,
+        "return_num_input_tokens": True,
+        "return_num_output_tokens": True,
+    }
     made = [tensor("text_input", "BYTES", text.encode(), batch=False)]
     made += [tensor(name, "BOOL", value, batch=False) for name, value in flags.items()]
     return [*made, tensor("sampling_parameters", "BYTES", json.dumps(sampling).encode(), batch=False)]

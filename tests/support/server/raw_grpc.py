@@ -25,11 +25,31 @@ _DTYPES = {
     "BYTES": np.object_,
 }
 _OPTION_TYPES = {
-    "max_tokens": "INT32", "min_tokens": "INT32", "temperature": "FP32", "top_k": "INT32", "top_p": "FP32",
-    "min_p": "FP32", "repetition_penalty": "FP32", "presence_penalty": "FP32", "frequency_penalty": "FP32",
-    "seed": "INT64", "stop": "BYTES", "ignore_eos": "BOOL", "stream": "BOOL", "logprobs": "INT32",
-    "deadline_ms": "INT32", "heartbeat_ms": "INT32", "priority": "INT32", "prompt_lookup": "INT32", "text_input": "BYTES", "messages": "BYTES", "control": "BYTES", "cache": "BYTES", "tenant": "BYTES", "user": "BYTES",
-}  # fmt: skip
+    "max_tokens": "INT32",
+    "min_tokens": "INT32",
+    "temperature": "FP32",
+    "top_k": "INT32",
+    "top_p": "FP32",
+    "min_p": "FP32",
+    "repetition_penalty": "FP32",
+    "presence_penalty": "FP32",
+    "frequency_penalty": "FP32",
+    "seed": "INT64",
+    "stop": "BYTES",
+    "ignore_eos": "BOOL",
+    "stream": "BOOL",
+    "logprobs": "INT32",
+    "deadline_ms": "INT32",
+    "heartbeat_ms": "INT32",
+    "priority": "INT32",
+    "prompt_lookup": "INT32",
+    "text_input": "BYTES",
+    "messages": "BYTES",
+    "control": "BYTES",
+    "cache": "BYTES",
+    "tenant": "BYTES",
+    "user": "BYTES",
+}
 
 
 @dataclass

@@ -15,7 +15,8 @@ from autoglm_perf.system.redis_server import RedisServer
 
 
 class Proxy:
-    """Bytes pass to `port` and back; replies wait for `delay` seconds before each chunk of `chunk` bytes, or for ever."""
+    """Bytes pass to `port` and back; replies wait for `delay` seconds before each chunk of `chunk` bytes, or for
+    ever."""
 
     def __init__(self, port: int) -> None:
         self.delay = 0.0

@@ -1,5 +1,5 @@
-"""A repository of its own whose artifact is replaced while clients ask: two tiny artifacts of different vocabularies, whose
-answers to one prompt differ, and clients that note each answer."""
+"""A repository of its own whose artifact is replaced while clients ask: two tiny artifacts of different vocabularies,
+whose answers to one prompt differ, and clients that note each answer."""
 
 from __future__ import annotations
 

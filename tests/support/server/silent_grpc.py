@@ -1,6 +1,6 @@
-"""A gRPC server in a process of its own that says nothing for as long as the prompt says, in seconds, and then answers; it can be
-stopped and continued. `python silent_grpc.py PORT HOW` prints the port once it listens, and each prompt. HOW: `busy` answers no
-unary call; `ending` takes no new connection from the first request on."""
+"""A gRPC server in a process of its own that says nothing for as long as the prompt says, in seconds, and then answers;
+it can be stopped and continued. `python silent_grpc.py PORT HOW` prints the port once it listens, and each prompt. HOW:
+`busy` answers no unary call; `ending` takes no new connection from the first request on."""
 
 from __future__ import annotations
 

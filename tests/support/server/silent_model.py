@@ -1,7 +1,8 @@
-"""A model repository that knows one trick: its `autoglm` says nothing for as many seconds as it is asked to, then answers.
+"""A model repository that knows one trick: its `autoglm` says nothing for as many seconds as it is asked to, then
+answers.
 
-For tests of what a client does meanwhile. It writes a line to the file `asked` for each request that it takes. Its `engine`
-tells limits, and nothing else.
+For tests of what a client does meanwhile. It writes a line to the file `asked` for each request that it takes. Its
+`engine` tells limits, and nothing else.
 """
 
 from __future__ import annotations
@@ -9,13 +10,21 @@ from __future__ import annotations
 from pathlib import Path
 
 _OPTIONS = {
-    "stream": "BOOL", "deadline_ms": "INT32", "heartbeat_ms": "INT32", "cache": "STRING", "max_tokens": "INT32",
+    "stream": "BOOL",
+    "deadline_ms": "INT32",
+    "heartbeat_ms": "INT32",
+    "cache": "STRING",
+    "max_tokens": "INT32",
     "temperature": "FP32",
-}  # fmt: skip
+}
 _OUTPUTS = {
-    "text_output": "STRING", "finish_reason": "STRING", "prompt_tokens": "INT32", "completion_tokens": "INT32",
-    "cached_tokens": "INT32", "stage_times": "FP32",
-}  # fmt: skip
+    "text_output": "STRING",
+    "finish_reason": "STRING",
+    "prompt_tokens": "INT32",
+    "completion_tokens": "INT32",
+    "cached_tokens": "INT32",
+    "stage_times": "FP32",
+}
 
 _MODEL = """
 import threading

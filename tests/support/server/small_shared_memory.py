@@ -1,7 +1,7 @@
 """A real server in a mount namespace of its own, whose /dev/shm is as small as Docker's, and what is sent to it there.
 
-Run as a script, in such a namespace, it starts a server, sends hostile and ordinary requests, and prints what came of them as
-JSON: python small_shared_memory.py ARTIFACT NUM_REQUESTS
+Run as a script, in such a namespace, it starts a server, sends hostile and ordinary requests, and prints what came of
+them as JSON: python small_shared_memory.py ARTIFACT NUM_REQUESTS
 """
 
 from __future__ import annotations
@@ -137,7 +137,8 @@ class Attack:
             reader.join()
 
     def _streams(self) -> Iterator[list[pb.ModelInferRequest]]:
-        """Sixty of one megabyte to each model, one of 10 MB and one of 70; then smaller ones until there were enough."""
+        """Sixty of one megabyte to each model, one of 10 MB and one of 70; then smaller ones until there were
+        enough."""
         large = hostile(_MIB)
         yield from ([one] * _PER_STREAM for one in large)
         for size in (10 * _MIB, 70 * _MIB):
@@ -196,7 +197,8 @@ class Attack:
                 self._fail(f"over HTTP: {error}")
 
     def _over_shared_memory(self) -> None:
-        """Regions that are registered with the server's key, of a client that has large inputs and of one that asks too much."""
+        """Regions that are registered with the server's key, of a client that has large inputs and of one that asks too
+        much."""
         memory = SharedMemory(key=self._server.shared_memory_key)
         for size in (300_000, 20 * _MIB):
             with Client(self._server.grpc_url, shared_memory=memory) as client:

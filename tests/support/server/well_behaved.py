@@ -1,4 +1,5 @@
-"""Tenants that ask short questions, one after the other, and what they wait for: measured by phases of the test's own naming."""
+"""Tenants that ask short questions, one after the other, and what they wait for: measured by phases of the test's own
+naming."""
 
 from __future__ import annotations
 
@@ -35,7 +36,8 @@ class Seen:
 
 
 class Tenants:
-    """They ask from the start to the end, each with a key of its own; an answer counts for the phase that it was asked in."""
+    """They ask from the start to the end, each with a key of its own; an answer counts for the phase that it was asked
+    in."""
 
     def __init__(self, url: str, keys: Sequence[str]) -> None:
         self.seen = defaultdict[str, Seen](Seen)

@@ -1,4 +1,5 @@
-"""The network of a TensorRT artifact in numpy, by the contract of its inputs and outputs, and a runner of it on fakes."""
+"""The network of a TensorRT artifact in numpy, by the contract of its inputs and outputs, and a runner of it on
+fakes."""
 
 from __future__ import annotations
 
@@ -80,7 +81,8 @@ class ContractOps(NumpyOps):
 
 @dataclass
 class ContractDecoder:
-    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran. `keys`: how many positions it read."""
+    """The `compute` of a `FakeNetwork`. `calls`: (rows, tokens) of each that ran. `keys`: how many positions it
+    read."""
 
     spec: ModelSpec
     weights: Mapping[str, Rows]
@@ -155,9 +157,16 @@ def _dtype(name: str, cache: Any) -> Any:
 
 
 def contract_manifest(
-    folder: Path, spec: ModelSpec, *, num_slots: int, max_length: int, prefill_chunk: int, num_candidates: int,
-    runtime: str = "tensorrt", **details: Any,
-) -> Manifest:  # fmt: skip
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    num_slots: int,
+    max_length: int,
+    prefill_chunk: int,
+    num_candidates: int,
+    runtime: str = "tensorrt",
+    **details: Any,
+) -> Manifest:
     """Of an artifact whose plan is in `folder`."""
     (folder / "engine.plan").write_bytes(PLAN)
     return Manifest(
@@ -199,9 +208,17 @@ class GpuBench:
     """A runner on a fake GPU, and all that it stands on. `open` may be put off to arrange for a failure."""
 
     def __init__(
-        self, folder: Path, variant: str = "one-kv-head", *, rtx: bool = False, num_slots: int = 5,
-        max_length: int = 24, prefill_chunk: int = 16, num_candidates: int = 6, **details: Any,
-    ) -> None:  # fmt: skip
+        self,
+        folder: Path,
+        variant: str = "one-kv-head",
+        *,
+        rtx: bool = False,
+        num_slots: int = 5,
+        max_length: int = 24,
+        prefill_chunk: int = 16,
+        num_candidates: int = 6,
+        **details: Any,
+    ) -> None:
         self.folder, self.spec = folder, SPECS[variant]
         self.weights = random_weights(self.spec)
         self.manifest = contract_manifest(

@@ -1,4 +1,5 @@
-"""A GPU that never was, under ONNX Runtime's CPU kernels: what is bound as "cuda" must lie in what was allocated on it."""
+"""A GPU that never was, under ONNX Runtime's CPU kernels: what is bound as "cuda" must lie in what was allocated on
+it."""
 
 from __future__ import annotations
 
@@ -17,7 +18,8 @@ _NAN = 0xFF  # two such bytes are a NaN in float16: memory that nobody cleared s
 
 @dataclass
 class FakeGpu:
-    """What `GpuMemory` uses of `autoglm_engine.runners.cuda.api.Cuda`, at addresses that the CPU's kernels can compute on.
+    """What `GpuMemory` uses of `autoglm_engine.runners.cuda.api.Cuda`, at addresses that the CPU's kernels can compute
+    on.
 
     What is enqueued runs when somebody waits, and not before. `failure`: what clearing memory raises.
     """

@@ -1,6 +1,6 @@
 """A TensorRT whose engines are Python functions. It keeps to the rules that the real one has and does not always check:
-shapes inside a profile, an address for every tensor, aligned; a context is left alone once a graph was captured from it;
-all contexts overwrite their activations. Work runs on the stream of a `FakeCuda`, which is to say later.
+shapes inside a profile, an address for every tensor, aligned; a context is left alone once a graph was captured from
+it; all contexts overwrite their activations. Work runs on the stream of a `FakeCuda`, which is to say later.
 """
 
 from __future__ import annotations

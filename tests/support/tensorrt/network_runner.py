@@ -24,8 +24,9 @@ Arrays = dict[str, npt.NDArray[Any]]
 class NetworkRunner:
     """Row i is slot i; one-token spans are decoded together, longer ones are prefilled alone.
 
-    `precise` and `intercept`: see `Interpreter`. `unwritten`: what a cache holds where nothing was written. NaN, which the
-    interpreter refuses to read, is for attention layers; products read all, so it must be a number there, however large.
+    `precise` and `intercept`: see `Interpreter`. `unwritten`: what a cache holds where nothing was written. NaN, which
+    the interpreter refuses to read, is for attention layers; products read all, so it must be a number there, however
+    large.
     """
 
     def __init__(

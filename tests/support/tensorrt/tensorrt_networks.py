@@ -21,7 +21,8 @@ Array = npt.NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Defined:
-    """`network` owns the constants' values. `scales`: layers -> what was made of them, `Int4Weight` or fp8's largest input."""
+    """`network` owns the constants' values. `scales`: layers -> what was made of them, `Int4Weight` or fp8's largest
+    input."""
 
     spec: ModelSpec
     network: Network

@@ -1,5 +1,6 @@
-"""A decoder in torch, over caches that lie where somebody says: the reference of the GPU tests, and what computes in place of
-TensorRT where a machine has torch and no TensorRT. Nothing in it waits for the device, so its steps can be captured."""
+"""A decoder in torch, over caches that lie where somebody says: the reference of the GPU tests, and what computes in
+place of TensorRT where a machine has torch and no TensorRT. Nothing in it waits for the device, so its steps can be
+captured."""
 
 from __future__ import annotations
 
@@ -37,8 +38,8 @@ class TorchWeights(Mapping[str, Tensor]):
 
 @dataclass
 class TorchOps:
-    """`Ops` over float32 rows `[B, S, width]`; products and attention in the type of the weights. `inputs`: the tensors of
-    an engine's contract by name; caches are written in place."""
+    """`Ops` over float32 rows `[B, S, width]`; products and attention in the type of the weights. `inputs`: the tensors
+    of an engine's contract by name; caches are written in place."""
 
     spec: ModelSpec
     weights: Mapping[str, Tensor]

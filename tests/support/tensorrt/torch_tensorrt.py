@@ -1,7 +1,7 @@
 """A stand-in for TensorRT whose engines torch computes, on the very stream and addresses that the runner gives it.
 
-On the CPU over `FakeCuda`, where it is proved to work; on a card over `CardCuda`, where it proves the runner: order, aliasing,
-overlap, graphs and the host's share of a step, on a machine that has a driver and torch and no TensorRT.
+On the CPU over `FakeCuda`, where it is proved to work; on a card over `CardCuda`, where it proves the runner: order,
+aliasing, overlap, graphs and the host's share of a step, on a machine that has a driver and torch and no TensorRT.
 """
 
 from __future__ import annotations

@@ -1,1 +1,2 @@
-"""The serving engine: scheduling, slots, sampling and runners. It knows no Triton; `model.py` beside it is the adapter."""
+"""The serving engine: scheduling, slots, sampling and runners. It knows no Triton; `model.py` beside it is the
+adapter."""

@@ -87,8 +87,8 @@ class AllowedTokens(Protocol):
         ...
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a copy,
-        since looking ahead uses up what the library allows one answer."""
+        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a
+        copy, since looking ahead uses up what the library allows one answer."""
         ...
 
 
@@ -200,9 +200,10 @@ class Event:
 class Adjustments:
     """How a slot's logits `l` are adjusted where its candidates are chosen: what changed since the slot's last step.
 
-    At each of `token_ids` the logit is `where(l < 0, l * factor, l / factor) + offset`. `reset`: every other token of the
-    slot goes back to factor 1 and offset 0 first (another request has the slot now). All of it, the inverse
-    temperature too, stays until the slot's next adjustments. They come with spans that want logits, before these are computed.
+    At each of `token_ids` the logit is `where(l < 0, l * factor, l / factor) + offset`. `reset`: every other token of
+    the slot goes back to factor 1 and offset 0 first (another request has the slot now). All of it, the inverse
+    temperature too, stays until the slot's next adjustments. They come with spans that want logits, before these are
+    computed.
     """
 
     reset: bool
@@ -216,8 +217,8 @@ class Adjustments:
 class Candidates:
     """What a device that keeps its logits tells of them; a row for each span that wants logits, in the spans' order.
 
-    Equal logits may come in any order. A row with a NaN has no finite `log_sum_exp`. What is promised of its rounding is
-    in `shortlist`.
+    Equal logits may come in any order. A row with a NaN has no finite `log_sum_exp`. What is promised of its rounding
+    is in `shortlist`.
     """
 
     token_ids: TokenIds  # [num_rows, k], the most likely ones, best first
@@ -232,7 +233,8 @@ class Candidates:
 class Span:
     """Tokens of one sequence to be computed in a step: `token_ids` go to positions `start ...` of `slot`.
 
-    `num_drafts`: so many of the last ones are guesses. Logits are then wanted of each of them, too, and of the token before.
+    `num_drafts`: so many of the last ones are guesses. Logits are then wanted of each of them, too, and of the token
+    before.
     """
 
     slot: int

@@ -103,8 +103,8 @@ class Manifest:
         return self.digest[:16]
 
     def check_unchanged(self, folder: Path) -> None:
-        """Raises ArtifactError where another artifact was put into `folder` since this manifest was read there: what was
-        read after it may then be of either."""
+        """Raises ArtifactError where another artifact was put into `folder` since this manifest was read there: what
+        was read after it may then be of either."""
         if Manifest.load(folder).digest != self.digest:
             raise ArtifactError(f"the artifact at {folder} was replaced while it was read; load it again")
 
@@ -122,8 +122,8 @@ class Manifest:
         return _from_json(raw, path)
 
     def verify_files(self, folder: Path, names: Collection[str] | None = None, *, digests: bool = False) -> None:
-        """Check that every listed file, or those of `names`, is there in its full size; with `digests`, that its content is
-        the exported one."""
+        """Check that every listed file, or those of `names`, is there in its full size; with `digests`, that its
+        content is the exported one."""
         if names is not None and (unlisted := sorted(set(names) - self.files.keys())):
             raise ArtifactError(f"the manifest of {folder} does not list {unlisted[0]}; export it again")
         verify_files(

@@ -1,4 +1,5 @@
-"""What a manifest may say: the type and the range of every value, so that nothing behind it meets one that it was not made for.
+"""What a manifest may say: the type and the range of every value, so that nothing behind it meets one that it was not
+made for.
 
 All raise ArtifactError, with one sentence that names the file, the value and what is allowed.
 """

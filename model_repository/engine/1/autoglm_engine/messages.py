@@ -1,8 +1,9 @@
 """What travels between the three steps: JSON in UINT8 tensors.
 
 Request (tokenizer -> engine): everything of `core.Request` but its id and token ids, which travel on their own.
-Event (engine -> detokenizer): `core.Event`, the cell in which the detokenizer acknowledges it, and its place in its answer.
-Each names the artifact (`Manifest.short_digest`) whose vocabulary its token ids are of. Both travel sealed (`seal`); events also lie in the caches. Each field is held to its type and range all the same.
+Event (engine -> detokenizer): `core.Event`, the cell in which the detokenizer acknowledges it, and its place in its
+answer. Each names the artifact (`Manifest.short_digest`) whose vocabulary its token ids are of. Both travel sealed
+(`seal`); events also lie in the caches. Each field is held to its type and range all the same.
 """
 
 from __future__ import annotations
@@ -47,7 +48,8 @@ class Ack:
 
 @dataclass(frozen=True, slots=True)
 class SentEvent:
-    """An event as it arrives. `sequence_number`: 0, 1, 2, ... within one answer. `artifact`: whose token ids these are."""
+    """An event as it arrives. `sequence_number`: 0, 1, 2, ... within one answer. `artifact`: whose token ids these
+    are."""
 
     event: Event
     ack: Ack | None
@@ -147,8 +149,8 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
 
 
 def pack_body(event: Event) -> bytes:
-    """What of an event is the same for all who get it: token ids, where their text ends, log-probabilities. The members of
-    a JSON object, in pieces of which each holds the interpreter's lock for a moment alone."""
+    """What of an event is the same for all who get it: token ids, where their text ends, log-probabilities. The members
+    of a JSON object, in pieces of which each holds the interpreter's lock for a moment alone."""
     members = json.dumps(_body(event), separators=(",", ":"))[1:-1]
     entries = event.logprobs
     if not entries:

@@ -15,8 +15,8 @@ _NOBODYS_OWN = (DeviceError, KeyboardInterrupt, SystemExit, GeneratorExit)
 
 
 def own_failure(error: BaseException, request_id: str = "") -> EngineError:
-    """What the caller is told; the log names the request. To be called in an `except BaseException`: a panic of a library in Rust is no Exception.
-    Raises `error` on where it is not the request's own."""
+    """What the caller is told; the log names the request. To be called in an `except BaseException`: a panic of a
+    library in Rust is no Exception. Raises `error` on where it is not the request's own."""
     if isinstance(error, _NOBODYS_OWN):
         raise error
     if isinstance(error, EngineError):

@@ -29,7 +29,10 @@ _ALONE, _BESIDE = "alone", "beside 16 streams"
 DESCRIPTION = Description(
     "cache-hits",
     "Cache hits",
-    "Kept answers through gRPC streaming and the ensemble: at least 1,000 a second with p95 of at most 20 ms, load generator included.",
+    (
+        "Kept answers through gRPC streaming and the ensemble: at least 1,000 a second with p95 of at most 20 "
+        "ms, load generator included."
+    ),
     _METRICS,
 )
 
@@ -74,9 +77,10 @@ def _where(waits: Mapping[str, Sequence[float]]) -> str:
     """`waits`: milliseconds a hit of the open loop."""
     alone, beside = (statistics.median(waits[kind]) for kind in (_ALONE, _BESIDE))
     return (
-        f"Where that goes: a hit passes four processes (tritonserver, tokenizer, engine, detokenizer). Their threads, without "
-        f"those that compute, were ready and waited for a core for {alone:.2f} ms a hit of the open loop alone, for {beside:.2f} ms "
-        "beside the streams, whose computing keeps all cores busy (the streams' own responses wait in there, too)."
+        "Where that goes: a hit passes four processes (tritonserver, tokenizer, engine, detokenizer). Their "
+        f"threads, without those that compute, were ready and waited for a core for {alone:.2f} ms a hit "
+        f"of the open loop alone, for {beside:.2f} ms beside the streams, whose computing keeps all "
+        "cores busy (the streams' own responses wait in there, too)."
     )
 
 
@@ -127,7 +131,8 @@ def _cpu_line(context: Context, server: LocalServer, hits: Workload) -> str:
 
 
 def _beside(context: Context, server: LocalServer, hits: Workload) -> tuple[list[Arm], dict[str, list[float]]]:
-    """Closed and open loop, each alone and beside 16 streams, alternating; and what a hit of the open loop waited for cores."""
+    """Closed and open loop, each alone and beside 16 streams, alternating; and what a hit of the open loop waited for
+    cores."""
     runs: dict[str, list[RunFigures]] = {
         f"{loop}, {kind}": [] for kind in (_ALONE, _BESIDE) for loop in (_CLOSED, _OPEN)
     }
@@ -151,7 +156,8 @@ def _open_and_wait(context: Context, server: LocalServer, hits: Workload) -> tup
 
 
 def _require_no_miss(server: LocalServer) -> None:
-    """perf_analyzer tells nothing of answers, so the server is asked: only the requests that filled the cache missed."""
+    """perf_analyzer tells nothing of answers, so the server is asked: only the requests that filled the cache
+    missed."""
     with Client(server.grpc_url) as client:
         misses = client.stats().engine["cache_misses"]
     if misses != _PROMPTS:

@@ -1,4 +1,5 @@
-"""Few prompts often, many seldom, asked of the same server with its caches on and off; the answers must be the same bytes."""
+"""Few prompts often, many seldom, asked of the same server with its caches on and off; the answers must be the same
+bytes."""
 
 from __future__ import annotations
 
@@ -23,13 +24,17 @@ _OFF, _EMPTY, _FILLED = "caches off", "caches on, empty at the start", "caches o
 DESCRIPTION = Description(
     "cache-zipf",
     "Cache, Zipf-distributed prompts",
-    "Where users ask the same again, kept answers make at least five times the requests a second, and every answer is the same bytes.",
+    (
+        "Where users ask the same again, kept answers make at least five times the requests a second, and every "
+        "answer is the same bytes."
+    ),
     _METRICS,
     (Published("cache and asynchronous logging off: 1,250 QPS, p99 218 ms", "on: 3,800 QPS, p99 67 ms"),),
 )
 _LOGGING = (
-    "Asynchronous logging, the other half of the published row: there is nothing to turn on. No request is logged, neither by "
-    "the three models nor by Triton at its default verbosity; metrics are gathered in memory and published by a thread of their own."
+    "Asynchronous logging, the other half of the published row: there is nothing to turn on. No request is "
+    "logged, neither by the three models nor by Triton at its default verbosity; metrics are gathered in "
+    "memory and published by a thread of their own."
 )
 
 
@@ -80,12 +85,20 @@ def _found(context: Context, runs: dict[str, list[RunFigures]], compared: int, h
     arms = tuple(arm(label, runs[label], _METRICS) for label in runs)
     asked = _num_requests(context) * context.repeats
     remarks = (
-        f"0 of {compared:,} answers differ from the first one to their prompt with caches off, byte for byte; the run fails where one does.",
-        f"With the cache empty at the start, {hits / asked:.0%} of the requests were hits or shared another's computation.",
+        (
+            f"0 of {compared:,} answers differ from the first one to their prompt with caches off, byte for "
+            "byte; the run fails where one does."
+        ),
+        (
+            f"With the cache empty at the start, {hits / asked:.0%} of the requests were hits or shared "
+            "another's computation."
+        ),
         f"{_LOGGING} The server's log grew by {logged} bytes over {2 * asked:,} requests.",
     )
     settings = {
-        "workload": f"{_PROMPTS} prompts, Zipf s = {_EXPONENT}, {_PROMPT_TOKENS} tokens in, {_MAX_TOKENS} out, greedy, streamed",
+        "workload": (
+            f"{_PROMPTS} prompts, Zipf s = {_EXPONENT}, {_PROMPT_TOKENS} tokens in, {_MAX_TOKENS} out, greedy, streamed"
+        ),
         "in flight": str(_CONCURRENCY),
         "off": "cache_mode = off; prefix reuse is on for both",
         "load generator": "AsyncClient, on the same cores",

@@ -19,7 +19,10 @@ _PROMPT_TOKENS, _MAX_TOKENS = 128, 64
 DESCRIPTION = Description(
     "coalescing",
     "Coalescing",
-    "Equal requests at the same time share one computation: its tokens are computed once, and all have their answer as soon as one would.",
+    (
+        "Equal requests at the same time share one computation: its tokens are computed once, and all have their "
+        "answer as soon as one would."
+    ),
     _METRICS,
 )
 
@@ -61,7 +64,8 @@ def _ask(server: LocalServer, questions: list[Question]) -> tuple[list[Answered]
 
 
 def _computed(server: LocalServer) -> int:
-    """Tokens that the model has computed since it was loaded: of prompts without what slots held already, and of answers."""
+    """Tokens that the model has computed since it was loaded: of prompts without what slots held already, and of
+    answers."""
     with Client(server.grpc_url) as client:
         stats = client.stats().engine
     return int(stats["tokens_in"] - stats["prefix_hit_tokens"] + stats["tokens_out"])

@@ -52,7 +52,10 @@ def run(context: Context) -> Found:
         "cache in memory": "1 KiB, so that Redis or a slot answers",
         "redis_timeout_ms, redis_retry_seconds": "50, 1",
     }
-    remark = f"Lookups with Redis over all runs: {counted['hits']} hits, {counted['errors']} failed, {counted['skipped']} skipped. No request failed."
+    remark = (
+        f"Lookups with Redis over all runs: {counted['hits']} hits, {counted['errors']} failed, "
+        f"{counted['skipped']} skipped. No request failed."
+    )
     return Found((alone, *outages), settings, f"{_count(context)} requests", (remark,))
 
 

@@ -96,8 +96,8 @@ def _found(context: Context, runs: dict[str, list[RunFigures]], hits: tuple[int,
     arms = tuple(arm(label, runs[label], _METRICS) for label in runs)
     (right, num_same), (false, num_others) = hits, wrong
     remarks = (
-        f"{right / (num_same * context.repeats):.0%} of the {num_same} paraphrases were answered from the cache; of {num_others} "
-        f"questions of another meaning that look alike, {false / context.repeats:g} were.",
+        f"{right / (num_same * context.repeats):.0%} of the {num_same} paraphrases were answered from the "
+        f"cache; of {num_others} questions of another meaning that look alike, {false / context.repeats:g} were.",
         "Precision and recall by threshold: docs/semantic.md.",
     )
     settings = {

@@ -18,7 +18,10 @@ _CONCURRENCIES = (1, 4, 16)
 DESCRIPTION = Description(
     "calls",
     "Calls",
-    "Asynchronous streams keep the server's batch full, and show their first token long before a whole answer would come.",
+    (
+        "Asynchronous streams keep the server's batch full, and show their first token long before a whole "
+        "answer would come."
+    ),
     _METRICS,
     (Published("120 ms, 850 QPS", "45 ms, 2,100 QPS"),),
 )

@@ -1,4 +1,5 @@
-"""A connection for each call against one that is kept, plain and compressed; answers of one token, so that calls are what costs."""
+"""A connection for each call against one that is kept, plain and compressed; answers of one token, so that calls are
+what costs."""
 
 from __future__ import annotations
 

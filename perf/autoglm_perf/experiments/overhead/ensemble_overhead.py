@@ -21,7 +21,10 @@ _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 DESCRIPTION = Description(
     "ensemble-overhead",
     "Ensemble overhead",
-    "Triton, three models and a load generator on the same cores take a small share of what the engine alone would give.",
+    (
+        "Triton, three models and a load generator on the same cores take a small share of what the engine alone "
+        "would give."
+    ),
     _METRICS,
 )
 

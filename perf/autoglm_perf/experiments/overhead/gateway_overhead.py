@@ -1,4 +1,5 @@
-"""What the OpenAI-compatible gateway costs: W through it and through the direct client, in turns, on the same server."""
+"""What the OpenAI-compatible gateway costs: W through it and through the direct client, in turns, on the same
+server."""
 
 from __future__ import annotations
 
@@ -20,7 +21,10 @@ _TURNS = 3  # a repeat: what is compared differs by less than two runs of one si
 DESCRIPTION = Description(
     "gateway-overhead",
     "Gateway overhead",
-    "OpenAI's HTTP API costs at most a tenth of the direct client's tokens a second, and 5 ms of the time to the first token.",
+    (
+        "OpenAI's HTTP API costs at most a tenth of the direct client's tokens a second, and 5 ms of the time to "
+        "the first token."
+    ),
     _METRICS,
 )
 Ask = Callable[[Workload, int], list[RequestTiming]]

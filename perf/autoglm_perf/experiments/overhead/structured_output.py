@@ -16,7 +16,8 @@ from autoglm_perf.suite.experiment import Arm, Description, Found
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
 _LEAST_SHARE = 0.9
-# Nothing that this model says is forbidden but the end of the sequence, and every token is checked: what remains is the cost.
+# Nothing that this model says is forbidden but the end of the sequence, and every token is checked: what remains is the
+# cost.
 _ANY_TEXT = r"(.|\n){4000}"
 _STRINGS = '{"type": "array", "minItems": 100, "items": {"type": "string", "maxLength": 30}}'
 DESCRIPTION = Description(

@@ -1,4 +1,5 @@
-"""Who gets the next slot, where system prompts are shared and slots are scarce: the oldest, or who fits what slots hold."""
+"""Who gets the next slot, where system prompts are shared and slots are scarce: the oldest, or who fits what slots
+hold."""
 
 from __future__ import annotations
 
@@ -28,7 +29,10 @@ _ENVIRONMENTS = {
 DESCRIPTION = Description(
     "admission",
     "Admission by features",
-    "With more shared system prompts than slots, admitting by features serves more requests a second than first come, first served.",
+    (
+        "With more shared system prompts than slots, admitting by features serves more requests a second than "
+        "first come, first served."
+    ),
     _METRICS,
 )
 
@@ -47,7 +51,10 @@ def run(context: Context) -> Found:
                 cached[label].append(100 * share)
     arms = tuple(with_values(arm(label, runs[label], _METRICS[:-1]), _CACHED, cached[label]) for label in runs)
     settings = {
-        "requests": f"all there at once; one of {_PREFIXES} prefixes of {_PREFIX_TOKENS} tokens, drawn at random, then 16 to 48 tokens of their own; 16 to 32 out, greedy",
+        "requests": (
+            f"all there at once; one of {_PREFIXES} prefixes of {_PREFIX_TOKENS} tokens, drawn at random, then "
+            "16 to 48 tokens of their own; 16 to 32 out, greedy"
+        ),
         "slots": str(_SLOTS),
         "cache": "bypassed: no prompt comes twice",
     }

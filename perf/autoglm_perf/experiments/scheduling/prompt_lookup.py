@@ -1,4 +1,5 @@
-"""Drafts by prompt lookup off, by themselves (auto) and always: answers that copy from their prompt, and answers that do not."""
+"""Drafts by prompt lookup off, by themselves (auto) and always: answers that copy from their prompt, and answers that
+do not."""
 
 from __future__ import annotations
 
@@ -25,7 +26,10 @@ _MAX_TOKENS = 128
 DESCRIPTION = Description(
     "prompt-lookup",
     "Drafts by prompt lookup",
-    "Answers that copy from their prompt come faster with one request in flight and with four, answers that do not lose nothing, and every answer is the same.",
+    (
+        "Answers that copy from their prompt come faster with one request in flight and with four, answers that "
+        "do not lose nothing, and every answer is the same."
+    ),
     (TOKENS, LATENCY, _ACCEPTED, _DRAFTED),
 )
 
@@ -56,7 +60,10 @@ def run(context: Context) -> Found:
                     _measure(servers[mode].grpc_url, prompts, concurrency, sides[kind, concurrency, mode])
     arms = tuple(_arm(_label(*key), side) for key, side in sides.items())
     settings = {
-        "copying": "edit code, JSON of a record, correct a text, repeat a text; SmolLM2 follows such requests more or less well",
+        "copying": (
+            "edit code, JSON of a record, correct a text, repeat a text; SmolLM2 follows such requests more or "
+            "less well"
+        ),
         "free": "questions and poems",
         "requests": f"greedy, whole answers of at most {_MAX_TOKENS} tokens, up to their own end",
     }

@@ -1,4 +1,5 @@
-"""Answers of very different lengths: in flight, in closed batches, and in batches that are computed until their longest ends."""
+"""Answers of very different lengths: in flight, in closed batches, and in batches that are computed until their longest
+ends."""
 
 from __future__ import annotations
 
@@ -27,7 +28,10 @@ _SIDES = {_UNIFORM: (_PADDED, _CLOSED, _IN_FLIGHT, _STREAMED), _SKEWED: (_PADDED
 DESCRIPTION = Description(
     "static-batching",
     "Static batching against in flight",
-    "With answers of 8 to 256 tokens, a batch that is joined and left at every step makes more requests a second than a padded static one, at a lower p50; the more so the more answers are short.",
+    (
+        "With answers of 8 to 256 tokens, a batch that is joined and left at every step makes more requests a "
+        "second than a padded static one, at a lower p50; the more so the more answers are short."
+    ),
     _METRICS,
     (Published("static: medium throughput, higher latency", "dynamic (in flight): high, low"),),
 )
@@ -57,10 +61,15 @@ def run(context: Context) -> Found:
                     runs[_label(kind, side)].append(figures(side, len(timings), timings))
     arms = tuple(arm(label, found, _METRICS) for label, found in runs.items())
     settings = {
-        "requests": f"all there at once; {_PROMPT_TOKENS} tokens in, {_SHORTEST} to {_LONGEST} out, greedy; {_SLOTS} slots",
+        "requests": (
+            f"all there at once; {_PROMPT_TOKENS} tokens in, {_SHORTEST} to {_LONGEST} out, greedy; {_SLOTS} slots"
+        ),
         "uniform, skewed": "lengths uniform at random, or their logarithms",
         "answers": "whole, but for the row that says streamed",
-        "padded": f"{_SLOTS} requests a batch, each computed as far as the longest, all answered at its end; tokens beyond what was asked do not count",
+        "padded": (
+            f"{_SLOTS} requests a batch, each computed as far as the longest, all answered at its end; tokens "
+            "beyond what was asked do not count"
+        ),
     }
     baselines = {_label(kind, side): _label(kind, _PADDED) for kind, sides in _SIDES.items() for side in sides}
     remarks = tuple(_bound(kind, _count(context)) for kind in _SIDES)
@@ -105,7 +114,10 @@ def _batches(items: Sequence[Item], size: int) -> Iterator[Sequence[Item]]:
 def _bound(kind: str, count: int) -> str:
     asked = lengths(count, is_skewed=kind == _SKEWED)
     ratio = sum(longest_of_batches(asked, _SLOTS)) / sum(asked)
-    return f"{kind.capitalize()}: a padded batch computes {ratio:.2f} output tokens for each one that is asked for, which is about what batching in flight can gain."
+    return (
+        f"{kind.capitalize()}: a padded batch computes {ratio:.2f} output tokens for each one that is asked for, "
+        "which is about what batching in flight can gain."
+    )
 
 
 def _measure(servers: Servers, side: str, questions: Sequence[Question]) -> list[RequestTiming]:

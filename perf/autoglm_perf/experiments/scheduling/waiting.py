@@ -1,4 +1,5 @@
-"""Whether a request should wait for company before it is admitted: in a trough, at a third of capacity, and in a peak."""
+"""Whether a request should wait for company before it is admitted: in a trough, at a third of capacity, and in a
+peak."""
 
 from __future__ import annotations
 

@@ -53,8 +53,12 @@ def _composing(url: str, model: str) -> str:
 
 
 def composing_line(model: str, stats: dict[str, Any]) -> str:
-    """Triton's counters are nanoseconds over all requests. A decoupled model's compute ends when it took the request."""
+    """Triton's counters are nanoseconds over all requests. A decoupled model's compute ends when it took the
+    request."""
     inference = stats["inference_stats"]
     count = max(1, int(inference["success"]["count"]))
     queue, compute = (int(inference[part]["ns"]) / count / 1e6 for part in ("queue", "compute_infer"))
-    return f"Composing model {model}: {count} requests, {stats['execution_count']} executions; queue {queue:.2f} ms, compute {compute:.2f} ms each."
+    return (
+        f"Composing model {model}: {count} requests, {stats['execution_count']} executions; queue {queue:.2f} "
+        f"ms, compute {compute:.2f} ms each."
+    )

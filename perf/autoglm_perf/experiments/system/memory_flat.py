@@ -23,7 +23,10 @@ _METRICS = tuple(Metric(name, "MB", higher_is_better=False) for name in (*_PROCE
 DESCRIPTION = Description(
     "memory-flat",
     "Memory over many requests",
-    "Nothing grows with the number of requests: pools are as large as at the beginning, and whoever leaves leaves nothing.",
+    (
+        "Nothing grows with the number of requests: pools are as large as at the beginning, and whoever leaves "
+        "leaves nothing."
+    ),
     _METRICS,
     (),
 )
@@ -51,7 +54,10 @@ def run(context: Context) -> Found:
         "response cache": "1 MB, so that it is full from the first look on",
         "memory": "resident memory that no file is behind (RssAnon and RssShmem), while nothing is in flight",
     }
-    remark = f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they should be."
+    remark = (
+        f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they "
+        "should be."
+    )
     return Found(arms, settings, f"{count:,} requests, one run", (remark,))
 
 

@@ -50,7 +50,10 @@ PEERS = (
 DESCRIPTION = Description(
     "peers",
     "Peers",
-    "Through Triton and streaming, ours makes more output tokens a second than the peers make in process, at no worse perplexity.",
+    (
+        "Through Triton and streaming, ours makes more output tokens a second than the peers make in process, at "
+        "no worse perplexity."
+    ),
     (*_TIMED, PERPLEXITY, ERROR, DIVERGENCE, MEMORY),
 )
 _FLIGHTS = (16, 1)
@@ -162,7 +165,10 @@ def _found(context: Context, ours: Side, others: Iterable[Side], remarks: list[s
         "drafts": "ours by prompt lookup where it pays, which is the default; the peers make none",
         "peers": "in process, without a server; one run of each side after the other, again and again",
         "perplexity": "of three fixed texts, each in one window, token by token where the peer decodes so",
-        "peak memory": "of the peer's process; ours: of all the server's processes since its start, pages that they share counted in each",
+        "peak memory": (
+            "of the peer's process; ours: of all the server's processes since its start, pages that they share "
+            "counted in each"
+        ),
         "a ratio": "over ours",
     }
     samples = (

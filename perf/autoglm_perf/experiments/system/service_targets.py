@@ -52,7 +52,9 @@ def run(context: Context) -> Found:
     arms = tuple(_arm(label, found) for label, found in runs.items())
     settings = {
         "in flight": str(_CONCURRENCY),
-        "load generator": "perf_analyzer for kept answers and answers of a token, else AsyncClient; streamed, on the same cores",
+        "load generator": (
+            "perf_analyzer for kept answers and answers of a token, else AsyncClient; streamed, on the same cores"
+        ),
     }
     own = {one.label: one.label for one in arms}  # kinds of requests, not ways to serve the same ones
     return Found(arms, settings, "64 to 3,000 requests by row", tuple(verdict(one) for one in arms), own)

@@ -37,7 +37,10 @@ _SETTLE_S = 60.0
 DESCRIPTION = Description(
     "soak",
     "Soak",
-    "At 80% of capacity, with cancels, bad inputs and slow readers, every valid request is answered right, memory stays within 2% after the first minute, and no pause exceeds a step by 250 ms.",
+    (
+        "At 80% of capacity, with cancels, bad inputs and slow readers, every valid request is answered right, "
+        "memory stays within 2% after the first minute, and no pause exceeds a step by 250 ms."
+    ),
     (_RIGHT, _MEAN, _P95, _P99, _PAUSE, _GROWTH),
     (Published("-", "99.98% served, mean 12 ms, pauses <= 45 ms, memory flat"),),
 )
@@ -134,10 +137,16 @@ def _found(plan: Plan, soaked: Soaked, watch: Watch, capacity: float, use: CpuUs
     }
     shares = ", ".join(f"{share}% {kind.value}" for kind, share in SHARES.items())
     settings = {
-        "load": f"{_LOAD:.0%} of {capacity:.1f} requests/s, which a closed loop of {_CLOSED} made of the same mixture; Poisson, open loop",
+        "load": (
+            f"{_LOAD:.0%} of {capacity:.1f} requests/s, which a closed loop of {_CLOSED} made of the same "
+            "mixture; Poisson, open loop"
+        ),
         "duration": f"{plan.seconds / 60:g} minutes",
         "mixture": shares,
-        "answers": f"{len(plan.pool)} prompts of 16 to 256 tokens, 8 to 128 out, greedy; computed one at a time before, compared byte for byte",
+        "answers": (
+            f"{len(plan.pool)} prompts of 16 to 256 tokens, 8 to 128 out, greedy; computed one at a time before, "
+            "compared byte for byte"
+        ),
     }
     samples = f"{len(soaked.valid):,} valid requests of {len(soaked.records):,}"
     arms = (Arm(f"{_LOAD:.0%} of capacity", values),)
@@ -163,11 +172,20 @@ def _remarks(soaked: Soaked, watch: Watch) -> tuple[str, ...]:
     with_files = [sample.with_files / MEBIBYTE for sample in after]
     return (
         f"Outcomes: {outcomes}.",
-        f"Memory that all processes allocated: {settled.memory / MEBIBYTE:,.0f} MiB after {soaked.settled - soaked.began:.0f} s, then {min(memory):,.0f} ... {max(memory):,.0f}. "
-        f"With pages of files (PSS), of which more count as the server's when no other program maps them: {settled.with_files / MEBIBYTE:,.0f} MiB, then {min(with_files):,.0f} ... {max(with_files):,.0f}.",
-        f"A step took {1e3 * soaked.step_s:.1f} ms; pauses are over all streams that are computed. {_longest_pause(soaked, watch)}",
+        f"Memory that all processes allocated: {settled.memory / MEBIBYTE:,.0f} MiB after "
+        f"{soaked.settled - soaked.began:.0f} s, then {min(memory):,.0f} ... {max(memory):,.0f}. With "
+        "pages of files (PSS), of which more count as the server's when no other program maps them: "
+        f"{settled.with_files / MEBIBYTE:,.0f} MiB, then {min(with_files):,.0f} ... "
+        f"{max(with_files):,.0f}.",
+        (
+            f"A step took {1e3 * soaked.step_s:.1f} ms; pauses are over all streams that are computed. "
+            f"{_longest_pause(soaked, watch)}"
+        ),
         f"Shared memory: {settled.shared_files} regions; {soaked.left_over} outlived the server.",
-        "Clients that vanish without a word are not in the mixture: Triton 2.51 counts their ensemble requests as in flight for ever.",
+        (
+            "Clients that vanish without a word are not in the mixture: Triton 2.51 counts their ensemble "
+            "requests as in flight for ever."
+        ),
     )
 
 
@@ -175,7 +193,10 @@ def _longest_pause(soaked: Soaked, watch: Watch) -> str:
     """With what the load generator itself may have added to it."""
     second = max(soaked.pauses, key=lambda at: soaked.pauses[at], default=int(soaked.began))
     lag = max(watch.lag_by_second.get(at, 0.0) for at in (second - 1, second))
-    return f"The longest one was {second - soaked.began:.0f} s after the beginning; the load generator's own loop was late by up to {1e3 * lag:.0f} ms then."
+    return (
+        f"The longest one was {second - soaked.began:.0f} s after the beginning; the load generator's own loop "
+        f"was late by up to {1e3 * lag:.0f} ms then."
+    )
 
 
 def _cpu(soaked: Soaked, use: CpuUse) -> tuple[str, ...]:

@@ -17,7 +17,10 @@ _METRICS = (REQUESTS, TOKENS, LATENCY, FIRST_TOKEN, MEMORY)
 DESCRIPTION = Description(
     "whole-system",
     "Whole system",
-    "Workload W through the Triton ensemble answers more requests a second than transformers generate, one at a time behind HTTP.",
+    (
+        "Workload W through the Triton ensemble answers more requests a second than transformers generate, one "
+        "at a time behind HTTP."
+    ),
     _METRICS,
     (Published("850 ms, 42 QPS, 18.3 GB", "320 ms, 117 QPS, 15.1 GB"), Published("QPS", "QPS +600%")),
 )

@@ -53,7 +53,8 @@ def kv_cache_update(layer: Layer, inputs: Inputs) -> Outputs:
     for row, start in enumerate(starts.tolist()):
         if not 0 <= start <= length - num_new:
             raise ValueError(
-                f"{layer} writes positions {start} ... {start + num_new - 1} of row {row}, outside of 0 ... {length - 1}"
+                f"{layer} writes positions {start} ... {start + num_new - 1} of row {row}, outside of 0 ... "
+                f"{length - 1}"
             )
         cache[row, :, start : start + num_new] = update[row]
     return (cache,)

@@ -28,7 +28,8 @@ def reduce(layer: Layer, inputs: Inputs) -> Outputs:
 
 
 def matrix_multiply(layer: Layer, inputs: Inputs) -> Outputs:
-    """Products of matrices, of which either may be transposed, or of vectors; leading axes of size one are broadcast."""
+    """Products of matrices, of which either may be transposed, or of vectors; leading axes of size one are
+    broadcast."""
     a, b = (_operand(required(layer, inputs, i), layer.attributes[f"op{i}"], row=i == 0) for i in (0, 1))
     product = _flat_product(a, b) if all(size == 1 for size in b.shape[:-2]) else a @ b
     vectors = tuple(axis for axis, op in ((-2, "op0"), (-1, "op1")) if layer.attributes[op] == "VECTOR")

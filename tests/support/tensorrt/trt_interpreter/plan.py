@@ -30,7 +30,8 @@ class Plan:
 
 
 def planned(network: Network, compute: Callable[[Layer, Mapping[str, Array]], dict[str, Array]]) -> Plan:
-    """The plan for `network`, whose layers `compute` computes; ValueError where a tensor comes from nowhere or twice."""
+    """The plan for `network`, whose layers `compute` computes; ValueError where a tensor comes from nowhere or
+    twice."""
     left, constants = _folded(_ordered(network), network.outputs, compute)
     computing = {name for layer in left if layer.kind not in AS_HELD for name in layer.reads}
     ready = {name: float32(array) if name in computing else array for name, array in constants.items()}

@@ -1,8 +1,8 @@
 """What a server makes of a request, told by a digest: kept answers count only among servers that have the same one.
 
-That is the artifact, and what turns its logits into an answer: this engine's own code and the libraries that sample, guide
-and decode. The code counts by its text, since a version would have to be raised by hand; so servers of two releases share
-nothing, and each computes once more what the other has.
+That is the artifact, and what turns its logits into an answer: this engine's own code and the libraries that sample,
+guide and decode. The code counts by its text, since a version would have to be raised by hand; so servers of two
+releases share nothing, and each computes once more what the other has.
 """
 
 from __future__ import annotations

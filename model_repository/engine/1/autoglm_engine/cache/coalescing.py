@@ -1,8 +1,8 @@
 """The engine behind a cache of whole answers: equal requests are computed once.
 
 A kept answer is given at once, from whatever thread submits: it takes no slot and does not wait for a step. Else equal
-requests in flight read one `SharedRequest`, which lives as long as anybody reads it: it looks its answer up in the slower tiers
-of the cache, and goes to the engine where they have none. Everything else goes to the engine as it is.
+requests in flight read one `SharedRequest`, which lives as long as anybody reads it: it looks its answer up in the
+slower tiers of the cache, and goes to the engine where they have none. Everything else goes to the engine as it is.
 """
 
 from __future__ import annotations
@@ -36,9 +36,10 @@ _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 class CachingEngine:
-    """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is the engine's. `tiers` are asked in their order for
-    what this process does not keep. `most_kept`: bytes of an answer that can be given in one piece, None for any: what is
-    larger is not kept, nor read by who comes late, so that it goes out as it is computed."""
+    """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is
+    the engine's. `tiers` are asked in their order for what this process does not keep. `most_kept`: bytes of an answer
+    that can be given in one piece, None for any: what is larger is not kept, nor read by who comes late, so that it
+    goes out as it is computed."""
 
     def __init__(
         self,
@@ -230,8 +231,8 @@ class CachingEngine:
         return replace(hit, cache_age_ms=age * 1e3)
 
     def _read(self, key: bytes, request: Request, *, is_read_later: bool) -> None:
-        """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight together
-        with who would not. `is_read_later`: the cache has it, and it is long."""
+        """Join the flight that has its answer, or begin one. Who would take what a tier has never reads a flight
+        together with who would not. `is_read_later`: the cache has it, and it is long."""
         tiers = self._lookups.wanted(request)
         flight = None if request.cache is CacheUse.REFRESH else self._by_key.get((key, tiers))
         if flight is None or self._is_too_large(flight):

@@ -15,7 +15,8 @@ FINGERPRINT_BYTES = 32
 
 
 def fingerprint(answer_digest: str, request: Request) -> bytes:
-    """Of what the server answers (`answer_digest`), the prompt's token ids, every sampling option and the tenant; of nothing else.
+    """Of what the server answers (`answer_digest`), the prompt's token ids, every sampling option and the tenant; of
+    nothing else.
 
     The text before the token ids holds no byte 0, so no two inputs run together.
     """
@@ -25,7 +26,8 @@ def fingerprint(answer_digest: str, request: Request) -> bytes:
 
 
 def context_fingerprint(answer_digest: str, request: Request) -> bytes:
-    """Of everything but the question: what two requests must share to be answered alike by questions that mean the same."""
+    """Of everything but the question: what two requests must share to be answered alike by questions that mean the
+    same."""
     assert request.question is not None, "a request without a question has no context"
     said = json.dumps([answer_digest, request.tenant, _options(request.sampling), request.question.context])
     return hashlib.blake2b(said.encode(), digest_size=FINGERPRINT_BYTES).digest()

@@ -35,8 +35,8 @@ class Line:
 
 @dataclass(slots=True, eq=False)
 class Lookup:
-    """`left`: the tiers that are still to be asked. `turn` grows with each that was; an answer to an earlier one is too late.
-    `has_begun`: a thread asks the tier; before, it waits for one."""
+    """`left`: the tiers that are still to be asked. `turn` grows with each that was; an answer to an earlier one is too
+    late. `has_begun`: a thread asks the tier; before, it waits for one."""
 
     flight_id: str
     key: bytes

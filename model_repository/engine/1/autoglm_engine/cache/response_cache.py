@@ -1,6 +1,7 @@
 """Kept answers: bounded in bytes, the least recently used one leaves first, none outlives its time.
 
-Not thread-safe, but for `read_entry`: whoever looks up a long answer reads it with no lock held. Ages are by a monotonic clock: a wall clock that jumps changes nothing.
+Not thread-safe, but for `read_entry`: whoever looks up a long answer reads it with no lock held. Ages are by a
+monotonic clock: a wall clock that jumps changes nothing.
 """
 
 from __future__ import annotations
@@ -117,9 +118,9 @@ class ResponseCache:
         return self._clock() - entry.kept_at
 
     def keep(self, key: bytes, answer: Event, age: float = 0.0) -> Entry | None:
-        """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept; what was
-        kept under the key goes all the same, since this is the answer now. A long one is to be packed with `pack_entry`, on
-        a thread that nobody waits for, and then kept with `settle`: such a one is returned."""
+        """`answer`: one event with all of it, `age` seconds old. What is larger than the whole cache is not kept; what
+        was kept under the key goes all the same, since this is the answer now. A long one is to be packed with
+        `pack_entry`, on a thread that nobody waits for, and then kept with `settle`: such a one is returned."""
         answer = replace(answer, request_id="", stages=Stages())
         kept_at = self._clock() - age
         if num_values(answer) > MOST_AT_ONCE:

@@ -13,10 +13,10 @@ from .tiers import Found, Tier
 
 @dataclass(slots=True, eq=False)
 class SharedRequest:
-    """Its answer is looked up in tiers of the cache, or else computed: the engine runs it under an id of its own, streamed
-    and without a deadline. Everything it said so far is kept here
-    as one answer; readers are told of it from wherever they stopped, always between events of the engine, so that what
-    they get decodes on its own to whole characters.
+    """Its answer is looked up in tiers of the cache, or else computed: the engine runs it under an id of its own,
+    streamed and without a deadline. Everything it said so far is kept here as one answer; readers are told of it from
+    wherever they stopped, always between events of the engine, so that what they get decodes on its own to whole
+    characters.
     """
 
     id: str

@@ -37,7 +37,8 @@ class Tier(Protocol):
         ...
 
     def wants(self, request: Request) -> bool:
-        """Whether this tier is to be asked for it, and to be given its answer. Called with each request: it must be quick."""
+        """Whether this tier is to be asked for it, and to be given its answer. Called with each request: it must be
+        quick."""
         ...
 
     def find(self, key: bytes, request: Request) -> Found | Missed | None:

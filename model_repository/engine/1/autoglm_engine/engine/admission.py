@@ -19,9 +19,9 @@ from .slots import SlotTable
 
 class AdmissionPolicy(Protocol):
     def choose(self, queue: deque[Waiting], running: Several[Sequence], now: float) -> int | None:
-        """The place in `queue` (in the order of arrival, never empty) of the request that gets a slot now; None: nobody,
-        in this step. A slot can be given and the request that is named gets it. `running` includes those admitted in this
-        step. With nothing running, None may only be said for a bounded time."""
+        """The place in `queue` (in the order of arrival, never empty) of the request that gets a slot now; None:
+        nobody, in this step. A slot can be given and the request that is named gets it. `running` includes those
+        admitted in this step. With nothing running, None may only be said for a bounded time."""
         ...
 
 
@@ -33,8 +33,8 @@ class Fifo:
 
 
 class Static:
-    """Batches that are closed: one is formed when the last sequence of the one before has ended, from `size` requests or
-    from those that are there `window_ms` after the first of them came. It is here to be compared with."""
+    """Batches that are closed: one is formed when the last sequence of the one before has ended, from `size` requests
+    or from those that are there `window_ms` after the first of them came. It is here to be compared with."""
 
     def __init__(self, size: int, window_ms: float) -> None:
         self._size = size
@@ -55,8 +55,8 @@ class Static:
 
 
 def make_policy(settings: EngineSettings, slots: SlotTable) -> AdmissionPolicy:
-    """The one that the settings name, within each class of priority. Closed batches know no priorities: they are there to
-    be compared with."""
+    """The one that the settings name, within each class of priority. Closed batches know no priorities: they are there
+    to be compared with."""
     match settings.admission:
         case "features":
             return ByPriority(FeaturePolicy(settings, slots), settings)

@@ -1,7 +1,7 @@
 """Admission by what requests have in common with the batch that is being formed.
 
-With slots scarce and beginnings shared, a slot's content is overwritten soon after its request ends. Requests that begin
-alike are therefore served next to each other: the later ones start from what the earlier ones computed.
+With slots scarce and beginnings shared, a slot's content is overwritten soon after its request ends. Requests that
+begin alike are therefore served next to each other: the later ones start from what the earlier ones computed.
 """
 
 from __future__ import annotations

@@ -24,8 +24,8 @@ class Run:
 
 
 class BackgroundRuns:
-    """`submit`, `cancel` and `stats` are the engine loop's and engine's; `take` is to be asked for each event first. Only
-    unstreamed requests are run, so that each has one event."""
+    """`submit`, `cancel` and `stats` are the engine loop's and engine's; `take` is to be asked for each event first.
+    Only unstreamed requests are run, so that each has one event."""
 
     def __init__(
         self,
@@ -43,8 +43,8 @@ class BackgroundRuns:
         self._runs: dict[str, Run] = {}
 
     def compute(self, request: Request) -> Event | None:
-        """The whole answer, without the caches; None where somebody waits for a slot, or comes to wait meanwhile: then the
-        run ends, and its slot is theirs."""
+        """The whole answer, without the caches; None where somebody waits for a slot, or comes to wait meanwhile: then
+        the run ends, and its slot is theirs."""
         if not (self._has_guide(request) and self._may_run(least_free=1)):
             return None
         run_id, run = f"background {next(self._numbers)}", Run()

@@ -57,8 +57,8 @@ class InFlight:
 
 
 class Engine:
-    """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where it
-    is None. `fixed_rows`: what a step costs beside its rows, in rows."""
+    """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where
+    it is None. `fixed_rows`: what a step costs beside its rows, in rows."""
 
     def __init__(
         self,
@@ -117,7 +117,8 @@ class Engine:
 
     @property
     def is_gathering(self) -> bool:
-        """Requests wait for company and nothing is computed: a step has nothing to do until time has passed or news come."""
+        """Requests wait for company and nothing is computed: a step has nothing to do until time has passed or news
+        come."""
         return self._in_flight is None and not self._scheduler.running and bool(self._scheduler.waiting)
 
     @property
@@ -286,8 +287,8 @@ class Engine:
         self._scheduler.slots.forget_retained()
 
     def _queue_head(self) -> Iterable[Waiting]:
-        """The requests that are told of while they wait: those that will soon have a slot, and as many of those whose guide
-        is not ready."""
+        """The requests that are told of while they wait: those that will soon have a slot, and as many of those whose
+        guide is not ready."""
         waiting, most = self._scheduler.waiting, 2 * self._limits.num_slots
         ready = islice((one for one in waiting if one.is_ready), most)
         return chain(ready, islice((one for one in waiting if not one.is_ready), most))

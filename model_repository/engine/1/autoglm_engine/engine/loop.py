@@ -64,9 +64,9 @@ class EngineLoop:
         self._stepper.start()
 
     def close(self, timeout: float | None = None) -> bool:
-        """Refuse new requests, end all others with ShuttingDown, publish what is left, and join both threads (each within
-        `timeout` seconds): whether they ended. A step that runs, and a reader that blocks, take the time they take. May be
-        called twice."""
+        """Refuse new requests, end all others with ShuttingDown, publish what is left, and join both threads (each
+        within `timeout` seconds): whether they ended. A step that runs, and a reader that blocks, take the time they
+        take. May be called twice."""
         self._engine.refuse(ShuttingDown("the server is shutting down"))
         with self._wake:
             self._closing = True
@@ -77,8 +77,8 @@ class EngineLoop:
         return not any(thread.is_alive() for thread in threads)
 
     def after_steps(self, release: Callable[[], object]) -> None:
-        """Call `release` when no step runs, nor will: at once, or else on the thread that steps, as the last thing it does.
-        After `close`."""
+        """Call `release` when no step runs, nor will: at once, or else on the thread that steps, as the last thing it
+        does. After `close`."""
         with self._wake:
             if self._stepper.ident is not None and not self._steps_ended:
                 self._releases.append(release)

@@ -1,7 +1,8 @@
 """Which beginnings the slots hold, as hashes of whole blocks, so that many waiting requests are looked up cheaply.
 
 A chain is the list of hashes of a text's first block, its first two blocks, and so on: texts with equal hashes at one
-place begin alike up to there, and are of one tenant, since whose turn it is would else tell what others asked. It is for choosing whom to serve, never for what is reused: the slot table compares tokens.
+place begin alike up to there, and are of one tenant, since whose turn it is would else tell what others asked. It is
+for choosing whom to serve, never for what is reused: the slot table compares tokens.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ def extend(chain: Chain, tokens: TokenIds, tenant: str) -> None:
 
 
 def num_common(chain: Chain, held: Container[int]) -> int:
-    """Blocks at the beginning of `chain` that are in `held`, which holds whole chains: by bisection, since a chain's block is
-    only there with all those before it."""
+    """Blocks at the beginning of `chain` that are in `held`, which holds whole chains: by bisection, since a chain's
+    block is only there with all those before it."""
     low, high = 0, len(chain)
     while low < high:
         middle = (low + high) // 2

@@ -30,9 +30,9 @@ class Passed:
 class ByPriority:
     """Of the best class that waits, whom `within` chooses of that class alone.
 
-    No class starves: one that was passed over `admission_max_passed` times, or `admission_max_delay_ms` ago for the first
-    time, gets the next slot, and then waits as before. So under a flood of better ones it still gets its small share, and
-    the flood keeps its advantage, which it would lose if everyone who waited long went first.
+    No class starves: one that was passed over `admission_max_passed` times, or `admission_max_delay_ms` ago for the
+    first time, gets the next slot, and then waits as before. So under a flood of better ones it still gets its small
+    share, and the flood keeps its advantage, which it would lose if everyone who waited long went first.
     """
 
     def __init__(self, within: Policy, settings: EngineSettings) -> None:

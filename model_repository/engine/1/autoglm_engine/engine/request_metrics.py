@@ -1,4 +1,5 @@
-"""What is measured of a whole request, once, with its last event: how it ended, how long it was, where its time went."""
+"""What is measured of a whole request, once, with its last event: how it ended, how long it was, where its time
+went."""
 
 from __future__ import annotations
 

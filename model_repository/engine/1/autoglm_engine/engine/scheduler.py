@@ -2,9 +2,9 @@
 
 There is no prefill phase and no decode phase: each sequence has `num_computed` and `num_tokens`, and a step lets the
 first catch up with the second, within a token budget. First come the sequences that lack one token (a decode step,
-so that running streams never stall), then prompts in the order of their admission, in chunks, then waiting requests, whom
-an admission policy chooses. What is left of the budget may go to drafts. A request is admitted when it can begin at once, so that its prefix is looked up as late as
-possible, when those before it have left theirs.
+so that running streams never stall), then prompts in the order of their admission, in chunks, then waiting requests,
+whom an admission policy chooses. What is left of the budget may go to drafts. A request is admitted when it can begin
+at once, so that its prefix is looked up as late as possible, when those before it have left theirs.
 """
 
 from __future__ import annotations
@@ -30,8 +30,9 @@ Admit = Callable[[Waiting, Allocation], Sequence]
 
 @dataclass(slots=True)
 class StepPlan:
-    """`copies` come before the batch, also where there is none; `sequences[i]` owns `spans[i]`. What one sequence raised
-    while it was planned for is in `failed`, and who could not be admitted in `refused`: both are to be answered."""
+    """`copies` come before the batch, also where there is none; `sequences[i]` owns `spans[i]`. What one sequence
+    raised while it was planned for is in `failed`, and who could not be admitted in `refused`: both are to be
+    answered."""
 
     copies: list[Copy] = field(default_factory=list)
     spans: list[Span] = field(default_factory=list)
@@ -73,7 +74,8 @@ class Scheduler:
 
     def plan(self, admit: Admit, now: float) -> StepPlan:
         """Decide the next step, while none is in flight; it must be issued, since adjustments are told once. Admitted
-        requests leave the queue and get their slot here; `admit` makes the sequence of a request and the slot it was given.
+        requests leave the queue and get their slot here; `admit` makes the sequence of a request and the slot it was
+        given.
         """
         plan = StepPlan()
         budget = self._budget
@@ -97,8 +99,8 @@ class Scheduler:
         return plan
 
     def computed(self, plan: StepPlan) -> None:
-        """The plan's spans are in their slots; drafts do not count yet. What finished since the plan does not count its last
-        span: the slot is no longer its own."""
+        """The plan's spans are in their slots; drafts do not count yet. What finished since the plan does not count its
+        last span: the slot is no longer its own."""
         for span, sequence in zip(plan.spans, plan.sequences, strict=True):
             if sequence.is_running:
                 self._advance(sequence, len(span.token_ids) - span.num_drafts)
@@ -137,7 +139,8 @@ class Scheduler:
             return 0
 
     def _admit(self, plan: StepPlan, waiting: Waiting, admit: Admit) -> Sequence | None:
-        """None where its own options, guide or text stand in the way: then its slot is free again, and holds nothing."""
+        """None where its own options, guide or text stand in the way: then its slot is free again, and holds
+        nothing."""
         allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
         plan.copies += allocation.copies
         try:

@@ -1,9 +1,9 @@
 """Which slot holds which tokens: the key/value memory as a table of free, busy and retained slots.
 
-A finished slot is retained: its keys and values stay, so a later request of the same tenant with the same beginning starts
-from them. What other tenants asked is out of its reach: how much was reused would tell it what they said.
-Busy slots stay at low numbers, because a runner may compute every slot up to the highest busy one. What is worth
-keeping is therefore moved out of the way, not overwritten: a copy costs far less than computing it again.
+A finished slot is retained: its keys and values stay, so a later request of the same tenant with the same beginning
+starts from them. What other tenants asked is out of its reach: how much was reused would tell it what they said. Busy
+slots stay at low numbers, because a runner may compute every slot up to the highest busy one. What is worth keeping is
+therefore moved out of the way, not overwritten: a copy costs far less than computing it again.
 """
 
 from __future__ import annotations
@@ -39,9 +39,9 @@ class Allocation:
 
 
 class SlotTable:
-    """`tokens[slot, :length[slot]]` are the tokens whose keys and values the slot holds, for `tenant[slot]`. A busy slot's owner writes its
-    tokens into its row and calls `advance` once they are computed. While `generation[slot]` stays, the slot's content is
-    only added to or forgotten. One thread uses it.
+    """`tokens[slot, :length[slot]]` are the tokens whose keys and values the slot holds, for `tenant[slot]`. A busy
+    slot's owner writes its tokens into its row and calls `advance` once they are computed. While `generation[slot]`
+    stays, the slot's content is only added to or forgotten. One thread uses it.
     """
 
     def __init__(self, num_slots: int, max_length: int, *, prefix_reuse: bool = True) -> None:
@@ -77,8 +77,8 @@ class SlotTable:
         return bool(self._free or self._retained)
 
     def allocate(self, prompt: TokenIds, tenant: str = "") -> Allocation:
-        """Make the lowest slot that is not busy busy for `prompt` of `tenant`. Its last token is never counted as reused, because
-        its logits are needed."""
+        """Make the lowest slot that is not busy busy for `prompt` of `tenant`. Its last token is never counted as
+        reused, because its logits are needed."""
         assert self.can_allocate, "allocate() without a slot to give"
         target = min(self._free | self._retained)
         matched = self._match_lengths(prompt[:-1], tenant)
@@ -142,7 +142,8 @@ class SlotTable:
         return source, int(matched[source])
 
     def _match_lengths(self, prefix: TokenIds, tenant: str) -> npt.NDArray[np.int64]:
-        """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`; none where it is another tenant's."""
+        """How many leading tokens of `prefix` each slot holds, int64 `[num_slots]`; none where it is another
+        tenant's."""
         usable = np.where(self.tenant == tenant, len(prefix) if self._prefix_reuse else 0, 0)
         limits = np.minimum(self.length, usable)
         matched = np.zeros_like(limits)

@@ -86,7 +86,8 @@ class EngineMetrics:
         count_ended(self._metrics, event)
 
     def report(self, scheduler: Scheduler) -> None:
-        """Take the snapshot and publish it, once a step; gauges only where they changed, since publishing may be slow."""
+        """Take the snapshot and publish it, once a step; gauges only where they changed, since publishing may be
+        slow."""
         before, now = self.stats, self._snapshot(scheduler)
         self.stats = now
         if self._tokens_out > self._tokens_published:

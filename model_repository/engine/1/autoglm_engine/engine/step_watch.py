@@ -1,4 +1,5 @@
-"""Notices that a step never ends. A GPU that hangs says nothing: whoever waits for it waits forever, inside the driver."""
+"""Notices that a step never ends. A GPU that hangs says nothing: whoever waits for it waits forever, inside the
+driver."""
 
 from __future__ import annotations
 
@@ -11,8 +12,8 @@ _POLL_SECONDS = 0.5
 
 
 class StepWatch:
-    """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `most_seconds`: 0 is no limit.
-    `hung` is called once, with why."""
+    """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `most_seconds`: 0 is no
+    limit. `hung` is called once, with why."""
 
     def __init__(
         self, seconds_of_step: Callable[[], float], most_seconds: float, hung: Callable[[DeviceError], object]

@@ -37,8 +37,8 @@ class GuideFailed(InvalidRequest):
 
 
 def compile_guide(tokenizer: LLTokenizer, kind: str, text: str, mask: TokenBits) -> LLMatcher:
-    """May take seconds for a large one, without the interpreter's lock. Writes what may come first into `mask`, which is
-    where the library does most of its work: copies of the matcher have it. Raises InvalidRequest."""
+    """May take seconds for a large one, without the interpreter's lock. Writes what may come first into `mask`, which
+    is where the library does most of its work: copies of the matcher have it. Raises InvalidRequest."""
 
     def work() -> LLMatcher:
         matcher = _compile(tokenizer, kind, text)
@@ -116,7 +116,8 @@ def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
 def _check_cost(schema: str) -> None:
     if (count := _num_key_patterns(schema)) > MOST_KEY_PATTERNS:
         raise InvalidRequest(
-            f"guided_json has {count} patterns in patternProperties; at most {MOST_KEY_PATTERNS} can be compiled in time"
+            f"guided_json has {count} patterns in patternProperties; at most {MOST_KEY_PATTERNS} can be "
+            "compiled in time"
         )
 
 

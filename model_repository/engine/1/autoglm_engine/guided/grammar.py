@@ -1,7 +1,7 @@
 """Structured output: which tokens a request's JSON schema, regular expression or grammar leaves it next.
 
-llguidance (MIT) compiles each of them against the tokenizer and follows the answer token by token. A guide is compiled on
-threads of its own (`guided.pool`), up to what may come first; the step thread copies it, which costs microseconds.
+llguidance (MIT) compiles each of them against the tokenizer and follows the answer token by token. A guide is compiled
+on threads of its own (`guided.pool`), up to what may come first; the step thread copies it, which costs microseconds.
 """
 
 from __future__ import annotations
@@ -60,8 +60,8 @@ class GuideState:
         self._is_known = False
 
     def forced(self) -> list[int]:
-        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a copy,
-        since looking ahead uses up what the library allows one answer."""
+        """The tokens that must come next, as the tokenizer would write them; none where there is a choice. Asked of a
+        copy, since looking ahead uses up what the library allows one answer."""
         return list(self._matcher.deep_copy().compute_ff_tokens())
 
 
@@ -90,8 +90,8 @@ class Grammar:
 
 
 class Guides:
-    """Compiles guides, and keeps those that were used last, for each tenant apart: one that takes no time to compile would
-    tell a tenant what others ask for. Any thread may call."""
+    """Compiles guides, and keeps those that were used last, for each tenant apart: one that takes no time to compile
+    would tell a tenant what others ask for. Any thread may call."""
 
     def __init__(self, load: Callable[[], LLTokenizer], vocab_size: int, eos_token_ids: Iterable[int]) -> None:
         self._load = load

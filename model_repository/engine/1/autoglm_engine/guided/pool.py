@@ -1,8 +1,8 @@
 """Guides are compiled on a few threads of their own, so that neither who brings a request nor the step waits.
 
 A request comes to the engine with its guide on its way, and waits in the queue until that is ready: there it may be
-cancelled, be late, or be told that it waits, as everybody else. The threads yield to the engine's own (they are nice), and
-serve tenants in turn. One tenant never has all of them, and only so many of its guides may wait.
+cancelled, be late, or be told that it waits, as everybody else. The threads yield to the engine's own (they are nice),
+and serve tenants in turn. One tenant never has all of them, and only so many of its guides may wait.
 """
 
 from __future__ import annotations
@@ -38,7 +38,8 @@ class Compiler(Protocol):
 
 
 class PendingGuide:
-    """A guide on its way. It is not compiled for nobody: once all requests that hold it have ended, it leaves the pool."""
+    """A guide on its way. It is not compiled for nobody: once all requests that hold it have ended, it leaves the
+    pool."""
 
     def __init__(self, pool: GuidePool, sampling: SamplingOptions, tenant: str) -> None:
         self.sampling = sampling
@@ -77,7 +78,8 @@ class PendingGuide:
 
 
 class GuidePool:
-    """`wake` is called, on any thread, when a guide is ready or will never be. The threads begin with the first guide."""
+    """`wake` is called, on any thread, when a guide is ready or will never be. The threads begin with the first
+    guide."""
 
     def __init__(
         self,

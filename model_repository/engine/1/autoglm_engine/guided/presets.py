@@ -6,9 +6,9 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 
 # What Open-AutoGLM's agent reads: its thoughts, then one action as a Python call whose coordinates are 0 to 999.
-# The agent finds the action by its beginning, "do(action=" or "finish(message=", so neither is in the thoughts, nor the latter
-# in an argument; and it reads what is typed, and the message, as they stand, so they have no escapes. Releases differ in
-# what they make of <answer>, but all of them read an action without it.
+# The agent finds the action by its beginning, "do(action=" or "finish(message=", so neither is in the thoughts, nor the
+# latter in an argument; and it reads what is typed, and the message, as they stand, so they have no escapes. Releases
+# differ in what they make of <answer>, but all of them read an action without it.
 OPEN_AUTOGLM = r"""
 start: thoughts? action
 thoughts: {<think>} THOUGHT {</think>} "\n"?
@@ -34,7 +34,8 @@ _MARKS = ("<think>", "</think>")
 
 
 def with_marks(grammar: str, encode: Callable[[str], Sequence[int]]) -> str:
-    """Each mark in braces as the model writes it: as one token, which the library takes for no text, or as its letters."""
+    """Each mark in braces as the model writes it: as one token, which the library takes for no text, or as its
+    letters."""
     for mark in _MARKS:
         ids = encode(mark)
         written = f"<[{ids[0]}]>" if len(ids) == 1 else json.dumps(mark)

@@ -18,8 +18,8 @@ class AskedOptions:
         self._names: dict[str, str] = {}
 
     def put(self, option: str, value: Any, name: str, said: Any = None) -> None:
-        """`name`: under which it was given; `said`: as what, where that is not `value`. Raises InvalidRequest where it was
-        given before, and differs."""
+        """`name`: under which it was given; `said`: as what, where that is not `value`. Raises InvalidRequest where it
+        was given before, and differs."""
         if option not in self.values:
             self.values[option], self._names[option] = value, name
         elif not _are_equal(self.values[option], value):

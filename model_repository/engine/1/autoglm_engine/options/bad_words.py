@@ -36,8 +36,8 @@ class BadWords:
 
 
 def word_tokens(raw: Sequence[bytes], encode: Callable[[str], list[int]]) -> Words:
-    """Each word as it is spelled at the beginning of a text and after a space; an empty one is none, as in TensorRT-LLM.
-    Raises InvalidRequest."""
+    """Each word as it is spelled at the beginning of a text and after a space; an empty one is none, as in
+    TensorRT-LLM. Raises InvalidRequest."""
     if len(raw) > MAX_BAD_WORDS:
         raise InvalidRequest(f"{NAME} has {len(raw)} words; at most {MAX_BAD_WORDS} are allowed")
     found: dict[tuple[int, ...], None] = {}

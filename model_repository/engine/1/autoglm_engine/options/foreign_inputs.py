@@ -1,4 +1,5 @@
-"""The inputs by which clients of other backends ask: NVIDIA's tensorrtllm_backend and vllm_backend, and genai-perf for both.
+"""The inputs by which clients of other backends ask: NVIDIA's tensorrtllm_backend and vllm_backend, and genai-perf for
+both.
 
 Of what they ask that this server does not do, a request is refused by name, unless it asks for what is done anyway.
 """

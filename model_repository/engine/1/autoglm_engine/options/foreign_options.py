@@ -32,8 +32,8 @@ class ForeignOptions:
     def translate(
         self, foreign: Mapping[str, Any], values: Mapping[str, Any], parameters: Mapping[str, Any] | None = None
     ) -> dict[str, Any]:
-        """`values`, which were given under their own names, and what `foreign` inputs and vLLM's sampling parameters add
-        to them. Raises InvalidRequest."""
+        """`values`, which were given under their own names, and what `foreign` inputs and vLLM's sampling parameters
+        add to them. Raises InvalidRequest."""
         asked = AskedOptions(values)
         self._take_sampling(asked, foreign.get(SAMPLING_PARAMETERS), parameters or {})
         for name, value in foreign.items():
@@ -94,8 +94,8 @@ class ForeignOptions:
         else:
             beside = "without a guided_decoding_guide" if guide is None else "with a guided_decoding_guide"
             raise InvalidRequest(
-                f"guided_decoding_guide_type is {'missing' if kind is None else shown(kind)} {beside}; it must be json, "
-                "or json_schema or regex with one"
+                f"guided_decoding_guide_type is {'missing' if kind is None else shown(kind)} {beside}; it "
+                "must be json, or json_schema or regex with one"
             )
 
     def _take_biases(self, asked: AskedOptions, foreign: Mapping[str, Any]) -> None:
@@ -106,7 +106,8 @@ class ForeignOptions:
         if words is None or weights is None or len(words) != len(weights):
             counts = [len(given or ()) for given in (words, weights)]
             raise InvalidRequest(
-                f"embedding_bias_words has {counts[0]} values and embedding_bias_weights {counts[1]}; each word needs one weight"
+                f"embedding_bias_words has {counts[0]} values and embedding_bias_weights {counts[1]}; each "
+                "word needs one weight"
             )
         biases: dict[str, float] = {}
         for word, weight in zip(words, weights, strict=True):

@@ -132,8 +132,8 @@ class OptionRules:
         return rules
 
     def check(self, values: Mapping[str, Any], *, prompt_length: int) -> Checked:
-        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes, `bad_words` as token
-        ids (`bad_words.word_tokens`). Raises InvalidRequest."""
+        """`values`: what the caller set, as Python values; `stop` as a list of bytes, `user` as bytes, `bad_words` as
+        token ids (`bad_words.word_tokens`). Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:

@@ -1,8 +1,9 @@
-"""Triton's request parameters beside the tensors: what may be a misspelt option is refused, everything else is let pass.
+"""Triton's request parameters beside the tensors: what may be a misspelt option is refused, everything else is let
+pass.
 
-Where they come from: `/generate` makes one of every key of its JSON that names no input (and of `id`), gRPC has a field for
-them, and `--http-header-forward-pattern` and `--grpc-header-forward-pattern` make one of every header that matches, which
-meshes and tracing add to requests without their callers knowing.
+Where they come from: `/generate` makes one of every key of its JSON that names no input (and of `id`), gRPC has a field
+for them, and `--http-header-forward-pattern` and `--grpc-header-forward-pattern` make one of every header that matches,
+which meshes and tracing add to requests without their callers knowing.
 """
 
 from __future__ import annotations

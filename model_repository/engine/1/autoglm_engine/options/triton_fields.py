@@ -17,8 +17,8 @@ MAX_TIMEOUT_US = 86_400_000_000  # a day, as of `deadline_ms`
 
 
 def shortest_deadline_ms(deadline_ms: float | None, timeout_us: int, parameters: Mapping[str, Any]) -> float | None:
-    """Milliseconds from arrival to the first of the request's limits; None where it has none. `timeout_us`: the request's
-    timeout, 0 for none. Raises InvalidRequest."""
+    """Milliseconds from arrival to the first of the request's limits; None where it has none. `timeout_us`: the
+    request's timeout, 0 for none. Raises InvalidRequest."""
     given = [timeout_us, parameters.get(TIMEOUT, 0)]
     limits = [_checked(timeout) / 1000 for timeout in given if timeout != 0 or isinstance(timeout, bool)]
     if deadline_ms is not None:
@@ -29,6 +29,7 @@ def shortest_deadline_ms(deadline_ms: float | None, timeout_us: int, parameters:
 def _checked(timeout: Any) -> int:
     if type(timeout) is not int or not 0 <= timeout <= MAX_TIMEOUT_US:
         raise InvalidRequest(
-            f"timeout is {timeout!r:.40}; it must be a whole number of microseconds between 0 (none) and {MAX_TIMEOUT_US}"
+            f"timeout is {timeout!r:.40}; it must be a whole number of microseconds between 0 (none) and "
+            f"{MAX_TIMEOUT_US}"
         )
     return timeout

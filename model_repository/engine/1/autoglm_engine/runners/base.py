@@ -35,8 +35,9 @@ class Pending(Protocol):
     def result(self) -> Logits | Candidates:
         """Wait for the step, once, and without the interpreter's lock: others publish meanwhile.
 
-        Logits `[sum of the spans' num_logits, vocab_size]`, in the order of the spans and their tokens, or `Candidates` of
-        the same rows where `limits.num_candidates` > 0. Valid until the next step is issued. Raises what the step failed with.
+        Logits `[sum of the spans' num_logits, vocab_size]`, in the order of the spans and their tokens, or `Candidates`
+        of the same rows where `limits.num_candidates` > 0. Valid until the next step is issued. Raises what the step
+        failed with.
         """
         ...
 

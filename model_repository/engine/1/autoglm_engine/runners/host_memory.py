@@ -45,7 +45,8 @@ def check_memory(manifest: Manifest, pool_bytes: int, *, room: Room | None = Non
 
 
 def memory_room(root: Path = _ROOT) -> Room | None:
-    """The tightest of what bounds this process; None where the system does not say. `root`: where /proc and /sys are."""
+    """The tightest of what bounds this process; None where the system does not say. `root`: where /proc and /sys
+    are."""
     rooms = [*_machine(root), *_cgroups(root)]
     return min(rooms, key=lambda room: room.num_bytes, default=None)
 

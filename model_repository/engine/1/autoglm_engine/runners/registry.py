@@ -15,8 +15,8 @@ from autoglm_engine.system.thread_limits import check_threads
 from .base import Runner
 from .runtime_details import check_details
 
-# runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact carries
-# its runtime, or the module checks for itself)
+# runtime -> (module, what makes the runner, distribution whose version must be the exporter's; None: the artifact
+# carries its runtime, or the module checks for itself)
 _RUNNERS = {
     "onnx": (".onnx.runner", "OnnxRunner", "onnxruntime"),
     "native": (".native.runner", "NativeRunner", None),
@@ -61,7 +61,8 @@ def _check_version(distribution: str, exported_for: str) -> None:
         raise ArtifactError(f"the artifact needs the package {distribution} {exported_for}, which is not installed")
     if installed.split(".")[:2] != exported_for.split(".")[:2]:
         raise ArtifactError(
-            f"the artifact was exported for {distribution} {exported_for}, this machine has {installed}; export it again"
+            f"the artifact was exported for {distribution} {exported_for}, this machine has {installed}; "
+            "export it again"
         )
 
 

@@ -1,7 +1,7 @@
 """What a manifest's `runtime_details` must say for each runtime, and which files of the artifact they name.
 
-A runner opens what they name, so every such file must be one that the manifest lists: its content is checked then, and it
-lies in the artifact's folder.
+A runner opens what they name, so every such file must be one that the manifest lists: its content is checked then, and
+it lies in the artifact's folder.
 """
 
 from __future__ import annotations

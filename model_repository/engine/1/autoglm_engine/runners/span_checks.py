@@ -1,4 +1,5 @@
-"""What a step may ask of a runner. Everything is checked before anything is computed: a device writes where it is told."""
+"""What a step may ask of a runner. Everything is checked before anything is computed: a device writes where it is
+told."""
 
 from __future__ import annotations
 

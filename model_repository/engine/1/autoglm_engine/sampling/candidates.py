@@ -1,9 +1,11 @@
-"""What a device's candidates tell of a row, where they can tell it: the token that is drawn, what top-k, top-p or min-p leave.
+"""What a device's candidates tell of a row, where they can tell it: the token that is drawn, what top-k, top-p or min-p
+leave.
 
 The result is what the whole row would give, in the same order and from the same numbers, so a seed draws the same token
-from either. What equals the smallest candidate may also be outside of them, so only what is larger is known for certain.
-`log_sum_exp` is the device's float32, and it decides nothing where its rounding could: then there is no result. Nor does it
-say how much of what is outside a guide allows: that may be all of it, or nothing, and where this matters there is no result.
+from either. What equals the smallest candidate may also be outside of them, so only what is larger is known for
+certain. `log_sum_exp` is the device's float32, and it decides nothing where its rounding could: then there is no
+result. Nor does it say how much of what is outside a guide allows: that may be all of it, or nothing, and where this
+matters there is no result.
 """
 
 from __future__ import annotations
@@ -29,7 +31,8 @@ Doubles = npt.NDArray[np.float64]
 
 
 def most_likely_candidates(candidates: Candidates) -> npt.NDArray[np.int64]:
-    """The most likely token of each row, the lowest id of equals; -1 where the candidates cannot tell. int64 `[rows]`."""
+    """The most likely token of each row, the lowest id of equals; -1 where the candidates cannot tell. int64
+    `[rows]`."""
     values, first = candidates.logits, candidates.logits[:, :1]
     ids = np.where(values == first, candidates.token_ids, np.iinfo(np.int32).max).min(axis=1)
     is_certain = (values[:, -1] < first[:, 0]) & np.isfinite(first[:, 0]) & np.isfinite(candidates.log_sum_exp)
@@ -39,8 +42,8 @@ def most_likely_candidates(candidates: Candidates) -> npt.NDArray[np.int64]:
 def drawn_candidates(
     candidates: Candidates, rows: Sequence[int], temperatures: Doubles, uniforms: Doubles
 ) -> npt.NDArray[np.int64]:
-    """What `Shortlist.drawn` draws of each of the rows, without a nucleus, of all at once: 256 rows take as long as ten of
-    their own. -1 where it must be asked: equal logits are not put in order here."""
+    """What `Shortlist.drawn` draws of each of the rows, without a nucleus, of all at once: 256 rows take as long as ten
+    of their own. -1 where it must be asked: equal logits are not put in order here."""
     values = candidates.logits[rows].astype(np.float64)
     log_sum_exp = candidates.log_sum_exp[rows].astype(np.float64)
     with np.errstate(all="ignore"):  # what is not finite is left to the row
@@ -60,8 +63,9 @@ def drawn_candidates(
 class Shortlist:
     """The most likely tokens of one row, as many as are certain, largest value first, then lowest id.
 
-    `values`: adjusted logits; `ids` and these are of the tokens that may be chosen, `listed` of all. No token that is not
-    listed is larger than `smallest`. `log_sum_exp`: as in `Candidates`, at the temperature that the methods are asked with.
+    `values`: adjusted logits; `ids` and these are of the tokens that may be chosen, `listed` of all. No token that is
+    not listed is larger than `smallest`. `log_sum_exp`: as in `Candidates`, at the temperature that the methods are
+    asked with.
     """
 
     ids: Ids
@@ -87,8 +91,8 @@ class Shortlist:
         return replace(self, ids=self.ids[is_allowed], values=self.values[is_allowed], is_guided=True)
 
     def drawn(self, temperature: float, top_p: float, uniform: float) -> int | None:
-        """What is drawn from the whole row, or from a nucleus of it that `kept` does not know the end of; None where the
-        row is needed."""
+        """What is drawn from the whole row, or from a nucleus of it that `kept` does not know the end of; None where
+        the row is needed."""
         if not len(self.values) or (total := self._total(temperature)) is None:
             return None
         first = self.values[:NUM_LIKELIEST]
@@ -102,7 +106,8 @@ class Shortlist:
         return int(self.ids[places[0]]) if places[0] == places[1] < len(first) else None
 
     def kept(self, options: SamplingOptions) -> tuple[Ids, Row] | None:
-        """(ids, values) that top-k, or top-p without top-k, or min-p without both leaves; None where the whole row is needed."""
+        """(ids, values) that top-k, or top-p without top-k, or min-p without both leaves; None where the whole row is
+        needed."""
         if not len(self.values):
             return None
         if options.top_k:
@@ -114,8 +119,8 @@ class Shortlist:
         return (self.ids[:count], self.values[:count]) if count else None
 
     def _num_nucleus(self, options: SamplingOptions) -> int:
-        """The fewest that hold `top_p` of everything; 0: unknown. The whole row sorts `NUM_LIKELIEST`, and finds more in
-        another order."""
+        """The fewest that hold `top_p` of everything; 0: unknown. The whole row sorts `NUM_LIKELIEST`, and finds more
+        in another order."""
         if (total := self._total(options.temperature)) is None:
             return 0
         cumulative = softmax_weights(self.values, self.values[0], options.temperature).cumsum()

@@ -25,8 +25,8 @@ def logprobs_of(logits: Row, token_id: int, num_top: int) -> TokenLogprobs | Non
 
 
 def listed_logprobs(listed: Shortlist, token_id: int, num_top: int) -> TokenLogprobs | None:
-    """The same from a shortlist of unmodified logits that has the token and `num_top` others, but for the rounding of the
-    device's sum (some 1e-5)."""
+    """The same from a shortlist of unmodified logits that has the token and `num_top` others, but for the rounding of
+    the device's sum (some 1e-5)."""
     if not num_top:
         return None
     ids, values = listed.ids.tolist(), (listed.values.astype(np.float64) - listed.log_sum_exp).tolist()

@@ -1,8 +1,9 @@
 """What a request does to its logits before they are ranked: penalties and bans, as a factor and an offset of a token.
 
-A token's logit `l` becomes `where(l < 0, l * factor, l / factor) + offset`, in float32. `apply` does that to a row here;
-a device that keeps its logits does the same with what `take_changes` tells it. A repetition penalty may be so small that a
-float32 cannot hold the quotient: then it is the largest one here, and infinite on the device, whose row is fetched for that.
+A token's logit `l` becomes `where(l < 0, l * factor, l / factor) + offset`, in float32. `apply` does that to a row
+here; a device that keeps its logits does the same with what `take_changes` tells it. A repetition penalty may be so
+small that a float32 cannot hold the quotient: then it is the largest one here, and infinite on the device, whose row is
+fetched for that.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def at_least(row: Row, threshold: float | np.float32) -> Ids:
 
 
 def large_nucleus(row: Row, best: np.float32, temperature: float, top_p: float, likely: Ids) -> tuple[Ids, Weights]:
-    """(ids, weights) of the fewest tokens that hold `top_p` of the softmax: `likely`, the most likely ones of them, in that
-    order, then the others in no particular one.
+    """(ids, weights) of the fewest tokens that hold `top_p` of the softmax: `likely`, the most likely ones of them, in
+    that order, then the others in no particular one.
 
     A histogram of the logits finds the narrow band in which the nucleus ends; only that band is sorted.
     """
@@ -80,8 +80,9 @@ def total_weight(row: Row, best: np.float32, temperature: float) -> float:
 
 
 def draw_from_all(row: Row, best: np.float32, temperature: float, uniform: float) -> int:
-    """The token at `uniform` (in [0, 1)) of the cumulated softmax: first the `NUM_LIKELIEST` most likely tokens, largest
-    first, then lowest id, so that who knows only these and the sum can draw, too; then the others, block by block."""
+    """The token at `uniform` (in [0, 1)) of the cumulated softmax: first the `NUM_LIKELIEST` most likely tokens,
+    largest first, then lowest id, so that who knows only these and the sum can draw, too; then the others, block by
+    block."""
     weights = _weights(row, best, temperature)
     wanted = uniform * float(_sums(weights).sum(dtype=np.float64))
     for ids in _likeliest(row, best, temperature):
@@ -94,7 +95,8 @@ def draw_from_all(row: Row, best: np.float32, temperature: float, uniform: float
 
 
 def _likeliest(row: Row, best: np.float32, temperature: float) -> Iterator[Ids]:
-    """Beginnings of the `NUM_LIKELIEST` most likely tokens, which the last one is: the few near the best are found quickly."""
+    """Beginnings of the `NUM_LIKELIEST` most likely tokens, which the last one is: the few near the best are found
+    quickly."""
     near: Ids = np.flatnonzero(row >= min_p_threshold(best, temperature, _NEAR))
     if len(near) <= 2 * NUM_LIKELIEST:
         yield near[_descending(row[near])][:NUM_LIKELIEST]
@@ -117,7 +119,8 @@ def _draw_in_blocks(weights: Row, wanted: float, otherwise: int) -> int:
 
 
 def _sums(weights: Row) -> Row:
-    """Of each block, and of the last few values. In float32, which loses some 1e-6 of a sum, and takes a third of the time."""
+    """Of each block, and of the last few values. In float32, which loses some 1e-6 of a sum, and takes a third of the
+    time."""
     blocks = _blocks(weights)
     return np.append(blocks.sum(axis=0), weights[blocks.size :].sum())
 

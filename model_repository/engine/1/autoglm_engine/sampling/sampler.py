@@ -7,10 +7,11 @@ that only need the most likely token share one argmax.
 The order is Hugging Face's: penalties, banned tokens, what a guide forbids, temperature, top-k, top-p, min-p.
 
 From a device's candidates a seed draws the very token that the whole row would give, provided that the device adjusts
-logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The whole
-row is fetched where the candidates cannot tell: a draw that falls outside of them or within rounding of a token's end, a
-filter that keeps about as many tokens as there are candidates or more, a tie with the smallest candidate, and
-log-probabilities beside penalties, biases or bans, or where the log-sum-exp is needed at another temperature than theirs.
+logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The
+whole row is fetched where the candidates cannot tell: a draw that falls outside of them or within rounding of a token's
+end, a filter that keeps about as many tokens as there are candidates or more, a tie with the smallest candidate, and
+log-probabilities beside penalties, biases or bans, or where the log-sum-exp is needed at another temperature than
+theirs.
 """
 
 from __future__ import annotations
@@ -142,7 +143,8 @@ class TokenSampler:
         return self._sample(logits, self.next_uniform())
 
     def sample_candidates(self, candidates: Candidates, row: int, uniform: float) -> Sampled:
-        """Choose what `sample` would from the whole row, which is fetched only where it is needed. `uniform`: the next."""
+        """Choose what `sample` would from the whole row, which is fetched only where it is needed. `uniform`: the
+        next."""
         found = self._sample_listed(candidates, row, uniform)
         return self._sample(candidates.full_row(row), uniform) if found is None else found
 
@@ -188,8 +190,8 @@ class TokenSampler:
         return None if is_limited else listed.drawn(options.temperature, options.top_p, uniform)
 
     def _first_allowed(self, guide: AllowedTokens, row: Row, best: int) -> int:
-        """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all that the
-        guide allows must be known. Asking for a few tokens costs less than that."""
+        """The most likely token that the guide allows, where only that is wanted and it is near the `best`; -1: all
+        that the guide allows must be known. Asking for a few tokens costs less than that."""
         if not self._greedy:
             return -1
         if guide.allows(best):
@@ -267,8 +269,8 @@ def sample_alone(sampler: TokenSampler, logits: Row) -> Sampled:
 
 
 def sample_batch(found: Logits | Candidates, samplers: Sequence[TokenSampler]) -> list[Sampled]:
-    """The next token of each row of `found`, one a sampler, and what a sampler raises is its own failure. The samplers are
-    not told: `count` is."""
+    """The next token of each row of `found`, one a sampler, and what a sampler raises is its own failure. The samplers
+    are not told: `count` is."""
     return _sample_candidates(found, samplers) if isinstance(found, Candidates) else _sample_rows(found, samplers)
 
 

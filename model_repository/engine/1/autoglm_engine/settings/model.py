@@ -1,4 +1,5 @@
-"""The settings: one frozen object, built whole in one place and checked when it is built. `settings.file` reads them."""
+"""The settings: one frozen object, built whole in one place and checked when it is built. `settings.file` reads
+them."""
 
 from __future__ import annotations
 
@@ -62,47 +63,42 @@ _CHOICES = {
 class EngineSettings:
     """`InvalidRequest` is raised for a value outside its range, naming both.
 
-    `max_queue`: requests that may wait for a slot; one more is refused with QueueFull. As many may share another's slot.
-    `max_batch_size`: most slots used at once, at most those of the artifact; 0 uses all of them.
-    `token_budget`: most tokens a step computes, decode and prefill together. More makes prefill faster and the gap
-    between two tokens of a running stream longer. Running requests always get their token: the budget counts as the
-    number of slots where that is more. 0 leaves it to the runner: 2048 with TensorRT, which computes several prompts at
-    once, else 256.
-    `step_timeout_seconds`: a step that takes longer hangs, and ends the engine's process. 0 is 30 on a GPU, and no limit on
-    a CPU, where a step that is slow goes on all the same.
-    `prefix_reuse`: keep finished slots, and start a request from the longest prefix that is in a slot already.
-    `heartbeat_ms`: a streamed request that was silent for so long gets an empty event.
-    `max_events_per_second`: over all streams; 0 sends each token as it comes. Beyond it tokens share an event; the
-    first and the last event of a stream never wait.
-    `device`: where ONNX Runtime computes; auto is a GPU where this machine and the artifact allow it. Every other runtime
-    has a device of its own.
-    `default_deadline_ms`: of requests that set none; 0 is none.
-    `cache_mode`: exact keeps complete answers and lets equal requests in flight share a slot; off does neither.
-    `cache_bytes`: most bytes of kept answers. `cache_ttl_seconds`: how long an answer is kept.
-    `cache_sampled`: also answers that are drawn at random without a seed, so that they repeat.
-    `redis_url`: where answers are kept for other servers and the next start, too; empty: nowhere.
-    `redis_timeout_ms`: most time that a lookup there may take. `redis_retry_seconds`: after a failure Redis is left alone
-    for so long. `redis_prefix`: begins its keys.
-    `speculation`: of greedy requests, draft what followed their last tokens before: off; auto, where it pays; on, always.
-    `speculation_tokens`: most tokens drafted at a time. `speculation_ngram`: so many of the last tokens are looked up.
+    `max_queue`: requests that may wait for a slot; one more is refused with QueueFull. As many may share another's
+    slot. `max_batch_size`: most slots used at once, at most those of the artifact; 0 uses all of them. `token_budget`:
+    most tokens a step computes, decode and prefill together. More makes prefill faster and the gap between two tokens
+    of a running stream longer. Running requests always get their token: the budget counts as the number of slots where
+    that is more. 0 leaves it to the runner: 2048 with TensorRT, which computes several prompts at once, else 256.
+    `step_timeout_seconds`: a step that takes longer hangs, and ends the engine's process. 0 is 30 on a GPU, and no
+    limit on a CPU, where a step that is slow goes on all the same. `prefix_reuse`: keep finished slots, and start a
+    request from the longest prefix that is in a slot already. `heartbeat_ms`: a streamed request that was silent for so
+    long gets an empty event. `max_events_per_second`: over all streams; 0 sends each token as it comes. Beyond it
+    tokens share an event; the first and the last event of a stream never wait. `device`: where ONNX Runtime computes;
+    auto is a GPU where this machine and the artifact allow it. Every other runtime has a device of its own.
+    `default_deadline_ms`: of requests that set none; 0 is none. `cache_mode`: exact keeps complete answers and lets
+    equal requests in flight share a slot; off does neither. `cache_bytes`: most bytes of kept answers.
+    `cache_ttl_seconds`: how long an answer is kept. `cache_sampled`: also answers that are drawn at random without a
+    seed, so that they repeat. `redis_url`: where answers are kept for other servers and the next start, too; empty:
+    nowhere. `redis_timeout_ms`: most time that a lookup there may take. `redis_retry_seconds`: after a failure Redis is
+    left alone for so long. `redis_prefix`: begins its keys. `speculation`: of greedy requests, draft what followed
+    their last tokens before: off; auto, where it pays; on, always. `speculation_tokens`: most tokens drafted at a time.
+    `speculation_ngram`: so many of the last tokens are looked up.
 
-    `semantic_cache`: give kept answers also to questions of the same meaning: to nobody, to requests that ask for it, or to
-    all that do not refuse. It needs the embedder, and `cache_mode` exact.
-    `semantic_threshold`: least cosine of the embeddings of two questions that mean the same.
-    `semantic_entries`: most answers kept for it.
-    `semantic_timeout_ms`: most time that a lookup there may take; a request whose question is not embedded by then is computed.
-    `semantic_verify_share`: of its hits, chosen at random, that are computed anew while nobody waits, and compared.
-    `semantic_max_false_rate`: of the compared ones; where more are wrong, the semantic cache switches itself off.
+    `semantic_cache`: give kept answers also to questions of the same meaning: to nobody, to requests that ask for it,
+    or to all that do not refuse. It needs the embedder, and `cache_mode` exact. `semantic_threshold`: least cosine of
+    the embeddings of two questions that mean the same. `semantic_entries`: most answers kept for it.
+    `semantic_timeout_ms`: most time that a lookup there may take; a request whose question is not embedded by then is
+    computed. `semantic_verify_share`: of its hits, chosen at random, that are computed anew while nobody waits, and
+    compared. `semantic_max_false_rate`: of the compared ones; where more are wrong, the semantic cache switches itself
+    off.
 
-    `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common with
-    those that are served (`admission_features`); static, batches that run to their end, to compare with.
-    `admission_window`: of the oldest waiting requests so many are looked at.
-    `admission_path_weight`, `admission_burst_weight`, `admission_user_weight`: what the share of a prompt that a slot holds,
-    having come within `admission_burst_ms` of the oldest, and being of a running request's user count for.
-    `admission_max_passed`, `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long
-    ago, goes first; of a class of priority that was, one does (`priorities`).
-    `static_size`, `static_window_ms`: a static batch is closed when it has so many requests (0: one for each slot), or so
-    long after the first of them came.
+    `admission`: who of those that wait gets the next slot: fifo, the oldest; features, by what a request has in common
+    with those that are served (`admission_features`); static, batches that run to their end, to compare with.
+    `admission_window`: of the oldest waiting requests so many are looked at. `admission_path_weight`,
+    `admission_burst_weight`, `admission_user_weight`: what the share of a prompt that a slot holds, having come within
+    `admission_burst_ms` of the oldest, and being of a running request's user count for. `admission_max_passed`,
+    `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long ago, goes first; of
+    a class of priority that was, one does (`priorities`). `static_size`, `static_window_ms`: a static batch is closed
+    when it has so many requests (0: one for each slot), or so long after the first of them came.
     """
 
     max_queue: int = 512
@@ -155,7 +151,8 @@ class EngineSettings:
         check_redis_url(self.redis_url)
         if not _PREFIX.fullmatch(self.redis_prefix):
             raise InvalidRequest(
-                f"the setting redis_prefix is {self.redis_prefix!r:.80}; it must be 1 to 64 letters, digits and any of . : _ -"
+                f"the setting redis_prefix is {self.redis_prefix!r:.80}; it must be 1 to 64 letters, digits "
+                "and any of . : _ -"
             )
 
     def seconds_of_step(self, on_gpu: bool) -> float:
@@ -174,8 +171,8 @@ class EngineSettings:
 
 @dataclass(frozen=True, slots=True)
 class ServingSettings(EngineSettings):
-    """All that one file may set: the engine's settings, with the defaults that the model repository gives them, those of
-    its neighbours and those of the `autoglm` commands.
+    """All that one file may set: the engine's settings, with the defaults that the model repository gives them, those
+    of its neighbours and those of the `autoglm` commands.
 
     `num_threads`: of the runtime; 0 takes all cores that the process may use.
     `exit_with_engine`: the server ends when the engine's process dies.

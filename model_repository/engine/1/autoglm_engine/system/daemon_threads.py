@@ -14,8 +14,8 @@ _log = logging.getLogger(__name__)
 
 
 class DaemonExecutor(ThreadPoolExecutor):
-    """For an event loop, which wants such a class: a thread a call, and Python's end waits for none of them. (It joins those
-    of every other ThreadPoolExecutor, so that a name which cannot be resolved would hold it up.)"""
+    """For an event loop, which wants such a class: a thread a call, and Python's end waits for none of them. (It joins
+    those of every other ThreadPoolExecutor, so that a name which cannot be resolved would hold it up.)"""
 
     def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
         future: Future[T] = Future()

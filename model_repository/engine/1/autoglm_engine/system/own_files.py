@@ -11,8 +11,8 @@ from pathlib import Path
 
 
 def open_own(path: Path) -> int | None:
-    """A file descriptor for reading and writing; None for what is not there, not a regular file, another user's, or open
-    to others."""
+    """A file descriptor for reading and writing; None for what is not there, not a regular file, another user's, or
+    open to others."""
     try:
         file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:

@@ -12,8 +12,8 @@ _QUIET_SECONDS = 60.0
 
 
 class Periodic:
-    """Calls `work` every `seconds` until `close`. What that raises is logged as `failure` and its own words, once for as
-    long as it is the same and comes again within a minute; the next call comes all the same."""
+    """Calls `work` every `seconds` until `close`. What that raises is logged as `failure` and its own words, once for
+    as long as it is the same and comes again within a minute; the next call comes all the same."""
 
     def __init__(
         self,

@@ -12,9 +12,10 @@ import time
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
-# A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may be its
-# first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor time is up.
-# The kernel looks at that while the process runs, and one that only waits hardly does: so it is given signals to handle.
+# A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may
+# be its first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor
+# time is up. The kernel looks at that while the process runs, and one that only waits hardly does: so it is given
+# signals to handle.
 _KILL_LATER = (
     'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] || exit; '
     "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0; "
@@ -29,8 +30,8 @@ class ServerProcess:
         self.pid = os.getppid()
 
     def end_with_it(self) -> None:
-        """From now on this process is killed when the server ends. Triton's own way out may hang for ever, and an engine
-        keeps its memory and its cores meanwhile."""
+        """From now on this process is killed when the server ends. Triton's own way out may hang for ever, and an
+        engine keeps its memory and its cores meanwhile."""
         threading.Thread(target=self._follow, name="server-watch", daemon=True).start()
 
     def end(self) -> None:

@@ -1,9 +1,9 @@
 """How much shared memory a server's models need, and whether it is there. Standard library only.
 
-Triton's Python backend passes every tensor through a pool of shared memory, one a model. Left alone a pool grows with what
-is sent and never shrinks: one caller's large bodies take the room of all models for good, and a model's process ends where
-something small of its own finds none. So pools get their whole size at the start (`pool_arguments`) and never grow: a body
-that does not fit is refused by Triton with an error, and takes nobody else's room.
+Triton's Python backend passes every tensor through a pool of shared memory, one a model. Left alone a pool grows with
+what is sent and never shrinks: one caller's large bodies take the room of all models for good, and a model's process
+ends where something small of its own finds none. So pools get their whole size at the start (`pool_arguments`) and
+never grow: a body that does not fit is refused by Triton with an error, and takes nobody else's room.
 """
 
 from __future__ import annotations
@@ -25,7 +25,10 @@ _TEXTS = 2  # messages and tools
 # The step that a pool grows by: what is added to it is no size of a file, so that growing fails at once, as an error.
 _NO_GROWTH = (1 << 63) - 1
 _PYTHON_MODEL = re.compile(r"""^\s*backend\s*:\s*["']python["']""", re.MULTILINE)
-_MORE = "give it more: `--shm-size` of Docker, `shm_size` of Compose, in Kubernetes an emptyDir of medium Memory at {folder}"
+_MORE = (
+    "give it more: `--shm-size` of Docker, `shm_size` of Compose, in Kubernetes an emptyDir of medium Memory at "
+    "{folder}"
+)
 
 
 def pool_bytes(max_length: int) -> int:
@@ -35,8 +38,8 @@ def pool_bytes(max_length: int) -> int:
 
 
 def room_bytes(pool: int) -> int | None:
-    """What a model's request and its answer may take together in a pool that has `pool` bytes when the model is loaded. None
-    for one that grows. Closer to its end Triton may not find room for the answer's frame, and end the process."""
+    """What a model's request and its answer may take together in a pool that has `pool` bytes when the model is loaded.
+    None for one that grows. Closer to its end Triton may not find room for the answer's frame, and end the process."""
     return pool - _FRAMES if pool >= SMALLEST_POOL else None
 
 

@@ -1,7 +1,7 @@
 """Whether the system lets this process start the threads that a runtime needs.
 
-Found out by starting them: limits are the user's (`ulimit -u`), the container's (its pids), those of its parents, and the
-address space that stacks take. A library that is refused a thread midway ends the process, or waits for ever.
+Found out by starting them: limits are the user's (`ulimit -u`), the container's (its pids), those of its parents, and
+the address space that stacks take. A library that is refused a thread midway ends the process, or waits for ever.
 """
 
 from __future__ import annotations

@@ -32,8 +32,8 @@ _OWN_ENDS = (None, -signal.SIGPROF, -signal.SIGSEGV)  # what its work does to it
 
 
 class WorkerProcess:
-    """Runs `main` of `autoglm_engine.<module>`. `does`: what an error says of it, such as "chat templates are rendered".
-    Not thread-safe, but for `kill`. It ends with this process, and with this object."""
+    """Runs `main` of `autoglm_engine.<module>`. `does`: what an error says of it, such as "chat templates are
+    rendered". Not thread-safe, but for `kill`. It ends with this process, and with this object."""
 
     def __init__(self, module: str, does: str) -> None:
         self._module = module

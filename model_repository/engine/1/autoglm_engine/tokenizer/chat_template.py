@@ -1,8 +1,10 @@
-"""A checkpoint's Jinja template, compiled and rendered as transformers' `apply_chat_template(add_generation_prompt=True)` does:
-sandboxed, with `raise_exception`, `strftime_now`, loop controls and the names of the special tokens.
+"""A checkpoint's Jinja template, compiled and rendered as transformers'
+`apply_chat_template(add_generation_prompt=True)` does: sandboxed, with `raise_exception`, `strftime_now`, loop controls
+and the names of the special tokens.
 
-A sandbox keeps a template from the interpreter, not from its time and memory: compiling one, which computes its constants,
-and rendering it are for a process that has limits (`template_process`). Reading one (`asks_for_tools`) is for anybody.
+A sandbox keeps a template from the interpreter, not from its time and memory: compiling one, which computes its
+constants, and rendering it are for a process that has limits (`template_process`). Reading one (`asks_for_tools`) is
+for anybody.
 """
 
 from __future__ import annotations

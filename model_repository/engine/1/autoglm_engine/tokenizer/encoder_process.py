@@ -1,7 +1,7 @@
 """A tokenizer in a process of its own, which can be ended: what runs in the library of this one cannot.
 
-The process is started with the first text, and again after one that ended. It reads the file that was there when this was
-made, also where another has taken its place.
+The process is started with the first text, and again after one that ended. It reads the file that was there when this
+was made, also where another has taken its place.
 """
 
 from __future__ import annotations
@@ -52,8 +52,8 @@ class EncoderProcess:
         return EncoderProcess(Path(f"/proc/self/fd/{self._file}"), self.limits)
 
     def encode(self, text: str, name: str, *, special_tokens: bool) -> TokenIds:
-        """int32 [num_tokens]. Raises EncodingTooSlow, with `name` for the text; ArtifactError where the tokenizer cannot be
-        read; EngineError where it fails on the text."""
+        """int32 [num_tokens]. Raises EncodingTooSlow, with `name` for the text; ArtifactError where the tokenizer
+        cannot be read; EngineError where it fails on the text."""
         content = text.encode()
         frame = frame_of((b"\1" if special_tokens else b"\0") + content)
         wall_seconds = self.limits.wall_seconds + len(content) * self.limits.wall_seconds_a_byte

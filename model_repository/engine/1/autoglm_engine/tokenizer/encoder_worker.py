@@ -1,8 +1,9 @@
 """The process that encodes what a pattern of a tokenizer may take for ever with, under a limit of computing time.
 
-It answers each frame (`worker_frames`) until there are no more. The first one is JSON: the path of a tokenizer.json and the
-limits; the answer is empty, or why it cannot be read. In the others stands a byte, whether special tokens are added, and
-UTF-8; the answer is a byte, whether it was encoded, and the ids (int32, of this machine's byte order) or why it was not.
+It answers each frame (`worker_frames`) until there are no more. The first one is JSON: the path of a tokenizer.json and
+the limits; the answer is empty, or why it cannot be read. In the others stands a byte, whether special tokens are
+added, and UTF-8; the answer is a byte, whether it was encoded, and the ids (int32, of this machine's byte order) or why
+it was not.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The regular expressions in a tokenizer.json, and which of them may take for ever: the library's engine backtracks.
 
-`is_tame` is about the form alone, and rather says no. It takes what published tokenizers have: quantified classes one after
-the other, groups that are repeated not at all or an exact number of times.
+`is_tame` is about the form alone, and rather says no. It takes what published tokenizers have: quantified classes one
+after the other, groups that are repeated not at all or an exact number of times.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Who renders and encodes what is not sure to be quick: a few threads, each with processes of its own, in two lanes.
 
-What is short has a lane for itself, so that it never waits behind what is long. In each lane tenants take turns, and in the
-lane of long texts one tenant never has all threads. Only so much may wait, of a tenant and of all, and only for so long.
+What is short has a lane for itself, so that it never waits behind what is long. In each lane tenants take turns, and in
+the lane of long texts one tenant never has all threads. Only so much may wait, of a tenant and of all, and only for so
+long.
 """
 
 from __future__ import annotations
@@ -58,7 +59,8 @@ LONG = LaneLimits(most_of_tenant=64, most=512, most_bytes_of_tenant=64 << 20, mo
 
 
 class TokenizerPool(Generic[T]):
-    """Two lanes. `tool` is the short one's; `another` makes one for a thread of the long lane, when it has something to do."""
+    """Two lanes. `tool` is the short one's; `another` makes one for a thread of the long lane, when it has something to
+    do."""
 
     def __init__(
         self,

@@ -142,8 +142,8 @@ class Prompter:
 
 
 class ChatTemplate:
-    """A checkpoint's template, as transformers renders it, without fields that are null, and in a process that has limits.
-    Tools are given to a template that asks for them; for another one they are put into the messages.
+    """A checkpoint's template, as transformers renders it, without fields that are null, and in a process that has
+    limits. Tools are given to a template that asks for them; for another one they are put into the messages.
 
     `tool_format`: the form in which the model that it belongs to calls them."""
 
@@ -186,8 +186,8 @@ class ChatTemplate:
         tools: list[Tool] | None = None,
         most_characters: int = MAX_RENDERED_CHARACTERS,
     ) -> str:
-        """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond its
-        limits on them."""
+        """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
+        its limits on them."""
         messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
         if not self._uses_tools and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
@@ -199,8 +199,8 @@ class ChatTemplate:
 
 
 def verify_texts(folder: Path, manifest: Manifest) -> None:
-    """Check the content of the tokenizer and of the chat template, where there is one, before either is read. A template that
-    somebody put there is refused: no digest counts it."""
+    """Check the content of the tokenizer and of the chat template, where there is one, before either is read. A
+    template that somebody put there is refused: no digest counts it."""
     names = [TOKENIZER_NAME]
     if TEMPLATE_NAME in manifest.files or (folder / TEMPLATE_NAME).exists():
         names.append(TEMPLATE_NAME)
@@ -218,7 +218,8 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def with_visible_calls(tokenizer: Tokenizer) -> Tokenizer:
-    """The same ids of the same texts; but tokens that calls are made of are special no more, so that decoding keeps them."""
+    """The same ids of the same texts; but tokens that calls are made of are special no more, so that decoding keeps
+    them."""
     from tokenizers import Tokenizer
 
     added = tokenizer.get_added_tokens_decoder().values()

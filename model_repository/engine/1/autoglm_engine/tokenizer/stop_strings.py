@@ -48,8 +48,9 @@ class StopMatcher:
         return min((at for stop in self._stops if (at := self._text.find(stop, self._begin)) >= 0), default=None)
 
     def _num_undecided(self, num_new: int) -> int:
-        """Length of the longest end of the text, of which the last `num_new` characters are new, that begins a stop string.
-        None has grown by more than these, so what is tried is in proportion to them, however much is held back."""
+        """Length of the longest end of the text, of which the last `num_new` characters are new, that begins a stop
+        string. None has grown by more than these, so what is tried is in proportion to them, however much is held
+        back."""
         text = self._text[self._begin :]
         pairs = zip(self._stops, self._overlaps, strict=True)
         self._overlaps = [_overlap(text, stop, before + num_new) for stop, before in pairs]

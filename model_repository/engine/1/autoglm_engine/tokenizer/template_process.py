@@ -114,7 +114,8 @@ class TemplateProcess:
                 raise InvalidRequest(f"messages do not suit the model's chat template: {reason}")
             case {"long": True}:
                 raise InvalidRequest(
-                    f"the model's chat template makes more than {most_characters} characters of messages, which cannot fit"
+                    f"the model's chat template makes more than {most_characters} characters of messages, "
+                    "which cannot fit"
                 )
             case _:
                 raise InvalidRequest(f"the model's chat template {_NEEDS_MEMORY} for these messages")

@@ -1,7 +1,8 @@
 """The process that compiles a chat template and renders it, under limits of computing time and memory.
 
-It answers each frame (`worker_frames`), JSON both ways, until there are no more: the first one is the template, the others
-are what to render. Where it computes for too long the kernel ends it; where it needs too much memory it says so, and ends.
+It answers each frame (`worker_frames`), JSON both ways, until there are no more: the first one is the template, the
+others are what to render. Where it computes for too long the kernel ends it; where it needs too much memory it says so,
+and ends.
 """
 
 from __future__ import annotations

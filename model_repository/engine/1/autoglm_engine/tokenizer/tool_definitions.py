@@ -20,7 +20,8 @@ _FIELDS: dict[str, type] = {"name": str, "description": str, "parameters": dict,
 
 
 def parse_tools(text: str) -> list[Tool]:
-    """Checks all that templates rely on; only the schemas in `parameters` are left to the model. Raises InvalidRequest."""
+    """Checks all that templates rely on; only the schemas in `parameters` are left to the model. Raises
+    InvalidRequest."""
     try:
         tools = json.loads(text)
     except (ValueError, RecursionError) as error:

@@ -22,10 +22,20 @@ _MARKS = (
 )
 
 # Some checkpoints call these special, which would keep them out of the text; but they are what tells a call.
-CALL_TOKENS = frozenset({
-    "[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<|python_tag|>", "<tool_call>", "</tool_call>",
-    "<arg_key>", "</arg_key>", "<arg_value>", "</arg_value>",
-})  # fmt: skip
+CALL_TOKENS = frozenset(
+    {
+        "[TOOL_CALLS]",
+        "[ARGS]",
+        "[CALL_ID]",
+        "<|python_tag|>",
+        "<tool_call>",
+        "</tool_call>",
+        "<arg_key>",
+        "</arg_key>",
+        "<arg_value>",
+        "</arg_value>",
+    }
+)
 
 
 def tool_format(template: str | None, *, uses_tools: bool) -> str:

@@ -1,5 +1,5 @@
-"""What the order of an answer's pieces rests on in the repository that Triton loads: refused at load where it is not so,
-since nothing would show it afterwards but wrong text."""
+"""What the order of an answer's pieces rests on in the repository that Triton loads: refused at load where it is not
+so, since nothing would show it afterwards but wrong text."""
 
 from __future__ import annotations
 
@@ -13,11 +13,12 @@ VERSION = "1"
 
 
 def check_version(model: str, version: str) -> None:
-    """The models find each other's files in version 1; another one would be reported ready, and version 1 go on serving."""
+    """The models find each other's files in version 1; another one would be reported ready, and version 1 go on
+    serving."""
     if version != VERSION:
         raise InvalidRequest(
-            f"{model}/{version} cannot be served: the only version of each model is {VERSION}, and a new artifact takes "
-            f"the place of the one before (docs/serving.md, Reloads); remove {model}/{version}"
+            f"{model}/{version} cannot be served: the only version of each model is {VERSION}, and a new "
+            f"artifact takes the place of the one before (docs/serving.md, Reloads); remove {model}/{version}"
         )
 
 

@@ -30,8 +30,9 @@ class Detokenizer:
     """Text of the pieces of all streams. Every piece decodes on its own; all that is kept is the time spent so far, by
     acknowledgement cell, so there is a bound to it.
 
-    `text_of` gives the text of an artifact's token ids, or raises EngineError. `open_event` takes the seal off. Each event
-    is acknowledged before its outputs leave. `room`: bytes that an event and its outputs may have together; None: any.
+    `text_of` gives the text of an artifact's token ids, or raises EngineError. `open_event` takes the seal off. Each
+    event is acknowledged before its outputs leave. `room`: bytes that an event and its outputs may have together; None:
+    any.
     """
 
     def __init__(
@@ -49,10 +50,11 @@ class Detokenizer:
         self._foreign = ForeignOutputs()
 
     def outputs(self, packed: Packed, wanted: Collection[str] = ()) -> Outputs:
-        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the `wanted`.
+        """Each of the ensemble's outputs, [1, 1] but `stage_times` [1, 6]; of those of other backends' models the
+        `wanted`.
 
-        Raises InvalidRequest for what is no event, RequestFailed for an event that says so, Unavailable where the event's
-        artifact is not to be had, and for an event whose outputs have no room.
+        Raises InvalidRequest for what is no event, RequestFailed for an event that says so, Unavailable where the
+        event's artifact is not to be had, and for an event whose outputs have no room.
         """
         begin = self._clock()
         content, acknowledge = self._open_event(packed)

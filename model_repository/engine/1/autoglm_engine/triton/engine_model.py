@@ -55,10 +55,10 @@ _LAST_STEP_SECONDS = (
 
 
 class EngineService:
-    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed` asks
-    the model whose artifact is in `embedder`, and blocks; `died` is
-    called when no step can be computed any more, after every request was answered. `identity`: whose engine this is; None is
-    the only one of this process's server. `most_kept`: as `CachingEngine`'s."""
+    """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed`
+    asks the model whose artifact is in `embedder`, and blocks; `died` is called when no step can be computed any more,
+    after every request was answered. `identity`: whose engine this is; None is the only one of this process's server.
+    `most_kept`: as `CachingEngine`'s."""
 
     def __init__(
         self,
@@ -153,8 +153,8 @@ class EngineService:
             self._metrics.start()
 
     def close(self) -> None:
-        """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended, which
-        nothing can hasten."""
+        """Answer every request, then let go of everything: of the runner's memory when the step that runs has ended,
+        which nothing can hasten."""
         self._step_watch.close(_CLOSE_SECONDS)
         if not self._loop.close(_CLOSE_SECONDS):
             self._replies.end_all(ShuttingDown("the server is shutting down"), _CLOSE_SECONDS)
@@ -216,9 +216,9 @@ class EngineService:
         return dataclasses.replace(request, deadline=request.arrival + self._default_deadline_ms / 1e3)
 
     def control(self, text: bytes, reply: Reply) -> None:
-        """Answer `{"cancel": [id, ...]}` with how many requests that ends in this engine, `{"stats": true}` with the counters,
-        or an error where a step hangs, `{"limits": true}` with the model's, `{"flush": true}` with how many kept answers that
-        forgets."""
+        """Answer `{"cancel": [id, ...]}` with how many requests that ends in this engine, `{"stats": true}` with the
+        counters, or an error where a step hangs, `{"limits": true}` with the model's, `{"flush": true}` with how many
+        kept answers that forgets."""
         try:
             answer = self._control(text)
         except EngineError as error:
@@ -247,7 +247,8 @@ class EngineService:
                 return {"flushed": self._engine.flush()}
             case _:
                 raise InvalidRequest(
-                    'control must be {"cancel": [request id, ...]}, {"stats": true}, {"limits": true} or {"flush": true}'
+                    'control must be {"cancel": [request id, ...]}, {"stats": true}, {"limits": true} or '
+                    '{"flush": true}'
                 )
 
 

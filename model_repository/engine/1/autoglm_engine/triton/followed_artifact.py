@@ -18,8 +18,8 @@ _POLL_SECONDS = 0.05
 
 
 class FollowedArtifact(Generic[Part]):
-    """`load` reads a part of the artifact in a folder, `let_go` ends one. Of the last `most` artifacts that were asked for
-    the parts are kept, since an engine that was replaced still answers what it has begun."""
+    """`load` reads a part of the artifact in a folder, `let_go` ends one. Of the last `most` artifacts that were asked
+    for the parts are kept, since an engine that was replaced still answers what it has begun."""
 
     def __init__(
         self,
@@ -36,10 +36,10 @@ class FollowedArtifact(Generic[Part]):
         self._parts: OrderedDict[str, Part] = OrderedDict()
 
     def read(self, served: Callable[[], str | None] = lambda: None, patience: float = _PATIENCE_SECONDS) -> None:
-        """What lies in the folder now: at the start. `served`: the artifact of an engine that answers requests meanwhile,
-        None without one. Where that is another artifact, the engine is being loaded anew beside this model, and the process
-        that this one is to replace goes on until the engine is there. Raises ArtifactError, also where it does not come
-        within `patience` seconds: then that process stays, which follows the engine by itself."""
+        """What lies in the folder now: at the start. `served`: the artifact of an engine that answers requests
+        meanwhile, None without one. Where that is another artifact, the engine is being loaded anew beside this model,
+        and the process that this one is to replace goes on until the engine is there. Raises ArtifactError, also where
+        it does not come within `patience` seconds: then that process stays, which follows the engine by itself."""
         give_up_at = time.monotonic() + patience
         artifact, part = self._read_any()  # at once, since from the moment it is served there is somebody who waits
         while (now := served()) not in (None, artifact):

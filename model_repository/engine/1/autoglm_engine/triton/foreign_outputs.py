@@ -51,8 +51,8 @@ class ForeignOutputs:
 
 
 def _tokens(event: Event, text: TokenText) -> list[dict[str, Any]] | None:
-    """As vLLM's backend: of each token the candidates by token id; null where nobody asked. The rank of a token that is not
-    among the most likely ones is not known here."""
+    """As vLLM's backend: of each token the candidates by token id; null where nobody asked. The rank of a token that is
+    not among the most likely ones is not known here."""
     return [_candidates(entry, text) for entry in event.logprobs] or None
 
 

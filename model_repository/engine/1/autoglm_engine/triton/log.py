@@ -1,10 +1,11 @@
 """What a model logs goes into Triton's own log: its levels, its format, its file, one line a record.
 
-Triton's logger hands a line to the server through the model's message queue, and a call waits, holding Python's lock, where
-the line before is still on its way. So records go through a bounded queue to a thread of their own, which leaves the
-server time after each; what does not fit is dropped and counted. Nothing here raises into the code that logs.
+Triton's logger hands a line to the server through the model's message queue, and a call waits, holding Python's lock,
+where the line before is still on its way. So records go through a bounded queue to a thread of their own, which leaves
+the server time after each; what does not fit is dropped and counted. Nothing here raises into the code that logs.
 
-A line never has a prompt's text: of an exception it says where it was raised, and its words only where they quote nothing.
+A line never has a prompt's text: of an exception it says where it was raised, and its words only where they quote
+nothing.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class TritonLogger(Protocol):
 
 
 class TritonLog(logging.Handler):
-    """A record's `request_id` (`extra={"request_id": ...}`) stands in the line as in Triton's own. `num_dropped`: records
-    that found no place."""
+    """A record's `request_id` (`extra={"request_id": ...}`) stands in the line as in Triton's own. `num_dropped`:
+    records that found no place."""
 
     def __init__(self, triton: TritonLogger, max_waiting: int = _MAX_WAITING, pause: float = _PAUSE_SECONDS) -> None:
         super().__init__()

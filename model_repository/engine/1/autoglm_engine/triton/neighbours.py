@@ -34,12 +34,13 @@ class Neighbours:
         return cls(**{name.removesuffix("_model"): given[name] for name in NAMES if name in given})
 
     def artifact_folder(self, model_folder: str | Path, environ: Mapping[str, str] = os.environ) -> Path:
-        """`model_folder`: any of the models' folders in the repository. The family's own artifact, where a path that is not
-        absolute begins in the engine's folder; else AUTOGLM_ARTIFACT, else `1/artifact` in the engine's folder. A model that
-        Triton fetched alone, as it does from a remote repository, has its own folder in place of the engine's.
+        """`model_folder`: any of the models' folders in the repository. The family's own artifact, where a path that is
+        not absolute begins in the engine's folder; else AUTOGLM_ARTIFACT, else `1/artifact` in the engine's folder. A
+        model that Triton fetched alone, as it does from a remote repository, has its own folder in place of the
+        engine's.
 
-        The environment is the whole server's: it does not go before what one family has for itself, since then all would
-        answer alike."""
+        The environment is the whole server's: it does not go before what one family has for itself, since then all
+        would answer alike."""
         beside = Path(model_folder).parent / self.engine
         engine = beside if beside.is_dir() else Path(model_folder)
         if self.artifact:
@@ -48,8 +49,8 @@ class Neighbours:
         return Path(chosen) if chosen else engine / "1" / "artifact"
 
     def embedder_folder(self, model_folder: str | Path, environ: Mapping[str, str] = os.environ) -> Path | None:
-        """Of the embedder's artifact: AUTOGLM_EMBEDDER, else `1/artifact` in the embedder's folder. None where there is no
-        embedder."""
+        """Of the embedder's artifact: AUTOGLM_EMBEDDER, else `1/artifact` in the embedder's folder. None where there is
+        no embedder."""
         chosen = environ.get(EMBEDDER_VARIABLE)
         if not self.embedder:
             return None

@@ -1,4 +1,5 @@
-"""Cancels that reach an engine after another one was loaded in its place: Triton hands them to the other, which passes them on."""
+"""Cancels that reach an engine after another one was loaded in its place: Triton hands them to the other, which passes
+them on."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
-"""Text that may be others' on one line of a log: what would command a terminal, end the line or change the order of what is
-read is shown as an escape. The rules are those of `autoglm_client.printable`, and newline and tab."""
+"""Text that may be others' on one line of a log: what would command a terminal, end the line or change the order of
+what is read is shown as an escape. The rules are those of `autoglm_client.printable`, and newline and tab."""
 
 from __future__ import annotations
 

@@ -9,8 +9,8 @@ _ALL_BITS = (1 << 64) - 1
 
 
 class RecentIds:
-    """Some 65,000 of the last ones. An id has one place, by its hash, so another one may push it out early; one that was
-    never added is not found."""
+    """Some 65,000 of the last ones. An id has one place, by its hash, so another one may push it out early; one that
+    was never added is not found."""
 
     def __init__(self) -> None:
         self._hashes = np.zeros(_NUM_PLACES, np.uint64)

@@ -1,9 +1,10 @@
 """The way back: which of Triton's response senders an event goes to.
 
 Triton's request ids are the callers' own: they may be empty, or the same for two requests. So the engine has ids of its
-own here, and a cancel finds every request that carries the caller's id. It can overtake its request, which is still being
-tokenized, so it is remembered for a while. It can also come late, when its request has ended, and then it must not meet
-the next one of that id. What tells the two apart: whether the id was in use here before, and when the request came.
+own here, and a cancel finds every request that carries the caller's id. It can overtake its request, which is still
+being tokenized, so it is remembered for a while. It can also come late, when its request has ended, and then it must
+not meet the next one of that id. What tells the two apart: whether the id was in use here before, and when the request
+came.
 """
 
 from __future__ import annotations
@@ -82,8 +83,8 @@ class Replies:
             entry.reply.fail(code, message)
 
     def end_all(self, failure: EngineError, timeout: float | None = None) -> None:
-        """Answer everybody who has no last answer yet, from any thread. What the engine still says to them goes nowhere. A
-        reader that blocks is waited for as long as `timeout`, after all others were answered."""
+        """Answer everybody who has no last answer yet, from any thread. What the engine still says to them goes
+        nowhere. A reader that blocks is waited for as long as `timeout`, after all others were answered."""
         with self._lock:
             left, self._replies = self._replies, {}
         left |= {self._sending: left.pop(self._sending)} if self._sending in left else {}  # last
@@ -115,8 +116,8 @@ class Replies:
         return [request_id for request_id, caller_id in here if caller_id and tag_of(caller_id) in tags]
 
     def was_cancelled(self, caller_id: str, arrival: float) -> bool:
-        """Whether a cancel came before the request, which reached the server at `arrival`. One for an id that was in use
-        before is for what had arrived by then; of a new id, whoever comes first was overtaken."""
+        """Whether a cancel came before the request, which reached the server at `arrival`. One for an id that was in
+        use before is for what had arrived by then; of a new id, whoever comes first was overtaken."""
         with self._lock:
             cancel = self._meet(caller_id)
         if cancel is None:

@@ -1,5 +1,5 @@
-"""Prompts and answers pass through memory that Triton's Python backend shares between the server and its models. It makes
-these files readable to everybody, whatever the umask; here they become their owner's alone."""
+"""Prompts and answers pass through memory that Triton's Python backend shares between the server and its models. It
+makes these files readable to everybody, whatever the umask; here they become their owner's alone."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ _OTHERS = stat.S_IRWXG | stat.S_IRWXO
 
 
 def close_to_others(folder: Path = SHARED_MEMORY, maps: Path = Path("/proc/self/maps")) -> None:
-    """Take everybody else's rights from each file of `folder` that this process maps: at load, before there is anything in
-    them. Raises OSError where that cannot be done, since prompts would lie open then."""
+    """Take everybody else's rights from each file of `folder` that this process maps: at load, before there is anything
+    in them. Raises OSError where that cannot be done, since prompts would lie open then."""
     for path in mapped_files(folder, maps):
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:

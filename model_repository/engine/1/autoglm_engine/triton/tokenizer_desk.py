@@ -1,4 +1,5 @@
-"""What the tokenizer model does with requests of one artifact: takes what a call brings, answers through `TokenizerReply`."""
+"""What the tokenizer model does with requests of one artifact: takes what a call brings, answers through
+`TokenizerReply`."""
 
 from __future__ import annotations
 
@@ -52,7 +53,8 @@ class TokenizerDesk:
         return cls(RequestPreprocessor.load(folder, manifest), board)
 
     def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
-        """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and encoding is told at once."""
+        """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and
+        encoding is told at once."""
 
         def begin() -> None:
             asked = self._door.read(tensors, parameters, timeout_us)
@@ -64,7 +66,8 @@ class TokenizerDesk:
         self._attempt(begin, reply)
 
     def close(self, failure: EngineError, seconds: float) -> None:
-        """Everybody who waits is answered with `failure`; what is under way is ended, and waited for as long as `seconds`."""
+        """Everybody who waits is answered with `failure`; what is under way is ended, and waited for as long as
+        `seconds`."""
         self._end = failure
         self._pool.close(failure, seconds)
         self._door.close()

@@ -108,8 +108,9 @@ class RequestPreprocessor:
         return self.encode(self.read(tensors, parameters, timeout_us))
 
     def read(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Asked:
-        """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch dimension.
-        `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in microseconds, 0 for none."""
+        """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch
+        dimension. `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in
+        microseconds, 0 for none."""
         arrival = self._clock()
         checked_parameters = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}

@@ -52,8 +52,8 @@ class RedisCommands:
             await self._client.connection_pool.disconnect(inuse_connections=True)
 
     async def connect(self) -> None:
-        """Open all connections, so that no lookup has to: with TLS one takes long, and several at once longer. Where one
-        fails the others are waited for: they would be opened when nobody closes them any more."""
+        """Open all connections, so that no lookup has to: with TLS one takes long, and several at once longer. Where
+        one fails the others are waited for: they would be opened when nobody closes them any more."""
         attempts = (self._client.echo("") for _ in range(_NUM_CONNECTIONS))
         for ended in await asyncio.gather(*attempts, return_exceptions=True):
             if isinstance(ended, BaseException):

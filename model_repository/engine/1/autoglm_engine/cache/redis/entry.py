@@ -60,7 +60,8 @@ def unpack_entry(key: bytes, value: bytes) -> RedisEntry:
 
 
 def age_of(entry: RedisEntry, left_ms: int) -> float:
-    """Seconds, from what is left of its time; no wall clock is asked. Raises Damaged where somebody changed that time."""
+    """Seconds, from what is left of its time; no wall clock is asked. Raises Damaged where somebody changed that
+    time."""
     if not 0 <= left_ms <= entry.ttl_ms:
         raise Damaged(f"it has {left_ms} ms left of {entry.ttl_ms}")
     return (entry.ttl_ms - left_ms) / 1e3

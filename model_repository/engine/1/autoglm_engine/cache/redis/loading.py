@@ -14,7 +14,8 @@ if TYPE_CHECKING:
 
 
 def load_redis_tier(settings: EngineSettings, metrics: Metrics, forget: Callable[[], object]) -> RedisTier | None:
-    """None without a `redis_url`, or where no answers are kept. Raises InvalidRequest where the client is not installed."""
+    """None without a `redis_url`, or where no answers are kept. Raises InvalidRequest where the client is not
+    installed."""
     if not settings.redis_url or settings.cache_mode == "off":
         return None
     try:

@@ -1,9 +1,9 @@
 """What embeddings are blind to: two questions that differ in one of these do not mean the same, however near they are.
 
 numbers and negations must be equal; so must what looks like code, what is quoted, and capitalised names; no word of one
-may be the opposite of a word of the other; and two questions that are the same but for a word or two, or for their order,
-are taken to differ in just that. Chinese is compared by characters. Every rule can only refuse: a refusal costs a
-computation, a wrong answer costs trust.
+may be the opposite of a word of the other; and two questions that are the same but for a word or two, or for their
+order, are taken to differ in just that. Chinese is compared by characters. Every rule can only refuse: a refusal costs
+a computation, a wrong answer costs trust.
 """
 
 from __future__ import annotations
@@ -87,8 +87,8 @@ def _parts(a: str, b: str, one: Container[str], other: Container[str]) -> bool:
 
 
 def _differ_in_few(one: str, other: str) -> bool:
-    """Equal but for one place, where each has a word or two of its own in place of the other's; in Chinese also where only
-    one has some, since the embedder reads few of its characters."""
+    """Equal but for one place, where each has a word or two of its own in place of the other's; in Chinese also where
+    only one has some, since the embedder reads few of its characters."""
     first, second = _content(one), _content(other)
     begin = _common(first, second)
     end = _common(first[begin:][::-1], second[begin:][::-1])

@@ -39,7 +39,8 @@ def open_semantic(
             )
         if not is_exported(embedder):
             raise ArtifactError(
-                f"the semantic cache needs the embedder, and there is none at {embedder}; make it with `autoglm export-embedder`"
+                f"the semantic cache needs the embedder, and there is none at {embedder}; make it with "
+                "`autoglm export-embedder`"
             )
         manifest = EmbedderManifest.load(embedder)
         index = VectorIndex(manifest.num_dimensions)

@@ -1,8 +1,9 @@
 """Verified mode of the semantic cache: some of its hits are computed anew while nobody waits, and compared.
 
-A hit was **right** when both answers have the same text, or their embeddings a cosine of at least `SAME_ANSWER` and, where
-both are short, no difference in numbers, negations and the like; else it was **false**. The false-hit rate is that of the
-latest `WINDOW` comparisons. Once there are `LEAST_CHECKS`, a rate above the setting ends the semantic cache.
+A hit was **right** when both answers have the same text, or their embeddings a cosine of at least `SAME_ANSWER` and,
+where both are short, no difference in numbers, negations and the like; else it was **false**. The false-hit rate is
+that of the latest `WINDOW` comparisons. Once there are `LEAST_CHECKS`, a rate above the setting ends the semantic
+cache.
 """
 
 from __future__ import annotations
@@ -45,8 +46,8 @@ class Hit:
 
 
 class SemanticChecks:
-    """`text_of`: an answer's text. `too_many_false` is called once, with a sentence. One hit is checked at a time; one that
-    is drawn meanwhile is skipped."""
+    """`text_of`: an answer's text. `too_many_false` is called once, with a sentence. One hit is checked at a time; one
+    that is drawn meanwhile is skipped."""
 
     def __init__(
         self,

@@ -12,9 +12,9 @@ FORCED_ACCEPTANCE = 0.97  # the sampler may spell what is forced with other toke
 
 @dataclass(slots=True)
 class Speculation:
-    """`most`: tokens drafted at a time. `always`: also where they do not pay. `expected`: the token that the lookup says comes
-    next; -1: none. It is judged whether it was drafted or not, so that the estimate lives on while drafting is off.
-    `is_forced`: the draft is what a guide leaves, which says nothing of the lookup."""
+    """`most`: tokens drafted at a time. `always`: also where they do not pay. `expected`: the token that the lookup
+    says comes next; -1: none. It is judged whether it was drafted or not, so that the estimate lives on while drafting
+    is off. `is_forced`: the draft is what a guide leaves, which says nothing of the lookup."""
 
     lookup: PromptLookup
     most: int

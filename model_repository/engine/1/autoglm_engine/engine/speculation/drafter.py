@@ -1,8 +1,9 @@
-"""Speculative decoding by prompt lookup: which sequences draft, what, and what came of it. Where a guide leaves one way to go
-on, that is the draft.
+"""Speculative decoding by prompt lookup: which sequences draft, what, and what came of it. Where a guide leaves one way
+to go on, that is the draft.
 
-Drafts change how many tokens a step yields, never which: a draft is taken only where it is what the sampler chooses from the
-logits at its place, and these do not depend on how many rows are computed together (`Limits.max_logits_per_span`).
+Drafts change how many tokens a step yields, never which: a draft is taken only where it is what the sampler chooses
+from the logits at its place, and these do not depend on how many rows are computed together
+(`Limits.max_logits_per_span`).
 """
 
 from __future__ import annotations
@@ -64,8 +65,8 @@ class Drafter:
         return Speculation(PromptLookup(tokens, self._longest), most, always=self._mode == "on")
 
     def extend(self, spans: list[Span], sequences: Many[Sequence], spare: int) -> list[tuple[Sequence, EngineError]]:
-        """Put drafts behind the spans of one token, at most `spare` in all; `sequences[i]` owns `spans[i]`. Whose own draft
-        failed, and with what."""
+        """Put drafts behind the spans of one token, at most `spare` in all; `sequences[i]` owns `spans[i]`. Whose own
+        draft failed, and with what."""
         places, drafts, failed = [], [], []
         for place, (span, sequence) in enumerate(zip(spans, sequences, strict=True)):
             if sequence.speculation and span.wants_logits and len(span.token_ids) == 1:

@@ -1,10 +1,10 @@
 """How many tokens are worth drafting: those whose chance to be right pays for their row of the step.
 
-A step takes time in proportion to `fixed + rows`, where `fixed` is what it costs beside its rows (reading the weights), as a
-number of rows. It yields `expected` tokens. One more row raises the yield a time exactly where the chance that its draft is
-accepted is more than `expected / (fixed + rows)`, what a row's time yields already. A margin above that pays for what the
-host does about a draft, and for the estimates. With one sequence the threshold is low, and even poor drafts pay; with many
-at once it nears 1, and only near certain ones do: large batches turn drafting off by themselves.
+A step takes time in proportion to `fixed + rows`, where `fixed` is what it costs beside its rows (reading the weights),
+as a number of rows. It yields `expected` tokens. One more row raises the yield a time exactly where the chance that its
+draft is accepted is more than `expected / (fixed + rows)`, what a row's time yields already. A margin above that pays
+for what the host does about a draft, and for the estimates. With one sequence the threshold is low, and even poor
+drafts pay; with many at once it nears 1, and only near certain ones do: large batches turn drafting off by themselves.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """What a sequence may say next, looked up in what it has said: the tokens that followed its last few tokens before.
 
-The idea is prompt lookup decoding (Saxena 2023): answers that copy from their prompt are drafted without a second model.
+The idea is prompt lookup decoding (Saxena 2023): answers that copy from their prompt are drafted without a second
+model.
 """
 
 from __future__ import annotations
@@ -15,8 +16,8 @@ _SHORTEST = 2  # one token alone is followed by too many things
 
 
 class PromptLookup:
-    """`tokens` is the row that holds the sequence; its tokens, once indexed, do not change. `longest`: so many of the last
-    tokens are looked up, fewer where they are new, down to 2.
+    """`tokens` is the row that holds the sequence; its tokens, once indexed, do not change. `longest`: so many of the
+    last tokens are looked up, fewer where they are new, down to 2.
 
     The index grows by a constant time a token, and by about 150 bytes for each token and length.
     """
@@ -29,7 +30,8 @@ class PromptLookup:
         self._num_indexed = 0
 
     def draft(self, num_tokens: int, most: int) -> TokenIds:
-        """What may follow the first `num_tokens` tokens, int32 [most], or [0] where they end in nothing that came before.
+        """What may follow the first `num_tokens` tokens, int32 [most], or [0] where they end in nothing that came
+        before.
 
         What repeats itself goes on to do so.
         """

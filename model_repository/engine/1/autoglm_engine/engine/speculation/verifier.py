@@ -1,4 +1,5 @@
-"""From the rows of a step to tokens: of each sequence the first, and then those that its drafts guessed right, plus one."""
+"""From the rows of a step to tokens: of each sequence the first, and then those that its drafts guessed right, plus
+one."""
 
 from __future__ import annotations
 
@@ -13,8 +14,9 @@ from autoglm_engine.sampling.sampler import Sampled, sample_alone, sample_batch
 
 @dataclass(frozen=True, slots=True)
 class Choices:
-    """What the sequence's sampler chooses at its places of the step, one after the other: each choice is made when those
-    before it were taken, since they count for penalties and bans. `first` is the choice at the place before the drafts."""
+    """What the sequence's sampler chooses at its places of the step, one after the other: each choice is made when
+    those before it were taken, since they count for penalties and bans. `first` is the choice at the place before the
+    drafts."""
 
     sequence: Sequence
     first: Sampled
@@ -22,7 +24,8 @@ class Choices:
     rows: Logits | None = None  # [1 + num_drafts, vocab_size] where there are drafts
 
     def take(self, take: Callable[[Sampled], None], accepted: Callable[[], None]) -> int:
-        """Call `take` with each token, and `accepted` after one that was drafted, if the sequence goes on; how many were."""
+        """Call `take` with each token, and `accepted` after one that was drafted, if the sequence goes on; how many
+        were."""
         take(self.first)
         sampled = self.first
         for place, draft in enumerate(self.drafts):

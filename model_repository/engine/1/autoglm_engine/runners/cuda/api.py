@@ -1,7 +1,7 @@
 """The seam to a GPU: memory, copies, events and graphs, all on one stream.
 
-Addresses are plain integers; copies tell by them which side is which. Whatever is enqueued runs in order, later than the
-call: what it reads and writes must stay as it is until an event after it was waited for.
+Addresses are plain integers; copies tell by them which side is which. Whatever is enqueued runs in order, later than
+the call: what it reads and writes must stay as it is until an event after it was waited for.
 """
 
 from __future__ import annotations

@@ -1,4 +1,5 @@
-"""Every block of memory and event of a runner: made once at load, freed in one place, memory added up by what it is for."""
+"""Every block of memory and event of a runner: made once at load, freed in one place, memory added up by what it is
+for."""
 
 from __future__ import annotations
 

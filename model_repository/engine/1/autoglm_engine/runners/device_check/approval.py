@@ -1,4 +1,5 @@
-"""Whether an artifact's engine may serve on this GPU: checked where no check of the manifest was made on one like it."""
+"""Whether an artifact's engine may serve on this GPU: checked where no check of the manifest was made on one like
+it."""
 
 from __future__ import annotations
 
@@ -34,8 +35,12 @@ def approve(folder: Path, manifest: Manifest, runner: CheckedRunner, cuda: Cuda)
         raise WrongOnThisGpu(refusal(report.failure, manifest, device))
     _log.info(
         "this GPU (%s) computes what the reference says: at most %.2g off, %d of %d tokens equal, in %.1f s",
-        device, report.worst_error, report.num_places - len(report.missed), report.num_places, time.monotonic() - started,
-    )  # fmt: skip
+        device,
+        report.worst_error,
+        report.num_places - len(report.missed),
+        report.num_places,
+        time.monotonic() - started,
+    )
 
 
 def examined(folder: Path, manifest: Manifest, runner: CheckedRunner, cuda: Cuda) -> DeviceReport:

@@ -17,7 +17,8 @@ from .pattern import KINDS, pattern, poison, restored, scaled, stored
 
 
 class DeviceCaches:
-    """All layers hold the same. Pinned memory of one layer's slot, twice; `close` frees it and zeroes what was filled."""
+    """All layers hold the same. Pinned memory of one layer's slot, twice; `close` frees it and zeroes what was
+    filled."""
 
     def __init__(self, cuda: Cuda, cache: KeyValueCache, shapes: TensorShapes, exponents: Mapping[str, int]) -> None:
         self._cuda, self._cache, self._shapes = cuda, cache, shapes
@@ -48,7 +49,8 @@ class DeviceCaches:
         return np.concatenate([self._read(f"past_{kind}_{layer}", slot, start, count) for kind in KINDS], axis=1)
 
     def close(self) -> None:
-        """Whatever fails on the way. What was poisoned would be read by nobody, but zeroes are what slots begin with."""
+        """Whatever fails on the way. What was poisoned would be read by nobody, but zeroes are what slots begin
+        with."""
         self._cleanup.callback(self._clear)
         self._cleanup.close()
 

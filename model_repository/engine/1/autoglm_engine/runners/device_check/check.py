@@ -1,9 +1,9 @@
 """Whether this GPU computes with an artifact's engine what the exporter's reference says: asked of a runner, at load.
 
-TensorRT chooses kernels by GPU, driver, version and capacity, and some of its attention kernels have read what lies in a
-cache beyond a row's length. So the slots' caches are filled, beyond each row's length with poison, and rows of length 1 to
-a full slot are computed alone, together, at the first slots and at the last, by decode and by prefill. Then the whole
-model reads a text in a slot full of poison. What the runner's graphs and padding do is part of what is checked.
+TensorRT chooses kernels by GPU, driver, version and capacity, and some of its attention kernels have read what lies in
+a cache beyond a row's length. So the slots' caches are filled, beyond each row's length with poison, and rows of length
+1 to a full slot are computed alone, together, at the first slots and at the last, by decode and by prefill. Then the
+whole model reads a text in a slot full of poison. What the runner's graphs and padding do is part of what is checked.
 """
 
 from __future__ import annotations
@@ -85,7 +85,8 @@ class DeviceReport:
 
 
 def check_device(runner: CheckedRunner, cuda: Cuda, shapes: TensorShapes, reference: DeviceReference) -> DeviceReport:
-    """Computes on all slots, which must be free, and leaves their caches zeroed. Raises DeviceError where the GPU fails."""
+    """Computes on all slots, which must be free, and leaves their caches zeroed. Raises DeviceError where the GPU
+    fails."""
     report = DeviceReport(reference.bound, reference.most_missed, len(reference.slack))
     caches = DeviceCaches(cuda, runner.key_values, shapes, reference.exponents)
     try:
@@ -102,7 +103,8 @@ def check_device(runner: CheckedRunner, cuda: Cuda, shapes: TensorShapes, refere
 
 
 def _placements(num_rows: int, num_slots: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Rows and their slots: all together at the first slots and at the last, as far as there are slots; then each alone."""
+    """Rows and their slots: all together at the first slots and at the last, as far as there are slots; then each
+    alone."""
     for first in range(0, num_rows, num_slots):
         rows = list(range(first, min(first + num_slots, num_rows)))
         yield rows, rows_at(0, len(rows))

@@ -1,8 +1,8 @@
 """What a slot's caches hold while a GPU is checked: numbers that follow from where they stand, and poison behind them.
 
-Every number is one of -127 ... 127 times a power of two, so float16 and bfloat16 hold it exactly; who computes what is to
-come of it needs no cache, only this module. Poison is finite, as what a former answer left behind is, but far larger: a
-kernel that lets a single poisoned position count is off by more than any rounding.
+Every number is one of -127 ... 127 times a power of two, so float16 and bfloat16 hold it exactly; who computes what is
+to come of it needs no cache, only this module. Poison is finite, as what a former answer left behind is, but far
+larger: a kernel that lets a single poisoned position count is off by more than any rounding.
 """
 
 from __future__ import annotations
@@ -25,7 +25,8 @@ Floats = npt.NDArray[np.float32]
 
 
 def pattern(kind: str, num_heads: int, length: int, head_size: int) -> npt.NDArray[np.int8]:
-    """`[num_heads, length, head_size]`, -127 ... 127, spread evenly; the same for any `length` that has the position."""
+    """`[num_heads, length, head_size]`, -127 ... 127, spread evenly; the same for any `length` that has the
+    position."""
     mixed = _mixed(_SEEDS[kind], num_heads, length, head_size)
     numbers = ((mixed >> np.uint32(8)) % np.uint32(2 * LARGEST + 1)).astype(np.int16) - LARGEST
     return numbers.astype(np.int8)

@@ -1,7 +1,9 @@
-"""The file of an artifact that says what a GPU must compute: written by the exporter in numpy, read by `runners.device_check.check`.
+"""The file of an artifact that says what a GPU must compute: written by the exporter in numpy, read by
+`runners.device_check.check`.
 
-Two parts. *A layer*: for rows of several lengths, whose caches hold `runners.device_check.pattern`, what the first layer makes of a few
-new tokens; told by the keys and values that the second layer writes of them, or by the logits of a model of one layer. And
+Two parts. *A layer*: for rows of several lengths, whose caches hold `runners.device_check.pattern`, what the first
+layer makes of a few new tokens; told by the keys and values that the second layer writes of them, or by the logits of a
+model of one layer. And
 *a text*: which tokens are likeliest at its last places, by one pass of the whole model in float32.
 """
 
@@ -24,7 +26,8 @@ Floats = npt.NDArray[np.float32]
 
 @dataclass(frozen=True, slots=True)
 class DeviceReference:
-    """R lengths, C new tokens at most, P places of the text; width: of keys and values side by side, or the vocabulary."""
+    """R lengths, C new tokens at most, P places of the text; width: of keys and values side by side, or the
+    vocabulary."""
 
     lengths: tuple[int, ...]  # of the rows, the new tokens among them, rising
     exponents: dict[str, int]  # "key", "value": of the pattern's power of two

@@ -24,9 +24,11 @@ def cpu_features() -> frozenset[str]:
 def choose_library(
     libraries: Mapping[str, Mapping[str, Any]], present: Collection[str] | None = None, wanted: str | None = None
 ) -> str:
-    """The name of the first of `libraries` that a CPU with the features `present` runs; they are in order, the best first.
+    """The name of the first of `libraries` that a CPU with the features `present` runs; they are in order, the best
+    first.
 
-    None: this CPU's features, and what TARGET_VARIABLE names. Raises ArtifactError where none runs, or not the wanted one.
+    None: this CPU's features, and what TARGET_VARIABLE names. Raises ArtifactError where none runs, or not the wanted
+    one.
     """
     present = cpu_features() if present is None else present
     missing = {name: sorted(set(entry["cpu_features"]) - set(present)) for name, entry in libraries.items()}

@@ -1,7 +1,7 @@
 """Reads the native runtime's program, and checks that it fits its manifest and its weights before anything runs it.
 
-The library follows the program without a look to the left or right: a number that leads out of a buffer or of the weights
-would end the process. The fields are those of `native/csrc/program.h`.
+The library follows the program without a look to the left or right: a number that leads out of a buffer or of the
+weights would end the process. The fields are those of `native/csrc/program.h`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Runs an artifact of the native CPU runtime: libraries compiled at export, their program and its packed weights.
 
-The library computes a whole step in one call, without the interpreter's lock; the engine's other threads go on meanwhile.
-A token's numbers do not depend on what else is in the step, nor on how its sequence was cut into spans.
+The library computes a whole step in one call, without the interpreter's lock; the engine's other threads go on
+meanwhile. A token's numbers do not depend on what else is in the step, nor on how its sequence was cut into spans.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ class NativeRunner:
     """See `runner.Runner`. `num_threads`: None for one a usable core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> None:
-        """Raises ArtifactError when this CPU runs none of the artifact's libraries, or the slots do not fit its memory."""
+        """Raises ArtifactError when this CPU runs none of the artifact's libraries, or the slots do not fit its
+        memory."""
         details = manifest.runtime_details
         _check_format(details)
         check_memory(manifest, pool_bytes(manifest))

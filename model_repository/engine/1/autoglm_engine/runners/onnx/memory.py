@@ -1,9 +1,9 @@
 """Where `OnnxRunner` keeps keys and values: in the host's memory, or on a GPU.
 
 Either way one block, `[layers, 2, slots, kv heads, length, head_size]`, whose parts the graph is given by address.
-A run computes a contiguous range of slots, so an idle slot inside it computes a token too, and writes its keys and values:
-on the host at position 0, where that costs least, and what was there is put back; on a GPU, where that would be many small
-copies, at a spare position behind the slot's end that nothing else reads.
+A run computes a contiguous range of slots, so an idle slot inside it computes a token too, and writes its keys and
+values: on the host at position 0, where that costs least, and what was there is put back; on a GPU, where that would be
+many small copies, at a spare position behind the slot's end that nothing else reads.
 """
 
 from __future__ import annotations
@@ -89,7 +89,8 @@ class CacheMemory(Protocol):
         ...
 
     def running(self, idle: Sequence[int]) -> AbstractContextManager[None]:
-        """For the time of a run, after which the slots `idle` hold what they held before. DeviceError: a GPU failed in it."""
+        """For the time of a run, after which the slots `idle` hold what they held before. DeviceError: a GPU failed in
+        it."""
         ...
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -134,7 +135,8 @@ class HostMemory:
 
 
 class GpuMemory:
-    """See `CacheMemory`. A run is over when ONNX Runtime returns, and a copy when it returns here: they never overlap."""
+    """See `CacheMemory`. A run is over when ONNX Runtime returns, and a copy when it returns here: they never
+    overlap."""
 
     device = "cuda"
 

@@ -1,9 +1,10 @@
-"""`OnnxRunner`: steps on ONNX Runtime's CPU or CUDA kernels, keys and values in one block of memory that is never copied.
+"""`OnnxRunner`: steps on ONNX Runtime's CPU or CUDA kernels, keys and values in one block of memory that is never
+copied.
 
 The graph's inputs are described in `autoglm_export.onnx.lowering`. A slot is a row of the cache, so a run computes a
-contiguous range of slots: one-token spans are grouped into as few runs as pay off, longer ones run alone. An idle slot that
-lies inside a run computes a token as well, where its `CacheMemory` says. The small inputs and the logits are in the host's
-memory on either device; ONNX Runtime copies them.
+contiguous range of slots: one-token spans are grouped into as few runs as pay off, longer ones run alone. An idle slot
+that lies inside a run computes a token as well, where its `CacheMemory` says. The small inputs and the logits are in
+the host's memory on either device; ONNX Runtime copies them.
 """
 
 from __future__ import annotations

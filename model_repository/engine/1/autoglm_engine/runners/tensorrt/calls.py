@@ -1,16 +1,17 @@
 """Calls of the network: a context whose shapes and addresses are set once for decode, before each call for prefill.
 
 A decode call computes slots 0 ... rows - 1, whichever of them are in the step, and its attention reads the first `keys`
-positions of each: what a step costs follows the longest of its rows, not what a slot can hold. 16 rows at 1,000 tokens of
-slots of 25,600 read 16 x 1,024 x 40,960 bytes = 0.67 GB of GLM-4-9B's keys and values beside 17.6 GB of weights, and not
-16.8. A CUDA graph is captured for each (rows, keys) and its context is not touched from then on. That is at most 9 x 5 =
-45 graphs for 256 slots (40 for 128, 25 for 16), each run once and captured at load: some 10 MB and, without compilation, some
-50 ms each are to be expected of a graph of 900 kernels; the runner tells what they took.
+positions of each: what a step costs follows the longest of its rows, not what a slot can hold. 16 rows at 1,000 tokens
+of slots of 25,600 read 16 x 1,024 x 40,960 bytes = 0.67 GB of GLM-4-9B's keys and values beside 17.6 GB of weights, and
+not 16.8. A CUDA graph is captured for each (rows, keys) and its context is not touched from then on. That is at most 9
+x 5 = 45 graphs for 256 slots (40 for 128, 25 for 16), each run once and captured at load: some 10 MB and, without
+compilation, some 50 ms each are to be expected of a graph of 900 kernels; the runner tells what they took.
 
-A prefill call computes a few consecutive slots wherever they lie (`prefill_batches`), so the addresses of the cache move
-from call to call, and a graph has its addresses inside: one for each place, rows, length and keys would be thousands.
-It is enqueued kernel by kernel: 900 kernels at 2 to 3 us are less than the 4 ms that reading the weights takes the fastest
-card, and they are enqueued while the step's decode call runs. One context for calls of one row, one for those of several.
+A prefill call computes a few consecutive slots wherever they lie (`prefill_batches`), so the addresses of the cache
+move from call to call, and a graph has its addresses inside: one for each place, rows, length and keys would be
+thousands. It is enqueued kernel by kernel: 900 kernels at 2 to 3 us are less than the 4 ms that reading the weights
+takes the fastest card, and they are enqueued while the step's decode call runs. One context for calls of one row, one
+for those of several.
 
 Everything is created and run at load: what does not fit shows there, TensorRT-RTX compiles there, and no stream of a
 running request ever waits for either.
@@ -168,8 +169,8 @@ class PrefillCalls:
 
 
 def warm_up_shapes(shapes: TensorShapes) -> Iterable[tuple[int, int, int]]:
-    """(rows, tokens, keys) of prefill calls to run at load: all that prompts are padded to, with the fewest and the most
-    positions, and one odd length, which a prompt has that ends at its slot's end."""
+    """(rows, tokens, keys) of prefill calls to run at load: all that prompts are padded to, with the fewest and the
+    most positions, and one odd length, which a prompt has that ends at its slot's end."""
     ends = sorted({shapes.attention_lengths[0], shapes.attention_lengths[-1]})
     batches = [rows for rows in buckets_of(shapes.batched_rows) if rows > 1]
     singles = [*shapes.prefill_lengths, max(shapes.prefill_chunk - 1, 1)]

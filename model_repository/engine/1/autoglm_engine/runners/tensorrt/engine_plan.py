@@ -26,7 +26,8 @@ class EnginePlan:
     """`activation_bytes`: of the block that the contexts share, since all of them run on one stream in turns."""
 
     def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes, kernels: KernelCache) -> None:
-        """`kernels`: for a runtime that compiles. Raises ArtifactError with one sentence where TensorRT refuses the plan."""
+        """`kernels`: for a runtime that compiles. Raises ArtifactError with one sentence where TensorRT refuses the
+        plan."""
         self.trt = trt
         self._kernels = kernels
         self._compiled: Any = None  # `trt.IRuntimeCache`, once there is a context
@@ -82,9 +83,9 @@ class EnginePlan:
         self._runtime = None
 
     def _configuration(self, profile: int) -> Any:
-        """TensorRT-RTX compiles kernels here: those of decode at once, for a graph keeps the kernels that it was captured
-        with; those of prefill in the background, since each length has its own. It captures no graphs of its own: ours hold
-        the whole step, and prefill's addresses move."""
+        """TensorRT-RTX compiles kernels here: those of decode at once, for a graph keeps the kernels that it was
+        captured with; those of prefill in the background, since each length has its own. It captures no graphs of its
+        own: ours hold the whole step, and prefill's addresses move."""
         user_managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:

@@ -1,8 +1,9 @@
 """Kernels that TensorRT-RTX compiled, kept for the next start: it compiles some for each shape, on the machine itself.
 
-They lie in the user's cache folder, `$XDG_CACHE_HOME/autoglm` or `~/.cache/autoglm`, and not beside the plan: a Triton that
-polls its model repository would load the model again for each file written there, and a container mounts it read-only.
-A file's name says what it is for: another plan, version or GPU has another file. What is damaged is compiled again.
+They lie in the user's cache folder, `$XDG_CACHE_HOME/autoglm` or `~/.cache/autoglm`, and not beside the plan: a Triton
+that polls its model repository would load the model again for each file written there, and a container mounts it
+read-only. A file's name says what it is for: another plan, version or GPU has another file. What is damaged is compiled
+again.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ _KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attent
 
 
 def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:
-    """The CPU's threads are of no use to it. Raises ArtifactError with one sentence where the artifact cannot run here."""
+    """The CPU's threads are of no use to it. Raises ArtifactError with one sentence where the artifact cannot run
+    here."""
     if missing := [key for key in _KEYS if key not in manifest.runtime_details]:
         raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
     trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
@@ -39,8 +40,8 @@ def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int |
 
 
 def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep of
-    it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
+    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep
+    of it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
     if "reference" not in manifest.runtime_details:
         raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
     trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
@@ -72,8 +73,8 @@ def open_runner(
     *,
     approve: Approve = approve,
 ) -> TensorRTRunner:
-    """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a failure
-    to make one. `approve` raises ArtifactError where this GPU must not serve."""
+    """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a
+    failure to make one. `approve` raises ArtifactError where this GPU must not serve."""
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:

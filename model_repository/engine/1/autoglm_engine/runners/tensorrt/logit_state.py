@@ -56,7 +56,8 @@ class LogitState:
         return {"logit_factor": self._gathered, "logit_offset": self._gathered + self._gathered_table}
 
     def gather(self, first_slot: int, num_rows: int) -> None:
-        """Enqueue copying the rows of these slots to where a prefill call reads them: rows of odd lengths are not aligned."""
+        """Enqueue copying the rows of these slots to where a prefill call reads them: rows of odd lengths are not
+        aligned."""
         source, width = self._factors + first_slot * self._row, num_rows * self._row
         self._copy_rows(self._gathered, self._gathered_table, source, self._table, width)
 

@@ -1,12 +1,12 @@
 """Which prompts share a call.
 
 A call's rows are consecutive slots, since a slot's keys and values lie where its number says. What lies between two
-prompts is idle and costs its share of the arithmetic; what a row lacks to the call's length is padding and costs likewise.
-A call reads all weights, however few its tokens are: up to some 200 of them that is all that it costs (an H200 computes
-206 tokens of a 16-bit model while it reads the weights once: 989 TFLOP/s / 4.8 TB/s; an L40S 419). So each call counts as
-its padded tokens or as 256 of them, whichever is more, and the calls are those that cost least together: 32 prompts of 16
-tokens in slots 0 ... 31 take 4 calls, where one by one they read the weights 32 times; prompts of 128 tokens gain at most
-half, and longer ones nothing.
+prompts is idle and costs its share of the arithmetic; what a row lacks to the call's length is padding and costs
+likewise. A call reads all weights, however few its tokens are: up to some 200 of them that is all that it costs (an
+H200 computes 206 tokens of a 16-bit model while it reads the weights once: 989 TFLOP/s / 4.8 TB/s; an L40S 419). So
+each call counts as its padded tokens or as 256 of them, whichever is more, and the calls are those that cost least
+together: 32 prompts of 16 tokens in slots 0 ... 31 take 4 calls, where one by one they read the weights 32 times;
+prompts of 128 tokens gain at most half, and longer ones nothing.
 """
 
 from __future__ import annotations
@@ -76,7 +76,8 @@ def _ending(ordered: Sequence[Span], shapes: TensorShapes) -> Iterator[PrefillBa
 
 
 def _together(spans: Sequence[Span], num_slots: int, num_tokens: int, shapes: TensorShapes) -> PrefillBatch:
-    """Of a power of two of rows, so that a runtime meets few shapes. Padding ends in the spare positions at the latest."""
+    """Of a power of two of rows, so that a runtime meets few shapes. Padding ends in the spare positions at the
+    latest."""
     num_rows = min(1 << (num_slots - 1).bit_length(), shapes.batched_rows)
     first_slot = min(spans[0].slot, shapes.num_slots - num_rows)
     return PrefillBatch(tuple(spans), first_slot, num_rows, num_tokens)

@@ -2,8 +2,9 @@
 
 A step, all of it enqueued on one stream: what changed of the slots' logit adjustments; one copy of the small inputs to
 the device; a decode call of the spans of one token; prefill calls of the longer ones, several in a call where that is
-cheaper; one copy of the candidates back; an event, which `Pending.result` waits for. Row i of the decode call is slot i.
-Rows of a call that are not in the step are idle: they write to the last positions of their slot, which no call ever reads.
+cheaper; one copy of the candidates back; an event, which `Pending.result` waits for. Row i of the decode call is slot
+i. Rows of a call that are not in the step are idle: they write to the last positions of their slot, which no call ever
+reads.
 
 Nothing is allocated after load. The first failure of the GPU is final: every later call raises the same sentence.
 """
@@ -151,7 +152,8 @@ class TensorRTRunner:
         self._cuda.synchronize()  # pinned memory is written again
 
     def _checked_memory(self, free_before: int) -> int:
-        """What contexts, kernels and graphs took of the `free_before` bytes. Raises DeviceError where too little is left."""
+        """What contexts, kernels and graphs took of the `free_before` bytes. Raises DeviceError where too little is
+        left."""
         free = self._cuda.free_memory()
         if free < RESERVE_BYTES:
             raise DeviceError(

@@ -58,7 +58,8 @@ class TensorShapes:
         return shapes
 
     def check(self, max_length: int) -> None:
-        """Whether there are spare positions for the longest idle row, and calls for all that a slot and a span may hold."""
+        """Whether there are spare positions for the longest idle row, and calls for all that a slot and a span may
+        hold."""
         needed = max_length + self.batched_length
         if self.cache_length < needed:
             raise ArtifactError(
@@ -134,8 +135,8 @@ class TensorShapes:
 
 
 def check_tensors(engine: Any, shapes: TensorShapes) -> None:
-    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch, the
-    tokens of a row and the positions read are -1 in an engine's shapes, or inferred from them."""
+    """Raises ArtifactError where the engine's inputs and outputs are not those that the manifest tells of. The batch,
+    the tokens of a row and the positions read are -1 in an engine's shapes, or inferred from them."""
     expected = shapes.inputs(-1, -1, -1) | shapes.outputs(-1)
     found = {engine.get_tensor_name(index) for index in range(engine.num_io_tensors)}
     if differing := sorted(found.symmetric_difference(expected)):

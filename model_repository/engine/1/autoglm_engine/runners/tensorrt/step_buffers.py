@@ -1,8 +1,9 @@
-"""The small inputs and outputs of a step: side by side in one block, so that one copy takes them to the device, or back.
+"""The small inputs and outputs of a step: side by side in one block, so that one copy takes them to the device, or
+back.
 
 A block begins with a region for a decode call of all slots; behind it each step lays out one region for each of its
-prefill calls. On the device a block exists once; in pinned memory twice, in turns, so that a step is written while the one
-before may still be copied.
+prefill calls. On the device a block exists once; in pinned memory twice, in turns, so that a step is written while the
+one before may still be copied.
 """
 
 from __future__ import annotations

@@ -17,8 +17,8 @@ from .step_buffers import Format, MirroredBlock, Region, Views
 
 
 class StepInputs:
-    """`turn`: which of the two copies in pinned memory. A region holds what is one call's own: `decode`, or what `prefill`
-    gives for the calls of one step."""
+    """`turn`: which of the two copies in pinned memory. A region holds what is one call's own: `decode`, or what
+    `prefill` gives for the calls of one step."""
 
     def __init__(self, cuda: Cuda, memory: DeviceMemory, shapes: TensorShapes) -> None:
         self._cache_length = shapes.cache_length

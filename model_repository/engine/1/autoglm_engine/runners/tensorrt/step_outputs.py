@@ -29,11 +29,11 @@ class Row:
 
 
 class StepOutputs:
-    """`turn`: which of the two copies in pinned memory. A region holds one call's candidates: `decode`, or what `prefill`
-    gives for the calls of one step.
+    """`turn`: which of the two copies in pinned memory. A region holds one call's candidates: `decode`, or what
+    `prefill` gives for the calls of one step.
 
-    The logits of a slot are row `slot` of one table: a decode call writes its first rows, what they hold of idle slots is
-    of no use; `keep_prefill_logits` follows and writes one row."""
+    The logits of a slot are row `slot` of one table: a decode call writes its first rows, what they hold of idle slots
+    is of no use; `keep_prefill_logits` follows and writes one row."""
 
     def __init__(self, cuda: Cuda, memory: DeviceMemory, shapes: TensorShapes) -> None:
         self._cuda = cuda

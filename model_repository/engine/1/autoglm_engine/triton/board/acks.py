@@ -2,9 +2,9 @@
 
 The engine numbers its events 1, 2, 3 ... in the order in which it sends them, over all streams. The detokenizer handles
 them one after the other in that same order and writes each one's number into the stream's cell of a board in shared
-memory (`triton.board.file`). For a client that left, Triton calls the detokenizer no more. When an event stays unacknowledged
-the engine asks the detokenizer itself, with an event of its own, the probe: it has the number sent last, and queues
-behind everything sent so far. Its number in the probe's cell is the mark. So
+memory (`triton.board.file`). For a client that left, Triton calls the detokenizer no more. When an event stays
+unacknowledged the engine asks the detokenizer itself, with an event of its own, the probe: it has the number sent last,
+and queues behind everything sent so far. Its number in the probe's cell is the mark. So
 
     an event is lost  <=>  the mark has reached its number, and its cell has not.
 
@@ -46,8 +46,8 @@ def cells_for(num_slots: int, max_queue: int) -> int:
 
 class AckBoard:
     """The engine's side. The file is locked while it is in use, so that a board left behind by a killed engine is
-    recognised and removed when the next one is made. `artifact`: `Manifest.short_digest` of what the engine serves. Raises
-    Unavailable where shared memory has no room for it."""
+    recognised and removed when the next one is made. `artifact`: `Manifest.short_digest` of what the engine serves.
+    Raises Unavailable where shared memory has no room for it."""
 
     def __init__(
         self,

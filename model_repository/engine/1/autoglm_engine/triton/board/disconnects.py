@@ -1,5 +1,5 @@
-"""Frees what clients left behind: asks the gate whose client is gone, and has their requests cancelled; so are those whose
-cancel another engine passed on."""
+"""Frees what clients left behind: asks the gate whose client is gone, and has their requests cancelled; so are those
+whose cancel another engine passed on."""
 
 from __future__ import annotations
 
@@ -15,10 +15,9 @@ _POLL_SECONDS = 0.04
 
 
 class VanishedWatch:
-    """A thread. `cancel` takes engine request ids; `ask` has the detokenizer handle an event, and blocks meanwhile; `look_too`
-    is called in each round. Nothing
-    is asked before the first request came: between the end of a model's `initialize` and the server's hearing of it, a
-    call to another model ends tritonserver 2.51 (SIGSEGV)."""
+    """A thread. `cancel` takes engine request ids; `ask` has the detokenizer handle an event, and blocks meanwhile;
+    `look_too` is called in each round. Nothing is asked before the first request came: between the end of a model's
+    `initialize` and the server's hearing of it, a call to another model ends tritonserver 2.51 (SIGSEGV)."""
 
     def __init__(
         self,
@@ -50,8 +49,9 @@ class VanishedWatch:
             self._ask(self._probe(ack))
 
     def _greet(self) -> bool:
-        """So that the detokenizer reads the engine's artifact, where it has another one, while the first request is computed,
-        and has the board open: it can then read the last answers of an engine that ends and takes the board with it."""
+        """So that the detokenizer reads the engine's artifact, where it has another one, while the first request is
+        computed, and has the board open: it can then read the last answers of an engine that ends and takes the board
+        with it."""
         try:
             self._ask(self._probe(self._gate.greeting()))
         except Exception:

@@ -33,8 +33,8 @@ class EngineWatch:
         self._thread.close(timeout)
 
     def look(self) -> bool:
-        """Whether the process of an engine died that requests go to. One that ended in order did not die; nor does one count
-        that nobody asked yet, or asks any more, while another lives.
+        """Whether the process of an engine died that requests go to. One that ended in order did not die; nor does one
+        count that nobody asked yet, or asks any more, while another lives.
 
         The boards stay open, so that a death shows also when somebody removed what the dead engine left behind."""
         self._open_new()

@@ -67,8 +67,8 @@ class Board:
     def create(
         cls, file: int, board_id: bytes, num_cells: int, server: ServerIdentity, key: bytes, artifact: str = NO_ARTIFACT
     ) -> Board:
-        """Write an empty one into a new file. All of its memory is taken here: where there is none, this raises OSError,
-        and no later touch of a page ends a process (SIGBUS)."""
+        """Write an empty one into a new file. All of its memory is taken here: where there is none, this raises
+        OSError, and no later touch of a page ends a process (SIGBUS)."""
         os.posix_fallocate(file, 0, file_bytes(num_cells))
         words = _map_words(file)
         words[_SERVER:_KEY] = server.pid, server.started, server.namespace
@@ -121,8 +121,8 @@ class Board:
         self._words[_DUTY] = _IS_SUPERSEDED
 
     def cancels_since(self, seen: int) -> tuple[int, set[int]]:
-        """How many cancels were passed on to this engine until now, and the tags of those after the first `seen`; of more
-        than `MOST_CANCELS` since then, the last."""
+        """How many cancels were passed on to this engine until now, and the tags of those after the first `seen`; of
+        more than `MOST_CANCELS` since then, the last."""
         number = int(self._words[_NUM_CANCELS])
         first = max(seen, number - MOST_CANCELS)
         return number, {int(self._words[_CANCELS + place % MOST_CANCELS]) for place in range(first, number)}

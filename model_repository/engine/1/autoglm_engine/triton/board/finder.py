@@ -88,7 +88,8 @@ class RequestBoards:
         self._elders.clear()
 
     def pass_cancels(self, caller_ids: Several[str]) -> None:
-        """To engines of this server that still run what they began before this one was loaded: Triton asks them no more."""
+        """To engines of this server that still run what they began before this one was loaded: Triton asks them no
+        more."""
         if not self._has_elders:
             return
         boards = [board for board in boards_of(self._folder, self._server) if board.id != self._own.id]

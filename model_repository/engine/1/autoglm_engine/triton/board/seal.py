@@ -1,5 +1,5 @@
-"""What makes a message between two models that work together believable: only they know the key, and everybody with the port
-may call them.
+"""What makes a message between two models that work together believable: only they know the key, and everybody with the
+port may call them.
 
 A sealed message: board  8 bytes   the id of the engine's board, which has the key
                   tag   16 bytes   BLAKE2b of kind, what the message goes with, and content, keyed
@@ -55,7 +55,8 @@ class Seal:
         return np.frombuffer(content, dtype=np.uint8)
 
     def tag_of(self, caller_id: str) -> int:
-        """64 bits that stand for a request's id between engines of this key; nobody else can find two ids that share them."""
+        """64 bits that stand for a request's id between engines of this key; nobody else can find two ids that share
+        them."""
         text = caller_id.encode(errors="surrogatepass")
         digest = hashlib.blake2b(text, key=self._key, digest_size=8, person=b"cancel").digest()
         return int.from_bytes(digest, "little")

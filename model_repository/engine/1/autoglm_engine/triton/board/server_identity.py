@@ -1,5 +1,5 @@
-"""Which server a model's process belongs to, and which of its engines. A process id alone says little: it is used again, and
-where shared memory is the host's (`--ipc=host`) the servers of two containers can both have the id 1."""
+"""Which server a model's process belongs to, and which of its engines. A process id alone says little: it is used
+again, and where shared memory is the host's (`--ipc=host`) the servers of two containers can both have the id 1."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
-"""The models of one family live and die together: where a process of one of them died, requests are lost or never end, and
-Triton may go on saying that the server is ready.
+"""The models of one family live and die together: where a process of one of them died, requests are lost or never end,
+and Triton may go on saying that the server is ready.
 
-Each of the engine's neighbours has a board (`triton.board.file`) as the engine has one, of which only the lock counts: it is held for
-as long as the process lives, and the file says so when it ends in order. The tokenizer looks after all others, and the
-detokenizer after the tokenizer.
+Each of the engine's neighbours has a board (`triton.board.file`) as the engine has one, of which only the lock counts:
+it is held for as long as the process lives, and the file says so when it ends in order. The tokenizer looks after all
+others, and the detokenizer after the tokenizer.
 """
 
 from __future__ import annotations
