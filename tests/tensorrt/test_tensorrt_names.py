@@ -22,9 +22,8 @@ pytestmark = pytest.mark.tensorrt
 ROOT = Path(__file__).parents[2]
 ENGINE = ROOT / "model_repository" / "engine" / "1" / "autoglm_engine"
 FILES = [
-    *sorted((ROOT / "export" / "autoglm_export").glob("tensorrt*.py")),
-    *(ENGINE / f"{name}.py" for name in ("plan", "plan_reader", "kernel_cache", "trt_module", "trt_calls")),
-    *(ENGINE / f"{name}.py" for name in ("tensorrt_load", "tensor_shapes")),
+    *sorted((ROOT / "export" / "autoglm_export" / "tensorrt").glob("*.py")),
+    *sorted((ENGINE / "runners" / "tensorrt").glob("*.py")),
 ]
 RECORDED: dict[str, dict[str, list[str]]] = json.loads(
     (Path(__file__).parent.parent / "data" / "tensorrt_names.json").read_text()
