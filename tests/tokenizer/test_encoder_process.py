@@ -47,6 +47,12 @@ def test_ids_are_those_of_this_process(process: EncoderProcess, text: str, speci
     assert found.dtype == expected.dtype and found.tolist() == expected.tolist()
 
 
+def test_it_yields_to_this_process(process: EncoderProcess) -> None:
+    process.encode("a", "text", special_tokens=False)
+    (worker,) = psutil.Process().children()
+    assert worker.nice() == min(psutil.Process().nice() + 5, 19)
+
+
 def test_a_text_beyond_the_limit_ends_its_request_alone(tmp_path: Path) -> None:
     process = EncoderProcess(write_split_only(tmp_path / "tokenizer.json", SLOW), LIMITS)
     for _ in range(2):

@@ -22,11 +22,13 @@ from autoglm_engine.errors import ArtifactError, ShuttingDown
 from .worker_frames import LENGTH_BYTES
 
 _WORKER = """
-import json, sys
+import json, os, sys
+os.nice({niceness})
 sys.path[:] = json.loads(sys.argv[1])
 from autoglm_engine.{module} import main
 main()
 """
+_NICENESS = 5  # a long text waits for the steps of others, and not they for it
 _CHUNK = 1 << 20
 _OWN_ENDS = (None, -signal.SIGPROF, -signal.SIGSEGV)  # what its work does to it
 
@@ -49,7 +51,7 @@ class WorkerProcess:
     def start(self) -> None:
         """Raises ArtifactError where there is no interpreter to start, ShuttingDown after `kill`."""
         if not self._is_over:
-            self._process = _launch(_WORKER.format(module=self._module), self._does)
+            self._process = _launch(_WORKER.format(module=self._module, niceness=_NICENESS), self._does)
             self._end = weakref.finalize(self, _end_process, self._process)
         if self._is_over:
             self.let_go()
