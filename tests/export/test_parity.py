@@ -83,13 +83,13 @@ def test_onnx_fp32(tiny: Tiny, tmp_path: Path) -> None:
 
 def test_onnx_fp16(tiny: Tiny, tmp_path: Path) -> None:
     runner, _ = export_tiny(tiny, tmp_path / "artifact", "fp16")
-    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 4)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
 
 
 def test_rounding_to_half_everywhere_stays_within_the_bound(tiny: Tiny) -> None:
     """ONNX Runtime's CPU kernels multiply in float32 and do not round activations; a GPU does, as numpy does here."""
     runner = NumpyRunner(tiny.checkpoint.spec, tiny.checkpoint.weights, ops=HalfOps, max_length=MAX_LENGTH)
-    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 4)
+    assert_same(runner, tiny, tolerance=parity.BOUNDS["fp16"]["relative_l2"] / 2)
 
 
 def test_onnx_batch_of_ragged_spans(tiny: Tiny, tmp_path: Path) -> None:
@@ -152,8 +152,8 @@ REPORTS: list[tuple[str, dict[str, float], str]] = [
     ("fp32", {"relative_l2": 2e-3}, "above 0.001"),
     ("fp32", {"prefill_relative_l2": float("nan")}, "prefill logits"),
     ("fp32", {"greedy_agreement": 0.5}, "differ after 50%"),
-    ("fp16", {"relative_l2": 1.9e-2, "greedy_agreement": 0.5, "loss": 1.004}, ""),
-    ("fp16", {"relative_l2": 3e-2}, "above 0.02"),
+    ("fp16", {"relative_l2": 9e-3, "greedy_agreement": 0.5, "loss": 1.004}, ""),
+    ("fp16", {"relative_l2": 2e-2}, "above 0.01"),
     ("fp16", {"prefill_relative_l2": float("inf")}, "prefill logits"),
     ("fp16", {"loss": 1.006}, "perplexity is 1.0060 times the reference's, above 1.005"),
     ("int8", {"relative_l2": 0.1, "greedy_agreement": 0.5, "loss": 1.019}, ""),
@@ -165,6 +165,12 @@ REPORTS: list[tuple[str, dict[str, float], str]] = [
     ("int4", {"relative_l2": 0.5, "loss": 1.13}, ""),
     ("int4", {"loss": 1.14}, "perplexity is 1.1503 times the reference's, above 1.15"),
 ]
+
+
+@pytest.mark.parametrize(("runtime", "passes"), [("tensorrt", True), ("tensorrt-rtx", True), ("onnx", False)])
+def test_what_tensorrt_holds_in_bfloat16_has_a_bound_of_its_own(runtime: str, passes: bool) -> None:
+    texts = {"english": text_report(relative_l2=1.9e-2)}
+    assert bool(parity.ParityReport("transformers", "fp16", texts, runtime).failures) is not passes
 
 
 @pytest.mark.parametrize(("precision", "changes", "message"), REPORTS)
@@ -221,8 +227,7 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
     reference = Reference.load(resolve("smollm2")[0])
     ids = parity._encode(tmp_path / "smollm2", manifest.max_length)["english"][:120]
     assert (
-        relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1])
-        < parity.BOUNDS["fp16"]["relative_l2"] / 2
+        relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.BOUNDS["fp16"]["relative_l2"]
     )
     assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)
 
