@@ -17,23 +17,28 @@ DELAY_S = 0.25  # one way; HTTP/2 says something before the first call
 @contextlib.asynccontextmanager
 async def slow_line(port: int) -> AsyncIterator[tuple[int, list[int]]]:
     """To that port: its own, and one entry a connection."""
-    connections = list[int]()
+    connections, carried = list[int](), list[asyncio.Task[None]]()
 
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        with contextlib.suppress(ConnectionError):
+        try:
             while data := await reader.read(65536):
                 await asyncio.sleep(DELAY_S)
                 writer.write(data)
-        writer.close()
+        finally:
+            writer.close()
+            await writer.wait_closed()
 
     async def accept(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(port)
         there, back = await asyncio.open_connection("127.0.0.1", port)
-        await asyncio.gather(carry(reader, back), carry(there, writer))
+        carried.extend(asyncio.create_task(carry(*way)) for way in ((reader, back), (there, writer)))
 
     line = await asyncio.start_server(accept, "127.0.0.1", 0)
     async with line:
         yield line.sockets[0].getsockname()[1], connections
+    for task in carried:
+        task.cancel()
+    await asyncio.gather(*carried, return_exceptions=True)
 
 
 @pytest.mark.slow
