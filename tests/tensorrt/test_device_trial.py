@@ -110,6 +110,9 @@ def test_a_check_again_takes_the_place_of_the_note(tmp_path: Path) -> None:
     exports.wrong = ["fused"]
     with pytest.raises(ExportError, match=r"^fused is 9\.9 off$"):
         recheck(tmp_path, exports.check)
+    details = Manifest.load(tmp_path).runtime_details
+    assert "device_check" not in details  # so whoever loads it checks it
+    assert details["device_check_note"] == "not served: fused is 9.9 off"
     (tmp_path / "engine.plan").write_bytes(b"")
     with pytest.raises(ExportError, match=r"engine\.plan has 0 bytes"):
         recheck(tmp_path, exports.check)
