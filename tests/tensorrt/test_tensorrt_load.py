@@ -4,6 +4,7 @@ when."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -362,6 +363,19 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
     (tmp_path / "autoglm").write_text("a file")
     rtx().open().close()
     assert "compiled kernels are not kept for the next start: " in caplog.text
+
+
+def test_a_process_of_the_same_id_that_writes_too_is_left_alone(
+    rtx: Callable[[], GpuBench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In another container that shares the folder; or it was killed while it wrote."""
+    rtx().open().close()
+    (file,) = kept(tmp_path)
+    half = file.with_suffix(f".{os.getpid()}")
+    file.rename(half)
+    rtx().open().close()
+    assert sorted(kept(tmp_path)) == sorted([file, half])
+    assert "not kept" not in caplog.text
 
 
 def test_a_runtime_that_compiles_nothing_keeps_nothing(bench: GpuBench, tmp_path: Path) -> None:
