@@ -56,14 +56,15 @@ class KernelCache:
 
     def _replace(self, content: bytes) -> None:
         """Under a name of its own first: processes of two containers that share the folder may have the same id."""
-        file, partial = mkstemp(prefix=f"{self.path.stem}.", dir=self.path.parent)
+        file, name = mkstemp(prefix=f"{self.path.stem}.", dir=self.path.parent)
+        partial = Path(name)
         try:
             with os.fdopen(file, "wb") as opened:
                 opened.write(content)
-            os.replace(partial, self.path)
+            partial.replace(self.path)
         except OSError:
             with suppress(OSError):
-                os.unlink(partial)
+                partial.unlink()
             raise
 
 
