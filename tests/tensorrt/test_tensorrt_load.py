@@ -178,6 +178,10 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
     [
         ({"cache_length": 39}, "the artifact's cache has 39 positions; 24 tokens need 40"),
         ({"profiles": {}}, "does not know 'batched_prefill'"),
+        (
+            {"profiles": {"batched_prefill": {"batch": [1, 6], "sequence": [1, 16]}}},
+            "batches have 6 rows, there are 5 slots",
+        ),
         ({"prefill_lengths": [4, 8]}, r"pads prompts to \(4, 8\) tokens, its chunks have 16 and those of a batch 16"),
         ({"attention_lengths": [16, 32]}, r"attention reads \(16, 32\) positions, its cache has 48: export"),
         ({"cache_dtype": "float64"}, "does not know 'float64'"),

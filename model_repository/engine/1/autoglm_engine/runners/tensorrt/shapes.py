@@ -66,6 +66,10 @@ class TensorShapes:
                 f"the artifact's cache has {self.cache_length} positions; {max_length} tokens need {needed}: "
                 "export it again"
             )
+        if self.batched_rows > self.num_slots:
+            raise ArtifactError(
+                f"the artifact's batches have {self.batched_rows} rows, there are {self.num_slots} slots: export it again"
+            )
         if self.attention_lengths[-1:] != (self.cache_length,):
             raise ArtifactError(
                 f"the artifact's attention reads {self.attention_lengths} positions, its cache has "
