@@ -15,9 +15,11 @@ from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.errors import ExportError
 from autoglm_export.parity.device_trial import recheck, tried
 from autoglm_export.tensorrt.attention import FORMS
+from autoglm_export.tensorrt.device_reference import LENGTHS
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.linear import fp8_columns
 from autoglm_export.tensorrt.network import Network
+from autoglm_export.tensorrt.profiles import ATTENTION_LENGTHS
 from typer.testing import CliRunner
 
 from tests.support.export.tiny_decoders import SPECS, random_weights
@@ -242,3 +244,8 @@ def test_weights_are_read_back_as_the_engine_holds_them(precision: str) -> None:
     np.testing.assert_array_equal(found.vector("final_norm"), weights["final_norm"])
     np.testing.assert_array_equal(found.table("embed"), weights["embed"].astype(np.float16))
     assert found.bias(("layers.0.output",)) is None
+
+
+def test_a_row_is_checked_in_each_number_of_positions_that_attention_may_read() -> None:
+    checked = [next(keys for keys in ATTENTION_LENGTHS if keys > length) for length in LENGTHS]
+    assert sorted(set(checked)) == list(ATTENTION_LENGTHS)
