@@ -68,7 +68,8 @@ class TensorShapes:
             )
         if self.batched_rows > self.num_slots:
             raise ArtifactError(
-                f"the artifact's batches have {self.batched_rows} rows, there are {self.num_slots} slots: export it again"
+                f"the artifact's batches have {self.batched_rows} rows, there are {self.num_slots} slots: export it "
+                "again"
             )
         if self.attention_lengths[-1:] != (self.cache_length,):
             raise ArtifactError(
