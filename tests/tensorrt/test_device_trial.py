@@ -121,6 +121,33 @@ def test_a_check_again_takes_the_place_of_the_note(tmp_path: Path) -> None:
         recheck(tmp_path, exports.check)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_lengths": "48"}, 'attention_lengths "48"; it must be a list of whole numbers'),
+        ({"engine": "../engine.plan"}, "none of the artifact's; export it again"),
+        ({"cache_length": None}, "cache_length null; it must be a whole number"),
+    ],
+)
+def test_a_manifest_that_says_nonsense_is_refused_before_a_gpu_is_asked(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    manifest = Exports(tmp_path).make("fused")
+    manifest.runtime_details.update(change)
+    manifest.save(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        recheck(tmp_path)
+
+
+def test_what_an_older_exporter_wrote_is_refused_before_a_gpu_is_asked(tmp_path: Path) -> None:
+    manifest = Exports(tmp_path).make("fused")
+    for name in ("attention_lengths", "prefill_lengths", "reference"):
+        del manifest.runtime_details[name]
+    manifest.save(tmp_path)
+    with pytest.raises(ExportError, match=r"^the artifact's manifest lacks attention_lengths, prefill_lengths; export"):
+        recheck(tmp_path)
+
+
 # ---- the commands
 
 

@@ -178,6 +178,8 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
     [
         ({"cache_length": 39}, "the artifact's cache has 39 positions; 24 tokens need 40"),
         ({"profiles": {}}, "does not know 'batched_prefill'"),
+        ({"profiles": []}, r"has runtime_details\.profiles \[\], which gives no batched_prefill"),
+        ({"profiles": {"batched_prefill": {"batch": [1], "sequence": [1, 16]}}}, "gives no batched_prefill with batch"),
         (
             {"profiles": {"batched_prefill": {"batch": [1, 6], "sequence": [1, 16]}}},
             "batches have 6 rows, there are 5 slots",

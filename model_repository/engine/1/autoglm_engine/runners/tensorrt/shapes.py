@@ -54,6 +54,11 @@ class TensorShapes:
             _ = shapes.cache_itemsize
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
+        except (IndexError, TypeError, ValueError):
+            raise ArtifactError(
+                f"the artifact's manifest has runtime_details.profiles {str(details['profiles'])[:100]}, which gives "
+                "no batched_prefill with batch and sequence from ... to; export it again"
+            ) from None
         shapes.check(manifest.max_length)
         return shapes
 
