@@ -147,11 +147,18 @@ class LayerCheck:
     def _compute(
         self, kind: str, rows: Sequence[int], slots: Sequence[int], expected: Sequence[Floats], counts: Sequence[int]
     ) -> None:
-        spans = []
-        for row, slot, count in zip(rows, slots, counts, strict=True):
-            start = self._length(row) - count
-            self._caches.fill(slot, start)
-            spans.append(Span(slot, start, self._reference.token_ids[row, -count:], True))
+        """Twice: a query gives a poisoned key of one sign a score far below all others, and then no weight; that of the
+        other sign gets all of it."""
+        spans = [
+            Span(slot, self._length(row) - count, self._reference.token_ids[row, -count:], True)
+            for row, slot, count in zip(rows, slots, counts, strict=True)
+        ]
+        for negated in (False, True):
+            for span in spans:
+                self._caches.fill(span.slot, span.start, negated=negated)
+            self._compare(kind, spans, expected)
+
+    def _compare(self, kind: str, spans: Sequence[Span], expected: Sequence[Floats]) -> None:
         found = self._runner.issue(StepBatch(tuple(spans))).result()
         for index, (span, wanted) in enumerate(zip(spans, expected, strict=True)):
             actual = self._written(span) if self._has_next_layer else found.full_row(index)[None]
