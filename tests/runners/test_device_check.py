@@ -147,7 +147,7 @@ def test_a_fault_of_one_bucket_is_found(bench: GpuBench, monkeypatch: pytest.Mon
     refused(bench, "attention is .* off in decode of 1 tokens in slot 2, 3 rows together")
 
 
-@pytest.mark.parametrize("rows", [1, 4, 16])
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
 def test_a_poisoned_key_is_found_whatever_its_score(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first layer's scores of the key that is let in here are all negative: it would have no weight."""
     bench = GpuBench(tmp_path, "glm4", num_slots=16, max_length=300, prefill_chunk=64)

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.tensorrt.calls import buckets_of
 from autoglm_engine.runners.tensorrt.kv_cache import KeyValueCache
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 
@@ -103,13 +104,16 @@ def check_device(runner: CheckedRunner, cuda: Cuda, shapes: TensorShapes, refere
 
 
 def _placements(num_rows: int, num_slots: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Rows and their slots: all together at the first slots and at the last, as far as there are slots; then each
-    alone."""
+    """Rows and their slots: all together at the first slots, as far as there are slots; as many rows, at such slots,
+    that each other decode call is run (`calls.buckets_of`), the last one at the last slots; then each row alone."""
     for first in range(0, num_rows, num_slots):
         rows = list(range(first, min(first + num_slots, num_rows)))
         yield rows, rows_at(0, len(rows))
-        if num_slots > len(rows):
-            yield rows, rows_at(num_slots - len(rows), len(rows))
+        for bucket in buckets_of(num_slots):
+            if 1 < bucket < len(rows):
+                yield rows[-bucket:], rows_at(0, bucket)
+            elif bucket >= 2 * len(rows) or len(rows) < bucket == num_slots:
+                yield rows, rows_at(bucket - len(rows), len(rows))
     if num_slots > 1:
         yield from (([row], [0]) for row in range(num_rows))
 
