@@ -6,6 +6,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from autoglm_engine.core import Event, StepBatch
@@ -130,3 +131,47 @@ def test_it_is_told_once(seconds: float, limit: float, hangs: bool) -> None:
         if hangs
         else []
     )
+
+
+class Stepped:
+    """A step that never ends, and a clock of its own."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+        self.told: list[DeviceError] = []
+        self.watch = StepWatch(lambda: self.now - 100.0, 30, self.tell, lambda: self.now)
+
+    def tell(self, failure: DeviceError) -> None:
+        self.told.append(failure)
+
+    def look(self, *gaps: float) -> None:
+        for gap in gaps:
+            self.now += gap
+            self.watch._tell()
+
+
+def test_a_process_that_was_stopped_gives_the_step_its_time_anew() -> None:
+    """A frozen container, a moved machine, a debugger: the step may have ended long ago, and nobody could see it."""
+    stepped = Stepped()
+    stepped.look(*[0.5] * 20)
+    stepped.now += 3600
+    assert stepped.watch.failure is None  # a health check that comes first
+    stepped.look(0.0, *[0.5] * 60)
+    assert not stepped.told and stepped.watch.failure is None
+    stepped.look(0.5)
+    assert len(stepped.told) == 1
+
+
+def test_what_hangs_hangs_while_everybody_is_told() -> None:
+    stepped = Stepped()
+    later: list[Any] = []
+
+    def slow(failure: DeviceError) -> None:
+        stepped.now += 10
+        later.append(stepped.watch.failure)
+
+    stepped.watch._hung = slow
+    stepped.look(*[0.5] * 61)
+    stepped.look(0.5)
+    assert [str(failure)[:30] for failure in later] == ["a step has been in flight for "]
+    assert stepped.watch.failure is not None

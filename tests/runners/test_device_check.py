@@ -147,6 +147,33 @@ def test_a_fault_of_one_bucket_is_found(bench: GpuBench, monkeypatch: pytest.Mon
     refused(bench, "attention is .* off in decode of 1 tokens in slot 2, 3 rows together")
 
 
+@pytest.mark.parametrize("rows", [1, 2, 4, 8, 16])
+def test_a_poisoned_key_is_found_whatever_its_score(rows: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first layer's scores of the key that is let in here are all negative: it would have no weight."""
+    bench = GpuBench(tmp_path, "glm4", num_slots=16, max_length=300, prefill_chunk=64)
+    add_reference(bench)
+    monkeypatch.setattr(
+        ContractOps,
+        "hidden",
+        lambda self, keys, queries: keys[None] > queries[:, None] + (self.inputs["token_ids"].shape == (rows, 1)),
+    )
+    refused(bench, "attention is .* off in decode of ")
+
+
+@pytest.mark.parametrize("num_keys", [256, 1024, 4096, 5008])
+def test_a_fault_of_one_number_of_positions_is_found(
+    num_keys: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels are chosen by it, too."""
+    bench = GpuBench(tmp_path, "glm4", num_slots=1, max_length=5000, prefill_chunk=8)
+    assert num_keys in bench.shapes.attention_lengths
+    add_reference(bench)
+    monkeypatch.setattr(
+        ContractOps, "hidden", lambda self, keys, queries: keys[None] > queries[:, None] + (len(keys) == num_keys)
+    )
+    refused(bench, "attention is .* off in decode of ")
+
+
 def test_a_fault_of_a_later_layer_is_found_in_the_text(bench: GpuBench, monkeypatch: pytest.MonkeyPatch) -> None:
     right = ContractOps.attention
 

@@ -339,3 +339,13 @@ def test_logits_that_are_not_finite_are_reported(options: dict[str, float], valu
     device, tested = Device(8), sampler(**options)
     device.adjust(tested.take_adjustments())
     assert sample_batch(device.candidates(row), [tested]) == [Sampled(-1)]
+
+
+@pytest.mark.parametrize("num_candidates", [257, 258, 300, 600])
+def test_more_candidates_than_a_whole_row_puts_in_order(num_candidates: int) -> None:
+    """What is drawn beyond these is drawn block by block there."""
+    for seed in range(30):
+        row, device = random_row(seed, 0.3, ties=False), Device(num_candidates)
+        whole, short = (sampler(temperature=1.0, seed=seed) for _ in range(2))
+        device.adjust(short.take_adjustments())
+        assert sample_batch(device.candidates(row), [short]) == [whole.sample(row)]

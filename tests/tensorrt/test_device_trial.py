@@ -15,9 +15,11 @@ from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.errors import ExportError
 from autoglm_export.parity.device_trial import recheck, tried
 from autoglm_export.tensorrt.attention import FORMS
+from autoglm_export.tensorrt.device_reference import LENGTHS
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.linear import fp8_columns
 from autoglm_export.tensorrt.network import Network
+from autoglm_export.tensorrt.profiles import ATTENTION_LENGTHS
 from typer.testing import CliRunner
 
 from tests.support.export.tiny_decoders import SPECS, random_weights
@@ -104,15 +106,46 @@ def test_without_a_gpu_the_manifest_says_so(tmp_path: Path) -> None:
 def test_a_check_again_takes_the_place_of_the_note(tmp_path: Path) -> None:
     exports = Exports(tmp_path, failure="no GPU")
     exports.tried()
-    exports.failure = ""
+    exports.failure, digest = "", Manifest.load(tmp_path).digest
     assert recheck(tmp_path, exports.check).runtime_details["device_check"] == RECORD
+    assert Manifest.load(tmp_path).digest == digest  # a server that has it goes on with it
     assert "device_check_note" not in Manifest.load(tmp_path).runtime_details
     exports.wrong = ["fused"]
     with pytest.raises(ExportError, match=r"^fused is 9\.9 off$"):
         recheck(tmp_path, exports.check)
+    details = Manifest.load(tmp_path).runtime_details
+    assert "device_check" not in details  # so whoever loads it checks it
+    assert details["device_check_note"] == "not served: fused is 9.9 off"
     (tmp_path / "engine.plan").write_bytes(b"")
     with pytest.raises(ExportError, match=r"engine\.plan has 0 bytes"):
         recheck(tmp_path, exports.check)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"attention_lengths": "48"}, 'attention_lengths "48"; it must be a list of whole numbers'),
+        ({"engine": "../engine.plan"}, "none of the artifact's; export it again"),
+        ({"cache_length": None}, "cache_length null; it must be a whole number"),
+    ],
+)
+def test_a_manifest_that_says_nonsense_is_refused_before_a_gpu_is_asked(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    manifest = Exports(tmp_path).make("fused")
+    manifest.runtime_details.update(change)
+    manifest.save(tmp_path)
+    with pytest.raises(ExportError, match=message):
+        recheck(tmp_path)
+
+
+def test_what_an_older_exporter_wrote_is_refused_before_a_gpu_is_asked(tmp_path: Path) -> None:
+    manifest = Exports(tmp_path).make("fused")
+    for name in ("attention_lengths", "prefill_lengths", "reference"):
+        del manifest.runtime_details[name]
+    manifest.save(tmp_path)
+    with pytest.raises(ExportError, match=r"^the artifact's manifest lacks attention_lengths, prefill_lengths; export"):
+        recheck(tmp_path)
 
 
 # ---- the commands
@@ -239,3 +272,8 @@ def test_weights_are_read_back_as_the_engine_holds_them(precision: str) -> None:
     np.testing.assert_array_equal(found.vector("final_norm"), weights["final_norm"])
     np.testing.assert_array_equal(found.table("embed"), weights["embed"].astype(np.float16))
     assert found.bias(("layers.0.output",)) is None
+
+
+def test_a_row_is_checked_in_each_number_of_positions_that_attention_may_read() -> None:
+    checked = [next(keys for keys in ATTENTION_LENGTHS if keys > length) for length in LENGTHS]
+    assert sorted(set(checked)) == list(ATTENTION_LENGTHS)

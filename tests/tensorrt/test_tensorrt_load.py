@@ -4,6 +4,7 @@ when."""
 from __future__ import annotations
 
 import dataclasses
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -177,6 +178,12 @@ def test_an_engine_of_another_model_is_refused(bench: GpuBench) -> None:
     [
         ({"cache_length": 39}, "the artifact's cache has 39 positions; 24 tokens need 40"),
         ({"profiles": {}}, "does not know 'batched_prefill'"),
+        ({"profiles": []}, r"has runtime_details\.profiles \[\], which gives no batched_prefill"),
+        ({"profiles": {"batched_prefill": {"batch": [1], "sequence": [1, 16]}}}, "gives no batched_prefill with batch"),
+        (
+            {"profiles": {"batched_prefill": {"batch": [1, 6], "sequence": [1, 16]}}},
+            "batches have 6 rows, there are 5 slots",
+        ),
         ({"prefill_lengths": [4, 8]}, r"pads prompts to \(4, 8\) tokens, its chunks have 16 and those of a batch 16"),
         ({"attention_lengths": [16, 32]}, r"attention reads \(16, 32\) positions, its cache has 48: export"),
         ({"cache_dtype": "float64"}, "does not know 'float64'"),
@@ -362,6 +369,19 @@ def test_a_folder_that_cannot_be_written_costs_nothing_else(
     (tmp_path / "autoglm").write_text("a file")
     rtx().open().close()
     assert "compiled kernels are not kept for the next start: " in caplog.text
+
+
+def test_a_process_of_the_same_id_that_writes_too_is_left_alone(
+    rtx: Callable[[], GpuBench], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """In another container that shares the folder; or it was killed while it wrote."""
+    rtx().open().close()
+    (file,) = kept(tmp_path)
+    half = file.with_suffix(f".{os.getpid()}")
+    file.rename(half)
+    rtx().open().close()
+    assert sorted(kept(tmp_path)) == sorted([file, half])
+    assert "not kept" not in caplog.text
 
 
 def test_a_runtime_that_compiles_nothing_keeps_nothing(bench: GpuBench, tmp_path: Path) -> None:

@@ -165,6 +165,30 @@ def test_idle_slots_keep_their_tokens_to_the_byte(bench: GpuBench) -> None:
     assert bench.cache(1) == before[1]
 
 
+def overflow(bench: GpuBench, slot: int, position: int) -> None:
+    """As a value beyond half precision leaves it."""
+    bench.cuda.synchronize()
+    for name, address in bench.runner.key_values.addresses(slot).items():
+        if name.startswith("past_value"):
+            values = bench.cuda.bytes_at(address, bench.shapes.bytes_per_slot).view(np.float16)
+            values.reshape(bench.shapes.cache(1))[0, :, position] = np.inf
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_what_is_not_finite_ends_with_its_request(bench: GpuBench, is_copied: bool) -> None:
+    """A mask gives it no weight, but nothing times infinity is not nothing."""
+    ids = some_ids(6)
+    wanted = bench.step(span(1, 0, ids))[0]
+    bench.step(span(2, 0, some_ids(16), wants_logits=False))
+    overflow(bench, 2, 20)
+    with np.errstate(invalid="ignore"):
+        assert not np.isfinite(bench.step(span(2, 21, some_ids(1)))).any()
+    if is_copied:
+        bench.runner.copy_prefix(1, 2, 5)
+    start = 5 if is_copied else 0
+    close(bench.step(span(2, start, ids[start:]))[0], wanted)
+
+
 def test_copied_prefixes_are_independent(make: MakeBench) -> None:
     bench = make("llama")
     ids, other = some_ids(9, seed=5), some_ids(3, seed=6)

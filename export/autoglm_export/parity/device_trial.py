@@ -61,7 +61,8 @@ def tried(
 
 
 def recheck(folder: Path, check: Check = check_here) -> Manifest:
-    """Check an artifact again on this machine's GPU; the manifest keeps what was found. Raises ExportError."""
+    """Check an artifact again on this machine's GPU; the manifest keeps what was found. Raises ExportError, and where
+    the GPU computes something else no earlier check counts any more."""
     manifest = Manifest.load(folder)
     if not manifest.runtime.startswith("tensorrt"):
         raise ExportError(
@@ -71,6 +72,9 @@ def recheck(folder: Path, check: Check = check_here) -> Manifest:
     try:
         manifest.verify_files(folder)
         return _saved(manifest, folder, "", {DETAIL: check(folder, manifest)})
+    except WrongOnThisGpu as error:
+        _saved(manifest, folder, "", {NOTE: f"not served: {error}"})
+        raise ExportError(str(error)) from None
     except ArtifactError as error:
         raise ExportError(str(error)) from None
 

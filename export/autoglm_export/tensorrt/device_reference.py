@@ -24,7 +24,9 @@ from autoglm_export.runtimes import Progress, no_progress
 
 from .reference_ops import CachedTokens, HeldWeights, ReferenceOps
 
-LENGTHS = (1, 7, 1000)  # of rows, and one less than a slot holds
+# Of rows, and one less than a slot holds. Kernels are chosen by how many positions attention may read: each of
+# `profiles.ATTENTION_LENGTHS` has a row that leaves some of them to poison.
+LENGTHS = (1, 7, 1000, 4000, 16000)
 NEW_TOKENS = 33  # of a row that is prefilled: an odd number, which is padded
 TEXT_TOKENS, PLACES, LIKELIEST = 64, 32, 16
 # Of a layer: relative L2 distance that rounding explains. fp8 rounds activations, too, to 4 bits: scores move with them

@@ -25,7 +25,7 @@ _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_
 _READ_BYTES = 1 << 18
 _MOST_READERS = 4  # threads that read files and sum them up
 # What was measured at export; which compiler built what; on which GPU it was checked.
-_NO_PART_OF_DETAILS = ("auto", "libraries", "device_check")
+_NO_PART_OF_DETAILS = ("auto", "libraries", "device_check", "device_check_note")
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,35 @@ driver."""
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
 
 from autoglm_engine.errors import DeviceError
 from autoglm_engine.system.periodic import Periodic
 
 _POLL_SECONDS = 0.5
+_STOPPED_SECONDS = 2.0  # between two looks: the process was stopped, as by SIGSTOP, a frozen container, a moved machine
 
 
 class StepWatch:
     """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `most_seconds`: 0 is no
-    limit. `hung` is called once, with why."""
+    limit. `hung` is called once, with why.
+
+    While this process is stopped nobody can see a step end: from then on the step has its time anew."""
 
     def __init__(
-        self, seconds_of_step: Callable[[], float], most_seconds: float, hung: Callable[[DeviceError], object]
+        self,
+        seconds_of_step: Callable[[], float],
+        most_seconds: float,
+        hung: Callable[[DeviceError], object],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds_of_step = seconds_of_step
         self._most_seconds = most_seconds
         self._hung = hung
+        self._clock = clock
+        self._looked_at, self._resumed_at = math.inf, -math.inf
         self._is_told = False
         self._thread = Periodic("step-watch", _POLL_SECONDS, self._tell, "steps cannot be watched")
 
@@ -34,7 +45,7 @@ class StepWatch:
     @property
     def failure(self) -> DeviceError | None:
         """What hangs; None where nothing does."""
-        seconds = self._seconds_of_step()
+        seconds = min(self._seconds_of_step(), self._seconds_awake())
         if not 0 < self._most_seconds < seconds:
             return None
         return DeviceError(
@@ -47,7 +58,22 @@ class StepWatch:
         if (failure := self.failure) is not None:
             raise failure
 
+    def _seconds_awake(self) -> float:
+        """Since the process was stopped last."""
+        now = self._clock()
+        is_resumed = not self._is_told and now - self._looked_at > _STOPPED_SECONDS  # who is told takes time, too
+        return 0.0 if is_resumed else now - self._resumed_at
+
+    def _look(self) -> None:
+        now = self._clock()
+        if now - self._looked_at > _STOPPED_SECONDS:
+            self._resumed_at = now
+        self._looked_at = now
+
     def _tell(self) -> None:
-        if not self._is_told and (failure := self.failure) is not None:
+        if self._is_told:
+            return
+        self._look()
+        if (failure := self.failure) is not None:
             self._is_told = True
             self._hung(failure)

@@ -53,7 +53,8 @@ def drawn_candidates(
         cumulative = np.exp((values - values[:, :1]) / temperatures[:, None])[:, :NUM_LIKELIEST].cumsum(axis=1)
         low, high = ((cumulative <= (wanted * bound)[:, None]).sum(axis=1) for bound in (1 - error, 1 + error))
     is_larger = values[:, 1:] < values[:, :-1]
-    is_certain = (error <= _MOST_ERROR) & (low == high) & (low < (values > values[:, -1:]).sum(axis=1))
+    num_known = np.minimum((values > values[:, -1:]).sum(axis=1), NUM_LIKELIEST)  # beyond, a row draws in blocks
+    is_certain = (error <= _MOST_ERROR) & (low == high) & (low < num_known)
     is_certain &= np.isfinite(values[:, 0]) & is_larger.all(axis=1)
     places = np.where(is_certain, low, 0)
     return np.where(is_certain, candidates.token_ids[rows, places], -1)

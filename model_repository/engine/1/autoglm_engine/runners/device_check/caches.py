@@ -15,6 +15,8 @@ from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 
 from .pattern import KINDS, pattern, poison, restored, scaled, stored
 
+_SIGN = 0x8000  # bit of a float of 16 bits
+
 
 class DeviceCaches:
     """All layers hold the same. Pinned memory of one layer's slot, twice; `close` frees it and zeroes what was
@@ -30,13 +32,14 @@ class DeviceCaches:
         self._cleanup = ExitStack()
         self._blocks = {kind: self._pinned(shapes.bytes_per_slot) for kind in KINDS}
 
-    def fill(self, slot: int, length: int) -> None:
-        """The pattern in the first `length` positions of every layer, poison in all others."""
+    def fill(self, slot: int, length: int, *, negated: bool = False) -> None:
+        """The pattern in the first `length` positions of every layer, poison in all others. `negated`: of the other
+        sign in the keys."""
         self._filled.add(slot)
         self._cuda.synchronize()  # the blocks may still be read for the slot before
         for kind, block in self._blocks.items():
             values = block.view(np.uint16)[: self._poison.size].reshape(self._poison.shape)
-            values[...] = self._poison
+            values[...] = self._poison ^ np.uint16(_SIGN if negated and kind == "key" else 0)
             values[:, :length] = self._good[kind][:, :length]
         addresses = self._cache.addresses(slot)
         for name in self._shapes.cache_names:

@@ -18,6 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Candidates, Span, StepBatch
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.runners.cuda.api import Cuda
+from autoglm_engine.runners.tensorrt.calls import buckets_of
 from autoglm_engine.runners.tensorrt.kv_cache import KeyValueCache
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 
@@ -103,13 +104,16 @@ def check_device(runner: CheckedRunner, cuda: Cuda, shapes: TensorShapes, refere
 
 
 def _placements(num_rows: int, num_slots: int) -> Iterator[tuple[list[int], list[int]]]:
-    """Rows and their slots: all together at the first slots and at the last, as far as there are slots; then each
-    alone."""
+    """Rows and their slots: all together at the first slots, as far as there are slots; as many rows, at such slots,
+    that each other decode call is run (`calls.buckets_of`), the last one at the last slots; then each row alone."""
     for first in range(0, num_rows, num_slots):
         rows = list(range(first, min(first + num_slots, num_rows)))
         yield rows, rows_at(0, len(rows))
-        if num_slots > len(rows):
-            yield rows, rows_at(num_slots - len(rows), len(rows))
+        for bucket in buckets_of(num_slots):
+            if 1 < bucket < len(rows):
+                yield rows[-bucket:], rows_at(0, bucket)
+            elif bucket >= 2 * len(rows) or len(rows) < bucket == num_slots:
+                yield rows, rows_at(bucket - len(rows), len(rows))
     if num_slots > 1:
         yield from (([row], [0]) for row in range(num_rows))
 
@@ -147,11 +151,18 @@ class LayerCheck:
     def _compute(
         self, kind: str, rows: Sequence[int], slots: Sequence[int], expected: Sequence[Floats], counts: Sequence[int]
     ) -> None:
-        spans = []
-        for row, slot, count in zip(rows, slots, counts, strict=True):
-            start = self._length(row) - count
-            self._caches.fill(slot, start)
-            spans.append(Span(slot, start, self._reference.token_ids[row, -count:], True))
+        """Twice: a query gives a poisoned key of one sign a score far below all others, and then no weight; that of the
+        other sign gets all of it."""
+        spans = [
+            Span(slot, self._length(row) - count, self._reference.token_ids[row, -count:], True)
+            for row, slot, count in zip(rows, slots, counts, strict=True)
+        ]
+        for negated in (False, True):
+            for span in spans:
+                self._caches.fill(span.slot, span.start, negated=negated)
+            self._compare(kind, spans, expected)
+
+    def _compare(self, kind: str, spans: Sequence[Span], expected: Sequence[Floats]) -> None:
         found = self._runner.issue(StepBatch(tuple(spans))).result()
         for index, (span, wanted) in enumerate(zip(spans, expected, strict=True)):
             actual = self._written(span) if self._has_next_layer else found.full_row(index)[None]

@@ -2,7 +2,8 @@
 
 Every number is one of -127 ... 127 times a power of two, so float16 and bfloat16 hold it exactly; who computes what is
 to come of it needs no cache, only this module. Poison is finite, as what a former answer left behind is, but far
-larger: a kernel that lets a single poisoned position count is off by more than any rounding.
+larger: a kernel that lets a single poisoned position count is off by more than any rounding, with these keys or with
+the same of the other sign.
 """
 
 from __future__ import annotations

@@ -14,6 +14,7 @@ import os
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
+from tempfile import mkstemp
 
 from autoglm_engine.system.own_files import open_own
 
@@ -45,19 +46,26 @@ class KernelCache:
         """Keep it, unless it is there already. A folder that cannot be written to costs the next start its time."""
         if (digest := hashlib.sha256(content).digest()) == self._digest:
             return
-        partial = self.path.with_suffix(f".{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            file = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-            with os.fdopen(file, "wb") as opened:
-                opened.write(digest + content)
-            partial.replace(self.path)
+            self._replace(digest + content)
         except OSError as error:
-            with suppress(OSError):
-                partial.unlink()
             _log.warning("compiled kernels are not kept for the next start: %s", error)
             return
         self._digest = digest
+
+    def _replace(self, content: bytes) -> None:
+        """Under a name of its own first: processes of two containers that share the folder may have the same id."""
+        file, name = mkstemp(prefix=f"{self.path.stem}.", dir=self.path.parent)
+        partial = Path(name)
+        try:
+            with os.fdopen(file, "wb") as opened:
+                opened.write(content)
+            partial.replace(self.path)
+        except OSError:
+            with suppress(OSError):
+                partial.unlink()
+            raise
 
 
 def _folder(environ: Mapping[str, str]) -> Path:

@@ -10,7 +10,8 @@ from .shapes import TensorShapes
 
 
 class KeyValueCache:
-    """Zeroed at load: what was never written is masked, but a NaN times nothing would still be a NaN."""
+    """Zeroed at load: what was never written is masked, but a NaN times nothing would still be a NaN. For the same
+    reason a slot whose logits were not finite is zeroed before it is used again (`runner`)."""
 
     def __init__(self, cuda: Cuda, memory: DeviceMemory, shapes: TensorShapes) -> None:
         self._cuda = cuda
@@ -26,6 +27,11 @@ class KeyValueCache:
             for name, address in self._buffers.items()
             for side in ("past", "present")
         }
+
+    def clear(self, slot: int) -> None:
+        """Enqueue zeroing the slot."""
+        for address in self._buffers.values():
+            self._cuda.clear(address + slot * self._shapes.bytes_per_slot, self._shapes.bytes_per_slot)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
         """Enqueue copying the first `length` positions of a slot to another one."""

@@ -15,6 +15,7 @@ from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.cuda.bindings import CudaBindings
 from autoglm_engine.runners.cuda.memory import free_all
 from autoglm_engine.runners.device_check.approval import approve, examined, record_of, refusal
+from autoglm_engine.runners.runtime_details import check_details
 
 from .calls import graphs_of
 from .engine_plan import EnginePlan
@@ -42,6 +43,7 @@ def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int |
 def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
     """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep
     of it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
+    check_details(manifest, folder)
     if "reference" not in manifest.runtime_details:
         raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
     trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)

@@ -18,6 +18,8 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
+
 from autoglm_engine.core import Candidates, Logits, Span, StepBatch
 from autoglm_engine.errors import DeviceError, EngineError
 from autoglm_engine.runners.base import Limits
@@ -79,6 +81,7 @@ class TensorRTRunner:
         self._limits = limits
         self._number = 0
         self._is_closed = self._has_failed = False
+        self._suspects: set[int] = set()  # slots whose keys and values may not be finite
         memory = DeviceMemory(cuda, cleanup)
         self._cache = KeyValueCache(cuda, memory, shapes)
         self._logit_state = LogitState(cuda, memory, shapes)
@@ -114,6 +117,7 @@ class TensorRTRunner:
         self._check_usable()
         check_prefix(source, target, length, self._limits)
         with self._failing_for_good():
+            self._clear_suspect(target)
             self._cache.copy_prefix(source, target, length)
 
     def close(self) -> None:
@@ -167,6 +171,9 @@ class TensorRTRunner:
         self._number += 1
         step = self._step(spans)
         self._cuda.wait(self._events[step.turn])  # for the step that had this turn's pinned memory
+        for span in spans:
+            if not span.start:
+                self._clear_suspect(span.slot)
         self._logit_state.apply(spans)
         self._stage(step)
         if step.decode:
@@ -211,6 +218,12 @@ class TensorRTRunner:
         self._prefill.run(batch.num_rows, batch.num_tokens, num_positions, addresses)
         self._outputs.keep_prefill_logits(batch)
 
+    def _clear_suspect(self, slot: int) -> None:
+        """The slot begins anew: what is not finite would reach its next owner through every mask."""
+        if slot in self._suspects:
+            self._suspects.remove(slot)
+            self._cache.clear(slot)
+
     # ---- its result
 
     def _collect(self, step: Step) -> Candidates:
@@ -220,6 +233,8 @@ class TensorRTRunner:
         with self._failing_for_good():
             self._cuda.wait(self._events[step.turn])
             found = self._outputs.candidates(step.turn, step.rows)
+        _, _, log_sum_exp = found
+        self._suspects.update(step.rows[row].slot for row in np.flatnonzero(~np.isfinite(log_sum_exp)))
         return Candidates(*found, full_row=partial(self._fetch, step))
 
     def _fetch(self, step: Step, row: int) -> Logits:

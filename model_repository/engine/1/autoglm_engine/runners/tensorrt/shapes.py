@@ -54,6 +54,11 @@ class TensorShapes:
             _ = shapes.cache_itemsize
         except KeyError as error:
             raise ArtifactError(f"the artifact's manifest lacks or does not know {error}; export it again") from None
+        except (IndexError, TypeError, ValueError):
+            raise ArtifactError(
+                f"the artifact's manifest has runtime_details.profiles {str(details['profiles'])[:100]}, which gives "
+                "no batched_prefill with batch and sequence from ... to; export it again"
+            ) from None
         shapes.check(manifest.max_length)
         return shapes
 
@@ -65,6 +70,11 @@ class TensorShapes:
             raise ArtifactError(
                 f"the artifact's cache has {self.cache_length} positions; {max_length} tokens need {needed}: "
                 "export it again"
+            )
+        if self.batched_rows > self.num_slots:
+            raise ArtifactError(
+                f"the artifact's batches have {self.batched_rows} rows, there are {self.num_slots} slots: export it "
+                "again"
             )
         if self.attention_lengths[-1:] != (self.cache_length,):
             raise ArtifactError(
