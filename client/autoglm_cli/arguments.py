@@ -116,7 +116,11 @@ DEFAULT_MODEL = ENSEMBLE
 
 
 def urls_of(text: str) -> tuple[str, ...]:
-    return tuple(part.strip() for part in text.split(",") if part.strip()) or (DEFAULT_URL,)
+    """Raises CommandError for an address of HTTP."""
+    urls = tuple(part.strip() for part in text.split(",") if part.strip()) or (DEFAULT_URL,)
+    if wrong := [url for url in urls if url.startswith(("http://", "https://"))]:
+        raise CommandError(f"the address is {wrong[0]!r}; it must be host:port of a gRPC endpoint, without http://")
+    return urls
 
 
 @dataclass(frozen=True, slots=True)

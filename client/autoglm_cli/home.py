@@ -21,9 +21,13 @@ _MANIFEST = "manifest.json"
 
 
 def home() -> Path:
-    """Absolute, whether it exists or not."""
+    """Absolute, whether it exists or not. Raises CommandError where the environment names what is no folder."""
     if chosen := os.environ.get(HOME_VARIABLE):
-        return Path(chosen).expanduser().absolute()
+        folder = Path(chosen).expanduser().absolute()
+        existing = next(path for path in (folder, *folder.parents) if path.exists())
+        if not existing.is_dir():
+            raise CommandError(f"{HOME_VARIABLE} is {chosen!r}; it must name a folder, and {existing} is none")
+        return folder
     from platformdirs import user_data_path
 
     return Path(user_data_path(_APPLICATION, appauthor=False))

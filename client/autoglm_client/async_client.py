@@ -74,6 +74,9 @@ class AsyncClient:
         self.urls = (urls,) if isinstance(urls, str) else tuple(urls)
         if not self.urls:
             raise ValueError("a client needs at least one url")
+        for url in self.urls:
+            if not url or url.startswith(("http://", "https://")):
+                raise ValueError(f"a url is {url!r:.100}; it must be host:port of a gRPC endpoint, without http://")
         self._model = model
         self._options = options or GenerationOptions()
         self._timeouts = timeouts or Timeouts()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import re
 import signal
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from autoglm_cli import app
-from autoglm_cli.errors import FriendlyGroup
+from autoglm_cli.errors import CommandError, FriendlyGroup
 from autoglm_client import InvalidRequestError, QueueFullError, async_client
 from typer.main import get_command
 from typer.testing import CliRunner, Result
@@ -187,6 +188,51 @@ def test_what_is_not_installed_is_named_with_its_extra(monkeypatch: pytest.Monke
     monkeypatch.setitem(__import__("sys").modules, "autoglm_export.export", None)
     result = run("export", "smollm2", "-o", "/tmp/never")
     assert result.exit_code == 1 and "pip install 'autoglm-triton[export]'" in result.stderr
+
+
+@pytest.mark.parametrize("url", ["http://127.0.0.1:8000", "a:1, https://b:2"])
+def test_an_address_of_http_is_not_asked(url: str) -> None:
+    result = run("generate", "hi", "--url", url)
+    assert (result.exit_code, result.stderr.count("\n")) == (1, 1)
+    assert "it must be host:port of a gRPC endpoint, without http://" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_without_a_server_nothing_is_exported_or_installed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("autoglm_cli.commands.serve.run_export", _must_not_be_called)
+    monkeypatch.setattr("autoglm_cli.commands.demo.ensure_weights", _must_not_be_called)
+    more = ["--export-if-missing", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    result = run(command, "--repository", "model_repository", "--artifact", "nowhere", *(more * (command == "serve")))
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert result.stderr.startswith("error: tritonserver is not installed")
+
+
+@pytest.mark.parametrize("command", ["serve", "demo"])
+def test_without_an_exporter_nothing_is_promised_or_installed(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(module: str, extra: str) -> None:
+        raise CommandError(f"{module} wants the extra {extra}")
+
+    monkeypatch.setattr("autoglm_cli.commands.export.needs", missing)
+    monkeypatch.setattr("autoglm_cli.commands.demo.ensure_weights", _must_not_be_called)
+    more = ["--export-if-missing", "--http-port", "0", "--grpc-port", "0", "--metrics-port", "0"]
+    result = run(command, "--repository", "model_repository", "--artifact", "nowhere", *(more * (command == "serve")))
+    assert result.exit_code == 1
+    assert result.stderr == "error: autoglm_export.export wants the extra export\n"
+
+
+def test_without_the_gateways_packages_no_server_is_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "uvicorn" else found(name))
+    result = run("serve", "--gateway", "--repository", "model_repository", "--artifact", "nowhere")
+    assert (result.exit_code, result.stderr) == (
+        1,
+        "error: uvicorn is missing: pip install 'autoglm-triton[gateway]'\n",
+    )
+
+
+def _must_not_be_called(*arguments: object, **options: object) -> None:
+    pytest.fail("it is too early")
 
 
 def test_health_says_what_is_ready(use: Use) -> None:

@@ -273,3 +273,9 @@ def test_types_are_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         GenerationOptions().max_tokens = 3  # type: ignore[misc]
     assert not [n for n, count in Counter(autoglm_client.__all__).items() if count > 1]
+
+
+@pytest.mark.parametrize("url", ["", "http://127.0.0.1:8000", "https://server"])
+def test_a_url_is_an_address_of_grpc(url: str) -> None:
+    with pytest.raises(ValueError, match="it must be host:port of a gRPC endpoint"):
+        autoglm_client.AsyncClient(["127.0.0.1:8001", url])

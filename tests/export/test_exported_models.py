@@ -295,3 +295,17 @@ def test_the_makefile_installs_the_versions_that_the_sentences_name() -> None:
 
     makefile = (ROOT / "Makefile").read_text()
     assert all(requirement in makefile for _, requirement, _ in BUNDLED.values())
+
+
+@pytest.mark.parametrize("inside", ["", "deeper"])
+@pytest.mark.parametrize(
+    "command", [["models"], ["inspect"], ["models", "remove", "a"], ["export", "b", "--name", "a"]]
+)
+def test_a_home_that_is_no_folder_is_one_sentence(
+    command: list[str], inside: str, installed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("AUTOGLM_HOME", str(tmp_path / "file" / inside))
+    result = cli(*command)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1
+    assert f"it must name a folder, and {tmp_path / 'file'} is none" in result.stderr

@@ -1,7 +1,7 @@
 """The runner over a torch stand-in for TensorRT at GLM-4's width: for a machine with a driver and torch, and no
 TensorRT.
 
-    PYTHONPATH=tests:export:perf:model_repository/engine/1 python tests/gpu/torch_standin.py [--layers 4] [--slots 64]
+    PYTHONPATH=.:export:perf:model_repository/engine/1 python tests/gpu/torch_standin.py [--layers 4] [--slots 64]
 
 Checks what the runner computes as an artifact's GPU is checked (poisoned caches, rows alone and together, a text), then
 says what of a decode step is the host's: with a graph, and where none can be captured, kernel by kernel. What it

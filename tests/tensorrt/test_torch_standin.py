@@ -3,6 +3,10 @@ GPU."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +15,7 @@ import torch
 from autoglm_engine.runners.tensorrt.load import check_on
 
 from tests.gpu import torch_standin
+from tests.support.export.artifacts import ROOT
 from tests.support.export.tiny_decoders import SPECS, expected_logits, random_weights
 from tests.support.perf.gpu_fakes import TINY
 from tests.support.tensorrt.checked_artifacts import add_reference
@@ -73,3 +78,16 @@ def test_what_torch_cannot_compute_is_refused_in_a_sentence(tmp_path: Path) -> N
     bench.cuda.enqueue = lambda operation: operation()  # type: ignore[method-assign]
     with pytest.raises(Exception, match="could not enqueue a step: operation not permitted when stream is capturing"):
         bench.open()
+
+
+@pytest.mark.slow
+def test_it_runs_as_it_is_documented() -> None:
+    written = [(ROOT / "docs" / "gpu.md").read_text(encoding="utf-8"), torch_standin.__doc__ or ""]
+    commands = [re.findall(r"PYTHONPATH=(\S+) python3? (tests/gpu/torch_standin\.py)", text) for text in written]
+    assert commands[0] == commands[1] and len(commands[0]) == 1
+    paths, program = commands[0][0]
+    command = [sys.executable, program, "--help"]
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "PYTHONPATH": paths}, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

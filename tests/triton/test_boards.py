@@ -315,7 +315,7 @@ def test_a_cancel_is_passed_on_to_engines_that_still_run(tmp_path: Path, server:
     ):
         requests = RequestBoards(newer, server, tmp_path)
         requests.note_asked()
-        requests.pass_cancels(["a", "\ud800"])
+        assert requests.pass_cancels(["a", "\ud800"])
         seen, tags = elder.cancels_since(0)
         assert (seen, tags) == (2, {elder.seal.tag_of("a"), elder.seal.tag_of("\ud800")})
         requests.pass_cancels([str(number) for number in range(2 * MOST_CANCELS)])
@@ -325,7 +325,7 @@ def test_a_cancel_is_passed_on_to_engines_that_still_run(tmp_path: Path, server:
         assert newer.cancels_since(0) == other.cancels_since(0) == (0, set())
         assert newer.seal.tag_of("a") != elder.seal.tag_of("a")
         elder.close()
-        requests.pass_cancels(["too late"])
+        assert not requests.pass_cancels(["too late"])
 
 
 def test_an_engine_that_is_loaded_in_anothers_place_is_watched(tmp_path: Path, server: ServerIdentity) -> None:

@@ -167,6 +167,21 @@ def test_a_cancel_that_met_a_refused_request_does_not_meet_the_next_one_of_that_
     assert not replies.was_cancelled("a", arrival=clock.now)
 
 
+def test_a_cancel_that_went_to_the_engine_before_does_not_meet_the_next_request_of_that_id(gate: AckGate) -> None:
+    """Nobody here had that id, and the one that was meant may run in the engine that this one replaced."""
+    clock = FakeClock()
+    replies = Replies(gate, clock)
+    replies.find(["a"], may_be_elsewhere=True)
+    cancelled_at = clock.now
+    clock.now += 1.0
+    replies.open("a", FakeReply())
+    assert replies.was_cancelled("a", cancelled_at - 0.1), "it was here before its cancel, and waited to be encoded"
+    replies.find(["b"], may_be_elsewhere=True)
+    clock.now += 1.0
+    replies.open("b", FakeReply())
+    assert not replies.was_cancelled("b", clock.now)
+
+
 def test_a_cancel_of_no_id_is_nobodys(gate: AckGate) -> None:
     replies = Replies(gate)
     replies.open("", FakeReply())

@@ -15,7 +15,9 @@ from autoglm_cli.bundled_weights import ensure_weights
 from autoglm_cli.output import notes, stage_table, summary_line, write_pieces
 from autoglm_cli.paths import BUNDLED_MODEL, artifact_folder, is_exported, repository_folder, server_artifact
 from autoglm_cli.server.local_server import LocalServer
+from autoglm_cli.server.triton_install import find_triton
 
+from .export import check_exporter
 from .serve import ensure_exported, running
 
 _QUESTION = "What is the capital of France?"
@@ -57,7 +59,9 @@ def demo(
     """
     folder = repository_folder(repository)
     chosen = artifact_folder(server_artifact(artifact, folder, BUNDLED_MODEL), folder)
+    find_triton()
     if not is_exported(chosen):
+        check_exporter()
         ensure_weights(BUNDLED_MODEL, agreed=yes)
         ensure_exported(chosen, export_if_missing=True)
     server = LocalServer(folder, artifact=chosen, http=False)

@@ -143,9 +143,14 @@ def _recheck(target: Path, check: bool, chosen: dict[str, Any]) -> Any:
     return needs("autoglm_export.parity.device_trial", "export").recheck(target)
 
 
+def check_exporter() -> Any:
+    """The exporter, or the sentence that says what to install: before anything long begins."""
+    return needs("autoglm_export.export", "export")
+
+
 def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any]) -> Any:
     """The manifest. What is None in `chosen` is left to the exporter; what it found then is told."""
-    exporter = needs("autoglm_export.export", "export")
+    exporter = check_exporter()
     if check:
         for package in ("torch", "transformers"):
             needs(package, "check")

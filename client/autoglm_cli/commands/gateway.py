@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -217,6 +218,12 @@ def check_python() -> None:
     if running < _OLDEST_PYTHON:
         needed, found = (".".join(map(str, version)) for version in (_OLDEST_PYTHON, running))
         raise CommandError(f"the gateway needs Python {needed} or later, and this is {found}")
+
+
+def check_installed() -> None:
+    """Without loading it. Raises CommandError."""
+    if importlib.util.find_spec("uvicorn") is None:
+        raise CommandError("uvicorn is missing: pip install 'autoglm-triton[gateway]'")
 
 
 def running_python() -> tuple[int, int]:

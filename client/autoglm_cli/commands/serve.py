@@ -33,9 +33,10 @@ from autoglm_cli.server.local_server import LocalServer, checked_host, checked_k
 from autoglm_cli.server.ports import check_ports
 from autoglm_cli.server.server_tls import ServerTLS
 from autoglm_cli.server.shared_pools import SharedPools
+from autoglm_cli.server.triton_install import find_triton
 
-from .export import run_export
-from .gateway import GATEWAY_CONFIG_VARIABLE, check_python, gateway_models, gateway_settings
+from .export import check_exporter, run_export
+from .gateway import GATEWAY_CONFIG_VARIABLE, check_installed, check_python, gateway_models, gateway_settings
 
 _HTTP_PORT = 8000
 _STARTING = "starting tritonserver (about 10 s)"
@@ -131,6 +132,7 @@ def serve(
     arguments = trace_arguments(otlp) if otlp else ()
     if gateway:
         check_python()
+        check_installed()
         gateway_settings(gateway_config, {"host": gateway_host or host, **({"otlp": otlp} if otlp else {})})
     ports = {"--http-port": http_port} if http else {}
     ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
@@ -177,6 +179,7 @@ def serve(
 def _check_early(host: str, shared_memory_key: str | None) -> None:
     """What the server would refuse after a model was exported for it."""
     checked_host(host)
+    find_triton()
     if shared_memory_key is not None:
         checked_key(shared_memory_key)
 
@@ -215,6 +218,7 @@ def ensure_exported(artifact: Path, *, export_if_missing: bool) -> None:
         return
     if not export_if_missing:
         raise CommandError(f"there is no exported model at {artifact}; make one with `autoglm export {BUNDLED_MODEL}`")
+    check_exporter()
     notes().print(f"exporting {BUNDLED_MODEL}, this once (about half a minute)", markup=False)
     run_export(BUNDLED_MODEL, artifact, check=False, chosen={})
 

@@ -27,6 +27,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "priority": (priorities.BEST, priorities.LAST),
     "access_log_queue": (1, 10_000_000),
 }
+_SERVER = re.compile(r"(?!https?://).+", re.DOTALL)
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
 _LONGEST_S = 3600
 _CONNECTION_RANGES: dict[str, tuple[float, float]] = {
@@ -129,6 +130,9 @@ class GatewaySettings:
             raise SettingsError(f"tool_format is {self.tool_format!r:.80}; it must be one of {', '.join(TOOL_FORMATS)}")
         if not self.servers:
             raise SettingsError("servers is empty; it must have one host:port at least")
+        for server in self.servers:
+            if not _SERVER.fullmatch(server):
+                raise SettingsError(f"servers has {server!r:.80}; it must be host:port of a gRPC endpoint")
         if self.max_held_bytes < self.max_body_bytes:
             raise SettingsError(
                 f"max_held_bytes is {self.max_held_bytes}; it must be {self.max_body_bytes} (max_body_bytes) at least"

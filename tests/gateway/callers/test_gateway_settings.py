@@ -50,7 +50,7 @@ texts = st.text(st.characters(codec="utf-8", exclude_categories=("Cc", "Cs")), m
         {},
         optional={
             "port": st.integers(0, 65535),
-            "servers": st.lists(texts, min_size=1).map(tuple),
+            "servers": st.lists(texts.filter(bool), min_size=1).map(tuple),
             "model": texts,
             "deadline_ms": st.integers(1, 86_400_000),
             "concurrency": st.integers(0, 1_000_000),
@@ -87,6 +87,8 @@ def test_every_setting_but_the_keys_is_printed() -> None:
         ("port = 80.5", "port is 80.5; it must be a whole number"),
         ("open = 1", "open is 1; it must be true or false"),
         ("servers = 'a:1'", "servers is 'a:1'; it must be a list of strings"),
+        ("servers = ['']", "servers has ''; it must be host:port"),
+        ("servers = ['http://a:1']", "servers has 'http://a:1'; it must be host:port"),
         ("aliases = {a = 1}", "aliases is {'a': 1}; it must be a table of strings"),
         ("aliases = {a = 'b'}", "the alias 'a' means 'b'; it must mean the model, 'autoglm'"),
         ("deadline_ms = 0", "deadline_ms is 0; it must be between 1 and"),

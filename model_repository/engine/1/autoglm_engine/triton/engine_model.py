@@ -233,8 +233,8 @@ class EngineService:
             raise InvalidRequest("control is not JSON") from None
         match raw:
             case {"cancel": list(ids), **rest} if not rest and all(isinstance(i, str) for i in ids):
-                self._requests.pass_cancels(ids)
-                return {"cancelled": self._loop.cancel(self._replies.find(ids))}
+                is_passed = self._requests.pass_cancels(ids)
+                return {"cancelled": self._loop.cancel(self._replies.find(ids, may_be_elsewhere=is_passed))}
             case {"stats": True, **rest} if not rest:
                 self._step_watch.check()
                 counted = {**dataclasses.asdict(self._engine.stats), **self._engine.cache_stats}

@@ -100,13 +100,16 @@ class Replies:
             except Exception as error:
                 _log.error("the end could not be told", exc_info=error, extra={"request_id": request_id})
 
-    def find(self, caller_ids: Iterable[str]) -> list[str]:
-        """The engine's ids of these callers' requests; those without an id cannot be meant."""
+    def find(self, caller_ids: Iterable[str], *, may_be_elsewhere: bool = False) -> list[str]:
+        """The engine's ids of these callers' requests; those without an id cannot be meant. `may_be_elsewhere`: an
+        engine that this one replaced may have them, so that a later request of the id is not what was meant."""
         wanted = set(caller_ids) - {""}
         now = self._clock()
         with self._lock:
             recent = {i: cancel for i, cancel in self._cancels.items() if now - cancel.at < _OVERTAKEN_SECONDS}
-            self._cancels = recent | {caller: Cancel(now, caller in self._used) for caller in wanted}
+            self._cancels = recent | {
+                caller: Cancel(now, may_be_elsewhere or caller in self._used) for caller in wanted
+            }
             return [request_id for request_id, entry in self._replies.items() if entry.caller_id in wanted]
 
     def find_tagged(self, tags: Collection[int], tag_of: Callable[[str], int]) -> list[str]:
