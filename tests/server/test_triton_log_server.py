@@ -14,7 +14,8 @@ from tests.support.server.replica import wait_until
 
 ROOT = Path(__file__).parents[2]
 LINE = re.compile(
-    r"^(?P<level>[IWE])\d{4} [\d:.]+ \d+ log\.py:\d+\] \"?cache\.redis\.connection: (?P<message>.*)$", flags=re.MULTILINE
+    r"^(?P<level>[IWE])\d{4} [\d:.]+ \d+ log\.py:\d+\] \"?cache\.redis\.connection: (?P<message>.*)$",
+    flags=re.MULTILINE,
 )
 
 pytestmark = pytest.mark.server
