@@ -54,6 +54,7 @@ class DeviceCaches:
     def close(self) -> None:
         """Whatever fails on the way. What was poisoned would be read by nobody, but zeroes are what slots begin
         with."""
+        self._cleanup.callback(self._cuda.synchronize)  # also where clearing fails: nothing is freed that is still used
         self._cleanup.callback(self._clear)
         self._cleanup.close()
 
@@ -62,7 +63,6 @@ class DeviceCaches:
             addresses = self._cache.addresses(slot)
             for name in self._shapes.cache_names:
                 self._cuda.clear(addresses[f"past_{name}"], self._shapes.bytes_per_slot)
-        self._cuda.synchronize()
 
     def _read(self, name: str, slot: int, start: int, count: int) -> npt.NDArray[np.float32]:
         shapes = self._shapes
