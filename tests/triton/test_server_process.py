@@ -19,6 +19,15 @@ import subprocess, sys, time
 model = subprocess.Popen([sys.executable, "-c", sys.argv[1]])
 time.sleep(600)
 """
+# One that no signal of the first thousands reaches: none makes it run.
+_UNBLOCK = "time.sleep(4); signal.pthread_sigmask(signal.SIG_UNBLOCK, [15])"
+_BLOCKED_SERVER = f"""
+import signal
+signal.signal(15, lambda *_: None)
+signal.pthread_sigmask(signal.SIG_BLOCK, [15])
+{_SERVER.replace("time.sleep(600)", _UNBLOCK)}
+time.sleep(600)
+"""
 _WAITING_SERVER = f"import signal; signal.signal(15, lambda *_: None)\n{_SERVER}"  # as one with requests in flight
 NAMESPACE = ("unshare", "--pid", "--fork", "--mount-proc", "--kill-child")
 _MODEL = """
@@ -61,11 +70,12 @@ def may_make_namespaces() -> bool:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not may_make_namespaces(), reason="only root may make a namespace of process ids")
-def test_the_first_process_of_a_container_is_made_to_end_too() -> None:
+@pytest.mark.parametrize("waiting", [_WAITING_SERVER, _BLOCKED_SERVER], ids=["waiting", "blocked"])
+def test_the_first_process_of_a_container_is_made_to_end_too(waiting: str) -> None:
     """No signal of its own container reaches it: of SIGTERM it makes what it likes, SIGKILL it does not see."""
     asked = "server.end_with_it(); server.end(); print('asked', flush=True); os.kill(1, 9); time.sleep(0.5)"
     server = psutil.Popen(
-        [*NAMESPACE, sys.executable, "-c", _WAITING_SERVER, _MODEL.format(line=asked)], stdout=subprocess.PIPE
+        [*NAMESPACE, sys.executable, "-c", waiting, _MODEL.format(line=asked)], stdout=subprocess.PIPE
     )
     assert server.stdout.readline() == b"asked\n"
     assert server.stdout.readline() == b"2\n"  # the model and its server went on

@@ -12,15 +12,26 @@ import time
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
-# A number may be another process's by then: field 22 of its stat, when it began, tells. In a container the server may
-# be its first process, which no signal from inside ends, SIGKILL neither; but the kernel's own does, when its processor
-# time is up. The kernel looks at that while the process runs, and one that only waits hardly does: so it is given
-# signals to handle.
-_KILL_LATER = (
-    'sleep {seconds}; [ "$(cut -d" " -f22 /proc/{pid}/stat)" = {started} ] || exit; '
-    "kill -9 {pid}; prlimit --pid {pid} --cpu=0:0; "
-    "i=0; while [ $i -lt 20000 ] && kill -15 {pid}; do i=$((i+1)); done"
-)
+# A number may be another process's by then: when it began tells, the 20th field of its stat behind its name. In a
+# container the server may be its first process, which no signal from inside ends, SIGKILL neither; but the kernel's own
+# does, when its processor time is up. The kernel looks at that when its clock ticks while the process runs, and one
+# that only waits hardly does: so it is given signals to handle, until a tick meets it.
+_KILL_LATER = """
+goes_on() {{
+    stat=$(cat /proc/{pid}/stat) || return
+    set -- ${{stat##*) }}
+    [ "$1" != Z ] && [ "${{20}}" = {started} ]
+}}
+sleep {seconds}
+goes_on || exit
+kill -9 {pid}
+prlimit --pid {pid} --cpu=0:0 || exit
+while goes_on; do
+    i=0
+    while [ $i -lt 20000 ] && kill -15 {pid}; do i=$((i+1)); done
+    sleep 0.1
+done
+"""
 
 
 class ServerProcess:
