@@ -338,10 +338,14 @@ def break_some(patch: pytest.MonkeyPatch) -> None:
     """Samplers with a seed from BREAKS on, and stop strings that are BOOM."""
     sample: Callable[..., Any] = TokenSampler.sample
     sample_candidates: Callable[..., Any] = TokenSampler.sample_candidates
+    wants_plain_draw: Callable[[TokenSampler], bool] = TokenSampler.wants_plain_draw.fget  # type: ignore[assignment]
     push: Callable[..., Any] = StopMatcher.push
 
+    def may_break(sampler: TokenSampler) -> bool:
+        return (sampler._options.seed or 0) >= BREAKS
+
     def check(sampler: TokenSampler) -> None:
-        if (sampler._options.seed or 0) >= BREAKS and sampler._num_generated >= sampler._options.seed - BREAKS:  # type: ignore[operator]
+        if may_break(sampler) and sampler._num_generated >= sampler._options.seed - BREAKS:  # type: ignore[operator]
             raise Broken("a sampler")
 
     def broken_sample(self: TokenSampler, *args: Any) -> Any:
@@ -358,6 +362,9 @@ def break_some(patch: pytest.MonkeyPatch) -> None:
             raise Broken("a matcher")
         return push(self, *args)
 
+    # Many plain draws are made at once, by nobody's sampler: one that breaks is asked.
+    plain = property(lambda sampler: wants_plain_draw(sampler) and not may_break(sampler))
+    patch.setattr(TokenSampler, "wants_plain_draw", plain)
     patch.setattr(TokenSampler, "sample", broken_sample)
     patch.setattr(TokenSampler, "sample_candidates", broken_candidates)
     patch.setattr(StopMatcher, "push", broken_push)
