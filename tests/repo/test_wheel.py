@@ -90,3 +90,9 @@ def test_models_are_where_the_system_keeps_a_users_data(tmp_path: Path, monkeypa
     assert home.models_folder() == tmp_path / "autoglm-triton" / "models"
     monkeypatch.setenv("AUTOGLM_HOME", "~/elsewhere")
     assert home.models_folder() == Path.home() / "elsewhere" / "models"
+
+
+def test_the_docs_name_it(site: Path) -> None:
+    (metadata,) = site.glob("autoglm_triton-*.dist-info")
+    name = f"{metadata.stem}-py3-none-any.whl"
+    assert all(name in (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving.md"))

@@ -82,7 +82,8 @@ def list_models(context: typer.Context, json: args.Json = False) -> None:
     if found:
         SafeConsole().print(_table(found))
     advice = "" if found else "; `autoglm export` makes one"
-    notes().print(f"{len(found)} exported models; those with names are in {models_folder()}{advice}", soft_wrap=True)
+    count = "1 exported model" if len(found) == 1 else f"{len(found)} exported models"
+    notes().print(f"{count}; those with names are in {models_folder()}{advice}", soft_wrap=True)
 
 
 @models.command()
