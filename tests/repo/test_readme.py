@@ -103,6 +103,6 @@ def test_what_the_readme_links_to_is_there(link: str) -> None:
 
 def test_every_body_that_the_docs_send_says_what_it_is() -> None:
     """curl says of a body that it is a form, unless it is told otherwise."""
-    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md")]
     sending = [line for page in pages for line in page.read_text().splitlines() if re.search(r"curl\b.* -d ", line)]
     assert sending and all("-H 'Content-Type: application/json'" in line for line in sending)

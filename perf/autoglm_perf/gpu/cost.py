@@ -29,7 +29,7 @@ ROWS, LENGTHS, PROMPTS = (1, 16, 64, 256), (1_000, 8_000, 25_000), (16, 100, 400
 LONGEST = 25_600  # tokens that a slot is built for, where the card has room
 CHUNK = 512
 
-# Measured on one core of a CPU server, see docs/performance.md and docs/decisions.md.
+# Measured on one core of a CPU server, see docs/performance.md and docs/decisions/engine.md.
 PLAN_S = 8.3e-6  # a row: scheduling, sampling and events of a greedy request
 DRAW_S = 0.7e-6  # a row drawn from the candidates, all rows at once
 ROW_S = 155e-6  # a whole row of 151,552 logits: copied, drawn from

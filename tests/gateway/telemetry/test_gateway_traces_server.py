@@ -74,7 +74,7 @@ def is_whole(spans: Sequence[CollectedSpan]) -> bool:
 
 def traced_whole(collector: Collector, ask: Callable[[dict[str, str]], object]) -> tuple[str, list[CollectedSpan]]:
     """(the caller's span, all spans of its trace). Asks again where Triton lost the context, as it does now and then:
-    docs/decisions.md has how often. On a slow machine the spans of an earlier request may still come."""
+    docs/decisions/gateway.md has how often. On a slow machine the spans of an earlier request may still come."""
     callers: dict[str, str] = {}
     for _ in range(20):
         trace_id, caller, headers = context()

@@ -1,7 +1,7 @@
 """Unit vectors in groups that never see each other: the nearest ones of a group, exactly, by faiss.
 
 Not thread-safe. A group is one flat index, which costs less than 1 kB beside its vectors; a graph index would cost some
-40 kB a group and save nothing below 10,000 vectors (docs/decisions.md).
+40 kB a group and save nothing below 10,000 vectors (docs/decisions/caching.md).
 """
 
 from __future__ import annotations
