@@ -1,5 +1,5 @@
 """Runs the smoke set (deploy/smoke.sh --local) on every tritonserver that PyPI has, and prints a table for
-docs/serving.md.
+docs/serving/versions.md.
 
     python -m tests.by_hand.triton_matrix [--artifact PATH] [--folder PATH] [VERSION ...]
 

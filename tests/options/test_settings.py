@@ -21,7 +21,7 @@ from tests.support.engine.fakes import request
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
-SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+SETTINGS_PAGE = (ROOT / "docs" / "serving" / "settings.md").read_text(encoding="utf-8")
 NAMES = [field.name for field in dataclasses.fields(ServingSettings)]
 
 
@@ -110,10 +110,10 @@ def test_commands_read_the_file_that_the_environment_names(tmp_path: Path) -> No
 
 
 def test_the_documented_file_and_table_are_so(tmp_path: Path) -> None:
-    (sample,) = re.findall(r"^```toml\n(.*?)^```", SERVING, flags=re.DOTALL | re.MULTILINE)
+    (sample,) = re.findall(r"^```toml\n(.*?)^```", SETTINGS_PAGE, flags=re.DOTALL | re.MULTILINE)
     assert len(read_settings(write(tmp_path / "serving.toml", sample))) >= 5
     rows = re.findall(
-        r"^\| ([a-z_]+) \| ([^|]+) \|", SERVING.split("| setting | default |")[1].split("\n\n")[0], flags=re.MULTILINE
+        r"^\| ([a-z_]+) \| ([^|]+) \|", SETTINGS_PAGE.split("| setting | default |")[1].split("\n\n")[0], flags=re.MULTILINE
     )
     shown = {name: default.split(":")[0].strip().replace(",", "") for name, default in rows}
     assert set(shown) == set(NAMES)

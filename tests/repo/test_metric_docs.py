@@ -10,13 +10,13 @@ from autoglm_engine.metrics import ALL_METRICS
 from autoglm_engine.triton.metrics_publisher import PREFIX, unit_suffix
 
 ROOT = Path(__file__).parents[2]
-SERVING = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
+PAGES = {path.name: path.read_text(encoding="utf-8") for path in (ROOT / "docs" / "serving").glob("*.md")}
 PUBLISHED = {f"{PREFIX}{spec.name}{unit_suffix(spec)}": spec for spec in ALL_METRICS}
 
 
 def documented() -> dict[str, tuple[str, str]]:
     """Name -> (kind, what is said)."""
-    table = SERVING.split("| metric | kind | |", 1)[1].split("\n\n", 1)[0]
+    table = PAGES["metrics.md"].split("| metric | kind | |", 1)[1].split("\n\n", 1)[0]
     rows = re.findall(r"^\| (autoglm_[^|]+) \| (\w+) \| (.+) \|$", table, flags=re.MULTILINE)
     return {name: (kind, said) for names, kind, said in rows for name in names.split(", ")}
 
@@ -36,7 +36,7 @@ def test_the_table_names_each_label() -> None:
 
 
 def test_other_places_name_only_what_is_published() -> None:
-    said = set(re.findall(r"\bautoglm_[a-z0-9_]*[a-z0-9]\b", SERVING)) - {"autoglm_engine", "autoglm_triton"}
+    said = set(re.findall(r"\bautoglm_[a-z0-9_]*[a-z0-9]\b", " ".join(PAGES.values()))) - {"autoglm_engine", "autoglm_triton"}
     assert said <= {*PUBLISHED, *(name.removesuffix("_total") for name in PUBLISHED)}
 
 

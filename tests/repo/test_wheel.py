@@ -95,4 +95,4 @@ def test_models_are_where_the_system_keeps_a_users_data(tmp_path: Path, monkeypa
 def test_the_docs_name_it(site: Path) -> None:
     (metadata,) = site.glob("autoglm_triton-*.dist-info")
     name = f"{metadata.stem}-py3-none-any.whl"
-    assert all(name in (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving.md"))
+    assert all(name in (ROOT / page).read_text(encoding="utf-8") for page in ("README.md", "docs/serving/running.md"))

@@ -93,7 +93,7 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 
 
 class Extensions(Strict):
-    """What this server can do beside: `docs/serving.md` has the ranges."""
+    """What this server can do beside: `docs/architecture.md` has the ranges."""
 
     top_k: Annotated[int, Field(ge=-1)] | None = None  # vLLM's way to say that it is off: -1
     min_p: Annotated[float, Field(ge=0, le=1)] | None = None

@@ -76,6 +76,6 @@ def find_package(args):
     except ModuleNotFoundError:
         where = f"neither in {places[0]} nor in {places[1]}, and not installed"
         raise RuntimeError(
-            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving/running.md, Layouts)"
         ) from None
     check_release(args["model_name"], RELEASE)

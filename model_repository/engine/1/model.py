@@ -118,7 +118,7 @@ class Families:
 
         if spec.name not in self.families:
             kind = getattr(pb_utils.MetricFamily, spec.kind.name, None)
-            if kind is None:  # older than histograms: docs/serving.md has the versions
+            if kind is None:  # older than histograms: docs/serving/versions.md has them
                 return NoSeries()
             name = f"{PREFIX}{spec.name}{unit_suffix(spec)}"
             self.families[spec.name] = pb_utils.MetricFamily(name=name, description=spec.description, kind=kind)
@@ -163,6 +163,6 @@ def find_package(args):
     except ModuleNotFoundError:
         where = f"neither in {places[0]} nor in {places[1]}, and not installed"
         raise RuntimeError(
-            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving.md, Layouts)"
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving/running.md, Layouts)"
         ) from None
     check_release(args["model_name"], RELEASE)

@@ -18,7 +18,7 @@ def check_version(model: str, version: str) -> None:
     if version != VERSION:
         raise InvalidRequest(
             f"{model}/{version} cannot be served: the only version of each model is {VERSION}, and a new "
-            f"artifact takes the place of the one before (docs/serving.md, Reloads); remove {model}/{version}"
+            f"artifact takes the place of the one before (docs/serving/running.md, Reloads); remove {model}/{version}"
         )
 
 
