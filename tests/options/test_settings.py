@@ -112,9 +112,8 @@ def test_commands_read_the_file_that_the_environment_names(tmp_path: Path) -> No
 def test_the_documented_file_and_table_are_so(tmp_path: Path) -> None:
     (sample,) = re.findall(r"^```toml\n(.*?)^```", SETTINGS_PAGE, flags=re.DOTALL | re.MULTILINE)
     assert len(read_settings(write(tmp_path / "serving.toml", sample))) >= 5
-    rows = re.findall(
-        r"^\| ([a-z_]+) \| ([^|]+) \|", SETTINGS_PAGE.split("| setting | default |")[1].split("\n\n")[0], flags=re.MULTILINE
-    )
+    tables = [part.split("\n\n")[0] for part in SETTINGS_PAGE.split("| setting | default |")[1:]]
+    rows = re.findall(r"^\| ([a-z_]+) \| ([^|]+) \|", "\n".join(tables), flags=re.MULTILINE)
     shown = {name: default.split(":")[0].strip().replace(",", "") for name, default in rows}
     assert set(shown) == set(NAMES)
     for name, default in dataclasses.asdict(ServingSettings()).items():

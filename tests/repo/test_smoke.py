@@ -202,7 +202,7 @@ def test_a_table_says_what_did_not_hold() -> None:
 
 @pytest.mark.server
 def test_all_of_it_holds_on_the_real_server(artifact: Path, tmp_path: Path) -> None:
-    """Also reloading, and the end. Two of the checks are what the versions in docs/serving/versions.md are told apart by."""
+    """Also reloading, and the end. Two of the checks tell the versions in docs/serving/versions.md apart."""
     program = launcher(find_triton(), tmp_path)
     done = run("--local", "--artifact", artifact, "--log", tmp_path / "log", TRITONSERVER=str(program))
     assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "log").read_text()[-2000:]
