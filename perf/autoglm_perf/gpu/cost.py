@@ -156,7 +156,7 @@ def render() -> str:
     return "\n".join(
         [
             (
-                "A decode step in milliseconds, **computed**, before → now. All rows sample at temperature 1 "
+                "A decode step in milliseconds, **computed**, simple design → this one. All rows sample at temperature 1 "
                 f"and are so many tokens long; slots hold up to {LONGEST:,}."
             ),
             "",
