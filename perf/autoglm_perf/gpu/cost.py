@@ -156,8 +156,8 @@ def render() -> str:
     return "\n".join(
         [
             (
-                "A decode step in milliseconds, **computed**, simple design → this one. All rows sample at temperature 1 "
-                f"and are so many tokens long; slots hold up to {LONGEST:,}."
+                "A decode step in milliseconds, **computed**, simple design → this one. All rows sample at temperature "
+                f"1 and are so many tokens long; slots hold up to {LONGEST:,}."
             ),
             "",
             *_decode_table(),
