@@ -12,9 +12,7 @@ from autoglm_perf.gpu.shapes import Shape, cache_bytes_per_token, weight_bytes_r
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "gpu.md").read_text(encoding="utf-8")
-DOCS = sorted([ROOT / "README.md", *(ROOT / "docs").rglob("*.md")])
 COMPOSE = (ROOT / "deploy" / "compose.yaml").read_text(encoding="utf-8")
-MAKEFILE = (ROOT / "Makefile").read_text(encoding="utf-8")
 
 
 def rows(heading: str) -> list[list[str]]:
@@ -65,23 +63,3 @@ def test_every_variable_of_the_compose_file_is_explained_with_its_default() -> N
     used = dict(re.findall(r"\$\{(\w+):-([^}]*)\}", COMPOSE))
     used["AUTOGLM_CONTROL_KEY"] = "random"
     assert explained == used
-
-
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_make_targets_and_files_that_are_named_are_there(path: Path) -> None:
-    text = path.read_text(encoding="utf-8")
-    targets = set(re.findall(r"^([a-z][a-z-]*):", MAKEFILE, flags=re.MULTILINE))
-    named = set(re.findall(r"(?:^|`)make ([a-z][a-z-]*)", text, flags=re.MULTILINE))
-    assert named <= targets
-    files = {name for name in re.findall(r"deploy/[\w./-]*\w", text) if name != "deploy/engine.env"}  # the reader's own
-    assert all((ROOT / name).exists() for name in files), files
-
-
-@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.relative_to(ROOT).as_posix())
-def test_links_between_pages_lead_to_a_heading(path: Path) -> None:
-    for target, anchor in re.findall(r"\]\((?!http)([\w./-]*)#?([\w-]*)\)", path.read_text(encoding="utf-8")):
-        page = path.parent / target if target else path
-        assert page.exists(), target
-        if anchor:
-            headings = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            assert anchor in {re.sub(r"[^\w -]", "", heading).lower().replace(" ", "-") for heading in headings}
