@@ -23,7 +23,7 @@ SERVERS ?= 3
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -106,6 +106,9 @@ conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI do
 lint: $(VENV)/test.stamp ## ruff, mypy --strict and who imports whom; mypy once more for Python 3.10 what runs there
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports
 	@$(BIN)/mypy --python-version 3.10 --cache-dir .mypy_cache/py310 -p autoglm_engine -p autoglm_client -p autoglm_cli -p autoglm_export
+
+options: $(VENV)/runtime.stamp ## write the table of options into config.pbtxt files, client, gateway and docs
+	@$(BIN)/python -m deploy.options
 
 serve: $(VENV)/runtime.stamp ## run the server in the foreground on loopback until Ctrl-C
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm serve --export-if-missing

@@ -26,7 +26,8 @@ from .admin import flush_cache, read_health, read_limits, read_models, read_stat
 from .exceptions import AutoGLMError, ClientClosedError
 from .mapping import MapLimits, Progress, bounded_map
 from .model_names import ENSEMBLE
-from .options import GenerationOptions, OptionChanges
+from .option_fields import OptionChanges
+from .options import GenerationOptions
 from .retries import RetryPolicy
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts

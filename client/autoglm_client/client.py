@@ -19,7 +19,8 @@ from .blocking import BlockingStream, Feed, pull
 from .exceptions import AutoGLMError, ClientClosedError
 from .mapping import MapLimits, Progress
 from .model_names import ENSEMBLE
-from .options import GenerationOptions, OptionChanges
+from .option_fields import OptionChanges
+from .options import GenerationOptions
 from .retries import RetryPolicy
 from .stream import Stream
 from .timeouts import Timeouts

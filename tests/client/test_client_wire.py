@@ -26,9 +26,10 @@ from autoglm_client import (
     Timeouts,
     TotalTimeout,
 )
-from autoglm_client.options import OPTION_NAMES, OptionChanges
+from autoglm_client.option_fields import OPTION_KINDS, OptionChanges
+from autoglm_client.options import OPTION_NAMES
 from autoglm_client.timeouts import Deadlines, connect_limit
-from autoglm_client.transport.requests import OPTION_DATATYPES, control_request, generation_request, is_control
+from autoglm_client.transport.requests import control_request, generation_request, is_control
 from autoglm_client.transport.responses import error_of, parse_control, parse_generation
 from hypothesis import given
 from hypothesis import strategies as st
@@ -68,7 +69,7 @@ def test_the_client_imports_in_less_time_than_what_it_rests_on() -> None:
 
 
 def test_the_three_lists_of_options_agree() -> None:
-    assert set(OPTION_DATATYPES) == OPTION_NAMES == set(OptionChanges.__annotations__)
+    assert set(OPTION_KINDS) == OPTION_NAMES == set(OptionChanges.__annotations__)
 
 
 def test_a_request_carries_only_what_was_set() -> None:

@@ -12,7 +12,8 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.options.options import OPTIONS, OptionRules
+from autoglm_engine.options.options import OptionRules
+from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.sampling.penalties import Penalties
 from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.triton.tokenizer_model import read_value

@@ -14,8 +14,9 @@ from autoglm_engine.core import Request
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.messages import unpack_request
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
-from autoglm_engine.options.options import OPTIONS, OptionRules
+from autoglm_engine.options.options import OptionRules
 from autoglm_engine.options.sampling_json import NAMES
+from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from hypothesis import given

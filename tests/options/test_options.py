@@ -10,7 +10,8 @@ import pytest
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.manifest import CacheShape, Manifest
-from autoglm_engine.options.options import OPTIONS, OptionRules
+from autoglm_engine.options.options import OptionRules
+from autoglm_engine.options.table import OPTIONS
 from hypothesis import given
 from hypothesis import strategies as st
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.options.options import OPTIONS, OptionRules
+from autoglm_engine.options.options import OptionRules
+from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.options.triton_fields import MAX_TIMEOUT_US, shortest_deadline_ms
 
 RULES = OptionRules(max_length=64, vocab_size=100, defaults={})

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
-from autoglm_engine.options.options import OPTIONS
+from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
 from autoglm_engine.triton.foreign_outputs import FOREIGN_OUTPUTS

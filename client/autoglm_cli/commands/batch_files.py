@@ -11,7 +11,8 @@ from types import TracebackType
 from typing import Any, BinaryIO, cast
 
 from autoglm_client.exceptions import AutoGLMError
-from autoglm_client.options import OPTION_NAMES, GenerationOptions, OptionChanges
+from autoglm_client.option_fields import OptionChanges
+from autoglm_client.options import OPTION_NAMES, GenerationOptions
 from autoglm_client.transport.requests import generation_request
 from autoglm_client.types import Message, Prompt
 

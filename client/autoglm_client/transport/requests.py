@@ -17,41 +17,12 @@ from tritonclient.grpc import service_pb2 as pb
 
 from autoglm_client.exceptions import InvalidRequestError
 from autoglm_client.model_names import ENSEMBLE, ModelNames
+from autoglm_client.option_fields import OPTION_KINDS, OptionKind
 from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Conversation, Message, Prompt
 
 _CONTROL = "control"
 _NUMBER_FORMATS = {"INT32": "<i", "INT64": "<q", "FP32": "<f"}
-
-OPTION_DATATYPES: Mapping[str, str] = {
-    "max_tokens": "INT32",
-    "min_tokens": "INT32",
-    "temperature": "FP32",
-    "top_k": "INT32",
-    "top_p": "FP32",
-    "min_p": "FP32",
-    "repetition_penalty": "FP32",
-    "presence_penalty": "FP32",
-    "frequency_penalty": "FP32",
-    "seed": "INT64",
-    "stop": "STRINGS",
-    "ignore_eos": "BOOL",
-    "logprobs": "INT32",
-    "deadline_ms": "INT32",
-    "heartbeat_ms": "INT32",
-    "priority": "INT32",
-    "prompt_lookup": "INT32",
-    "cache": "STRING",
-    "tenant": "STRING",
-    "user": "STRING",
-    "semantic": "BOOL",
-    "logit_bias": "JSON",
-    "guided_json": "JSON",
-    "guided_regex": "STRING",
-    "guided_grammar": "STRING",
-    "bad_words": "STRINGS",
-    "tools": "JSON",
-}
 
 
 def new_request_id() -> str:
@@ -67,10 +38,10 @@ def generation_request(
         _add(request, "text_input", "BYTES", [_string_bytes("the prompt", prompt)])
     else:
         _add(request, "messages", "BYTES", [_string_bytes("messages", messages_json(prompt))])
-    for name, datatype in OPTION_DATATYPES.items():
+    for name, kind in OPTION_KINDS.items():
         value = getattr(options, name)
         if value is not None:
-            _add_option(request, name, datatype, value)
+            _add_option(request, name, kind, value)
     _add(request, "stream", "BOOL", [struct.pack("<?", stream)])
     return request
 
@@ -104,18 +75,18 @@ def _add(request: pb.ModelInferRequest, name: str, datatype: str, elements: Sequ
     request.raw_input_contents.append(b"".join(elements))
 
 
-def _add_option(request: pb.ModelInferRequest, name: str, datatype: str, value: Any) -> None:
-    if datatype in ("STRING", "STRINGS"):
-        if strings := _strings(name, value) if datatype == "STRINGS" else [_text(name, value)]:
+def _add_option(request: pb.ModelInferRequest, name: str, kind: OptionKind, value: Any) -> None:
+    if kind in ("STRING", "STRINGS"):
+        if strings := _strings(name, value) if kind == "STRINGS" else [_text(name, value)]:
             _add(request, name, "BYTES", [_string_bytes(name, text) for text in strings])
-    elif datatype == "JSON":
+    elif kind == "JSON":
         _add(request, name, "BYTES", [_string_bytes(name, _json(name, value))])
-    elif datatype == "BOOL":
+    elif kind == "BOOL":
         if not isinstance(value, bool):
             raise InvalidRequestError(f"{name} must be true or false, got {value!r}")
-        _add(request, name, datatype, [struct.pack("<?", value)])
+        _add(request, name, kind, [struct.pack("<?", value)])
     else:
-        _add(request, name, datatype, [_number_bytes(name, datatype, value)])
+        _add(request, name, kind, [_number_bytes(name, kind, value)])
 
 
 def _json(name: str, value: Any) -> str:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from autoglm_engine.options.table import OPTIONS, Option
+
 from autoglm_export.errors import CheckpointError
 
 
@@ -26,14 +28,8 @@ class Range:
 
 
 def generation_defaults(generation: Mapping[str, Any], vocab_size: int) -> dict[str, Any]:
-    """Option name -> default, under the names and in the ranges of docs/architecture.md."""
-    ranges = {
-        "temperature": Range(0, 100),
-        "top_k": Range(0, vocab_size),
-        "top_p": Range(0, 1, low_included=False),
-        "min_p": Range(0, 1),
-        "repetition_penalty": Range(0, 10, low_included=False),
-    }
+    """Option name -> default, under the names and in the ranges of the table of options."""
+    ranges = {option.name: _range(option, vocab_size) for option in OPTIONS.values() if option.from_model}
     defaults = {name: generation[name] for name in ranges if generation.get(name) is not None}
     if not generation.get("do_sample"):
         defaults["temperature"] = 0.0
@@ -42,6 +38,14 @@ def generation_defaults(generation: Mapping[str, Any], vocab_size: int) -> dict[
         if isinstance(value, bool) or not isinstance(value, int | float) or value not in ranges[name]:
             raise CheckpointError(f"generation_config.json has {name} {value!r}; allowed is {ranges[name]}")
     return {name: int(value) if name == "top_k" else float(value) for name, value in defaults.items()}
+
+
+def _range(option: Option, vocab_size: int) -> Range:
+    """A request's -1 of `top_k` is no value of a checkpoint."""
+    assert isinstance(option.low, (int, float)), f"{option.name} has no range"
+    high = {"vocab_size": vocab_size}[option.high] if isinstance(option.high, str) else option.high
+    assert high is not None, f"{option.name} has no range"
+    return Range(max(0, option.low), high, low_included=not option.low_open)
 
 
 def eos_token_ids(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ...]:

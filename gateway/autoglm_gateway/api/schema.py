@@ -15,6 +15,7 @@ from autoglm_gateway import priorities
 from autoglm_gateway.strict import Items, Strict
 from autoglm_gateway.tools.schema import ToolOptions, ToolTurn
 
+from .extensions import Extensions
 from .router_defaults import Off, RouterDefaults
 
 _OF_IMAGES = ("http://", "https://", "data:image/")
@@ -23,7 +24,6 @@ Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
 PromptText = Annotated[str, Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
-BadWord = Annotated[str, Field(max_length=256)]
 Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
@@ -90,23 +90,6 @@ class JsonSchemaFormat(Strict):
 
 
 ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
-
-
-class Extensions(Strict):
-    """What this server can do beside: `docs/architecture.md` has the ranges."""
-
-    top_k: Annotated[int, Field(ge=-1)] | None = None  # vLLM's way to say that it is off: -1
-    min_p: Annotated[float, Field(ge=0, le=1)] | None = None
-    min_tokens: Annotated[int, Field(ge=0)] | None = None
-    repetition_penalty: Annotated[float, Field(ge=1e-6, le=10)] | None = None
-    ignore_eos: bool | None = None
-    cache: Literal["default", "bypass", "refresh", "only"] | None = None
-    semantic: bool | None = None
-    prompt_lookup: Annotated[int, Field(ge=0, le=16)] | None = None
-    guided_json: dict[str, Any] | str | None = None
-    guided_regex: str | None = None
-    guided_grammar: str | None = None
-    bad_words: Annotated[Items[BadWord], Field(max_length=64)] | None = None
 
 
 class Generation(Extensions, RouterDefaults):

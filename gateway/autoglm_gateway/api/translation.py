@@ -11,11 +11,11 @@ from autoglm_client import GenerationOptions
 from autoglm_gateway import priorities
 from autoglm_gateway.errors import ApiError, unsupported
 
+from .extensions import Extensions
 from .schema import (
     ChatMessage,
     ChatRequest,
     CompletionRequest,
-    Extensions,
     Generation,
     ImagePart,
     JsonObjectFormat,

@@ -6,7 +6,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from autoglm_engine.options.options import DEFAULT_PRIORITY, OPTIONS
+from autoglm_engine.core import DEFAULT_PRIORITY
+from autoglm_engine.options.table import OPTIONS
 from autoglm_gateway.priorities import BEST, DEFAULT, LAST, admission_class
 from autoglm_gateway.settings.model import GatewaySettings
 from hypothesis import given

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import tritonclient.grpc as triton
+from autoglm_engine.options.table import OPTIONS
 
 _DTYPES = {
     "INT32": np.int32,
@@ -25,30 +26,8 @@ _DTYPES = {
     "BYTES": np.object_,
 }
 _OPTION_TYPES = {
-    "max_tokens": "INT32",
-    "min_tokens": "INT32",
-    "temperature": "FP32",
-    "top_k": "INT32",
-    "top_p": "FP32",
-    "min_p": "FP32",
-    "repetition_penalty": "FP32",
-    "presence_penalty": "FP32",
-    "frequency_penalty": "FP32",
-    "seed": "INT64",
-    "stop": "BYTES",
-    "ignore_eos": "BOOL",
-    "stream": "BOOL",
-    "logprobs": "INT32",
-    "deadline_ms": "INT32",
-    "heartbeat_ms": "INT32",
-    "priority": "INT32",
-    "prompt_lookup": "INT32",
-    "text_input": "BYTES",
-    "messages": "BYTES",
-    "control": "BYTES",
-    "cache": "BYTES",
-    "tenant": "BYTES",
-    "user": "BYTES",
+    **{name: "BYTES" if option.dtype == "STRING" else option.dtype for name, option in OPTIONS.items()},
+    **dict.fromkeys(("text_input", "messages", "control"), "BYTES"),
 }
 
 

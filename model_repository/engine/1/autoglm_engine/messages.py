@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from autoglm_engine.options.options import MAX_PRIORITY, MAX_USER_CHARACTERS
+from autoglm_engine.options.table import MAX_PRIORITY, MAX_USER_CHARACTERS
 
 from .core import (
     CacheHit,

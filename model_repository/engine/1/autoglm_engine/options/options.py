@@ -1,4 +1,4 @@
-"""Every option of a request: its tensor, its default, its range. What this table says, the door enforces."""
+"""The rules of options: values as a request has them, checked against the table, into what the engine computes with."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 from autoglm_engine.core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
 from autoglm_engine.errors import ArtifactError, InvalidRequest
@@ -14,84 +14,28 @@ from autoglm_engine.manifest import Manifest
 
 from .bad_words import check_words
 from .parsing import check_bias, check_guides, decode_utf8, read_bias, read_guided_json
+from .table import (
+    DEFAULT_MAX_TOKENS,
+    MAX_STOP_CHARACTERS,
+    MAX_STOP_STRINGS,
+    MAX_TENANT_CHARACTERS,
+    MAX_USER_CHARACTERS,
+    OPTIONS,
+    Kind,
+    Option,
+)
 
-Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
-MAX_STOP_STRINGS = 16
-MAX_STOP_CHARACTERS = 256
-MAX_USER_CHARACTERS = 256
-DEFAULT_MAX_TOKENS = 256
-MAX_TENANT_CHARACTERS = 128
-DAY_MS = 86_400_000
-HOUR_MS = 3_600_000
-MIN_HEARTBEAT_MS = 100
-MAX_PROMPT_LOOKUP = 16
-MAX_PRIORITY = 9
-_TYPES: dict[str, tuple[type, ...]] = {
+_TEXT = (tuple, str)
+_TYPES: Mapping[Kind, tuple[type, ...]] = {
     "INT32": (int,),
     "INT64": (int,),
     "FP32": (int, float),
     "BOOL": (bool,),
-    "STRING": (tuple, str),
+    "STRING": _TEXT,
+    "STRINGS": _TEXT,
+    "JSON": _TEXT,
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Option:
-    """`dtype` is Triton's. `low` and `high` belong to the range unless `low_open`; None is no bound."""
-
-    name: str
-    dtype: str
-    default: Any = None
-    low: Bound | None = None
-    high: Bound | None = None
-    low_open: bool = False
-    from_model: bool = False  # the checkpoint's generation config may set the default
-
-
-# fmt: off
-OPTIONS = {option.name: option for option in (
-    Option("max_tokens",         "INT32",  DEFAULT_MAX_TOKENS, 1, "max_length"),
-    Option("min_tokens",         "INT32",  0,     0,  "max_tokens"),
-    Option("temperature",        "FP32",   0.0,   0,  100, from_model=True),
-    Option("top_k",              "INT32",  0,     -1, "vocab_size", from_model=True),
-    Option("top_p",              "FP32",   1.0,   0,  1,   from_model=True, low_open=True),
-    Option("min_p",              "FP32",   0.0,   0,  1),
-    Option("repetition_penalty", "FP32",   1.0,   0,  10,  from_model=True, low_open=True),
-    Option("presence_penalty",   "FP32",   0.0,   -2, 2),
-    Option("frequency_penalty",  "FP32",   0.0,   -2, 2),
-    Option("seed",               "INT64",  None,  0,  2**63 - 1),
-    Option("stop",               "STRING", ()),
-    Option("ignore_eos",         "BOOL",   False),
-    Option("stream",             "BOOL",   False),
-    Option("logprobs",           "INT32",  0,     0,  20),
-    Option("deadline_ms",        "INT32",  None,  1,  DAY_MS),
-    Option("heartbeat_ms",       "INT32",  None,  MIN_HEARTBEAT_MS, HOUR_MS),
-    Option("priority",           "INT32",  DEFAULT_PRIORITY, 0, MAX_PRIORITY),
-    Option("prompt_lookup",      "INT32",  None,  0,  MAX_PROMPT_LOOKUP),
-    Option("cache",              "STRING", CacheUse.DEFAULT),
-    Option("tenant",             "STRING", ""),
-    Option("user",               "STRING", ""),
-    Option("semantic",           "BOOL",   None),
-    Option("logit_bias",         "STRING", ()),
-    Option("guided_json",        "STRING", ""),
-    Option("guided_regex",       "STRING", ""),
-    Option("guided_grammar",     "STRING", ""),
-    Option("bad_words",          "STRING", ()),
-)}
-# fmt: on
-
-
-OTHER_THAN_SAMPLING = (
-    "stream",
-    "deadline_ms",
-    "heartbeat_ms",
-    "priority",
-    "prompt_lookup",
-    "cache",
-    "tenant",
-    "user",
-    "semantic",
-)
+_SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingOptions))
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,10 +82,9 @@ class OptionRules:
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        others = {name: chosen.pop(name) for name in OTHER_THAN_SAMPLING}
-        sampling = SamplingOptions(**chosen)
+        sampling = SamplingOptions(**{name: chosen.pop(name) for name in _SAMPLING})
         self._check_texts(sampling)
-        return Checked(sampling, **others)
+        return Checked(sampling, **chosen)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
@@ -149,7 +92,7 @@ class OptionRules:
             option, value = OPTIONS[field.name], getattr(sampling, field.name)
             if value is None and option.default is None:
                 continue
-            if not isinstance(value, _TYPES[option.dtype]) or (isinstance(value, bool) != (option.dtype == "BOOL")):
+            if not isinstance(value, _TYPES[option.kind]) or (isinstance(value, bool) != (option.kind == "BOOL")):
                 raise InvalidRequest(f"{option.name} is {value!r:.40}, which is not {option.dtype}")
             self.check_range(option, value, max_tokens=sampling.max_tokens)
         _check_stop_strings(sampling.stop)

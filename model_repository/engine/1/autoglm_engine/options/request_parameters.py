@@ -15,24 +15,17 @@ from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
 
+from .table import known_aliases
+
 _SIMILAR = 0.75  # difflib's ratio: "max_token" and "topk" are nearer to an option, "traceparent" and "timeout" are not
 _HEADER = "-"  # no option has one, nearly every header has
 
 # What other servers call an option -> what it is here. Dropped in silence, each would change the answer.
 _RENAMED = {
-    **dict.fromkeys(
-        ("max_new_tokens", "max_completion_tokens", "max_output_len", "request_output_len", "max_length"), "max_tokens"
-    ),
-    "min_length": "min_tokens",
-    **dict.fromkeys(("stop_words", "stop_sequences"), "stop"),
-    "random_seed": "seed",
-    **dict.fromkeys(("return_log_probs", "return_logprobs", "top_logprobs"), "logprobs"),
+    **known_aliases(),
     **dict.fromkeys(("prompt", "inputs"), "text_input"),
     "functions": "tools",
-    "response_format": "guided_json",
     "guided_decoding_guide": "guided_json, guided_regex or guided_grammar",
-    "do_sample": "temperature",
-    "embedding_bias_words": "logit_bias",
 }
 # What other servers have, and this one has not.
 _MISSING = (

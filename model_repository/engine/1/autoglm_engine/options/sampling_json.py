@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 
-from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 
 from .json_names import json_type
-from .options import OPTIONS
 from .parsing import MOST_GUIDE_BYTES, decode_utf8
+from .table import OPTIONS, VLLM, options_on
 
 NAME = "sampling_parameters"
 MAX_BYTES = 4 * MOST_GUIDE_BYTES
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
-_NUMBERS = tuple(field.name for field in dataclasses.fields(SamplingOptions) if OPTIONS[field.name].low is not None)
+
+
+def _of_kind(*kinds: str) -> tuple[str, ...]:
+    return tuple(option.name for option in options_on(VLLM) if option.kind in kinds)
+
+
 # What is done anyway, and what would ask for more.
 _ONLY: dict[str, Any] = {
     "n": 1,
@@ -32,8 +35,11 @@ _ONLY: dict[str, Any] = {
 _WITHOUT_EFFECT = ("early_stopping", "length_penalty", "spaces_between_special_tokens")
 _GUIDES = ("guided_decoding", "structured_outputs")
 NAMES = (
-    *_NUMBERS,
-    *("ignore_eos", "stop", "bad_words", "stop_token_ids", "logit_bias"),
+    *_of_kind("INT32", "INT64", "FP32"),
+    *_of_kind("BOOL"),
+    *_of_kind("STRINGS"),
+    "stop_token_ids",
+    *_of_kind("JSON"),
     *_ONLY,
     *_WITHOUT_EFFECT,
     *_GUIDES,
@@ -74,14 +80,15 @@ def options_of(parameters: Mapping[str, Any]) -> Given:
 
 
 def _value(name: str, value: Any) -> Any:
-    if name in ("stop", "bad_words"):
-        return _strings(name, value)
-    if name == "ignore_eos":
-        return _flag(name, value)
-    if name == "logit_bias":
-        return json.dumps(value).encode()
     if name == "stop_token_ids":
         return value
+    match OPTIONS[name].kind:
+        case "STRINGS":
+            return _strings(name, value)
+        case "BOOL":
+            return _flag(name, value)
+        case "JSON":
+            return json.dumps(value).encode()
     number = _number(name, value)
     return max(1, int(number)) if name == "logprobs" and number == 0 else number
 

@@ -19,9 +19,10 @@ from autoglm_engine.options.bad_words import NAME as BAD_WORDS
 from autoglm_engine.options.bad_words import word_tokens
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.foreign_options import ForeignOptions
-from autoglm_engine.options.options import OPTIONS, OptionRules, read_tenant
+from autoglm_engine.options.options import OptionRules, read_tenant
 from autoglm_engine.options.request_parameters import read_parameters
 from autoglm_engine.options.sampling_json import NAMES
+from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
 from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
 
@@ -32,7 +33,12 @@ INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
 _USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
 QUICK_BYTES = 4096  # of text; some 2 ms
-_LISTS = frozenset({"stop", BAD_WORDS, *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list)})
+_LISTS = frozenset(
+    [
+        *(name for name, option in OPTIONS.items() if option.is_list),
+        *(name for name, foreign in FOREIGN_INPUTS.items() if foreign.is_list),
+    ]
+)
 
 
 @dataclass(frozen=True, slots=True)
