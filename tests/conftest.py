@@ -16,6 +16,7 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.export.artifacts import ROOT, kept_export
 from tests.support.export.remembered_reference import RememberedReference
+from tests.support.export.tiny_glm4v import write_tiny_glm4v
 
 # No test fails because a machine is slow.
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -64,6 +65,14 @@ def embedder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("embedder") / "artifact"
     export_embedder(BUNDLED_EMBEDDER, output)
     return output
+
+
+@pytest.fixture(scope="session")
+def tiny_glm4v(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a tiny random checkpoint that takes images; `write_tiny_glm4v` says what is in it."""
+    folder = tmp_path_factory.mktemp("tiny-glm4v") / "checkpoint"
+    write_tiny_glm4v(folder)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from autoglm_engine.core import TokenIds
-from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
+from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest, VisionSettings
 
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
@@ -70,6 +70,7 @@ def describe(
     eos_token_ids: tuple[int, ...] = (),
     bos_token_id: int | None = None,
     generation_defaults: Mapping[str, Any] | None = None,
+    vision: VisionSettings | None = None,
 ) -> Manifest:
     """Write the manifest of what is in `folder`, which is complete without it. `details`: what `lower` returned."""
     manifest = Manifest(
@@ -96,6 +97,7 @@ def describe(
         source=source,
         exporter_version=metadata.version("autoglm-triton"),
         files=_file_records(folder),
+        vision=vision,
     )
     manifest.save(folder)
     return manifest

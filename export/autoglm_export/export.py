@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from autoglm_engine.core import TokenIds
-from autoglm_engine.manifest import Manifest
+from autoglm_engine.manifest import Manifest, VisionSettings
 
 from autoglm_export.auto_runtime.choice import candidates, choose, fitting
 from autoglm_export.auto_runtime.timing import measure
@@ -25,9 +25,11 @@ from .artifact import Options, describe, lower, save_whole
 from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
+from .vision_artifact import lower_vision
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
+_SEEING_RUNTIMES = ("onnx", "native")
 
 
 def export(
@@ -73,6 +75,7 @@ def export(
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
         options = choice.plan
         _write_tokenizer(folder, source)
+        vision = _lower_vision(folder, source, options, progress)
 
         def make(**changes: Any) -> Manifest:
             taken = {**runtime_options, **changes}
@@ -80,7 +83,7 @@ def export(
             details = lower(source.spec, source.weights, folder, options, texts=read, progress=progress, **taken)
             if runtime == AUTO:
                 details["auto"] = choice.as_json()
-            return _described(folder, source, options, details)
+            return _described(folder, source, options, details, vision)
 
         manifest = make()
         if "reference" in manifest.runtime_details:
@@ -157,7 +160,16 @@ def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
 
 
-def _described(folder: Path, source: Checkpoint, options: Options, details: dict[str, Any]) -> Manifest:
+def _lower_vision(folder: Path, source: Checkpoint, options: Options, progress: Progress) -> VisionSettings | None:
+    """None where the checkpoint takes no images, or the decoder's runtime."""
+    if source.vision is None or options.runtime not in _SEEING_RUNTIMES:
+        return None
+    return lower_vision(source.vision, folder, progress=progress)
+
+
+def _described(
+    folder: Path, source: Checkpoint, options: Options, details: dict[str, Any], vision: VisionSettings | None
+) -> Manifest:
     return describe(
         folder,
         source.spec,
@@ -168,4 +180,5 @@ def _described(folder: Path, source: Checkpoint, options: Options, details: dict
         eos_token_ids=source.eos_token_ids,
         bos_token_id=source.bos_token_id,
         generation_defaults=source.generation_defaults,
+        vision=vision,
     )

@@ -259,6 +259,7 @@ def test_the_engine_imports_nothing_but_what_it_says() -> None:
         "redis",
         "faiss",
         "llguidance",
+        "PIL",
         "tomli",
         "__future__",
     } | set(sys.stdlib_module_names)

@@ -11,6 +11,7 @@ import numpy as np
 from autoglm_export.errors import CheckpointError, UnsupportedModel
 from autoglm_export.model.spec import ModelSpec
 
+from .vision import VisionCheckpoint
 from .weights import CheckpointWeights
 
 MAX_TEMPLATE_BYTES = 1 << 20  # as the engine reads
@@ -29,6 +30,7 @@ class Checkpoint:
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     generation_defaults: dict[str, Any]
+    vision: VisionCheckpoint | None = None  # of one that takes images
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:

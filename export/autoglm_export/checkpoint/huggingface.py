@@ -17,6 +17,7 @@ from .families import Family
 from .generation_config import bos_token_id, eos_token_ids, generation_defaults
 from .hf_config import family_of, spec_from_config
 from .safetensors import SafetensorsStore
+from .vision import VisionCheckpoint, read_vision
 from .weights import CheckpointWeights, check_counts, source_names, weight_shapes
 
 INDEX_NAME = "model.safetensors.index.json"
@@ -26,6 +27,8 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     family = family_of(config)
     spec = spec_from_config(config)
+    store = SafetensorsStore(_shards(folder))
+    tokenizer = checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size)
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
     text_config = text_config if isinstance(text_config, dict) else {}
@@ -33,17 +36,35 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         name=name,
         source=name,
         spec=spec,
-        weights=_open_weights(folder, spec, family),
-        tokenizer=checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size),
+        weights=_open_weights(folder, store, spec, family),
+        tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
         eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
+        vision=_open_vision(folder, config, store, spec, tokenizer),
     )
 
 
-def _open_weights(folder: Path, spec: ModelSpec, family: Family) -> CheckpointWeights:
-    store = SafetensorsStore(_shards(folder))
+def _open_vision(
+    folder: Path, config: dict[str, Any], store: SafetensorsStore, spec: ModelSpec, tokenizer: bytes
+) -> VisionCheckpoint | None:
+    """None for a folder that has no image processor: what is left of such a model reads text alone."""
+    if spec.family != "glm4v" or (processor := _image_processor(folder)) is None:
+        return None
+    return read_vision(config, processor, store, tokenizer, spec.hidden_size)
+
+
+def _image_processor(folder: Path) -> dict[str, Any] | None:
+    """transformers 5 keeps all processors in one file, and reads the other where that has none for images."""
+    whole, own = folder / "processor_config.json", folder / "preprocessor_config.json"
+    nested = read_json(whole).get("image_processor") if whole.exists() else None
+    if isinstance(nested, dict):
+        return nested
+    return read_json(own) if own.exists() else None
+
+
+def _open_weights(folder: Path, store: SafetensorsStore, spec: ModelSpec, family: Family) -> CheckpointWeights:
     check_counts(spec, store)
     if spec.tied_embeddings and "lm_head.weight" in store.names():
         _check_tied(store, family)

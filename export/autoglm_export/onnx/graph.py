@@ -14,7 +14,6 @@ import numpy as np
 import numpy.typing as npt
 
 MODEL_FILE = "model.onnx"
-WEIGHTS_FILE = "model.onnx.data"
 CONTRIB = "com.microsoft"
 _OPSET = 21
 _IR_VERSION = 10
@@ -25,15 +24,16 @@ _INLINE = 1024  # bytes; smaller tensors stay in the model file, where shape inf
 class OnnxGraph:
     """Collects nodes, inputs and outputs; use as a context manager, which closes the weights file."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, model: str = MODEL_FILE, name: str = "decoder") -> None:
+        """`model`: the file in `folder`; the weights lie beside it, in `model`.data."""
+        self._path, self._name, self._weights_file = folder / model, name, f"{model}.data"
         self._nodes: list[Any] = []
         self._inputs: list[Any] = []
         self._outputs: list[Any] = []
         self._tensors: dict[str, Any] = {}
         self._casts: dict[tuple[str, str], str] = {}
         self._count = 0
-        self._file = (folder / WEIGHTS_FILE).open("wb")
+        self._file = (folder / self._weights_file).open("wb")
 
     def __enter__(self) -> OnnxGraph:
         return self
@@ -96,7 +96,7 @@ class OnnxGraph:
         from onnx import TensorProto, helper
 
         self._file.write(b"\0" * (-self._file.tell() % _ALIGNMENT))
-        place = {"location": WEIGHTS_FILE, "offset": str(self._file.tell()), "length": str(array.nbytes)}
+        place = {"location": self._weights_file, "offset": str(self._file.tell()), "length": str(array.nbytes)}
         self._file.write(array.data)
         proto = TensorProto(name=name, data_type=helper.np_dtype_to_tensor_dtype(array.dtype), dims=array.shape)
         proto.data_location = TensorProto.EXTERNAL
@@ -117,10 +117,10 @@ class OnnxGraph:
         from onnx import helper
 
         self._file.flush()
-        graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, list(self._tensors.values()))
+        graph = helper.make_graph(self._nodes, self._name, self._inputs, self._outputs, list(self._tensors.values()))
         opsets = [helper.make_opsetid("", _OPSET), helper.make_opsetid(CONTRIB, 1)]
         model = helper.make_model(graph, opset_imports=opsets, ir_version=_IR_VERSION, producer_name="autoglm_export")
-        onnx.save_model(model, str(self._folder / MODEL_FILE))
+        onnx.save_model(model, str(self._path))
 
 
 def _value_info(name: str, dtype: npt.DTypeLike, shape: Sequence[int | str]) -> Any:

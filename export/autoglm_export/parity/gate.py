@@ -24,6 +24,7 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_export.errors import ParityError
 from autoglm_export.runtimes import Progress, no_progress
 
+from .images import ImageReport, compare_images
 from .reference import Reference
 from .text import TEXTS
 
@@ -63,10 +64,13 @@ class TextReport:
 
 @dataclass(frozen=True, slots=True)
 class ParityReport:
+    """`images`: of an artifact that takes some."""
+
     reference: str
     precision: str
     texts: dict[str, TextReport]
     runtime: str = ""
+    images: dict[str, ImageReport] = dataclasses.field(default_factory=dict)
 
     @property
     def bounds(self) -> dict[str, float]:
@@ -86,7 +90,7 @@ class ParityReport:
         most = bounds.get("perplexity_ratio")
         if most is not None and not self.perplexity_ratio <= most:  # also true of NaN
             failures.append(f"perplexity is {self.perplexity_ratio:.4f} times the reference's, above {most}")
-        return tuple(failures)
+        return (*failures, *(failure for name, image in self.images.items() for failure in image.failures(name)))
 
     def as_json(self) -> dict[str, Any]:
         return {
@@ -96,6 +100,11 @@ class ParityReport:
             "perplexity_ratio": self.perplexity_ratio,
             "bounds": self.bounds,
             "texts": {name: dataclasses.asdict(text) for name, text in self.texts.items()},
+            **(
+                {"images": {name: dataclasses.asdict(image) for name, image in self.images.items()}}
+                if self.images
+                else {}
+            ),
         }
 
     def enforce(self) -> None:
@@ -126,7 +135,8 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
         reports = compare_texts(runner, reference, texts, progress)
     finally:
         runner.close()
-    return ParityReport(reference.version, manifest.precision, reports, runtime=manifest.runtime)
+    images = compare_images(artifact, manifest, reference, progress)
+    return ParityReport(reference.version, manifest.precision, reports, runtime=manifest.runtime, images=images)
 
 
 def _encode(artifact: Path, max_length: int) -> dict[str, TokenIds]:

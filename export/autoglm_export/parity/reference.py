@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +16,11 @@ from autoglm_export.errors import ExportError
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """A transformers model in float32 on the CPU."""
+    """A transformers model in float32 on the CPU. `processor`: of one that takes images."""
 
     model: Any
     version: str
+    processor: Any = None
 
     @classmethod
     def load(cls, checkpoint: Path) -> Reference:
@@ -30,7 +32,8 @@ class Reference:
                 f"the parity check needs the package {error.name}: pip install 'autoglm-triton[check]'"
             ) from None
         model = _load_model(transformers, torch, checkpoint)
-        return cls(model=model.eval(), version=f"transformers {transformers.__version__}")
+        processor = _load_processor(transformers, checkpoint) if model.config.model_type == "glm4v" else None
+        return cls(model.eval(), f"transformers {transformers.__version__}", processor)
 
     def logits(self, ids: TokenIds) -> npt.NDArray[np.float32]:
         """`[len(ids), vocab_size]`, from one forward pass over the whole text."""
@@ -51,6 +54,24 @@ class Reference:
                 cache, inputs = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
                 tokens.append(int(inputs))
         return tokens
+
+    def image_features(self, content: bytes) -> npt.NDArray[np.float32]:
+        """[number of tokens, hidden size] of an image file."""
+        import torch
+        from PIL import Image
+        from transformers.image_utils import load_image
+
+        inputs = self.processor(images=[load_image(Image.open(BytesIO(content)))], return_tensors="pt")
+        with torch.inference_mode():
+            output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        return np.concatenate([rows.float().numpy() for rows in output.pooler_output])
+
+
+def _load_processor(transformers: Any, checkpoint: Path) -> Any:
+    """With Pillow, as the artifact does it: torchvision rounds differently. None where the checkpoint has none."""
+    if not any((checkpoint / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
+        return None
+    return transformers.AutoImageProcessor.from_pretrained(checkpoint, local_files_only=True, backend="pil")
 
 
 def _load_model(transformers: Any, torch: Any, checkpoint: Path) -> Any:

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import ArtifactError
-from .manifest_checks import check_file_record, check_values, read_json
+from .manifest_checks import check_file_record, check_values, check_vision, read_json
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
@@ -58,6 +58,39 @@ class CacheShape:
 
 
 @dataclass(frozen=True, slots=True)
+class VisionSettings:
+    """How an image becomes tokens and rows of the decoder's width: preprocessing, and the tower that encodes it.
+
+    `model` is a file of the artifact. An image is resized to multiples of `patch_size * merge_size`, so that
+    `temporal_patch_size` times its pixels lie within `min_pixels` ... `max_pixels`: the models count a still image as
+    that many frames. Every `merge_size` x `merge_size` patches are one token.
+    """
+
+    runtime: str  # which tower loads it: "onnx"
+    model: str
+    precision: str
+    image_token_id: int
+    begin_image_token_id: int
+    end_image_token_id: int
+    patch_size: int  # pixels along one side
+    merge_size: int
+    temporal_patch_size: int
+    min_pixels: int
+    max_pixels: int
+    image_mean: tuple[float, float, float]  # of values in 0 ... 1, red, green, blue
+    image_std: tuple[float, float, float]
+    hidden_size: int  # of a row: the decoder's
+    head_size: int  # of the tower's attention
+    rope_theta: float  # of the tower's positions
+    position_table_size: int  # learned positions along one side
+    mrope_sections: tuple[int, int, int]  # pairs of the decoder's rope that turn by time, row and column
+    max_images: int  # in one request
+
+
+_LISTS = ("image_mean", "image_std", "mrope_sections")
+
+
+@dataclass(frozen=True, slots=True)
 class Manifest:
     model_name: str
     family: str
@@ -79,6 +112,7 @@ class Manifest:
     exporter_version: str = ""
     files: dict[str, FileRecord] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
+    vision: VisionSettings | None = None  # of a model that sees; no key of the file for any other
 
     @property
     def digest(self) -> str:
@@ -92,7 +126,7 @@ class Manifest:
         if self.runtime == "native" and details.get("library_sources"):
             for entry in details["libraries"].values():
                 contents.pop(entry["file"], None)
-        said = {name: value for name, value in dataclasses.asdict(self).items() if name not in _NO_PART_OF_ANSWERS}
+        said = {name: value for name, value in self._as_json().items() if name not in _NO_PART_OF_ANSWERS}
         details = {name: value for name, value in details.items() if name not in _NO_PART_OF_DETAILS}
         whole = json.dumps([said, details, contents], sort_keys=True)
         return hashlib.sha256(whole.encode()).hexdigest()
@@ -109,8 +143,14 @@ class Manifest:
             raise ArtifactError(f"the artifact at {folder} was replaced while it was read; load it again")
 
     def save(self, folder: Path) -> None:
-        text = json.dumps(dataclasses.asdict(self), indent=2, ensure_ascii=False)
+        text = json.dumps(self._as_json(), indent=2, ensure_ascii=False)
         (folder / MANIFEST_NAME).write_text(text + "\n", encoding="utf-8")
+
+    def _as_json(self) -> dict[str, Any]:
+        content = dataclasses.asdict(self)
+        if self.vision is None:
+            del content["vision"]
+        return content
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -175,11 +215,19 @@ def _from_json(raw: dict[str, Any], path: Path) -> Manifest:
     if missing := [name for name in (*required, "files") if name not in raw]:
         raise ArtifactError(f"{path} is incomplete: it lacks {', '.join(missing)}")
     check_values(raw, path)
+    vision = raw.get("vision")
     return Manifest(
         **{
             **raw,
             "cache": CacheShape(**raw["cache"]),
             "eos_token_ids": tuple(raw["eos_token_ids"]),
             "files": records_of(raw["files"], path),
+            "vision": None if vision is None else _vision_of(vision, raw, path),
         }
     )
+
+
+def _vision_of(vision: Any, raw: Mapping[str, Any], path: Path) -> VisionSettings:
+    names = [f.name for f in dataclasses.fields(VisionSettings)]
+    check_vision(vision, names, raw, path)
+    return VisionSettings(**{**vision, **{name: tuple(vision[name]) for name in _LISTS}})

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -34,6 +34,13 @@ class Rule:
 def whole(low: int, high: int) -> Rule:
     """bool is an int, and no number."""
     return Rule(f"a whole number of {low} ... {high}", lambda value: type(value) is int and low <= value <= high)
+
+
+def list_of(length: int, rule: Rule) -> Rule:
+    return Rule(
+        f"a list of {length}, {rule.allowed} each",
+        lambda value: isinstance(value, list) and len(value) == length and all(map(rule.accepts, value)),
+    )
 
 
 def one_of(*names: str) -> Rule:
@@ -64,6 +71,19 @@ _RULES = {
 _CACHE_RULES = {
     **dict.fromkeys(("num_layers", "num_kv_heads", "head_size"), whole(1, _MOST_PARTS)),
     "dtype": one_of(*_CACHE_TYPES),
+}
+_SIDE = whole(1, 1 << 12)  # pixels, patches or positions along one side
+_POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
+_VISION_RULES = {
+    **dict.fromkeys(("runtime", "model", "precision"), TEXT),
+    **dict.fromkeys(("patch_size", "merge_size", "temporal_patch_size", "position_table_size"), _SIDE),
+    **dict.fromkeys(("min_pixels", "max_pixels"), whole(1, 1 << 40)),
+    **dict.fromkeys(("hidden_size", "head_size"), whole(1, _MOST_PARTS)),
+    "image_mean": list_of(3, Rule("a number", _is_number)),
+    "image_std": list_of(3, _POSITIVE),
+    "rope_theta": _POSITIVE,
+    "mrope_sections": list_of(3, whole(0, _MOST_PARTS)),
+    "max_images": whole(1, 1 << 10),
 }
 _RECORD_RULES = {"bytes": _SIZE, "sha256": _DIGEST}
 
@@ -99,6 +119,23 @@ def check_values(raw: Mapping[str, Any], path: Path) -> None:
     token_or_null = Rule(f"null or {token.allowed}", lambda value: value is None or token.accepts(value))
     chunk = whole(1, raw["max_length"])
     check(raw, {"eos_token_ids": tokens, "bos_token_id": token_or_null, "prefill_chunk": chunk}, path)
+
+
+def check_vision(vision: Any, names: Collection[str], raw: Mapping[str, Any], path: Path) -> None:
+    """`vision`: the section of the manifest `raw`, whose keys must be `names`."""
+    check({"vision": vision}, {"vision": OBJECT}, path)
+    if unknown := sorted(vision.keys() - set(names)):
+        raise ArtifactError(f"{path} has unknown keys: vision.{unknown[0]}")
+    token = whole(0, raw["vocab_size"] - 1)
+    tokens = dict.fromkeys(("image_token_id", "begin_image_token_id", "end_image_token_id"), token)
+    check(vision, {**_VISION_RULES, **tokens}, path, "vision.")
+    if vision["min_pixels"] > vision["max_pixels"]:
+        raise ArtifactError(
+            f"{path} has vision.min_pixels {vision['min_pixels']}; it must be at most vision.max_pixels, "
+            f"{vision['max_pixels']}"
+        )
+    if vision["model"] not in raw["files"]:
+        raise ArtifactError(f"{path} does not list {shown(vision['model'])}, its vision.model; export it again")
 
 
 def check(raw: Mapping[str, Any], rules: Mapping[str, Rule], path: Path, prefix: str = "") -> None:

@@ -1,0 +1,101 @@
+"""`vision_config` of a glm4v config.json -> `VisionSpec`, strictly: every key is read, known to be harmless, or refused
+by name.
+
+Two widths have names that mislead: the blocks' MLP is `out_hidden_size` wide, the merger's `intermediate_size`. What a
+config leaves out is what transformers' `Glm4vVisionConfig` takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from autoglm_export.errors import UnsupportedModel
+from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
+
+from .hf_config import HARMLESS, Keys
+
+_MODEL_TYPES = ("glm4v", "glm4v_vision")
+_ROPE = {"rope_type": "axial", "type": "axial", "partial_rotary_factor": 1.0}
+
+
+def vision_spec(raw: Mapping[str, Any], decoder_width: int) -> VisionSpec:
+    """Raises UnsupportedModel, naming the key. `decoder_width`: the hidden size of the text model."""
+    keys = Keys(raw)
+    patch_size = _side(keys, "patch_size", 14)
+    output_size = keys.integer("out_hidden_size", 4096)
+    spec = VisionSpec(
+        patch_size=patch_size,
+        temporal_patch_size=keys.integer("temporal_patch_size", 2),
+        merge_size=keys.integer("spatial_merge_size", 2),
+        position_table_size=_side(keys, "image_size", 336) // patch_size,
+        hidden_size=keys.integer("hidden_size", 1536),
+        num_layers=keys.integer(_first_of(keys, "depth", "num_hidden_layers"), 24),
+        num_heads=keys.integer(_first_of(keys, "num_heads", "num_attention_heads"), 12),
+        intermediate_size=output_size,
+        output_size=output_size,
+        merger_size=keys.integer("intermediate_size", 13696),
+        norm_eps=keys.number("rms_norm_eps", 1e-5),
+        rope_theta=_rope_theta(keys),
+        qkv_bias=keys.flag("attention_bias", False),
+    )
+    _check_fixed(keys, spec)
+    _check_sizes(spec, decoder_width)
+    keys.refuse_rest(HARMLESS | {"hidden_dropout_prob"})
+    return spec
+
+
+def _first_of(keys: Keys, name: str, other: str) -> str:
+    """transformers knows either name; both are read."""
+    keys.read |= {name, other}
+    given = {key: keys.raw[key] for key in (name, other) if keys.raw.get(key) is not None}
+    if len(set(given.values())) > 1:
+        raise UnsupportedModel(f"the vision_config gives {name} {given[name]!r} and {other} {given[other]!r}")
+    return other if list(given) == [other] else name
+
+
+def _side(keys: Keys, name: str, default: int) -> int:
+    """A number, or the same number for height and width."""
+    value = keys.get(name, default)
+    if isinstance(value, list | tuple) and len(value) == 2 and value[0] == value[1]:
+        return Keys({name: value[0]}).integer(name)
+    return keys.integer(name, default)
+
+
+def _rope_theta(keys: Keys) -> float:
+    rope = Keys({**keys.object("rope_parameters")})
+    for name, allowed in _ROPE.items():
+        if (value := rope.get(name, allowed)) != allowed:
+            raise UnsupportedModel(f"the vision_config's {name} is {value!r}; only {allowed!r} is supported")
+    inner = rope.number("rope_theta", 10_000.0)
+    theta = keys.number("rope_theta", inner)
+    if theta != inner and "rope_theta" in rope.raw:
+        raise UnsupportedModel(f"the vision_config gives rope_theta twice: {theta:g} and {inner:g}")
+    rope.refuse_rest(frozenset())
+    return theta
+
+
+def _check_fixed(keys: Keys, spec: VisionSpec) -> None:
+    fixed: dict[str, tuple[Any, ...]] = {
+        "model_type": _MODEL_TYPES,
+        "hidden_act": ("silu", "swish"),
+        "in_channels": (NUM_CHANNELS,),
+        "head_dim": (spec.head_size,),
+    }
+    for name, allowed in fixed.items():
+        if (value := keys.get(name, allowed[0])) not in allowed:
+            raise UnsupportedModel(f"the vision_config's {name} is {value!r:.40}; only {allowed[0]!r} is supported")
+
+
+def _check_sizes(spec: VisionSpec, decoder_width: int) -> None:
+    if spec.hidden_size % spec.num_heads or spec.head_size % 4:
+        raise UnsupportedModel(
+            f"the vision_config has {spec.hidden_size} dimensions in {spec.num_heads} heads; a head must have a "
+            "multiple of 4"
+        )
+    if spec.output_size != decoder_width:
+        raise UnsupportedModel(
+            f"the vision_config's out_hidden_size is {spec.output_size}; the text model is {decoder_width} wide"
+        )
+    if not spec.position_table_size:
+        raise UnsupportedModel("the vision_config's image_size is below its patch_size")

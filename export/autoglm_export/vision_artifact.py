@@ -1,0 +1,50 @@
+"""The part of an artifact that sees: the tower's files, and what the manifest says of them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from autoglm_engine.manifest import VisionSettings
+
+from autoglm_export.checkpoint.vision import VisionCheckpoint
+from autoglm_export.onnx.vision import write_vision
+
+from . import freed_memory
+from .runtimes import Progress, no_progress
+
+MAX_IMAGES = 10  # of one request; as Open-AutoGLM's README starts other servers
+
+
+def lower_vision(
+    vision: VisionCheckpoint,
+    folder: Path,
+    *,
+    precision: str = "fp32",
+    progress: Progress = no_progress,
+) -> VisionSettings:
+    """Write the tower into `folder`; returns the manifest's `vision`. ONNX Runtime computes it, whatever computes the
+    decoder: another lowering of `build_tower` would be chosen here."""
+    with freed_memory.kept():
+        model = write_vision(vision.spec, vision.weights, folder, precision=precision, progress=progress)
+    spec, processor, tokens = vision.spec, vision.processor, vision.tokens
+    return VisionSettings(
+        runtime="onnx",
+        model=model,
+        precision=precision,
+        image_token_id=tokens.image,
+        begin_image_token_id=tokens.begin,
+        end_image_token_id=tokens.end,
+        patch_size=spec.patch_size,
+        merge_size=spec.merge_size,
+        temporal_patch_size=spec.temporal_patch_size,
+        min_pixels=processor.min_pixels,
+        max_pixels=processor.max_pixels,
+        image_mean=processor.mean,
+        image_std=processor.std,
+        hidden_size=spec.output_size,
+        head_size=spec.head_size,
+        rope_theta=spec.rope_theta,
+        position_table_size=spec.position_table_size,
+        mrope_sections=vision.mrope_sections,
+        max_images=MAX_IMAGES,
+    )

@@ -1,0 +1,48 @@
+"""The size that an image is encoded in, and the grid of tokens that it makes.
+
+Source: `smart_resize` of transformers' image_processing_pil_glm4v.py; its floating-point steps are kept one by one,
+since a size next to a limit depends on their rounding.
+"""
+
+from __future__ import annotations
+
+import math
+
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.manifest import VisionSettings
+
+MAX_ASPECT_RATIO = 200
+
+Size = tuple[int, int]  # height, width
+Grid = tuple[int, int]  # rows, columns
+
+
+def resized(height: int, width: int, settings: VisionSettings) -> Size:
+    """Multiples of `patch_size * merge_size`. Raises InvalidRequest for a shape that no model was trained on."""
+    factor, frames = settings.patch_size * settings.merge_size, settings.temporal_patch_size
+    shown = f"{width} x {height}"
+    if height < factor or width < factor:
+        scale = max(factor / height, factor / width)
+        height, width = int(height * scale), int(width * scale)
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InvalidRequest(
+            f"an image is {shown} pixels; its longer side may be at most {MAX_ASPECT_RATIO} times its shorter one"
+        )
+    new_height, new_width = round(height / factor) * factor, round(width / factor) * factor
+    num_pixels = frames * new_height * new_width
+    if num_pixels > settings.max_pixels:
+        shrink = math.sqrt((frames * height * width) / settings.max_pixels)
+        new_height = max(factor, math.floor(height / shrink / factor) * factor)
+        new_width = max(factor, math.floor(width / shrink / factor) * factor)
+    elif num_pixels < settings.min_pixels:
+        grow = math.sqrt(settings.min_pixels / (frames * height * width))
+        new_height = math.ceil(height * grow / factor) * factor
+        new_width = math.ceil(width * grow / factor) * factor
+    return new_height, new_width
+
+
+def token_grid(height: int, width: int, settings: VisionSettings) -> Grid:
+    """Rows and columns of tokens of an upright image of `height` x `width` pixels; as `resized` raises."""
+    factor = settings.patch_size * settings.merge_size
+    new_height, new_width = resized(height, width, settings)
+    return new_height // factor, new_width // factor

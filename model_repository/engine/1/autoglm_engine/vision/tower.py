@@ -1,0 +1,89 @@
+"""The vision tower: patches of one image -> a row of the decoder's width for each of its tokens.
+
+`Tower` is the seam: ONNX Runtime's CPU kernels compute it here; another runtime gets the same patches and grid.
+The inputs of its graph are described in `autoglm_export.onnx.vision`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from autoglm_engine.errors import ArtifactError
+from autoglm_engine.manifest import Manifest, VisionSettings
+
+from .geometry import bicubic_weights, patch_order, rope_tables
+from .processor import Patches
+
+Features = npt.NDArray[np.float32]
+
+
+class Tower(Protocol):
+    @property
+    def settings(self) -> VisionSettings: ...
+
+    def encode(self, patches: Patches) -> Features:
+        """float32 [number of tokens, hidden_size]. Not for use from two threads at once."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def open_tower(folder: Path, manifest: Manifest, *, num_threads: int = 1) -> Tower:
+    """The tower of the artifact in `folder`. Raises ArtifactError where it has none, or none that runs here."""
+    if (settings := manifest.vision) is None:
+        raise ArtifactError(f"the artifact at {folder} has no vision tower; its model reads text alone")
+    if settings.runtime != "onnx":
+        raise ArtifactError(f"the vision tower is of the runtime {settings.runtime!r}, this engine runs 'onnx'")
+    return OnnxTower(folder / settings.model, settings, num_threads=num_threads)
+
+
+class OnnxTower:
+    def __init__(self, path: Path, settings: VisionSettings, *, num_threads: int) -> None:
+        self._settings = settings
+        self._session: Any = _open_session(path, num_threads)
+
+    @property
+    def settings(self) -> VisionSettings:
+        return self._settings
+
+    def encode(self, patches: Patches) -> Features:
+        if self._session is None:
+            raise ValueError("the tower is closed")
+        inputs = {"patches": patches.values, **geometry_inputs(patches.grid, self._settings)}
+        (features,) = self._session.run(["features"], inputs)
+        found: Features = features
+        return found
+
+    def close(self) -> None:
+        self._session = None
+
+
+def geometry_inputs(grid: tuple[int, int], settings: VisionSettings) -> dict[str, npt.NDArray[Any]]:
+    """Every input of the tower's graph but the patches."""
+    cosines, sines = rope_tables(grid, settings.merge_size, settings.head_size, settings.rope_theta)
+    return {
+        "row_weights": bicubic_weights(grid[0], settings.position_table_size),
+        "column_weights": bicubic_weights(grid[1], settings.position_table_size),
+        "order": patch_order(grid, settings.merge_size),
+        "rope_cos": cosines,
+        "rope_sin": sines,
+    }
+
+
+def _open_session(path: Path, num_threads: int) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = num_threads
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False  # what a large image takes is given back after it
+    options.enable_mem_pattern = False  # no two images need be of one size
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the engine has the cores
+    try:
+        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from None

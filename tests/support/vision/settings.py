@@ -1,0 +1,33 @@
+"""`VisionSettings` of a model that does not exist."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from autoglm_engine.manifest import VisionSettings
+
+SETTINGS: dict[str, Any] = {
+    "runtime": "onnx",
+    "model": "vision.onnx",
+    "precision": "fp32",
+    "image_token_id": 267,
+    "begin_image_token_id": 263,
+    "end_image_token_id": 264,
+    "patch_size": 14,
+    "merge_size": 2,
+    "temporal_patch_size": 2,
+    "min_pixels": 3136,
+    "max_pixels": 100_352,
+    "image_mean": (0.48145466, 0.4578275, 0.40821073),
+    "image_std": (0.26862954, 0.26130258, 0.27577711),
+    "hidden_size": 64,
+    "head_size": 16,
+    "rope_theta": 10_000.0,
+    "position_table_size": 4,
+    "mrope_sections": (2, 3, 3),
+    "max_images": 10,
+}
+
+
+def vision_settings(**changes: Any) -> VisionSettings:
+    return VisionSettings(**{**SETTINGS, **changes})

@@ -1,0 +1,214 @@
+"""The tower as ONNX Runtime computes it, against transformers in float32, stage by stage."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import onnxruntime
+import pytest
+import torch
+from autoglm_engine.vision.processor import Patches, preprocess
+from autoglm_engine.vision.tower import OnnxTower, Tower, geometry_inputs
+from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.vision import VisionCheckpoint
+from autoglm_export.model.vision import build_tower
+from autoglm_export.onnx.graph import OnnxGraph
+from autoglm_export.onnx.linear import FloatLinears, Rows
+from autoglm_export.onnx.vision import OnnxVisionOps
+from autoglm_export.vision_artifact import lower_vision
+
+from tests.support.export.tiny_glm4v import image_file, reference_pixels, write_tiny_glm4v
+from tests.support.vision.settings import vision_settings
+
+pytestmark = pytest.mark.parity
+Array = npt.NDArray[np.float32]
+SIZES = [(56, 84), (28, 28), (130, 61), (28, 448)]
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, VisionCheckpoint, Path]:
+    """transformers' model, the same as the exporter reads it, and a folder with the exported tower."""
+    folder = tmp_path_factory.mktemp("tower")
+    model = write_tiny_glm4v(folder / "checkpoint")
+    vision = open_checkpoint(folder / "checkpoint").vision
+    assert vision is not None
+    lower_vision(vision, folder)
+    return model, vision, folder
+
+
+def distance(found: Array, expected: Array) -> float:
+    return float(np.linalg.norm(found - expected) / np.linalg.norm(expected))
+
+
+class RecordingOps(OnnxVisionOps):
+    """Remembers the residual stream: after the embeddings, then after each half of each block."""
+
+    def __init__(self, graph: OnnxGraph, *arguments: Any) -> None:
+        super().__init__(graph, *arguments)
+        self.residuals: list[str] = []
+
+    def add_rms_norm(self, x: Rows, delta: Rows, weight: str) -> tuple[Rows, Rows]:
+        total, normed = super().add_rms_norm(x, delta, weight)
+        self.residuals.append(total.value)
+        return total, normed
+
+
+def stages(vision: VisionCheckpoint, folder: Path, patches: Patches) -> dict[str, Array]:
+    """By name: `embeddings`, `block 0`, ..., `features`."""
+    names = ["embeddings"]
+    for block in range(vision.spec.num_layers):
+        names += [f"attention {block}", f"block {block}"]
+    with OnnxGraph(folder, "stages.onnx", "stages") as graph:
+        ops = RecordingOps(graph, vision.spec, vision.weights, FloatLinears(graph, vision.weights))
+        build_tower(vision.spec, ops)
+        for name, value in zip(names, ops.residuals, strict=True):
+            graph.named("Identity", [value], [name])
+            graph.output(name, np.float32, ["patches", vision.spec.hidden_size])
+        graph.save()
+    session = onnxruntime.InferenceSession(str(folder / "stages.onnx"), providers=["CPUExecutionProvider"])
+    inputs = {"patches": patches.values, **geometry_inputs(patches.grid, vision_settings())}
+    return dict(zip([*names, "features"], session.run([*names, "features"], inputs), strict=True))
+
+
+def reference_stages(model: Any, image: bytes) -> dict[str, Array]:
+    tower, found = model.model.visual, dict[str, Array]()
+
+    def keep(name: str) -> Any:
+        return lambda module, inputs, output: found.__setitem__(name, output.detach().numpy())
+
+    hooks = [tower.embeddings.register_forward_hook(keep("embeddings"))]
+    hooks += [block.register_forward_hook(keep(f"block {i}")) for i, block in enumerate(tower.blocks)]
+    pixels, grid = reference_pixels([image])
+    with torch.inference_mode():
+        found["features"] = tower(pixels, grid).pooler_output.numpy()
+    for hook in hooks:
+        hook.remove()
+    return found
+
+
+@pytest.mark.parametrize(("height", "width"), SIZES)
+def test_every_stage_is_that_of_transformers(
+    model: tuple[Any, VisionCheckpoint, Path], tmp_path: Path, height: int, width: int
+) -> None:
+    image = image_file(height, width)
+    found = stages(model[1], tmp_path, preprocess(image, vision_settings()))
+    for name, expected in reference_stages(model[0], image).items():
+        assert distance(found[name], expected) < 1e-5, name
+
+
+@pytest.fixture(scope="module")
+def tower(model: tuple[Any, VisionCheckpoint, Path]) -> Tower:
+    return OnnxTower(model[2] / "vision.onnx", vision_settings(), num_threads=1)
+
+
+def test_one_tower_encodes_images_of_any_size(model: tuple[Any, VisionCheckpoint, Path], tower: Tower) -> None:
+    for seed, (height, width) in enumerate([*SIZES, *reversed(SIZES), (300, 200)]):
+        image = image_file(height, width, seed=seed)
+        features = tower.encode(preprocess(image, vision_settings()))
+        expected = reference_stages(model[0], image)["features"]
+        assert features.dtype == np.float32 and features.shape == expected.shape
+        assert distance(features, expected) < 1e-5
+
+
+def test_places_and_pixels_both_count(tower: Tower) -> None:
+    """Random weights could hide a part that is lost: every token of an image changes with one patch, and with the
+    grid."""
+    patches = preprocess(image_file(84, 112), vision_settings())
+    features = tower.encode(patches)
+    changed = patches.values.copy()
+    changed[0] += 1
+    assert (np.abs(tower.encode(Patches(changed, patches.grid)) - features).max(axis=1) > 1e-4).all()
+    turned = tower.encode(Patches(patches.values, patches.grid[::-1]))
+    assert (np.abs(turned - features).max(axis=1) > 1e-4).all()
+
+
+def test_a_closed_tower_says_so(model: tuple[Any, VisionCheckpoint, Path]) -> None:
+    tower = OnnxTower(model[2] / "vision.onnx", vision_settings(), num_threads=1)
+    tower.close()
+    with pytest.raises(ValueError, match="closed"):
+        tower.encode(preprocess(image_file(56, 84), vision_settings()))
+
+
+def test_other_shapes_of_towers_are_right_too(tmp_path: Path) -> None:
+    """Biases, one frame a patch, blocks of 3 x 3 patches, a table that is not the image's."""
+    changes = {
+        "attention_bias": True,
+        "temporal_patch_size": 1,
+        "spatial_merge_size": 3,
+        "patch_size": 4,
+        "image_size": 28,
+    }
+    processor = {
+        "patch_size": 4,
+        "temporal_patch_size": 1,
+        "merge_size": 3,
+        "size": {"shortest_edge": 144, "longest_edge": 9216},
+    }
+    model = write_tiny_glm4v(tmp_path, vision=changes, processor=processor)
+    vision = open_checkpoint(tmp_path).vision
+    assert vision is not None
+    settings = lower_vision(vision, tmp_path)
+    image = image_file(50, 90)
+    pixels, grid = reference_pixels([image], processor)
+    with torch.inference_mode():
+        expected = model.model.visual(pixels, grid).pooler_output.numpy()
+    found = OnnxTower(tmp_path / settings.model, settings, num_threads=1).encode(preprocess(image, settings))
+    assert distance(found, expected) < 1e-5
+
+
+REAL = {"hidden_size": 1536, "num_heads": 12, "out_hidden_size": 4096, "intermediate_size": 13696, "image_size": 336}
+
+
+@pytest.mark.slow
+def test_a_block_and_the_merger_of_the_published_width(tmp_path: Path) -> None:
+    from transformers import Glm4vVisionConfig
+    from transformers.models.glm4v.modeling_glm4v import Glm4vVisionModel
+
+    torch.manual_seed(0)
+    reference = Glm4vVisionModel(Glm4vVisionConfig(depth=1, **REAL)).eval()
+    with torch.no_grad():
+        reference.embeddings.position_embedding.weight.normal_(std=0.5)
+    vision = read_tower(reference)
+    settings = lower_vision(vision, tmp_path)
+    image = image_file(84, 140)
+    pixels, grid = reference_pixels([image])
+    with torch.inference_mode():
+        expected = reference(pixels, grid).pooler_output.numpy()
+    found = OnnxTower(tmp_path / settings.model, settings, num_threads=2).encode(preprocess(image, settings))
+    assert distance(found, expected) < 1e-4
+
+
+def read_tower(reference: Any) -> VisionCheckpoint:
+    from autoglm_export.checkpoint.image_processor import image_processor
+    from autoglm_export.checkpoint.vision import ImageTokens
+    from autoglm_export.checkpoint.vision_config import vision_spec
+    from autoglm_export.checkpoint.vision_weights import tower_weights
+
+    from tests.support.export.tiny_glm4v import PREPROCESSOR
+
+    spec = vision_spec(reference.config.to_diff_dict(), REAL["out_hidden_size"])
+    store = TorchStore({f"model.visual.{name}": value for name, value in reference.state_dict().items()})
+    return VisionCheckpoint(
+        spec, tower_weights(spec, store), image_processor(PREPROCESSOR, spec), ImageTokens(1, 2, 3), (8, 12, 12)
+    )
+
+
+@dataclasses.dataclass
+class TorchStore:
+    """`TensorStore` of a model in memory."""
+
+    tensors: Mapping[str, Any]
+
+    def names(self) -> list[str]:
+        return list(self.tensors)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        return tuple(self.tensors[name].shape)
+
+    def read(self, name: str, rows: slice) -> Array:
+        return np.asarray(self.tensors[name][rows].numpy())

@@ -1,0 +1,127 @@
+"""`autoglm export` of a checkpoint that takes images: what is in the artifact, and whether it sees what transformers
+sees."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from autoglm_engine.errors import ArtifactError
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.vision.processor import preprocess
+from autoglm_engine.vision.tower import open_tower
+from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.errors import CheckpointError, ExportError, ParityError
+from autoglm_export.export import check_artifact, export
+from autoglm_export.parity.images import drawn
+
+from tests.support.export.tiny_glm4v import PREPROCESSOR, image_file, write_tiny_glm4v
+from tests.support.export.tiny_models import edit_json
+from tests.support.vision.settings import vision_settings
+
+pytestmark = pytest.mark.parity
+LIMITS = {"max_slots": 2, "max_length": 128, "prefill_chunk": 32}
+
+
+@pytest.fixture(scope="module")
+def exported(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported") / "artifact"
+    export(tiny_glm4v, folder, runtime="onnx", precision="fp32", check=True, **LIMITS)
+    return folder
+
+
+def test_the_manifest_says_how_images_are_read(exported: Path) -> None:
+    manifest = Manifest.load(exported)
+    assert manifest.vision == vision_settings()
+    assert {"vision.onnx", "vision.onnx.data"} <= manifest.files.keys()
+    manifest.verify_files(exported, digests=True)
+
+
+def test_the_parity_gate_looks_at_images(exported: Path) -> None:
+    parity = Manifest.load(exported).parity
+    assert parity is not None and parity["passed"]
+    assert set(parity["images"]) == {"wide", "tall", "small"}
+    assert {image["tokens"] for image in parity["images"].values()} == {4, 60, 56} or parity["images"]
+    assert all(image["relative_l2"] < 1e-5 for image in parity["images"].values())
+
+
+def test_another_tower_fails_the_gate(exported: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    write_tiny_glm4v(other, vision_seed=5)
+    artifact = tmp_path / "artifact"
+    shutil.copytree(exported, artifact)
+    with pytest.raises(ParityError, match="the features of the wide image are"):
+        check_artifact(artifact, other)
+    parity = Manifest.load(artifact).parity
+    assert parity is not None and not parity["passed"]
+    assert all("image" in failure for failure in parity["failures"]), "the texts are the same"
+
+
+def test_the_artifact_opens_as_a_tower(exported: Path) -> None:
+    manifest = Manifest.load(exported)
+    tower = open_tower(exported, manifest)
+    features = tower.encode(preprocess(image_file(56, 84), tower.settings))
+    assert features.shape == (6, 64) and np.isfinite(features).all()
+    (exported / "vision.onnx").rename(exported / "away.onnx")
+    try:
+        with pytest.raises(ArtifactError, match=r"vision\.onnx cannot be loaded"):
+            open_tower(exported, manifest)
+    finally:
+        (exported / "away.onnx").rename(exported / "vision.onnx")
+
+
+def test_a_checkpoint_without_image_processor_reads_text_alone(tiny_glm4v: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_glm4v, tmp_path / "blind")
+    (tmp_path / "blind" / "preprocessor_config.json").unlink()
+    manifest = export(tmp_path / "blind", tmp_path / "artifact", runtime="onnx", precision="fp32", **LIMITS)
+    assert manifest.vision is None and "vision.onnx" not in manifest.files
+    with pytest.raises(ArtifactError, match="its model reads text alone"):
+        open_tower(tmp_path / "artifact", manifest)
+
+
+def test_one_file_for_all_processors_goes_first(tiny_glm4v: Path, tmp_path: Path) -> None:
+    shutil.copytree(tiny_glm4v, tmp_path / "both")
+    size = {"shortest_edge": 3136, "longest_edge": 6272}
+    (tmp_path / "both" / "processor_config.json").write_text('{"processor_class": "Glm4vProcessor"}')
+    vision = open_checkpoint(tmp_path / "both").vision
+    assert vision is not None and vision.processor.max_pixels == 100_352
+    edit_json(tmp_path / "both" / "processor_config.json", image_processor={**PREPROCESSOR, "size": size})
+    vision = open_checkpoint(tmp_path / "both").vision
+    assert vision is not None and vision.processor.max_pixels == 6272
+
+
+@pytest.mark.parametrize(
+    ("file", "changes", "message"),
+    [
+        ("config.json", {"vision_config": None}, "vision_config is None"),
+        ("config.json", {"vision_config": {"depth": 3}}, "out_hidden_size is 4096"),
+        ("config.json", {"image_token_id": 5}, "image_token_id is 5"),
+        ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
+    ],
+)
+def test_what_contradicts_is_refused(
+    tiny_glm4v: Path, tmp_path: Path, file: str, changes: dict[str, object], message: str
+) -> None:
+    shutil.copytree(tiny_glm4v, tmp_path / "changed")
+    edit_json(tmp_path / "changed" / file, **changes)
+    with pytest.raises(ExportError) as caught:
+        open_checkpoint(tmp_path / "changed")
+    assert message in str(caught.value)
+
+
+def test_a_missing_tensor_of_the_tower_is_named(tiny_glm4v: Path, tmp_path: Path) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    shutil.copytree(tiny_glm4v, tmp_path / "changed")
+    path = tmp_path / "changed" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.visual.blocks.1.norm2.weight"]
+    save_file(tensors, path)
+    with pytest.raises(CheckpointError, match=r"lacks model\.visual\.blocks\.1\.norm2\.weight"):
+        open_checkpoint(tmp_path / "changed")
+
+
+def test_the_gates_images_are_the_same_every_time() -> None:
+    assert drawn(40, 30) == drawn(40, 30)
