@@ -14,7 +14,7 @@ from autoglm_engine.cache.redis.tier import RedisTier
 from autoglm_engine.core import CacheHit, CacheUse, Request
 from autoglm_engine.errors import InvalidRequest, NotCached
 from autoglm_engine.metrics import MemoryMetrics
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -36,7 +36,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
 
 @pytest.fixture
 def tiers(server: RedisServer) -> Iterator[Tiers]:
-    chosen = EngineSettings(redis_url=server.url, redis_timeout_ms=20_000, redis_retry_seconds=0.05)
+    chosen = plain_settings(redis_url=server.url, redis_timeout_ms=20_000, redis_retry_seconds=0.05)
     made = RedisTier(chosen, MemoryMetrics()), RedisTier(chosen, MemoryMetrics())
     wait_for(lambda: all(tier.is_up for tier in made))
     yield made
@@ -170,7 +170,7 @@ def test_what_one_server_computed_another_answers_without_a_slot(tiers: Tiers) -
 
 @pytest.mark.slow
 def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: RedisServer) -> None:
-    chosen = EngineSettings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=20_000)
+    chosen = plain_settings(redis_url=server.url, cache_mode="exact", redis_timeout_ms=20_000)
     others, benches, tiers = [FakeTier(), FakeTier()], list[Bench](), list[RedisTier]()
     for number in range(2):
         tier = load_redis_tier(
@@ -201,7 +201,7 @@ def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: 
 def test_without_an_address_or_a_cache_there_is_no_tier_and_without_the_client_a_sentence(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    for chosen in (EngineSettings(cache_mode="exact"), EngineSettings(cache_mode="off", redis_url="redis://cache")):
+    for chosen in (plain_settings(cache_mode="exact"), plain_settings(cache_mode="off", redis_url="redis://cache")):
         assert load_redis_tier(chosen, MemoryMetrics(), lambda: None) is None
     for name in [name for name in sys.modules if name.startswith("autoglm_engine.cache.redis.")]:
         monkeypatch.delitem(sys.modules, name)
@@ -209,4 +209,4 @@ def test_without_an_address_or_a_cache_there_is_no_tier_and_without_the_client_a
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     monkeypatch.setitem(sys.modules, "redis.exceptions", None)
     with pytest.raises(InvalidRequest, match=r"redis_url needs the Python package redis\S*, which is not installed"):
-        load_redis_tier(EngineSettings(cache_mode="exact", redis_url="redis://cache"), MemoryMetrics(), lambda: None)
+        load_redis_tier(plain_settings(cache_mode="exact", redis_url="redis://cache"), MemoryMetrics(), lambda: None)

@@ -27,7 +27,7 @@ from autoglm_engine.cache.redis.tier import RedisTier
 from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
 from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 
 from tests.support.engine.fakes import request
 from tests.support.server.real_redis import Proxy, RedisServer, proxied, running_redis
@@ -84,7 +84,7 @@ def make() -> Iterator[Callable[..., RedisTier]]:
         def build(url: str, *, metrics: MemoryMetrics | None = None, up: bool = True, **options: object) -> RedisTier:
             forget = options.pop("forget", lambda: None)
             chosen = {"redis_url": url, "redis_timeout_ms": 60_000, "redis_retry_seconds": 0.05, **options}
-            tier = RedisTier(EngineSettings(**chosen), metrics or MemoryMetrics(), forget=forget)  # type: ignore[arg-type]
+            tier = RedisTier(plain_settings(**chosen), metrics or MemoryMetrics(), forget=forget)  # type: ignore[arg-type]
             stack.callback(tier.close)
             if up:
                 wait_for(lambda: tier.is_up)

@@ -34,7 +34,7 @@ from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
 from autoglm_perf.semantic.precision import PAIRS_FILE
 from hypothesis import given, settings
@@ -73,7 +73,7 @@ class Bench:
         self, embed: Callable[[str], Vector] = always_equal, *, guards: bool = False, **options: object
     ) -> None:
         self.clock, self.metrics = FakeClock(), MemoryMetrics()
-        chosen = EngineSettings(**{"semantic_cache": "asked", "cache_mode": "exact", **options})  # type: ignore[arg-type]
+        chosen = plain_settings(**{"semantic_cache": "asked", "cache_mode": "exact", **options})  # type: ignore[arg-type]
         entries = SemanticEntries(
             VectorIndex(DIMENSIONS), chosen.semantic_entries, chosen.cache_ttl_seconds, self.clock
         )
@@ -381,7 +381,7 @@ class Engine:
 
 def checked_bench(computed: str | None, share: float = 1.0) -> tuple[Bench, Engine, SemanticChecks]:
     bench, engine = Bench(semantic_verify_share=share), Engine(computed)
-    chosen = EngineSettings(semantic_verify_share=share, semantic_max_false_rate=0.1)
+    chosen = plain_settings(semantic_verify_share=share, semantic_max_false_rate=0.1)
     checks = SemanticChecks(
         engine,
         lambda event: event.error_code or "served",
@@ -508,7 +508,7 @@ def test_a_background_run_makes_way() -> None:
 @pytest.mark.slow
 def test_without_an_embedder_it_can_only_be_off(tmp_path: Path, embedder: Path) -> None:
     def opened(folder: Path | None, **options: object) -> tuple[SemanticCache | None, str]:
-        chosen = dataclasses.replace(EngineSettings(cache_mode="exact"), **options)  # type: ignore[arg-type]
+        chosen = dataclasses.replace(plain_settings(cache_mode="exact"), **options)  # type: ignore[arg-type]
         return open_semantic(chosen, "digest", folder, always_equal, MemoryMetrics())
 
     assert opened(tmp_path, semantic_cache="off") == (None, "the server's setting semantic_cache is off")

@@ -25,7 +25,7 @@ from autoglm_engine.metrics import (
     MemoryMetrics,
 )
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -46,7 +46,7 @@ def shared_bench(
     **options: object,
 ) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
-    chosen = EngineSettings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
+    chosen = plain_settings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
     limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
     bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
     bench.engine = CachingEngine(  # type: ignore[assignment]

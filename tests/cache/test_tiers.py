@@ -20,7 +20,7 @@ from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import NotCached
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -367,7 +367,7 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
     """Nothing else comes: it has to look at the time by itself."""
     tier = hung(hit=CacheHit.SEMANTIC)
     tier.most_seconds = 0.05 if what == "bound" else 1e9
-    gate, chosen, ended = FlightGate(), EngineSettings(cache_mode="exact"), threading.Event()
+    gate, chosen, ended = FlightGate(), plain_settings(cache_mode="exact"), threading.Event()
     events: list[Event] = []
     engine = Engine(FakeRunner(Limits(4, 64, 8, VOCAB)), TEXT, [END], chosen, gate=gate)
     shared = CachingEngine(engine, "digest", TEXT, chosen, gate, tiers=(tier,))
@@ -416,7 +416,7 @@ ENDS = """
 import socket, sys, threading, time
 from autoglm_engine.system.daemon_threads import DaemonExecutor
 from autoglm_engine.metrics import NoMetrics
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from tests.support.engine.fakes import request
 from tests.cache.test_tiers import FakeTier
 from autoglm_engine.cache.lookups import Lookups
@@ -430,7 +430,7 @@ if sys.argv[1] == "lookup":
 else:
     socket.getaddrinfo = lambda *args, **options: asked.set() or time.sleep(3600)
     from autoglm_engine.cache.redis.tier import RedisTier
-    lookups = RedisTier(EngineSettings(redis_url="redis://hangs.invalid:1"), NoMetrics())
+    lookups = RedisTier(plain_settings(redis_url="redis://hangs.invalid:1"), NoMetrics())
 assert asked.wait(60)
 lookups.close()
 print("ends", flush=True)

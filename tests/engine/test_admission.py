@@ -17,7 +17,7 @@ from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.engine.slots import Allocation, SlotTable
 from autoglm_engine.guided.grammar import GuideState
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import POLICIES, EngineSettings
+from autoglm_engine.settings.model import POLICIES, EngineSettings, plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -26,7 +26,7 @@ from tests.support.engine.engine_bench import END, VOCAB, Bench
 from tests.support.engine.fakes import answers, expected_greedy, request
 
 NUM_SLOTS, LENGTH = 2, 12 * BLOCK
-FEATURES = EngineSettings(admission="features")
+FEATURES = plain_settings(admission="features")
 
 
 def path(*values: int, rest: int = 1) -> list[int]:
@@ -222,7 +222,7 @@ def test_whoever_was_passed_over_long_ago_goes_first() -> None:
 
 
 def test_static_batches_are_closed_until_they_end() -> None:
-    door = Door(EngineSettings(admission="static", static_size=2), num_slots=4)
+    door = Door(plain_settings(admission="static", static_size=2), num_slots=4)
     door.queue(*(request(f"r{i}", path(i)) for i in range(5)))
     assert door.step() == ["r0", "r1"]
     door.end("r0")
@@ -236,7 +236,7 @@ def test_static_batches_are_closed_until_they_end() -> None:
 
 
 def test_a_static_batch_is_closed_by_time() -> None:
-    door = Door(EngineSettings(admission="static", static_window_ms=50), num_slots=4)
+    door = Door(plain_settings(admission="static", static_window_ms=50), num_slots=4)
     door.queue(request("r0", path(0)))
     assert door.step() == []
     door.now += 0.049
@@ -250,7 +250,7 @@ def test_a_static_batch_is_closed_by_time() -> None:
 
 @pytest.mark.parametrize(("name", "kind"), [("fifo", Fifo), ("features", FeaturePolicy), ("static", Static)])
 def test_settings_name_the_policy(name: str, kind: type[AdmissionPolicy]) -> None:
-    made = make_policy(EngineSettings(admission=name), SlotTable(1, 8))
+    made = make_policy(plain_settings(admission=name), SlotTable(1, 8))
     assert isinstance(made.within if isinstance(made, ByPriority) else made, kind)
 
 
@@ -335,7 +335,7 @@ def turn(door: Door) -> None:
 
 @given(st.lists(ASKED, min_size=1, max_size=20), st.integers(1, 4))
 def test_fifo_is_the_order_of_arrival(asked: list[tuple[list[int], str, int]], num_slots: int) -> None:
-    door = Door(EngineSettings(), num_slots=num_slots)
+    door = Door(plain_settings(), num_slots=num_slots)
     door.queue(*(request(f"{i}", prompt, user=user) for i, (prompt, user, _) in enumerate(asked)))
     while door.scheduler.waiting:
         turn(door)

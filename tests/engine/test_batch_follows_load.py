@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import pytest
 from autoglm_engine.core import StepBatch
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -19,7 +19,7 @@ NUM_SLOTS = 6
 
 def bench_of(admission: str) -> Bench:
     limits = Limits(NUM_SLOTS, 64, 16, VOCAB)
-    return Bench(0, limits, EngineSettings(admission=admission, token_budget=200))
+    return Bench(0, limits, plain_settings(admission=admission, token_budget=200))
 
 
 def issued(bench: Bench) -> list[int]:

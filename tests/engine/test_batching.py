@@ -12,7 +12,7 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer
 
@@ -39,7 +39,7 @@ class Model:
     eos_token_ids: tuple[int, ...]
 
     def engine(self, *, prefix_reuse: bool) -> Engine:
-        settings = EngineSettings(prefix_reuse=prefix_reuse, token_budget=48)
+        settings = plain_settings(prefix_reuse=prefix_reuse, token_budget=48)
         return Engine(self.runner, TokenText(self.tokenizer), self.eos_token_ids, settings)
 
 

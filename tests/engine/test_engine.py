@@ -25,7 +25,7 @@ from autoglm_engine.metrics import (
     TOKENS_OUT,
 )
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -44,7 +44,7 @@ def num_candidates(request: pytest.FixtureRequest) -> int:
 
 @pytest.mark.parametrize("prefix_reuse", [True, False])
 def test_batched_equals_one_by_one(num_candidates: int, prefix_reuse: bool) -> None:
-    bench = Bench(num_candidates, settings=EngineSettings(prefix_reuse=prefix_reuse, token_budget=20))
+    bench = Bench(num_candidates, settings=plain_settings(prefix_reuse=prefix_reuse, token_budget=20))
     shared = list(range(1, 25))
     prompts = [shared[: 20 + i % 4] + [i] * (i % 9 + 1) for i in range(20)]
     bench.run(*(request(f"r{i}", prompt, max_tokens=12) for i, prompt in enumerate(prompts)))
@@ -235,7 +235,7 @@ def test_deadlines_end_running_and_waiting_requests(num_candidates: int) -> None
 
 
 def test_a_full_queue_refuses_at_once_and_loses_nothing(num_candidates: int) -> None:
-    bench = Bench(num_candidates, settings=EngineSettings(max_queue=3))
+    bench = Bench(num_candidates, settings=plain_settings(max_queue=3))
     for i in range(3):
         bench.engine.submit(request(f"r{i}"))
     with pytest.raises(QueueFull, match="3 requests wait already"):
@@ -398,7 +398,7 @@ def test_tokens_gather_while_the_gate_is_closed(num_candidates: int) -> None:
 
 def test_streams_share_the_event_rate(num_candidates: int) -> None:
     bench = Bench(
-        num_candidates, settings=EngineSettings(max_events_per_second=52)
+        num_candidates, settings=plain_settings(max_events_per_second=52)
     )  # 38 ms each for two; a step takes 10 ms
     script(bench, "")
     for i in range(2):
@@ -525,7 +525,7 @@ def test_what_is_measured_of_a_whole_request(num_candidates: int) -> None:
 )
 def test_settings_out_of_range_are_refused(name: str, value: float, allowed: str) -> None:
     with pytest.raises(InvalidRequest, match=f"the setting {name} is {value}; it must be {allowed}"):
-        EngineSettings(**{name: value})  # type: ignore[arg-type]
+        plain_settings(**{name: value})  # type: ignore[arg-type]
 
 
 # ---- anything at any time
@@ -579,7 +579,7 @@ def test_whatever_comes_and_goes(
 ) -> None:
     gate = Gate()
     limits = Limits(num_slots, 64, 8, VOCAB)
-    bench = Bench(num_candidates, limits, EngineSettings(prefix_reuse=prefix_reuse, token_budget=budget), gate)
+    bench = Bench(num_candidates, limits, plain_settings(prefix_reuse=prefix_reuse, token_budget=budget), gate)
     for now in range(42):
         gate.is_open = gate_opens[now % 5]
         for i, visitor in enumerate(visitors):

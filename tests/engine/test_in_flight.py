@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, StepBatch
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TextStream, TokenText
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -256,7 +256,7 @@ def serve(bench: Bench, visits: list[Caller]) -> Iterator[Event]:
 def test_candidates_and_company_change_no_answer(
     visits: list[Caller], num_slots: int, budget: int, prefix_reuse: bool
 ) -> None:
-    limits, options = Limits(num_slots, 64, 8, VOCAB), EngineSettings(prefix_reuse=prefix_reuse, token_budget=budget)
+    limits, options = Limits(num_slots, 64, 8, VOCAB), plain_settings(prefix_reuse=prefix_reuse, token_budget=budget)
     benches = [Bench(count, limits=limits, settings=options, eos=EOS) for count in NUM_CANDIDATES]
     for bench in benches:
         list(serve(bench, visits))

@@ -16,7 +16,7 @@ from autoglm_engine.errors import EngineError
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.penalties import Penalties
 from autoglm_engine.sampling.sampler import TokenSampler
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.output import Output
 from autoglm_engine.tokenizer.stop_strings import StopMatcher
 
@@ -173,7 +173,7 @@ def test_a_guide_that_raises_ends_its_own_request_alone(
     method: str, options: dict[str, Any], after: int, error: type[BaseException]
 ) -> None:
     limits = Limits(4, 64, 8, VOCAB, max_logits_per_span=4)
-    bench = Bench(0, limits, EngineSettings(speculation="on"))
+    bench = Bench(0, limits, plain_settings(speculation="on"))
     bad = guided(
         BrokenGuide(method, error, 1 if method == "begin" else after), max_tokens=20, ignore_eos=True, **options
     )
@@ -184,7 +184,7 @@ def test_a_guide_that_raises_ends_its_own_request_alone(
 @pytest.mark.parametrize("place", ["first", "drafted"])
 def test_a_draft_that_raises_ends_its_own_request_alone(monkeypatch: pytest.MonkeyPatch, place: str) -> None:
     limits = Limits(4, 64, 8, VOCAB, max_logits_per_span=4)
-    bench = Bench(0, limits, EngineSettings(speculation="on"))
+    bench = Bench(0, limits, plain_settings(speculation="on"))
     if place == "first":
         breaks(monkeypatch, PromptLookup, "draft", lambda lookup: lookup._tokens[0] == MARK)
         bad = request("bad", [MARK, 1] * 5)

@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.engine.test_admission import FEATURES, Door, path
 from tests.support.engine.fakes import request
 
-FIFO = EngineSettings()
+FIFO = plain_settings()
 PATIENT = replace(FIFO, admission_max_passed=1_000_000, admission_max_delay_ms=3_600_000)
 
 

@@ -125,14 +125,14 @@ from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics
 from autoglm_engine.triton.engine_model import EngineService
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from tests.support.engine.busy_engine import no_series
 from tests.support.engine.fakes import request
 from tests.support.engine.small_service import submit
 
 service_module._CLOSE_SECONDS = service_module._LAST_STEP_SECONDS = 0.01
 service = EngineService(
-    Path(sys.argv[1]), EngineSettings(token_budget=4096), num_threads=2, metrics=PublishedMetrics(no_series),
+    Path(sys.argv[1]), plain_settings(token_budget=4096), num_threads=2, metrics=PublishedMetrics(no_series),
     ask=lambda packed: None, embed=lambda text: None, embedder=Path("none"), died=lambda: None,
 )
 began = threading.Event()

@@ -13,7 +13,7 @@ from autoglm_engine.core import FinishReason, StepBatch
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.metrics import DRAFTS_ACCEPTED, TOKENS_DRAFTED
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -37,7 +37,7 @@ def repeating(order: int, surprise: int) -> Model:
 
 
 def bench_of(model: Model, mode: str, limits: Limits = LIMITS, **others: object) -> Bench:
-    bench = Bench(0, limits, EngineSettings(speculation=mode, **others))  # type: ignore[arg-type]
+    bench = Bench(0, limits, plain_settings(speculation=mode, **others))  # type: ignore[arg-type]
     bench.runner.model = model
     return bench
 
@@ -263,12 +263,12 @@ def test_a_request_may_ask_for_it(mode: str, asked: int | None, drafts: int) -> 
 def test_on_is_refused_where_the_runner_cannot(num_candidates: int) -> None:
     limits = Limits(4, LENGTH, 24, VOCAB, max_logits_per_span=9 if num_candidates else 1)
     with pytest.raises(InvalidRequest, match="the setting speculation is 'on'; the artifact's runtime gives"):
-        Bench(num_candidates, limits, EngineSettings(speculation="on"))
+        Bench(num_candidates, limits, plain_settings(speculation="on"))
 
 
 def test_auto_says_once_that_the_runner_cannot(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO):
-        bench = Bench(8, settings=EngineSettings(speculation="auto"))
+        bench = Bench(8, settings=plain_settings(speculation="auto"))
         bench.run(request(max_tokens=20, ignore_eos=True))
     assert [record.message.split(":")[0] for record in caplog.records] == ["speculation is auto and stays off"]
     with pytest.raises(InvalidRequest, match=r"prompt_lookup is 4; .* so it must be 0"):

@@ -15,7 +15,7 @@ from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_perf.load.copying import COPYING, FREE, chats
@@ -59,7 +59,7 @@ def serve(
 ) -> tuple[dict[str, tuple[object, ...]], EngineStats]:
     """Token ids, log-probabilities and reason of each."""
     manifest, text = Manifest.load(artifact), TokenText(load_tokenizer(artifact))
-    settings = EngineSettings(speculation=mode, speculation_tokens=12, token_budget=64)
+    settings = plain_settings(speculation=mode, speculation_tokens=12, token_budget=64)
     engine = Engine(runner, text, manifest.eos_token_ids, settings)
     events: list[Event] = []
     for request in asked:

@@ -13,7 +13,7 @@ from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine.step_watch import StepWatch
 from autoglm_engine.errors import DeviceError
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.triton.engine_model import EngineService
 
 from tests.support.engine.engine_bench import VOCAB
@@ -21,7 +21,7 @@ from tests.support.engine.fakes import request
 from tests.support.engine.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
 
 LIMITS = Limits(4, 64, 8, VOCAB, on_gpu=True)
-SOON, NEVER = EngineSettings(step_timeout_seconds=0.05), EngineSettings(step_timeout_seconds=3600)
+SOON, NEVER = plain_settings(step_timeout_seconds=0.05), plain_settings(step_timeout_seconds=3600)
 
 
 @pytest.fixture
@@ -110,7 +110,7 @@ def test_a_step_that_fails_is_over(tmp_path: Path, runner: LongStep) -> None:
     ("setting", "on_gpu", "limit"), [(0, True, 30), (0, False, 0), (120, True, 120), (120, False, 120)]
 )
 def test_the_limit_is_the_devices_where_none_is_set(setting: float, on_gpu: bool, limit: float) -> None:
-    assert EngineSettings(step_timeout_seconds=setting).seconds_of_step(on_gpu) == limit
+    assert plain_settings(step_timeout_seconds=setting).seconds_of_step(on_gpu) == limit
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guided.compiler import GuideFailed
 from autoglm_engine.guided.grammar import Guides, GuideState
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint import bundled
 from autoglm_export.checkpoint.base import open_checkpoint
@@ -216,7 +216,7 @@ def test_what_one_tenant_had_compiled_is_compiled_again_for_another() -> None:
 
 def bench(num_candidates: int, chosen: EngineSettings | None = None, **limits: int) -> Bench:
     limited = replace(LIMITS, **limits)
-    return Bench(num_candidates, limited, chosen or EngineSettings(), text=TokenText(tokenizer()), eos=(END,))
+    return Bench(num_candidates, limited, chosen or plain_settings(), text=TokenText(tokenizer()), eos=(END,))
 
 
 def asked(name: str, **options: object) -> Request:
@@ -254,7 +254,7 @@ def test_guided_and_free_requests_in_one_batch_answer_as_alone(num_candidates: i
 
 
 def test_drafts_change_no_guided_answer() -> None:
-    plain, drafting = bench(0), bench(0, EngineSettings(speculation="on"), max_logits_per_span=8)
+    plain, drafting = bench(0), bench(0, plain_settings(speculation="on"), max_logits_per_span=8)
     plain.run(*crowd())
     drafting.run(*crowd())
     expected = answers(plain.events)

@@ -13,7 +13,7 @@ from autoglm_cli.configuring import command_settings, server_environment, servin
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.file import as_text, as_toml, parse_text, read_settings, settings_of
-from autoglm_engine.settings.model import EngineSettings, ServingSettings
+from autoglm_engine.settings.model import ServingSettings, plain_settings
 from typer.testing import CliRunner, Result
 
 from tests.support.engine.engine_bench import VOCAB, Bench
@@ -122,9 +122,9 @@ def test_the_documented_file_and_table_are_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("num_candidates", [0, 8])
 def test_no_more_slots_are_used_than_the_batch_size(num_candidates: int) -> None:
-    bench = Bench(num_candidates, limits=Limits(4, 64, 8, VOCAB), settings=EngineSettings(max_batch_size=2))
+    bench = Bench(num_candidates, limits=Limits(4, 64, 8, VOCAB), settings=plain_settings(max_batch_size=2))
     bench.run(*(request(f"r{i}", [i, 2, 3], max_tokens=6, ignore_eos=True) for i in range(5)))
     assert max(len(batch.spans) for batch in bench.runner.batches) == 2
     assert sum(event.is_last for event in bench.events) == 5
     with pytest.raises(InvalidRequest, match="max_batch_size is 5; it must be between 0 and 4"):
-        Bench(num_candidates, limits=Limits(4, 64, 8, VOCAB), settings=EngineSettings(max_batch_size=5))
+        Bench(num_candidates, limits=Limits(4, 64, 8, VOCAB), settings=plain_settings(max_batch_size=5))

@@ -9,7 +9,7 @@ import pytest
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.sequence import Waiting
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_perf.experiments.scheduling.static_batching import lengths, longest_of_batches
 from autoglm_perf.experiments.scheduling.waiting import Gathering, poisson_requests
 from autoglm_perf.in_process.driving import Arrival, Model
@@ -26,7 +26,7 @@ def ask(name: str, prompt: list[int], max_tokens: int) -> Request:
 def test_every_request_is_served_in_its_time() -> None:
     runner = FakeRunner(Limits(4, 64, 8, VOCAB))
     arrivals = [Arrival(0.4 * i, ask(f"{i}", [1, 2, 3] * 8 + [i], 3)) for i in range(4)]
-    outcome = Model(runner, TEXT).drive(arrivals, EngineSettings(), num_slots=2)
+    outcome = Model(runner, TEXT).drive(arrivals, plain_settings(), num_slots=2)
     assert max(span.slot for batch in runner.batches for span in batch.spans) < 2
     assert 0 < outcome.requests_per_second < 4 / 1.2
     assert outcome.cached_share == 3 * 24 / 100  # each but the first starts from one before it

@@ -181,14 +181,7 @@ def test_the_engines_parameters_are_its_settings() -> None:
     settings, num_threads = engine_settings(
         json_format.MessageToJson(config("engine"), preserving_proto_field_name=True), {}
     )
-    assert settings == EngineSettings(
-        max_events_per_second=400,
-        default_deadline_ms=3_600_000,
-        cache_mode="exact",
-        semantic_cache="asked",
-        speculation="auto",
-        redis_prefix="autoglm",
-    )
+    assert settings == EngineSettings()
     assert num_threads >= 1
 
 

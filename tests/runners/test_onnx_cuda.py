@@ -16,7 +16,7 @@ from autoglm_engine.runners.onnx.device import open_memory
 from autoglm_engine.runners.onnx.memory import CacheLayout, GpuMemory, HostMemory
 from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import installed_version, load_runner
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_export.errors import UnsupportedModel
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -272,7 +272,7 @@ def test_onnxruntime_gpu_counts_as_onnxruntime(tmp_path: Path, monkeypatch: pyte
 
 def test_the_setting_names_what_it_may_be() -> None:
     with pytest.raises(InvalidRequest, match="the setting device is 'gpu'; allowed are auto, cpu, cuda"):
-        EngineSettings(device="gpu")
+        plain_settings(device="gpu")
 
 
 def test_a_prefix_is_copied_head_by_head_in_every_part() -> None:

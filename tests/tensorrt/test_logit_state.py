@@ -12,7 +12,7 @@ from autoglm_engine.core import Adjustments, Candidates, Event, Logits, Span, St
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits, Runner, run_step
 from autoglm_engine.runners.tensorrt.logit_state import MOST_SINGLE_WRITES
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -211,7 +211,7 @@ class WholeRows:
 
 def answers_of(runner: Runner) -> dict[str, list[int]]:
     """Twelve requests of all kinds over five slots, some of them with the begin of another one's prompt."""
-    engine = Engine(runner, letters_text(), [63], EngineSettings(token_budget=20))
+    engine = Engine(runner, letters_text(), [63], plain_settings(token_budget=20))
     kinds: list[dict[str, object]] = [
         {},
         {"repetition_penalty": 1.7},

@@ -13,7 +13,7 @@ import pytest
 from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.core import Event, FinishReason
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.triton.detokenizer_model import piece_text
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -165,7 +165,7 @@ READERS = st.lists(
 
 
 def shared_bench(case: Case) -> Bench:
-    gate, chosen = FlightGate(), EngineSettings(cache_mode="exact")
+    gate, chosen = FlightGate(), plain_settings(cache_mode="exact")
     bench = bench_of(case, gate=gate, settings=chosen)
     bench.engine = CachingEngine(bench.engine, "digest", bench.text, chosen, gate, clock=bench.clock)  # type: ignore[assignment]
     return bench

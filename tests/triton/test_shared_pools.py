@@ -19,7 +19,7 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.transport import segment as segment_module
 from autoglm_client.transport.segment import Block, Segment
 from autoglm_engine.errors import Unavailable
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.system.shared_pools import (
     MIB,
     check_free,
@@ -136,10 +136,10 @@ def test_the_engine_looks_too(tmp_path: Path, memory: Memory) -> None:
     artifact = tmp_path / "engine" / "1" / "artifact"
     write_artifact(artifact)
     memory(17, free=0)
-    adapter.check_shared_memory(tmp_path, artifact, EngineSettings(), tmp_path)
+    adapter.check_shared_memory(tmp_path, artifact, plain_settings(), tmp_path)
     memory(12)
     with pytest.raises(Unavailable, match=r"needs 16\.0 MiB of shared memory, and 12\.0 MiB are there in"):
-        adapter.check_shared_memory(tmp_path, artifact, EngineSettings(), tmp_path)
+        adapter.check_shared_memory(tmp_path, artifact, plain_settings(), tmp_path)
 
 
 def test_the_container_computes_the_same(tmp_path: Path) -> None:

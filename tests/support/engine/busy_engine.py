@@ -19,7 +19,7 @@ from autoglm_engine.errors import EngineError
 from autoglm_engine.messages import Packed, unpack_event
 from autoglm_engine.metrics import MetricSpec
 from autoglm_engine.runners.base import Runner
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.triton.board.acks import AckBoard, AckGate
 from autoglm_engine.triton.board.file import Board
@@ -29,7 +29,7 @@ from autoglm_engine.triton.responses import Replies
 
 from tests.support.engine.fakes import FakeClock, letters_text
 
-SETTINGS = EngineSettings(
+SETTINGS = plain_settings(
     max_queue=24,
     admission="features",
     cache_mode="exact",

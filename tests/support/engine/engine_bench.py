@@ -11,7 +11,7 @@ from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 
 from tests.support.engine.fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
@@ -30,7 +30,7 @@ class Bench:
 
     num_candidates: int  # of the runner; 0: it gives whole logits
     limits: Limits = LIMITS
-    settings: EngineSettings = field(default_factory=EngineSettings)
+    settings: EngineSettings = field(default_factory=plain_settings)
     gate: object = None
     clock: FakeClock = field(default_factory=FakeClock)
     metrics: MemoryMetrics = field(default_factory=MemoryMetrics)

@@ -16,7 +16,7 @@ from autoglm_engine.core import Event, Request, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.messages import Packed, pack_request, unpack_event
 from autoglm_engine.runners.base import Limits, Runner
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind
 from autoglm_engine.triton.engine_model import EngineService
@@ -115,7 +115,7 @@ def serving(
         patch.setattr(service_module, "load_runner", lambda *args, **rest: runner)
         made = EngineService(
             folder,
-            settings or EngineSettings(),
+            settings or plain_settings(),
             num_threads=1,
             **{
                 "metrics": PublishedMetrics(no_series),

@@ -14,7 +14,7 @@ from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.engine.admission import AdmissionPolicy, Fifo
 from autoglm_engine.engine.sequence import Sequence as Running
 from autoglm_engine.engine.sequence import Waiting
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 
 from autoglm_perf.in_process.driving import Arrival, Model, Outcome
 from autoglm_perf.load.arrivals import poisson_times
@@ -65,7 +65,7 @@ def run(context: Context) -> Found:
             for load, (rate, full, quick) in _LOADS.items():
                 arrivals = poisson_requests(rate, context.size(full, quick), next(context.seeds))
                 for policy, make in policies.items():
-                    served = model.drive(arrivals, EngineSettings(), num_slots=_SLOTS, policy=make())
+                    served = model.drive(arrivals, plain_settings(), num_slots=_SLOTS, policy=make())
                     outcomes[f"{load}: {policy}"].append(served)
     finally:
         model.runner.close()

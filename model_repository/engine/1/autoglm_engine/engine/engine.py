@@ -29,7 +29,7 @@ from autoglm_engine.metrics import Metrics, NoMetrics
 from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Pending, Runner
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.output import Output
 
@@ -57,8 +57,9 @@ class InFlight:
 
 
 class Engine:
-    """`clock` and all request times are seconds of one monotonic clock. `policy`: the one that the settings name, where
-    it is None. `fixed_rows`: what a step costs beside its rows, in rows."""
+    """`clock` and all request times are seconds of one monotonic clock. `settings`: plain ones where they are None.
+    `policy`: the one that the settings name, where it is None. `fixed_rows`: what a step costs beside its rows, in
+    rows."""
 
     def __init__(
         self,
@@ -77,7 +78,7 @@ class Engine:
         self._limits = runner.limits
         self._token_text = token_text
         self._eos = frozenset(eos_token_ids)
-        self._settings = settings or EngineSettings()
+        self._settings = settings or plain_settings()
         self._pacer = StreamPacer(self._settings, gate or AlwaysOpen())
         self._clock = clock
         self._inbox = Inbox(self._settings.max_queue)

@@ -11,6 +11,7 @@ from enum import Flag, auto
 from typing import Any, Literal
 
 from autoglm_engine.core import DEFAULT_PRIORITY, CacheUse
+from autoglm_engine.settings.model import DAY_MS
 
 from .bad_words import MAX_BAD_WORD_CHARACTERS, MAX_BAD_WORDS
 from .parsing import MOST_BIAS, MOST_BIASES, MOST_GUIDE_BYTES
@@ -22,7 +23,6 @@ MAX_STOP_CHARACTERS = 256
 MAX_USER_CHARACTERS = 256
 DEFAULT_MAX_TOKENS = 256
 MAX_TENANT_CHARACTERS = 128
-DAY_MS = 86_400_000
 HOUR_MS = 3_600_000
 MIN_HEARTBEAT_MS = 100
 MAX_PROMPT_LOOKUP = 16

@@ -11,9 +11,10 @@ from collections.abc import Mapping
 from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.settings.model import DAY_MS
 
 TIMEOUT = "timeout"
-MAX_TIMEOUT_US = 86_400_000_000  # a day, as of `deadline_ms`
+MAX_TIMEOUT_US = 1000 * DAY_MS  # as of `deadline_ms`
 
 
 def shortest_deadline_ms(deadline_ms: float | None, timeout_us: int, parameters: Mapping[str, Any]) -> float | None:

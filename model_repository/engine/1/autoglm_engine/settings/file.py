@@ -57,6 +57,11 @@ def as_text(value: Value) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def default_text(name: str) -> str:
+    """As `as_text`."""
+    return as_text(_default(name))
+
+
 def as_toml(settings: ServingSettings) -> str:
     """A file that `read_settings` reads back to the same settings, or refuses where a password in them is hidden."""
     shown = dataclasses.asdict(settings) | {"redis_url": shown_redis_url(settings.redis_url)}

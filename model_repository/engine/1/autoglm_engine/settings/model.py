@@ -6,6 +6,7 @@ from __future__ import annotations
 import dataclasses
 import re
 from dataclasses import dataclass, field
+from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
 
@@ -16,7 +17,7 @@ CACHE_MODES = ("off", "exact")
 SEMANTIC_MODES = ("off", "asked", "on")
 SPECULATION = ("off", "auto", "on")
 POLICIES = ("fifo", "features", "static")
-_DAY_MS = 86_400_000
+DAY_MS = 86_400_000
 _GPU_STEP_SECONDS = 30.0  # the longest steps take a tenth of a second
 _RANGES: dict[str, tuple[float, float]] = {
     "max_queue": (1, 1_000_000),
@@ -25,7 +26,7 @@ _RANGES: dict[str, tuple[float, float]] = {
     "step_timeout_seconds": (0, 3600),
     "heartbeat_ms": (1, 3_600_000),
     "max_events_per_second": (0, 1_000_000),
-    "default_deadline_ms": (0, _DAY_MS),
+    "default_deadline_ms": (0, DAY_MS),
     "cache_bytes": (1024, 1 << 40),
     "cache_ttl_seconds": (0.001, 1e9),
     "redis_timeout_ms": (1, 60_000),
@@ -48,6 +49,13 @@ _RANGES: dict[str, tuple[float, float]] = {
     "admission_max_delay_ms": (0, 3_600_000),
     "static_size": (0, 4096),
     "static_window_ms": (0, 60_000),
+}
+_PLAIN: dict[str, Any] = {
+    "max_events_per_second": 0.0,
+    "default_deadline_ms": 0,
+    "cache_mode": "off",
+    "semantic_cache": "off",
+    "speculation": "off",
 }
 _PREFIX = re.compile(r"[A-Za-z0-9.:_-]{1,64}")
 _CHOICES = {
@@ -107,10 +115,10 @@ class EngineSettings:
     step_timeout_seconds: float = 0.0
     prefix_reuse: bool = True
     heartbeat_ms: float = 300.0
-    max_events_per_second: float = 0.0
+    max_events_per_second: float = 400.0
     device: str = "auto"
-    default_deadline_ms: int = 0
-    cache_mode: str = "off"
+    default_deadline_ms: int = 3_600_000
+    cache_mode: str = "exact"
     cache_bytes: int = 64 << 20
     cache_ttl_seconds: float = 300.0
     cache_sampled: bool = False
@@ -118,13 +126,13 @@ class EngineSettings:
     redis_timeout_ms: float = 50.0
     redis_retry_seconds: float = 1.0
     redis_prefix: str = "autoglm"
-    semantic_cache: str = "off"
+    semantic_cache: str = "asked"
     semantic_threshold: float = 0.9
     semantic_entries: int = 10_000
     semantic_timeout_ms: float = 2000.0
     semantic_verify_share: float = 0.1
     semantic_max_false_rate: float = 0.5
-    speculation: str = "off"
+    speculation: str = "auto"
     speculation_tokens: int = 8
     speculation_ngram: int = 3
     admission: str = "fifo"
@@ -169,10 +177,15 @@ class EngineSettings:
         return self.max_batch_size or available
 
 
+def plain_settings(**changes: Any) -> EngineSettings:
+    """Of an engine that generates and does nothing beside, unless `changes` say so: a token an event, no deadline, no
+    cache, no drafts. What is not named here is as it is served."""
+    return EngineSettings(**(_PLAIN | changes))
+
+
 @dataclass(frozen=True, slots=True)
 class ServingSettings(EngineSettings):
-    """All that one file may set: the engine's settings, with the defaults that the model repository gives them, those
-    of its neighbours and those of the `autoglm` commands.
+    """All that one file may set: the engine's settings, those of its neighbours and those of the `autoglm` commands.
 
     `num_threads`: of the runtime; 0 takes all cores that the process may use.
     `exit_with_engine`: the server ends when the engine's process dies.
@@ -180,11 +193,6 @@ class ServingSettings(EngineSettings):
     `use_streaming`: commands show an answer while it is made.
     """
 
-    max_events_per_second: float = 400.0
-    default_deadline_ms: int = 3_600_000
-    cache_mode: str = "exact"
-    semantic_cache: str = "asked"
-    speculation: str = "auto"
     num_threads: int = 0
     exit_with_engine: bool = True
     prefetch_factor: int = 2

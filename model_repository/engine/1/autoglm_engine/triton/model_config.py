@@ -10,7 +10,7 @@ from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.settings.file import parse_text, variable
+from autoglm_engine.settings.file import default_text, parse_text, variable
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.shared_pools import check_size, needed_bytes, num_python_models
 from autoglm_engine.triton.board.acks import cells_for
@@ -20,6 +20,7 @@ from autoglm_engine.triton.board.finder import SHARED_MEMORY
 from .neighbours import NAMES, parameters
 
 _THREADS = "num_threads"
+_EXITS = "exit_with_engine"
 
 
 def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) -> tuple[EngineSettings, int]:
@@ -35,7 +36,7 @@ def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) 
     for name in (*fields, _THREADS):
         if (text := environ.get(variable(name))) is not None:
             texts[name] = text
-    threads = int(parse_text(_THREADS, texts.pop(_THREADS, "0")))
+    threads = int(parse_text(_THREADS, texts.pop(_THREADS, default_text(_THREADS))))
     values: dict[str, Any] = {name: parse_text(name, text) for name, text in texts.items()}
     return EngineSettings(**values), threads or len(os.sched_getaffinity(0))
 
@@ -51,5 +52,5 @@ def check_shared_memory(
 
 def exits_with_engine(model_config: str, environ: Mapping[str, str] = os.environ) -> bool:
     """Whether the whole server ends when the engine's process dies: `exit_with_engine`, true unless told otherwise."""
-    name = "exit_with_engine"
-    return bool(parse_text(name, environ.get(variable(name), parameters(model_config).get(name, "true"))))
+    texts = {_EXITS: default_text(_EXITS)} | parameters(model_config)
+    return bool(parse_text(_EXITS, environ.get(variable(_EXITS), texts[_EXITS])))
