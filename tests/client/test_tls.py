@@ -13,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 from autoglm_cli.app import app
-from autoglm_cli.connecting import headers_of, tls_of
+from autoglm_cli.options.connection import headers_of, tls_of
 from autoglm_cli.server import gateway_process
 from autoglm_cli.server.ports import is_listening
 from autoglm_cli.server.server_tls import ServerTLS

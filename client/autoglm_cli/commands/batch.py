@@ -10,19 +10,20 @@ import typer
 from autoglm_client.async_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.mapping import MapLimits, bounded_map
-from autoglm_client.timeouts import Timeouts
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoglm_cli import arguments as args
 from autoglm_cli.configuring import command_settings
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import CommandError
+from autoglm_cli.options import shared
+from autoglm_cli.options.answer import AnswerOptions
+from autoglm_cli.options.connection import ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, print_json, result_json
 
 from .batch_files import Job, Journal, read_jobs
 
 
-@connecting
+@grouped
 def batch(
     file: Annotated[
         Path, typer.Argument(help='JSON lines: {"prompt": ...} or {"messages": [...]}, with options and an id.')
@@ -31,20 +32,10 @@ def batch(
         Path | None, typer.Option("--output", "-o", help="Answers. \\[default: FILE with .answers.jsonl]")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
-    max_tokens: args.MaxTokens = None,
-    temperature: args.Temperature = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    seed: args.Seed = None,
-    stop: args.Stop = None,
-    cache: args.Cache = None,
-    semantic: args.Semantic = None,
-    priority: args.Priority = None,
-    time_limit: args.TimeLimit = None,
-    model: args.Model = args.DEFAULT_MODEL,
+    json: shared.Json = False,
     *,
-    connection: Connection,
-    json: args.Json = False,
+    options: AnswerOptions,
+    server: ConnectionOptions,
 ) -> None:
     """Answer every line of a file. Run it again after an interruption: what is answered is not asked again.
 
@@ -61,15 +52,11 @@ def batch(
     target = output if output is not None else file.with_suffix(".answers.jsonl")
     if target.resolve() == file.resolve():
         raise CommandError(f"the answers cannot go into the file of the prompts: {file}")
-    sampling = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop, cache, semantic, priority=priority)
-    jobs = read_jobs(file, sampling.options())
-    timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
+    jobs = read_jobs(file, options.options())
     limits = MapLimits(concurrency, prefetch_factor=command_settings().prefetch_factor, ordered=False)
     with Journal.open(target) as journal:
         waiting = [job for job in jobs if job.id not in journal.done]
-        client = AsyncClient(
-            connection.urls, model=model, timeouts=timeouts, tls=connection.tls, headers=connection.headers
-        )
+        client = server.connection().async_client(options.timeouts())
         failed = asyncio.run(_answer(client, waiting, journal, limits)) if waiting else 0
     if json:
         counts = {"asked": len(waiting), "skipped": len(jobs) - len(waiting), "failed": failed}

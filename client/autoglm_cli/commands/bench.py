@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import typer
 from rich.progress import Progress
 from rich.table import Table
 
-from autoglm_cli import arguments as args
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import CommandError, needs
 from autoglm_cli.home import artifact_of
+from autoglm_cli.options import shared
+from autoglm_cli.options.connection import Connection, ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import artifact_folder, is_exported, repository_folder
 
 
-@connecting
+@grouped
 def bench(
-    connection: Connection,
     concurrency: Annotated[
         list[int] | None,
         typer.Option(
@@ -26,10 +28,11 @@ def bench(
         ),
     ] = None,
     requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests a run.")] = 64,
-    artifact: args.Artifact = None,
-    repository: args.Repository = None,
-    model: args.Model = args.DEFAULT_MODEL,
-    json: args.Json = False,
+    artifact: shared.Artifact = None,
+    repository: shared.Repository = None,
+    json: shared.Json = False,
+    *,
+    server: ConnectionOptions,
 ) -> None:
     """Measure a running server: prompts of 128 tokens, 64 new tokens each, greedy, streamed.
 
@@ -40,37 +43,49 @@ def bench(
       autoglm bench
       autoglm bench -c 1 -c 8 -c 32 --json
     """
+    connection = server.connection()
+    workload = _workload(artifact, repository, server.model).first(requests)
+    runs = [_measure(workload, number, connection).as_json() for number in concurrency or [1, 16]]
+    if json:
+        print_json({"workload": workload.name, "runs": runs})
+    else:
+        notes().print(_table(f"workload {workload.name}", runs))
+    if failed := sum(run["num_errors"] for run in runs):
+        raise CommandError(f"{failed} requests failed")
+
+
+def _workload(artifact: Path | None, repository: Path | None, model: str) -> Any:
+    """The reference prompts, of so many tokens of the model's."""
+    workloads = _of_load("workload")
+    folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository, model), model)
+    if not is_exported(folder):
+        raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
+    return workloads.reference_workload(workloads.load_tokenizer(folder))
+
+
+def _measure(workload: Any, concurrency: int, to: Connection) -> Any:
+    load, measures = _of_load("load"), _of_load("measures")
+    with Progress(console=notes(), transient=True) as bar:
+        task = bar.add_task(f"{concurrency} in flight", total=len(workload.prompts))
+        timings = load.measure_load(
+            to.urls[0],
+            workload,
+            concurrency,
+            lambda count: bar.advance(task, count),
+            model=to.model,
+            tls=to.tls,
+            headers=to.headers,
+        )
+    return measures.summarise(to.model, concurrency, timings, measures.Goal())
+
+
+def _of_load(module: str) -> ModuleType:
     try:
-        load = needs("autoglm_perf.load.load", "test")
-        workloads, measures = (needs(f"autoglm_perf.load.{name}", "test") for name in ("workload", "measures"))
+        return needs(f"autoglm_perf.load.{module}", "test")
     except CommandError:
         raise CommandError(
             "this command needs the source checkout's perf/ folder: pip install -e '.[test]' there"
         ) from None
-    folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository, model), model)
-    if not is_exported(folder):
-        raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
-    workload = workloads.reference_workload(workloads.load_tokenizer(folder)).first(requests)
-    runs = []
-    for number in concurrency or [1, 16]:
-        with Progress(console=notes(), transient=True) as bar:
-            task = bar.add_task(f"{number} in flight", total=len(workload.prompts))
-            timings = load.measure_load(
-                connection.urls[0],
-                workload,
-                number,
-                lambda count, bar=bar, task=task: bar.advance(task, count),
-                model=model,
-                tls=connection.tls,
-                headers=connection.headers,
-            )
-        runs.append(measures.summarise(model, number, timings, measures.Goal()))
-    if json:
-        print_json({"workload": workload.name, "runs": [run.as_json() for run in runs]})
-    else:
-        notes().print(_table(f"workload {workload.name}", [run.as_json() for run in runs]))
-    if any(run.num_errors for run in runs):
-        raise CommandError(f"{sum(run.num_errors for run in runs)} requests failed")
 
 
 def _table(title: str, runs: list[dict[str, Any]]) -> Table:

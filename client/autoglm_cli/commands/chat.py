@@ -15,9 +15,10 @@ from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.options import GenerationOptions
 from autoglm_client.types import Message, Result
 
-from autoglm_cli import arguments as args
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import CommandError, fail, sentence_of
+from autoglm_cli.options.answer import AnswerOptions, System
+from autoglm_cli.options.connection import ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, stage_table, summary_line, write_answer
 
 _HELP = """/reset          forget the conversation
@@ -28,18 +29,12 @@ _HELP = """/reset          forget the conversation
 /exit           leave (so does Ctrl-D); Ctrl-C cancels an answer"""
 
 
-@connecting
+@grouped
 def chat(
-    system: args.System = None,
-    max_tokens: args.MaxTokens = None,
-    temperature: args.Temperature = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    seed: args.Seed = None,
-    stop: args.Stop = None,
-    model: args.Model = args.DEFAULT_MODEL,
+    system: System = None,
     *,
-    connection: Connection,
+    options: AnswerOptions,
+    server: ConnectionOptions,
 ) -> None:
     """Talk with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
 
@@ -49,13 +44,12 @@ def chat(
       autoglm chat --system "You answer in one sentence." -t 0.7
       autoglm chat --url gpu-box:8001
     """
-    options = args.Sampling(max_tokens, temperature, top_p, top_k, seed, stop).options()
     with contextlib.suppress(ImportError):
         importlib.import_module("readline")  # line editing and history for input()
-    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
+    with server.connection().client(options.timeouts()) as client:
         check_ready(client)
         notes().print("[dim]/help lists the commands[/]", markup=True)
-        Conversation(client, options, system).run()
+        Conversation(client, options.options(), system).run()
 
 
 def check_ready(client: Client) -> None:

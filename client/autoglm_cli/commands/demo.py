@@ -10,8 +10,8 @@ from autoglm_client.client import Client
 from autoglm_client.types import Message, Prompt
 from rich.progress import track
 
-from autoglm_cli import arguments as args
 from autoglm_cli.bundled_weights import ensure_weights
+from autoglm_cli.options import shared
 from autoglm_cli.output import notes, stage_table, summary_line, write_pieces
 from autoglm_cli.paths import BUNDLED_MODEL, artifact_folder, is_exported, repository_folder, server_artifact
 from autoglm_cli.server.local_server import LocalServer
@@ -44,8 +44,8 @@ _SUBJECTS = (
 
 
 def demo(
-    artifact: args.Artifact = None,
-    repository: args.Repository = None,
+    artifact: shared.Artifact = None,
+    repository: shared.Repository = None,
     yes: Annotated[
         bool, typer.Option("--yes", "-y", help="Install the model's package without asking, where it is missing.")
     ] = False,

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from autoglm_cli import arguments as args
 from autoglm_cli.device_lines import device_lines
 from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.options import shared
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import artifact_folder, export_folder, repository_folder
 
@@ -35,8 +35,8 @@ def export(
             "--name", help="Keep it under this name, beside others: `autoglm models`. \\[default: the checkpoint's]"
         ),
     ] = None,
-    runtime: args.Runtime = None,
-    precision: args.Precision = None,
+    runtime: shared.Runtime = None,
+    precision: shared.Precision = None,
     max_slots: Annotated[int | None, typer.Option("--max-slots", help="Most requests in flight.")] = None,
     max_length: Annotated[int | None, typer.Option("--max-length", help="Most tokens of prompt and answer.")] = None,
     prefill_chunk: Annotated[
@@ -86,8 +86,8 @@ def export(
             "with the TensorRT artifact that is there.",
         ),
     ] = False,
-    repository: args.Repository = None,
-    json: args.Json = False,
+    repository: shared.Repository = None,
+    json: shared.Json = False,
 ) -> None:
     """Turn a checkpoint into the artifact that the server loads.
 

@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from autoglm_cli import arguments as args
 from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.options import shared
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import embedder_folder, repository_folder
 
@@ -24,8 +24,8 @@ def export_embedder(
         Path | None,
         typer.Option("--output", "-o", envvar="AUTOGLM_EMBEDDER", help="Its folder. \\[default: the repository's]"),
     ] = None,
-    repository: args.Repository = None,
-    json: args.Json = False,
+    repository: shared.Repository = None,
+    json: shared.Json = False,
 ) -> None:
     """Make the embedder that the semantic cache compares questions with.
 

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from autoglm_client.model_names import ENSEMBLE
 
-from autoglm_cli import arguments as args
 from autoglm_cli.errors import CommandError
+from autoglm_cli.options import shared
 from autoglm_cli.output import notes
 from autoglm_cli.server.ports import cannot_listen
 
@@ -126,7 +126,7 @@ def gateway(
             show_default="none",
         ),
     ] = None,
-    otlp: args.Otlp = None,
+    otlp: shared.Otlp = None,
     metrics_by_tenant: Annotated[
         bool | None, typer.Option("--metrics-by-tenant", help="Count requests and tokens by tenant, too.")
     ] = None,

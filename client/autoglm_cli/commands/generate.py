@@ -8,39 +8,27 @@ from typing import Annotated
 import typer
 from autoglm_client.client import Client
 from autoglm_client.options import GenerationOptions
-from autoglm_client.timeouts import Timeouts
 from autoglm_client.types import Message, Prompt, Result
 
-from autoglm_cli import arguments as args
 from autoglm_cli.configuring import command_settings
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import CommandError
+from autoglm_cli.options import shared
+from autoglm_cli.options.answer import AnswerOptions, System
+from autoglm_cli.options.connection import ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
 
 
-@connecting
+@grouped
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
-    system: args.System = None,
+    system: System = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show speed and where the time went, on stderr.")] = False,
-    max_tokens: args.MaxTokens = None,
-    temperature: args.Temperature = None,
-    top_p: args.TopP = None,
-    top_k: args.TopK = None,
-    seed: args.Seed = None,
-    stop: args.Stop = None,
-    cache: args.Cache = None,
-    semantic: args.Semantic = None,
-    guided_json: args.GuidedJson = None,
-    guided_regex: args.GuidedRegex = None,
-    guided_grammar: args.GuidedGrammar = None,
-    priority: args.Priority = None,
-    time_limit: args.TimeLimit = None,
-    model: args.Model = args.DEFAULT_MODEL,
+    json: shared.Json = False,
     *,
-    connection: Connection,
-    json: args.Json = False,
+    options: AnswerOptions,
+    server: ConnectionOptions,
 ) -> None:
     """Ask once; the answer streams to stdout.
 
@@ -53,26 +41,9 @@ def generate(
       autoglm generate "Name a colour." --json | jq -r .text
       autoglm generate --model phone "Open the settings"
     """
-    sampling = args.Sampling(
-        max_tokens,
-        temperature,
-        top_p,
-        top_k,
-        seed,
-        stop,
-        cache,
-        semantic,
-        guided_json,
-        guided_regex,
-        guided_grammar,
-        priority,
-    )
-    timeouts = Timeouts() if time_limit is None else Timeouts(total=time_limit)
     asked = prompt_of(sys.stdin.read() if prompt == "-" else prompt, raw=raw, system=system)
-    with Client(
-        connection.urls, model=model, timeouts=timeouts, tls=connection.tls, headers=connection.headers
-    ) as client:
-        result = answer(client, asked, sampling.options(), show=not json)
+    with server.connection().client(options.timeouts()) as client:
+        result = answer(client, asked, options.options(), show=not json)
     if json:
         print_json(result_json(result))
     if stats:

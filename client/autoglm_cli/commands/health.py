@@ -6,18 +6,18 @@ import dataclasses
 from typing import Any
 
 import typer
-from autoglm_client.client import Client
 from autoglm_client.types import Health, Stats
 from rich.text import Text
 
-from autoglm_cli import arguments as args
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import fail, with_advice
+from autoglm_cli.options import shared
+from autoglm_cli.options.connection import ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, print_json
 
 
-@connecting
-def health(connection: Connection, model: args.Model = args.DEFAULT_MODEL, json: args.Json = False) -> None:
+@grouped
+def health(json: shared.Json = False, *, server: ConnectionOptions) -> None:
     """Whether the server, each step of the model and the engine's loop answer, and what the engine is doing.
 
     The exit code is 0 when all is ready, else 1.
@@ -28,7 +28,7 @@ def health(connection: Connection, model: args.Model = args.DEFAULT_MODEL, json:
       autoglm health --url gpu-box:8001 --json
       until autoglm health; do sleep 1; done
     """
-    with Client(connection.urls, model=model, tls=connection.tls, headers=connection.headers) as client:
+    with server.connection().client() as client:
         state = client.health()
         stats = client.stats() if state.ready else None
     if json:

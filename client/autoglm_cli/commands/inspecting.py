@@ -8,10 +8,10 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from autoglm_cli import arguments as args
 from autoglm_cli.device_lines import NAMES, device_lines
 from autoglm_cli.errors import needs
 from autoglm_cli.home import artifact_of
+from autoglm_cli.options import shared
 from autoglm_cli.output import SafeConsole, print_json
 from autoglm_cli.paths import artifact_folder, repository_folder
 
@@ -28,8 +28,8 @@ def inspect(
         ),
     ] = None,
     verify: Annotated[bool, typer.Option("--verify", help="Check every file against its SHA-256.")] = False,
-    repository: args.Repository = None,
-    json: args.Json = False,
+    repository: shared.Repository = None,
+    json: shared.Json = False,
 ) -> None:
     """What an exported artifact is: model, runtime, limits, files, parity with its checkpoint.
 

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from autoglm_cli import arguments as args
 from autoglm_cli.errors import CommandError, needs
 from autoglm_cli.home import is_exported, model_folder, model_names, models_folder, remove_model
+from autoglm_cli.options import shared
 from autoglm_cli.output import SafeConsole, notes, print_json
 from autoglm_cli.paths import artifact_folder, repository_folder
 
@@ -61,7 +61,7 @@ class ExportedModel:
 
 
 @models.callback()
-def list_models(context: typer.Context, json: args.Json = False) -> None:
+def list_models(context: typer.Context, json: shared.Json = False) -> None:
     """List the exported models, or remove one.
 
     `autoglm export --name NAME` makes one, `autoglm serve --artifact NAME` serves it. They are in $AUTOGLM_HOME/models,

@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 from rich.progress import Progress
 
-from autoglm_cli import arguments as args
-from autoglm_cli.connecting import Connection, connecting
 from autoglm_cli.errors import CommandError
+from autoglm_cli.options import shared
+from autoglm_cli.options.connection import Connection, ConnectionOptions
+from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import SafeConsole, notes, print_json
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 _REQUESTS = 64
 
 
-@connecting
+@grouped
 def profile(
     prompts: Annotated[
         Path | None,
@@ -42,16 +43,15 @@ def profile(
         float | None, typer.Option("--duration", min=0.1, help="Seconds; what is under way then is finished.")
     ] = None,
     start: Annotated[bool, typer.Option("--start", help="Start a server for this run, on free ports.")] = False,
-    artifact: args.Artifact = None,
-    repository: args.Repository = None,
+    artifact: shared.Artifact = None,
+    repository: shared.Repository = None,
     svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture here.")] = None,
     html: Annotated[
         Path | None, typer.Option("--html", help="Write a page with the picture and the tables here.")
     ] = None,
-    model: args.Model = args.DEFAULT_MODEL,
+    json: shared.Json = False,
     *,
-    connection: Connection,
-    json: args.Json = False,
+    server: ConnectionOptions,
 ) -> None:
     """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
 
@@ -70,9 +70,10 @@ def profile(
     asked = _asked(prompts, max_tokens)
     wanted = requests if requests is not None or duration is not None else _REQUESTS
     load = Load(concurrency, wanted, duration)
-    with _server(start, artifact, repository, model) as (started_url, pid):
-        target = Connection((started_url,)) if started_url else connection
-        run = _run(target, model, asked, load, pid)
+    connection = server.connection()
+    with _server(start, artifact, repository, server.model) as (started_url, pid):
+        target = Connection((started_url,), server.model) if started_url else connection
+        run = _run(target, asked, load, pid)
     _report(run, svg, html, json=json)
 
 
@@ -121,21 +122,19 @@ def _server(
         yield server.grpc_url, server.pid
 
 
-def _run(target: Connection, model: str, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
+def _run(target: Connection, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
     with Progress(console=notes(), transient=True) as bar:
         task = bar.add_task(f"{load.concurrency} in flight", total=load.requests)
-        return asyncio.run(_drive(target, model, asked, load, server_pid, lambda: bar.advance(task)))
+        return asyncio.run(_drive(target, asked, load, server_pid, lambda: bar.advance(task)))
 
 
 async def _drive(
     target: Connection,
-    model: str,
     asked: Iterator[Asked],
     load: Load,
     server_pid: int | None,
     advance: Callable[[], None],
 ) -> Run:
-    from autoglm_client.async_client import AsyncClient
     from autoglm_client.exceptions import CannotConnectError
     from autoglm_client.model_names import ModelNames
 
@@ -144,15 +143,15 @@ async def _drive(
     from autoglm_cli.profile.host import find_host
     from autoglm_cli.profile.procfs import ProcFs
 
-    url = target.urls[0]
-    async with AsyncClient(url, model=model, tls=target.tls, headers=target.headers) as client:
+    target = dataclasses.replace(target, urls=target.urls[:1])
+    async with target.async_client() as client:
         state = await client.health()
         if not state.live:
             raise CannotConnectError(state.detail)
         if not state.ready:
             raise CommandError(f"the server is not ready: {state.detail}")
         proc = ProcFs()
-        host = find_host(proc, url, server_pid=server_pid, names=ModelNames.of(model))
+        host = find_host(proc, target.urls[0], server_pid=server_pid, names=ModelNames.of(target.model))
         gpu = find_gpu() if host.cores else None
         host = dataclasses.replace(host, gpu=gpu.name if gpu else None)
         return await drive(client, asked, load, Probe(client, host, proc, gpu).sample, host, lambda _: advance())

@@ -10,9 +10,9 @@ from typing import Annotated, Any
 import typer
 from autoglm_client.model_names import ENSEMBLE, ModelNames, name_trouble
 
-from autoglm_cli import arguments as args
 from autoglm_cli.configuring import check_slots, file_settings, serving_settings
 from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.options import shared
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import artifact_folder, embedder_folder, is_exported, repository_folder
 from autoglm_cli.repository.writer import Family, write_family
@@ -32,7 +32,7 @@ def repository(
             "NAME-detokenizer and NAME-embedder work behind it.",
         ),
     ] = ENSEMBLE,
-    artifact: args.Artifact = None,
+    artifact: shared.Artifact = None,
     embedder: Annotated[
         Path | None,
         typer.Option(envvar="AUTOGLM_EMBEDDER", help="Exported embedder. \\[default: that of --source, if any]"),
@@ -53,7 +53,7 @@ def repository(
     source: Annotated[
         Path | None, typer.Option(help="Where the code is from. \\[default: the bundled model repository]")
     ] = None,
-    json: args.Json = False,
+    json: shared.Json = False,
 ) -> None:
     """Write models into a Triton model repository, under a name of their own: one server then serves several artifacts.
 

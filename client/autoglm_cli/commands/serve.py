@@ -14,10 +14,10 @@ from autoglm_client.exceptions import LocalServerError
 from autoglm_client.transport.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
-from autoglm_cli import arguments as args
 from autoglm_cli.configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
-from autoglm_cli.connecting import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from autoglm_cli.errors import CommandError
+from autoglm_cli.options import shared
+from autoglm_cli.options.connection import TlsCa, TlsCert, TlsKey, TlsName, tls_of
 from autoglm_cli.output import notes
 from autoglm_cli.paths import (
     BUNDLED_MODEL,
@@ -43,8 +43,8 @@ _STARTING = "starting tritonserver (about 10 s)"
 
 
 def serve(
-    artifact: args.Artifact = None,
-    repository: args.Repository = None,
+    artifact: shared.Artifact = None,
+    repository: shared.Repository = None,
     host: Annotated[
         str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
     ] = "127.0.0.1",
@@ -92,7 +92,7 @@ def serve(
     gateway_config: Annotated[
         Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
     ] = None,
-    otlp: args.Otlp = None,
+    otlp: shared.Otlp = None,
     model: Annotated[
         str | None, typer.Option("--model", help="With --print-config: whose settings, of a repository with several.")
     ] = None,

@@ -2,26 +2,40 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import typer
+from autoglm_client.async_client import DEFAULT_URL, AsyncClient
+from autoglm_client.client import Client
+from autoglm_client.model_names import ENSEMBLE
+from autoglm_client.timeouts import Timeouts
 from autoglm_client.transport.headers import read_headers
 from autoglm_client.transport.tls import TLS
 
+from autoglm_cli.errors import CommandError
 from autoglm_cli.server.hidden_arguments import hide_arguments
-
-from . import arguments as args
-from .errors import CommandError
 
 HEADERS_VARIABLE = "AUTOGLM_HEADERS"
 _TLS_HELP = "Connect with TLS; the public authorities are trusted, unless one of the next options says more."
 
+Url = Annotated[
+    str,
+    typer.Option(
+        "--url",
+        envvar="AUTOGLM_URL",
+        help="Server's gRPC address; of several, set apart by commas, the first that works.",
+    ),
+]
+Model = Annotated[
+    str,
+    typer.Option(
+        "--model", envvar="AUTOGLM_MODEL", help="Whom to ask, of a server that has several: the name of its ensemble."
+    ),
+]
 Tls = Annotated[bool, typer.Option("--tls", envvar="AUTOGLM_TLS", help=_TLS_HELP)]
 TlsCa = Annotated[
     Path | None, typer.Option("--tls-ca", envvar="AUTOGLM_TLS_CA", help="Trust the authorities in this file (PEM).")
@@ -55,24 +69,47 @@ Header = Annotated[
 
 @dataclass(frozen=True, slots=True)
 class Connection:
-    """To be given to a client: `Client(connection.urls, tls=connection.tls, headers=connection.headers)`."""
+    """A server's addresses, the model to ask there, and how it is reached."""
 
     urls: tuple[str, ...]
+    model: str = ENSEMBLE
     tls: TLS | None = None
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
 
+    def client(self, timeouts: Timeouts | None = None) -> Client:
+        return Client(self.urls, model=self.model, timeouts=timeouts, tls=self.tls, headers=self.headers)
 
-def connection_of(
-    url: args.Url = args.DEFAULT_URLS,
-    tls: Tls = False,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_server_name: TlsName = None,
-    header: Header = None,
-) -> Connection:
-    secure = tls_of(tls, tls_ca, tls_cert, tls_key, tls_server_name)
-    return Connection(args.urls_of(url), secure, headers_of(header or ()))
+    def async_client(self, timeouts: Timeouts | None = None) -> AsyncClient:
+        return AsyncClient(self.urls, model=self.model, timeouts=timeouts, tls=self.tls, headers=self.headers)
+
+
+@dataclass(frozen=True, slots=True)
+class ConnectionOptions:
+    """`header` holds what others must not read."""
+
+    PANEL: ClassVar = "Connection"
+
+    url: Url = DEFAULT_URL
+    model: Model = ENSEMBLE
+    tls: Tls = False
+    tls_ca: TlsCa = None
+    tls_cert: TlsCert = None
+    tls_key: TlsKey = None
+    tls_server_name: TlsName = None
+    header: Header = field(default=None, repr=False)
+
+    def connection(self) -> Connection:
+        """Raises CommandError for an address of HTTP, CredentialsError for a file that cannot be used."""
+        secure = tls_of(self.tls, self.tls_ca, self.tls_cert, self.tls_key, self.tls_server_name)
+        return Connection(urls_of(self.url), self.model, secure, headers_of(self.header or ()))
+
+
+def urls_of(text: str) -> tuple[str, ...]:
+    """Raises CommandError for an address of HTTP."""
+    urls = tuple(part.strip() for part in text.split(",") if part.strip()) or (DEFAULT_URL,)
+    if wrong := [url for url in urls if url.startswith(("http://", "https://"))]:
+        raise CommandError(f"the address is {wrong[0]!r}; it must be host:port of a gRPC endpoint, without http://")
+    return urls
 
 
 def tls_of(tls: bool, ca: Path | None, cert: Path | None, key: Path | None, server_name: str | None) -> TLS | None:
@@ -101,19 +138,3 @@ def _text_of(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CommandError(f"--header names {path}, which cannot be read: {error}") from None
-
-
-def connecting(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with these options in place of its parameter `connection`."""
-    options = inspect.signature(connection_of, eval_str=True).parameters
-    own = inspect.signature(command, eval_str=True)
-
-    @functools.wraps(command)
-    def with_options(**given: Any) -> None:
-        connection = connection_of(**{name: given.pop(name) for name in options})
-        command(connection=connection, **given)
-
-    parts = ((shown,) if name != "connection" else options.values() for name, shown in own.parameters.items())
-    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for part in parts for parameter in part]
-    with_options.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
-    return with_options

@@ -1,0 +1,90 @@
+"""What is asked of an answer: sampling, form, the response cache, and time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+import typer
+from autoglm_client.options import GenerationOptions
+from autoglm_client.timeouts import Timeouts
+
+from autoglm_cli.errors import CommandError
+
+MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
+TopP = Annotated[
+    float | None, typer.Option("--top-p", help="Draw from the likeliest tokens of this total probability.")
+]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="Who waits for a slot: 1 goes first, 9 last.")]
+Cache = Annotated[
+    str | None,
+    typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
+]
+Semantic = Annotated[
+    bool | None,
+    typer.Option("--semantic/--no-semantic", help="Take a kept answer to a question of the same meaning, or never."),
+]
+GuidedJson = Annotated[
+    str | None,
+    typer.Option("--guided-json", help="Only an answer that keeps to this JSON schema: the schema, or @FILE."),
+]
+GuidedRegex = Annotated[str | None, typer.Option("--guided-regex", help="Only an answer that matches this expression.")]
+GuidedGrammar = Annotated[
+    str | None,
+    typer.Option("--guided-grammar", help="Only an answer of this Lark grammar: its text, @FILE, or open-autoglm."),
+]
+System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
+TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerOptions:
+    PANEL: ClassVar = "Answer"
+
+    max_tokens: MaxTokens = None
+    temperature: Temperature = None
+    top_p: TopP = None
+    top_k: TopK = None
+    seed: Seed = None
+    stop: Stop = None
+    cache: Cache = None
+    semantic: Semantic = None
+    guided_json: GuidedJson = None
+    guided_regex: GuidedRegex = None
+    guided_grammar: GuidedGrammar = None
+    priority: Priority = None
+    time_limit: TimeLimit = None
+
+    def options(self) -> GenerationOptions:
+        return GenerationOptions(
+            max_tokens=self.max_tokens,
+            temperature=self.temperature,
+            top_p=self.top_p,
+            top_k=self.top_k,
+            seed=self.seed,
+            stop=self.stop or None,
+            cache=self.cache,
+            semantic=self.semantic,
+            guided_json=_text_of("--guided-json", self.guided_json),
+            guided_regex=self.guided_regex,
+            guided_grammar=_text_of("--guided-grammar", self.guided_grammar),
+            priority=self.priority,
+        )
+
+    def timeouts(self) -> Timeouts:
+        return Timeouts() if self.time_limit is None else Timeouts(total=self.time_limit)
+
+
+def _text_of(option: str, value: str | None) -> str | None:
+    """Of a file, where `value` is @ and its name."""
+    if value is None or not value.startswith("@"):
+        return value
+    try:
+        return Path(value[1:]).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise CommandError(f"{option} names {value[1:]}, which cannot be read: {error}") from None

@@ -1,0 +1,64 @@
+"""Options that several commands share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from autoglm_client.triton_traces import traces_url
+
+Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Repository = Annotated[
+    Path | None,
+    typer.Option(
+        "--repository", envvar="AUTOGLM_REPOSITORY", help="Triton model repository. \\[default: the bundled one]"
+    ),
+]
+Artifact = Annotated[
+    Path | None,
+    typer.Option(
+        "--artifact",
+        envvar="AUTOGLM_ARTIFACT",
+        help="Exported model: its folder, or its name in `autoglm models`. "
+        "\\[default: a checkout's own, else the only one of `autoglm models`]",
+    ),
+]
+Runtime = Annotated[
+    str | None,
+    typer.Option(
+        "--runtime",
+        help=(
+            "onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. "
+            "\\[default: auto]"
+        ),
+    ),
+]
+Precision = Annotated[
+    str | None,
+    typer.Option(
+        "--precision",
+        help="native: int8; onnx: int8 or fp32 on a CPU, fp16 on a GPU; TensorRT: bf16, fp16, fp8 or int4. "
+        "\\[default: int8; TensorRT: bf16]",
+    ),
+]
+
+
+def _collector(endpoint: str | None) -> str | None:
+    try:
+        if endpoint is not None:
+            traces_url(endpoint)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from None
+    return endpoint
+
+
+Otlp = Annotated[
+    str | None,
+    typer.Option(
+        "--otlp",
+        envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
+        callback=_collector,
+        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. \\[default: none]",
+    ),
+]
