@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from autoglm_client.exceptions import LocalServerError
-from autoglm_client.transport.shared_inputs import KEY_VARIABLE
 from autoglm_client.triton_traces import trace_arguments
 
-from autoglm_cli.configuring import CONFIG_VARIABLE, check_slots, file_settings, server_environment, serving_settings
+from autoglm_cli.configuring import check_slots, file_settings, server_environment, serving_settings
 from autoglm_cli.errors import CommandError
 from autoglm_cli.options import shared
-from autoglm_cli.options.connection import TlsCa, TlsCert, TlsKey, TlsName, tls_of
+from autoglm_cli.options.groups import grouped
+from autoglm_cli.options.serve import BesideOptions, PortOptions, ServedOptions, ServerTlsOptions, SettingsOptions
 from autoglm_cli.output import notes
 from autoglm_cli.paths import (
     BUNDLED_MODEL,
@@ -30,79 +31,29 @@ from autoglm_cli.paths import (
 from autoglm_cli.repository.repositories import families, own_artifact
 from autoglm_cli.server.gateway_process import gateway_beside
 from autoglm_cli.server.local_server import LocalServer, checked_host, checked_key
-from autoglm_cli.server.ports import check_ports
-from autoglm_cli.server.server_tls import ServerTLS
+from autoglm_cli.server.ports import Address, check_ports
 from autoglm_cli.server.shared_pools import SharedPools
 from autoglm_cli.server.triton_install import find_triton
 
 from .export import check_exporter, run_export
-from .gateway import GATEWAY_CONFIG_VARIABLE, check_installed, check_python, gateway_models, gateway_settings
+from .gateway import check_installed, check_python, gateway_models, gateway_settings
 
-_HTTP_PORT = 8000
+if TYPE_CHECKING:
+    from autoglm_engine.settings.model import ServingSettings
+
 _STARTING = "starting tritonserver (about 10 s)"
 
 
+@grouped
 def serve(
-    artifact: shared.Artifact = None,
-    repository: shared.Repository = None,
-    host: Annotated[
-        str, typer.Option(help="Address to listen on; anything but loopback is open to others.")
-    ] = "127.0.0.1",
-    http_port: Annotated[
-        int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            help="0 takes a free one. With --gateway Triton's HTTP is off unless this is given.",
-            show_default="8000",
-        ),
-    ] = None,
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8001,
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8002,
-    shared_memory_key: Annotated[
-        str | None,
-        typer.Option(
-            envvar=KEY_VARIABLE,
-            help="Clients on this host that know it may pass large inputs through shared memory. \\[default: random]",
-        ),
-    ] = None,
-    grpc_tls_cert: Annotated[
-        Path | None, typer.Option(help="Certificate of the gRPC port (PEM, with its chain): clients connect with TLS.")
-    ] = None,
-    grpc_tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
-    grpc_tls_client_ca: Annotated[
-        Path | None, typer.Option(help="Take only clients with a certificate of these authorities (mutual TLS).")
-    ] = None,
-    tls_ca: TlsCa = None,
-    tls_cert: TlsCert = None,
-    tls_key: TlsKey = None,
-    tls_server_name: TlsName = None,
-    log_file: Annotated[Path | None, typer.Option(help="Keep the server's log here.")] = None,
-    export_if_missing: Annotated[
-        bool,
-        typer.Option("--export-if-missing", help=f"Export the bundled model ({BUNDLED_MODEL}) where there is none."),
-    ] = False,
-    gateway: Annotated[
-        bool, typer.Option("--gateway", help="Speak OpenAI's HTTP API, too, as `autoglm gateway` does.")
-    ] = False,
-    gateway_host: Annotated[
-        str | None, typer.Option(help="Where the gateway listens; any but loopback needs keys.", show_default="--host")
-    ] = None,
-    gateway_port: Annotated[int, typer.Option(min=0, max=65535, help="0 takes a free one.")] = 8080,
-    gateway_config: Annotated[
-        Path | None, typer.Option(envvar=GATEWAY_CONFIG_VARIABLE, help="Its other settings, a .toml file.")
-    ] = None,
+    *,
+    log_file: Annotated[Path | None, typer.Option(help="Write the server's log to this file.")] = None,
     otlp: shared.Otlp = None,
-    model: Annotated[
-        str | None, typer.Option("--model", help="With --print-config: whose settings, of a repository with several.")
-    ] = None,
-    config: Annotated[
-        Path | None,
-        typer.Option("--config", envvar=CONFIG_VARIABLE, help="Settings of the server, a .toml or .json file."),
-    ] = None,
-    print_config: Annotated[
-        bool, typer.Option("--print-config", help="Print the settings in effect, as a file for --config, and leave.")
-    ] = False,
+    served: ServedOptions,
+    settings: SettingsOptions,
+    ports: PortOptions,
+    tls: ServerTlsOptions,
+    beside: BesideOptions,
 ) -> None:
     """Run the server in the foreground until Ctrl-C.
 
@@ -116,80 +67,84 @@ def serve(
       autoglm serve --repository models --gateway
       autoglm serve --config serving.toml --print-config
     """
-    folder = repository_folder(repository, model)
-    from_file = file_settings(config)
-    names = [family.ensemble for family in families(folder)]
-    settings = {name: serving_settings(folder, from_file, model=name) for name in names}
-    if print_config:
-        from autoglm_engine.settings.file import as_toml
-
-        sys.stdout.write(as_toml(settings[_only(names, model)]))
+    folder = repository_folder(served.repository, settings.model)
+    from_file = file_settings(settings.config)
+    models = {name: serving_settings(folder, from_file, model=name) for name in _ensembles(folder)}
+    if settings.print_config:
+        _print_settings(models, settings.model)
         return
-    http = http_port is not None or not gateway
-    http_port = _HTTP_PORT if http_port is None else http_port
-    _check_early(host, shared_memory_key)
-    server_tls = _server_tls(grpc_tls_cert, grpc_tls_key, grpc_tls_client_ca)
-    arguments = trace_arguments(otlp) if otlp else ()
-    if gateway:
+    _check_early(ports)
+    with_http = ports.http_port is not None or not beside.gateway
+    gateway = _Gateway.checked(beside, ports.host, otlp, list(models)) if beside.gateway else None
+    check_ports(ports.addresses(http=with_http) | (gateway.address() if gateway else {}))
+    artifact, paths = _artifacts(served, folder, models)
+    env = {**embedder_environment(folder), **server_environment(from_file)}
+    server = _server(folder, artifact, env, ports, tls, log_file, otlp, http=with_http)
+    with _terminated_like_interrupted(), running(server):
+        _tell(server, paths)
+        _run(server, gateway)
+
+
+@dataclass(frozen=True, slots=True)
+class _Gateway:
+    """What runs beside the server."""
+
+    host: str
+    port: int
+    config: Path | None
+    otlp: str | None
+    models: list[str]
+
+    @classmethod
+    def checked(cls, chosen: BesideOptions, server_host: str, otlp: str | None, models: list[str]) -> _Gateway:
+        """Raises CommandError for what the gateway would refuse once the server runs."""
         check_python()
         check_installed()
-        gateway_settings(gateway_config, {"host": gateway_host or host, **({"otlp": otlp} if otlp else {})})
-    ports = {"--http-port": http_port} if http else {}
-    ports |= {"--grpc-port": grpc_port, "--metrics-port": metrics_port}
-    beside_port = {"--gateway-port": (gateway_host or host, gateway_port)} if gateway else {}
-    models = gateway_models(names, gateway_config) if gateway else []
-    check_ports({name: (host, port) for name, port in ports.items()} | beside_port)
-    pools = list[tuple[Path, int]]()
-    _tell_unused(artifact, folder)
-    artifact = server_artifact(artifact, folder)
-    for name in names:
-        chosen = artifact_folder(artifact, folder, name)
-        ensure_exported(chosen, export_if_missing=export_if_missing)
-        check_slots(settings[name], chosen)
-        pools.append((chosen, settings[name].max_queue))
-    SharedPools.of(folder, pools).check()
-    server = LocalServer(
-        folder,
-        artifact=artifact,
-        env={**embedder_environment(folder), **server_environment(from_file)},
-        host=host,
-        http=http,
-        http_port=http_port,
-        grpc_port=grpc_port,
-        metrics_port=metrics_port,
-        log_file=log_file,
-        shared_memory_key=shared_memory_key,
-        tls=server_tls,
-        client_tls=tls_of(False, tls_ca, tls_cert, tls_key, tls_server_name),
-        arguments=arguments,
-    )
-    with _terminated_like_interrupted(), running(server):
-        notes().print("\n".join(f"model    {path}" for path, _ in pools), soft_wrap=True)
-        http_line = f"HTTP     {server.http_url}\n" if server.http else ""
-        notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
-        try:
-            beside = gateway_beside(server, gateway_host or host, gateway_port, gateway_config, otlp, models)
-            with beside if gateway else nullcontext() as check:
-                notes().print("ready; Ctrl-C stops it")
-                _wait(server, check)
-        except KeyboardInterrupt:
-            notes().print("\nstopping")
+        host, config = chosen.gateway_host or server_host, chosen.gateway_config
+        gateway_settings(config, {"host": host, **({"otlp": otlp} if otlp else {})})
+        return cls(host, chosen.gateway_port, config, otlp, gateway_models(models, config))
+
+    def address(self) -> dict[str, Address]:
+        return {"--gateway-port": (self.host, self.port)}
+
+    def beside(self, server: LocalServer) -> AbstractContextManager[Callable[[], None]]:
+        return gateway_beside(server, self.host, self.port, self.config, self.otlp, self.models)
 
 
-def _check_early(host: str, shared_memory_key: str | None) -> None:
+def _ensembles(folder: Path) -> list[str]:
+    return [family.ensemble for family in families(folder)]
+
+
+def _print_settings(models: Mapping[str, ServingSettings], chosen: str | None) -> None:
+    from autoglm_engine.settings.file import as_toml
+
+    if chosen is None and len(models) > 1:
+        raise CommandError(f"each of {', '.join(models)} has settings of its own; name one with --model")
+    sys.stdout.write(as_toml(models[chosen or next(iter(models))]))
+
+
+def _check_early(ports: PortOptions) -> None:
     """What the server would refuse after a model was exported for it."""
-    checked_host(host)
+    checked_host(ports.host)
     find_triton()
-    if shared_memory_key is not None:
-        checked_key(shared_memory_key)
+    if ports.shared_memory_key is not None:
+        checked_key(ports.shared_memory_key)
 
 
-def _server_tls(cert: Path | None, key: Path | None, client_ca: Path | None) -> ServerTLS | None:
-    if cert is None and key is None and client_ca is None:
-        return None
-    if cert is None or key is None:
-        raise CommandError("TLS needs both --grpc-tls-cert and --grpc-tls-key")
-    return ServerTLS(cert=cert, key=key, client_ca=client_ca)
+def _artifacts(
+    served: ServedOptions, folder: Path, models: Mapping[str, ServingSettings]
+) -> tuple[Path | None, list[Path]]:
+    """What the whole server is told to serve, and the artifact of each model, which is there."""
+    pools = list[tuple[Path, int]]()
+    _tell_unused(served.artifact, folder)
+    artifact = server_artifact(served.artifact, folder)
+    for name, settings in models.items():
+        chosen = artifact_folder(artifact, folder, name)
+        ensure_exported(chosen, export_if_missing=served.export_if_missing)
+        check_slots(settings, chosen)
+        pools.append((chosen, settings.max_queue))
+    SharedPools.of(folder, pools).check()
+    return artifact, [path for path, _ in pools]
 
 
 def _tell_unused(artifact: Path | None, folder: Path) -> None:
@@ -197,10 +152,47 @@ def _tell_unused(artifact: Path | None, folder: Path) -> None:
         notes().print(f"--artifact is not used: every model of {folder} has its own", markup=False, soft_wrap=True)
 
 
-def _only(names: list[str], chosen: str | None) -> str:
-    if chosen is None and len(names) > 1:
-        raise CommandError(f"each of {', '.join(names)} has settings of its own; name one with --model")
-    return chosen or names[0]
+def _server(
+    folder: Path,
+    artifact: Path | None,
+    env: Mapping[str, str],
+    ports: PortOptions,
+    tls: ServerTlsOptions,
+    log_file: Path | None,
+    otlp: str | None,
+    *,
+    http: bool,
+) -> LocalServer:
+    return LocalServer(
+        folder,
+        artifact=artifact,
+        env=env,
+        host=ports.host,
+        http=http,
+        http_port=ports.http_or_default,
+        grpc_port=ports.grpc_port,
+        metrics_port=ports.metrics_port,
+        shared_memory_key=ports.shared_memory_key,
+        log_file=log_file,
+        tls=tls.server(),
+        client_tls=tls.client(),
+        arguments=trace_arguments(otlp) if otlp else (),
+    )
+
+
+def _tell(server: LocalServer, artifacts: list[Path]) -> None:
+    notes().print("\n".join(f"model    {path}" for path in artifacts), soft_wrap=True)
+    http_line = f"HTTP     {server.http_url}\n" if server.http else ""
+    notes().print(f"gRPC     {server.grpc_url}\n{http_line}metrics  {server.metrics_url}")
+
+
+def _run(server: LocalServer, gateway: _Gateway | None) -> None:
+    try:
+        with gateway.beside(server) if gateway else nullcontext() as check:
+            notes().print("ready; Ctrl-C stops it")
+            _wait(server, check)
+    except KeyboardInterrupt:
+        notes().print("\nstopping")
 
 
 def _wait(server: LocalServer, check: Callable[[], None] | None) -> None:

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from autoglm_client.triton_traces import traces_url
 
+GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
+
 Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
 Repository = Annotated[
     Path | None,
@@ -61,4 +63,7 @@ Otlp = Annotated[
         callback=_collector,
         help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. \\[default: none]",
     ),
+]
+PrintConfig = Annotated[
+    bool, typer.Option("--print-config", help="Print the settings in effect, as a file for --config, and exit.")
 ]
