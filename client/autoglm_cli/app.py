@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
 
@@ -22,6 +23,7 @@ from autoglm_cli.commands.profile import profile
 from autoglm_cli.commands.repository import repository
 from autoglm_cli.commands.serve import serve
 
+from .command_help import HelpfulCommand
 from .errors import FriendlyGroup
 
 app = typer.Typer(
@@ -32,27 +34,16 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-_COMMANDS = (
-    *(
-        demo,
-        export,
-        export_embedder,
-        inspect,
-        repository,
-        serve,
-        gateway,
-        gateway_key,
-        generate,
-        chat,
-        batch,
-        health,
-        bench,
-        profile,
-    ),
-)
-for command in _COMMANDS:
-    app.command()(command)
-app.add_typer(models, name="models")
+_COMMANDS: dict[str, tuple[Callable[..., None], ...]] = {
+    "Begin here": (demo,),
+    "Models": (export, export_embedder, inspect, repository),
+    "Servers": (serve, gateway, gateway_key),
+    "Ask a server": (generate, chat, batch, health, bench, profile),
+}
+for panel, commands in _COMMANDS.items():
+    for command in commands:
+        app.command(cls=HelpfulCommand, rich_help_panel=panel)(command)
+app.add_typer(models, name="models", rich_help_panel="Models")
 
 
 def _show_version(wanted: bool) -> None:
@@ -64,19 +55,19 @@ def _show_version(wanted: bool) -> None:
 @app.callback()
 def autoglm(
     version: Annotated[
-        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and leave.")
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Serve language models from NVIDIA Triton, and ask them.
+    """Serve language models with NVIDIA Triton, and ask them.
 
     \b
     Examples:
-      autoglm demo                                  all of it, once
-      autoglm export smollm2                        make the artifact that the server loads
-      autoglm serve                                 run the server here, on loopback
-      autoglm generate "Why is the sky blue?"       ask it
+      autoglm demo                                see it work, start to end
+      autoglm export smollm2                      make what the server loads
+      autoglm serve                               run the server on this machine
+      autoglm generate "Why is the sky blue?"     ask it
 
-    The server is found at 127.0.0.1:8001, at --url or at $AUTOGLM_URL. AUTOGLM_DEBUG=1 shows tracebacks.
+    Commands find the server at 127.0.0.1:8001, or at --url or $AUTOGLM_URL. AUTOGLM_DEBUG=1 shows tracebacks.
     """
 
 

@@ -14,7 +14,8 @@ import typer
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.printable import visible
 from autoglm_client.transport.channel_failures import CLOSED_AT_ONCE
-from typer.core import TyperGroup
+
+from .command_help import HelpfulGroup
 
 # The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
@@ -26,7 +27,7 @@ class CommandError(Exception):
     """A sentence for the user."""
 
 
-class FriendlyGroup(TyperGroup):
+class FriendlyGroup(HelpfulGroup):
     def invoke(self, ctx: Any) -> Any:
         try:
             return super().invoke(ctx)

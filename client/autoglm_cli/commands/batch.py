@@ -29,7 +29,7 @@ def batch(
         Path, typer.Argument(help='JSON lines: {"prompt": ...} or {"messages": [...]}, with options and an id.')
     ],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="Answers. \\[default: FILE with .answers.jsonl]")
+        Path | None, typer.Option("--output", "-o", help="File of the answers. \\[default: FILE with .answers.jsonl]")
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
     json: shared.Json = False,
@@ -37,11 +37,11 @@ def batch(
     options: AnswerOptions,
     server: ConnectionOptions,
 ) -> None:
-    """Answer every line of a file. Run it again after an interruption: what is answered is not asked again.
+    """Answer every line of a file. Run it again after an interruption: lines that have an answer are skipped.
 
-    A line's own options (max_tokens, temperature, ...) come before those of the command line.
+    A line's own options (max_tokens, temperature, ...) override those of the command line.
 
-    Without an id, a line's number is its id. Answers are written as they complete; a failed line gets an "error".
+    A line without an id gets its number. Answers are written as they complete; a failed line gets an "error".
 
     \b
     Examples:

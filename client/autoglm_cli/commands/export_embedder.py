@@ -27,7 +27,7 @@ def export_embedder(
     repository: shared.Repository = None,
     json: shared.Json = False,
 ) -> None:
-    """Make the embedder that the semantic cache compares questions with.
+    """Export the embedder that the semantic cache compares questions with.
 
     \b
     Examples:

@@ -77,7 +77,7 @@ def gateway_key(
 ) -> None:
     """Make an API key for the gateway.
 
-    The key is printed to stderr, this once. The line for the file of keys, which holds only its SHA-256, goes to stdout.
+    The key is printed to stderr, this once. The line for the file of keys goes to stdout and holds only its SHA-256.
 
     \b
     Examples:

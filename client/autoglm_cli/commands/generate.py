@@ -22,15 +22,15 @@ from autoglm_cli.output import notes, print_json, result_json, stage_table, summ
 @grouped
 def generate(
     prompt: Annotated[str, typer.Argument(help="What to ask; - reads it from stdin.")],
-    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is, without the chat template.")] = False,
+    raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is: no chat template.")] = False,
     system: System = None,
-    stats: Annotated[bool, typer.Option("--stats", help="Show speed and where the time went, on stderr.")] = False,
+    stats: Annotated[bool, typer.Option("--stats", help="Show the speed and where the time went, on stderr.")] = False,
     json: shared.Json = False,
     *,
     options: AnswerOptions,
     server: ConnectionOptions,
 ) -> None:
-    """Ask once; the answer streams to stdout.
+    """Ask one question; the answer streams to stdout.
 
     \b
     Examples:

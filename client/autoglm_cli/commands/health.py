@@ -18,9 +18,9 @@ from autoglm_cli.output import notes, print_json
 
 @grouped
 def health(json: shared.Json = False, *, server: ConnectionOptions) -> None:
-    """Whether the server, each step of the model and the engine's loop answer, and what the engine is doing.
+    """Show whether the server, each step of the model and the engine answer, and what the engine is doing.
 
-    The exit code is 0 when all is ready, else 1.
+    The exit code is 0 when everything is ready, otherwise 1.
 
     \b
     Examples:

@@ -31,7 +31,7 @@ def inspect(
     repository: shared.Repository = None,
     json: shared.Json = False,
 ) -> None:
-    """What an exported artifact is: model, runtime, limits, files, parity with its checkpoint.
+    """Show what an exported artifact is: model, runtime, limits, files, parity with its checkpoint.
 
     \b
     Examples:

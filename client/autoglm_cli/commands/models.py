@@ -10,13 +10,14 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
+from autoglm_cli.command_help import HelpfulCommand, HelpfulGroup
 from autoglm_cli.errors import CommandError, needs
 from autoglm_cli.home import is_exported, model_folder, model_names, models_folder, remove_model
 from autoglm_cli.options import shared
 from autoglm_cli.output import SafeConsole, notes, print_json
 from autoglm_cli.paths import artifact_folder, repository_folder
 
-models = typer.Typer(invoke_without_command=True)
+models = typer.Typer(cls=HelpfulGroup, invoke_without_command=True)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +66,7 @@ def list_models(context: typer.Context, json: shared.Json = False) -> None:
     """List the exported models, or remove one.
 
     `autoglm export --name NAME` makes one, `autoglm serve --artifact NAME` serves it. They are in $AUTOGLM_HOME/models,
-    by default in this user's folder for data of programs. A checkout's own, in its model repository, has no name.
+    by default in the user's data folder. A checkout's own model, in its model repository, has no name.
 
     \b
     Examples:
@@ -86,9 +87,9 @@ def list_models(context: typer.Context, json: shared.Json = False) -> None:
     notes().print(f"{count}; those with names are in {models_folder()}{advice}", soft_wrap=True)
 
 
-@models.command()
+@models.command(cls=HelpfulCommand)
 def remove(name: Annotated[str, typer.Argument(help="One of `autoglm models`.")]) -> None:
-    """Delete an exported model and its files. A server that has loaded it goes on.
+    """Delete an exported model and its files. A server that has loaded it keeps running.
 
     \b
     Examples:

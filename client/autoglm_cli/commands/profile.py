@@ -31,32 +31,31 @@ _REQUESTS = 64
 def profile(
     prompts: Annotated[
         Path | None,
-        typer.Argument(help="A prompt a line, or JSON lines as of `autoglm batch`; repeated (default: built-in ones)."),
+        typer.Argument(help="Prompts, one per line, or JSON lines as for `autoglm batch`. \\[default: built in]"),
     ] = None,
     requests: Annotated[
         int | None,
-        typer.Option("--requests", min=1, help=f"How many (default: {_REQUESTS}; with --duration no limit)."),
+        typer.Option("--requests", min=1, help=f"How many. \\[default: {_REQUESTS}; no limit with --duration]"),
     ] = None,
     concurrency: Annotated[int, typer.Option("--concurrency", "-c", min=1, help="Requests in flight.")] = 16,
     max_tokens: Annotated[int, typer.Option("--max-tokens", "-n", min=1, help="Longest answer, in tokens.")] = 64,
     duration: Annotated[
-        float | None, typer.Option("--duration", min=0.1, help="Seconds; what is under way then is finished.")
+        float | None, typer.Option("--duration", min=0.1, help="Seconds; requests in flight are then finished.")
     ] = None,
     start: Annotated[bool, typer.Option("--start", help="Start a server for this run, on free ports.")] = False,
     artifact: shared.Artifact = None,
     repository: shared.Repository = None,
-    svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture here.")] = None,
+    svg: Annotated[Path | None, typer.Option("--svg", help="Write a picture (SVG) to this file.")] = None,
     html: Annotated[
-        Path | None, typer.Option("--html", help="Write a page with the picture and the tables here.")
+        Path | None, typer.Option("--html", help="Write a page with the picture and the tables to this file.")
     ] = None,
     json: shared.Json = False,
     *,
     server: ConnectionOptions,
 ) -> None:
-    """Drive a server and show where the time goes, stage by stage; name the bottleneck and what to change.
+    """Put load on a server and show where the time goes, stage by stage; name the bottleneck and what to change.
 
-    CPU, memory and the processes are shown of a server on this machine; of another one, what it tells and the line to
-    it.
+    CPU, memory and processes are shown for a server on this machine; for another one, what it reports and the network.
 
     \b
     Examples:

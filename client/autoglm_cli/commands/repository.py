@@ -13,6 +13,8 @@ from autoglm_client.model_names import ENSEMBLE, ModelNames, name_trouble
 from autoglm_cli.configuring import check_slots, file_settings, serving_settings
 from autoglm_cli.errors import CommandError, needs
 from autoglm_cli.options import shared
+from autoglm_cli.options.groups import grouped
+from autoglm_cli.options.repository import FamilyOptions
 from autoglm_cli.output import notes, print_json
 from autoglm_cli.paths import artifact_folder, embedder_folder, is_exported, repository_folder
 from autoglm_cli.repository.writer import Family, write_family
@@ -21,41 +23,14 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 _TOKENIZERS = ("exit_with_engine",)  # settings of the tokenizer; the others are the engine's
 
 
+@grouped
 def repository(
-    folder: Annotated[Path, typer.Argument(help="Model repository; is made, or gets these models besides its others.")],
-    name: Annotated[
-        str,
-        typer.Option(
-            "--name",
-            "-n",
-            help="What clients ask for: up to 48 letters, digits, . _ and -. NAME-tokenizer, NAME-engine, "
-            "NAME-detokenizer and NAME-embedder work behind it.",
-        ),
-    ] = ENSEMBLE,
-    artifact: shared.Artifact = None,
-    embedder: Annotated[
-        Path | None,
-        typer.Option(envvar="AUTOGLM_EMBEDDER", help="Exported embedder. \\[default: that of --source, if any]"),
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option("--config", help="Settings of these models alone, a .toml or .json file.")
-    ] = None,
-    link: Annotated[
-        bool, typer.Option("--link", help="Symbolic links to code and artifacts in place of copies.")
-    ] = False,
-    alone: Annotated[
-        bool,
-        typer.Option(
-            "--alone",
-            help="Each model carries all that it needs, as s3:// and other repositories that are no folder want it.",
-        ),
-    ] = False,
-    source: Annotated[
-        Path | None, typer.Option(help="Where the code is from. \\[default: the bundled model repository]")
-    ] = None,
+    folder: Annotated[Path, typer.Argument(help="Model repository. It is made, or gets these models beside its own.")],
+    *,
+    options: FamilyOptions,
     json: shared.Json = False,
 ) -> None:
-    """Write models into a Triton model repository, under a name of their own: one server then serves several artifacts.
+    """Write models into a Triton model repository under a name of their own: one server can serve several artifacts.
 
     \b
     Examples:
@@ -66,24 +41,31 @@ def repository(
       autoglm serve --repository models --gateway
       autoglm generate --model phone "Open the settings"
     """
-    if trouble := name_trouble(name):
-        raise CommandError(trouble)
-    bundled = repository_folder(source)
-    family = Family(
-        name,
-        bundled,
-        _checked_artifact(artifact_folder(artifact, bundled)),
-        _checked_embedder(embedder, bundled),
-        _parameters(config),
-        link,
-        alone,
-    )
-    check_slots(serving_settings(bundled, file_settings(config), {}), family.artifact)
+    family = _family(options)
     written = write_family(family, folder)
     if json:
-        print_json({"repository": str(folder), "name": name, "models": written, "artifact": str(family.artifact)})
+        shown = {"repository": str(folder), "name": family.name, "models": written, "artifact": str(family.artifact)}
+        print_json(shown)
     else:
         notes().print(f"{folder} has {', '.join(written)}", markup=False, soft_wrap=True)
+
+
+def _family(options: FamilyOptions) -> Family:
+    """Raises CommandError for what cannot be served."""
+    if trouble := name_trouble(options.name):
+        raise CommandError(trouble)
+    bundled = repository_folder(options.source)
+    family = Family(
+        options.name,
+        bundled,
+        _checked_artifact(artifact_folder(options.artifact, bundled)),
+        _checked_embedder(options.embedder, bundled),
+        _parameters(options.config),
+        options.link,
+        options.alone,
+    )
+    check_slots(serving_settings(bundled, file_settings(options.config), {}), family.artifact)
+    return family
 
 
 def _checked_artifact(folder: Path) -> Path:

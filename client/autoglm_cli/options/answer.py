@@ -13,32 +13,38 @@ from autoglm_client.timeouts import Timeouts
 from autoglm_cli.errors import CommandError
 
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")]
-Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="0 is greedy.")]
+Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="Sampling temperature; 0 is greedy.")]
 TopP = Annotated[
-    float | None, typer.Option("--top-p", help="Draw from the likeliest tokens of this total probability.")
+    float | None, typer.Option("--top-p", help="Sample from the most likely tokens that have this total probability.")
 ]
-TopK = Annotated[int | None, typer.Option("--top-k", help="Draw from so many of the likeliest tokens; 0 is all.")]
-Seed = Annotated[int | None, typer.Option("--seed", help="Makes a drawn answer repeatable.")]
-Stop = Annotated[list[str] | None, typer.Option("--stop", help="End before this text; may be given several times.")]
-Priority = Annotated[int | None, typer.Option("--priority", help="Who waits for a slot: 1 goes first, 9 last.")]
+TopK = Annotated[int | None, typer.Option("--top-k", help="Sample from this many of the most likely tokens; 0 is all.")]
+Seed = Annotated[int | None, typer.Option("--seed", help="Makes a sampled answer repeatable.")]
+Stop = Annotated[list[str] | None, typer.Option("--stop", help="End the answer before this text. Repeatable.")]
+Priority = Annotated[int | None, typer.Option("--priority", help="Place in the queue: 1 goes first, 9 last.")]
 Cache = Annotated[
     str | None,
-    typer.Option("--cache", help="Answers the server keeps: default, bypass, refresh, or only (a miss fails)."),
+    typer.Option("--cache", help="Use of cached answers: default, bypass, refresh, or only (a miss fails)."),
 ]
 Semantic = Annotated[
     bool | None,
-    typer.Option("--semantic/--no-semantic", help="Take a kept answer to a question of the same meaning, or never."),
+    typer.Option(
+        "--semantic/--no-semantic", help="Accept a cached answer to a question of the same meaning, or never."
+    ),
 ]
 GuidedJson = Annotated[
     str | None,
-    typer.Option("--guided-json", help="Only an answer that keeps to this JSON schema: the schema, or @FILE."),
+    typer.Option("--guided-json", help="Force an answer that follows this JSON schema: its text, or @FILE."),
 ]
-GuidedRegex = Annotated[str | None, typer.Option("--guided-regex", help="Only an answer that matches this expression.")]
+GuidedRegex = Annotated[
+    str | None, typer.Option("--guided-regex", help="Force an answer that matches this regular expression.")
+]
 GuidedGrammar = Annotated[
     str | None,
-    typer.Option("--guided-grammar", help="Only an answer of this Lark grammar: its text, @FILE, or open-autoglm."),
+    typer.Option(
+        "--guided-grammar", help="Force an answer that follows this Lark grammar: its text, @FILE, or open-autoglm."
+    ),
 ]
-System = Annotated[str | None, typer.Option("--system", help="System message before the conversation.")]
+System = Annotated[str | None, typer.Option("--system", help="System message, before the conversation.")]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
 
 

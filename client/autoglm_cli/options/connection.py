@@ -20,38 +20,39 @@ from autoglm_cli.errors import CommandError
 from autoglm_cli.server.hidden_arguments import hide_arguments
 
 HEADERS_VARIABLE = "AUTOGLM_HEADERS"
-_TLS_HELP = "Connect with TLS; the public authorities are trusted, unless one of the next options says more."
+_TLS_HELP = "Connect with TLS and trust public authorities. The next options imply it."
 
 Url = Annotated[
     str,
     typer.Option(
         "--url",
         envvar="AUTOGLM_URL",
-        help="Server's gRPC address; of several, set apart by commas, the first that works.",
+        help="gRPC address of the server. Of several, separated by commas, the first that works is used.",
     ),
 ]
 Model = Annotated[
     str,
-    typer.Option(
-        "--model", envvar="AUTOGLM_MODEL", help="Whom to ask, of a server that has several: the name of its ensemble."
-    ),
+    typer.Option("--model", envvar="AUTOGLM_MODEL", help="Model to ask: the name of an ensemble on the server."),
 ]
 Tls = Annotated[bool, typer.Option("--tls", envvar="AUTOGLM_TLS", help=_TLS_HELP)]
 TlsCa = Annotated[
     Path | None, typer.Option("--tls-ca", envvar="AUTOGLM_TLS_CA", help="Trust the authorities in this file (PEM).")
 ]
 TlsCert = Annotated[
-    Path | None, typer.Option("--tls-cert", envvar="AUTOGLM_TLS_CERT", help="This client's own certificate (PEM).")
+    Path | None,
+    typer.Option(
+        "--tls-cert", envvar="AUTOGLM_TLS_CERT", help="Certificate (PEM) of this client, for servers that require one."
+    ),
 ]
 TlsKey = Annotated[
-    Path | None, typer.Option("--tls-key", envvar="AUTOGLM_TLS_KEY", help="The certificate's key (PEM).")
+    Path | None, typer.Option("--tls-key", envvar="AUTOGLM_TLS_KEY", help="Private key (PEM) of that certificate.")
 ]
 TlsName = Annotated[
     str | None,
     typer.Option(
         "--tls-server-name",
         envvar="AUTOGLM_TLS_SERVER_NAME",
-        help="The name in the server's certificate, where it is not the address's.",
+        help="Name in the server's certificate, where it differs from the address.",
     ),
 ]
 Header = Annotated[
@@ -60,8 +61,7 @@ Header = Annotated[
         "--header",
         "-H",
         help=(
-            "Send 'Name: value' along, or the lines of @FILE; may be given several times, or be in "
-            f"${HEADERS_VARIABLE}."
+            f"Send 'Name: value' with every request, or the lines of @FILE. Repeatable. Also in ${HEADERS_VARIABLE}."
         ),
     ),
 ]

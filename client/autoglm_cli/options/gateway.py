@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
@@ -10,6 +9,7 @@ from typing import Annotated, Any, ClassVar
 import typer
 
 from . import shared
+from .groups import said
 
 Flag = bool | None
 Text = str | None
@@ -153,8 +153,7 @@ class TelemetryOptions:
 
 def chosen_settings(*groups: Any) -> dict[str, Any]:
     """The settings that were chosen on the command line."""
-    said = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
-    return {name: _FORMS.get(name, _plain)(value) for name, value in said.items() if value not in (None, [])}
+    return {name: _FORMS.get(name, _plain)(value) for name, value in said(*groups).items()}
 
 
 def _plain(value: Any) -> Any:

@@ -43,6 +43,12 @@ def grouped(command: Callable[..., None]) -> Callable[..., None]:
     return with_options
 
 
+def said(*groups: Any) -> dict[str, Any]:
+    """What was said on the command line or in the environment, by field; a flag that was not given is None or False."""
+    values = {field.name: getattr(group, field.name) for group in groups for field in dataclasses.fields(group)}
+    return {name: value for name, value in values.items() if value not in (None, []) and value is not False}
+
+
 def _is_group(annotation: object) -> bool:
     return isinstance(annotation, type) and dataclasses.is_dataclass(annotation)
 

@@ -10,7 +10,7 @@ from autoglm_client.triton_traces import traces_url
 
 GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
 
-Json = Annotated[bool, typer.Option("--json", help="Print JSON for a script.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Repository = Annotated[
     Path | None,
     typer.Option(
@@ -23,25 +23,7 @@ Artifact = Annotated[
         "--artifact",
         envvar="AUTOGLM_ARTIFACT",
         help="Exported model: its folder, or its name in `autoglm models`. "
-        "\\[default: a checkout's own, else the only one of `autoglm models`]",
-    ),
-]
-Runtime = Annotated[
-    str | None,
-    typer.Option(
-        "--runtime",
-        help=(
-            "onnx, native, tensorrt, tensorrt-rtx, or auto: native or onnx, what is measured to be faster here. "
-            "\\[default: auto]"
-        ),
-    ),
-]
-Precision = Annotated[
-    str | None,
-    typer.Option(
-        "--precision",
-        help="native: int8; onnx: int8 or fp32 on a CPU, fp16 on a GPU; TensorRT: bf16, fp16, fp8 or int4. "
-        "\\[default: int8; TensorRT: bf16]",
+        "\\[default: a checkout's own, else the only one in `autoglm models`]",
     ),
 ]
 
@@ -61,7 +43,7 @@ Otlp = Annotated[
         "--otlp",
         envvar="OTEL_EXPORTER_OTLP_ENDPOINT",
         callback=_collector,
-        help="Send traces to the collector there (OTLP over HTTP), such as http://127.0.0.1:4318. \\[default: none]",
+        help="Send traces to this collector (OTLP over HTTP), such as http://127.0.0.1:4318.",
     ),
 ]
 PrintConfig = Annotated[
