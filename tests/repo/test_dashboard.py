@@ -37,7 +37,7 @@ seconds_count{endpoint="/v1"} 1
 
 
 def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads((DEPLOY / "grafana-dashboard.json").read_text())
+    found: dict[str, Any] = json.loads((DEPLOY / "monitoring" / "grafana-dashboard.json").read_text())
     return found
 
 
@@ -107,7 +107,7 @@ def test_figures_of_engines_can_be_told_apart_by_model() -> None:
 
 
 def test_the_scrape_configuration_names_both_servers() -> None:
-    config = yaml.safe_load((DEPLOY / "prometheus.yml").read_text())
+    config = yaml.safe_load((DEPLOY / "monitoring" / "prometheus.yml").read_text())
     ports = [target for job in config["scrape_configs"] for one in job["static_configs"] for target in one["targets"]]
     assert ports == ["127.0.0.1:8080", "127.0.0.1:8002"]
 

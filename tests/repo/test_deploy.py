@@ -32,6 +32,7 @@ from tests.support.server.http_servers import QuietHandler, listening
 
 ROOT = Path(__file__).parents[2]
 DEPLOY = ROOT / "deploy"
+IMAGE = DEPLOY / "image"
 DOCKERFILE = (DEPLOY / "Dockerfile").read_text(encoding="utf-8")
 DOCKERFILE_CPU = (DEPLOY / "Dockerfile.cpu").read_text(encoding="utf-8")
 LOCKS = ("requirements", "requirements-cpu", "requirements-gateway")
@@ -42,9 +43,9 @@ DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 def load_script(name: str) -> ModuleType:
     """A script of the image, which is in no package; those beside it are found by it."""
-    if str(DEPLOY) not in sys.path:
-        sys.path.append(str(DEPLOY))
-    spec = importlib.util.spec_from_file_location(f"deploy_{name}", DEPLOY / f"{name}.py")
+    if str(IMAGE) not in sys.path:
+        sys.path.append(str(IMAGE))
+    spec = importlib.util.spec_from_file_location(f"deploy_{name}", IMAGE / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
@@ -198,7 +199,7 @@ def copied_files() -> set[str]:
     copied = set()
     for line in instructions("COPY"):
         *sources, target = line.split()
-        copied |= {target + source if target.endswith("/") else target for source in sources}
+        copied |= {target + Path(source).name if target.endswith("/") else target for source in sources}
     return copied
 
 
@@ -223,7 +224,7 @@ def test_the_image_of_the_cpu_is_the_other_one_without_tensorrt() -> None:
         {source for line in instructions("COPY", text) for source in line.split()[:-1] if source.endswith(".py")}
         for text in (DOCKERFILE, DOCKERFILE_CPU)
     ]
-    assert scripts[0] == scripts[1] and {"serve.py", "health.py"} < scripts[0]
+    assert scripts[0] == scripts[1] and {"image/serve.py", "image/health.py"} < scripts[0]
 
 
 def test_compose_for_the_cpu_differs_in_the_gpu_alone() -> None:
@@ -266,7 +267,7 @@ def pins(path: Path) -> dict[str, str]:
 
 def test_the_image_has_the_versions_that_the_project_is_tested_with() -> None:
     constraints, extras = pins(ROOT / "constraints.txt"), optional_dependencies()
-    installed = pins(DEPLOY / "requirements.txt")
+    installed = pins(DEPLOY / "requirements" / "requirements.txt")
     assert installed.items() <= constraints.items()
     served = {**installed, "tensorrt": build_arguments()["TENSORRT_VERSION"]}
     wanted = [need for need in (*extras["serve"], *extras["tensorrt"]) if need.name in served]
@@ -277,7 +278,7 @@ def test_the_image_has_the_versions_that_the_project_is_tested_with() -> None:
 
 def locked(name: str = "requirements") -> dict[str, list[str]]:
     """Pin -> hashes, as pip reads the file."""
-    text = (DEPLOY / f"{name}.lock").read_text().replace("\\\n", "")
+    text = (DEPLOY / "requirements" / f"{name}.lock").read_text().replace("\\\n", "")
     lines = [line.split() for line in text.splitlines() if not line.startswith("#")]
     return {pin: hashes for pin, *hashes in lines}
 
@@ -287,7 +288,7 @@ def test_every_wheel_of_the_image_has_its_hash_and_the_version_of_the_constraint
     constraints, lock = pins(ROOT / "constraints.txt"), dict(pin.split("==") for pin in locked(name))
     canonical = {name.replace("_", "-"): version for name, version in constraints.items()}
     assert lock.items() <= canonical.items()
-    assert pins(DEPLOY / f"{name}.txt").items() <= lock.items()
+    assert pins(DEPLOY / "requirements" / f"{name}.txt").items() <= lock.items()
     hashes = [one for of_package in locked(name).values() for one in of_package]
     assert all(locked(name).values()) and all(re.fullmatch("--hash=sha256:[0-9a-f]{64}", one) for one in hashes)
     assert len(set(hashes)) == len(hashes)
@@ -304,7 +305,7 @@ def test_what_a_locked_package_needs_is_locked_too(python: str, lock: str) -> No
         wanted = {
             need.name.lower().replace("_", "-") for need in needs if not need.marker or need.marker.evaluate(where)
         }
-        assert wanted <= names, f"{name} needs {wanted - names}: run deploy/lock.py"
+        assert wanted <= names, f"{name} needs {wanted - names}: run deploy/requirements/lock.py"
 
 
 def test_the_image_installs_what_is_locked_and_nothing_unlocked_but_tensorrt() -> None:
@@ -335,7 +336,7 @@ def optional_dependencies() -> dict[str, list[Requirement]]:
 def test_bodies_find_the_stack_that_they_need() -> None:
     """Of the process that becomes tritonserver; what may not be raised stays as it is."""
     code = (
-        f"import sys; sys.path.insert(0, {str(DEPLOY)!r}); import serve, resource; "
+        f"import sys; sys.path.insert(0, {str(IMAGE)!r}); import serve, resource; "
         f"{{}}serve.raise_stack_limit(); print(resource.getrlimit(3))"
     )
     lowered = "resource.setrlimit(3, (1 << 20, 4 << 20)); "
@@ -459,7 +460,7 @@ def test_each_engines_own_artifact_is_checked(tmp_path: Path) -> None:
 
 def test_the_command_refuses_before_it_starts_anything(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, DEPLOY / "serve.py"],
+        [sys.executable, IMAGE / "serve.py"],
         env={"AUTOGLM_ARTIFACT": str(tmp_path), "PATH": ""},
         capture_output=True,
         text=True,
@@ -522,7 +523,7 @@ def test_health_asks_this_container_whatever_its_proxies_are() -> None:
     proxies = {"http_proxy": "http://127.0.0.1:9", "no_proxy": ""}
     with answering(200, 200) as url:
         environment = {**os.environ, **proxies, "AUTOGLM_HEALTH_URL": url}
-        done = subprocess.run([sys.executable, DEPLOY / "health.py"], env=environment, capture_output=True, check=False)
+        done = subprocess.run([sys.executable, IMAGE / "health.py"], env=environment, capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
 
 

@@ -111,7 +111,10 @@ def test_redis_knows_its_arguments() -> None:
 
 
 def test_prometheus_reads_what_it_reads_elsewhere_at_the_services() -> None:
-    alone, stack = (yaml.safe_load((DEPLOY / name).read_text()) for name in ("prometheus.yml", "prometheus-stack.yml"))
+    alone, stack = (
+        yaml.safe_load((DEPLOY / "monitoring" / name).read_text())
+        for name in ("prometheus.yml", "prometheus-stack.yml")
+    )
     targets = [config.pop("static_configs")[0]["targets"] for config in stack["scrape_configs"]]
     for config in alone["scrape_configs"]:
         config.pop("static_configs")
@@ -122,10 +125,10 @@ def test_prometheus_reads_what_it_reads_elsewhere_at_the_services() -> None:
 
 
 def test_grafana_finds_its_data_and_its_dashboard() -> None:
-    (source,) = yaml.safe_load((DEPLOY / "grafana" / "datasource.yaml").read_text())["datasources"]
+    (source,) = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "datasource.yaml").read_text())["datasources"]
     assert source["type"] == "prometheus" and source["isDefault"] is True, "the dashboard takes the default one"
     assert source["url"] == f"http://prometheus:{_PORTS['prometheus']}"
-    (provider,) = yaml.safe_load((DEPLOY / "grafana" / "dashboards.yaml").read_text())["providers"]
+    (provider,) = yaml.safe_load((DEPLOY / "monitoring" / "grafana" / "dashboards.yaml").read_text())["providers"]
     targets = {Path(mount["target"]) for mount in SERVICES["grafana"]["volumes"]}
     (dashboard,) = [path for path in targets if path.suffix == ".json"]
     assert str(dashboard.parent) == provider["options"]["path"]

@@ -42,7 +42,7 @@ def test_other_places_name_only_what_is_published() -> None:
 
 
 def test_the_dashboard_shows_load_and_the_measures_of_whole_requests() -> None:
-    panels = json.loads((ROOT / "deploy" / "grafana-dashboard.json").read_text())["panels"]
+    panels = json.loads((ROOT / "deploy" / "monitoring" / "grafana-dashboard.json").read_text())["panels"]
     asked = " ".join(target["expr"] for panel in panels for target in panel.get("targets", ()))
     for name in ("waiting", "kv_cache_usage", "request_queue_time_seconds", "e2e_request_latency_seconds"):
         assert f"autoglm_{name}" in asked

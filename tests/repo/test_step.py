@@ -13,7 +13,7 @@ import pytest
 
 from tests.support.export.artifacts import ROOT
 
-STEP = [sys.executable, str(ROOT / "deploy" / "step.py")]
+STEP = [sys.executable, str(ROOT / "deploy" / "install" / "step.py")]
 NOISY = (
     "echo 'WARNING: Location a is ignored' >&2; echo Collecting numpy; echo 'WARNING: b' >&2; echo '[notice] new pip'"
 )

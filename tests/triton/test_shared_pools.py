@@ -164,9 +164,10 @@ def test_the_container_refuses_in_one_sentence(tmp_path: Path, memory: Memory) -
 
 
 def _container_script() -> ModuleType:
-    if str(ROOT / "deploy") not in sys.path:  # what lies beside it is found by it
-        sys.path.append(str(ROOT / "deploy"))
-    spec = importlib.util.spec_from_file_location("deploy_serve", ROOT / "deploy" / "serve.py")
+    image = ROOT / "deploy" / "image"
+    if str(image) not in sys.path:  # what lies beside it is found by it
+        sys.path.append(str(image))
+    spec = importlib.util.spec_from_file_location("deploy_serve", image / "serve.py")
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)

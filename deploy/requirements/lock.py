@@ -1,7 +1,7 @@
 """Writes requirements.lock, requirements-cpu.lock and requirements-gateway.lock: what the .txt of the same name needs,
 with the hashes of the wheels that may be installed for it.
 
-    python deploy/lock.py
+    python deploy/requirements/lock.py
 
 pip resolves within constraints.txt, once for each Python and processor that the image may have, and installs nothing.
 It asks the package index that pip is set up for. Run it whenever one of those files or constraints.txt change.
@@ -23,7 +23,7 @@ PYTHONS = ("3.11", "3.12")  # those that numpy below 2 has wheels for
 PROCESSORS = ("x86_64", "aarch64")
 _GLIBC = (17, 24, 27, 28, 31, 34, 35, 39)  # 2.x; Ubuntu 24.04 has 2.39
 _HEAD = """\
-# Made by `python deploy/lock.py` from {name}.txt and constraints.txt; pip installs it with --require-hashes.
+# Made by `python deploy/requirements/lock.py` from {name}.txt and constraints.txt, for --require-hashes.
 # For Python {pythons} on {processors}.
 """
 
@@ -64,7 +64,7 @@ def _pin(metadata: dict[str, str]) -> str:
 def _command(name: str, python: str, processor: str, report: Path, target: Path) -> list[str]:
     platforms = [f"manylinux_2_{minor}_{processor}" for minor in _GLIBC] + [f"manylinux2014_{processor}"]
     abis = [f"cp{python.replace('.', '')}", "abi3", "none"]
-    files = ["--requirement", str(FOLDER / f"{name}.txt"), "--constraint", str(FOLDER.parent / "constraints.txt")]
+    files = ["--requirement", str(FOLDER / f"{name}.txt"), "--constraint", str(FOLDER.parents[1] / "constraints.txt")]
     return [
         *(sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--only-binary=:all:"),
         *(f"--report={report}", f"--target={target}", f"--python-version={python}", "--implementation=cp"),

@@ -1,7 +1,7 @@
 """Runs one step of an installation for a person: one line that moves while it runs, its output in a log that a failure
 names.
 
-    python3 deploy/step.py --log .venv/install.log --about 60 "installing the server" -- pip install tritonclient
+    python3 deploy/install/step.py --log install.log --about 60 "installing the server" -- pip install tritonclient
 
 Where stderr is no terminal, it is a line at the beginning and one at the end.
 """
