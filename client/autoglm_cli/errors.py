@@ -35,7 +35,7 @@ class FriendlyGroup(HelpfulGroup):
             typer.echo(err=True)  # what was being printed ends here, the shell's prompt begins a line
             raise typer.Exit(130) from None
         except BrokenPipeError:
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115, PTH123 - nobody reads on; the exit's flush must not fail
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the exit's flush then reaches
             raise typer.Exit(1) from None
         except Exception as error:
             if isinstance(error, typer.Exit | typer.Abort):

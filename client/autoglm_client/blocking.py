@@ -106,15 +106,20 @@ def pull(
 
 
 def _take(iterator: Iterator[Item], number: int) -> list[Item | _End]:
+    """What came before the end, or before an error, is kept."""
     taken: list[Item | _End] = []
-    try:
-        for _ in range(number):
-            taken.append(next(iterator))  # noqa: PERF401 - what came before an error is kept
-    except StopIteration:
-        taken.append(_End(None))
-    except Exception as error:
-        taken.append(_End(error))
+    while len(taken) < number and not (taken and isinstance(taken[-1], _End)):
+        taken.append(_take_one(iterator))
     return taken
+
+
+def _take_one(iterator: Iterator[Item]) -> Item | _End:
+    try:
+        return next(iterator)
+    except StopIteration:
+        return _End(None)
+    except Exception as error:
+        return _End(error)
 
 
 async def _next(iterator: AsyncIterator[Answer]) -> Answer | None:

@@ -7,6 +7,7 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -62,11 +63,19 @@ def ask(client: Client, prompt: str, **options: object) -> Result:
 def kept(client: Client, prompt: str) -> Result:
     """And wait until it is in Redis; asks again where Redis was away just then, as it may be on a busy machine."""
     while True:
-        stores, dropped = counted(client, "stores"), counted(client, "dropped")
+        stores, dropped = counts(client)
         result = ask(client, prompt, cache="refresh")
-        wait_for(lambda: (counted(client, "stores"), counted(client, "dropped")) != (stores, dropped))  # noqa: B023
-        if counted(client, "stores") > stores:
+        wait_for(partial(_differ, client, (stores, dropped)))
+        if counts(client)[0] > stores:
             return result
+
+
+def counts(client: Client) -> tuple[int, int]:
+    return counted(client, "stores"), counted(client, "dropped")
+
+
+def _differ(client: Client, before: tuple[int, int]) -> bool:
+    return counts(client) != before
 
 
 def while_redis_answers(client: Client, attempt: Callable[[], None]) -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -318,7 +319,11 @@ def watch(*tiers: RedisTier) -> None:
         before = [tier._keeper._looked_at for tier in tiers]
         for tier in tiers:
             tier._keeper.look_at_generation()
-        wait_for(lambda: all(tier._keeper._looked_at > at for tier, at in zip(tiers, before, strict=True)))  # noqa: B023
+        wait_for(partial(_have_looked, tiers, before))
+
+
+def _have_looked(tiers: Sequence[RedisTier], since: Sequence[float]) -> bool:
+    return all(tier._keeper._looked_at > at for tier, at in zip(tiers, since, strict=True))
 
 
 def test_two_servers_that_flush_do_not_answer_each_others_flushes(

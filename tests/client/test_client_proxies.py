@@ -13,7 +13,7 @@ from tritonclient.grpc import service_pb2_grpc
 
 
 class Live(service_pb2_grpc.GRPCInferenceServiceServicer):
-    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:  # noqa: N802
+    def ServerLive(self, request: pb.ServerLiveRequest, context: grpc.ServicerContext) -> pb.ServerLiveResponse:
         return pb.ServerLiveResponse(live=True)
 
 

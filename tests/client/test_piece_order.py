@@ -50,7 +50,7 @@ async def test_a_stream_ends_where_the_order_does(
     async with AsyncClient("fake:1", transport=lambda _: transport) as client:
         with pytest.raises(PieceOrderError, match=f"^{re.escape(sentence(came, due))}$") as failure:
             async for piece in client.stream("hi"):
-                texts.append(piece.text)  # noqa: PERF401 - what came before the error counts
+                texts.append(piece.text)
         await until(lambda: not transport.running)
     assert tuple(texts) == read, "what came after the fault was handed out"
     assert (failure.value.request_id, failure.value.endpoint) == (transport.requests[0].id, "fake:1")

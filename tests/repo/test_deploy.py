@@ -478,10 +478,10 @@ def answering(ready: int, engine: int) -> Iterator[str]:
     """A server whose two answers have these statuses; yields its address."""
 
     class Handler(QuietHandler):
-        def do_GET(self) -> None:  # noqa: N802
+        def do_GET(self) -> None:
             self.reply(ready if self.path == "/v2/health/ready" else 404)
 
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             asked = self.path == "/v2/models/engine/generate" and json.loads(body["control"]) == {"stats": True}
             self.reply(engine if asked else 404)

@@ -128,7 +128,7 @@ def serving(answer: Callable[[str, dict[str, Any]], tuple[int, list[Any]]]) -> I
     """`answer`: (path, body) -> (status, JSON of the responses; several are a stream)."""
 
     class Handler(QuietHandler):
-        def do_POST(self) -> None:  # noqa: N802
+        def do_POST(self) -> None:
             body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
             status, found = answer(self.path, body)
             is_stream = self.path.endswith("generate_stream")

@@ -1,4 +1,5 @@
-"""docs/structure.md and CONTRIBUTING.md name what there is, and no folder of ours is crowded."""
+"""docs/structure.md and CONTRIBUTING.md name what there is; no folder is crowded, no rule of ruff's
+silenced in a line."""
 
 from __future__ import annotations
 
@@ -69,3 +70,13 @@ def test_no_folder_holds_more_than_a_person_takes_in() -> None:
     ]
     counts = Counter(path.parent.relative_to(ROOT).as_posix() for path in ours)
     assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+
+
+def sources() -> list[Path]:
+    return [path for path in files() if path.suffix == ".py"]
+
+
+def test_no_line_silences_a_rule_of_ruffs() -> None:
+    """A rule that does not fit has its exception, and the reason for it, in pyproject.toml."""
+    silenced = re.compile(r"#\s*no" "qa", re.IGNORECASE)
+    assert [str(path) for path in sources() if silenced.search(path.read_text(encoding="utf-8"))] == []

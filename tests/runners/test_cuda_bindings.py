@@ -18,11 +18,11 @@ from autoglm_engine.runners.cuda.bindings import CudaBindings
 
 
 class Status(IntEnum):
-    cudaSuccess = 0  # noqa: N815 - the package's own names
-    cudaErrorMemoryAllocation = 2  # noqa: N815
-    cudaErrorInsufficientDriver = 35  # noqa: N815
-    cudaErrorNoDevice = 100  # noqa: N815
-    cudaErrorIllegalAddress = 700  # noqa: N815
+    cudaSuccess = 0
+    cudaErrorMemoryAllocation = 2
+    cudaErrorInsufficientDriver = 35
+    cudaErrorNoDevice = 100
+    cudaErrorIllegalAddress = 700
 
 
 RESULTS: dict[str, tuple[Any, ...]] = {
@@ -46,14 +46,12 @@ class FakeRuntime:
     statuses: dict[str, Status] = field(default_factory=dict)
     results: dict[str, tuple[Any, ...]] = field(default_factory=lambda: dict(RESULTS))
     calls: list[tuple[Any, ...]] = field(default_factory=list)
-    cudaError_t: Any = Status  # noqa: N815
-    cudaStreamNonBlocking: int = 1  # noqa: N815
-    cudaEventDisableTiming: int = 2  # noqa: N815
-    cudaMemcpyKind: Any = field(default_factory=lambda: SimpleNamespace(cudaMemcpyDefault=4))  # noqa: N815
-    cudaStreamCaptureMode: Any = field(  # noqa: N815
-        default_factory=lambda: SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
-    )
-    cudaDeviceAttr: Any = field(  # noqa: N815
+    cudaError_t: Any = Status
+    cudaStreamNonBlocking: int = 1
+    cudaEventDisableTiming: int = 2
+    cudaMemcpyKind: Any = field(default_factory=lambda: SimpleNamespace(cudaMemcpyDefault=4))
+    cudaStreamCaptureMode: Any = field(default_factory=lambda: SimpleNamespace(cudaStreamCaptureModeThreadLocal=1))
+    cudaDeviceAttr: Any = field(
         default_factory=lambda: SimpleNamespace(
             cudaDevAttrComputeCapabilityMajor=75, cudaDevAttrComputeCapabilityMinor=76
         )

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from types import FunctionType
 
 import pytest
 from autoglm_client import printable as client_printable
@@ -198,6 +199,6 @@ def test_the_packages_news_and_others_warnings_are_logged(triton: FakeTriton) ->
     assert triton.lines == [("info", "plan: weights stay"), ("warn", "redis.connection: lost")]
 
 
-def _line(function: object) -> int:
-    code = getattr(function, "__code__")  # noqa: B009
-    return int(code.co_firstlineno) + 2
+def _line(function: Callable[..., object]) -> int:
+    assert isinstance(function, FunctionType)
+    return function.__code__.co_firstlineno + 2

@@ -87,7 +87,7 @@ FUSED_UP = {
 def _read_gguf(path: Path) -> Any:
     from gguf import GGUFReader
 
-    class PlainReader(GGUFReader):  # type: ignore[misc]
+    class PlainReader(GGUFReader):
         """numpy's memmap costs three times an array's time a slice, and there are hundreds of thousands of them."""
 
         @property

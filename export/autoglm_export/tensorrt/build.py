@@ -124,7 +124,7 @@ def _meaning(said: str, meanings: Sequence[tuple[str, str]]) -> str:
 
 
 def _log_of(trt: Any) -> Any:
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):
         """Keeps errors; TensorRT's chatter goes nowhere."""
 
         def __init__(self) -> None:
@@ -139,7 +139,7 @@ def _log_of(trt: Any) -> Any:
 
 
 def _monitor_of(trt: Any, progress: Progress) -> Any:
-    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+    class Monitor(trt.IProgressMonitor):
         """Phases nest; the outermost phase's steps are the fraction shown, refined by the phase inside it."""
 
         def __init__(self) -> None:
@@ -188,7 +188,7 @@ class NestedProgress:
 
 
 def _writer_of(trt: Any, stream: Any) -> Any:
-    class Writer(trt.IStreamWriter):  # type: ignore[misc]
+    class Writer(trt.IStreamWriter):
         """The plan goes straight to its file: it may be larger than the memory that is left."""
 
         def __init__(self) -> None:

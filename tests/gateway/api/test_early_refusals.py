@@ -24,7 +24,7 @@ class Hasty(service_pb2_grpc.GRPCInferenceServiceServicer):
     def __init__(self, end: Callable[[Any], Any]) -> None:
         self._end = end
 
-    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:  # noqa: N802
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
         await self._end(context)
         return
         yield

@@ -41,7 +41,7 @@ class Collector:
         collector = self
 
         class Handler(QuietHandler):
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 collector.take(self.path, dict(self.headers), body)
                 self.send_response(collector.status)

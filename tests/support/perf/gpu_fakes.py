@@ -24,7 +24,7 @@ BANDWIDTH = Bandwidth(read=1e12, copy=0.9e12)
 class FakeDriver(types.ModuleType):
     """cuda.bindings.driver of a machine with this GPU."""
 
-    class CUdevice_attribute:  # noqa: N801 - cuda-python's name
+    class CUdevice_attribute:
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR = "major"
         CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR = "minor"
 

@@ -23,12 +23,12 @@ class Silent(service_pb2_grpc.GRPCInferenceServiceServicer):
         self._server = server
         self._ending: asyncio.Task[None] | None = None
 
-    async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:  # noqa: N802
+    async def ServerLive(self, request: pb.ServerLiveRequest, context: Any) -> pb.ServerLiveResponse:
         if self._how == "busy":
             await asyncio.Event().wait()
         return pb.ServerLiveResponse(live=True)
 
-    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:  # noqa: N802
+    async def ModelStreamInfer(self, requests: Any, context: Any) -> AsyncIterator[pb.ModelStreamInferResponse]:
         from tests.support.client.client_fakes import response, text_of
 
         async for request in requests:

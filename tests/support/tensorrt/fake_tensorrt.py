@@ -103,12 +103,12 @@ class FakeTensorRT:
         return FakeEngine
 
     @property
-    def IStreamReaderV2(self) -> Any:  # noqa: N802
+    def IStreamReaderV2(self) -> Any:
         if not self.has_stream_readers:
             raise AttributeError("IStreamReaderV2")
         return FakeStreamReader
 
-    def Runtime(self, log: Any) -> FakeRuntime:  # noqa: N802
+    def Runtime(self, log: Any) -> FakeRuntime:
         return FakeRuntime(self, log)
 
 

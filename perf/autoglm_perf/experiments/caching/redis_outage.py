@@ -106,8 +106,7 @@ async def _ask_all(url: str, prompts: Iterator[str]) -> list[RequestTiming]:
     timings: list[RequestTiming] = []
 
     async def work(client: AsyncClient) -> None:
-        for prompt in prompts:
-            timings.append(await _ask(client, prompt))  # noqa: PERF401 - the workers share the prompts
+        timings.extend([await _ask(client, prompt) for prompt in prompts])  # which the workers share
 
     async with AsyncClient(url) as client, asyncio.TaskGroup() as workers:
         for _ in range(_CONCURRENCY):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -17,6 +18,7 @@ from .presets import READY, with_marks
 
 if TYPE_CHECKING:
     from llguidance import LLMatcher, LLTokenizer
+    from llguidance._lib import JsonCompileOptions
 
 T = TypeVar("T")
 TokenBits = npt.NDArray[np.int32]  # [ceil(vocab_size / 32)], a bit a token
@@ -28,7 +30,8 @@ _STACK_BYTES = 64 << 20  # the compiler recurses along chains of references, and
 _MOST_SHOWN = 300  # characters of a complaint
 _INTERNALS = "<state>"  # a complaint goes on with what the library was doing
 _DEAD_END = "NoExtension"
-_COMPACT = {"whitespace_flexible": False}  # between JSON's tokens: a small model may write blanks for ever
+# Between JSON's tokens: a small model may write blanks for ever.
+_COMPACT: JsonCompileOptions = {"whitespace_flexible": False}
 _STACKS = threading.Lock()  # the size of stacks is the process's
 
 
@@ -101,13 +104,13 @@ def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
         case "guided_json":
             _check_cost(text)
             try:
-                return LLMatcher.grammar_from_json_schema(text, _COMPACT)  # type: ignore[arg-type]
+                return LLMatcher.grammar_from_json_schema(text, _COMPACT)
             except ValueError as error:
                 raise InvalidRequest(f"guided_json is no JSON schema: {shown(str(error))}") from None
         case "guided_regex":
             return LLMatcher.grammar_from_regex(text)
         case _ if text in READY:
-            encode = lambda mark: tokenizer.tokenize_str(mark, parse_special=True)  # noqa: E731
+            encode = partial(tokenizer.tokenize_str, parse_special=True)
             return LLMatcher.grammar_from_lark(with_marks(READY[text], encode))
         case _:
             return LLMatcher.grammar_from_lark(text)

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
@@ -82,7 +83,7 @@ class ServerProcess:
 
 def _started(pid: int) -> str | None:
     try:
-        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as stat:  # noqa: PTH123
-            return stat.read().rpartition(")")[2].split()[19]
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
     except OSError:
         return None
+    return stat.rpartition(")")[2].split()[19]

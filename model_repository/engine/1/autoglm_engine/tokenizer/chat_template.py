@@ -55,7 +55,7 @@ def _bounded(pieces: Iterator[str], most_characters: int) -> Iterator[str]:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    from jinja2 import TemplateError, nodes
+    from jinja2 import Environment, TemplateError, nodes
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment
@@ -63,7 +63,9 @@ def _environment() -> ImmutableSandboxedEnvironment:
     class Generation(Extension):
         """`{% generation %}` marks an assistant's words for training; here its body is simply rendered."""
 
-        tags = {"generation"}  # noqa: RUF012 - jinja2 declares it so
+        def __init__(self, environment: Environment) -> None:
+            super().__init__(environment)
+            self.tags = {"generation"}
 
         def parse(self, parser: Parser) -> list[nodes.Node]:
             next(parser.stream)

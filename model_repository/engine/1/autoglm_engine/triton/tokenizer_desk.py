@@ -6,6 +6,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -91,7 +92,7 @@ class TokenizerDesk:
 
         self._attempt(encode, reply)
         for token_ids, sealed in made:
-            self._hand_on(lambda: reply.send(token_ids, sealed), reply)  # noqa: B023 - called at once
+            self._hand_on(partial(reply.send, token_ids, sealed), reply)
 
     def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
         """Or tell why not: one request never takes others with it."""

@@ -53,7 +53,7 @@ def new_log(trt: Any) -> Any:
     """A `trt.ILogger` that passes on what matters and remembers the last errors in `errors`. TensorRT may call it from
     any thread, and it must outlive whatever was made with it."""
 
-    class Log(trt.ILogger):  # type: ignore[misc]
+    class Log(trt.ILogger):
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
             self.errors: deque[str] = deque(maxlen=_NUM_ERRORS)

@@ -11,7 +11,7 @@ _PIECE = 64 << 20  # bytes; TensorRT asks again for what is missing
 def new_reader(trt: Any, path: Path) -> Any:
     """A `trt.IStreamReaderV2` of the file, which has `close`."""
 
-    class Reader(trt.IStreamReaderV2):  # type: ignore[misc]
+    class Reader(trt.IStreamReaderV2):
         def __init__(self) -> None:
             trt.IStreamReaderV2.__init__(self)
             self._file = path.open("rb", buffering=0)

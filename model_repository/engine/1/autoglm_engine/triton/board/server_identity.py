@@ -24,7 +24,7 @@ class ServerIdentity:
     def of(cls, pid: int, engine: str = DEFAULT_ENGINE) -> ServerIdentity:
         """Of a server in this process's own namespace. Raises OSError where there is none."""
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        namespace = os.stat("/proc/self/ns/pid").st_ino  # noqa: PTH116 - a link of /proc
+        namespace = Path("/proc/self/ns/pid").stat().st_ino
         return cls(pid, int(fields[_STARTED]), namespace, _number_of(engine))
 
     @classmethod
