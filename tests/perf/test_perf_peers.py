@@ -143,3 +143,13 @@ def test_transformers_batches_requests_that_come_while_others_run(tmp_path: Path
     starts = sorted(timing[0] for timing in timings)
     assert starts[2] >= min(timing[2] for timing in timings), "the third waited for a place"
     assert Transformers().logits(checkpoint, job)[0].shape == (2, 49152)
+
+
+def test_a_peer_that_is_started_by_hand_says_who_sends_it_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    monkeypatch.setattr(sys, "stdin", Terminal())
+    with pytest.raises(SystemExit, match="--only peers"):
+        serve(Transformers())

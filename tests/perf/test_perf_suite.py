@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 
 import numpy as np
 import pytest
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits
+from autoglm_perf.baselines import naive
 from autoglm_perf.experiments.system.analyzer_sweep import composing_line
+from autoglm_perf.in_process import export_time, kernels
 from autoglm_perf.in_process.in_process import drive
 from autoglm_perf.load.measures import RequestTiming
 from autoglm_perf.suite import markdown, page
@@ -283,3 +287,14 @@ def test_the_history_gains_a_line_an_experiment(tmp_path: Path) -> None:
         append_jsonl(path, [measured(), measured()], ABOUT)
     lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
     assert [line["about"]["cores"] for line in lines] == [2] * 4
+
+
+@pytest.mark.parametrize("module", [naive, kernels, export_time])
+def test_a_program_without_its_arguments_shows_its_usage(
+    module: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", [module.__name__, "--nonsense"])
+    with pytest.raises(SystemExit) as ended:
+        module.main()
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: ")

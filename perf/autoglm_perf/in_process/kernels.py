@@ -6,8 +6,8 @@ machine may have other work.
 
 from __future__ import annotations
 
+import argparse
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -52,8 +52,15 @@ def best_ms(runner: Runner, batch: StepBatch) -> float:
     return min(times) * 1e3
 
 
-def main(artifact: str, num_threads: int) -> None:
-    folder = Path(artifact)
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("artifact", type=Path, help="folder of an exported model")
+    parser.add_argument("threads", type=int, nargs="?", default=len(os.sched_getaffinity(0)))
+    given = parser.parse_args()
+    measure(given.artifact, given.threads)
+
+
+def measure(folder: Path, num_threads: int) -> None:
     manifest = Manifest.load(folder)
     runner = load_runner(folder, manifest, num_threads=num_threads)
     try:
@@ -69,4 +76,4 @@ def main(artifact: str, num_threads: int) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else len(os.sched_getaffinity(0)))
+    main()

@@ -52,6 +52,9 @@ class Peer(Protocol):
 
 
 def serve(peer: Peer) -> None:
+    """Answers the job on stdin. Who starts a peer by hand is told that the suite does."""
+    if sys.stdin.isatty():
+        raise SystemExit("a job, in JSON, is expected on stdin: `python -m autoglm_perf --only peers` sends it")
     job = Job.from_json(json.load(sys.stdin))
     job.folder.mkdir(parents=True, exist_ok=True)
     print(json.dumps(_answer(peer, job)))
