@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from autoglm_engine.core import Event, StepBatch
 from autoglm_engine.engine.step_watch import StepWatch
-from autoglm_engine.errors import DeviceError
+from autoglm_engine.errors import DeviceError, InvalidRequest
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.triton.engine_model import EngineService
@@ -21,7 +21,7 @@ from tests.support.engine.fakes import request
 from tests.support.engine.small_service import PATIENCE, KeptReply, LongStep, serving, submit, until
 
 LIMITS = Limits(4, 64, 8, VOCAB, on_gpu=True)
-SOON, NEVER = plain_settings(step_timeout_seconds=0.05), plain_settings(step_timeout_seconds=3600)
+SOON, NEVER = plain_settings(step_timeout_seconds=1), plain_settings(step_timeout_seconds=3600)
 
 
 @pytest.fixture
@@ -46,6 +46,8 @@ def test_everybody_is_told_and_the_process_ends(
         assert service.healthy and asked_for_stats(service) is None
         runner.is_armed = True
         replies = [submit(service, request(f"r{i}", [i, 1], stream=i % 2 == 0)) for i in range(8)]
+        assert runner.computes.wait(PATIENCE)
+        service._loop._step_began = -1e6  # a second ago, and more
         assert died.wait(PATIENCE)
         assert not service.healthy
         why = asked_for_stats(service)
@@ -53,7 +55,7 @@ def test_everybody_is_told_and_the_process_ends(
         for reply in replies:
             last = reply.wait()
             assert isinstance(last, Event) and last.error and "(step_timeout_seconds): the device hangs" in last.error
-        assert "more than the 0.05 s that it may take" in caplog.text
+        assert "more than the 1 s that it may take" in caplog.text
         late = submit(service, request("late")).wait()
         assert isinstance(late, tuple) and "the device hangs" in late[1]
         runner.may_end.set()
@@ -104,6 +106,12 @@ def test_a_step_that_fails_is_over(tmp_path: Path, runner: LongStep) -> None:
         assert died.wait(PATIENCE)
         assert isinstance(last, Event) and last.error and "injected" in last.error
         until(lambda: service._loop.seconds_of_step == 0)
+
+
+@pytest.mark.parametrize("seconds", [0.001, 0.999, -1.0, 3601.0, float("nan")])
+def test_a_limit_that_a_busy_machines_pause_would_reach_is_refused(seconds: float) -> None:
+    with pytest.raises(InvalidRequest, match=f"the setting step_timeout_seconds is {seconds}; it must be"):
+        plain_settings(step_timeout_seconds=seconds)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ SPECULATION = ("off", "auto", "on")
 POLICIES = ("fifo", "features", "static")
 DAY_MS = 86_400_000
 _GPU_STEP_SECONDS = 30.0  # the longest steps take a tenth of a second
+_SHORTEST_STEP_TIMEOUT = 1.0  # below, a busy machine's pause would end a server that is well
 _RANGES: dict[str, tuple[float, float]] = {
     "max_queue": (1, 1_000_000),
     "max_batch_size": (0, 4096),
@@ -156,6 +157,11 @@ class EngineSettings:
             if name in _CHOICES and value not in _CHOICES[name]:
                 allowed = ", ".join(_CHOICES[name])
                 raise InvalidRequest(f"the setting {name} is {value!r}; allowed are {allowed}")
+        if 0 < self.step_timeout_seconds < _SHORTEST_STEP_TIMEOUT:
+            raise InvalidRequest(
+                f"the setting step_timeout_seconds is {self.step_timeout_seconds:g}; it must be 0 or between "
+                f"{_SHORTEST_STEP_TIMEOUT:g} and {_RANGES['step_timeout_seconds'][1]:g}"
+            )
         check_redis_url(self.redis_url)
         if not _PREFIX.fullmatch(self.redis_prefix):
             raise InvalidRequest(
