@@ -21,6 +21,13 @@ from .command_help import HelpfulGroup
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE = "AUTOGLM_DEBUG"
 _UNKNOWN_MODEL = re.compile(r"unknown model: '[^']*' is not found")  # Triton's words
+# What the newer versions of typer say of a value that does not fit, and what is said here.
+_PLAIN_WORDS = {
+    r"Input should be a valid integer\b.*": "it must be a whole number",
+    r"Input should be a valid number\b.*": "it must be a number",
+    r"Input should be greater than or equal to (\S+)": r"it must be at least \1",
+    r"Input should be less than or equal to (\S+)": r"it must be at most \1",
+}
 
 
 class CommandError(Exception):
@@ -49,10 +56,19 @@ class FriendlyGroup(HelpfulGroup):
             raise typer.Exit(1) from None
 
 
+def usage_error(sentence: str) -> Exception:
+    """Of a command that was called wrongly: it is shown with where to read on."""
+    error: Exception = _USAGE_ERROR(sentence)
+    return error
+
+
 def usage_sentence(error: Any) -> str:
     """What was wrong with the command line, and where to read on."""
     command = error.ctx.command_path if error.ctx else "autoglm"
-    return f"{error.format_message().rstrip('.')}; see {command} --help"
+    message = error.format_message().rstrip(".")
+    for pattern, words in _PLAIN_WORDS.items():
+        message = re.sub(pattern, words, message)
+    return f"{message} See {command} --help" if message.endswith("?") else f"{message}; see {command} --help"
 
 
 def fail(sentence: str) -> None:
@@ -66,8 +82,8 @@ def sentence_of(error: Exception) -> str:
         return f"{error}; --model names the one to ask, of a server that has others"
     if isinstance(error, AutoGLMError | CommandError) or _is_of_our_packages(error):
         return str(error)
-    if isinstance(error, OSError) and error.filename:
-        return f"{error.filename}: {error.strerror}"
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.filename}: {error.strerror}" if error.filename else error.strerror
     return f"{type(error).__name__}: {' '.join(str(error).split())} (AUTOGLM_DEBUG=1 shows where)"
 
 

@@ -57,7 +57,9 @@ def _workload(artifact: Path | None, repository: Path | None, model: str) -> Any
     workloads = _of_load("workload")
     folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository, model), model)
     if not is_exported(folder):
-        raise CommandError(f"there is no exported model at {folder}, whose tokenizer counts the prompts' tokens")
+        raise CommandError(
+            f"there is no exported model at {folder}, whose tokenizer makes the prompts; make one with `autoglm export`"
+        )
     return workloads.reference_workload(workloads.load_tokenizer(folder))
 
 

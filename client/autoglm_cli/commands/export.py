@@ -11,7 +11,7 @@ import typer
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from autoglm_cli.device_lines import device_lines
-from autoglm_cli.errors import CommandError, needs
+from autoglm_cli.errors import CommandError, needs, usage_error
 from autoglm_cli.options import shared
 from autoglm_cli.options.export import BuildOptions, TargetOptions, TensorRTOptions, chosen_for_export
 from autoglm_cli.options.groups import grouped, said
@@ -81,7 +81,7 @@ def _folder(checkpoint: str | None, target: TargetOptions) -> Path:
 def _recheck(folder: Path, check: bool, chosen: dict[str, Any]) -> Any:
     """The manifest. Nothing is built, so nothing may be chosen."""
     if not check:
-        raise typer.BadParameter("a checkpoint is missing; only --check goes without one")
+        raise usage_error("Missing argument 'checkpoint', such as smollm2; only --check needs none")
     if chosen:
         raise CommandError(
             f"--{next(iter(chosen)).replace('_', '-')} needs a checkpoint: without one, --check builds nothing"

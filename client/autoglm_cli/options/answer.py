@@ -10,7 +10,7 @@ import typer
 from autoglm_client.options import GenerationOptions
 from autoglm_client.timeouts import Timeouts
 
-from autoglm_cli.errors import CommandError
+from .shared import text_of_file
 
 MaxTokens = Annotated[int | None, typer.Option("--max-tokens", "-n", help="Longest answer, in tokens.")]
 Temperature = Annotated[float | None, typer.Option("--temperature", "-t", help="Sampling temperature; 0 is greedy.")]
@@ -88,9 +88,4 @@ class AnswerOptions:
 
 def _text_of(option: str, value: str | None) -> str | None:
     """Of a file, where `value` is @ and its name."""
-    if value is None or not value.startswith("@"):
-        return value
-    try:
-        return Path(value[1:]).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"{option} names {value[1:]}, which cannot be read: {error}") from None
+    return text_of_file(option, Path(value[1:])) if value is not None and value.startswith("@") else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +20,11 @@ from autoglm_client.transport.tls import TLS
 from autoglm_cli.errors import CommandError
 from autoglm_cli.server.hidden_arguments import hide_arguments
 
+from .shared import text_of_file
+
 HEADERS_VARIABLE = "AUTOGLM_HEADERS"
+# host:port, an IPv6 address in brackets, or what gRPC has other schemes for.
+_ADDRESS = re.compile(r"(\[[^\]/]+\]|[^:/\[\]]+):\d{1,5}|(dns|unix|ipv4|ipv6):.+")
 _TLS_HELP = "Connect with TLS and trust public authorities. The next options imply it."
 
 Url = Annotated[
@@ -105,10 +110,11 @@ class ConnectionOptions:
 
 
 def urls_of(text: str) -> tuple[str, ...]:
-    """Raises CommandError for an address of HTTP."""
+    """Raises CommandError for what is no host:port."""
     urls = tuple(part.strip() for part in text.split(",") if part.strip()) or (DEFAULT_URL,)
-    if wrong := [url for url in urls if url.startswith(("http://", "https://"))]:
-        raise CommandError(f"the address is {wrong[0]!r}; it must be host:port of a gRPC endpoint, without http://")
+    if wrong := [url for url in urls if not _ADDRESS.fullmatch(url)]:
+        advice = "without http://" if "://" in wrong[0] else f"such as {DEFAULT_URL}"
+        raise CommandError(f"the address is {wrong[0]!r}; it must be host:port of a gRPC endpoint, {advice}")
     return urls
 
 
@@ -127,14 +133,11 @@ def headers_of(given: tuple[str, ...] | list[str], environ: Mapping[str, str] = 
     headers = read_headers(environ.get(HEADERS_VARIABLE, ""), f"${HEADERS_VARIABLE}")
     for text in given:
         is_file = text.startswith("@")
-        headers |= read_headers(_text_of(Path(text[1:])), text[1:]) if is_file else read_headers(text, "--header")
+        headers |= (
+            read_headers(text_of_file("--header", Path(text[1:])), text[1:])
+            if is_file
+            else read_headers(text, "--header")
+        )
         if not is_file:
             hide_arguments(os.getpid(), [text.partition(":")[2].strip()])
     return headers
-
-
-def _text_of(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise CommandError(f"--header names {path}, which cannot be read: {error}") from None

@@ -8,6 +8,8 @@ from typing import Annotated
 import typer
 from autoglm_client.triton_traces import traces_url
 
+from autoglm_cli.errors import CommandError
+
 GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -49,3 +51,13 @@ Otlp = Annotated[
 PrintConfig = Annotated[
     bool, typer.Option("--print-config", help="Print the settings in effect, as a file for --config, and exit.")
 ]
+
+
+def text_of_file(option: str, path: Path) -> str:
+    """Raises CommandError where it cannot be read as UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise CommandError(f"{option} names {path}, which cannot be read: {error.strerror}") from None
+    except UnicodeDecodeError as error:
+        raise CommandError(f"{option} names {path}, which is not UTF-8 at byte {error.start}") from None
