@@ -145,7 +145,7 @@ def big_tokenizer(folder: Path) -> None:
 
 
 DAMAGES: dict[str, tuple[Callable[[Path], Any], str]] = {
-    "no config": (lambda f: (f / "config.json").unlink(), "lacks config.json"),
+    "no config": (lambda f: (f / "config.json").unlink(), "is no whole checkpoint: it lacks config.json"),
     "config is a list": (lambda f: (f / "config.json").write_text("[]"), "must hold a JSON object"),
     "config cut": (lambda f: truncate(f / "config.json", 40), "not valid JSON"),
     "no weights": (lambda f: (f / "model.safetensors").unlink(), "neither model.safetensors nor"),

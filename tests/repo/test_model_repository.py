@@ -195,14 +195,14 @@ def test_the_environment_goes_before_the_parameters() -> None:
     ("name", "value", "sentence"),
     [
         ("max_queu", "5", "the unknown parameter max_queu"),
-        ("max_queue", "many", "the setting max_queue is 'many'; it must be of type int"),
+        ("max_queue", "many", "the setting max_queue is 'many'; it must be a whole number"),
         ("max_queue", "0", "the setting max_queue is 0; it must be between 1 and"),
         ("admission", "lifo", "the setting admission is 'lifo'; allowed are fifo, features, static"),
         ("admission_window", "0", "the setting admission_window is 0; it must be between 1 and 4096"),
         ("admission_user_weight", "1.5", "the setting admission_user_weight is 1.5; it must be between 0 and 1"),
         ("admission_max_delay_ms", "nan", "the setting admission_max_delay_ms is nan; it must be between 0 and"),
         ("static_window_ms", "-1", "the setting static_window_ms is -1.0; it must be between 0 and 60000"),
-        ("prefix_reuse", "perhaps", "the setting prefix_reuse is 'perhaps'; it must be of type bool"),
+        ("prefix_reuse", "perhaps", "the setting prefix_reuse is 'perhaps'; it must be true or false"),
     ],
 )
 def test_a_wrong_setting_is_refused(name: str, value: str, sentence: str) -> None:

@@ -54,16 +54,12 @@ class PortOptions:
     host: Annotated[
         str, typer.Option(help="Address to listen on. Anything but loopback is open to other machines.")
     ] = "127.0.0.1"
-    grpc_port: Annotated[int, typer.Option(min=0, max=65535, help="gRPC; 0 takes a free port.")] = 8001
+    grpc_port: Annotated[int, shared.port("gRPC; 0 takes a free port.")] = 8001
     http_port: Annotated[
         int | None,
-        typer.Option(
-            min=0,
-            max=65535,
-            help=f"Triton's HTTP; 0 takes a free port. Off with --gateway, unless given. \\[default: {_HTTP_PORT}]",
-        ),
+        shared.port(f"Triton's HTTP; 0 takes a free port. Off with --gateway, unless given. \\[default: {_HTTP_PORT}]"),
     ] = None
-    metrics_port: Annotated[int, typer.Option(min=0, max=65535, help="Metrics; 0 takes a free port.")] = 8002
+    metrics_port: Annotated[int, shared.port("Metrics; 0 takes a free port.")] = 8002
     shared_memory_key: Annotated[
         str | None,
         typer.Option(
@@ -125,9 +121,7 @@ class BesideOptions:
         str | None,
         typer.Option(help="Address the gateway listens on; any but loopback needs keys. \\[default: --host]"),
     ] = None
-    gateway_port: Annotated[
-        int, typer.Option(min=0, max=65535, help="Port the gateway listens on; 0 takes a free one.")
-    ] = 8080
+    gateway_port: Annotated[int, shared.port("Port the gateway listens on; 0 takes a free one.")] = 8080
     gateway_config: Annotated[
         Path | None, typer.Option(envvar=shared.GATEWAY_CONFIG_VARIABLE, help="The gateway's settings, a .toml file.")
     ] = None

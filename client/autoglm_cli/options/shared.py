@@ -7,10 +7,12 @@ from typing import Annotated
 
 import typer
 from autoglm_client.triton_traces import traces_url
+from typer.models import OptionInfo
 
 from autoglm_cli.errors import CommandError
 
 GATEWAY_CONFIG_VARIABLE = "AUTOGLM_GATEWAY_CONFIG"
+_LAST_PORT = 65535
 
 Json = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 Repository = Annotated[
@@ -61,3 +63,15 @@ def text_of_file(option: str, path: Path) -> str:
         raise CommandError(f"{option} names {path}, which cannot be read: {error.strerror}") from None
     except UnicodeDecodeError as error:
         raise CommandError(f"{option} names {path}, which is not UTF-8 at byte {error.start}") from None
+
+
+def port(help_text: str) -> OptionInfo:
+    """Checked here: the help of a range would leave the text no room."""
+
+    def check(value: int | None) -> int | None:
+        if value is not None and not 0 <= value <= _LAST_PORT:
+            raise typer.BadParameter(f"it must be between 0 and {_LAST_PORT}")
+        return value
+
+    option: OptionInfo = typer.Option(callback=check, help=help_text)
+    return option

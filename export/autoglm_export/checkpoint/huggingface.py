@@ -126,7 +126,7 @@ def _read_bytes(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} lacks {path.name}") from None
+        raise CheckpointError(f"{path.parent} is no whole checkpoint: it lacks {path.name}") from None
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import os
 import tomllib
@@ -74,7 +75,9 @@ def _typed(kind: type, found: Mapping[str, Any], group: str = "") -> dict[str, A
     values = dict[str, Any]()
     for name, value in found.items():
         if name not in _names(kind):
-            raise SettingsError(f"there is no setting {group + name!r:.80}; known are {', '.join(_names(kind))}")
+            near = difflib.get_close_matches(name, _names(kind), 1)
+            known = f"did you mean {group}{near[0]}?" if near else f"known are {', '.join(_names(kind))}"
+            raise SettingsError(f"there is no setting {group + name!r:.80}; {known}")
         if dataclasses.is_dataclass(kinds[name]) and isinstance(value, Mapping):
             values[name] = kinds[name](**_typed(kinds[name], value, f"{group}{name}."))
         elif not _is_of(kinds[name], value):

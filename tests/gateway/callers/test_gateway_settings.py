@@ -80,6 +80,7 @@ def test_every_setting_but_the_keys_is_printed() -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
+        ("prot = 8080", "there is no setting 'prot'; did you mean port?"),
         ("colour = 1", "there is no setting 'colour'; known are host, port,"),
         ("keys = []", "there is no setting 'keys'"),
         ("port = 70000", "port is 70000; it must be between 0 and 65535"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import json
 import sys
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from .redis_url import shown_redis_url
 
 Value = str | int | float | bool
 VARIABLE_PREFIX = "AUTOGLM_"
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "a string"}
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 _DEFAULTS: Mapping[str, Any] = {field.name: field.default for field in dataclasses.fields(ServingSettings)}
 
@@ -49,7 +51,7 @@ def parse_text(name: str, text: str) -> Value:
     try:
         return _FLAGS[text.lower()] if kind is bool else kind(text)
     except (KeyError, ValueError):
-        raise InvalidRequest(f"the setting {name} is {text!r}; it must be of type {kind.__name__}") from None
+        raise InvalidRequest(f"the setting {name} is {text!r}; it must be {_KINDS[kind]}") from None
 
 
 def as_text(value: Value) -> str:
@@ -101,7 +103,9 @@ _PARSERS: Mapping[str, Callable[[str], object]] = {".toml": _parse_toml, ".json"
 
 def _default(name: str) -> Any:
     if name not in _DEFAULTS:
-        raise InvalidRequest(f"there is no setting {name!r}; known are {', '.join(_DEFAULTS)}")
+        near = difflib.get_close_matches(name, _DEFAULTS, 1)
+        known = f"did you mean {near[0]}?" if near else f"known are {', '.join(_DEFAULTS)}"
+        raise InvalidRequest(f"there is no setting {name!r:.80}; {known}")
     return _DEFAULTS[name]
 
 
@@ -110,4 +114,4 @@ def _check_type(name: str, value: object) -> None:
     allowed = (int, float) if kind is float else kind
     if not isinstance(value, allowed) or (isinstance(value, bool) and kind is not bool):
         shown = "of another type" if name == "redis_url" else repr(value)
-        raise InvalidRequest(f"the setting {name} is {shown}; it must be of type {kind.__name__}")
+        raise InvalidRequest(f"the setting {name} is {shown}; it must be {_KINDS[kind]}")

@@ -153,7 +153,9 @@ class EngineSettings:
             if name in _RANGES:
                 low, high = _RANGES[name]
                 if not low <= value <= high:  # also refuses NaN
-                    raise InvalidRequest(f"the setting {name} is {value}; it must be between {low:g} and {high:g}")
+                    raise InvalidRequest(
+                        f"the setting {name} is {value}; it must be between {_number(low)} and {_number(high)}"
+                    )
             if name in _CHOICES and value not in _CHOICES[name]:
                 allowed = ", ".join(_CHOICES[name])
                 raise InvalidRequest(f"the setting {name} is {value!r}; allowed are {allowed}")
@@ -203,3 +205,8 @@ class ServingSettings(EngineSettings):
     exit_with_engine: bool = True
     prefetch_factor: int = 2
     use_streaming: bool = True
+
+
+def _number(bound: float) -> str:
+    """Whole ones with all their digits."""
+    return str(int(bound)) if bound == int(bound) else f"{bound:g}"
