@@ -62,7 +62,7 @@ def named_model(name: str) -> Path:
     """Raises CommandError where there is none."""
     folder = model_folder(name)
     if not is_exported(folder):
-        raise CommandError(f"there is no exported model {name!r} in {models_folder()}; {_there_is()}")
+        raise CommandError(f"there is no exported model {name!r} in {models_folder()}; {_others()}")
     return folder
 
 
@@ -103,6 +103,7 @@ def remove_model(name: str) -> Path:
     return folder
 
 
-def _there_is() -> str:
+def _others() -> str:
+    """What is exported, for who looks for something else."""
     names = model_names()
-    return f"there is {', '.join(names)}" if names else "there is none yet"
+    return f"it has {', '.join(names)}" if names else "`autoglm export` makes one"

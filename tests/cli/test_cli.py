@@ -368,7 +368,7 @@ def test_batch_leaves_foreign_files_alone(use: Use, tmp_path: Path) -> None:
     use(FakeTransport())
     file, foreign = write_lines(tmp_path / "in.jsonl", {"prompt": "x"}), tmp_path / "notes.txt"
     foreign.write_text("my notes\nare precious")
-    assert "is no file of answers" in run("batch", str(file), "-o", str(foreign)).stderr
+    assert "is not a file of answers" in run("batch", str(file), "-o", str(foreign)).stderr
     assert foreign.read_text() == "my notes\nare precious"
     assert "cannot go into the file of the prompts" in run("batch", str(file), "-o", str(file)).stderr
 

@@ -85,7 +85,7 @@ def test_chosen_ports_differ() -> None:
 @pytest.mark.parametrize(
     ("host", "sentence"),
     [
-        ("::1", "the host '::1' is no IPv4 address or name; tritonserver is started on such alone"),
+        ("::1", "the host '::1' is not an IPv4 address or a host name, which is what tritonserver takes"),
         ("203.0.113.1", "cannot listen on 203.0.113.1: Cannot assign requested address"),
     ],
 )

@@ -105,7 +105,7 @@ def test_serve_tries_all_ports_before_it_exports_or_starts(taken: int, option: s
 @pytest.mark.parametrize(
     ("given", "sentence"),
     [
-        (["--host", "::1"], "the host '::1' is no IPv4 address or name"),
+        (["--host", "::1"], "the host '::1' is not an IPv4 address or a host name"),
         (["--shared-memory-key", "short"], "the shared-memory key has 5 characters"),
         (["--gateway", "--gateway-host", "0.0.0.0"], "keys"),
         (["--gateway", "--gateway-config", "/no/such/file.toml"], "/no/such/file.toml"),

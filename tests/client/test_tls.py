@@ -131,7 +131,7 @@ def test_the_servers_files_are_looked_at_before_it_starts(made: Certificates, re
     with pytest.raises(LocalServerError, match=r"cannot be used: .*mismatch"):
         ServerTLS(cert=made.server.cert, key=made.client.key).arguments()
     tls = ServerTLS(cert=made.server.cert, key=made.server.key, client_ca=made.authority.cert)
-    with pytest.raises(LocalServerError, match="give a certificate and key of this client"):
+    with pytest.raises(LocalServerError, match="give --tls-cert and --tls-key"):
         LocalServer(repository, tls=tls)
 
 

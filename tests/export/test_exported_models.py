@@ -180,7 +180,7 @@ def test_a_removed_model_is_gone_and_nothing_else(installed: Path, folder: Path)
     assert cli("models", "remove", "glm").exit_code == 0
     assert [path.name for path in folder.iterdir()] == ["phone"]
     again = cli("models", "remove", "glm")
-    assert again.exit_code == 1 and f"there is no exported model 'glm' in {folder}; there is phone" in again.stderr
+    assert again.exit_code == 1 and f"there is no exported model 'glm' in {folder}; it has phone" in again.stderr
     (folder / "notes").mkdir()
     assert cli("models", "remove", "notes").exit_code == 1, "no artifact, so not ours to remove"
 

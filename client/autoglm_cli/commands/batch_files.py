@@ -127,5 +127,7 @@ def _entry(line: bytes, path: Path) -> dict[str, Any]:
     except ValueError:
         entry = None
     if not isinstance(entry, dict) or not isinstance(entry.get("id"), str):
-        raise CommandError(f"{path} is no file of answers: its line {line[:60].decode(errors='replace')!r} has no id")
+        raise CommandError(
+            f"{path} is not a file of answers: its line {line[:60].decode(errors='replace')!r} has no id"
+        )
     return entry

@@ -333,8 +333,8 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
     asked = own or TLS()
     if server.client_ca is not None and asked.cert is None:
         raise LocalServerError(
-            "a server that asks clients for certificates is looked at with one, too: give a certificate and "
-            "key of this client"
+            "a server that requires clients' certificates is checked with one, too: give --tls-cert and --tls-key "
+            "(client_tls)"
         )
     return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
 
@@ -342,7 +342,9 @@ def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
 def checked_host(host: str) -> str:
     """Raises LocalServerError."""
     if ":" in host:
-        raise LocalServerError(f"the host {host!r} is no IPv4 address or name; tritonserver is started on such alone")
+        raise LocalServerError(
+            f"the host {host!r} is not an IPv4 address or a host name, which is what tritonserver takes"
+        )
     return host
 
 
