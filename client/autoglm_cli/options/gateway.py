@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -153,11 +152,19 @@ class TelemetryOptions:
 
 def chosen_settings(*groups: Any) -> dict[str, Any]:
     """The settings that were chosen on the command line."""
-    return {name: _FORMS.get(name, _plain)(value) for name, value in said(*groups).items()}
+    return {name: _of_setting(name, value) for name, value in said(*groups).items()}
 
 
-def _plain(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
+def _of_setting(name: str, value: Any) -> Any:
+    match name, value:
+        case "models", list():
+            return _named(value)
+        case "aliases", list():
+            return _aliases(value)
+        case _, list():
+            return tuple(value)
+        case _:
+            return value
 
 
 def _named(texts: list[str]) -> dict[str, str]:
@@ -168,6 +175,3 @@ def _named(texts: list[str]) -> dict[str, str]:
 
 def _aliases(texts: list[str]) -> tuple[str, ...] | dict[str, str]:
     return _named(texts) if all("=" in text for text in texts) else tuple(texts)
-
-
-_FORMS: dict[str, Callable[[list[str]], Any]] = {"models": _named, "aliases": _aliases}
