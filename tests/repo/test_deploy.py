@@ -41,11 +41,11 @@ SERVICE: dict[str, Any] = COMPOSE["services"]["triton"]
 DEFAULT = re.compile(r"\$\{(\w+):-([^}]*)\}")
 
 
-def load_script(name: str) -> ModuleType:
-    """A script of the image, which is in no package; those beside it are found by it."""
-    if str(IMAGE) not in sys.path:
-        sys.path.append(str(IMAGE))
-    spec = importlib.util.spec_from_file_location(f"deploy_{name}", IMAGE / f"{name}.py")
+def load_script(name: str, folder: Path = IMAGE) -> ModuleType:
+    """One that is in no package; those beside it are found by it."""
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))
+    spec = importlib.util.spec_from_file_location(f"deploy_{name}", folder / f"{name}.py")
     assert spec is not None
     assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)

@@ -20,7 +20,7 @@ from tests.support.server.http_servers import QuietHandler, listening
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "deploy" / "smoke.sh"
-smoke = load_script("smoke")
+smoke = load_script("smoke", ROOT / "deploy")
 
 
 def run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
