@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions, Stages, TokenLogprobs, Usage
+from autoglm_engine.core import Event, FinishReason, ImageSpan, Request, SamplingOptions, Stages, TokenLogprobs, Usage
 from autoglm_engine.errors import CODES, InvalidRequest, Unavailable
 from autoglm_engine.messages import (
     Ack,
@@ -199,6 +199,63 @@ def test_every_field_of_a_request_has_a_type_and_a_range(wrong: dict[str, Any]) 
     unpack_request("r", ids, packed_json(right), ARTIFACT)
     with pytest.raises(InvalidRequest):
         unpack_request("r", ids, packed_json({**right, **wrong}), ARTIFACT)
+
+
+IMAGES = (ImageSpan(1, (2, 3), bytes(range(32))), ImageSpan(7, (1, 1), bytes(32)))
+IDS_OF_IMAGES = np.array([4, 9, 9, 9, 9, 9, 9, 9, 4], dtype=np.int32)
+DIGEST = "ab" * 32
+WRONG_IMAGES: list[Any] = [
+    None,
+    {},
+    [5],
+    [[1, 2, 3]],
+    [[1, 2, 3, DIGEST, 5]],
+    [[-1, 2, 3, DIGEST]],
+    [[True, 2, 3, DIGEST]],
+    [["1", 2, 3, DIGEST]],
+    [[1.0, 2, 3, DIGEST]],
+    [[9, 1, 1, DIGEST]],
+    [[1, 0, 3, DIGEST]],
+    [[1, 2, 0, DIGEST]],
+    [[1, -2, -3, DIGEST]],
+    [[1, 2, 3, DIGEST[:-2]]],
+    [[1, 2, 3, DIGEST + "ab"]],
+    [[1, 2, 3, "z" * 64]],
+    [[1, 2, 3, 5]],
+    [[1, 4, 2, DIGEST]],  # also the text behind it
+    [[1, 3, 3, DIGEST]],  # past the end
+    [[1, 2**31 - 1, 2**31 - 1, DIGEST]],
+    [[1, 2, 3, DIGEST], [6, 1, 1, DIGEST]],  # one within the other
+    [[7, 1, 1, DIGEST], [1, 2, 3, DIGEST]],  # out of order
+]
+
+
+def test_images_survive() -> None:
+    request = Request("r", IDS_OF_IMAGES, SamplingOptions(max_tokens=1), arrival=1.0, images=IMAGES)
+    assert unpack_request("r", IDS_OF_IMAGES, pack_request(request, ARTIFACT), ARTIFACT).images == IMAGES
+
+
+def test_a_request_without_images_says_nothing_of_them() -> None:
+    packed = pack_request(Request("r", IDS_OF_IMAGES, SamplingOptions(max_tokens=1)), ARTIFACT)
+    assert b"image" not in packed.tobytes()
+
+
+@pytest.mark.parametrize("wrong", WRONG_IMAGES, ids=lambda wrong: str(wrong)[:40])
+def test_an_image_is_where_the_prompt_has_its_tokens(wrong: Any) -> None:
+    packed = pack_request(Request("r", IDS_OF_IMAGES, SamplingOptions(max_tokens=1), images=IMAGES), ARTIFACT)
+    right = json.loads(packed.tobytes())
+    with pytest.raises(InvalidRequest):
+        unpack_request("r", IDS_OF_IMAGES, packed_json({**right, "images": wrong}), ARTIFACT)
+
+
+def test_there_are_not_more_images_than_a_message_holds() -> None:
+    ids = np.full(65, 9, dtype=np.int32)
+    packed = pack_request(Request("r", ids, SamplingOptions(max_tokens=1)), ARTIFACT)
+    images = [[place, 1, 1, DIGEST] for place in range(65)]
+    raw = {**json.loads(packed.tobytes()), "images": images}
+    assert len(unpack_request("r", ids, packed_json({**raw, "images": images[1:]}), ARTIFACT).images) == 64
+    with pytest.raises(InvalidRequest, match="images has 65 entries; at most 64 are allowed"):
+        unpack_request("r", ids, packed_json(raw), ARTIFACT)
 
 
 def test_what_was_tokenized_for_another_artifact_is_refused_and_may_come_again() -> None:

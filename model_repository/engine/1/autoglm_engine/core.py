@@ -18,7 +18,10 @@ from .errors import EngineError
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
+Features = npt.NDArray[np.float32]
+Positions = npt.NDArray[np.int32]
 DEFAULT_PRIORITY = 5
+IMAGE_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +116,35 @@ class AskedGuide(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ImageSpan:
+    """An image of a prompt, whose tokens are `prompt_ids[offset:end]`, row by row of its grid."""
+
+    offset: int
+    grid: tuple[int, int]  # rows and columns of tokens
+    digest: bytes  # [32], of the image's bytes and of how they are preprocessed
+
+    @property
+    def num_tokens(self) -> int:
+        return self.grid[0] * self.grid[1]
+
+    @property
+    def end(self) -> int:
+        return self.offset + self.num_tokens
+
+
+class ImageBytes(Protocol):
+    """The files of a request's images, which are held until it needs them no more (`engine.images.image_bytes`)."""
+
+    def file(self, image: int) -> bytes:
+        """PNG, JPEG or WEBP, of the image of that place in `Request.images`. Not after `release`."""
+        ...
+
+    def release(self) -> None:
+        """Make room for those of others; any thread. May be called twice."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     id: str
     prompt_ids: TokenIds  # [num_prompt_tokens]
@@ -132,6 +164,8 @@ class Request:
     priority: int = DEFAULT_PRIORITY  # 1 is admitted first
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
     guide: AskedGuide | None = None  # of its `sampling`
+    images: tuple[ImageSpan, ...] = ()  # of `prompt_ids`, in their order
+    image_bytes: ImageBytes | None = None  # of `images`; None where it has none, and where nothing is computed for it
 
 
 class FinishReason(Enum):
@@ -235,6 +269,9 @@ class Span:
 
     `num_drafts`: so many of the last ones are guesses. Logits are then wanted of each of them, too, and of the token
     before.
+
+    A token id below 0 stands for a token of an image: in place of an embedding it has a row of `features`. Two tokens
+    have the same id exactly where they are the same part of the same image, so that ids alone tell sequences apart.
     """
 
     slot: int
@@ -243,6 +280,10 @@ class Span:
     wants_logits: bool  # of the last token
     adjustments: Adjustments | None = None  # None: nothing changed, or the runner chooses no candidates
     num_drafts: int = 0  # only where `wants_logits`
+    positions: Positions | None = (
+        None  # [3, num_tokens], the rotary embedding's: time, row, column; None: `start ...` for all three
+    )
+    features: Features | None = None  # [number of ids below 0, hidden_size], in their order; None: there are none
 
     @property
     def num_logits(self) -> int:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm_engine.options.table import MAX_PRIORITY, MAX_USER_CHARACTERS
+from autoglm_engine.vision.message import packed_images, unpacked_images
 
 from .core import (
     CacheHit,
@@ -59,24 +60,25 @@ class SentEvent:
 
 def pack_request(request: Request, artifact: str) -> Packed:
     """A uint8 array [num_bytes]."""
-    return _pack(
-        {
-            "artifact": artifact,
-            "sampling": dataclasses.asdict(request.sampling),
-            "stream": request.stream,
-            "arrival": request.arrival,
-            "deadline": request.deadline,
-            "heartbeat_ms": request.heartbeat_ms,
-            "tokenize_ms": request.tokenize_ms,
-            "priority": request.priority,
-            "prompt_lookup": request.prompt_lookup,
-            "cache": request.cache.value,
-            "tenant": request.tenant,
-            "user": request.user,
-            "semantic": request.semantic,
-            "question": None if request.question is None else dataclasses.astuple(request.question),
-        }
-    )
+    raw: dict[str, Any] = {
+        "artifact": artifact,
+        "sampling": dataclasses.asdict(request.sampling),
+        "stream": request.stream,
+        "arrival": request.arrival,
+        "deadline": request.deadline,
+        "heartbeat_ms": request.heartbeat_ms,
+        "tokenize_ms": request.tokenize_ms,
+        "priority": request.priority,
+        "prompt_lookup": request.prompt_lookup,
+        "cache": request.cache.value,
+        "tenant": request.tenant,
+        "user": request.user,
+        "semantic": request.semantic,
+        "question": None if request.question is None else dataclasses.astuple(request.question),
+    }
+    if request.images:
+        raw["images"] = packed_images(request.images)
+    return _pack(raw)
 
 
 def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifact: str) -> Request:
@@ -102,6 +104,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifac
             user=text("user", raw["user"], MAX_USER_CHARACTERS),
             semantic=None if raw["semantic"] is None else flag("semantic", raw["semantic"]),
             question=None if question is None else SemanticQuery(*(text("question", part) for part in question)),
+            images=unpacked_images(raw.get("images", []), token_ids),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
