@@ -31,6 +31,7 @@ from hypothesis import strategies as st
 
 from tests.support.engine.engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
 from tests.support.engine.fakes import FakeClock, answers, expected_greedy, request
+from tests.support.engine.images import FakeVision
 
 EOS = (END, 3, 40)
 
@@ -43,12 +44,13 @@ def shared_bench(
     tiers: tuple[Tier, ...] = (),
     logits_per_span: int = 1,
     most_kept: int | None = None,
+    vision: FakeVision | None = None,
     **options: object,
 ) -> Bench:
     gate = FlightGate(inner)  # type: ignore[arg-type]
     chosen = plain_settings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
     limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
-    bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS)
+    bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS, vision=vision)
     bench.engine = CachingEngine(  # type: ignore[assignment]
         bench.engine,
         "digest",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
@@ -15,6 +16,7 @@ from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 
 from tests.support.engine.fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
+from tests.support.engine.images import FakeVision
 
 TEXT = letters_text()
 LETTERS = letters_tokenizer()
@@ -37,6 +39,7 @@ class Bench:
     events: list[Event] = field(default_factory=list)
     text: TokenText = TEXT
     eos: tuple[int, ...] = (END,)
+    vision: FakeVision | None = None
 
     def __post_init__(self) -> None:
         self.runner = FakeRunner(replace(self.limits, num_candidates=self.num_candidates), self.clock)
@@ -47,13 +50,23 @@ class Bench:
             self.settings,
             gate=self.gate,
             metrics=self.metrics,
+            vision=self.vision and self.vision.given(),
             clock=self.clock,  # type: ignore[arg-type]
         )
+        self.images = self.engine._images
 
     def step(self, count: int = 1) -> list[Event]:
-        found = [event for _ in range(count) for event in self.engine.step()]
+        """Each once what is encoded is, unless that is held up."""
+        found = []
+        for _ in range(count):
+            self.encode()
+            found += self.engine.step()
         self.events += found
         return found
+
+    def encode(self) -> None:
+        while self.images and self.vision and self.vision.free.is_set() and not self.images.store.encoder.is_idle:
+            time.sleep(0.0005)
 
     def drain(self) -> None:
         for _ in range(2000):
@@ -71,6 +84,12 @@ class Bench:
         stats = self.engine.stats
         assert (stats.running, stats.waiting, stats.slots_busy) == (0, 0, 0)
         assert stats.slots_free + stats.slots_retained == self.limits.num_slots
+        if self.images and self.vision:
+            self.vision.free.set()
+            self.encode()
+            self.images.store.settle()
+            self.images.store.pool.check()
+            assert self.images.store.pool.usage == 0
 
 
 def spell(text: str) -> list[int]:

@@ -3,19 +3,20 @@ tokenizer."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, StepBatch, TokenLogprobs
+from autoglm_engine.core import Candidates, Event, Logits, Request, SamplingOptions, Span, StepBatch, TokenLogprobs
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.sampler import Sampled
 from autoglm_engine.tokenizer.incremental import TokenText
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 _MODULUS = 2**31 - 1
-EMPTY = -1
+EMPTY = -(1 << 40)  # no token id, not of an image either
 
 
 @dataclass
@@ -28,7 +29,8 @@ class FakeClock:
 
 class FakeRunner:
     """Logits are a hash of the tokens that are truly written at the span's positions and before, so that a mistake with
-    slots, positions or copies changes the answer. Reading a position that was never written raises, and so does
+    slots, positions or copies changes the answer. Of a token of an image its features count, and not its id, and of all
+    tokens where they are for the rotary embedding. Reading a position that was never written raises, and so does
     whatever the protocol forbids. With `limits.num_candidates`, steps give candidates, adjusted by what this slot was
     told so far.
     """
@@ -41,6 +43,7 @@ class FakeRunner:
         self._pending: FakePending | None = None
         self._num_issued = 0
         self.written: npt.NDArray[np.int64] = np.full((limits.num_slots, limits.max_length), EMPTY)
+        self.seen = self.written.copy()  # what the model makes of them
         self.batches: list[StepBatch] = []
         self.num_copies = 0
         self.num_whole_rows = 0
@@ -85,10 +88,11 @@ class FakeRunner:
             end = span.start + len(span.token_ids)
             assert 1 <= len(span.token_ids) <= self._limits.prefill_chunk and end <= self._limits.max_length
             self.written[span.slot, span.start : end] = span.token_ids
+            self.seen[span.slot, span.start : end] = seen_tokens(span)
             assert (self.written[span.slot, :end] != EMPTY).all(), "a position is read that was never written"
             assert 0 <= span.num_drafts < min(len(span.token_ids), self._limits.max_logits_per_span)
             ends = range(end - span.num_logits + 1, end + 1)
-            rows += [self.model(self.written[span.slot, :last], self._limits.vocab_size) for last in ends]
+            rows += [self.model(self.seen[span.slot, :last], self._limits.vocab_size) for last in ends]
         if self._clock:
             self._clock.now += self._seconds_per_step
         return np.array(rows, np.float32).reshape(len(rows), self._limits.vocab_size)
@@ -99,6 +103,7 @@ class FakeRunner:
         self.num_copies += 1
         self.written[target, length:] = EMPTY
         self.written[target, :length] = self.written[source, :length]
+        self.seen[target] = self.seen[source]
         assert (self.written[target, :length] != EMPTY).all(), "a position is copied that was never written"
 
     def close(self) -> None:
@@ -180,6 +185,20 @@ def assert_same_logprobs(found: Sequence[TokenLogprobs], expected: Sequence[Toke
         assert [token_id for token_id, _ in one.top] == [token_id for token_id, _ in other.top]
         values, exact = ([each.logprob, *(value for _, value in each.top)] for each in (one, other))
         np.testing.assert_allclose(values, exact, atol=1e-4)
+
+
+def seen_tokens(span: Span) -> npt.NDArray[np.int64]:
+    """Token ids, where nothing else is said of them."""
+    seen, of_image = span.token_ids.astype(np.int64), span.token_ids < 0
+    features = np.empty((0, 0), np.float32) if span.features is None else span.features
+    assert len(features) == of_image.sum(), "as many features as tokens of images"
+    assert span.features is None or len(features), "features for nothing"
+    seen[of_image] = [zlib.crc32(row.tobytes()) for row in features]
+    if span.positions is not None:
+        assert span.positions.dtype == np.int32 and span.positions.shape == (3, len(seen))
+        moved = span.positions - np.arange(span.start, span.start + len(seen))
+        seen += np.array([10_007, 100_003, 1_000_003]) @ moved
+    return seen
 
 
 def fake_logits(tokens: npt.NDArray[np.int64], vocab_size: int) -> npt.NDArray[np.float32]:

@@ -1,9 +1,10 @@
 """Random callers of a whole engine, and what each of them should have been answered.
 
 A world is an engine behind its cache, with settings, a model and company drawn from a seed: greedy and drawn answers,
-drafts, guides that are ready late or never, stop strings, log-probabilities, tenants, equal requests, cancels,
-deadlines, flushes, readers that fall behind, tiers that hold or break, steps that fail, requests whose own sampler or
-text fails. Every answer is compared with that of the same request computed alone, without drafts, cache and company.
+drafts, guides that are ready late or never, images that take their time or cannot be read, stop strings,
+log-probabilities, tenants, equal requests, cancels, deadlines, flushes, readers that fall behind, tiers that hold or
+break, steps that fail, requests whose own sampler or text fails. Every answer is compared with that of the same request
+computed alone, without drafts, cache and company.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.cache.coalescing import CachingEngine
-from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, StepBatch
+from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, ImageSpan, Request, SamplingOptions, StepBatch
+from autoglm_engine.engine.images.image_bytes import HeldImages
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
 from autoglm_engine.guided.grammar import Grammar, Guides, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
@@ -32,6 +34,7 @@ from tests.cache.test_tiers import FakeTier
 from tests.engine.test_speculation import Model, repeating
 from tests.support.engine.engine_bench import END, LETTERS, TEXT, VOCAB, Bench, check_same_logprobs
 from tests.support.engine.fakes import EMPTY, Answer, FakeClock, answers
+from tests.support.engine.images import BROKEN, FakeVision, Picture, with_images
 
 LENGTH = 64
 EOS = (END, 3, 40)
@@ -39,7 +42,9 @@ POISON = 61  # a prompt that begins so gets logits that are no numbers, after so
 BREAKS = 1300  # seeds from here on: the sampler raises at the token that is left
 BOOM = "boom"  # a stop string whose matcher raises
 REGEXES = ("[a-f]{2,7}", "(cat|dog|bird) [0-4]{1,3}", "x{6}y?", "[A-Z]+")
-Key = tuple[tuple[int, ...], SamplingOptions]
+FILES = (b"cat", b"dog", b"cow", BROKEN)
+GRIDS = ((1, 1), (2, 3), (3, 2), (1, 6), (4, 4))
+Key = tuple[tuple[int, ...], SamplingOptions, tuple[ImageSpan, ...]]
 
 
 class Broken(RuntimeError):
@@ -89,6 +94,7 @@ class RandomGate:
 class Caller:
     request: Request
     came_at: int  # step
+    files: tuple[bytes, ...] = ()  # of its images
     cancelled: bool = False
     refused: str = ""  # at the door
     ended_at: int = -1
@@ -110,8 +116,10 @@ class World:
         self.model = poisoned(repeating(draw.randint(1, 3), draw.choice([3, 10, 1000])))
         num_candidates = draw.choice([0, 0, 8])
         self.tier = FakeTier(most_seconds=draw.choice([0.2, 1e9])) if draw.random() < 0.6 else None
+        self.vision = FakeVision() if draw.random() < 0.5 else None
         self.bench = shared_bench(
             num_candidates,
+            vision=self.vision,
             inner=RandomGate(random.Random(self.seed + 1), draw.choice([0.3, 1.0])),
             num_slots=draw.randint(1, 6),
             tiers=(self.tier,) if self.tier else (),
@@ -128,6 +136,8 @@ class World:
             logits_per_span=1 if num_candidates else 5,
         )
         self.can_draft = not num_candidates
+        if self.bench.images:
+            self.bench.images.ids._half = draw.choice([100, 1 << 30])
         self.bench.runner.model = self.model
         self.bench.runner.before_issue = self.bench.runner.before_forward = self._maybe_fail
 
@@ -147,6 +157,8 @@ class World:
                     self._arrive()
                 self._disturb()
                 self._step()
+            if self.vision:
+                self.vision.free.set()
             if self.draw.random() < 0.1:
                 self._take(self.engine.shut_down())
             else:
@@ -159,12 +171,17 @@ class World:
     def _arrive(self) -> None:
         name = f"r{len(self.callers)}"
         made = random_request(self.draw, name, self.bench.clock, can_draft=self.can_draft)
+        files: tuple[bytes, ...] = ()
+        if self.vision and self.draw.random() < 0.5:
+            made, files = with_random_images(self.draw, made)
         if self.callers and self.draw.random() < 0.3:  # as somebody asked before
-            other = self.draw.choice(list(self.callers.values())[-20:]).request
+            before = self.draw.choice(list(self.callers.values())[-20:])
+            other, files = before.request, before.files
             tenant = other.tenant if self.draw.random() < 0.8 else made.tenant
-            made = replace(made, prompt_ids=other.prompt_ids, sampling=other.sampling, tenant=tenant)
-        made = replace(made, guide=self._guide(made.sampling))
-        caller = self.callers[name] = Caller(made, self.num_steps)
+            made = replace(made, prompt_ids=other.prompt_ids, images=other.images, sampling=other.sampling)
+            made = replace(made, tenant=tenant)
+        made = replace(made, guide=self._guide(made.sampling), image_bytes=HeldImages(files) if files else None)
+        caller = self.callers[name] = Caller(made, self.num_steps, files)
         try:
             self._take(self.engine.submit(made))
         except (NotCached, QueueFull) as refusal:
@@ -188,6 +205,8 @@ class World:
         if self.tier and draw.random() < 0.1:
             draw.choice([self.tier.free.set, self.tier.free.set, self.tier.free.clear])()
             self.tier.breaks = draw.random() < 0.2
+        if self.vision and draw.random() < 0.2:
+            draw.choice([self.vision.free.set, self.vision.free.set, self.vision.free.clear])()
         if draw.random() < 0.1:
             self.bench.clock.now += draw.choice([0.01, 0.3])
 
@@ -202,6 +221,8 @@ class World:
 
     def _step(self) -> None:
         self.num_steps += 1
+        if self.draw.random() < 0.7:
+            self.bench.encode()
         self._take(self.engine.step())
         if self.num_steps % 16 == 0:
             self._check_slots()
@@ -221,6 +242,7 @@ class World:
             if not (self.engine.has_work or self.engine._lookups.num_pending):
                 return
             self.bench.clock.now += 0.001
+            self.bench.encode()
             self._step()
         pytest.fail(f"seed {self.seed}: the engine never became idle")
 
@@ -257,7 +279,7 @@ class World:
             assert any(other is not caller and same_question(other.request, request) for other in self.callers.values())
         if last.error is None:
             assert last.usage.completion_tokens == len(answer.token_ids)
-        expected = self._alone(request)
+        expected = self._alone(request, caller.files)
         if (reason := self._early_end(last, caller)) is not None:
             self.ends[reason] += 1
             # One that fails alone does not tell its last tokens: there is nothing to compare those with.
@@ -303,24 +325,29 @@ class World:
         if last.error == "it cannot be compiled":
             assert request.guide is not None
             return "guide failed"
+        if last.error is not None and "all ids of image tokens were given" in last.error:
+            assert request.images
+            return "no ids"
+        if last.error == "the image cannot be decoded":
+            assert BROKEN in caller.files
+            return "image failed"
         return None
 
-    def _alone(self, request: Request) -> Answer:
+    def _alone(self, request: Request, files: tuple[bytes, ...]) -> Answer:
         """The whole answer, or the failure that is the request's own."""
-        key = tuple(request.prompt_ids.tolist()), request.sampling
+        key = tuple(request.prompt_ids.tolist()), request.sampling, request.images
         if key not in self.expected:
-            alone = Bench(0, Limits(1, LENGTH, LENGTH, VOCAB), eos=EOS)
+            alone = Bench(0, Limits(1, LENGTH, LENGTH, VOCAB), eos=EOS, vision=FakeVision())
             alone.runner.model = self.model
-            alone.run(
-                Request("alone", request.prompt_ids, request.sampling, stream=True, guide=guides().compile(key[1]))
-            )
+            made = Request("alone", request.prompt_ids, request.sampling, stream=True, guide=guides().compile(key[1]))
+            alone.run(replace(made, images=request.images, image_bytes=HeldImages(files) if files else None))
             self.expected[key] = answers(alone.events)["alone"]
         return self.expected[key]
 
 
 def same_question(one: Request, other: Request) -> bool:
     """Which an answer may be shared by."""
-    if (one.tenant, one.sampling) != (other.tenant, other.sampling):
+    if (one.tenant, one.sampling, one.images) != (other.tenant, other.sampling, other.images):
         return False
     return one.prompt_ids.tolist() == other.prompt_ids.tolist()
 
@@ -388,6 +415,17 @@ def random_request(draw: random.Random, name: str, clock: FakeClock, *, can_draf
         priority=draw.choice([5, 5, 5, 1, 9]),
         prompt_lookup=draw.choice([None, None, 0, 3]) if can_draft else None,
     )
+
+
+def with_random_images(draw: random.Random, request: Request) -> tuple[Request, tuple[bytes, ...]]:
+    """Its prompt with one or two images somewhere, and their files."""
+    parts: list[int | Picture] = request.prompt_ids.tolist()
+    for _ in range(draw.choice([1, 1, 2])):
+        file = draw.choices(FILES, [8, 8, 8, 1])[0]
+        parts = parts[:30]
+        parts.insert(draw.randint(0, len(parts)), Picture(file, draw.choice(GRIDS)))
+    made = with_images(request, *parts)
+    return made, tuple(part.file for part in parts if isinstance(part, Picture))
 
 
 def random_sampling(draw: random.Random) -> SamplingOptions:

@@ -61,6 +61,16 @@ REQUEST_QUEUE_TIME = MetricSpec(
 E2E_REQUEST_LATENCY = MetricSpec(
     "e2e_request_latency", Kind.HISTOGRAM, "Seconds from a request's arrival to its end", buckets=_REQUEST_BUCKETS
 )
+IMAGES = MetricSpec("images", Kind.COUNTER, "Images of admitted requests")
+IMAGES_REUSED = MetricSpec(
+    "images_reused", Kind.COUNTER, "Images of admitted requests whose keys and values were reused"
+)
+IMAGE_ENCODE_TIME = MetricSpec(
+    "image_encode_time", Kind.HISTOGRAM, "Seconds of encoding an image", buckets=_QUEUE_BUCKETS
+)
+IMAGE_FEATURE_USAGE = MetricSpec(
+    "image_feature_usage", Kind.GAUGE, "Share of the memory for image features that requests use, 0 to 1"
+)
 RUNNING = MetricSpec("running", Kind.GAUGE, "Requests in a slot")
 WAITING = MetricSpec("waiting", Kind.GAUGE, "Requests in the queue")
 KV_CACHE_USAGE = MetricSpec("kv_cache_usage", Kind.GAUGE, "Share of the slots in which requests run, 0 to 1")
@@ -114,6 +124,10 @@ ALL_METRICS = (
     REQUEST_GENERATION_TOKENS,
     REQUEST_QUEUE_TIME,
     E2E_REQUEST_LATENCY,
+    IMAGES,
+    IMAGES_REUSED,
+    IMAGE_ENCODE_TIME,
+    IMAGE_FEATURE_USAGE,
     RUNNING,
     WAITING,
     KV_CACHE_USAGE,

@@ -244,7 +244,7 @@ class CachingEngine:
         self._num_followers += 1
         self._cache.stats.coalesced += 1
         self._metrics.inc(CACHE_COALESCED)
-        self._add(flight, request, CacheHit.COALESCED)
+        self._add(flight, replace(request, image_bytes=None), CacheHit.COALESCED)
 
     def _begin(self, flight: SharedRequest, asked: tuple[Tier, ...]) -> None:
         """`asked`: who is asked for its answer first."""

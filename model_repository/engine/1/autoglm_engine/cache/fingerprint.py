@@ -15,12 +15,13 @@ FINGERPRINT_BYTES = 32
 
 
 def fingerprint(answer_digest: str, request: Request) -> bytes:
-    """Of what the server answers (`answer_digest`), the prompt's token ids, every sampling option and the tenant; of
-    nothing else.
+    """Of what the server answers (`answer_digest`), the prompt's token ids and images, every sampling option and the
+    tenant; of nothing else.
 
     The text before the token ids holds no byte 0, so no two inputs run together.
     """
-    said = json.dumps([answer_digest, request.tenant, _options(request.sampling)])
+    images = [[image.offset, *image.grid, image.digest.hex()] for image in request.images]
+    said = json.dumps([answer_digest, request.tenant, _options(request.sampling), *([images] if images else [])])
     ids = np.ascontiguousarray(request.prompt_ids, dtype="<i4").tobytes()
     return hashlib.blake2b(said.encode() + b"\0" + ids, digest_size=FINGERPRINT_BYTES).digest()
 
@@ -29,6 +30,7 @@ def context_fingerprint(answer_digest: str, request: Request) -> bytes:
     """Of everything but the question: what two requests must share to be answered alike by questions that mean the
     same."""
     assert request.question is not None, "a request without a question has no context"
+    assert not request.images, "images are not compared by meaning"
     said = json.dumps([answer_digest, request.tenant, _options(request.sampling), request.question.context])
     return hashlib.blake2b(said.encode(), digest_size=FINGERPRINT_BYTES).digest()
 

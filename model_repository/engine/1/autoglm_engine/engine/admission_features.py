@@ -63,7 +63,7 @@ class FeaturePolicy:
         best, best_score = 0, -1.0
         for place, waiting in enumerate(window):
             num_held = self._index.num_held(self._note(waiting).chain)
-            score = self._path_weight * num_held * BLOCK / len(waiting.request.prompt_ids)
+            score = self._path_weight * num_held * BLOCK / len(waiting.tokens)
             score += self._settings.admission_burst_weight * (waiting.arrival <= burst_until)
             score += self._settings.admission_user_weight * (_user(waiting.request) in users)
             if score > best_score:
@@ -72,7 +72,7 @@ class FeaturePolicy:
 
     def _note(self, waiting: Waiting) -> Note:
         if (note := self._notes.get(waiting)) is None:
-            note = self._notes[waiting] = Note(chain_of(waiting.request.prompt_ids[:-1], waiting.request.tenant))
+            note = self._notes[waiting] = Note(chain_of(waiting.tokens[:-1], waiting.request.tenant))
         return note
 
     def _passed_over(self, waiting: Waiting, now: float) -> None:

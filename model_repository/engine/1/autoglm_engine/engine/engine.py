@@ -35,6 +35,8 @@ from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
 from .gate import AlwaysOpen, StreamGate
+from .images.desk import ImageDesk
+from .images.vision import Vision
 from .output_processor import OutputProcessor
 from .request_queue import Inbox
 from .scheduler import Scheduler, StepPlan
@@ -59,7 +61,7 @@ class InFlight:
 class Engine:
     """`clock` and all request times are seconds of one monotonic clock. `settings`: plain ones where they are None.
     `policy`: the one that the settings name, where it is None. `fixed_rows`: what a step costs beside its rows, in
-    rows."""
+    rows. `vision`: None for a model of text alone."""
 
     def __init__(
         self,
@@ -72,6 +74,7 @@ class Engine:
         metrics: Metrics | None = None,
         policy: AdmissionPolicy | None = None,
         fixed_rows: float = FIXED_ROWS,
+        vision: Vision | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._runner = runner
@@ -89,7 +92,10 @@ class Engine:
         budget = self._settings.token_budget or self._limits.step_tokens
         self._scheduler = Scheduler(self._limits, slots, budget, policy, self._drafter)
         self._in_flight: InFlight | None = None
-        self._tally = EngineMetrics(metrics or NoMetrics())
+        metrics = metrics or NoMetrics()
+        desk = ImageDesk(vision, self._scheduler, self._limits, self._settings, metrics, clock) if vision else None
+        self._images = desk
+        self._tally = EngineMetrics(metrics)
         self._tally.report(self._scheduler)
         self._answers = OutputProcessor(self._scheduler, self._inbox, self._tally)
 
@@ -99,6 +105,8 @@ class Engine:
         """Queue the request. Raises QueueFull, ShuttingDown, or InvalidRequest where it cannot be served at all."""
         _check(request, self._limits.max_length, self._limits.vocab_size)
         self._drafter.check(request)
+        if request.images:
+            self._check_images(request)
         if request.guide:
             request.guide.start()
         self._inbox.submit(request, self._clock())
@@ -127,7 +135,7 @@ class Engine:
         """So long whoever steps may rest where no news come; None: for ever."""
         if not self.has_work:
             return None
-        if not self.is_gathering or self._inbox.has_news:
+        if not self.is_gathering or self._inbox.has_news or (self._images and self._images.has_news):
             return 0.0
         is_ready = any(waiting.is_ready for waiting in self._scheduler.waiting)
         return _GATHERING_SECONDS if is_ready else _PREPARING_SECONDS
@@ -145,7 +153,9 @@ class Engine:
         now = self._clock()
         self._take_news(now)
         self._end_late(now)
-        self._end_unguided(now)
+        if self._images:
+            self._images.prepare()
+        self._end_hopeless(now)
         plan = self._scheduler.plan(lambda waiting, allocation: self._admit(waiting, allocation, now), now)
         self._end_failed(plan, now)
         self._issue(plan)
@@ -165,12 +175,16 @@ class Engine:
         self._scheduler.waiting.extend(arrivals)
         self._answers.fail_all(self._clock(), failure)
         self._in_flight = None
+        if self._images:
+            self._images.close()
         self._tally.report(self._scheduler)
         return self._answers.hand_over()
 
     def _take_news(self, now: float) -> None:
         arrivals, cancelled = self._inbox.drain()
         self._scheduler.waiting.extend(arrivals)
+        if self._images:
+            self._open_images(self._images, arrivals, now)
         if cancelled:
             ids = set(cancelled)
             self._end_where(lambda request: request.id in ids, FinishReason.CANCELLED, now)
@@ -178,8 +192,21 @@ class Engine:
     def _end_late(self, now: float) -> None:
         self._end_where(lambda r: r.deadline is not None and r.deadline <= now, FinishReason.DEADLINE, now)
 
-    def _end_unguided(self, now: float) -> None:
-        for waiting in [w for w in self._scheduler.waiting if w.request.guide and w.failure]:
+    def _check_images(self, request: Request) -> None:
+        if self._images is None:
+            raise InvalidRequest(f"the prompt has {len(request.images)} images, and the model reads none")
+        self._images.check(request)
+
+    def _open_images(self, desk: ImageDesk, arrivals: Iterable[Waiting], now: float) -> None:
+        for waiting in [waiting for waiting in arrivals if waiting.request.images]:
+            try:
+                waiting.images = desk.open(waiting.request)
+            except BaseException as error:
+                failure = own_failure(error, waiting.request.id)
+                self._answers.cut_off_waiting(waiting, now, failure=failure)
+
+    def _end_hopeless(self, now: float) -> None:
+        for waiting in [w for w in self._scheduler.waiting if (w.request.guide or w.images) and w.failure]:
             self._answers.cut_off_waiting(waiting, now, failure=waiting.failure)
 
     def _end_where(self, condition: Callable[[Request], bool], reason: FinishReason, now: float) -> None:
@@ -206,9 +233,11 @@ class Engine:
         request = waiting.request
         num_prompt = len(request.prompt_ids)
         tokens = self._scheduler.slots.tokens[allocation.slot]
-        tokens[:num_prompt] = request.prompt_ids
+        tokens[:num_prompt] = waiting.tokens
         max_tokens = min(request.sampling.max_tokens, self._limits.max_length - num_prompt)
         sampler = TokenSampler(request.sampling, request.prompt_ids, sorted(self._eos), max_tokens, request.guide)
+        if waiting.images:
+            waiting.images.begin(allocation.num_reused)
         return Sequence(
             request=request,
             arrival=waiting.arrival,
@@ -223,6 +252,7 @@ class Engine:
             admitted_at=now,
             last_event_at=waiting.last_event_at,
             speculation=self._drafter.begin(request, tokens) if sampler.is_greedy else None,
+            images=waiting.images,
         )
 
     def _issue(self, plan: StepPlan) -> None:
@@ -237,6 +267,8 @@ class Engine:
             self._fail(plan, error)
         self._inbox.left_queue(len(plan.admitted))
         self._tally.admitted(plan.admitted)
+        if self._images:
+            self._images.admitted(plan.admitted)
 
     def _collect(self) -> None:
         """Wait for the step in flight and take its tokens, except of requests that ended meanwhile."""

@@ -62,10 +62,12 @@ class OutputProcessor:
     ) -> None:
         self._scheduler.waiting.remove(waiting)
         self._inbox.left_queue(1)
+        waiting.leave()
         self._last_event(waiting.event(now, finish_reason=reason, failure=failure))
 
     def refuse(self, waiting: Waiting, now: float, failure: EngineError) -> None:
         """It left the queue, and could not be given a slot."""
+        waiting.leave()
         self._last_event(waiting.event(now, failure=failure))
 
     def speak(self, sequence: Sequence, now: float) -> None:
@@ -86,6 +88,8 @@ class OutputProcessor:
         for request in unanswered:
             self._last_event(_ending(request, now, None, failure))
         self._inbox.left_queue(len(self._scheduler.waiting))
+        for waiting in self._scheduler.waiting:
+            waiting.leave()
         self._scheduler.clear()
         self._untold.clear()
 

@@ -115,9 +115,14 @@ class Scheduler:
         sequence.is_running = False
         self.slots.release(sequence.slot, retain=retain)
         self.running.remove(sequence)
+        if sequence.images:
+            sequence.images.release()
 
     def clear(self) -> None:
         """Forget everything."""
+        for sequence in self.running:
+            if sequence.images:
+                sequence.images.release()
         self.waiting.clear()
         self.running.clear()
         self.slots.reset()
@@ -139,9 +144,12 @@ class Scheduler:
             return 0
 
     def _admit(self, plan: StepPlan, waiting: Waiting, admit: Admit) -> Sequence | None:
-        """None where its own options, guide or text stand in the way: then its slot is free again, and holds
-        nothing."""
-        allocation = self.slots.allocate(waiting.request.prompt_ids, waiting.request.tenant)
+        """None where its own options, guide or text stand in the way: then its slot is free again, and holds nothing.
+        Also where a slot was overwritten that held one of its images: it stays in the queue."""
+        tokens, tenant = waiting.tokens, waiting.request.tenant
+        if waiting.images and not waiting.images.may_begin(self.slots.num_reusable(tokens, tenant)):
+            return None
+        allocation = self.slots.allocate(tokens, tenant)
         plan.copies += allocation.copies
         try:
             sequence = admit(waiting, allocation)
@@ -170,10 +178,13 @@ class Scheduler:
         start = sequence.num_computed
         count = min(sequence.num_missing, self._chunk, budget)
         wants_logits = count == sequence.num_missing
+        images = sequence.images
         return Span(
             slot=sequence.slot,
             start=start,
             token_ids=sequence.tokens[start : start + count],
             wants_logits=wants_logits,
             adjustments=sequence.sampler.take_adjustments() if wants_logits and self._ranks_on_device else None,
+            positions=images.positions(start, count) if images else None,
+            features=images.take_features(start, count) if images else None,
         )

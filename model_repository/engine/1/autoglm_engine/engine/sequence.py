@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from autoglm_engine.core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
+from autoglm_engine.engine.images.request_images import RequestImages
 from autoglm_engine.engine.speculation.counts import Speculation
 from autoglm_engine.errors import EngineError
 from autoglm_engine.sampling.sampler import TokenSampler
@@ -24,6 +25,12 @@ class Waiting(_Referable):
     request: Request
     queued_at: float
     last_event_at: float
+    images: RequestImages | None = None  # None: it has none
+
+    @property
+    def tokens(self) -> TokenIds:
+        """Of its prompt, as slots hold them."""
+        return self.images.tokens if self.images else self.request.prompt_ids
 
     @property
     def arrival(self) -> float:
@@ -31,13 +38,20 @@ class Waiting(_Referable):
 
     @property
     def is_ready(self) -> bool:
-        """It can begin: its guide is compiled, where it has one."""
-        return self.request.guide is None or self.request.guide.is_ready
+        """It can begin: its guide is compiled, and its images are encoded, where it has any."""
+        is_guide_ready = self.request.guide is None or self.request.guide.is_ready
+        return is_guide_ready and (self.images is None or self.images.is_ready)
 
     @property
     def failure(self) -> EngineError | None:
         """Why it will never begin."""
-        return self.request.guide.failure if self.request.guide else None
+        failure = self.request.guide.failure if self.request.guide else None
+        return failure or (self.images.failure if self.images else None)
+
+    def leave(self) -> None:
+        """It ends without a slot."""
+        if self.images:
+            self.images.release()
 
     def stages(self, now: float) -> Stages:
         return Stages(queue_ms=_queue_ms(self.request, self.arrival, now), tokenize_ms=self.request.tokenize_ms)
@@ -87,6 +101,7 @@ class Sequence:
     num_told: int = 0  # tokens put into the answer
     speculation: Speculation | None = None  # None: nothing is drafted
     logprobs: list[TokenLogprobs] = field(default_factory=list)  # of the tokens not yet taken
+    images: RequestImages | None = None  # None: it has none
 
     @property
     def num_prompt_tokens(self) -> int:

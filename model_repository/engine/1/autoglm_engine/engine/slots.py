@@ -76,11 +76,17 @@ class SlotTable:
     def can_allocate(self) -> bool:
         return bool(self._free or self._retained)
 
+    def num_reusable(self, prompt: TokenIds, tenant: str = "") -> int:
+        """How many of its tokens `allocate` would reuse now."""
+        if not self.can_allocate:
+            return int(self._match_lengths(prompt[:-1], tenant).max())
+        return self._best_source(self._match_lengths(prompt[:-1], tenant), self._next_slot)[1]
+
     def allocate(self, prompt: TokenIds, tenant: str = "") -> Allocation:
         """Make the lowest slot that is not busy busy for `prompt` of `tenant`. Its last token is never counted as
         reused, because its logits are needed."""
         assert self.can_allocate, "allocate() without a slot to give"
-        target = min(self._free | self._retained)
+        target = self._next_slot
         matched = self._match_lengths(prompt[:-1], tenant)
         source, num_reused = self._best_source(matched, target)
         copies: list[Copy] = []
@@ -134,6 +140,10 @@ class SlotTable:
             )
         if any(self.length[slot] for slot in self._free):
             raise EngineError("the slot table is damaged: a free slot holds tokens")
+
+    @property
+    def _next_slot(self) -> int:
+        return min(self._free | self._retained)
 
     def _best_source(self, matched: npt.NDArray[np.int64], target: int) -> tuple[int, int]:
         """(slot, number of tokens to reuse); the target itself where no other is worth a copy."""

@@ -48,6 +48,8 @@ _RANGES: dict[str, tuple[float, float]] = {
     "admission_burst_ms": (0, 60_000),
     "admission_max_passed": (0, 1_000_000),
     "admission_max_delay_ms": (0, 3_600_000),
+    "image_feature_bytes": (1 << 16, 1 << 40),
+    "image_queue_bytes": (1 << 16, 1 << 40),
     "static_size": (0, 4096),
     "static_window_ms": (0, 60_000),
 }
@@ -108,6 +110,10 @@ class EngineSettings:
     `admission_max_delay_ms`: a request that was passed over so often, or for the first time so long ago, goes first; of
     a class of priority that was, one does (`priorities`). `static_size`, `static_window_ms`: a static batch is closed
     when it has so many requests (0: one for each slot), or so long after the first of them came.
+
+    `image_feature_bytes`: of a model that reads images, memory for what its vision tower made of them: for requests
+    that wait and that begin, and for images that come again. `image_queue_bytes`: most bytes of images, as they came,
+    that requests hold until they have a slot.
     """
 
     max_queue: int = 512
@@ -144,6 +150,8 @@ class EngineSettings:
     admission_burst_ms: float = 50.0
     admission_max_passed: int = 64
     admission_max_delay_ms: float = 5000.0
+    image_feature_bytes: int = 512 << 20
+    image_queue_bytes: int = 256 << 20
     static_size: int = 0
     static_window_ms: float = 50.0
 

@@ -101,7 +101,7 @@ class SemanticCache:
 
     def wants(self, request: Request) -> bool:
         asks = self._gives_to_all if request.semantic is None else request.semantic
-        return asks and self._is_on and request.question is not None
+        return asks and self._is_on and request.question is not None and not request.images
 
     def find(self, key: bytes, request: Request) -> Found | Missed | None:
         assert request.question is not None, "a request without a question is not wanted"

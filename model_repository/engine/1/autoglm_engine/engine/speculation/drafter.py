@@ -113,4 +113,10 @@ def _extended(span: Span, sequence: Sequence, draft: TokenIds) -> Span:
     """The drafts go into the sequence's row, past its own tokens: what it takes will overwrite them."""
     end = sequence.num_tokens + len(draft)
     sequence.tokens[sequence.num_tokens : end] = draft
-    return replace(span, token_ids=sequence.tokens[span.start : end], num_drafts=len(draft))
+    images = sequence.images
+    return replace(
+        span,
+        token_ids=sequence.tokens[span.start : end],
+        num_drafts=len(draft),
+        positions=images.positions(span.start, end - span.start) if images else None,
+    )

@@ -33,13 +33,13 @@ class PromptLookup:
         """What may follow the first `num_tokens` tokens, int32 [most], or [0] where they end in nothing that came
         before.
 
-        What repeats itself goes on to do so.
+        What repeats itself goes on to do so. No token of an image is drafted.
         """
         self._index(num_tokens - 1)
         for length, ends in self._ends.items():
             gram = tuple(self._tokens[max(0, num_tokens - length) : num_tokens].tolist())
             if (end := ends.get(gram)) is not None:
-                return np.resize(self._tokens[end : min(num_tokens, end + most)], most)
+                return _of_text(np.resize(self._tokens[end : min(num_tokens, end + most)], most))
         return np.empty(0, np.int32)
 
     def _index(self, num_tokens: int) -> None:
@@ -50,3 +50,9 @@ class PromptLookup:
             grams = zip(*(islice(ids, start, None) for start in range(length)), strict=False)
             ends.update((gram, end) for end, gram in enumerate(grams, first + length))
         self._num_indexed = num_tokens
+
+
+def _of_text(draft: TokenIds) -> TokenIds:
+    """Up to the first token of an image, which has an id below 0."""
+    of_image = draft < 0
+    return draft[: of_image.argmax()] if of_image.any() else draft
