@@ -21,7 +21,6 @@ Logits = npt.NDArray[np.float32]
 Features = npt.NDArray[np.float32]
 Positions = npt.NDArray[np.int32]
 DEFAULT_PRIORITY = 5
-IMAGE_DIGEST_BYTES = 32
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from autoglm_engine.core import IMAGE_DIGEST_BYTES, ImageSpan, TokenIds
+from autoglm_engine.core import ImageSpan, TokenIds
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.message_fields import integer, sequence, text
+
+from .digest import DIGEST_BYTES
 
 MAX_IMAGES = 64  # of a message; a model may allow fewer
 
@@ -38,8 +40,8 @@ def _image(raw: Any, first: int, token_ids: TokenIds) -> ImageSpan:
     image = ImageSpan(start, grid, bytes.fromhex(text("the digest of an image", digest)))
     if image.end > len(token_ids):
         raise InvalidRequest(f"an image has the tokens {start} to {image.end - 1}; the prompt ends with token {last}")
-    if len(image.digest) != IMAGE_DIGEST_BYTES:
-        raise InvalidRequest(f"the digest of an image has {len(image.digest)} bytes; it must have {IMAGE_DIGEST_BYTES}")
+    if len(image.digest) != DIGEST_BYTES:
+        raise InvalidRequest(f"the digest of an image has {len(image.digest)} bytes; it must have {DIGEST_BYTES}")
     if (token_ids[start : image.end] != token_ids[start]).any():
         raise InvalidRequest(f"the tokens {start} to {image.end - 1} of an image are not all the same one")
     return image
