@@ -14,7 +14,7 @@ from autoglm_engine.cache.semantic.entries import SemanticEntries
 from autoglm_engine.cache.semantic.vector_index import VectorIndex
 from autoglm_engine.core import CacheHit, ImageSpan, Request, SemanticQuery
 from autoglm_engine.engine.images.image_bytes import ImageBudget
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 
 from tests.cache.test_sharing import shared_bench, submit
 from tests.support.engine.engine_bench import Bench
@@ -120,7 +120,7 @@ def test_who_began_it_leaves_and_who_joined_has_the_answer() -> None:
 
 
 def test_images_are_not_compared_by_meaning() -> None:
-    settings = EngineSettings(cache_mode="exact", semantic_cache="on")
+    settings = plain_settings(cache_mode="exact", semantic_cache="on")
     entries = SemanticEntries(VectorIndex(4), 10, 10.0, FakeClock())
     cache = SemanticCache(lambda text: pytest.fail("embedded"), entries, "digest", settings)
     question = SemanticQuery("what is it", "context")

@@ -9,7 +9,7 @@ import pytest
 from autoglm_engine.core import ImageSpan, Request
 from autoglm_engine.metrics import IMAGE_ENCODE_TIME, IMAGES, IMAGES_REUSED
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 
 from tests.support.engine.engine_bench import NUM_CANDIDATES, VOCAB, Bench
 from tests.support.engine.fakes import answers, request
@@ -22,7 +22,7 @@ Part = int | Picture
 
 def bench(num_candidates: int = 0, *, chunk: int = 8, num_slots: int = 4, drafts: int = 0, **settings: object) -> Bench:
     limits = Limits(num_slots, LENGTH, chunk, VOCAB, max_logits_per_span=1 + drafts)
-    return Bench(num_candidates, limits, EngineSettings(**settings), eos=(), vision=FakeVision())  # type: ignore[arg-type]
+    return Bench(num_candidates, limits, plain_settings(**settings), eos=(), vision=FakeVision())  # type: ignore[arg-type]
 
 
 def asked(name: str, parts: Sequence[Part], tenant: str = "", **options: object) -> Request:

@@ -14,7 +14,7 @@ from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import DeviceError, InvalidRequest, QueueFull
 from autoglm_engine.metrics import IMAGE_FEATURE_USAGE
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.settings.model import plain_settings
 
 from tests.support.engine.engine_bench import VOCAB, Bench
 from tests.support.engine.fakes import answers, request
@@ -184,7 +184,7 @@ def test_a_loop_rests_until_an_image_is_encoded() -> None:
     vision, done = FakeVision(), threading.Event()
     given = vision.given()
     one = Bench(0, eos=(), vision=vision)
-    engine = Engine(one.runner, one.text, (), EngineSettings(), vision=given)
+    engine = Engine(one.runner, one.text, (), plain_settings(), vision=given)
     found: list[Event] = []
 
     def sink(event: Event) -> None:
@@ -206,7 +206,7 @@ def small(num_rows: int, **settings: object) -> Bench:
     return Bench(
         0,
         Limits(2, 64, 8, VOCAB),
-        EngineSettings(image_feature_bytes=1 << 16, prefix_reuse=False, **settings),  # type: ignore[arg-type]
+        plain_settings(image_feature_bytes=1 << 16, prefix_reuse=False, **settings),  # type: ignore[arg-type]
         eos=(),
         vision=FakeVision(),
     )
