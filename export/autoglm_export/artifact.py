@@ -3,7 +3,6 @@ manifest."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -18,6 +17,7 @@ from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from . import freed_memory
+from .errors import UnsupportedModel
 from .runtimes import Progress, no_progress, runtime_named
 
 
@@ -43,7 +43,10 @@ def lower(
     **runtime_options: Any,
 ) -> dict[str, Any]:
     """Write the files of the runtime; returns the manifest's `runtime_details`. See `lowering.Lowering`."""
-    write = runtime_named(options.runtime, options.precision).load()
+    runtime = runtime_named(options.runtime, options.precision)
+    if spec.takes_images and not runtime.takes_images:
+        raise UnsupportedModel(f"the runtime {options.runtime} takes no images; onnx and native do")
+    write = runtime.load()
     with freed_memory.kept():
         return write(
             spec,
@@ -92,7 +95,7 @@ def describe(
         eos_token_ids=eos_token_ids,
         bos_token_id=bos_token_id,
         generation_defaults=dict(generation_defaults or {}),
-        spec=dataclasses.asdict(spec),
+        spec=spec.as_json(),
         runtime_details=details,
         source=source,
         exporter_version=metadata.version("autoglm-triton"),

@@ -23,6 +23,11 @@ def no_progress(stage: str, fraction: float) -> None:
     """For callers that show nothing."""
 
 
+def image_details(spec: ModelSpec) -> dict[str, Any]:
+    """What `Manifest.runtime_details` say of a decoder that takes images."""
+    return {"feature_size": spec.hidden_size} if spec.takes_images else {}
+
+
 class Lowering(Protocol):
     def __call__(
         self,
@@ -62,6 +67,7 @@ class Runtime:
     prefill_chunk: int = 128
     has_reference: bool = False  # whether it writes what a GPU is checked by, which a text makes stronger
     extra: str = "export"
+    takes_images: bool = True
 
     def load(self) -> Lowering:
         try:
@@ -103,6 +109,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
         prefill_chunk=512,
         has_reference=True,
         extra=package,
+        takes_images=False,
     )
 
 

@@ -265,10 +265,10 @@ def _read_rope(keys: Keys, family: Family, head_size: int, max_position: int) ->
     if dims < 2 or dims % 2:
         raise UnsupportedModel(f"the rotary embedding would cover {dims} of {head_size} dimensions; it must be even")
     scaling = _read_scaling(rope, max_position)
-    _check_sections(rope, family, dims)
     theta = rope.number("rope_theta", 10_000.0)
+    sections = _read_sections(rope, family, dims)
     rope.refuse_rest(frozenset())
-    return RopeSpec(theta=theta, dims=dims, interleaved=family.interleaved_rope, scaling=scaling)
+    return RopeSpec(theta=theta, dims=dims, interleaved=family.interleaved_rope, scaling=scaling, sections=sections)
 
 
 def _merged_rope(keys: Keys) -> dict[str, Any]:
@@ -311,12 +311,14 @@ def _read_scaling(rope: Keys, max_position: int) -> Llama3Scaling | float | None
     raise UnsupportedModel(f"the rope scaling type {kind!r} is not supported; default, linear and llama3 are")
 
 
-def _check_sections(rope: Keys, family: Family, dims: int) -> None:
+def _read_sections(rope: Keys, family: Family, dims: int) -> tuple[int, ...]:
     if family.name != "glm4v":
-        return
-    sections = rope.list("mrope_section", (8, 12, 12))
-    if not all(isinstance(part, int) for part in sections) or sum(sections) != dims // 2:
+        return ()
+    sections = tuple(rope.list("mrope_section", (8, 12, 12)))
+    are_counts = len(sections) == 3 and all(type(part) is int and part >= 0 for part in sections)
+    if not are_counts or sum(sections) != dims // 2:
         raise UnsupportedModel(
-            f"mrope_section is {sections}; its sum must be half of the {dims} dimensions that the rotary "
-            "embedding covers"
+            f"mrope_section is {list(sections)!r:.80}; it must be three whole numbers, and their sum half of the "
+            f"{dims} dimensions that the rotary embedding covers"
         )
+    return sections

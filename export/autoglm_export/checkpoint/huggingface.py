@@ -29,20 +29,21 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     spec = spec_from_config(config)
     store = SafetensorsStore(_shards(folder))
     tokenizer = checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size)
+    vision = _open_vision(folder, config, store, spec, tokenizer)
     generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
     text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
     text_config = text_config if isinstance(text_config, dict) else {}
     return Checkpoint(
         name=name,
         source=name,
-        spec=spec,
+        spec=spec if vision else spec.without_images(),
         weights=_open_weights(folder, store, spec, family),
         tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
         eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
-        vision=_open_vision(folder, config, store, spec, tokenizer),
+        vision=vision,
     )
 
 

@@ -23,10 +23,11 @@ A layer computes, with `norm` an RMS norm in float32 and `post` the identity unl
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -49,13 +50,17 @@ class RopeSpec:
     """Rotary position embedding of the first `dims` of each head.
 
     `interleaved` rotates the pairs (0, 1), (2, 3), ...; otherwise (0, dims/2), (1, dims/2 + 1), ...
-    M-RoPE with text positions gives every section the same position, so it is this rope.
+
+    `sections` (M-RoPE): a token has three positions, of time, row and column. So many of the first pairs are rotated by
+    the first of them, so many of the next by the second, the rest by the third. A token of a text has three equal ones,
+    and is rotated as without sections. Empty for a decoder that takes no images.
     """
 
     theta: float
     dims: int
     interleaved: bool
     scaling: Llama3Scaling | float | None = None  # a float divides every frequency (linear scaling)
+    sections: tuple[int, ...] = ()  # three, of dims / 2 pairs together
 
     def inverse_frequencies(self) -> npt.NDArray[np.float64]:
         """[dims / 2], radians a position."""
@@ -103,3 +108,19 @@ class ModelSpec:
     qk_norm: bool = False
     sandwich_norm: bool = False
     tied_embeddings: bool = False
+
+    @property
+    def takes_images(self) -> bool:
+        """Tokens may be rows of features in place of embeddings, and have positions by `rope.sections`."""
+        return bool(self.rope.sections)
+
+    def without_images(self) -> ModelSpec:
+        """The same decoder for texts alone."""
+        return dataclasses.replace(self, rope=dataclasses.replace(self.rope, sections=()))
+
+    def as_json(self) -> dict[str, Any]:
+        """For a manifest. What a family lacks is not said, so that its artifacts stay what they were."""
+        raw = dataclasses.asdict(self)
+        if not self.takes_images:
+            del raw["rope"]["sections"]
+        return raw

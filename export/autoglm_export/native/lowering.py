@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
-from autoglm_engine.runners.native.program import PROGRAM_FORMAT, Buffer, Code
+from autoglm_engine.runners.native.program import IMAGE_PROGRAM_FORMAT, PROGRAM_FORMAT, Buffer, Code
 
 from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepared
 from autoglm_export.errors import InvalidOption
@@ -27,7 +27,7 @@ from autoglm_export.quantize.calibration import Calibration, Centered
 from autoglm_export.quantize.rotation import rotated
 from autoglm_export.reproducible import kernels
 from autoglm_export.runtime_shapes import check_shape
-from autoglm_export.runtimes import Progress, no_progress
+from autoglm_export.runtimes import Progress, image_details, no_progress
 
 from .libraries import Libraries
 from .program import (
@@ -260,13 +260,14 @@ def write_native(
         built = libraries.write(folder)
         progress("compile decoder", 1.0)
     return {
-        "program_format": PROGRAM_FORMAT,
+        "program_format": IMAGE_PROGRAM_FORMAT if spec.takes_images else PROGRAM_FORMAT,
         "libraries": built,
         "library_sources": libraries.sources,
         "program": PROGRAM_NAME,
         "weights": WEIGHTS_NAME,
         "cache_dtype": "bfloat16",
         "max_logits_per_span": MAX_LOGITS_PER_SPAN,
+        **image_details(spec),
     }
 
 

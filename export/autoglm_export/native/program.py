@@ -9,7 +9,15 @@ from typing import BinaryIO
 
 import numpy as np
 import numpy.typing as npt
-from autoglm_engine.runners.native.program import LANES, PANEL, PROGRAM_FORMAT, Buffer, Code
+from autoglm_engine.runners.native.program import (
+    IMAGE_PROGRAM_FORMAT,
+    LANES,
+    PANEL,
+    PROGRAM_FORMAT,
+    Buffer,
+    Code,
+    padded,
+)
 
 from autoglm_export.checkpoint.weights import prepared
 from autoglm_export.model.spec import ModelSpec
@@ -59,10 +67,6 @@ class PackedMatrix:
     columns: int
 
 
-def padded(size: int) -> int:
-    return -(-size // PANEL) * PANEL
-
-
 def buffer_widths(spec: ModelSpec) -> dict[Buffer, int]:
     """Floats a row of each buffer, padded to whole panels."""
     return {buffer: padded(size) for buffer, size in buffer_sizes(spec).items()}
@@ -86,8 +90,9 @@ def encode_program(spec: ModelSpec, rope_frequencies: int, operations: list[Oper
     epsilon = int(np.float64(spec.norm_eps).view(np.int64))
     shape = (spec.num_layers, spec.num_heads, spec.num_kv_heads, spec.head_size, spec.rope.dims)
     quantised = max(widths[name] for name in (Buffer.RESIDUAL, Buffer.ATTENDED, Buffer.HIDDEN))
-    header = [PROGRAM_FORMAT, len(operations), *shape, rope_frequencies, epsilon, quantised]
-    rows = [*header, *(widths[name] for name in Buffer)]
+    version = IMAGE_PROGRAM_FORMAT if spec.takes_images else PROGRAM_FORMAT
+    header = [version, len(operations), *shape, rope_frequencies, epsilon, quantised]
+    rows = [*header, *(widths[name] for name in Buffer), *spec.rope.sections]
     for operation in operations:
         rows.extend(int(value) for value in astuple(operation))
     return np.array(rows, np.int64)

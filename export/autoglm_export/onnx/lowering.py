@@ -6,6 +6,9 @@ Inputs of a step, `batch` sequences of equally many tokens (more than one token 
     total_length   int32 []        the largest of them, plus 1
     logit_rows     int32 [num_logits]
     past_key_i, past_value_i    [batch, num_kv_heads, cache_length, head_size], float32 or, in fp16, float16
+and of a decoder that takes images:
+    positions      int32 [3, rows]     time, row and column of each token
+    image_features float32 [num_features, hidden_size]     a row for each token id below 0, in their order
 Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their
 pasts: GroupQueryAttention then writes the new keys and values in place and copies nothing.
 
@@ -32,9 +35,10 @@ from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.quantize.rotation import rotated
 from autoglm_export.reproducible import kernels
 from autoglm_export.runtime_shapes import check_shape
-from autoglm_export.runtimes import Progress, no_progress
+from autoglm_export.runtimes import Progress, image_details, no_progress
 
 from .graph import CONTRIB, MODEL_FILE, OnnxGraph
+from .images import ImageInputs, SectionedRope
 from .linear import FLOAT, HALF, DType, FloatLinears, Int8Linears, Linears, Rows, finished
 
 _PRECISIONS = ("fp32", "fp16", "int8")
@@ -56,11 +60,15 @@ class OnnxOps:
         self._graph, self._spec, self._weights, self._linears = graph, spec, weights, linears
         self._cache_dtype, self._cache_length = cache_dtype, cache_length
         self._inputs()
-        self._tables = self._rope_tables()
+        self._images = ImageInputs(graph, spec) if spec.takes_images else None
+        self._rope = self._rope_tables() if self._images is None else self._sectioned_rope(self._images)
         self._batched_shapes: dict[int, str] = {}
 
     def embed(self, weight: str) -> Rows:
-        return self._linears.embed(weight, "token_ids")
+        if self._images is None:
+            return self._linears.embed(weight, "token_ids")
+        rows = finished(self._graph, self._linears.embed(weight, self._images.embedded_ids()))
+        return Rows(self._images.with_features(rows))
 
     def rms_norm(self, x: Rows, weight: str) -> Rows:
         inputs = finished(self._graph, x), self._graph.tensor(weight, self._weights[weight])
@@ -80,21 +88,18 @@ class OnnxOps:
 
     def attention(self, qkv: Rows, layer: int, query_norm: str | None, key_norm: str | None) -> Rows:
         spec, graph = self._spec, self._graph
-        packed = finished(graph, qkv, self._cache_dtype)
-        if query_norm and key_norm:
-            sources = self._normed_heads(packed, query_norm, key_norm)
-        else:
-            sources = [self._batch_first(packed, spec.num_heads + 2 * spec.num_kv_heads), "", ""]
+        sources = self._sources(finished(graph, qkv, self._cache_dtype), query_norm, key_norm)
+        tables = [] if isinstance(self._rope, SectionedRope) else self._rope
         pasts = [self._cache("past", kind, layer) for kind in ("key", "value")]
         attended = f"attended_{layer}"
         graph.named(
             "GroupQueryAttention",
-            [*sources, *pasts, "last_position", "total_length", *self._tables],
+            [*sources, *pasts, "last_position", "total_length", *tables],
             [attended, *(self._cache("present", kind, layer) for kind in ("key", "value"))],
             domain=CONTRIB,
             num_heads=spec.num_heads,
             kv_num_heads=spec.num_kv_heads,
-            do_rotary=1,
+            do_rotary=int(bool(tables)),
             rotary_interleaved=int(spec.rope.interleaved),
         )
         rows = graph.op("Reshape", attended, self._shape(-1, spec.num_heads * spec.head_size))
@@ -124,23 +129,39 @@ class OnnxOps:
         declare = self._graph.input if when == "past" else self._graph.output
         return declare(f"{when}_{kind}_{layer}", self._cache_dtype, shape)
 
-    def _rope_tables(self) -> list[str]:
+    def _tables(self) -> dict[str, Array]:
         """[cache_length, rope dims / 2] each, of the caches' type."""
         sines, cosines = self._spec.rope.sines_and_cosines(self._cache_length)
-        tables = {"rope_cos": cosines, "rope_sin": sines}
-        return [self._graph.tensor(name, table.astype(self._cache_dtype)) for name, table in tables.items()]
+        return {"rope_cos": cosines.astype(self._cache_dtype), "rope_sin": sines.astype(self._cache_dtype)}
 
-    def _normed_heads(self, packed: str, query_norm: str, key_norm: str) -> list[str]:
-        """Queries, keys and values, batch first; GroupQueryAttention's own norms are not there on a CPU."""
+    def _rope_tables(self) -> list[str]:
+        return [self._graph.tensor(name, table) for name, table in self._tables().items()]
+
+    def _sectioned_rope(self, images: ImageInputs) -> SectionedRope:
+        return SectionedRope(self._graph, self._spec.rope, self._tables(), images.positions())
+
+    def _sources(self, packed: str, query_norm: str | None, key_norm: str | None) -> list[str]:
+        """Queries, keys and values, batch first; packed where GroupQueryAttention does the rest. Its own norms are not
+        there on a CPU."""
         spec, graph = self._spec, self._graph
         counts = [spec.num_heads, spec.num_kv_heads, spec.num_kv_heads]
+        has_norms = query_norm is not None and key_norm is not None
+        if not has_norms and not isinstance(self._rope, SectionedRope):
+            return [self._batch_first(packed, sum(counts)), "", ""]
         widths = graph.tensor("head_widths", np.array(counts, np.int64) * spec.head_size)
         parts = graph.node("Split", [packed, widths], num_outputs=3, axis=1)
         for i, norm in enumerate((query_norm, key_norm)):
-            heads = graph.op("Reshape", parts[i], self._shape(-1, spec.head_size))
-            normed = self.rms_norm(Rows(heads, dtype=self._cache_dtype), norm)
-            parts[i] = finished(graph, normed, self._cache_dtype)
-        return [self._batch_first(part, count) for part, count in zip(parts, counts, strict=True)]
+            if norm is not None:
+                parts[i] = self._normed_heads(parts[i], norm)
+        parts = [self._batch_first(part, count) for part, count in zip(parts, counts, strict=True)]
+        if isinstance(self._rope, SectionedRope):
+            parts[:2] = [self._rope.rotated(parts[0], counts[0]), self._rope.rotated(parts[1], counts[1])]
+        return parts
+
+    def _normed_heads(self, rows: str, norm: str) -> str:
+        heads = self._graph.op("Reshape", rows, self._shape(-1, self._spec.head_size))
+        normed = self.rms_norm(Rows(heads, dtype=self._cache_dtype), norm)
+        return finished(self._graph, normed, self._cache_dtype)
 
     def _batch_first(self, x: str, num_heads: int) -> str:
         """[rows, num_heads * head_size] -> [batch, tokens a sequence, num_heads * head_size]"""
@@ -189,4 +210,9 @@ def write_onnx(
         build_decoder(spec, ops)
         graph.save()
     progress(stage, 1.0)
-    return {"model": MODEL_FILE, "cache_dtype": cache_dtype.name, "cache_length": cache_length}
+    return {
+        "model": MODEL_FILE,
+        "cache_dtype": cache_dtype.name,
+        "cache_length": cache_length,
+        **image_details(spec),
+    }

@@ -2,6 +2,9 @@
 
 The decoder runs layer by layer, over all texts at once, as far as is asked for; only one layer's rows are kept at a
 time.
+
+Also of a decoder that takes images it sees texts alone: rows of images are rounded about the mean of a text's rows, and
+weigh nothing where weights are rounded. Their scales are their own, as every row's are.
 """
 
 from __future__ import annotations

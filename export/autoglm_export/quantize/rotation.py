@@ -7,6 +7,10 @@ the stream, what reads it becomes W diag(norm) R, what writes it R^T W (and R^T 
 QuaRot's (arXiv 2404.00456). R needs no data and costs nothing when the model runs.
 
 It does not apply where a norm stands between a layer and the stream (`sandwich_norm`): its weights cannot be moved.
+
+Features of images enter the stream beside the embedding's rows, so they would have to be rows of R, too. The decoders
+that take images have sandwich norms, and no rotation; for one that has none, the last layer of its tower writes the
+stream, and is to be multiplied as `columns` does.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ def rotated(spec: ModelSpec, weights: Mapping[str, Array]) -> tuple[ModelSpec, M
     """
     if spec.sandwich_norm:
         return spec, weights
+    assert not spec.takes_images, "the features of images are not rotated"
     return dataclasses.replace(spec, tied_embeddings=False), RotatedWeights(spec, weights)
 
 

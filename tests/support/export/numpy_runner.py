@@ -11,6 +11,7 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.runners.base import Deferred, Limits
+from autoglm_engine.runners.image_inputs import positions_of
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 
@@ -30,7 +31,10 @@ class NumpyOps:
     result: Rows | None = None
 
     def embed(self, weight: str) -> Rows:
-        return self.weights[weight][self.span.token_ids]
+        rows = self.weights[weight][np.maximum(self.span.token_ids, 0)]
+        if self.span.features is not None:
+            rows[self.span.token_ids < 0] = self.span.features
+        return rows
 
     def rms_norm(self, x: Rows, weight: str) -> Rows:
         return self._norm(x, self.weights[weight])
@@ -64,10 +68,10 @@ class NumpyOps:
         return np.einsum("hqk,khd->qhd", shares, values).reshape(count, -1).astype(np.float32)
 
     def _rotate(self, x: Rows) -> Rows:
-        rope, positions = self.spec.rope, np.arange(self.span.start, self.span.start + len(x))
-        angles = (positions[:, None] * rope.inverse_frequencies())[:, None, :]
+        rope, half = self.spec.rope, self.spec.rope.dims // 2
+        axis_of_pair = np.repeat(range(3), rope.sections or (half, 0, 0))
+        angles = (positions_of([self.span])[axis_of_pair].T * rope.inverse_frequencies())[:, None, :]
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
-        half = rope.dims // 2
         first, second = (
             (slice(0, rope.dims, 2), slice(1, rope.dims, 2))
             if rope.interleaved

@@ -25,7 +25,14 @@ Decoder* autoglm_create(const int64_t* program, const uint8_t* weights, const au
 void autoglm_destroy(Decoder* decoder) { delete decoder; }
 
 void autoglm_forward(Decoder* decoder, const autoglm::Span* spans, int32_t num_spans, const int32_t* token_ids) {
-  decoder->forward(spans, num_spans, token_ids);
+  decoder->forward(spans, num_spans, {token_ids, nullptr, nullptr});
+}
+
+// Of a program that takes images. `positions`: [tokens][3], of time, row and column, each below max_length. `features`:
+// [token ids below 0][hidden size padded to 32], zeros in the padding.
+void autoglm_forward_images(Decoder* decoder, const autoglm::Span* spans, int32_t num_spans, const int32_t* token_ids,
+                            const int32_t* positions, const float* features) {
+  decoder->forward(spans, num_spans, {token_ids, positions, features});
 }
 
 // [num_slots * max_logits_per_span, vocabulary padded to 32] float32; rows are filled in the order of the tokens whose

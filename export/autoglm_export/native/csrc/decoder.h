@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstddef>
 #include <limits>
 #include <memory>
 #include <vector>
@@ -22,6 +23,14 @@ struct Span {
   int32_t slot, position, num_tokens, num_logits;
 };
 
+// What is told of each token, from the first that is not computed yet. Without `positions`, its place in the sequence
+// is all three; without `features`, no id is below 0.
+struct Tokens {
+  const int32_t* ids;
+  const int32_t* positions;
+  const float* features;
+};
+
 struct Settings {
   int32_t num_slots, max_length, max_rows, num_threads, max_logits_per_span;
 };
@@ -29,7 +38,7 @@ struct Settings {
 class Decoder {
  public:
   Decoder(const int64_t* program, const uint8_t* weights, const Settings& settings)
-      : header_(*reinterpret_cast<const ProgramHeader*>(program)),
+      : header_(read_header(program)),
         weights_(weights),
         settings_(settings),
         cache_({settings.num_slots, int(header_.num_layers), int(header_.num_kv_heads), int(header_.head_size),
@@ -44,8 +53,8 @@ class Decoder {
 
   // Logits of the spans that want them are at `logits()`, in order, when this returns.
   // Those of a token that is not finite, or follows one in its slot, are NaN.
-  void forward(const Span* spans, int num_spans, const int32_t* token_ids) {
-    token_ids_ = token_ids;
+  void forward(const Span* spans, int num_spans, const Tokens& tokens) {
+    tokens_ = tokens;
     for (int i = 0; i < num_spans; ++i)
       if (std::atomic<int>& first = first_broken_[spans[i].slot]; spans[i].position <= first) first = kNoPosition;
     int num_logits = 0;
@@ -54,7 +63,6 @@ class Decoder {
       team_.run([this](int stage) { return num_tasks(operations_[stage]); });
       spoil_logits();
       num_logits += int(selected_.size());
-      token_ids_ += rows_.size();
     }
   }
 
@@ -68,6 +76,9 @@ class Decoder {
  private:
   struct Row {
     int slot, position;
+    int32_t token_id;
+    const float* turn;      // cosines and sines of its rotary embedding
+    const float* features;  // of a token of an image: its embedding
   };
 
   // One member's own.
@@ -105,7 +116,7 @@ class Decoder {
     for (int first = 0; first < count; first += tokens_per_task_) {
       const int size = std::min(tokens_per_task_, count - first);
       runs_.push_back({span.slot, span.position + done + first, int(rows_.size()), size});
-      for (int i = 0; i < size; ++i) add_row({span.slot, span.position + done + first + i});
+      for (int i = 0; i < size; ++i) add_row(span.slot, span.position + done + first + i);
     }
     const int first_wanted = std::max(done, span.num_tokens - span.num_logits);
     for (int token = first_wanted; token < done + count; ++token) select_row(int(rows_.size()) - (done + count - token));
@@ -116,15 +127,53 @@ class Decoder {
     selected_.push_back(row);
   }
 
-  void add_row(Row row) {
-    if (row.position == 0) first_tokens_[0].push_back(int(rows_.size()));
-    rows_.push_back(row);
+  void add_row(int slot, int position) {
+    if (position == 0) first_tokens_[0].push_back(int(rows_.size()));
+    const int32_t token_id = *tokens_.ids++;
+    const float* turn = tokens_.positions ? next_turn() : turn_at(position);
+    const float* features = tokens_.features && token_id < 0 ? next_features() : nullptr;
+    rows_.push_back({slot, position, token_id, turn, features});
+  }
+
+  const float* turn_at(int position) const { return rope_table_.data() + int64_t{position} * header_.rope_dims; }
+
+  // By one position where all three are equal, else section by section, which `turns_` keeps until the step is over.
+  const float* next_turn() {
+    const int32_t* positions = tokens_.positions;
+    tokens_.positions += kNumSections;
+    if (positions[0] == positions[1] && positions[1] == positions[2]) return turn_at(positions[0]);
+    const int64_t half = header_.rope_dims / 2;
+    float* const turn = turns_.data() + int64_t(rows_.size()) * header_.rope_dims;
+    int64_t first = 0;
+    for (int section = 0; section < kNumSections; ++section) {
+      const int64_t size = header_.rope_sections[section];
+      const float* source = turn_at(positions[section]);
+      std::copy_n(source + first, size, turn + first);
+      std::copy_n(source + half + first, size, turn + half + first);
+      first += size;
+    }
+    return turn;
+  }
+
+  const float* next_features() {
+    const float* features = tokens_.features;
+    tokens_.features += header_.widths[size_t(Buffer::kResidual)];
+    return features;
+  }
+
+  static size_t header_bytes(const int64_t* program) {
+    return *program == kTextFormat ? offsetof(ProgramHeader, rope_sections) : sizeof(ProgramHeader);
+  }
+
+  static ProgramHeader read_header(const int64_t* program) {
+    ProgramHeader header{};
+    std::memcpy(&header, program, header_bytes(program));
+    return header;
   }
 
   static std::vector<Operation> read_operations(const int64_t* program) {
-    const auto* header = reinterpret_cast<const ProgramHeader*>(program);
-    const auto* first = reinterpret_cast<const Operation*>(header + 1);
-    return {first, first + header->num_operations};
+    const auto* first = reinterpret_cast<const Operation*>(program + header_bytes(program) / sizeof *program);
+    return {first, first + read_header(program).num_operations};
   }
 
   int num_rows(const Operation& operation) const { return int(operation.selected ? selected_.size() : rows_.size()); }
@@ -178,8 +227,11 @@ class Decoder {
   void embed(const Operation& operation, int task) {
     const FloatRows out = buffer(operation.target);
     for_rows(operation, task, [&](int row) {
-      unpack_column(weight<uint8_t>(operation.weight), weight<float>(operation.scales), int(operation.inputs),
-                    token_ids_[row], out.row(row));
+      if (const float* features = rows_[row].features)
+        std::copy_n(features, out.stride, out.row(row));
+      else
+        unpack_column(weight<uint8_t>(operation.weight), weight<float>(operation.scales), int(operation.inputs),
+                      rows_[row].token_id, out.row(row));
     });
   }
 
@@ -277,12 +329,12 @@ class Decoder {
     const Row token = rows_[row];
     const float* const first_head = head;
     for (int h = 0; h < heads; ++h, head += size) {
-      prepare_head(head, weight<float>(operation.weight), token.position);
+      prepare_head(head, weight<float>(operation.weight), token.turn);
       to_bfloat16_row(head, query_scale_, query(h / group_size(), row, h % group_size()));
     }
     uint16_t *key = scratch.key.data(), *value = scratch.value.data();
     for (int h = 0; h < kv_heads; ++h, head += size) {
-      prepare_head(head, weight<float>(operation.scales), token.position);
+      prepare_head(head, weight<float>(operation.scales), token.turn);
       to_bfloat16_row(head, 1.0f, key);
       to_bfloat16_row(head + int64_t{kv_heads} * size, 1.0f, value);
       cache_.append(token.slot, int(operation.detail), h, token.position, key, value);
@@ -290,11 +342,10 @@ class Decoder {
     if (!is_computable(first_head, (heads + 2 * kv_heads) * size)) note_broken(token);
   }
 
-  void prepare_head(float* head, const float* norm, int position) const {
+  void prepare_head(float* head, const float* norm, const float* turn) const {
     if (norm) norm_head(head, norm, int(header_.head_size), epsilon_);
     const int half = int(header_.rope_dims / 2);
-    const float* table = rope_table_.data() + int64_t{position} * 2 * half;
-    rotate(head, table, table + half, half);
+    rotate(head, turn, turn + half, half);
   }
 
   void to_bfloat16_row(const float* row, float scale, uint16_t* out) const {
@@ -360,6 +411,7 @@ class Decoder {
     const int64_t half = header_.rope_dims / 2;
     const double* frequencies = weight<double>(header_.rope_frequencies);
     rope_table_.resize(settings_.max_length * half * 2);
+    if (header_.format == kImageFormat) turns_.resize(settings_.max_rows * half * 2);
     float* out = rope_table_.data();
     for (int position = 0; position < settings_.max_length; ++position, out += 2 * half)
       for (int i = 0; i < half; ++i) {
@@ -386,12 +438,13 @@ class Decoder {
   std::vector<int32_t> row_offsets_;
   std::unique_ptr<Memory> queries_;
   std::vector<float> rope_table_;  // [max_length][cosines, sines][rope_dims / 2]
+  std::vector<float> turns_;       // the same of each row that has its own
   std::vector<Scratch> scratch_;   // one a member
   float epsilon_ = 0, query_scale_ = 0;
   int tokens_per_task_ = 1;
 
   // The step at hand.
-  const int32_t* token_ids_ = nullptr;
+  Tokens tokens_{};
   float* logits_ = nullptr;
   std::vector<Row> rows_;
   std::vector<TokenRun> runs_;

@@ -6,7 +6,8 @@
 
 namespace autoglm {
 
-constexpr int64_t kProgramFormat = 3;
+constexpr int64_t kTextFormat = 3;   // its header ends before `rope_sections`
+constexpr int64_t kImageFormat = 4;  // of a decoder that takes images
 constexpr int64_t kNone = -1;
 
 struct ProgramHeader {
@@ -18,6 +19,7 @@ struct ProgramHeader {
   int64_t norm_epsilon;      // the bits of a float64
   int64_t quantised_width;   // of the widest input of a matrix product
   int64_t widths[5];         // floats a row of each buffer, in the order of `Buffer`
+  int64_t rope_sections[3];  // pairs that turn by a token's time, by its row and by its column; their sum is rope_dims / 2
 };
 
 enum class Buffer : int64_t {
@@ -28,9 +30,10 @@ enum class Buffer : int64_t {
   kLogits = 4,
 };
 constexpr int kNumBuffers = 5;
+constexpr int kNumSections = 3;
 
 enum class Code : int64_t {
-  kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs)
+  kEmbed = 0,         // target = columns `token id` of the packed matrix (weight, scales, inputs), or rows of features
   kNormQuantise = 1,  // quantised rows = rms_norm(source) * weight (- bias), mixed; `inputs` values a row
   kQuantise = 2,      // quantised rows = source (- bias), mixed; `inputs` values a row
   kLinear = 3,        // target (by `epilogue`) = quantised rows * packed matrix (+ bias)

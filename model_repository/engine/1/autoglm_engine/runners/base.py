@@ -22,6 +22,12 @@ class Limits:
     on_gpu: bool = False  # a device computes the steps, and may hang
     max_logits_per_span: int = 1  # of a span's last tokens. More than 1 promises what verifying drafts needs: a token's
     # logits do not depend, to the bit, on how its sequence was cut into spans, nor on the others of the step
+    feature_size: int = 0  # numbers of a row of `Span.features`; 0: it takes no images
+
+    @property
+    def has_images(self) -> bool:
+        """Token ids below 0 stand for tokens of images."""
+        return self.feature_size > 0
 
     @property
     def can_verify_drafts(self) -> bool:

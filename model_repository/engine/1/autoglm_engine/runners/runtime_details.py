@@ -55,13 +55,14 @@ _RULES: Mapping[str, Mapping[str, Rule]] = {
         "weights": TEXT,
         "max_logits_per_span": whole(1, 1024),
         "library_sources": TEXT,
+        "feature_size": whole(1, _MOST),
     },
-    "onnx": {"model": TEXT, "cache_length": whole(1, _MOST)},
+    "onnx": {"model": TEXT, "cache_length": whole(1, _MOST), "feature_size": whole(1, _MOST)},
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,
 }
 _ONNX_CACHES = ("float32", "float16")
-_OPTIONAL = {"library_sources", "cache_length", "num_candidates", "reference", "device_check"}
+_OPTIONAL = {"library_sources", "cache_length", "feature_size", "num_candidates", "reference", "device_check"}
 _LIBRARY = {"file": TEXT, "cpu_features": _TEXTS}
 _FILES = {"native": ("program", "weights"), "onnx": ("model",), "tensorrt": ("engine",), "tensorrt-rtx": ("engine",)}
 

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from autoglm_engine.core import Adjustments, Span, StepBatch, TokenIds
+from autoglm_engine.core import Adjustments, Positions, Span, StepBatch, TokenIds
 
 from .base import Limits
+
+_ANY = np.iinfo(np.int32).min
 
 
 def check_batch(batch: StepBatch, limits: Limits) -> None:
@@ -20,7 +22,11 @@ def check_batch(batch: StepBatch, limits: Limits) -> None:
         _check_span(span, limits)
     if len({span.slot for span in batch.spans}) != len(batch.spans):
         raise ValueError("a slot appears twice in one step")
-    _check_token_ids([(span.slot, span.token_ids) for span in batch.spans], limits)
+    _check_token_ids(
+        [(span.slot, span.token_ids) for span in batch.spans], limits, lowest=_ANY if limits.has_images else 0
+    )
+    for span in batch.spans:
+        _check_images(span, limits)
     if limits.num_candidates:
         _check_adjustments([(span.slot, span.adjustments) for span in batch.spans if span.adjustments], limits)
 
@@ -61,11 +67,41 @@ def _check_adjustments(changes: Sequence[tuple[int, Adjustments]], limits: Limit
         _check_token_ids([(slot, told.token_ids) for slot, told in changes], limits)
 
 
-def _check_token_ids(found: Sequence[tuple[int, TokenIds]], limits: Limits) -> None:
+def _check_images(span: Span, limits: Limits) -> None:
+    if span.positions is None and span.features is None and (not limits.has_images or span.token_ids.min() >= 0):
+        return
+    if not limits.has_images:
+        raise ValueError(f"slot {span.slot} has positions or features of images, which the artifact does not take")
+    features, num_rows = span.features, int(np.count_nonzero(span.token_ids < 0))
+    if num_rows != (0 if features is None else len(features)):
+        given = 0 if features is None else len(features)
+        raise ValueError(f"slot {span.slot} has {num_rows} tokens of images and {given} rows of features")
+    if features is not None and features.shape[1:] != (limits.feature_size,):
+        raise ValueError(
+            f"slot {span.slot} has features of the shape {features.shape}; rows have {limits.feature_size} numbers"
+        )
+    if span.positions is not None:
+        _check_positions(span, span.positions, limits)
+
+
+def _check_positions(span: Span, positions: Positions, limits: Limits) -> None:
+    if positions.shape != (3, len(span.token_ids)):
+        raise ValueError(
+            f"slot {span.slot} has positions of the shape {positions.shape}; (3, {len(span.token_ids)}) is right"
+        )
+    if positions.min() < 0 or positions.max() >= limits.max_length:
+        raise ValueError(
+            f"slot {span.slot} has positions of {positions.min()} ... {positions.max()}, which are not in 0 ... "
+            f"{limits.max_length - 1}"
+        )
+
+
+def _check_token_ids(found: Sequence[tuple[int, TokenIds]], limits: Limits, lowest: int = 0) -> None:
     """All at once: most of them are one token, and a reduction costs more than that."""
     together = np.concatenate([token_ids for _, token_ids in found])
-    if not len(together) or (together.min() >= 0 and together.max() < limits.vocab_size):
+    if not len(together) or (together.min() >= lowest and together.max() < limits.vocab_size):
         return
     for slot, token_ids in found:
-        if len(token_ids) and (token_ids.min() < 0 or token_ids.max() >= limits.vocab_size):
-            raise ValueError(f"slot {slot} has a token id that is not in 0 ... {limits.vocab_size - 1}")
+        if len(token_ids) and (token_ids.min() < lowest or token_ids.max() >= limits.vocab_size):
+            why = "" if limits.has_images else "; ids below 0 are tokens of images, which the artifact does not take"
+            raise ValueError(f"slot {slot} has a token id that is not in 0 ... {limits.vocab_size - 1}{why}")

@@ -64,6 +64,9 @@ def open_library(path: Path) -> ctypes.CDLL:
     library.autoglm_destroy.restype = None
     library.autoglm_forward.argtypes = [pointer, pointer, number, pointer]
     library.autoglm_forward.restype = None
+    if hasattr(library, "autoglm_forward_images"):  # not in one that was built before there were images
+        library.autoglm_forward_images.argtypes = [pointer, pointer, number, pointer, pointer, pointer]
+        library.autoglm_forward_images.restype = None
     library.autoglm_logits.argtypes = [pointer]
     library.autoglm_logits.restype = pointer
     library.autoglm_copy_prefix.argtypes = [pointer, number, number, number]

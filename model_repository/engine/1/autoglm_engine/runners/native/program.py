@@ -17,6 +17,7 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 
 PROGRAM_FORMAT = 3
+IMAGE_PROGRAM_FORMAT = 4  # of a decoder that takes images: its header ends with the rope's sections
 PANEL = 32  # columns of a matrix, and the multiple of every padded width
 LANES = 16
 _ALIGNMENT = 64
@@ -36,6 +37,7 @@ _HEADER = (
     "quantised_width",
 )
 HEADER_FIELDS = len(_HEADER) + _NUM_BUFFERS
+_NUM_SECTIONS = 3
 OPERATION_FIELDS = 10
 _MOST_WIDTH = 1 << 26
 
@@ -68,7 +70,7 @@ _QUANTISED = (Buffer.RESIDUAL, Buffer.ATTENDED, Buffer.HIDDEN)
 def read_program(path: Path, manifest: Manifest, weight_bytes: int) -> Program:
     """Raises ArtifactError, saying what does not fit. `weight_bytes`: the size of the weights file."""
     size = path.stat().st_size
-    if size % _DOUBLE or size < HEADER_FIELDS * _DOUBLE:
+    if size % _DOUBLE or size < _header_fields(manifest) * _DOUBLE:
         raise ArtifactError(f"{path} has {size} bytes, which make no program; export it again")
     program = np.fromfile(path, np.int64)
     if misfit := next(_Check(program, manifest, weight_bytes).misfits(), None):
@@ -76,17 +78,33 @@ def read_program(path: Path, manifest: Manifest, weight_bytes: int) -> Program:
     return program
 
 
+def feature_size(manifest: Manifest) -> int:
+    """Numbers of a row of an image's features; 0: the artifact takes none."""
+    size: int = manifest.runtime_details.get("feature_size", 0)
+    return size
+
+
+def padded(size: int) -> int:
+    return -(-size // PANEL) * PANEL
+
+
+def _header_fields(manifest: Manifest) -> int:
+    return HEADER_FIELDS + (_NUM_SECTIONS if feature_size(manifest) else 0)
+
+
 class _Check:
     def __init__(self, program: Program, manifest: Manifest, weight_bytes: int) -> None:
         self._program, self._manifest, self._weight_bytes = program, manifest, weight_bytes
+        self._num_fields = _header_fields(manifest)
         self._header: dict[str, int] = dict(zip(_HEADER, program.tolist(), strict=False))
         self._widths: list[int] = program[len(_HEADER) : HEADER_FIELDS].tolist()
+        self._sections: list[int] = program[HEADER_FIELDS : self._num_fields].tolist()
 
     def misfits(self) -> Iterator[str]:
         """Each in a few words; a later one is looked for only where there is none before it."""
         yield from self._header_misfits()
         yield from self._width_misfits()
-        rows = self._program[HEADER_FIELDS:].reshape(-1, OPERATION_FIELDS).tolist()
+        rows = self._program[self._num_fields :].reshape(-1, OPERATION_FIELDS).tolist()
         for number, row in enumerate(rows):
             for misfit in self._operation_misfits(*row):
                 yield f"operation {number} {misfit}"
@@ -94,8 +112,8 @@ class _Check:
     def _header_misfits(self) -> Iterator[str]:
         header, cache = self._header, self._manifest.cache
         told = {
-            "format": PROGRAM_FORMAT,
-            "num_operations": (len(self._program) - HEADER_FIELDS) / OPERATION_FIELDS,
+            "format": IMAGE_PROGRAM_FORMAT if self._sections else PROGRAM_FORMAT,
+            "num_operations": (len(self._program) - self._num_fields) / OPERATION_FIELDS,
             "num_layers": cache.num_layers,
             "num_kv_heads": cache.num_kv_heads,
             "head_size": cache.head_size,
@@ -109,6 +127,8 @@ class _Check:
             yield f"{header['num_heads']} heads do not share {cache.num_kv_heads} of keys"
         if not 0 <= header["rope_dims"] <= cache.head_size or header["rope_dims"] % 2:
             yield f"it turns {header['rope_dims']} of {cache.head_size} dimensions"
+        if self._sections and (min(self._sections) < 0 or sum(self._sections) != header["rope_dims"] // 2):
+            yield f"its sections {self._sections} do not cover {header['rope_dims'] // 2} pairs"
         epsilon = float(np.int64(header["norm_epsilon"]).view(np.float64))
         if not 0 < epsilon < 1:
             yield f"its norms add {epsilon:g}"
@@ -120,8 +140,9 @@ class _Check:
         for buffer, width in zip(Buffer, self._widths, strict=True):
             if not 0 < width <= _MOST_WIDTH or width % PANEL:
                 yield f"rows of the buffer {buffer.name.lower()} have {width} numbers"
-        vocabulary = -(-self._manifest.vocab_size // PANEL) * PANEL
-        if self._widths[Buffer.LOGITS] != vocabulary:
+        if self._sections and self._widths[Buffer.RESIDUAL] != padded(feature_size(self._manifest)):
+            yield f"its stream has {self._widths[Buffer.RESIDUAL]} numbers, features {feature_size(self._manifest)}"
+        if self._widths[Buffer.LOGITS] != padded(self._manifest.vocab_size):
             yield f"it has {self._widths[Buffer.LOGITS]} logits, the vocabulary {self._manifest.vocab_size} tokens"
         if header["quantised_width"] != max(self._widths[name] for name in _QUANTISED):
             yield f"its quantised rows have {header['quantised_width']} numbers"

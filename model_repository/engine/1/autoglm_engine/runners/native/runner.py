@@ -9,7 +9,6 @@ from __future__ import annotations
 import ctypes
 import os
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -18,10 +17,11 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_engine.runners.host_memory import check_memory
+from autoglm_engine.runners.image_inputs import features_of, has_images, positions_of
 from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
 from .library import choose_library, open_library
-from .program import PANEL, PROGRAM_FORMAT, read_program
+from .program import IMAGE_PROGRAM_FORMAT, PANEL, PROGRAM_FORMAT, feature_size, padded, read_program
 
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 _TILE_POSITIONS = 128
@@ -43,7 +43,7 @@ class NativeRunner:
         """Raises ArtifactError when this CPU runs none of the artifact's libraries, or the slots do not fit its
         memory."""
         details = manifest.runtime_details
-        _check_format(details)
+        _check_format(manifest)
         check_memory(manifest, pool_bytes(manifest))
         self.target = choose_library(details["libraries"])
         self._limits = Limits(
@@ -52,6 +52,7 @@ class NativeRunner:
             manifest.prefill_chunk,
             manifest.vocab_size,
             max_logits_per_span=details["max_logits_per_span"],
+            feature_size=feature_size(manifest),
         )
         self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
         self._program = read_program(folder / details["program"], manifest, self._weights.nbytes)
@@ -90,7 +91,13 @@ class NativeRunner:
             [(span.slot, span.start, len(span.token_ids), span.num_logits) for span in batch.spans], np.int32
         )
         token_ids = np.concatenate([span.token_ids for span in batch.spans], dtype=np.int32)
-        self._library.autoglm_forward(self._decoder, spans.ctypes.data, len(spans), token_ids.ctypes.data)
+        told = self._decoder, spans.ctypes.data, len(spans), token_ids.ctypes.data
+        if has_images(batch.spans):
+            positions = np.ascontiguousarray(positions_of(batch.spans).T)
+            features = features_of(batch.spans, padded(self._limits.feature_size))
+            self._library.autoglm_forward_images(*told, positions.ctypes.data, features.ctypes.data)
+        else:
+            self._library.autoglm_forward(*told)
         return self._logits[: int(spans[:, 3].sum())]
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
@@ -104,7 +111,7 @@ class NativeRunner:
             self._decoder = None
 
     def _view_logits(self) -> Logits:
-        width = -(-self._limits.vocab_size // PANEL) * PANEL
+        width = padded(self._limits.vocab_size)
         address = ctypes.cast(self._library.autoglm_logits(self._decoder), ctypes.POINTER(ctypes.c_float))
         rows: Logits = np.ctypeslib.as_array(
             address, (self._limits.num_slots * self._limits.max_logits_per_span, width)
@@ -120,8 +127,9 @@ def pool_bytes(manifest: Manifest) -> int:
     return manifest.num_slots * cache.num_layers * cache.num_kv_heads * length * head * _BFLOAT16
 
 
-def _check_format(details: dict[str, Any]) -> None:
-    if (version := details.get("program_format")) != PROGRAM_FORMAT:
+def _check_format(manifest: Manifest) -> None:
+    expected = IMAGE_PROGRAM_FORMAT if feature_size(manifest) else PROGRAM_FORMAT
+    if (version := manifest.runtime_details.get("program_format")) != expected:
         raise ArtifactError(
-            f"the artifact's native program has format {version!r}, this engine runs {PROGRAM_FORMAT}; export it again"
+            f"the artifact's native program has format {version!r}, this engine runs {expected}; export it again"
         )

@@ -77,6 +77,8 @@ def _on_gpu(manifest: Manifest, layout: CacheLayout, open_cuda: Callable[[], Cud
             f"ONNX Runtime's CUDA kernels compute {CUDA_PRECISION}, the artifact is {manifest.precision}: "
             f"export it with --precision {CUDA_PRECISION}"
         )
+    if manifest.runtime_details.get("feature_size"):
+        raise ArtifactError("a decoder that takes images is computed by ONNX Runtime's CPU kernels alone")
     _check_package()
     try:
         return GpuMemory(layout, open_cuda())

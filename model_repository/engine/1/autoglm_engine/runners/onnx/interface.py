@@ -14,9 +14,9 @@ _INDICES = ("token_ids", "last_position", "total_length", "logit_rows")
 _TYPES = {"float32": "tensor(float)", "float16": "tensor(float16)"}
 
 
-def check_interface(session: Any, layout: CacheLayout, vocab_size: int) -> None:
-    """Raises ArtifactError, naming a tensor that is not as the manifest says."""
-    expected = dict(_expected(layout, vocab_size))
+def check_interface(session: Any, layout: CacheLayout, vocab_size: int, feature_size: int = 0) -> None:
+    """Raises ArtifactError, naming a tensor that is not as the manifest says. `feature_size`: 0 without images."""
+    expected = dict(_expected(layout, vocab_size)) | (_of_images(feature_size) if feature_size else {})
     found = {tensor.name: _told(tensor) for tensor in (*session.get_inputs(), *session.get_outputs())}
     if differing := sorted(expected.keys() ^ found.keys()):
         raise ArtifactError(f"the artifact's graph and manifest disagree about {differing[0]}; export it again")
@@ -41,6 +41,10 @@ def _expected(layout: CacheLayout, vocab_size: int) -> Iterator[tuple[str, Tenso
         for part in ("key", "value"):
             for when in ("past", "present"):
                 yield f"{when}_{part}_{layer}", (_TYPES[layout.dtype.name], (-1, *rest))
+
+
+def _of_images(feature_size: int) -> dict[str, Tensor]:
+    return {"positions": ("tensor(int32)", (3, -1)), "image_features": (_TYPES["float32"], (-1, feature_size))}
 
 
 def _told(tensor: Any) -> Tensor:

@@ -21,6 +21,7 @@ from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Deferred, Limits
+from autoglm_engine.runners.image_inputs import features_of, positions_of
 from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
 from .device import AUTO, check_providers, open_memory, providers_of
@@ -52,12 +53,13 @@ class OnnxRunner:
             manifest.prefill_chunk,
             manifest.vocab_size,
             on_gpu=self.memory.device != "cpu",
+            feature_size=manifest.runtime_details.get("feature_size", 0),
         )
         try:
             self._session: Any = open_session(
                 folder / manifest.runtime_details["model"], num_threads, self.memory.device
             )
-            check_interface(self._session, self.memory.layout, manifest.vocab_size)
+            check_interface(self._session, self.memory.layout, manifest.vocab_size, self._limits.feature_size)
         except BaseException:
             self.memory.close()
             raise
@@ -100,7 +102,9 @@ class OnnxRunner:
         """Compute one-token spans inside one range of slots, or a single span of any length."""
         first = min(span.slot for span in spans)
         num_rows = max(span.slot for span in spans) - first + 1
-        inputs = _inputs(spans, first, num_rows, self.memory.idle_position)
+        inputs: dict[str, npt.NDArray[Any]] = _inputs(spans, first, num_rows, self.memory.idle_position)
+        if self._limits.has_images:
+            inputs |= self._image_inputs(spans, first, num_rows)
         idle = sorted(set(range(first, first + num_rows)) - {span.slot for span in spans})
         done += (wanting := [span for span in spans if span.wants_logits])
         if not wanting and self.memory.device != "cpu":
@@ -113,6 +117,15 @@ class OnnxRunner:
                 binding.bind_input(name, "cpu", 0, array.dtype, array.shape, array.ctypes.data)
             binding.bind_output("logits", "cpu", 0, logits.dtype, logits.shape, logits.ctypes.data)
             self._session.run_with_iobinding(binding)
+
+    def _image_inputs(self, spans: Sequence[Span], first: int, num_rows: int) -> dict[str, npt.NDArray[Any]]:
+        """Spans of one token are in the order of their slots."""
+        if num_rows > 1:
+            positions = np.full((3, num_rows), self.memory.idle_position, np.int32)
+            positions[:, [span.slot - first for span in spans]] = positions_of(spans)
+        else:
+            positions = np.ascontiguousarray(positions_of(spans))
+        return {"positions": positions, "image_features": features_of(spans, self._limits.feature_size)}
 
     def _binding(self, first: int, num_rows: int) -> Any:
         """The caches of slots `first ...`, each bound as both past and present."""
