@@ -29,7 +29,6 @@ from .vision_artifact import lower_vision
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
-_SEEING_RUNTIMES = ("onnx", "native")
 
 
 def export(
@@ -76,14 +75,15 @@ def export(
         options = choice.plan
         _write_tokenizer(folder, source)
         vision = _lower_vision(folder, source, options, progress)
+        spec = source.spec if vision else source.spec.without_images()
 
         def make(**changes: Any) -> Manifest:
             taken = {**runtime_options, **changes}
             read = texts if _reads_texts(options) else []
-            details = lower(source.spec, source.weights, folder, options, texts=read, progress=progress, **taken)
+            details = lower(spec, source.weights, folder, options, texts=read, progress=progress, **taken)
             if runtime == AUTO:
                 details["auto"] = choice.as_json()
-            return _described(folder, source, options, details, vision)
+            return _described(folder, source, spec, options, details, vision)
 
         manifest = make()
         if "reference" in manifest.runtime_details:
@@ -162,17 +162,22 @@ def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
 
 def _lower_vision(folder: Path, source: Checkpoint, options: Options, progress: Progress) -> VisionSettings | None:
     """None where the checkpoint takes no images, or the decoder's runtime."""
-    if source.vision is None or options.runtime not in _SEEING_RUNTIMES:
+    if source.vision is None or not runtime_named(options.runtime, options.precision).takes_images:
         return None
     return lower_vision(source.vision, folder, progress=progress)
 
 
 def _described(
-    folder: Path, source: Checkpoint, options: Options, details: dict[str, Any], vision: VisionSettings | None
+    folder: Path,
+    source: Checkpoint,
+    spec: ModelSpec,
+    options: Options,
+    details: dict[str, Any],
+    vision: VisionSettings | None,
 ) -> Manifest:
     return describe(
         folder,
-        source.spec,
+        spec,
         options,
         details,
         model_name=source.name,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -20,19 +21,26 @@ class ImagePrompt:
 
     @classmethod
     def random(cls, parts: Sequence[Part], vocab_size: int, hidden_size: int, seed: int = 0) -> ImagePrompt:
-        random = np.random.default_rng(seed)
-        ids, images, offset = [], [], 0
+        random, ids, images = np.random.default_rng(seed), list[int](), list[ImageSpan]()
         for part in parts:
             if isinstance(part, int):
-                ids.append(random.integers(0, vocab_size, part))
+                ids += random.integers(0, vocab_size, part).tolist()
             else:
-                images.append(ImageSpan(offset, part, random.bytes(32)))
-                ids.append(np.zeros(images[-1].num_tokens, np.int64))
-            offset += len(ids[-1])
-        joined = np.concatenate(ids).astype(np.int32)
+                images.append(ImageSpan(len(ids), part, random.bytes(32)))
+                ids += [0] * images[-1].num_tokens
+        num_rows = sum(image.num_tokens for image in images)
+        return cls.of(ids, images, random.standard_normal((num_rows, hidden_size)).astype(np.float32))
+
+    @classmethod
+    def of(cls, ids: Sequence[int], images: Sequence[ImageSpan], features: Features) -> ImagePrompt:
+        """`ids` with any for the tokens of images."""
+        numbered = np.array(ids, np.int32)
         places = np.concatenate([np.arange(0), *(np.arange(image.offset, image.end) for image in images)])
-        joined[places] = -1 - np.arange(len(places))
-        return cls(joined, tuple(images), random.standard_normal((len(places), hidden_size)).astype(np.float32))
+        numbered[places] = -1 - np.arange(len(places))
+        return cls(numbered, tuple(images), features)
+
+    def continued(self, token_id: int) -> ImagePrompt:
+        return dataclasses.replace(self, ids=np.append(self.ids, np.int32(token_id)))
 
     def positions(self, start: int, count: int) -> Positions:
         return rope_positions(self.images, start, count)

@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
-from autoglm_engine.runners.native.program import IMAGE_PROGRAM_FORMAT, PROGRAM_FORMAT
+from autoglm_engine.runners.native.program import PROGRAM_FORMAT
 from autoglm_export import compiler
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
-from autoglm_export.runtimes import image_details
 
 from tests.support.export.tiny_decoders import random_weights
 from tests.support.export.tiny_models import write_tokenizer
@@ -46,15 +45,14 @@ def write_native_artifact(
         eos_token_ids=(0,),
         bos_token_id=None,
         generation_defaults={},
-        spec=spec.as_json(),
+        spec=dataclasses.asdict(spec),
         runtime_details={
-            "program_format": IMAGE_PROGRAM_FORMAT if spec.takes_images else PROGRAM_FORMAT,
+            "program_format": PROGRAM_FORMAT,
             "libraries": {"any": {"file": LIBRARY, "cpu_features": []}},
             "library_sources": "sources",
             "program": "program.bin",
             "weights": "weights.bin",
             "max_logits_per_span": MAX_LOGITS_PER_SPAN,
-            **image_details(spec),
         },
         files=records(folder),
     )

@@ -81,11 +81,26 @@ def check_details(manifest: Manifest, folder: Path) -> None:
         check(checked, _DEVICE_CHECK, path, "runtime_details.device_check.")
     if manifest.runtime == "onnx":
         _check_onnx_cache(manifest, path)
+    if manifest.vision is not None:
+        _check_features(manifest.vision.hidden_size, details.get("feature_size"), manifest.runtime, path)
     for file in _files(manifest):
         if file not in manifest.files:
             raise ArtifactError(
                 f"{path} names the file {shown(file)}, which is none of the artifact's; export it again"
             )
+
+
+def _check_features(given: int, taken: int | None, runtime: str, path: Path) -> None:
+    """`given`: numbers of a row of features as the tower makes them; `taken`: as the decoder reads them."""
+    if "feature_size" not in _RULES[runtime]:
+        raise ArtifactError(
+            f"{path} has a tower for images, which the runtime {runtime} does not take; export it again"
+        )
+    if given != taken:
+        raise ArtifactError(
+            f"{path} has a tower that gives features of {given} numbers, and a decoder that takes {taken or 'none'}; "
+            "export it again"
+        )
 
 
 def _check_onnx_cache(manifest: Manifest, path: Path) -> None:
