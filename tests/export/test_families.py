@@ -96,6 +96,15 @@ def test_glm4v_reads_nested_and_flat_configs() -> None:
     assert asdict(spec_from_config(flat)) == asdict(spec_from_config(nested))
 
 
+def test_only_decoders_that_take_images_have_sections() -> None:
+    spec = spec_from_config(config("glm4v"))
+    assert spec.takes_images and spec.rope.sections == (1, 1, 2)
+    assert spec.as_json()["rope"]["sections"] == (1, 1, 2)
+    for plain in (spec.without_images(), spec_from_config(config("glm4"))):
+        assert not plain.takes_images
+        assert "sections" not in plain.as_json()["rope"], "a manifest without images is what it was"
+
+
 REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"model_type": "mamba"}, "model_type is 'mamba'"),
     ("llama", {"model_type": None}, "model_type is None"),
@@ -126,6 +135,8 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("glm", {"partial_rotary_factor": 0.2}, "3 of 16 dimensions"),
     ("glm4v", {"head_dim": 32}, "head_dim is 32"),
     ("glm4v", {"rope_scaling": {"type": "default", "mrope_section": [8, 12, 12]}}, "mrope_section is [8, 12, 12]"),
+    ("glm4v", {"rope_scaling": {"type": "default", "mrope_section": [-1, 3, 2]}}, "mrope_section is [-1, 3, 2]"),
+    ("glm4v", {"rope_scaling": {"type": "default", "mrope_section": [2, 2]}}, "mrope_section is [2, 2]"),
     ("glm4v", {"text_config": {"model_type": "qwen2"}}, "text_config.model_type is 'qwen2'"),
 ]
 

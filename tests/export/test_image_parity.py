@@ -3,6 +3,8 @@ the artifact's own tower the same greedy tokens."""
 
 from __future__ import annotations
 
+import dataclasses
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,9 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.runners.runtime_details import check_details
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import open_tower
+from autoglm_export.artifact import Options, lower
+from autoglm_export.checkpoint.hf_config import spec_from_config
+from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
 from autoglm_perf.in_process.fidelity import log_probabilities
 
@@ -31,8 +36,8 @@ from tests.support.export.tiny_glm4v import (
     VOCAB_SIZE,
     image_file,
     reference_logits,
-    tiny_glm4v,
 )
+from tests.support.export.tiny_glm4v import tiny_glm4v as tiny_model
 
 pytestmark = pytest.mark.parity
 
@@ -44,15 +49,26 @@ PROMPTS = {
 }
 
 
+TENSORRT: dict[str, Any] = {
+    "engine": "engine.plan",
+    "module": "tensorrt",
+    "compute_capabilities": [],
+    "weight_streaming": False,
+    "attention_lengths": [128],
+    "prefill_lengths": [64],
+}
+
+
 @dataclass(frozen=True)
 class Exported:
+    checkpoint: Path
     folder: Path
     runner: Runner
 
 
 @pytest.fixture(scope="module")
 def model() -> Any:
-    return tiny_glm4v()
+    return tiny_model()
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +84,7 @@ def native(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
 def exported(checkpoint: Path, folder: Path, runtime: str, precision: str) -> Iterator[Exported]:
     manifest = export(checkpoint, folder, runtime=runtime, precision=precision, **LIMITS)
     runner = load_runner(folder, manifest, num_threads=1)
-    yield Exported(folder, runner)
+    yield Exported(checkpoint, folder, runner)
     runner.close()
 
 
@@ -147,6 +163,15 @@ def seen(artifact: Path) -> tuple[ImagePrompt, list[int]]:
     tower.close()
     ids.append(IDS["<|assistant|>"])
     return ImagePrompt.of(ids, images, np.concatenate(features)), ids
+
+
+def test_tensorrt_takes_no_images_yet(onnx: Exported) -> None:
+    manifest = dataclasses.replace(Manifest.load(onnx.folder), runtime="tensorrt", runtime_details=TENSORRT)
+    with pytest.raises(ArtifactError, match="has a tower, and the runtime tensorrt takes no images; export it again"):
+        check_details(manifest, onnx.folder)
+    spec = spec_from_config(json.loads((onnx.checkpoint / "config.json").read_text()))
+    with pytest.raises(UnsupportedModel, match="the runtime tensorrt takes no images; onnx and native do"):
+        lower(spec, {}, onnx.folder, Options("tensorrt", "bf16", 1, 64, 16))
 
 
 def test_a_decoder_for_other_features_than_its_towers_is_refused(onnx: Exported) -> None:

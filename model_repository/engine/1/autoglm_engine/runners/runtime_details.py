@@ -93,9 +93,7 @@ def check_details(manifest: Manifest, folder: Path) -> None:
 def _check_features(given: int, taken: int | None, runtime: str, path: Path) -> None:
     """`given`: numbers of a row of features as the tower makes them; `taken`: as the decoder reads them."""
     if "feature_size" not in _RULES[runtime]:
-        raise ArtifactError(
-            f"{path} has a tower for images, which the runtime {runtime} does not take; export it again"
-        )
+        raise ArtifactError(f"{path} has a tower, and the runtime {runtime} takes no images; export it again")
     if given != taken:
         raise ArtifactError(
             f"{path} has a tower that gives features of {given} numbers, and a decoder that takes {taken or 'none'}; "
