@@ -23,9 +23,13 @@ CHOICES = {
 OF_THE_ARTIFACT = {"max_batch_size"}  # its upper end
 
 
+def settings(name: str, value: Any) -> ServingSettings:
+    return ServingSettings(**{name: value})
+
+
 def accepts(name: str, value: Any) -> bool:
     try:
-        ServingSettings(**{name: value})
+        settings(name, value)
     except InvalidRequest:
         return False
     return True
@@ -62,5 +66,5 @@ def test_a_range_ends_where_the_code_ends_it(name: str) -> None:
 def test_the_choices_are_those_of_the_code(name: str) -> None:
     assert all(accepts(name, choice) for choice in CHOICES[name]) and not accepts(name, "other")
     with pytest.raises(InvalidRequest) as refused:
-        ServingSettings(**{name: "other"})
+        settings(name, "other")
     assert str(refused.value).endswith(f"allowed are {', '.join(CHOICES[name])}")
