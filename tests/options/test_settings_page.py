@@ -38,7 +38,8 @@ def accepts(name: str, value: Any) -> bool:
 def number(name: str, text: str) -> float | int:
     """`86,400,000`, `0: none`, `2^40`, `1e9`."""
     base, _, power = text.split(":")[0].replace(",", "").strip().partition("^")
-    return TYPES[name](float(base) ** int(power or 1))
+    value: float | int = TYPES[name](float(base) ** int(power or 1))
+    return value
 
 
 def test_the_page_has_every_setting_and_its_default() -> None:
