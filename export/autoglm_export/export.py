@@ -25,7 +25,7 @@ from .artifact import Options, describe, lower, save_whole
 from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
-from .vision_artifact import lower_vision
+from .vision_artifact import lower_vision, with_max_pixels
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
@@ -41,6 +41,7 @@ def export(
     max_length: int | None = None,
     prefill_chunk: int | None = None,
     calibration: Path | None = None,
+    max_pixels: int | None = None,
     check: bool = False,
     progress: Progress = no_progress,
     **runtime_options: Any,
@@ -52,7 +53,8 @@ def export(
     manifest says what was found (`runtime_details["auto"]`).
     `precision` None: the runtime's default. `max_length` None: 1024, or the model's limit where that is less.
     `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place
-    of the built-in text, for precisions that are calibrated. `runtime_options`: what only some runtimes take
+    of the built-in text, for precisions that are calibrated. `max_pixels`: of an image, counted as the checkpoint's own
+    limit is, which it may not exceed. `runtime_options`: what only some runtimes take
     (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before
     it is put in place. Raises ExportError; then `output` is as it was.
     """
@@ -64,7 +66,7 @@ def export(
         check_installed(each, precision)
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
-    source = open_checkpoint(path, name=name)
+    source = with_max_pixels(open_checkpoint(path, name=name), max_pixels)
     try_tokenizer(source.tokenizer)
     offered = fitting(offered, source.spec, precision)
     plans = [_plan(source.spec, each, precision, max_slots, max_length, prefill_chunk) for each in offered.names]

@@ -2,17 +2,33 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 from autoglm_engine.manifest import VisionSettings
 
+from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
 from autoglm_export.onnx.vision import write_vision
 
 from . import freed_memory
+from .errors import InvalidOption
 from .runtimes import Progress, no_progress
 
 MAX_IMAGES = 10  # of one request; as Open-AutoGLM's README starts other servers
+
+
+def with_max_pixels(checkpoint: Checkpoint, max_pixels: int | None) -> Checkpoint:
+    """One that makes larger images smaller than it did; None leaves it as it is. Raises InvalidOption."""
+    if max_pixels is None:
+        return checkpoint
+    if (vision := checkpoint.vision) is None:
+        raise InvalidOption(f"max_pixels is {max_pixels}; {checkpoint.name} takes no images")
+    least, most = vision.processor.min_pixels, vision.processor.max_pixels
+    if not least <= max_pixels <= most:
+        raise InvalidOption(f"max_pixels is {max_pixels}; allowed is {least} ... {most} for this model")
+    processor = dataclasses.replace(vision.processor, max_pixels=max_pixels)
+    return dataclasses.replace(checkpoint, vision=dataclasses.replace(vision, processor=processor))
 
 
 def lower_vision(

@@ -61,6 +61,12 @@ def export(
         manifest = run_export(checkpoint, folder, check, chosen_for_export(build, tensorrt))
     for line in device_lines(manifest.runtime_details):
         notes().print(line, markup=False, soft_wrap=True)
+    if (vision := manifest.vision) is not None:
+        notes().print(
+            f"takes images of up to {vision.max_tokens:,} tokens each (--max-pixels); a request has up to "
+            f"{manifest.max_length:,} in all (--max-length)",
+            soft_wrap=True,
+        )
     if json:
         print_json(manifest_json(manifest, folder))
     elif checkpoint is not None:

@@ -48,6 +48,10 @@ class BuildOptions:
     max_slots: Annotated[int | None, typer.Option(help="Most requests in flight.")] = None
     max_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")] = None
     prefill_chunk: Annotated[int | None, typer.Option(help="Most prompt tokens of one step.")] = None
+    max_pixels: Annotated[
+        int | None,
+        typer.Option(help="Most pixels of an image, of two frames as the models count. \\[default: the checkpoint's]"),
+    ] = None
     int4_rounding: Annotated[
         str | None, typer.Option(help="gptq, or nearest: faster, no calibration, less exact. \\[default: gptq]")
     ] = None

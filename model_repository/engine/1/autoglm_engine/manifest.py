@@ -86,6 +86,11 @@ class VisionSettings:
     mrope_sections: tuple[int, int, int]  # pairs of the decoder's rope that turn by time, row and column
     max_images: int  # in one request
 
+    @property
+    def max_tokens(self) -> int:
+        """Of an image that is no narrow strip: one of those may have a few more."""
+        return self.max_pixels // (self.temporal_patch_size * (self.patch_size * self.merge_size) ** 2)
+
 
 _LISTS = ("image_mean", "image_std", "mrope_sections")
 
