@@ -166,7 +166,7 @@ def _lower_vision(folder: Path, source: Checkpoint, options: Options, progress: 
     """None where the checkpoint takes no images, or the decoder's runtime."""
     if source.vision is None or not runtime_named(options.runtime, options.precision).takes_images:
         return None
-    return lower_vision(source.vision, folder, progress=progress)
+    return lower_vision(source.vision, source.spec.rope, folder, progress=progress)
 
 
 def _described(

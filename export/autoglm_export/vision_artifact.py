@@ -9,6 +9,7 @@ from autoglm_engine.manifest import VisionSettings
 
 from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
+from autoglm_export.model.spec import RopeSpec
 from autoglm_export.onnx.vision import write_vision
 
 from . import freed_memory
@@ -33,15 +34,20 @@ def with_max_pixels(checkpoint: Checkpoint, max_pixels: int | None) -> Checkpoin
 
 def lower_vision(
     vision: VisionCheckpoint,
+    rope: RopeSpec,
     folder: Path,
     *,
     precision: str = "fp32",
     progress: Progress = no_progress,
 ) -> VisionSettings:
-    """Write the tower into `folder`; returns the manifest's `vision`. ONNX Runtime computes it, whatever computes the
-    decoder: another lowering of `build_tower` would be chosen here."""
+    """Write the tower into `folder`; returns the manifest's `vision`. `rope`: the decoder's.
+
+    ONNX Runtime computes the tower, whatever computes the decoder: another lowering of `build_tower` would be chosen
+    here.
+    """
     with freed_memory.kept():
         model = write_vision(vision.spec, vision.weights, folder, precision=precision, progress=progress)
+    time, row, column = rope.sections
     spec, processor, tokens = vision.spec, vision.processor, vision.tokens
     return VisionSettings(
         runtime="onnx",
@@ -61,6 +67,6 @@ def lower_vision(
         head_size=spec.head_size,
         rope_theta=spec.rope_theta,
         position_table_size=spec.position_table_size,
-        mrope_sections=vision.mrope_sections,
+        mrope_sections=(time, row, column),
         max_images=MAX_IMAGES,
     )

@@ -16,6 +16,7 @@ from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.tower import OnnxTower, Tower, geometry_inputs
 from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
+from autoglm_export.model.spec import RopeSpec
 from autoglm_export.model.vision import build_tower
 from autoglm_export.onnx.graph import OnnxGraph
 from autoglm_export.onnx.linear import FloatLinears, Rows
@@ -27,6 +28,7 @@ from tests.support.vision.settings import vision_settings
 
 pytestmark = pytest.mark.parity
 Array = npt.NDArray[np.float32]
+ROPE = RopeSpec(theta=10_000.0, dims=16, interleaved=True, sections=(2, 3, 3))
 SIZES = [(56, 84), (28, 28), (130, 61), (28, 448)]
 
 
@@ -37,7 +39,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> tuple[Any, VisionCheckpoi
     model = write_tiny_glm4v(folder / "checkpoint")
     vision = open_checkpoint(folder / "checkpoint").vision
     assert vision is not None
-    lower_vision(vision, folder)
+    lower_vision(vision, ROPE, folder)
     return model, vision, folder
 
 
@@ -152,7 +154,7 @@ def test_other_shapes_of_towers_are_right_too(tmp_path: Path) -> None:
     model = write_tiny_glm4v(tmp_path, vision=changes, processor=processor)
     vision = open_checkpoint(tmp_path).vision
     assert vision is not None
-    settings = lower_vision(vision, tmp_path)
+    settings = lower_vision(vision, ROPE, tmp_path)
     image = image_file(50, 90)
     pixels, grid = reference_pixels([image], processor)
     with torch.inference_mode():
@@ -174,7 +176,7 @@ def test_a_block_and_the_merger_of_the_published_width(tmp_path: Path) -> None:
     with torch.no_grad():
         reference.embeddings.position_embedding.weight.normal_(std=0.5)
     vision = read_tower(reference)
-    settings = lower_vision(vision, tmp_path)
+    settings = lower_vision(vision, ROPE, tmp_path)
     image = image_file(84, 140)
     pixels, grid = reference_pixels([image])
     with torch.inference_mode():

@@ -84,8 +84,10 @@ def test_a_checkpoint_without_image_processor_reads_text_alone(tiny_glm4v: Path,
 
 def test_images_can_be_made_smaller(tiny_glm4v: Path, tmp_path: Path) -> None:
     options = {**LIMITS, "runtime": "onnx", "precision": "fp32"}
-    manifest = export(tiny_glm4v, tmp_path / "artifact", max_pixels=6272, **options)
+    manifest = export(tiny_glm4v, tmp_path / "artifact", max_pixels=6272, check=True, **options)
     assert manifest.vision == vision_settings(max_pixels=6272)
+    assert manifest.parity is not None
+    assert max(image["tokens"] for image in manifest.parity["images"].values()) <= 4
     for wrong in (3135, 100_353):
         with pytest.raises(InvalidOption, match=r"allowed is 3136 \.\.\. 100352"):
             export(tiny_glm4v, tmp_path / "other", max_pixels=wrong, **options)

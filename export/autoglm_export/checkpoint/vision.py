@@ -32,7 +32,6 @@ class VisionCheckpoint:
     weights: Mapping[str, Array]  # as in `vision_spec`
     processor: ImageProcessor
     tokens: ImageTokens
-    mrope_sections: tuple[int, int, int]
 
 
 def read_vision(
@@ -48,16 +47,7 @@ def read_vision(
         weights=tower_weights(spec, store),
         processor=image_processor(processor, spec),
         tokens=image_tokens(config, tokenizer),
-        mrope_sections=_sections(config),
     )
-
-
-def _sections(config: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Of a config whose rope `hf_config` has checked."""
-    text = config.get("text_config", config)
-    rope = text.get("rope_parameters") or text.get("rope_scaling") or {}
-    time, rows, columns = rope.get("mrope_section") or (8, 12, 12)
-    return time, rows, columns
 
 
 def image_tokens(config: Mapping[str, Any], tokenizer: bytes) -> ImageTokens:

@@ -60,11 +60,13 @@ def compare_images(
 
 
 def _compare(tower: Tower, reference: Reference, image: bytes) -> ImageReport:
-    actual, expected = tower.encode(preprocess(image, tower.settings)), reference.image_features(image)
+    settings = tower.settings
+    expected = reference.image_features(image, settings.min_pixels, settings.max_pixels)
+    actual = tower.encode(preprocess(image, settings))
     distances, norms = np.linalg.norm(actual - expected, axis=1), np.linalg.norm(expected, axis=1)
     return ImageReport(
         tokens=len(expected),
-        precision=tower.settings.precision,
+        precision=settings.precision,
         relative_l2=float(np.linalg.norm(distances) / np.linalg.norm(norms)),
         worst_token=float(np.max(distances / norms)),
     )

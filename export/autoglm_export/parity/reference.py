@@ -55,13 +55,14 @@ class Reference:
                 tokens.append(int(inputs))
         return tokens
 
-    def image_features(self, content: bytes) -> npt.NDArray[np.float32]:
-        """[number of tokens, hidden size] of an image file."""
+    def image_features(self, content: bytes, min_pixels: int, max_pixels: int) -> npt.NDArray[np.float32]:
+        """[number of tokens, hidden size] of an image file that is resized to so many pixels."""
         import torch
         from PIL import Image
         from transformers.image_utils import load_image
 
-        inputs = self.processor(images=[load_image(Image.open(BytesIO(content)))], return_tensors="pt")
+        size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
+        inputs = self.processor(images=[load_image(Image.open(BytesIO(content)))], size=size, return_tensors="pt")
         with torch.inference_mode():
             output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
         return np.concatenate([rows.float().numpy() for rows in output.pooler_output])
