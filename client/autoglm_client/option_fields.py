@@ -18,55 +18,55 @@ class OptionFields:
     min_tokens: int | None = None
     """Shortest answer, in tokens."""
     temperature: float | None = None
-    """How freely tokens are drawn; 0 is greedy."""
+    """Sampling temperature; 0 is greedy."""
     top_k: int | None = None
-    """Draw from so many of the likeliest tokens; 0 and -1 are all."""
+    """Sample from this many of the most likely tokens; 0 and -1 are all."""
     top_p: float | None = None
-    """Draw from the likeliest tokens of this total probability."""
+    """Sample from the most likely tokens that have this total probability."""
     min_p: float | None = None
-    """Draw from tokens at least so many times as likely as the likeliest one; 0 is off."""
+    """Drop tokens below this share of the most likely one's probability; 0 is off."""
     repetition_penalty: float | None = None
-    """Above 1, tokens of prompt and answer become less likely to come again."""
+    """Above 1, tokens of prompt and answer become less likely to be repeated."""
     presence_penalty: float | None = None
-    """Taken from the logit of each token that the answer holds."""
+    """Subtracted from the logit of every token that is in the answer."""
     frequency_penalty: float | None = None
-    """Taken from a token's logit for each time that the answer holds it."""
+    """Subtracted from a token's logit for each time that it is in the answer."""
     seed: int | None = None
-    """Makes a drawn answer repeatable."""
+    """Makes a sampled answer repeatable."""
     stop: str | Sequence[str] | None = None
-    """End before this text."""
+    """End the answer before this text."""
     ignore_eos: bool | None = None
-    """Go on after the token that ends a sequence."""
+    """Continue after the end-of-sequence token."""
     logprobs: int | None = None
-    """Log-probabilities of each chosen token and of so many of the likeliest ones; 0 is none."""
+    """Log-probabilities of each chosen token and of this many of the most likely ones; 0 is none."""
     deadline_ms: int | None = None
-    """The server ends the answer so many milliseconds after the request arrived."""
+    """Milliseconds from arrival after which the server ends the answer."""
     heartbeat_ms: int | None = None
-    """An empty response after so many milliseconds of silence; a client that is gone is noticed by it."""
+    """Milliseconds of silence after which an empty response shows whether the client is there."""
     priority: int | None = None
-    """Who waits for a slot: 1 goes first, 9 last; 0 is the default."""
+    """Place in the queue: 1 goes first, 9 last; 0 is the default."""
     prompt_lookup: int | None = None
-    """Most tokens drafted at a time from what the request has said; no answer changes."""
+    """Most tokens drafted at a time from earlier text; answers stay the same."""
     cache: str | None = None
-    """Answers the server keeps: default, bypass, refresh, or only (a miss fails)."""
+    """Use of cached answers: default, bypass, refresh, or only (a miss fails)."""
     tenant: str | None = None
-    """Answers are kept, and beginnings of prompts reused, for each tenant apart."""
+    """Cached answers and prompt prefixes are shared within a tenant only."""
     user: str | None = None
-    """Whose request it is; where the server admits by features, those of one user are served together."""
+    """Whose request it is; admission by features serves requests of one user together."""
     semantic: bool | None = None
-    """Take a kept answer to a question of the same meaning, or never."""
+    """Accept a cached answer to a question of the same meaning, or never."""
     logit_bias: Mapping[int, float] | Mapping[str, float] | None = None
-    """What is added to the logit of a token id."""
+    """Added to the logits of these token ids."""
     guided_json: Mapping[str, Any] | str | None = None
-    """Only an answer that keeps to this JSON schema."""
+    """Force an answer that follows this JSON schema."""
     guided_regex: str | None = None
-    """Only an answer that matches this expression."""
+    """Force an answer that matches this regular expression."""
     guided_grammar: str | None = None
-    """Only an answer of this Lark grammar: its text, or the name of a ready one: open-autoglm."""
+    """Force an answer that follows this Lark grammar: its text, or open-autoglm."""
     bad_words: str | Sequence[str] | None = None
-    """The token that would complete one of these, at the beginning of a text or after a space, never comes."""
+    """Texts that the answer never has, as they are tokenized at the start of a text or after a space."""
     tools: Sequence[Mapping[str, Any]] | None = None
-    """Functions that the model may call; the calls are part of the answer's text, in the model's form."""
+    """Functions that the model may call; calls are part of the answer's text, in the model's own form."""
 
 
 class OptionChanges(TypedDict, total=False):

@@ -1,11 +1,11 @@
-"""The fields of client and gateway: modules that are made whole."""
+"""The fields of client, command line and gateway: modules that are made whole."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import get_args
 
-from autoglm_engine.options.table import CLIENT, EXTENSION, Kind, Option, options_on
+from autoglm_engine.options.table import CLIENT, COMMAND, EXTENSION, Kind, Option, options_on
 
 _TYPES: Mapping[Kind, str] = {
     "INT32": "int",
@@ -20,6 +20,7 @@ _JSON_TYPES = {
     "logit_bias": "Mapping[int, float] | Mapping[str, float]",
     "tools": "Sequence[Mapping[str, Any]]",
 }
+LINE_LENGTH = 120
 _SMALLEST = 1e-6  # above 0, and in 32 bits too
 _CLIENT = '''\
 """The options of a generation: as fields, as keywords and on the wire. Made by `make options`; not to be edited."""
@@ -47,6 +48,23 @@ class OptionChanges(TypedDict, total=False):
 OPTION_KINDS: Mapping[str, OptionKind] = {{
 {names}}}
 '''
+_COMMANDS = '''\
+"""The flags of a request's options. Made by `make options`; not to be edited."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated
+
+from .flags import flag
+
+
+@dataclass(frozen=True, slots=True)
+class AnswerFields:
+    """None leaves an option to the server."""
+
+    # fmt: off
+{fields}'''
 _GATEWAY = '''\
 """The fields of a request beside those of OpenAI's API. Made by `make options`; not to be edited."""
 
@@ -75,6 +93,10 @@ def client_module() -> str:
     )
 
 
+def command_module() -> str:
+    return _COMMANDS.format(fields="".join(_flag(option) for option in options_on(COMMAND)))
+
+
 def gateway_module() -> str:
     fields = (f"    {option.name}: {_gateway_type(option)} | None = None\n" for option in options_on(EXTENSION))
     return _GATEWAY.format(fields="".join(fields))
@@ -82,6 +104,15 @@ def gateway_module() -> str:
 
 def _type(option: Option) -> str:
     return _JSON_TYPES.get(option.name, _TYPES[option.kind])
+
+
+def _flag(option: Option) -> str:
+    kind = {**_TYPES, "STRINGS": "list[str]", "JSON": "str"}[option.kind]
+    said = ", ".join(f'"{text}"' for text in (option.name, option.meaning, option.short) if text)
+    parts = f"{kind} | None, flag({said})"
+    if len(line := f"    {option.name}: Annotated[{parts}] = None") <= LINE_LENGTH:
+        return f"{line}\n"
+    return f"    {option.name}: Annotated[\n        {parts}\n    ] = None\n"
 
 
 def _gateway_type(option: Option) -> str:

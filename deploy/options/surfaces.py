@@ -7,12 +7,13 @@ from pathlib import Path
 
 from .configs import MODELS, config
 from .docs import extension_names, input_table, vllm_names
-from .fields import client_module, gateway_module
+from .fields import client_module, command_module, gateway_module
 from .regions import with_region
 
 ROOT = Path(__file__).parents[2]
 _MODULES = {
     "client/autoglm_client/option_fields.py": client_module,
+    "client/autoglm_cli/options/answer_fields.py": command_module,
     "gateway/autoglm_gateway/api/extensions.py": gateway_module,
 }
 _DOCS: dict[str, tuple[str, Callable[[], str]]] = {

@@ -109,6 +109,21 @@ def parameters(command: str) -> Mapping[str, Any]:
     return {parameter.name: parameter for parameter in get_command(app).commands[command].params}  # type: ignore[attr-defined]
 
 
+def test_help_of_the_gateway_says_its_defaults() -> None:
+    settings = GatewaySettings()
+    said = {
+        name: found[1]
+        for name, parameter in parameters("gateway").items()
+        if (found := re.search(r"\[default: ([^\]]*)\]", getattr(parameter, "help", None) or ""))
+    }
+    said.pop("otlp", None)
+    assert len(said) >= 6
+    for name, shown in said.items():
+        default = settings.served if name == "models" else getattr(settings, name)
+        text = ", ".join(default) if isinstance(default, (tuple, Mapping)) else str(default)
+        assert shown == text, name
+
+
 def test_ports_are_the_same_wherever_they_are_a_default() -> None:
     serve = {name: parameter.default for name, parameter in parameters("serve").items()}
     assert (DEFAULT_URL,) == GatewaySettings().servers == (f"127.0.0.1:{serve['grpc_port']}",)

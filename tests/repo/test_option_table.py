@@ -9,7 +9,8 @@ from collections.abc import Mapping
 from typing import Any, get_type_hints
 
 import pytest
-from autoglm_client import GenerationOptions
+from autoglm_cli import app
+from autoglm_client import GenerationOptions, async_client
 from autoglm_client.option_fields import OPTION_KINDS, OptionChanges
 from autoglm_client.transport.requests import generation_request
 from autoglm_engine.core import SamplingOptions
@@ -19,6 +20,7 @@ from autoglm_engine.options.request_parameters import _RENAMED
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.table import (
     CLIENT,
+    COMMAND,
     EXTENSION,
     OPENAI,
     OPTIONS,
@@ -33,9 +35,12 @@ from autoglm_export.errors import CheckpointError
 from autoglm_gateway.api.schema import ChatRequest
 from autoglm_gateway.priorities import BEST, LAST
 from pydantic import ValidationError
+from typer.main import get_command
+from typer.testing import CliRunner
 
 from deploy.options.surfaces import ROOT, made_files, out_of_date
 from tests.repo.test_model_repository import config, tensors
+from tests.support.client.client_fakes import FakeTransport, inputs_of
 
 RULES = OptionRules(max_length=1024, vocab_size=500, defaults={})
 NUMBERS = [option.name for option in OPTIONS.values() if option.low is not None]
@@ -135,6 +140,31 @@ def test_a_request_carries_the_tensor_that_the_server_declares(option: Option) -
     assert tensor.datatype == dtype.replace("STRING", "BYTES")
     assert list(tensor.shape) == [1, 2 if dims == (-1,) else 1]
     assert (dtype, dims) == (option.dtype, (-1 if option.is_list else 1,))
+
+
+@pytest.mark.parametrize("command", ["generate", "chat", "batch"])
+def test_a_command_has_the_flags_that_the_table_gives_it(command: str) -> None:
+    flags = {flag.name: flag for flag in get_command(app).commands[command].params if flag.param_type_name == "option"}  # type: ignore[attr-defined]
+    options = options_on(COMMAND)
+    assert set(flags) & set(OPTIONS) == {option.name for option in options}
+    for option in options:
+        flag = flags[option.name]
+        assert option.meaning in flag.help and flag.default is None
+        assert {f"--{option.name.replace('_', '-')}", option.short} - {""} == set(flag.opts)
+        assert flag.multiple == option.is_list and flag.is_flag == (option.kind == "BOOL")
+
+
+def test_a_command_asks_for_what_its_flags_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    transport = FakeTransport()
+    monkeypatch.setattr(async_client, "GrpcTransport", lambda address, **_: transport)
+    texts = {"STRING": "a", "STRINGS": "a", "JSON": "{}", "FP32": "0.5", "INT32": "1", "INT64": "1"}
+    said = [
+        (f"--{o.name.replace('_', '-')}", *([texts[o.kind]] if o.kind in texts else [])) for o in options_on(COMMAND)
+    ]
+    result = CliRunner().invoke(app, ["generate", "hi", "--raw", *(word for words in said for word in words)])
+    assert result.exit_code == 0, result.output
+    sent = inputs_of(transport.requests[0])
+    assert sent.keys() - {"text_input", "stream"} == {option.name for option in options_on(COMMAND)}
 
 
 def test_the_gateway_takes_what_the_table_gives_it() -> None:
