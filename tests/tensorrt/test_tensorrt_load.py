@@ -20,7 +20,7 @@ from autoglm_engine.runners.tensorrt import plan_reader
 from autoglm_engine.runners.tensorrt.kernel_cache import KernelCache
 from autoglm_engine.runners.tensorrt.module import load_module, new_log
 from autoglm_engine.runners.tensorrt.runner import RESERVE_BYTES
-from autoglm_engine.triton.engine_model import warm_up
+from autoglm_engine.triton.loaded_model import warm_up
 
 from tests.support.tensorrt.contract_network import GpuBench
 from tests.support.tensorrt.fake_tensorrt import FakeTensor, Specialisation

@@ -11,9 +11,9 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
+from autoglm_engine.cache import opening
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.runners.base import Limits
-from autoglm_engine.triton import engine_model as service_module
 from autoglm_engine.triton.board.engine_watch import EngineWatch
 from autoglm_engine.triton.board.finder import SHARED_MEMORY, boards_of
 from autoglm_engine.triton.board.server_identity import ServerIdentity
@@ -123,7 +123,7 @@ def test_an_engine_that_cannot_be_loaded_did_not_die(tmp_path: Path, where: str)
         raise ArtifactError("there is no embedder")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, where, refuse)
+        patch.setattr(opening, where, refuse)
         with pytest.raises(ArtifactError), serving(tmp_path, FakeRunner(Limits(4, 64, 8, VOCAB)), identity=server):
             pass
     assert not watch.look()

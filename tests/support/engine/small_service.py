@@ -17,7 +17,7 @@ from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.messages import Packed, pack_request, unpack_event
 from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.settings.model import EngineSettings, plain_settings
-from autoglm_engine.triton import engine_model as service_module
+from autoglm_engine.triton import loaded_model
 from autoglm_engine.triton.board.seal import SEAL_BYTES, Kind
 from autoglm_engine.triton.engine_model import EngineService
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics
@@ -112,7 +112,7 @@ def serving(
 ) -> Iterator[EngineService]:
     write_artifact(folder)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(service_module, "load_runner", lambda *args, **rest: runner)
+        patch.setattr(loaded_model, "load_runner", lambda *args, **rest: runner)
         made = EngineService(
             folder,
             settings or plain_settings(),
