@@ -13,8 +13,9 @@ from autoglm_engine.manifest import Manifest, VisionSettings
 
 from autoglm_export.auto_runtime.choice import candidates, choose, fitting
 from autoglm_export.auto_runtime.timing import measure
-from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.bundled import resolve
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.parity.device_trial import tried

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError
 from safetensors.numpy import load_file, save_file
 

@@ -10,7 +10,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 from autoglm_export.artifact import Options, lower
-from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import ExportError, TensorError, UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.quantize.int4 import best_scales

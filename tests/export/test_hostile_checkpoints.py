@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.checkpoint.gguf_header import MOST_ELEMENTS, check_header
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.safetensors import read_header
 from autoglm_export.embedder.export import read_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, TensorError

@@ -14,8 +14,9 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
-from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.bundled import resolve
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import ParityError
 from autoglm_export.export import check_artifact, export
 from autoglm_export.parity import gate as parity

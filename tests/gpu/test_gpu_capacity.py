@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from autoglm_engine.errors import WrongOnThisGpu
 from autoglm_engine.runners.cuda.bindings import CudaBindings
-from autoglm_engine.runners.tensorrt.load import check_here
+from autoglm_engine.runners.device_check.loading import check_here
 from autoglm_engine.runners.tensorrt.module import load_module
 from autoglm_export.errors import ExportError
 from autoglm_export.tensorrt.attention import FORMS

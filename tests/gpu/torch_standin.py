@@ -25,7 +25,8 @@ import torch
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.manifest import FileRecord, Manifest
 from autoglm_engine.runners.cuda.api import Cuda
-from autoglm_engine.runners.tensorrt.load import check_on, open_runner
+from autoglm_engine.runners.device_check.loading import check_on
+from autoglm_engine.runners.tensorrt.load import open_runner
 from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
 from autoglm_export.auto_runtime.random_weights import RandomWeights

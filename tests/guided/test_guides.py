@@ -20,7 +20,7 @@ from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint import bundled
-from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from llguidance import LLTokenizer

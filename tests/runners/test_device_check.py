@@ -13,10 +13,10 @@ from autoglm_engine.errors import ArtifactError, DeviceError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.device_check import approval as device_approval
 from autoglm_engine.runners.device_check import check as device_check
+from autoglm_engine.runners.device_check.loading import check_on
 from autoglm_engine.runners.device_check.pattern import KINDS, POISON, pattern, poison, restored, scaled, stored
 from autoglm_engine.runners.device_check.reference import DeviceReference
 from autoglm_engine.runners.runtime_details import check_details
-from autoglm_engine.runners.tensorrt.load import check_on
 from autoglm_export.tensorrt.device_reference import text_logits
 
 from tests.support.export.numpy_runner import Rows

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError, WrongOnThisGpu
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runners.tensorrt.load import check_on
+from autoglm_engine.runners.device_check.loading import check_on
 from autoglm_export.errors import ExportError
 from autoglm_export.parity.device_trial import recheck, tried
 from autoglm_export.tensorrt.attention import FORMS

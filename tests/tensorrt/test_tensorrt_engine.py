@@ -12,7 +12,8 @@ from autoglm_engine.core import Adjustments, Candidates, Request, SamplingOption
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.parity.gate import greedy
 from autoglm_export.parity.reference import Reference
 from tokenizers import Tokenizer

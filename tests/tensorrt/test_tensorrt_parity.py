@@ -20,8 +20,9 @@ import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Limits, run_step
-from autoglm_export.checkpoint.base import Checkpoint, open_checkpoint
+from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.bundled import resolve
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.parity import gate as parity
 from autoglm_export.parity.reference import Reference
 from autoglm_export.parity.text import TEXTS

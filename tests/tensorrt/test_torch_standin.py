@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from autoglm_engine.runners.tensorrt.load import check_on
+from autoglm_engine.runners.device_check.loading import check_on
 
 from tests.gpu import torch_standin
 from tests.support.export.artifacts import ROOT

@@ -9,7 +9,7 @@ import pytest
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.tokenizer.incremental import TokenText, decode_piece
 from autoglm_export.checkpoint import bundled
-from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models

@@ -12,7 +12,7 @@ from pathlib import Path
 from autoglm_engine.errors import ArtifactError, WrongOnThisGpu
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.device_check.approval import DETAIL
-from autoglm_engine.runners.tensorrt.load import check_here
+from autoglm_engine.runners.device_check.loading import check_here
 
 from autoglm_export.artifact import save_whole
 from autoglm_export.errors import ExportError

@@ -17,8 +17,8 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
-from autoglm_export.checkpoint.base import open_checkpoint
 from autoglm_export.checkpoint.bundled import resolve
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.export import export
 from autoglm_export.reproducible import kernels
 from safetensors.numpy import save_file

@@ -15,6 +15,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 from autoglm_engine.runners.base import run_step
+from autoglm_engine.runners.device_check.approval import approve
 from autoglm_engine.runners.tensorrt.load import open_runner
 from autoglm_engine.runners.tensorrt.runner import TensorRTRunner
 from autoglm_engine.runners.tensorrt.shapes import TensorShapes
@@ -237,7 +238,8 @@ class GpuBench:
         self.trt = module(self.cuda, contract_network(self.shapes, self.decoder.compute))
 
     def open(self) -> TensorRTRunner:
-        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda, {"XDG_CACHE_HOME": str(self.folder)})
+        environ = {"XDG_CACHE_HOME": str(self.folder)}
+        self.runner = open_runner(self.folder, self.manifest, self.trt, self.cuda, environ, approve=approve)
         self.loaded = list(zip(self.decoder.calls, self.decoder.keys, strict=True))
         self.decoder.calls.clear()
         self.decoder.keys.clear()

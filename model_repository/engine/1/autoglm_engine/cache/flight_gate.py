@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from autoglm_engine.engine.gate import AlwaysOpen, StreamGate
+from autoglm_engine.engine.stream_pacer import AlwaysOpen, StreamGate
 
 from .shared_request import SharedRequest
 

@@ -22,8 +22,8 @@ from dataclasses import dataclass
 from itertools import chain, islice
 
 from autoglm_engine.core import Event, FinishReason, Request
-from autoglm_engine.engine.speculation.drafter import FIXED_ROWS, Drafter
-from autoglm_engine.engine.speculation.verifier import Choices, choose
+from autoglm_engine.engine.choices import Choices, choose
+from autoglm_engine.engine.drafter import FIXED_ROWS, Drafter
 from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
 from autoglm_engine.metrics import Metrics, NoMetrics
 from autoglm_engine.own_failures import own_failure
@@ -34,7 +34,6 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
-from .gate import AlwaysOpen, StreamGate
 from .images.desk import ImageDesk
 from .images.vision import Vision
 from .output_processor import OutputProcessor
@@ -43,7 +42,7 @@ from .scheduler import Scheduler, StepPlan
 from .sequence import Sequence, Taken, Waiting
 from .slots import Allocation, SlotTable
 from .stats import EngineMetrics, EngineStats
-from .stream_pacer import StreamPacer
+from .stream_pacer import AlwaysOpen, StreamGate, StreamPacer
 
 _log = logging.getLogger(__name__)
 _GATHERING_SECONDS = 0.001  # between two looks at requests that wait for company

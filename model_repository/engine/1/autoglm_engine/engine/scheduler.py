@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from autoglm_engine.core import Span, StepBatch
-from autoglm_engine.engine.speculation.drafter import Drafter
+from autoglm_engine.engine.drafter import Drafter
 from autoglm_engine.errors import EngineError
 from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Limits

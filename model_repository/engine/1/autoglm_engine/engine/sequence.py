@@ -6,7 +6,7 @@ from dataclasses import dataclass, field, replace
 
 from autoglm_engine.core import Event, FinishReason, Request, Stages, TokenIds, TokenLogprobs, Usage
 from autoglm_engine.engine.images.request_images import RequestImages
-from autoglm_engine.engine.speculation.counts import Speculation
+from autoglm_engine.engine.speculation.policy import Speculation
 from autoglm_engine.errors import EngineError
 from autoglm_engine.sampling.sampler import TokenSampler
 from autoglm_engine.tokenizer.output import Output

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Protocol
 
 from autoglm_engine.core import Request
 from autoglm_engine.settings.model import EngineSettings
 
-from .gate import StreamGate
 from .sequence import Sequence, Waiting
+
+
+class StreamGate(Protocol):
+    """Asked by the step thread for every stream with something to say, except for its first tokens and its end."""
+
+    def may_send(self, request_id: str, now: float) -> bool: ...
+
+
+class AlwaysOpen:
+    def may_send(self, request_id: str, now: float) -> bool:
+        return True
 
 
 class StreamPacer:

@@ -20,8 +20,8 @@ from .runtime_details import check_details
 _RUNNERS = {
     "onnx": (".onnx.runner", "OnnxRunner", "onnxruntime"),
     "native": (".native.runner", "NativeRunner", None),
-    "tensorrt": (".tensorrt.load", "load_tensorrt_runner", None),
-    "tensorrt-rtx": (".tensorrt.load", "load_tensorrt_runner", None),
+    "tensorrt": (".device_check.loading", "load_tensorrt_runner", None),
+    "tensorrt-rtx": (".device_check.loading", "load_tensorrt_runner", None),
 }
 _SAME_CODE = {"onnxruntime": ("onnxruntime-gpu",)}  # under another name, with more kernels
 _ANY_DEVICE = "auto"

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 
 from autoglm_engine.core import Span, StepBatch
+from autoglm_engine.engine.drafter import FIXED_ROWS
 from autoglm_engine.engine.engine import Engine
-from autoglm_engine.engine.gate import StreamGate
-from autoglm_engine.engine.speculation.drafter import FIXED_ROWS
 from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
+from autoglm_engine.engine.stream_pacer import StreamGate
 from autoglm_engine.guided.grammar import Guides
 from autoglm_engine.guided.pool import GuidePool
 from autoglm_engine.manifest import Manifest

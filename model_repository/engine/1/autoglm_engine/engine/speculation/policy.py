@@ -10,8 +10,11 @@ drafts pay; with many at once it nears 1, and only near certain ones do: large b
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from .prompt_lookup import PromptLookup
+
+FORCED_ACCEPTANCE = 0.97  # the sampler may spell what is forced with other tokens than the tokenizer would
 _WEIGHT = 1 / 8  # of the newest judgement
 _FIRST_ESTIMATE = 0.5
 _MARGIN = 1.25
@@ -25,6 +28,37 @@ class Acceptance:
 
     def judge(self, *, was_right: bool) -> None:
         self.estimate += _WEIGHT * (was_right - self.estimate)
+
+
+@dataclass(slots=True)
+class Speculation:
+    """Of one sequence that drafts tokens: where from, how many, and how often they were right. `most`: tokens drafted
+    at a time. `always`: also where they do not pay. `expected`: the token that the lookup says comes next; -1: none. It
+    is judged whether it was drafted or not, so that the estimate lives on while drafting is off. `is_forced`: the draft
+    is what a guide leaves, which says nothing of the lookup."""
+
+    lookup: PromptLookup
+    most: int
+    always: bool
+    acceptance: Acceptance = field(default_factory=Acceptance)
+    expected: int = -1
+    is_forced: bool = False
+
+    @property
+    def estimate(self) -> float:
+        """How likely a drafted token is right."""
+        return FORCED_ACCEPTANCE if self.is_forced else self.acceptance.estimate
+
+    def judge(self, first_taken: int, num_drafts: int, num_accepted: int) -> None:
+        """After a step that took at least one token."""
+        if self.is_forced:
+            return
+        if not num_drafts:
+            if self.expected >= 0:
+                self.acceptance.judge(was_right=first_taken == self.expected)
+            return
+        for place in range(min(num_accepted + 1, num_drafts)):
+            self.acceptance.judge(was_right=place < num_accepted)
 
 
 @dataclass(frozen=True, slots=True)

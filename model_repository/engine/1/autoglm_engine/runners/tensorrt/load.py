@@ -1,4 +1,4 @@
-"""Whether an artifact of the runtimes "tensorrt" and "tensorrt-rtx" can run on this machine's GPU, and its runner."""
+"""The runner of an artifact of the runtimes "tensorrt" and "tensorrt-rtx", where it can run on this machine's GPU."""
 
 from __future__ import annotations
 
@@ -8,19 +8,15 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from autoglm_engine.errors import ArtifactError, DeviceError, WrongOnThisGpu
+from autoglm_engine.errors import ArtifactError, DeviceError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.runners.cuda.api import Cuda
-from autoglm_engine.runners.cuda.bindings import CudaBindings
 from autoglm_engine.runners.cuda.memory import free_all
-from autoglm_engine.runners.device_check.approval import approve, examined, record_of, refusal
-from autoglm_engine.runners.runtime_details import check_details
 
 from .calls import graphs_of
 from .engine_plan import EnginePlan
 from .kernel_cache import KernelCache
-from .module import load_module
 from .runner import TensorRTRunner
 from .shapes import TensorShapes
 
@@ -28,42 +24,6 @@ _FLOAT = 4  # bytes
 Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
 _STEP_TOKENS = 2048  # some 40 ms of an H200's arithmetic (18.8 GFLOP a token of GLM-4-9B at 989 TFLOP/s)
 _GRAPH_BYTES = 16 << 20  # that a decode graph and its context may take
-_KEYS = ("module", "engine", "compute_capabilities", "weight_streaming", "attention_lengths", "prefill_lengths")
-
-
-def load_tensorrt_runner(folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> TensorRTRunner:
-    """The CPU's threads are of no use to it. Raises ArtifactError with one sentence where the artifact cannot run
-    here."""
-    if missing := [key for key in _KEYS if key not in manifest.runtime_details]:
-        raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
-    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
-    return open_runner(folder, manifest, trt, CudaBindings())
-
-
-def check_here(folder: Path, manifest: Manifest) -> dict[str, Any]:
-    """Checks the artifact on this machine's GPU, whatever its manifest says, and returns what the manifest is to keep
-    of it. Raises ArtifactError with one sentence where it cannot run here, or computes something else."""
-    check_details(manifest, folder)
-    if "reference" not in manifest.runtime_details:
-        raise ArtifactError(f"the artifact at {folder} has no reference to check a GPU by; export it again")
-    trt = load_module(manifest.runtime_details["module"], manifest.runtime_version)
-    return check_on(folder, manifest, trt, CudaBindings())
-
-
-def check_on(
-    folder: Path, manifest: Manifest, trt: Any, cuda: Cuda, environ: Mapping[str, str] = os.environ
-) -> dict[str, Any]:
-    """See `check_here`; the rest as for `open_runner`."""
-    record: dict[str, Any] = {}
-
-    def examine(folder: Path, manifest: Manifest, runner: TensorRTRunner, cuda: Cuda) -> None:
-        report = examined(folder, manifest, runner, cuda)
-        if report.failure is not None:
-            raise WrongOnThisGpu(refusal(report.failure, manifest, cuda.device))
-        record.update(record_of(report, manifest, cuda.device))
-
-    open_runner(folder, manifest, trt, cuda, environ, approve=examine).close()
-    return record
 
 
 def open_runner(
@@ -73,7 +33,7 @@ def open_runner(
     cuda: Cuda,
     environ: Mapping[str, str] = os.environ,
     *,
-    approve: Approve = approve,
+    approve: Approve,
 ) -> TensorRTRunner:
     """`trt`: the module. `environ`: tells where compiled kernels are kept. The runner closes `cuda`, and so does a
     failure to make one. `approve` raises ArtifactError where this GPU must not serve."""

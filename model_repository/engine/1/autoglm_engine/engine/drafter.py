@@ -16,14 +16,12 @@ import numpy as np
 
 from autoglm_engine.core import Request, Span, TokenIds
 from autoglm_engine.engine.sequence import Sequence
+from autoglm_engine.engine.speculation.policy import Offer, Speculation, StepWork, allot
+from autoglm_engine.engine.speculation.prompt_lookup import PromptLookup
 from autoglm_engine.errors import EngineError, InvalidRequest
 from autoglm_engine.own_failures import own_failure
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
-
-from .counts import Speculation
-from .policy import Offer, StepWork, allot
-from .prompt_lookup import PromptLookup
 
 _log = logging.getLogger(__name__)
 _CANNOT = "the artifact's runtime gives the logits of one token of a sequence at a time"
