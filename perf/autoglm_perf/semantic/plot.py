@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from html import escape
 
-_WIDTH, _HEIGHT, _LEFT, _TOP, _RIGHT, _BOTTOM = 780, 360, 50, 40, 210, 40
+from autoglm_cli.svg_elements import NAMESPACE, Axis, element, line, picture, polyline, text
+
+_WIDTH, _HEIGHT = 780, 360
+_LEFT, _SIDE, _TOP, _FOOT = 50, 570, 40, 320  # the edges of the plot
+_THRESHOLDS, _SHARES = Axis(0.5, 1.0, _LEFT, _SIDE), Axis(0.0, 1.0, _FOOT, _TOP)
 _STYLE = (
     "text{font:13px sans-serif;fill:#333}.axis{stroke:#999}.grid{stroke:#ddd}.default{stroke:#c33;stroke-dasharray:4 3}"
     ".curve{fill:none;stroke-width:2}.guarded{stroke:#1a7f37}.bare{stroke:#888}.recall{stroke-dasharray:6 4}"
@@ -25,44 +28,34 @@ class Curve:
 
 
 def curves_svg(title: str, curves: Sequence[Curve], default: float) -> str:
-    head = (
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img"><style>{_STYLE}</style>'
-    )
-    frame = "".join(_level(share / 4) for share in range(5)) + "".join(_tick(0.5 + n / 10) for n in range(6))
-    mark = f'<path class="default" d="M{_x(default)} {_TOP}V{_HEIGHT - _BOTTOM}"/>'
-    lines = "".join(_curve(curve) + _legend(number, curve) for number, curve in enumerate(curves))
-    return (
-        f'{head}<text x="{_LEFT}" y="20">{escape(title)}; the line marks the default '
-        f"threshold</text>{frame}{mark}{lines}</svg>\n"
-    )
-
-
-def _x(threshold: float) -> float:
-    return round(_LEFT + (threshold - 0.5) * 2 * (_WIDTH - _LEFT - _RIGHT), 1)
-
-
-def _y(share: float) -> float:
-    return round(_HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM), 1)
+    heading = text(_LEFT, 20, f"{title}; the line marks the default threshold")
+    levels = "".join(_level(share / 4) for share in range(5))
+    ticks = "".join(_tick(0.5 + n / 10) for n in range(6))
+    mark = line((_THRESHOLDS.at(default), _TOP), (_THRESHOLDS.at(default), _FOOT), class_="default")
+    drawn = "".join(_curve(curve) + _legend(number, curve) for number, curve in enumerate(curves))
+    body = element("style", _STYLE) + heading + levels + ticks + mark + drawn
+    return picture(_WIDTH, _HEIGHT, body, xmlns=NAMESPACE, role="img") + "\n"
 
 
 def _level(share: float) -> str:
-    line = f'<path class="grid" d="M{_LEFT} {_y(share)}H{_WIDTH - _RIGHT}"/>'
-    return f'{line}<text x="{_LEFT - 8}" y="{_y(share) + 4}" text-anchor="end">{share:g}</text>'
+    y = _SHARES.at(share)
+    number = text(_LEFT - 8, y + 4, f"{share:g}", text_anchor="end")
+    return line((_LEFT, y), (_SIDE, y), class_="grid") + number
 
 
 def _tick(threshold: float) -> str:
-    return f'<text x="{_x(threshold)}" y="{_HEIGHT - _BOTTOM + 20}" text-anchor="middle">{threshold:.1f}</text>'
+    return text(_THRESHOLDS.at(threshold), _FOOT + 20, f"{threshold:.1f}", text_anchor="middle")
 
 
 def _curve(curve: Curve) -> str:
-    points = " ".join(f"{_x(threshold)},{_y(share)}" for threshold, share in curve.points if share is not None)
-    return f'<polyline class="{_classes(curve)}" points="{points}"/>'
+    points = [(_THRESHOLDS.at(threshold), _SHARES.at(share)) for threshold, share in curve.points if share is not None]
+    return polyline(points, class_=_classes(curve))
 
 
 def _legend(number: int, curve: Curve) -> str:
     y = _TOP + 20 + 22 * number
-    line = f'<path class="{_classes(curve)}" d="M{_WIDTH - _RIGHT + 12} {y}h26"/>'
-    return f'{line}<text x="{_WIDTH - _RIGHT + 44}" y="{y + 4}">{escape(curve.name)}</text>'
+    sample = line((_SIDE + 12, y), (_SIDE + 38, y), class_=_classes(curve))
+    return sample + text(_SIDE + 44, y + 4, curve.name)
 
 
 def _classes(curve: Curve) -> str:

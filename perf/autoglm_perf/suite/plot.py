@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from html import escape
 
+from autoglm_cli.svg_elements import Axis, element, line, picture, polyline, rectangle, text
+
 from .spread import Spread, shown
 
 _PANEL, _LEFT, _TOP, _FOOT = 130, 70, 28, 22
@@ -37,62 +39,52 @@ class Panel:
 
 def lines(panel: Panel) -> str:
     """From zero to the largest value, over the whole time of all lines; each line's name stands in the title row."""
-    points = [point for line in panel.lines for point in line.points]
-    seconds, top = max((at for at, _ in points), default=0.0) or 1.0, max((v for _, v in points), default=0.0) or 1.0
-    height = _TOP + _PANEL + _FOOT
-    drawn = "".join(_line(line, number, seconds, top) for number, line in enumerate(panel.lines))
-    names = "".join(
-        f'<tspan dx="12" class="n{number}">{escape(line.name)}</tspan>' for number, line in enumerate(panel.lines)
-    )
-    title = escape(f"{panel.title}, {panel.unit}", quote=True)
-    head = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{title}">'
-    return f'{head}<text x="0" y="16" class="title">{title}{names}</text>{_grid(seconds, top)}{drawn}</svg>'
+    points = [point for one in panel.lines for point in one.points]
+    times = Axis(0, max((at for at, _ in points), default=0.0) or 1.0, _LEFT, _WIDTH)
+    values = Axis(0, max((value for _, value in points), default=0.0) or 1.0, _TOP + _PANEL, _TOP)
+    drawn, names = "", ""
+    for number, one in enumerate(panel.lines):
+        places = [(times.at(at), values.at(value)) for at, value in one.points]
+        drawn += polyline(places, class_=f"l{number}", title=one.name)
+        names += element("tspan", escape(one.name), dx=12, class_=f"n{number}")
+    title = f"{panel.title}, {panel.unit}"
+    return _picture(title, _TOP + _PANEL + _FOOT, _grid(times, values) + drawn, names)
 
 
-def _grid(seconds: float, top: float) -> str:
-    bottom = _TOP + _PANEL
+def _picture(title: str, height: int, body: str, names: str = "") -> str:
+    """`body` and `names`, which stand behind the title, are SVG."""
+    heading = element("text", escape(title) + names, x=0, y=16, class_="title")
+    return picture(_WIDTH, height, heading + body, role="img", aria_label=title)
+
+
+def _grid(times: Axis, values: Axis) -> str:
     rows = "".join(
-        f'<path d="M{_LEFT} {bottom - part * _PANEL}H{_WIDTH}" class="grid"/>'
-        f'<text x="{_LEFT - 8}" y="{bottom - part * _PANEL + 4}" class="label">{shown(part * top)}</text>'
-        for part in (0.0, 0.5, 1.0)
+        line((_LEFT, values.at(value)), (_WIDTH, values.at(value)), class_="grid")
+        + text(_LEFT - 8, values.at(value) + 4, shown(value), class_="label")
+        for value in (0.0, values.high / 2, values.high)
     )
-    ends = (
-        f'<text x="{_LEFT}" y="{bottom + 18}">0</text><text x="{_WIDTH}" y="{bottom + 18}" '
-        f'class="label">{shown(seconds / 60)} min</text>'
-    )
-    return rows + ends
-
-
-def _line(line: Line, number: int, seconds: float, top: float) -> str:
-    path = " ".join(
-        f"{_LEFT + at / seconds * (_WIDTH - _LEFT):.1f},{_TOP + _PANEL * (1 - value / top):.1f}"
-        for at, value in line.points
-    )
-    return f'<polyline points="{path}" class="l{number}"><title>{escape(line.name)}</title></polyline>'
+    foot = values.start + 18
+    return rows + text(_LEFT, foot, "0") + text(_WIDTH, foot, f"{shown(times.high / 60)} min", class_="label")
 
 
 def bars(title: str, rows: Sequence[Bar]) -> str:
     """Bars from zero, the least and the greatest run as a line over the end of each."""
     top = max((row.spread.high for row in rows), default=0.0) or 1.0
-    height = 30 + _ROW * len(rows)
-    head = f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title, quote=True)}">'
-    body = "".join(_bar(row, 30 + _ROW * number, top) for number, row in enumerate(rows))
-    return f'{head}<text x="0" y="16" class="title">{escape(title)}</text>{body}</svg>'
+    values = Axis(0, top, _LABEL, _WIDTH - _VALUE)
+    body = "".join(_bar(row, 30 + _ROW * number, values) for number, row in enumerate(rows))
+    return _picture(title, 30 + _ROW * len(rows), body)
 
 
-def _bar(row: Bar, y: int, top: float) -> str:
-    def x(value: float) -> float:
-        return round(_LABEL + value / top * (_WIDTH - _LABEL - _VALUE), 1)
-
+def _bar(row: Bar, y: int, values: Axis) -> str:
     middle, spread = y + _BAR / 2, row.spread
-    kind = "before" if row.is_baseline else "after"
-    low, high = x(spread.low), x(spread.high)
+    low, high, median = values.at(spread.low), values.at(spread.high), values.at(spread.median)
     whisker = f"M{low} {middle}H{high}M{low} {middle - 4}v8M{high} {middle - 4}v8" if low < high else ""
+    kind = "before" if row.is_baseline else "after"
     return (
-        f'<text x="{_LABEL - 10}" y="{middle + 4}" class="label">{escape(_fitted(row.label))}</text>'
-        f'<rect x="{_LABEL}" y="{y}" width="{max(1.0, x(spread.median) - _LABEL):.1f}" height="{_BAR}" '
-        f'rx="3" class="{kind}"/><path d="{whisker}" class="spread"/>'
-        f'<text x="{max(high, x(spread.median)) + 8}" y="{middle + 4}" class="value">{shown(spread.median)}</text>'
+        text(_LABEL - 10, middle + 4, _fitted(row.label), class_="label")
+        + rectangle(_LABEL, y, max(1.0, median - _LABEL), _BAR, rx=3, class_=kind)
+        + element("path", d=whisker, class_="spread")
+        + text(max(high, median) + 8, middle + 4, shown(spread.median), class_="value")
     )
 
 
