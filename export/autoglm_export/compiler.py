@@ -20,7 +20,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
+from autoglm_engine.runners.cpu import cpu_features
+from autoglm_engine.runners.native.library import TARGET_VARIABLE
 
 from .errors import ExportError, InvalidOption
 

@@ -16,7 +16,8 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from autoglm_engine.runners.native.library import TARGET_VARIABLE, cpu_features
+from autoglm_engine.runners.cpu import cpu_features
+from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from autoglm_export.compiler import TARGETS
 
 TESTS = (

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from autoglm_cli.procfs import ProcFs
 from autoglm_cli.profile.gpu import parse_query
 from autoglm_cli.profile.host import find_host, read_host, server_processes
-from autoglm_cli.profile.procfs import ProcFs
 
 ROUTES = """Iface\tDestination\tGateway\tFlags\tRefCnt\tUse\tMetric\tMask\tMTU\tWindow\tIRTT
 eth0\t00000000\t010200C0\t0003\t0\t0\t0\t00000000\t0\t0\t0

@@ -14,7 +14,7 @@ def test_an_axis_may_go_up_and_ends_at_its_highest_value(value: float, place: fl
 
 
 def test_names_of_others_are_text_wherever_they_stand() -> None:
-    hostile = '<b>"&\''
+    hostile = "<b>\"&'"
     drawn = text(1, 2.25, hostile) + rectangle(0, 0, 1, 1, title=hostile) + polyline([(0, 1)], class_=hostile)
     root = ElementTree.fromstring(picture(10, 10, drawn, xmlns=NAMESPACE, aria_label=hostile))
     words, box, curve = root

@@ -137,10 +137,10 @@ async def _drive(
     from autoglm_client.exceptions import CannotConnectError
     from autoglm_client.model_names import ModelNames
 
+    from autoglm_cli.procfs import ProcFs
     from autoglm_cli.profile.driving import Probe, drive
     from autoglm_cli.profile.gpu import find_gpu
     from autoglm_cli.profile.host import find_host
-    from autoglm_cli.profile.procfs import ProcFs
 
     target = dataclasses.replace(target, urls=target.urls[:1])
     async with target.async_client() as client:

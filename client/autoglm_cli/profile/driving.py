@@ -14,10 +14,11 @@ from autoglm_client.async_client import AsyncClient
 from autoglm_client.exceptions import AutoGLMError, CannotConnectError
 from autoglm_client.transport.time_limit import LimitPassed
 
+from autoglm_cli.procfs import ProcFs
+
 from .figures import STAGES
 from .gpu import GpuMeter
 from .host import read_host
-from .procfs import ProcFs
 from .records import EngineState, Host, HostState, RequestRecord, Run, Sample
 from .workload import Asked
 

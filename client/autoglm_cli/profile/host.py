@@ -11,7 +11,8 @@ from typing import TypeVar
 
 from autoglm_client.model_names import ENSEMBLE, PARTS, ModelNames
 
-from .procfs import ProcFs
+from autoglm_cli.procfs import ProcFs
+
 from .records import Host, HostState, Interface
 
 CLIENT = "client"

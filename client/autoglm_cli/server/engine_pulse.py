@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable, Iterable
-from pathlib import Path
+
+from autoglm_cli.procfs import ProcFs
 
 LEAST_LOOKS = 3
 _IDLE_SHARE = 0.02  # of a core: what an engine that can do nothing any more still uses, for looking at the time
@@ -36,12 +36,5 @@ class EnginePulse:
 
 def cpu_seconds(pids: Iterable[int]) -> float:
     """Of these processes, as far as they run."""
-    return sum(map(_cpu_seconds, pids))
-
-
-def _cpu_seconds(pid: int) -> float:
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except OSError:
-        return 0.0
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")  # utime and stime
+    proc = ProcFs()
+    return sum(proc.cpu_seconds(pid) or 0.0 for pid in pids)

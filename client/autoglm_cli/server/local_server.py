@@ -6,7 +6,6 @@ with LocalServer("model_repository", artifact="build/smollm2") as server:
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -24,6 +23,7 @@ from autoglm_client.model_names import ModelNames
 from autoglm_client.transport.shared_inputs import KEY_HEADER
 from autoglm_client.transport.tls import TLS
 
+from autoglm_cli.procfs import ProcFs
 from autoglm_cli.repository.repositories import default_artifact, families, own_artifact
 
 from .byte_code import compile_models
@@ -196,9 +196,7 @@ class LocalServer:
             self._are_keys_hidden = True
 
     def _is_triton(self) -> bool:
-        with contextlib.suppress(OSError):
-            return Path(f"/proc/{self.pid}/exe").samefile(find_triton().binary)
-        return False
+        return self.pid is not None and ProcFs().runs(self.pid, find_triton().binary)
 
     @property
     def _keys(self) -> tuple[str, str]:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import errno
 import socket
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, suppress
-from pathlib import Path
+from collections.abc import Mapping
+from contextlib import ExitStack
 
 from autoglm_client.exceptions import LocalServerError
 
-_LISTENING = "0A"
+from autoglm_cli.procfs import ProcFs
+
 _CONNECT_SECONDS = 2.0
 
 
@@ -79,36 +79,7 @@ def _listening(host: str, port: int) -> socket.socket:
 
 
 def _holder(port: int) -> str:
-    inodes = {f"socket:[{inode}]" for inode in _listening_inodes(port)}
-    for process in Path("/proc").iterdir():
-        if process.name.isdigit() and not inodes.isdisjoint(_open_files(process)):
-            return f"{_name(process)} (process {process.name})"
-    return "a program of another user or container"
-
-
-def _listening_inodes(port: int) -> Iterator[str]:
-    for table in ("tcp", "tcp6"):
-        for row in _text(Path(f"/proc/net/{table}")).splitlines()[1:]:
-            _, local, _, state, *_, inode = row.split()[:10]
-            if state == _LISTENING and int(local.rpartition(":")[2], 16) == port:
-                yield inode
-
-
-def _open_files(process: Path) -> Iterator[str]:
-    """Nothing of another user's, nor of a process that is gone."""
-    with suppress(OSError):
-        for file in (process / "fd").iterdir():
-            with suppress(OSError):
-                yield str(file.readlink())
-
-
-def _name(process: Path) -> str:
-    name = _text(process / "comm").strip()
-    return name if name.isprintable() and name else "a program"
-
-
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""
+    proc = ProcFs()
+    if (pid := proc.listener(port)) is None:
+        return "a program of another user or container"
+    return f"{proc.program_name(pid) or 'a program'} (process {pid})"

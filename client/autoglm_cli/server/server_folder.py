@@ -14,6 +14,8 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoglm_cli.procfs import ProcFs
+
 from .server_remains import Remains, try_lock
 
 _PREFIX = "autoglm-server-"
@@ -32,11 +34,8 @@ class Process:
     @staticmethod
     def of(pid: int) -> Process | None:
         """None where it has ended, reaped or not."""
-        try:
-            state, *numbers = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        except OSError:
-            return None
-        return None if state in "ZX" else Process(pid, int(numbers[18]))
+        started = ProcFs().start_ticks(pid)
+        return None if started is None else Process(pid, started)
 
     @property
     def is_alive(self) -> bool:

@@ -12,6 +12,8 @@ from autoglm_client.transport.tls import TLS
 from tritonclient.grpc import service_pb2 as pb
 from tritonclient.grpc import service_pb2_grpc
 
+from autoglm_cli.procfs import ProcFs
+
 _OPTIONS = (
     ("grpc.use_local_subchannel_pool", 1),  # else a server that did not listen yet is left alone for a while
     ("grpc.enable_http_proxy", 0),
@@ -50,25 +52,11 @@ def _stub(address: str, tls: TLS | None) -> Iterator[service_pb2_grpc.GRPCInfere
 
 def stub_processes(server_pid: int) -> dict[int, str]:
     """The processes of the server's Python models: pid -> model. Those that ended are left out."""
+    proc = ProcFs()
     found: dict[int, str] = {}
-    for listing in _listings(server_pid):
-        for pid in _read(listing).split():
-            arguments = _read(Path(f"/proc/{pid}/cmdline")).split("\0")  # empty for one that ended
-            model_file = next((Path(a) for a in arguments if a.endswith("/model.py")), None)
-            if model_file:
-                found[int(pid)] = model_file.parent.parent.name
+    for pid in proc.children(server_pid):
+        arguments = proc.command_line(pid)  # empty for one that ended
+        model_file = next((Path(a) for a in arguments if a.endswith("/model.py")), None)
+        if model_file:
+            found[pid] = model_file.parent.parent.name
     return found
-
-
-def _listings(server_pid: int) -> list[Path]:
-    try:
-        return list(Path(f"/proc/{server_pid}/task").glob("*/children"))
-    except OSError:  # the server ended meanwhile
-        return []
-
-
-def _read(path: Path) -> str:
-    try:
-        return path.read_text(errors="replace")
-    except OSError:
-        return ""

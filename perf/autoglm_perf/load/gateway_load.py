@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm_cli.profile.procfs import ProcFs
+from autoglm_cli.procfs import ProcFs
 from autoglm_cli.server.children import start_child
 from autoglm_cli.server.ports import free_ports
 

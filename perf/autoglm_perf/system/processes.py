@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+from autoglm_cli.procfs import ProcFs
 from autoglm_cli.profile.host import server_processes
-from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.local_server import LocalServer
 
 MEBIBYTE = 1 << 20
@@ -36,7 +37,7 @@ class Memory:
 
 
 def read_memory(pid: int, root: Path = Path("/proc")) -> Memory:
-    """Zeros for a process that is gone."""
+    """Zeros for a process that is gone. psutil does not tell the memory of files from the other."""
     try:
         rows = (root / str(pid) / "smaps_rollup").read_text().splitlines()
     except OSError:
@@ -109,15 +110,15 @@ def cpu_use(server: LocalServer) -> Iterator[CpuUse]:
 
 def busiest_threads(pid: int, count: int, *, seconds: float = 0.3) -> list[int]:
     """The ids of the `count` threads of a process that use the most CPU over the next `seconds`."""
-    before = _thread_ticks(pid)
+    before = _thread_seconds(pid)
     time.sleep(seconds)
-    used = {thread: ticks - before.get(thread, 0) for thread, ticks in _thread_ticks(pid).items()}
+    used = {thread: now - before.get(thread, 0.0) for thread, now in _thread_seconds(pid).items()}
     return sorted(used, key=lambda thread: -used[thread])[:count]
 
 
 def run_queue_seconds(pids: Iterable[int], without: Container[int] = ()) -> float:
     """How long all threads of the processes but `without` have been ready to run and waited for a core. Threads that
-    have ended, or whose kernel counts no such time, add nothing."""
+    have ended, or whose kernel counts no such time, add nothing. psutil does not know it."""
     return sum(
         _waited(folder)
         for pid in pids
@@ -133,13 +134,9 @@ def _waited(thread: Path) -> float:
         return 0.0
 
 
-def _thread_ticks(pid: int) -> dict[int, int]:
-    """CPU ticks by thread, user and system."""
-    found = {}
-    for folder in Path(f"/proc/{pid}/task").iterdir():
-        fields = (folder / "stat").read_text().rpartition(")")[2].split()
-        found[int(folder.name)] = int(fields[11]) + int(fields[12])
-    return found
+def _thread_seconds(pid: int) -> dict[int, float]:
+    """CPU seconds by thread, user and system."""
+    return {thread.id: thread.user_time + thread.system_time for thread in psutil.Process(pid).threads()}
 
 
 def _own_seconds() -> float:

@@ -7,8 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from autoglm_cli.procfs import ProcFs
 from autoglm_cli.profile.host import server_processes
-from autoglm_cli.profile.procfs import ProcFs
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.checkpoint.bundled import find_bundled
 

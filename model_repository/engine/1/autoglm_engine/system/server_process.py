@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from pathlib import Path
+
+from .process_start import start_ticks
 
 _POLL_SECONDS = 0.1
 _KILL_AFTER_SECONDS = 2
@@ -49,8 +50,11 @@ class ServerProcess:
     def end(self) -> None:
         """SIGTERM, and SIGKILL by somebody else after 2 s: this process may be gone before, since the signal makes the
         server end its models first, and what is under way in a dead engine would keep it for long."""
-        started = _started(self.pid)
-        if os.getppid() != self.pid or started is None:
+        try:
+            started = start_ticks(self.pid)
+        except OSError:
+            return
+        if os.getppid() != self.pid:
             return  # it has ended, and its number may be anybody's
         command = _KILL_LATER.format(seconds=_KILL_AFTER_SECONDS, pid=self.pid, started=started)
         quiet = subprocess.DEVNULL
@@ -79,11 +83,3 @@ class ServerProcess:
             poll = select.poll()
             poll.register(file, select.POLLIN)
             poll.poll()
-
-
-def _started(pid: int) -> str | None:
-    try:
-        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    return stat.rpartition(")")[2].split()[19]

@@ -9,16 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_engine.errors import ArtifactError
+from autoglm_engine.runners.cpu import cpu_features
 
 TARGET_VARIABLE = "AUTOGLM_NATIVE_TARGET"  # names the library to load, in place of the best that this CPU runs
-
-
-def cpu_features() -> frozenset[str]:
-    """The flags that /proc/cpuinfo shows for this CPU."""
-    for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-        if line.startswith("flags"):
-            return frozenset(line.partition(":")[2].split())
-    return frozenset()
 
 
 def choose_library(

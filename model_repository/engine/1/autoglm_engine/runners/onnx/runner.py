@@ -9,7 +9,6 @@ the host's memory on either device; ONNX Runtime copies them.
 
 from __future__ import annotations
 
-import platform
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from autoglm_engine.core import Logits, Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Deferred, Limits
+from autoglm_engine.runners.cpu import multiplies_int8_exactly
 from autoglm_engine.runners.image_inputs import features_of, positions_of
 from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
@@ -186,15 +186,3 @@ def open_session(path: Path, num_threads: int, device: str) -> Any:
         raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from None
     check_providers(session, device)
     return session
-
-
-def multiplies_int8_exactly() -> bool:
-    """Whether unsigned-by-signed int8 products need no slower kernels to be right on this processor.
-
-    Without VNNI, x86 adds pairs of products in 16 bits, where they saturate; other architectures do not.
-    """
-    try:
-        flags = Path("/proc/cpuinfo").read_text(encoding="utf-8").split()
-    except OSError:
-        return platform.machine() not in ("x86_64", "AMD64")
-    return platform.machine() not in ("x86_64", "AMD64") or bool({"avx512_vnni", "avx_vnni"} & set(flags))

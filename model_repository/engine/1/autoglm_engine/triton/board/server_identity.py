@@ -8,9 +8,8 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
+from autoglm_engine.system.process_start import start_ticks
 from autoglm_engine.triton.neighbours import DEFAULT_ENGINE
-
-_STARTED = 19  # field 22 of /proc/PID/stat, counted behind the name; see proc_pid_stat(5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,9 +22,8 @@ class ServerIdentity:
     @classmethod
     def of(cls, pid: int, engine: str = DEFAULT_ENGINE) -> ServerIdentity:
         """Of a server in this process's own namespace. Raises OSError where there is none."""
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         namespace = Path("/proc/self/ns/pid").stat().st_ino
-        return cls(pid, int(fields[_STARTED]), namespace, _number_of(engine))
+        return cls(pid, start_ticks(pid), namespace, _number_of(engine))
 
     @classmethod
     def of_parent(cls, engine: str = DEFAULT_ENGINE) -> ServerIdentity:

@@ -1,4 +1,7 @@
-"""Reads Linux's /proc and /sys. Every figure is None where the kernel, the container or the rights do not give it."""
+"""Reads Linux's /proc and /sys. Every figure is None where the kernel, the container or the rights do not give it.
+
+Not psutil: a client, and a gateway, are installed without it, and it knows neither the limits of containers nor routes.
+"""
 
 from __future__ import annotations
 
@@ -18,11 +21,13 @@ class ProcFs:
 
     def cpu_seconds(self, pid: int) -> float | None:
         """Used by the process, user and system."""
-        text = self._read(f"proc/{pid}/stat")
-        if text is None:
-            return None
-        fields = text.rpartition(")")[2].split()  # a program's name may hold spaces and parentheses
-        return (int(fields[11]) + int(fields[12])) / self._ticks_per_second
+        fields = self._stat(pid)
+        return (int(fields[11]) + int(fields[12])) / self._ticks_per_second if fields else None
+
+    def start_ticks(self, pid: int) -> int | None:
+        """When the process began, in clock ticks since the machine did. None where it has ended, reaped or not."""
+        fields = self._stat(pid)
+        return int(fields[19]) if fields and fields[0] not in "ZX" else None
 
     def machine_cpu_seconds(self) -> float | None:
         """Used by everything on the machine: not idle, and not waiting for a disk."""
@@ -100,6 +105,22 @@ class ProcFs:
 
     def command_line(self, pid: int) -> list[str]:
         return (self._read(f"proc/{pid}/cmdline") or "").rstrip("\0").split("\0")
+
+    def program_name(self, pid: int) -> str | None:
+        """None also for one that cannot be printed."""
+        name = (self._read(f"proc/{pid}/comm") or "").strip()
+        return name if name and name.isprintable() else None
+
+    def runs(self, pid: int, program: Path) -> bool:
+        try:
+            return (self._root / f"proc/{pid}/exe").samefile(program)
+        except OSError:
+            return False
+
+    def _stat(self, pid: int) -> list[str] | None:
+        """The fields of proc_pid_stat(5) behind the name, which may hold spaces and parentheses: the third is 0."""
+        text = self._read(f"proc/{pid}/stat")
+        return None if text is None else text.rpartition(")")[2].split()
 
     def _listening_inodes(self, port: int) -> Iterator[str]:
         for table in ("proc/net/tcp", "proc/net/tcp6"):
