@@ -15,7 +15,7 @@ from .exceptions import AutoGLMError, ServerUnavailableError
 from .model_names import ModelNames
 from .types import Health, ModelInfo, ModelLimits, Stats
 
-_POLL_S = 0.2
+_POLL_SECONDS = 0.2
 
 
 async def read_health(transport: Transport, timeout: float, model: str) -> Health:
@@ -65,7 +65,7 @@ async def wait_until_ready(health: Callable[[], Awaitable[Health]], timeout: flo
     while not (state := await health()).ready:
         if clock() > give_up_at:
             raise ServerUnavailableError(f"{address} was not ready within {timeout:g} s: {state.detail}")
-        await asyncio.sleep(_POLL_S)
+        await asyncio.sleep(_POLL_SECONDS)
     return state
 
 

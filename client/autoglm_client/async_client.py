@@ -37,8 +37,8 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 DEFAULT_URL = "127.0.0.1:8001"
-_DRAIN_S = 2.0  # what `close` waits for cancelled streams to end
-_GRACE_S = 1.0  # from the client's own limit to the server's
+_DRAIN_SECONDS = 2.0  # what `close` waits for cancelled streams to end
+_GRACE_SECONDS = 1.0  # from the client's own limit to the server's
 _LONGEST_DEADLINE_MS = 86_400_000
 _LARGE_BYTES = 2 << 20  # a quarter of the smallest pool of shared memory
 _BYTES_A_CANDIDATE = 100  # as JSON, with its share of what else is sent
@@ -237,7 +237,7 @@ class AsyncClient:
         self._closed = True
         for flight in list(self._flights):
             self._cancel(flight)
-        await asyncio.gather(*(endpoint.canceller.drained(_DRAIN_S) for endpoint in self._pool.endpoints))
+        await asyncio.gather(*(endpoint.canceller.drained(_DRAIN_SECONDS) for endpoint in self._pool.endpoints))
         await asyncio.gather(*(endpoint.transport.close() for endpoint in self._pool.endpoints))
 
     async def __aenter__(self) -> AsyncClient:
@@ -322,4 +322,6 @@ def _with_deadline(options: GenerationOptions, limits: Timeouts) -> GenerationOp
     told when to give up."""
     if options.deadline_ms is not None or limits.total is None:
         return options
-    return dataclasses.replace(options, deadline_ms=min(int(1000 * (limits.total + _GRACE_S)), _LONGEST_DEADLINE_MS))
+    return dataclasses.replace(
+        options, deadline_ms=min(int(1000 * (limits.total + _GRACE_SECONDS)), _LONGEST_DEADLINE_MS)
+    )

@@ -18,8 +18,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-_TICK_S = 0.25
-_SHORT_S = 2.0  # a step that ends within it needs no second line
+_TICK_SECONDS = 0.25
+_SHORT_SECONDS = 2.0  # a step that ends within it needs no second line
 _NUM_LINES = 12  # of the log, shown where a step failed
 _NOISE = re.compile(r"\s*$|WARNING|DEPRECATION|\[notice\]")
 _TAIL_BYTES = 64 << 10
@@ -52,7 +52,7 @@ def run(what: str, command: Sequence[str], log: Path) -> int:
     try:
         while process.poll() is None:
             line.show(time.monotonic() - began, last_line(log, since))
-            time.sleep(_TICK_S)
+            time.sleep(_TICK_SECONDS)
     except KeyboardInterrupt:  # of the whole group: the command has it, too
         process.wait()
         line.end("interrupted")
@@ -61,7 +61,7 @@ def run(what: str, command: Sequence[str], log: Path) -> int:
     if process.returncode:
         line.end(f"failed after {duration(seconds)}")
         _tell_failure(log, since)
-    elif seconds > _SHORT_S or line.is_live:
+    elif seconds > _SHORT_SECONDS or line.is_live:
         line.end(f"done in {duration(seconds)}")
     return process.returncode
 

@@ -10,7 +10,7 @@ from autoglm_export.model.spec import ModelSpec
 from .errors import UnsupportedModel
 
 # A product of int8 values is summed in 32 bits, and the largest one is 127 * 128.
-MOST_INT8_INPUTS = 131_072
+MAX_INT8_INPUTS = 131_072
 _NATIVE_HEAD_MULTIPLE = 2  # keys are kept in pairs
 _ONNX_MULTIPLE = 16  # of GroupQueryAttention's kernel
 
@@ -31,8 +31,8 @@ def _problems(spec: ModelSpec, runtime: str, precision: str) -> Iterator[str]:
         yield f"the head size is {spec.head_size}; ONNX Runtime takes multiples of {_ONNX_MULTIPLE}"
     if precision == "int8":
         for name, inputs in _inputs(spec).items():
-            if inputs > MOST_INT8_INPUTS:
-                yield f"the layer {name} has {inputs} inputs; a sum of int8 products holds up to {MOST_INT8_INPUTS}"
+            if inputs > MAX_INT8_INPUTS:
+                yield f"the layer {name} has {inputs} inputs; a sum of int8 products holds up to {MAX_INT8_INPUTS}"
 
 
 def _inputs(spec: ModelSpec) -> dict[str, int]:

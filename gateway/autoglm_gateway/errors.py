@@ -10,7 +10,7 @@ from typing import Any
 
 from autoglm_client import exceptions as client
 
-_RETRY_S = 1
+_RETRY_SECONDS = 1
 
 
 @dataclass(eq=False)
@@ -55,9 +55,9 @@ def api_error(error: client.AutoGLMError) -> ApiError:
         case client.InvalidRequestError():
             return ApiError(400, str(error), code="invalid_value")
         case client.QueueFullError():
-            return ApiError(429, str(error), "rate_limit_error", code="queue_full", retry_after=_RETRY_S)
+            return ApiError(429, str(error), "rate_limit_error", code="queue_full", retry_after=_RETRY_SECONDS)
         case client.ServerUnavailableError() | client.ConnectTimeout():
-            return ApiError(503, str(error), "server_error", code="unavailable", retry_after=_RETRY_S)
+            return ApiError(503, str(error), "server_error", code="unavailable", retry_after=_RETRY_SECONDS)
         case client.TotalTimeout():
             return _too_late(str(error))
         case client.TimeLimitError():  # it stands still

@@ -12,7 +12,7 @@ from starlette.exceptions import HTTPException
 from .errors import ApiError
 from .refusals import refusal
 
-_MOST_SHOWN = 80  # characters of a path
+_MAX_SHOWN = 80  # characters of a path
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -26,7 +26,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
     @app.exception_handler(HTTPException)
     async def of_routing(request: Request, error: HTTPException) -> Response:
-        sentence = f"{request.method} {request.url.path[:_MOST_SHOWN]}: {error.detail}"
+        sentence = f"{request.method} {request.url.path[:_MAX_SHOWN]}: {error.detail}"
         return failure(ApiError(error.status_code, sentence), error.headers)
 
 

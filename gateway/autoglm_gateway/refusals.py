@@ -13,7 +13,7 @@ from fastapi.exceptions import RequestValidationError
 
 from .errors import ApiError
 
-_MOST_SHOWN = 80  # characters of a value or a name
+_MAX_SHOWN = 80  # characters of a value or a name
 
 
 def refusal(error: RequestValidationError) -> ApiError:
@@ -50,13 +50,13 @@ def _holds(value: Any, part: str | int) -> bool:
 
 
 def _name(path: Sequence[str | int]) -> str:
-    parts = [f"[{part}]" if isinstance(part, int) else f".{part:.{_MOST_SHOWN}}" for part in path]
+    parts = [f"[{part}]" if isinstance(part, int) else f".{part:.{_MAX_SHOWN}}" for part in path]
     return "".join(parts).removeprefix(".")
 
 
 def _shown(value: Any) -> str:
     """Reads no more of a long value than it shows."""
     short = Repr()
-    short.maxstring = short.maxother = short.maxlong = _MOST_SHOWN
+    short.maxstring = short.maxother = short.maxlong = _MAX_SHOWN
     short.maxlevel = short.maxdict = short.maxlist = 3
-    return f"{short.repr(value):.{2 * _MOST_SHOWN}}"
+    return f"{short.repr(value):.{2 * _MAX_SHOWN}}"

@@ -10,11 +10,11 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
-_MOST_UNKNOWN = 16  # fields of one object
-_MOST_ITEMS = 2048
+_MAX_UNKNOWN = 16  # fields of one object
+_MAX_ITEMS = 2048
 
 T = TypeVar("T")
-Items = Annotated[list[T], Field(fail_fast=True, max_length=_MOST_ITEMS)]
+Items = Annotated[list[T], Field(fail_fast=True, max_length=_MAX_ITEMS)]
 
 
 class Strict(BaseModel):
@@ -23,6 +23,6 @@ class Strict(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _bound_fields(cls, value: Any) -> Any:
-        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MOST_UNKNOWN:
+        if isinstance(value, dict) and len(value) > len(cls.model_fields) + _MAX_UNKNOWN:
             raise PydanticCustomError("too_many_fields", "too many fields that are not known")
         return value

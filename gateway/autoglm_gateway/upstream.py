@@ -14,17 +14,17 @@ from autoglm_gateway.settings.model import GatewaySettings
 
 from .errors import api_error
 
-_RENEW_S = 60.0  # a server may come back with another model
-_GRACE_S = 5.0
-_STILL_S = 60.0
-_HEALTH_S = 1.0  # for so long whoever asks is told the same
+_RENEW_SECONDS = 60.0  # a server may come back with another model
+_GRACE_SECONDS = 5.0
+_STILL_SECONDS = 60.0
+_HEALTH_SECONDS = 1.0  # for so long whoever asks is told the same
 
 
 def timeouts_of(settings: GatewaySettings) -> Timeouts:
     """The server's own limits hold, and `deadline_ms`, which the server is told of, with some grace here. A stream that
     has begun and stands still is given up."""
-    total = None if settings.deadline_ms is None else settings.deadline_ms / 1000 + _GRACE_S
-    return Timeouts(first_token=None, between_tokens=_STILL_S, total=total)
+    total = None if settings.deadline_ms is None else settings.deadline_ms / 1000 + _GRACE_SECONDS
+    return Timeouts(first_token=None, between_tokens=_STILL_SECONDS, total=total)
 
 
 class Upstreams:
@@ -71,7 +71,7 @@ class Upstream:
             except AutoGLMError as error:
                 if self._limits is None:
                     raise api_error(error) from None
-            self._renew_at = self._clock() + _RENEW_S
+            self._renew_at = self._clock() + _RENEW_SECONDS
         return self._limits
 
     async def health(self) -> Health:
@@ -79,5 +79,5 @@ class Upstream:
         async with self._asking:
             if self._health is None or self._clock() >= self._health_until:
                 self._health = await self.client.health()
-                self._health_until = self._clock() + _HEALTH_S
+                self._health_until = self._clock() + _HEALTH_SECONDS
             return self._health

@@ -31,7 +31,7 @@ WHEELS = (
     "0.7.0",
 )
 RELEASES = {36: "23.07", 39: "23.10"} | {41 + month: f"24.{month:02}" for month in range(1, 11)} | {41: "23.12"}
-PATIENCE_S = 900
+PATIENCE_SECONDS = 900
 
 
 @dataclass(slots=True)
@@ -111,7 +111,7 @@ def smoke(version: str, folder: Path, artifact: Path, repository: Path) -> Found
             env={**os.environ, "TRITONSERVER": str(program)},
             capture_output=True,
             text=True,
-            timeout=PATIENCE_S,
+            timeout=PATIENCE_SECONDS,
             check=False,
         )
     found.lines = [line for line in (done.stdout + done.stderr).splitlines() if line.strip()]

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from autoglm_engine.cache import response_cache
 from autoglm_engine.cache.response_cache import (
-    MOST_AT_ONCE,
+    MAX_AT_ONCE,
     ResponseCache,
     num_values,
     pack_entry,
@@ -58,7 +58,7 @@ class Worked:
 
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
-    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", 50)
+    monkeypatch.setattr(response_cache, "MAX_AT_ONCE", 50)
     made, before = shared_bench(), set(threading.enumerate())
     yield made
     made.engine.close()  # type: ignore[attr-defined]
@@ -128,7 +128,7 @@ def test_threads_of_their_own_pack_and_read_it(bench: Bench, monkeypatch: pytest
 
 
 def test_a_short_one_is_given_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", MOST_AT_ONCE)
+    monkeypatch.setattr(response_cache, "MAX_AT_ONCE", MAX_AT_ONCE)
     bench.run(ask("first"))
     (kept,) = bench.engine.submit(ask("again"))  # type: ignore[misc]
     assert kept.body is None and as_read(kept) == as_read(last_of(bench, "first"))
@@ -196,11 +196,11 @@ def test_who_reads_a_long_answer_can_be_cancelled(bench: Bench) -> None:
 
 
 def test_what_another_tier_found_is_packed_where_it_was_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(response_cache, "MOST_AT_ONCE", 50)
+    monkeypatch.setattr(response_cache, "MAX_AT_ONCE", 50)
     worked = Worked(monkeypatch)
 
     class Full:
-        most_seconds = 60.0
+        max_seconds = 60.0
 
         def wants(self, request: Request) -> bool:
             return True
@@ -224,7 +224,7 @@ def test_what_another_tier_found_is_packed_where_it_was_found(monkeypatch: pytes
 def test_the_bytes_of_a_packed_entry_count() -> None:
     cache = ResponseCache(1 << 20, 60.0, shared_bench().metrics, FakeClock())
     answer = long_answer()
-    assert num_values(answer) > MOST_AT_ONCE
+    assert num_values(answer) > MAX_AT_ONCE
     entry = cache.keep(KEY, answer)
     assert entry is not None and cache.stats.bytes == entry.num_bytes > 100_000 and cache.stats.stores == 0
     packed = pack_entry(KEY, entry)
@@ -244,7 +244,7 @@ def test_the_bytes_of_a_packed_entry_count() -> None:
 
 def test_what_is_too_large_for_one_piece_is_neither_kept_nor_joined_late() -> None:
     """It would be refused on its way out: computed, and streamed, it arrives."""
-    bench = shared_bench(most_kept=5 * 12 * 14)  # five tokens with five candidates each
+    bench = shared_bench(max_kept=5 * 12 * 14)  # five tokens with five candidates each
     submit(bench, replace(ask("first"), stream=True))
     bench.step()
     submit(bench, replace(ask("early"), stream=True))
@@ -273,7 +273,7 @@ def test_what_a_tier_found_and_is_too_large_is_computed(
     """A server with more shared memory kept it."""
 
     class Full:
-        most_seconds = 60.0
+        max_seconds = 60.0
 
         def wants(self, request: Request) -> bool:
             return True
@@ -284,7 +284,7 @@ def test_what_a_tier_found_and_is_too_large_is_computed(
         def __getattr__(self, name: str) -> Any:
             return lambda *arguments: None
 
-    bench = shared_bench(tiers=(Full(),), most_kept=most)
+    bench = shared_bench(tiers=(Full(),), max_kept=most)
     submit(bench, ask("first"))
     assert (last_of(bench, "first").cache_hit is CacheHit.EXACT) == is_given
     bench.engine.close()  # type: ignore[attr-defined]

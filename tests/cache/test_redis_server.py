@@ -21,7 +21,7 @@ pytestmark = pytest.mark.server
 PROMPTS = [f"Shared answers, number {number}:" for number in range(24)]
 OPTIONS = {"max_tokens": 4, "temperature": 0.0, "ignore_eos": True}
 FORGETFUL = {"AUTOGLM_CACHE_BYTES": "1024"}  # room for two answers at most: most requests are looked up in Redis
-LIMIT_S = 2.0  # of a lookup: more than a slow machine takes
+LIMIT_SECONDS = 2.0  # of a lookup: more than a slow machine takes
 ENOUGH = 20  # requests of a kind, for a phase to be one
 
 
@@ -39,7 +39,7 @@ def proxy(redis_server: RedisServer) -> Iterator[Proxy]:
 
 @pytest.fixture(scope="module")
 def server(artifact: Path, proxy: Proxy) -> Iterator[LocalServer]:
-    redis = {"URL": proxy.url, "RETRY_SECONDS": "0.3", "TIMEOUT_MS": str(1e3 * LIMIT_S)}
+    redis = {"URL": proxy.url, "RETRY_SECONDS": "0.3", "TIMEOUT_MS": str(1e3 * LIMIT_SECONDS)}
     env = {**FORGETFUL, **{f"AUTOGLM_REDIS_{name}": value for name, value in redis.items()}}
     with LocalServer(MODEL_REPOSITORY, artifact=artifact, env=env) as running:
         yield running
@@ -195,7 +195,7 @@ def test_redis_killed_frozen_and_unreachable_under_load(
         well(heal)
         away(redis_server.kill)
         well(redis_server.start)
-        away(lambda: setattr(proxy, "delay", 5 * LIMIT_S))
+        away(lambda: setattr(proxy, "delay", 5 * LIMIT_SECONDS))
         well(heal)
         away(redis_server.freeze)
         well(redis_server.thaw)

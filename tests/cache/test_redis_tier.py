@@ -49,7 +49,7 @@ ANSWER = Event(
 TOO_LARGE = replace(ANSWER, token_ids=tuple(range(MAX_VALUE_BYTES // 6)), logprobs=())
 KEY, OTHER_KEY = b"k" * 32, b"o" * 32
 SECONDS = 120.0
-RETRY_S = 5.0
+RETRY_SECONDS = 5.0
 
 
 @pytest.fixture(scope="module")
@@ -503,7 +503,7 @@ def test_a_lookup_ends_in_time_and_those_after_it_do_not_wait(
     server: RedisServer, proxy: Proxy, make: Callable[..., RedisTier], how: str
 ) -> None:
     limit = 1.0
-    tier = make(proxy.url, redis_timeout_ms=1e3 * limit, redis_retry_seconds=RETRY_S)
+    tier = make(proxy.url, redis_timeout_ms=1e3 * limit, redis_retry_seconds=RETRY_SECONDS)
     keep(tier, answer=replace(ANSWER, token_ids=tuple(range(20_000)), logprobs=()))
     wait_for(lambda: find(tier) is not None)
     before = {name: counted(tier, name) for name in ("errors", "skipped")}
@@ -511,7 +511,7 @@ def test_a_lookup_ends_in_time_and_those_after_it_do_not_wait(
     proxy.chunk = 1024  # dripping: each read comes within the limit, all of them do not
     began = time.monotonic()
     assert [find(tier) for _ in range(20)] == [None] * 20
-    tries = 1 + (time.monotonic() - began) // RETRY_S  # on a slow machine Redis is tried again meanwhile
+    tries = 1 + (time.monotonic() - began) // RETRY_SECONDS  # on a slow machine Redis is tried again meanwhile
     asked = {name: counted(tier, name) - count for name, count in before.items()}
     assert asked["errors"] + asked["skipped"] == 20 and asked["errors"] <= tries
     tier.keep(KEY, ASKED, ANSWER)

@@ -17,7 +17,7 @@ from autoglm_engine.cache.semantic.entries import SemanticEntries
 from autoglm_engine.cache.semantic.guards import may_mean_the_same, refusals
 from autoglm_engine.cache.semantic.loading import open_semantic
 from autoglm_engine.cache.semantic.vector_index import Vector, VectorIndex
-from autoglm_engine.cache.semantic.verifier import LEAST_CHECKS, SemanticChecks
+from autoglm_engine.cache.semantic.verifier import MIN_CHECKS, SemanticChecks
 from autoglm_engine.cache.tiers import Found, Missed
 from autoglm_engine.core import (
     CacheHit,
@@ -399,7 +399,7 @@ def checked_bench(computed: str | None, share: float = 1.0) -> tuple[Bench, Engi
 @pytest.mark.slow
 def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
     bench, _, checks = checked_bench("another answer")
-    for number in range(LEAST_CHECKS):
+    for number in range(MIN_CHECKS):
         assert bench.cache.wants(ask("q"))
         assert bench.find(b"x", ask("q")) is not None
         wait_until(lambda number=number: checks.stats["checked"] == number + 1)  # type: ignore[misc]
@@ -417,12 +417,12 @@ def test_it_switches_itself_off_when_its_hits_are_wrong() -> None:
 @pytest.mark.parametrize("computed", ["served", "served otherwise"])
 def test_it_stays_on_when_its_hits_are_right(computed: str) -> None:
     bench, _, checks = checked_bench(computed)
-    for number in range(LEAST_CHECKS + 5):
+    for number in range(MIN_CHECKS + 5):
         assert bench.find(b"x", ask("q")) is not None
         wait_until(lambda number=number: checks.stats["checked"] == number + 1)  # type: ignore[misc]
     assert bench.cache.wants(ask("q"))
-    assert checks.stats == {"checked": LEAST_CHECKS + 5, "false": 0, "false_rate": 0.0}
-    assert bench.metrics.value(SEMANTIC_CHECKS, "right") == LEAST_CHECKS + 5
+    assert checks.stats == {"checked": MIN_CHECKS + 5, "false": 0, "false_rate": 0.0}
+    assert bench.metrics.value(SEMANTIC_CHECKS, "right") == MIN_CHECKS + 5
     bench.cache.close()
 
 

@@ -43,7 +43,7 @@ def shared_bench(
     num_slots: int = 4,
     tiers: tuple[Tier, ...] = (),
     logits_per_span: int = 1,
-    most_kept: int | None = None,
+    max_kept: int | None = None,
     vision: FakeVision | None = None,
     **options: object,
 ) -> Bench:
@@ -60,7 +60,7 @@ def shared_bench(
         tiers=tiers,
         metrics=bench.metrics,
         clock=bench.clock,
-        most_kept=most_kept,
+        max_kept=max_kept,
     )
     return bench
 

@@ -39,7 +39,7 @@ class FakeTier:
     answers: dict[bytes, Event] = field(default_factory=dict)
     num_asked: int = 0
     breaks: bool = False
-    most_seconds: float = 1e9
+    max_seconds: float = 1e9
 
     def __post_init__(self) -> None:
         self.free = threading.Event()
@@ -291,7 +291,7 @@ def test_a_tier_that_ends_may_still_tell_of_anothers_flush() -> None:
 
 
 def hung(**options: object) -> FakeTier:
-    made = FakeTier(most_seconds=1.0, **options)  # type: ignore[arg-type]
+    made = FakeTier(max_seconds=1.0, **options)  # type: ignore[arg-type]
     made.free.clear()
     return made
 
@@ -366,7 +366,7 @@ def test_what_a_hung_tier_says_in_the_end_is_given_to_nobody() -> None:
 def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -> None:
     """Nothing else comes: it has to look at the time by itself."""
     tier = hung(hit=CacheHit.SEMANTIC)
-    tier.most_seconds = 0.05 if what == "bound" else 1e9
+    tier.max_seconds = 0.05 if what == "bound" else 1e9
     gate, chosen, ended = FlightGate(), plain_settings(cache_mode="exact"), threading.Event()
     events: list[Event] = []
     engine = Engine(FakeRunner(Limits(4, 64, 8, VOCAB)), TEXT, [END], chosen, gate=gate)
@@ -383,7 +383,7 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
 
 def test_a_thread_that_the_system_refuses_costs_a_lookup_and_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
     """It is wanted by who submits, or by who steps, and is there when the system has one again."""
-    stuck, well = hung(), FakeTier(most_seconds=1.0)
+    stuck, well = hung(), FakeTier(max_seconds=1.0)
     bench = shared_bench(tiers=(stuck, well))
     submit(bench, request("steps", ignore_eos=True))
     begun(stuck, 1)

@@ -160,7 +160,7 @@ def test_the_command_keeps_the_asked_number_in_flight(use: Use) -> None:
     assert (answer["served"], answer["failed"], answer["concurrency"]) == (12, 0, 3)
     assert list(answer["stages"]) == list(STAGES) and answer["stages"]["prefill"]["p50"] == pytest.approx(0.3)
     assert answer["bottleneck"] == "nothing" and "did not ask enough" in answer["advice"]
-    assert (len(transport.requests), transport.most_running, transport.aborted) == (12, 3, [])
+    assert (len(transport.requests), transport.max_running, transport.aborted) == (12, 3, [])
     assert inputs_of(transport.requests[0])["max_tokens"] == (7).to_bytes(4, "little")
 
 

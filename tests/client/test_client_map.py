@@ -32,19 +32,19 @@ def client_of(transport: FakeTransport) -> AsyncClient:
 def test_every_item_is_answered_once_within_the_bounds(
     delays: list[int], concurrency: int, prefetch_factor: int, ordered: bool
 ) -> None:
-    running = most_running = taken = handed_out = most_ahead = 0
+    running = max_running = taken = handed_out = max_ahead = 0
 
     def items() -> Iterator[tuple[int, int]]:
-        nonlocal taken, most_ahead
+        nonlocal taken, max_ahead
         for item in enumerate(delays):
             taken += 1
-            most_ahead = max(most_ahead, taken - handed_out)
+            max_ahead = max(max_ahead, taken - handed_out)
             yield item
 
     async def call(item: tuple[int, int]) -> int:
-        nonlocal running, most_running
+        nonlocal running, max_running
         running += 1
-        most_running = max(most_running, running)
+        max_running = max(max_running, running)
         for _ in range(item[1]):
             await asyncio.sleep(0)
         running -= 1
@@ -61,8 +61,8 @@ def test_every_item_is_answered_once_within_the_bounds(
     answers = asyncio.run(collect())
     expected = list(range(len(delays)))
     assert answers == expected if ordered else sorted(answers) == expected  # type: ignore[type-var]
-    assert most_running <= concurrency
-    assert most_ahead <= concurrency * prefetch_factor + 1  # the answer in the caller's hands
+    assert max_running <= concurrency
+    assert max_ahead <= concurrency * prefetch_factor + 1  # the answer in the caller's hands
 
 
 async def test_answers_come_in_order_or_as_they_complete() -> None:
@@ -83,7 +83,7 @@ async def test_progress_counts_and_concurrency_is_kept() -> None:
         answers = client.map(prompts, concurrency=4, progress=lambda done, total: seen.append((done, total)))
         assert [answer.text async for answer in answers] == prompts
     assert seen == [(number, 20) for number in range(1, 21)]
-    assert transport.most_running == 4
+    assert transport.max_running == 4
 
 
 async def test_prompts_may_come_asynchronously() -> None:

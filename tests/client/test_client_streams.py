@@ -60,7 +60,7 @@ async def test_a_stream_is_the_pieces_and_then_the_result() -> None:
 
 
 SERVER_MS = 2.1  # what the fake server says that its stages took
-READER_S = 2.0
+READER_SECONDS = 2.0
 
 
 @pytest.mark.slow
@@ -69,10 +69,10 @@ async def test_each_piece_carries_what_was_neither_the_servers_nor_its_readers_t
         stream, seen = client.stream("hi"), []
         async for piece in stream:
             seen.append(piece.stages.network_ms)
-            await asyncio.sleep(READER_S * (len(seen) == 1))  # the others come meanwhile
+            await asyncio.sleep(READER_SECONDS * (len(seen) == 1))  # the others come meanwhile
     assert stream.result.stages.server_ms == pytest.approx(SERVER_MS)
-    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 1000 * READER_S - SERVER_MS
-    assert stream.result.total_ms > 1000 * READER_S
+    assert 0 < seen[0] < seen[1] < seen[2] == stream.result.stages.network_ms < 1000 * READER_SECONDS - SERVER_MS
+    assert stream.result.total_ms > 1000 * READER_SECONDS
 
 
 async def test_a_failed_attempt_is_nobodys_network() -> None:

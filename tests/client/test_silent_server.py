@@ -10,7 +10,7 @@ import time
 import pytest
 from autoglm_client import NO_RETRIES, AsyncClient, Client, ConnectionLost, Timeouts
 from autoglm_client.transport import silence
-from autoglm_client.transport.silence import ASK_S, SILENT_S, SilenceWatch  # as they are for users
+from autoglm_client.transport.silence import ASK_SECONDS, SILENT_SECONDS, SilenceWatch  # as they are for users
 
 from tests.support.server.silent_grpc import silent_server
 
@@ -19,12 +19,12 @@ FOREVER = Timeouts(first_token=None, between_tokens=None, total=None)
 
 @pytest.fixture(autouse=True)
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENT_S", 1.0)
-    monkeypatch.setattr(silence, "ASK_S", 1.0)
+    monkeypatch.setattr(silence, "SILENT_SECONDS", 1.0)
+    monkeypatch.setattr(silence, "ASK_SECONDS", 1.0)
 
 
 def test_a_frozen_server_shows_within_a_minute() -> None:
-    assert 1.1 * SILENT_S + 2 * ASK_S < 60
+    assert 1.1 * SILENT_SECONDS + 2 * ASK_SECONDS < 60
 
 
 @pytest.mark.slow
@@ -59,7 +59,7 @@ def test_what_a_frozen_server_was_asked_is_asked_of_the_one_in_its_place() -> No
 @pytest.mark.parametrize("how", ["", "busy", "ending"])
 async def test_a_silent_server_that_is_there_is_waited_for(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     # The machine may be busy; what answers no call has to be given up as a caller before it answers the request.
-    monkeypatch.setattr(silence, "ASK_S", 3.0 if how == "busy" else 60.0)
+    monkeypatch.setattr(silence, "ASK_SECONDS", 3.0 if how == "busy" else 60.0)
     count = 1 if how == "ending" else 3  # it takes no second one either
     with silent_server(how) as server:
         async with AsyncClient(server.url, timeouts=FOREVER, retries=NO_RETRIES) as client:
@@ -75,7 +75,7 @@ class Call:
 
 
 async def test_nobody_asks_a_server_that_speaks_and_nobody_looks_without_calls(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(silence, "SILENT_S", 0.05)
+    monkeypatch.setattr(silence, "SILENT_SECONDS", 0.05)
     asked = list[str]()
 
     async def is_there() -> bool:

@@ -11,7 +11,7 @@ from autoglm_client import AsyncClient
 
 from tests.support.server.silent_grpc import silent_server
 
-DELAY_S = 0.25  # one way; HTTP/2 says something before the first call
+DELAY_SECONDS = 0.25  # one way; HTTP/2 says something before the first call
 
 
 @contextlib.asynccontextmanager
@@ -22,7 +22,7 @@ async def slow_line(port: int) -> AsyncIterator[tuple[int, list[int]]]:
     async def carry(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             while data := await reader.read(65536):
-                await asyncio.sleep(DELAY_S)
+                await asyncio.sleep(DELAY_SECONDS)
                 writer.write(data)
         finally:
             writer.close()

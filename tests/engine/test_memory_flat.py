@@ -29,7 +29,7 @@ NUM_STEPS = 1_000
 WARM_UP = 4  # times as many first: caches, tables and pools are then as full as they get
 KILOBYTE = 1 << 10
 # What caches that are full of other things may make. One object left behind by every fourth request would make more.
-MOST_BLOCKS, MOST_BYTES, MOST_RESIDENT = 600, 48 * KILOBYTE, 1024 * KILOBYTE
+MAX_BLOCKS, MAX_BYTES, MAX_RESIDENT = 600, 48 * KILOBYTE, 1024 * KILOBYTE
 
 
 class DrawnRunner:
@@ -64,7 +64,7 @@ class Growth:
 
     @property
     def is_flat(self) -> bool:
-        return self.blocks < MOST_BLOCKS and self.num_bytes < MOST_BYTES
+        return self.blocks < MAX_BLOCKS and self.num_bytes < MAX_BYTES
 
 
 @contextmanager
@@ -160,7 +160,7 @@ def test_the_process_does_not_grow_with_steps_of_the_native_runner(native_runner
     busy = BusyEngine(native_runner, tmp_path)
     grown = resident_growth(busy)
     busy.close()
-    assert grown < MOST_RESIDENT, f"{grown / KILOBYTE:.0f} KiB more"
+    assert grown < MAX_RESIDENT, f"{grown / KILOBYTE:.0f} KiB more"
 
 
 @pytest.mark.slow
@@ -172,5 +172,5 @@ def test_a_leak_shows_in_the_process(native_runner: Runner, tmp_path: Path) -> N
         kept[-1][0] = 1
 
     busy = BusyEngine(native_runner, tmp_path, each_step=leak)
-    assert resident_growth(busy) > MOST_RESIDENT
+    assert resident_growth(busy) > MAX_RESIDENT
     busy.close()

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.gguf_header import MOST_ELEMENTS, check_header
+from autoglm_export.checkpoint.gguf_header import MAX_ELEMENTS, check_header
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.safetensors import read_header
 from autoglm_export.embedder.export import read_checkpoint
@@ -242,9 +242,9 @@ GGUF: dict[str, tuple[bytes, str]] = {
     "an endless array": (gguf_of(array_of(4, 2**50)), "announces 1125899906842624 values"),
     "an endless array of bytes": (gguf_of(array_of(0, 2**62, bytes(64))), "and 64 bytes are left"),
     "an endless array of texts": (gguf_of(array_of(8, 2**40, bytes(64))), "announces 1099511627776 values"),
-    "many values": (gguf_of(array_of(0, MOST_ELEMENTS + 1, bytes(MOST_ELEMENTS + 1))), "has lists of 2097153 values"),
+    "many values": (gguf_of(array_of(0, MAX_ELEMENTS + 1, bytes(MAX_ELEMENTS + 1))), "has lists of 2097153 values"),
     "many values in all": (
-        gguf_of(*[array_of(0, MOST_ELEMENTS // 2, bytes(MOST_ELEMENTS // 2))] * 3),
+        gguf_of(*[array_of(0, MAX_ELEMENTS // 2, bytes(MAX_ELEMENTS // 2))] * 3),
         "has lists of 3145728 values",
     ),
     "lists in lists": (gguf_of(NESTED), "metadata of lists in lists"),
@@ -298,6 +298,6 @@ def test_a_published_vocabulary_fits(tmp_path: Path) -> None:
     """Gemma's, the largest: tokens, scores and types of 262,144, and merges of 514,906."""
     numbers = 2 * 262_144
     texts = 262_144 + 514_906
-    assert numbers + texts < MOST_ELEMENTS
+    assert numbers + texts < MAX_ELEMENTS
     (tmp_path / "m.gguf").write_bytes(gguf_of(array_of(8, 1000, text("ab") * 1000), array_of(6, 1000, bytes(4000))))
     check_header(tmp_path / "m.gguf")

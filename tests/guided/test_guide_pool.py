@@ -19,7 +19,7 @@ from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guided import compiler as guide_library
 from autoglm_engine.guided.compiler import TokenBits
 from autoglm_engine.guided.grammar import Grammar, Guides
-from autoglm_engine.guided.pool import MOST_OF_TENANT, GuidePool, PendingGuide
+from autoglm_engine.guided.pool import MAX_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.runners.base import Limits
 from llguidance import LLMatcher, LLTokenizer
 
@@ -112,8 +112,8 @@ def test_tenants_take_turns_and_none_has_all_threads(pool: GuidePool, compiler: 
 def test_only_so_many_of_a_tenant_wait(pool: GuidePool, compiler: SlowCompiler) -> None:
     first = asked(pool, "first", "greedy")
     until(lambda: compiler.begun == ["first"])
-    held = [asked(pool, f"a{i}", "greedy") for i in range(MOST_OF_TENANT)]
-    with pytest.raises(QueueFull, match=f"{MOST_OF_TENANT} guides of this tenant wait to be compiled"):
+    held = [asked(pool, f"a{i}", "greedy") for i in range(MAX_OF_TENANT)]
+    with pytest.raises(QueueFull, match=f"{MAX_OF_TENANT} guides of this tenant wait to be compiled"):
         asked(pool, "one more", "greedy")
     assert asked(pool, "b", "other").failure is None
     held.pop()
@@ -159,7 +159,7 @@ def test_equal_guides_of_a_tenant_are_compiled_once_and_for_nobody_never(
 
 def test_what_takes_too_long_is_given_up() -> None:
     clock, compiler = FakeClock(), SlowCompiler()
-    pool = GuidePool(compiler, clock=clock, most_seconds=30)
+    pool = GuidePool(compiler, clock=clock, max_seconds=30)
     slow, waits = asked(pool, "slow"), asked(pool, "waits")
     clock.now += 29
     assert slow.failure is None
@@ -211,7 +211,7 @@ def test_who_waits_for_a_guide_stops_nobody_and_keeps_its_place(pool: GuidePool,
 @pytest.mark.parametrize("how", ["cancel", "deadline", "shut down", "late", "wrong"])
 def test_who_waits_for_a_guide_may_end(how: str, compiler: SlowCompiler) -> None:
     bench = Bench(0)
-    pool = GuidePool(compiler, clock=bench.clock, most_seconds=10)
+    pool = GuidePool(compiler, clock=bench.clock, max_seconds=10)
     text = "(a" if how == "wrong" else "a"
     bench.engine.submit(guided(pool, "r", text, deadline=105.0 if how == "deadline" else None))
     bench.step(3)
@@ -256,10 +256,10 @@ def test_a_run_for_nobody_is_not_taken_for_somebody_who_waits_while_its_guide_is
 
 @pytest.mark.parametrize("why", ["cannot be compiled", "takes too long", "too many wait"])
 def test_a_run_for_nobody_whose_guide_never_comes_ends(why: str, compiler: SlowCompiler) -> None:
-    pool = GuidePool(compiler, most_seconds=0.05 if why == "takes too long" else 30.0)
+    pool = GuidePool(compiler, max_seconds=0.05 if why == "takes too long" else 30.0)
     first = asked(pool, "first")
     until(lambda: compiler.begun == ["first"])
-    held = [asked(pool, f"a{i}") for i in range(MOST_OF_TENANT if why == "too many wait" else 0)]
+    held = [asked(pool, f"a{i}") for i in range(MAX_OF_TENANT if why == "too many wait" else 0)]
     if why == "cannot be compiled":
         compiler.let_go("first", "a(")
     runs = BackgroundRuns(
@@ -268,7 +268,7 @@ def test_a_run_for_nobody_whose_guide_never_comes_ends(why: str, compiler: SlowC
     assert runs.compute(guided(pool, "r", "a(")) is None
     compiler.let_all_go()
     pool.close()
-    assert first.asked_at is not None and len(held) in (0, MOST_OF_TENANT)
+    assert first.asked_at is not None and len(held) in (0, MAX_OF_TENANT)
 
 
 def test_who_waits_for_guides_silences_nobody_behind(pool: GuidePool) -> None:

@@ -33,7 +33,7 @@ from tests.support.engine.random_guides import REGEXES, SCHEMAS, Schema, check_j
 pytestmark = pytest.mark.slow
 
 VOCAB, END = 49_152, 2
-PATIENCE, MOST_TOKENS = 10, 500
+PATIENCE, MAX_TOKENS = 10, 500
 SLOW = settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.too_slow])
 
 
@@ -55,7 +55,7 @@ def guides() -> Guides:
 
 
 def guided(**options: object) -> SamplingOptions:
-    return SamplingOptions(max_tokens=MOST_TOKENS, **options)  # type: ignore[arg-type]
+    return SamplingOptions(max_tokens=MAX_TOKENS, **options)  # type: ignore[arg-type]
 
 
 def begun(**options: object) -> GuideState:
@@ -65,9 +65,9 @@ def begun(**options: object) -> GuideState:
 
 
 def walked(guide: GuideState, draw: random.Random) -> str | None:
-    """A text of random allowed tokens, of late ones the shortest; None where it has no end within MOST_TOKENS."""
+    """A text of random allowed tokens, of late ones the shortest; None where it has no end within MAX_TOKENS."""
     ids: list[int] = []
-    for place in range(MOST_TOKENS):
+    for place in range(MAX_TOKENS):
         allowed = np.flatnonzero(guide.allowed()).tolist()
         assert allowed, f"nothing may follow {tokenizer().decode(ids)!r}"
         likely = allowed if place <= PATIENCE else [END] if END in allowed else sorted(allowed, key=_brevity)[:6]

@@ -29,8 +29,8 @@ pytestmark = pytest.mark.hostile
 
 SECONDS = float(os.environ.get("AUTOGLM_HOSTILE_SECONDS", "1200"))
 PHASES = (*KINDS, ALL)
-PHASE_S = SECONDS / (2 * len(PHASES))
-SETTLE_S = min(5.0, PHASE_S / 4)  # after an attack, until what it left has been dealt with
+PHASE_SECONDS = SECONDS / (2 * len(PHASES))
+SETTLE_SECONDS = min(5.0, PHASE_SECONDS / 4)  # after an attack, until what it left has been dealt with
 WORSE = 1.5  # times the p95 of the others, at most
 SERVE = [sys.executable, "-m", "autoglm_cli", "serve", "--gateway"]
 CLIENTS = Path(__file__).parent.parent / "support" / "server" / "hostile_clients.py"
@@ -88,7 +88,7 @@ def _is_ready(port: int) -> bool:
 
 def attacked(served: Served, tenants: Tenants, kind: str) -> dict[str, int]:
     """What the attacker was answered."""
-    command = [sys.executable, str(CLIENTS), kind, str(served.port), served.keys[-1], str(PHASE_S)]
+    command = [sys.executable, str(CLIENTS), kind, str(served.port), served.keys[-1], str(PHASE_SECONDS)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as attacker:
         assert attacker.stdout is not None and attacker.stdout.readline() == "begun\n"
         tenants.phase = kind
@@ -102,7 +102,7 @@ def test_nine_tenants_hardly_notice_the_tenth(served: Served, capsys: pytest.Cap
         with capsys.disabled():
             print(line, flush=True)
 
-    tell(f"\n{len(PHASES)} attacks of {PHASE_S:.0f} s, and as long without one before each")
+    tell(f"\n{len(PHASES)} attacks of {PHASE_SECONDS:.0f} s, and as long without one before each")
     answered = dict[str, dict[str, int]]()
     with Tenants(served.url, served.keys[:-1]) as tenants:
         for kind in PHASES:
@@ -110,7 +110,7 @@ def test_nine_tenants_hardly_notice_the_tenth(served: Served, capsys: pytest.Cap
             answered[kind] = attacked(served, tenants, kind)
             tell(_row(kind, tenants.seen[f"before {kind}"], tenants.seen[kind], answered[kind]))
             assert served.process.poll() is None and not served.ended(), f"{kind} ended a process"
-            time.sleep(SETTLE_S)
+            time.sleep(SETTLE_SECONDS)
     assert _is_ready(served.port) and not served.ended()
     quiet, attack = _together(tenants, [f"before {kind}" for kind in PHASES]), _together(tenants, PHASES)
     tell(_row("together", quiet, attack, {}))
@@ -122,9 +122,9 @@ def test_nine_tenants_hardly_notice_the_tenth(served: Served, capsys: pytest.Cap
 def _quiet(served: Served, tenants: Tenants, phase: str) -> None:
     """The tenth behaves as the others do."""
     with Tenants(served.url, served.keys[-1:]):
-        time.sleep(min(2.0, SETTLE_S))
+        time.sleep(min(2.0, SETTLE_SECONDS))
         tenants.phase = phase
-        time.sleep(PHASE_S)
+        time.sleep(PHASE_SECONDS)
         tenants.phase = ""
 
 

@@ -15,7 +15,7 @@ from tests.support.server.silent_model import num_asked, write_silent_repository
 
 pytestmark = [pytest.mark.hostile, pytest.mark.server]
 
-SILENT_S = float(os.environ.get("AUTOGLM_SILENT_S", "330"))
+SILENT_SECONDS = float(os.environ.get("AUTOGLM_SILENT_S", "330"))
 # Triton's own defaults, in place of what LocalServer sets.
 DEFAULTS = (
     "--grpc-http2-min-recv-ping-interval-without-data=300000",
@@ -30,6 +30,6 @@ def test_an_answer_after_minutes_of_silence_arrives_once(tmp_path: Path) -> None
         LocalServer(repository, arguments=DEFAULTS) as server,
         Client(server.grpc_url, timeouts=Timeouts(total=None)) as client,
     ):
-        result = client.generate(f"{SILENT_S:g}")
+        result = client.generate(f"{SILENT_SECONDS:g}")
     assert (result.text, result.attempts, num_asked(repository)) == ("so it was", 1, 1)
-    assert result.total_ms >= 1000 * SILENT_S
+    assert result.total_ms >= 1000 * SILENT_SECONDS

@@ -26,7 +26,7 @@ from tests.support.gateway.gateway_server import GatewayThread
 pytestmark = [pytest.mark.server, pytest.mark.parity]
 
 MAX_LENGTH = 320
-LEAST_LEAD = 0.02  # of each token's logit before the next best: a hundred times what two runtimes differ by
+MIN_LEAD = 0.02  # of each token's logit before the next best: a hundred times what two runtimes differ by
 ASKED: dict[str, Any] = {
     "model": "autoglm-phone-9b",
     "max_tokens": 3000,
@@ -102,7 +102,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
                 return_dict_in_generate=True,
             )
         leads = [float(best - second) for best, second in (scores[0].topk(2).values for scores in generated.scores)]
-        assert min(leads) > LEAST_LEAD, "so near a tie that rounding would decide"
+        assert min(leads) > MIN_LEAD, "so near a tie that rounding would decide"
         output = generated.sequences[0, len(ids) :].tolist()
         found.append((tokenizer.decode(output, skip_special_tokens=True), len(output)))
     return found

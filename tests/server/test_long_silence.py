@@ -15,7 +15,7 @@ from autoglm_client.transport import transport
 from tests.support.server.silent_model import num_asked, write_silent_repository
 
 PER_PING_MS = 3000
-SILENT_S = 13
+SILENT_SECONDS = 13
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +48,7 @@ def test_a_long_silence_ends_with_the_answer(
     ping_each(monkeypatch, PER_PING_MS + 100)
     before = num_asked(repository)
     with Client(server.grpc_url, timeouts=Timeouts(total=None)) as client:
-        result = client.generate(str(SILENT_S))
+        result = client.generate(str(SILENT_SECONDS))
     assert (result.text, result.attempts, num_asked(repository) - before) == ("so it was", 1, 1)
 
 
@@ -62,7 +62,7 @@ def test_what_the_rule_would_end_is_a_lost_connection_and_no_busy_server(
         Client(server.grpc_url, timeouts=Timeouts(total=None), retries=NO_RETRIES) as client,
         pytest.raises(ConnectionLost, match="Too many pings"),
     ):
-        client.generate(str(SILENT_S))
+        client.generate(str(SILENT_SECONDS))
 
 
 @pytest.mark.server

@@ -33,7 +33,7 @@ from tests.support.server.processes import shared_memory, wait_for_end
 from tests.support.server.raw_grpc import Answer, Stream, tensor
 
 pytestmark = pytest.mark.server
-PATIENCE_S = 120.0
+PATIENCE_SECONDS = 120.0
 QUESTION = json.dumps([{"role": "user", "content": "What is the capital of Japan?"}])
 
 
@@ -60,7 +60,7 @@ def wait_for(condition: Callable[[], bool]) -> float:
     """How long it took. Fails after a time that says nothing about how fast it should be."""
     begin = time.monotonic()
     while not condition():
-        assert time.monotonic() - begin < PATIENCE_S, f"it took more than {PATIENCE_S:g} s"
+        assert time.monotonic() - begin < PATIENCE_SECONDS, f"it took more than {PATIENCE_SECONDS:g} s"
         time.sleep(0.02)
     return time.monotonic() - begin
 

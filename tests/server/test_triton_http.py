@@ -12,7 +12,7 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_probe import server_is_ready
 from autoglm_cli.server.stack_limit import STACK_BYTES
 
-from tests.support.server.raw_http import PATIENCE_S, connect
+from tests.support.server.raw_http import PATIENCE_SECONDS, connect
 
 pytestmark = pytest.mark.server
 CONFIG = """
@@ -62,7 +62,7 @@ def triton(repository: Path) -> Iterator[LocalServer]:
 
 
 def answer(port: int, path: str, body: bytes) -> bytes:
-    with connect(port, PATIENCE_S) as connection:
+    with connect(port, PATIENCE_SECONDS) as connection:
         connection.sendall(f"POST {path} HTTP/1.1\r\nHost: triton\r\n".encode() + body)
         return connection.recv(1000)
 

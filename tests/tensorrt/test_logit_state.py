@@ -11,7 +11,7 @@ import pytest
 from autoglm_engine.core import Adjustments, Candidates, Event, Logits, Span, StepBatch
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.runners.base import Deferred, Limits, Runner, run_step
-from autoglm_engine.runners.tensorrt.logit_state import MOST_SINGLE_WRITES
+from autoglm_engine.runners.tensorrt.logit_state import MAX_SINGLE_WRITES
 from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,7 +71,7 @@ class Dense:
 @st.composite
 def some_adjustments(draw: st.DrawFn) -> Adjustments:
     reset = draw(st.booleans())
-    most = draw(st.sampled_from([3, MOST_SINGLE_WRITES, VOCAB]))
+    most = draw(st.sampled_from([3, MAX_SINGLE_WRITES, VOCAB]))
     ids = draw(st.lists(st.integers(0, VOCAB - 1), max_size=most, unique=True))
     values = np.random.default_rng(draw(st.integers(0, 99)))
     factors = values.uniform(0.5, 2, len(ids)).astype(np.float32)

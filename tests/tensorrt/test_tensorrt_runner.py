@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Adjustments, Candidates, Logits, Span, StepBatch
 from autoglm_engine.runners.tensorrt.calls import buckets_of
-from autoglm_engine.runners.tensorrt.prefill_batches import PrefillBatch, batches_of, most_rows
+from autoglm_engine.runners.tensorrt.prefill_batches import PrefillBatch, batches_of, max_rows
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -360,7 +360,7 @@ def test_batches_hold_every_span_once_and_cost_no_more_than_one_by_one(bench: Gp
     batches = batches_of(spans, shapes)
     alone = [batch for one in spans for batch in batches_of([one], shapes)]
     assert sorted(s.slot for batch in batches for s in batch.spans) == sorted(slots)
-    assert sum(batch.num_rows for batch in batches) <= most_rows(num_slots)
+    assert sum(batch.num_rows for batch in batches) <= max_rows(num_slots)
     assert sum(batch.cost for batch in batches) <= sum(batch.cost for batch in alone)
     for batch in batches:
         check_batch(batch, shapes)

@@ -11,7 +11,7 @@ import psutil
 import pytest
 from autoglm_engine.errors import ArtifactError, EngineError, ShuttingDown
 from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProcess, EncodingTooSlow
-from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS, BoundedEncoder, PlainEncoder
+from autoglm_engine.tokenizer.encoding import MAX_IN_PROCESS, BoundedEncoder, PlainEncoder
 from tokenizers import Tokenizer
 
 from tests.support.engine.fakes import byte_tokenizer
@@ -98,9 +98,9 @@ def test_short_texts_are_encoded_here_unless_a_pattern_may_take_for_ever(path: P
     bomb = write_split_only(tmp_path / "bomb.json", BOMB)
     wild = BoundedEncoder.load(bomb, Tokenizer.from_file(str(bomb)), LIMITS)
     assert (tame.is_tame, wild.is_tame) == (True, False)
-    tame.encode("a" * MOST_IN_PROCESS, "text", special_tokens=False)
+    tame.encode("a" * MAX_IN_PROCESS, "text", special_tokens=False)
     assert not psutil.Process().children()
-    tame.encode("a" * (MOST_IN_PROCESS + 1), "text", special_tokens=False)
+    tame.encode("a" * (MAX_IN_PROCESS + 1), "text", special_tokens=False)
     assert len(psutil.Process().children()) == 1
     began = time.process_time()
     with pytest.raises(EngineError):

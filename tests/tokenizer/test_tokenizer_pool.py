@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import pytest
 from autoglm_engine.errors import EngineError, QueueFull, ShuttingDown, Unavailable
 from autoglm_engine.tokenizer import pool as tokenizer_pool
-from autoglm_engine.tokenizer.pool import LONG, MOST_SECONDS, SHORT_BYTES, Job, TokenizerPool
+from autoglm_engine.tokenizer.pool import LONG, MAX_SECONDS, SHORT_BYTES, Job, TokenizerPool
 
 from tests.support.engine.fakes import FakeClock
 from tests.support.engine.small_service import PATIENCE, until
@@ -126,7 +126,7 @@ def test_tenants_take_turns(world: World) -> None:
 def test_so_much_may_wait_of_a_tenant_and_of_all(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     world.put("a", "a")
     world.wait("a")
-    for number in range(LONG.most_of_tenant):
+    for number in range(LONG.max_of_tenant):
         world.put(f"a{number}", "a")
     with pytest.raises(
         QueueFull, match=r"^64 prompts of this tenant wait to be encoded, which is the limit; try again later$"
@@ -134,10 +134,10 @@ def test_so_much_may_wait_of_a_tenant_and_of_all(world: World, monkeypatch: pyte
         world.put("too much", "a")
     world.put("b", "b")
     world.wait("b")
-    world.put("b1", "b", num_bytes=LONG.most_bytes_of_tenant * 2)  # one alone may be of any size
+    world.put("b1", "b", num_bytes=LONG.max_bytes_of_tenant * 2)  # one alone may be of any size
     with pytest.raises(QueueFull, match="1 prompts of this tenant wait"):
         world.put("b2", "b")
-    world.put("c", "c", num_bytes=LONG.most_bytes // 2 - 10_000_000)
+    world.put("c", "c", num_bytes=LONG.max_bytes // 2 - 10_000_000)
     with pytest.raises(QueueFull, match="66 prompts wait to be encoded, which is the limit"):
         world.put("d", "d", num_bytes=10_000_000)
     assert set(world.failed) == set()
@@ -147,7 +147,7 @@ def test_what_waited_for_too_long_is_not_begun(world: World) -> None:
     world.put("a", "a")
     world.wait("a")
     world.put("late", "a")
-    world.clock.now += MOST_SECONDS
+    world.clock.now += MAX_SECONDS
     world.put("in time", "a")
     world.let_go("a")
     world.wait("in time")

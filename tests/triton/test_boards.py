@@ -21,7 +21,7 @@ from autoglm_engine.messages import Ack
 from autoglm_engine.system.periodic import Periodic
 from autoglm_engine.triton.board.acks import AckBoard
 from autoglm_engine.triton.board.engine_watch import EngineWatch
-from autoglm_engine.triton.board.file import MOST_CANCELS, PREFIX, Board, board_name
+from autoglm_engine.triton.board.file import MAX_CANCELS, PREFIX, Board, board_name
 from autoglm_engine.triton.board.finder import (
     EngineBoard,
     EventBoards,
@@ -318,10 +318,10 @@ def test_a_cancel_is_passed_on_to_engines_that_still_run(tmp_path: Path, server:
         assert requests.pass_cancels(["a", "\ud800"])
         seen, tags = elder.cancels_since(0)
         assert (seen, tags) == (2, {elder.seal.tag_of("a"), elder.seal.tag_of("\ud800")})
-        requests.pass_cancels([str(number) for number in range(2 * MOST_CANCELS)])
-        last = {elder.seal.tag_of(str(number)) for number in range(MOST_CANCELS, 2 * MOST_CANCELS)}
-        assert elder.cancels_since(seen) == (2 + 2 * MOST_CANCELS, last)
-        assert elder.cancels_since(2 + 2 * MOST_CANCELS)[1] == set()
+        requests.pass_cancels([str(number) for number in range(2 * MAX_CANCELS)])
+        last = {elder.seal.tag_of(str(number)) for number in range(MAX_CANCELS, 2 * MAX_CANCELS)}
+        assert elder.cancels_since(seen) == (2 + 2 * MAX_CANCELS, last)
+        assert elder.cancels_since(2 + 2 * MAX_CANCELS)[1] == set()
         assert newer.cancels_since(0) == other.cancels_since(0) == (0, set())
         assert newer.seal.tag_of("a") != elder.seal.tag_of("a")
         elder.close()

@@ -11,7 +11,7 @@ import pytest
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.messages import Packed, unpack_sent_event
 from autoglm_engine.metrics import REQUEST_PROMPT_TOKENS, REQUESTS, RUNNING, TIME_TO_FIRST_TOKEN, TOKENS_OUT, MetricSpec
-from autoglm_engine.tokenizer.pool import MOST_SECONDS
+from autoglm_engine.tokenizer.pool import MAX_SECONDS
 from autoglm_engine.triton.board.acks import AckBoard, AckGate
 from autoglm_engine.triton.board.finder import boards_of
 from autoglm_engine.triton.board.seal import SEAL_BYTES
@@ -127,10 +127,10 @@ def test_a_cancel_is_remembered_as_long_as_a_prompt_may_wait_to_be_encoded(gate:
     replies = Replies(gate, clock)
     arrival = clock.now - 0.5
     replies.find(["a", "b"])
-    clock.now += MOST_SECONDS + 5
+    clock.now += MAX_SECONDS + 5
     assert replies.was_cancelled("a", arrival)
     replies.find(["c"])
-    clock.now += MOST_SECONDS
+    clock.now += MAX_SECONDS
     assert not replies.was_cancelled("b", arrival)
 
 

@@ -34,7 +34,7 @@ def test_equal_images_have_equal_ids_and_others_have_others() -> None:
 
 
 def test_an_image_that_is_forgotten_gets_new_ids() -> None:
-    ids = ImageIds(lambda: None, most_images=2)
+    ids = ImageIds(lambda: None, max_images=2)
     first, other = number(ids, CAT), number(ids, DOG)
     number(ids, CAT)
     number(ids, Picture(b"third"))
@@ -66,7 +66,7 @@ def test_no_two_images_share_an_id_while_anybody_has_it(data: st.DataObject) -> 
     owners: dict[int, tuple[object, int]] = {}
     kept: list[TokenIds] = []
     in_use: list[TokenIds] = []
-    ids = ImageIds(kept.clear, half=20, most_images=3)
+    ids = ImageIds(kept.clear, half=20, max_images=3)
     for _ in range(40):
         picture = Picture(bytes([data.draw(st.integers(0, 6))]), data.draw(st.sampled_from([(1, 1), (2, 3), (3, 2)])))
         try:

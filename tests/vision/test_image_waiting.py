@@ -160,7 +160,7 @@ def test_one_image_is_encoded_at_a_time_and_the_better_priority_first() -> None:
     one.step()
     vision_of(one).free.set()
     one.drain()
-    assert vision_of(one).most_at_once == 1
+    assert vision_of(one).max_at_once == 1
     assert vision_of(one).encoded == [picture.file for picture in reversed(pictures)]
 
 
@@ -218,7 +218,7 @@ def test_the_memory_for_features_is_bounded_by_the_setting_and_by_what_slots_hol
 
 
 def test_all_are_served_by_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm_engine.engine.images.desk._MOST_PROMPTS", 14 / (2 * 64))
+    monkeypatch.setattr("autoglm_engine.engine.images.desk._MAX_PROMPTS", 14 / (2 * 64))
     monkeypatch.setattr("autoglm_engine.engine.images.desk.min", lambda *rows: 14, raising=False)
     one = small(14)
     assert pool_rows(one) == 14

@@ -109,7 +109,7 @@ def find_bottleneck(measured: Measurements) -> Verdict:
     Then slots (requests wait and the CPU has room), the queue (they wait, and the CPU cannot be seen), this client."""
     checks = _checks(measured)
     full = [check for check in checks if check.saturated]
-    hardware = sorted((check for check in full if check.resource in _HARDWARE), key=_most_loaded_first)
+    hardware = sorted((check for check in full if check.resource in _HARDWARE), key=_max_loaded_first)
     ordered = hardware + [check for check in full if check.resource not in _HARDWARE]
     if not ordered:
         return Verdict(Resource.NOTHING, checks)
@@ -118,7 +118,7 @@ def find_bottleneck(measured: Measurements) -> Verdict:
     return Verdict(first.resource, checks, tuple(check.resource for check in others), tuple(level))
 
 
-def _most_loaded_first(check: Check) -> tuple[float, int]:
+def _max_loaded_first(check: Check) -> tuple[float, int]:
     return -round(check.load or 0.0, 9), _HARDWARE.index(check.resource)
 
 

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable
 
 from autoglm_cli.procfs import ProcFs
 
-LEAST_LOOKS = 3
+MIN_LOOKS = 3
 _IDLE_SHARE = 0.02  # of a core: what an engine that can do nothing any more still uses, for looking at the time
-MOST_SECONDS = 300.0  # without an answer; whatever it does then is of no use to anybody
+MAX_SECONDS = 300.0  # without an answer; whatever it does then is of no use to anybody
 
 
 class EnginePulse:
@@ -31,7 +31,7 @@ class EnginePulse:
         is_working = used - self._used > _IDLE_SHARE * (now - self._looked_at)
         self._num_silent = 0 if answers or is_working else self._num_silent + 1
         self._looked_at, self._used = now, used
-        return self._num_silent >= LEAST_LOOKS or now - self._silent_since > MOST_SECONDS
+        return self._num_silent >= MIN_LOOKS or now - self._silent_since > MAX_SECONDS
 
 
 def cpu_seconds(pids: Iterable[int]) -> float:

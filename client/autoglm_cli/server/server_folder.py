@@ -21,7 +21,7 @@ from .server_remains import Remains, try_lock
 _PREFIX = "autoglm-server-"
 _OWNER = "owner"
 _REGIONS = re.compile("autoglm-[0-9a-f]{16}-")
-_MOST_BYTES = 1024
+_MAX_BYTES = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,7 +75,7 @@ def _swept(folder: Path) -> bool:
             return False
         file = os.open(folder / _OWNER, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            return try_lock(file) and _removed(folder, json.loads(os.read(file, _MOST_BYTES)))
+            return try_lock(file) and _removed(folder, json.loads(os.read(file, _MAX_BYTES)))
         finally:
             os.close(file)
     return False

@@ -21,7 +21,7 @@ from autoglm_client.types import Piece
 
 from .piece_order import PieceOrder
 
-_MOST_UNREAD = 64  # responses; beyond that the server's sending is held up by flow control
+_MAX_UNREAD = 64  # responses; beyond that the server's sending is held up by flow control
 
 
 class Call:
@@ -105,7 +105,7 @@ class Call:
             self._unread.append(piece)
         self._ended = piece.finish_reason is not None
         self._changed.set()
-        while len(self._unread) >= _MOST_UNREAD and not self._ended and not self.abandoned:
+        while len(self._unread) >= _MAX_UNREAD and not self._ended and not self.abandoned:
             self._room.clear()
             await self._room.wait()
 

@@ -12,7 +12,7 @@ from autoglm_client.transport.transport import Transport
 from .call import Call
 from .control import send_control
 
-_FIRST_PAUSE_S, _LONGEST_PAUSE_S, _GIVE_UP_AFTER_S = 0.05, 1.0, 60.0
+_FIRST_PAUSE_SECONDS, _LONGEST_PAUSE_SECONDS, _GIVE_UP_AFTER_SECONDS = 0.05, 1.0, 60.0
 _log = logging.getLogger("autoglm_client")
 
 
@@ -45,14 +45,14 @@ class Canceller:
 
     async def _run(self) -> None:
         clock = asyncio.get_running_loop().time
-        give_up_at, pause = clock() + _GIVE_UP_AFTER_S, _FIRST_PAUSE_S
+        give_up_at, pause = clock() + _GIVE_UP_AFTER_SECONDS, _FIRST_PAUSE_SECONDS
         while self._flights and clock() < give_up_at:
             if self._fresh.is_set():
-                give_up_at, pause = clock() + _GIVE_UP_AFTER_S, _FIRST_PAUSE_S
+                give_up_at, pause = clock() + _GIVE_UP_AFTER_SECONDS, _FIRST_PAUSE_SECONDS
             self._fresh.clear()
             await self._send([flight.request_id for flight in self._flights])
             await self._pause(pause)
-            pause = min(2 * pause, _LONGEST_PAUSE_S)
+            pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
             self._flights = {flight for flight in self._flights if not flight.drained}
         self._flights.clear()
 

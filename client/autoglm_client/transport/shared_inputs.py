@@ -24,7 +24,7 @@ from .transport import Transport
 
 _log = logging.getLogger(__name__)
 _HINT = " (since 26.04 tritonserver has to be started with --allow-client-shm=true)"
-_TIMEOUT_S = 5.0
+_TIMEOUT_SECONDS = 5.0
 KEY_HEADER = "autoglm-shared-memory-key"
 KEY_VARIABLE = "AUTOGLM_SHARED_MEMORY_KEY"
 _TRITON_PREFIX = "triton-grpc-protocol-"  # how Triton wants the header of a restricted protocol
@@ -119,7 +119,7 @@ class SharedInputs:
             known = pb.SystemSharedMemoryRegisterRequest(
                 name=segment.name, key=f"/{segment.name}", offset=0, byte_size=segment.size
             )
-            await self._inner.unary("SystemSharedMemoryRegister", known, _TIMEOUT_S)
+            await self._inner.unary("SystemSharedMemoryRegister", known, _TIMEOUT_SECONDS)
         except AutoGLMError as error:
             segment.close()
             if not isinstance(error, CannotConnectError | ConnectionLost | ConnectTimeout):
@@ -143,7 +143,7 @@ class SharedInputs:
     async def _unregister(self, name: str) -> None:
         with contextlib.suppress(AutoGLMError):  # the server is gone, or never knew it
             await self._inner.unary(
-                "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=name), _TIMEOUT_S
+                "SystemSharedMemoryUnregister", pb.SystemSharedMemoryUnregisterRequest(name=name), _TIMEOUT_SECONDS
             )
 
 

@@ -13,11 +13,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-SILENT_S = (
-    20.0  # of a call, before its server is asked; a server that is asked twice in vain took that long and twice ASK_S
-)
-ASK_S = 10.0
-_LOOK_S = 0.1  # of SILENT_S: how often the calls are looked at
+SILENT_SECONDS = 20.0  # of a call, before its server is asked; it is given up when it was asked twice in vain
+ASK_SECONDS = 10.0
+_LOOK_SECONDS = 0.1  # of SILENT_SECONDS: how often the calls are looked at
 
 
 @dataclass(slots=True, eq=False)
@@ -57,9 +55,9 @@ class SilenceWatch:
         clock = asyncio.get_running_loop().time
         there_at = clock()  # when the server was last known to be there
         while self._calls:
-            await asyncio.sleep(_LOOK_S * SILENT_S)
+            await asyncio.sleep(_LOOK_SECONDS * SILENT_SECONDS)
             silent_since = min((max(each.heard_at, there_at) for each in self._calls), default=clock())
-            if clock() - silent_since < SILENT_S:
+            if clock() - silent_since < SILENT_SECONDS:
                 continue
             if await self._is_there():
                 there_at = clock()

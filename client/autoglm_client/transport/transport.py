@@ -22,8 +22,8 @@ from .responses import error_of
 from .silence import SilenceWatch
 from .tls import TLS
 
-_RECONNECT_S = 0.7  # the longest back-off and a little more
-_REASON_S = 5.0  # the attempt that is under way may have to read all public authorities
+_RECONNECT_SECONDS = 0.7  # the longest back-off and a little more
+_REASON_SECONDS = 5.0  # the attempt that is under way may have to read all public authorities
 _MAX_MESSAGE_BYTES = 2**31 - 1
 _NOT_TAKEN = (
     "Internal error from Core"  # of gRPC, where a message cannot be sent any more, whatever status the call ended with
@@ -95,7 +95,7 @@ class GrpcTransport:
     async def _reconnect(self, timeout: float | None) -> None:
         """Wait long enough for one more attempt."""
         try:
-            async with time_limit.timeout(min(_RECONNECT_S, timeout or _RECONNECT_S)):
+            async with time_limit.timeout(min(_RECONNECT_SECONDS, timeout or _RECONNECT_SECONDS)):
                 await self._channel.wait_for_state_change(_BROKEN)
         except time_limit.LimitPassed:
             raise await self._why_broken() from None
@@ -103,7 +103,9 @@ class GrpcTransport:
     async def _why_broken(self) -> AutoGLMError:
         """A call on a channel that has no connection fails at once, and says why there is none."""
         try:
-            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=_REASON_S, metadata=self._control_headers())
+            await self._stub.ServerLive(
+                pb.ServerLiveRequest(), timeout=_REASON_SECONDS, metadata=self._control_headers()
+            )
         except grpc.aio.AioRpcError as error:
             return no_connection(error.details() or "", self.address, self._tls)
         return unreachable(self.address)  # it was there for a moment
@@ -134,7 +136,7 @@ class GrpcTransport:
 
     async def _why_not_taken(self, metadata: Metadata) -> AutoGLMError:
         """A call that asks for nothing is refused as the one was that had ended before its request was sent."""
-        call = self._stub.ModelStreamInfer(timeout=_REASON_S, metadata=metadata)
+        call = self._stub.ModelStreamInfer(timeout=_REASON_SECONDS, metadata=metadata)
         try:
             await call.done_writing()
             await call.read()
@@ -151,7 +153,7 @@ class GrpcTransport:
     async def _takes_connections(self) -> bool:
         channel = self._new_channel()
         try:
-            async with time_limit.timeout(silence.ASK_S):
+            async with time_limit.timeout(silence.ASK_SECONDS):
                 while (state := channel.get_state(try_to_connect=True)) not in (_READY, _BROKEN):
                     await channel.wait_for_state_change(state)
             return state is _READY
@@ -163,7 +165,7 @@ class GrpcTransport:
     async def _answers(self) -> bool:
         try:
             metadata = self._control_headers()
-            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=silence.ASK_S, metadata=metadata)
+            await self._stub.ServerLive(pb.ServerLiveRequest(), timeout=silence.ASK_SECONDS, metadata=metadata)
         except grpc.aio.AioRpcError as error:
             return error.code() is not grpc.StatusCode.DEADLINE_EXCEEDED
         return True
@@ -175,7 +177,7 @@ class GrpcTransport:
         await gone.close()
 
     def _gone(self) -> ConnectionLost:
-        seconds = f"{silence.SILENT_S:g}"
+        seconds = f"{silence.SILENT_SECONDS:g}"
         return ConnectionLost(
             f"the server at {self.address} was silent for {seconds} s and then answered nothing", endpoint=self.address
         )

@@ -33,8 +33,8 @@ PROMPT_TOKENS, ANSWER_TOKENS, NUM_SEQUENCES = 128, 64, 16
 
 STAGE = "measure runtimes"
 _NUM_ROUNDS = 3  # the runtimes take turns, so that what else the machine does hits them alike
-_MOST_REPEATS, _ENOUGH_SECONDS = 5, 0.1  # of one kind of step in a round
-_MOST_LENGTH = 1024  # of the slots: where a prompt and its answer lie in longer ones makes no difference
+_MAX_REPEATS, _ENOUGH_SECONDS = 5, 0.1  # of one kind of step in a round
+_MAX_LENGTH = 1024  # of the slots: where a prompt and its answer lie in longer ones makes no difference
 _NUM_DRAWN = 1 << 16  # random numbers a weight
 
 Clock = Callable[[], float]  # seconds
@@ -132,7 +132,7 @@ class Bench:
 
     def _repeated(self, step: StepBatch) -> list[float]:
         seconds: list[float] = []
-        while len(seconds) < _MOST_REPEATS and sum(seconds) < _ENOUGH_SECONDS:
+        while len(seconds) < _MAX_REPEATS and sum(seconds) < _ENOUGH_SECONDS:
             began = self._clock()
             run_step(self._runner, step)
             seconds.append(self._clock() - began)
@@ -173,7 +173,7 @@ def _built(plan: Options, spec: ModelSpec, measured: Measured, folder: Path, pro
     plan = dataclasses.replace(
         plan,
         num_slots=workload.num_sequences,
-        max_length=min(plan.max_length, _MOST_LENGTH),
+        max_length=min(plan.max_length, _MAX_LENGTH),
         prefill_chunk=workload.num_prompt_tokens,
     )
     with TemporaryDirectory(prefix=".measure-", dir=folder) as place:

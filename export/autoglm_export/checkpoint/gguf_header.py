@@ -14,16 +14,16 @@ from pathlib import Path
 
 from autoglm_export.errors import CheckpointError
 
-MOST_ELEMENTS = (
+MAX_ELEMENTS = (
     1 << 21
 )  # of all arrays together: tokens, scores, types and merges of a vocabulary of 300,000 are half of it
-MOST_DIMENSIONS = 4
+MAX_DIMENSIONS = 4
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
-_LEAST_FIELD = 8 + 4 + 1  # bytes: an empty name, a type, a value
-_LEAST_TENSOR = 8 + 4 + 4 + 8  # an empty name, no dimensions, a type, an offset
+_MIN_FIELD = 8 + 4 + 1  # bytes: an empty name, a type, a value
+_MIN_TENSOR = 8 + 4 + 4 + 8  # an empty name, no dimensions, a type, an offset
 
 
 def check_header(path: Path) -> None:
@@ -38,8 +38,8 @@ def check_header(path: Path) -> None:
         if (version := walk.number("I")) not in _VERSIONS:
             raise CheckpointError(f"{path.name} has the GGUF version {version}; supported are 2 and 3")
         num_tensors, num_fields = walk.number("Q"), walk.number("Q")
-        walk.check_room(num_tensors, _LEAST_TENSOR, "tensors")
-        walk.check_room(num_fields, _LEAST_FIELD, "metadata")
+        walk.check_room(num_tensors, _MIN_TENSOR, "tensors")
+        walk.check_room(num_fields, _MIN_FIELD, "metadata")
         for _ in range(num_fields):
             walk.field()
         for _ in range(num_tensors):
@@ -88,9 +88,9 @@ class _Walk:
             raise CheckpointError(f"{self.name} has metadata of lists in lists, which no model needs")
         self.check_room(count, 8 if kind == _STRING else 1, "values")
         self.num_elements += count
-        if self.num_elements > MOST_ELEMENTS:
+        if self.num_elements > MAX_ELEMENTS:
             raise CheckpointError(
-                f"{self.name} has lists of {self.num_elements} values and more in its metadata; most is {MOST_ELEMENTS}"
+                f"{self.name} has lists of {self.num_elements} values and more in its metadata; most is {MAX_ELEMENTS}"
             )
         if kind == _STRING:
             for _ in range(count):
@@ -111,7 +111,7 @@ class _Walk:
 
     def tensor(self) -> None:
         self.string()
-        if (dimensions := self.number("I")) > MOST_DIMENSIONS:
-            raise CheckpointError(f"{self.name} has a tensor of {dimensions} dimensions; most is {MOST_DIMENSIONS}")
+        if (dimensions := self.number("I")) > MAX_DIMENSIONS:
+            raise CheckpointError(f"{self.name} has a tensor of {dimensions} dimensions; most is {MAX_DIMENSIONS}")
         self.skip(dimensions, 8)
         self.skip(1, 4 + 8)

@@ -88,8 +88,8 @@ ROPE_KEYS = frozenset(
     }
 )
 
-LEAST, MOST = 1e-30, 1e30  # of a number: what float32 computes with to some use
-MOST_WHOLE = 2**31 - 1
+MIN, MAX = 1e-30, 1e30  # of a number: what float32 computes with to some use
+MAX_WHOLE = 2**31 - 1
 
 
 @dataclass(slots=True)
@@ -106,18 +106,16 @@ class Keys:
 
     def integer(self, key: str, default: int | None = None) -> int:
         value = self.get(key, default)
-        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MOST_WHOLE:
+        if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= MAX_WHOLE:
             raise UnsupportedModel(
-                f"the config's {key} is {value!r:.40}; it must be a whole number of 1 ... {MOST_WHOLE}"
+                f"the config's {key} is {value!r:.40}; it must be a whole number of 1 ... {MAX_WHOLE}"
             )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not LEAST <= value <= MOST:
-            raise UnsupportedModel(
-                f"the config's {key} is {value!r:.40}; it must be a number of {LEAST:g} ... {MOST:g}"
-            )
+        if isinstance(value, bool) or not isinstance(value, int | float) or not MIN <= value <= MAX:
+            raise UnsupportedModel(f"the config's {key} is {value!r:.40}; it must be a number of {MIN:g} ... {MAX:g}")
         return float(value)
 
     def flag(self, key: str, default: bool) -> bool:

@@ -16,13 +16,13 @@ from typing import Any
 
 from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.tokenizer.encoder_process import EncoderLimits, EncoderProcess, EncodingTooSlow
-from autoglm_engine.tokenizer.encoding import MOST_IN_PROCESS
+from autoglm_engine.tokenizer.encoding import MAX_IN_PROCESS
 from autoglm_engine.tokenizer.patterns import patterns_of
 
 from autoglm_export.errors import CheckpointError
 
 LIMITS = EncoderLimits(seconds=1.0, load_seconds=120.0)  # of computing; what is published takes a twentieth
-LONG_RUN = MOST_IN_PROCESS  # characters: a server encodes as many in a process that it cannot end
+LONG_RUN = MAX_IN_PROCESS  # characters: a server encodes as many in a process that it cannot end
 SHORT_RUN = 40
 _RUNS = (
     "a",
@@ -47,7 +47,7 @@ _RUNS = (
     "e\u0301",
 )
 _ENDS = ("", "!", "a", "1", "\n", " ", "\x00")
-_MOST_OF_A_PATTERN = 24  # words of its own that are tried
+_MAX_OF_A_PATTERN = 24  # words of its own that are tried
 _ESCAPED = re.compile(r"\\(?:[pP]\{[^}]*\}|x\{[0-9A-Fa-f]+\}|x[0-9A-Fa-f]{2}|u[0-9A-Fa-f]{4}|.)", re.DOTALL)
 _WORD = re.compile(r"[^\W_]+|[^\w\s()\[\]{}|?*+^$]", re.UNICODE)
 _RANGE = re.compile(r"(\w)-(\w)")
@@ -133,7 +133,7 @@ def _own_words(pattern: str) -> list[str]:
     plain = _ESCAPED.sub(lambda match: _unescaped(match[0]), pattern)
     words = [word for word in _WORD.findall(plain) if len(word) <= SHORT_RUN]
     ends = [character for pair in _RANGE.findall(plain) for character in pair]
-    return list(dict.fromkeys([*words, *ends, *signs, *(word[0] for word in words)]))[:_MOST_OF_A_PATTERN]
+    return list(dict.fromkeys([*words, *ends, *signs, *(word[0] for word in words)]))[:_MAX_OF_A_PATTERN]
 
 
 def _unescaped(escape: str) -> str:

@@ -21,7 +21,7 @@ from .families import Family
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
-_LEAST_TENSORS = 8  # of a layer: two norms, four of attention, gate and up as one, down
+_MIN_TENSORS = 8  # of a layer: two norms, four of attention, gate and up as one, down
 
 
 class TensorStore(Protocol):
@@ -125,9 +125,9 @@ def prepared(name: str, values: Array) -> Array:
 def check_counts(spec: ModelSpec, store: TensorStore) -> None:
     """Compares the number of layers, which decides how much is done before any tensor is looked at, with what is
     there."""
-    if spec.num_layers * _LEAST_TENSORS > len(store.names()):
+    if spec.num_layers * _MIN_TENSORS > len(store.names()):
         raise TensorError(
-            f"the config has {spec.num_layers} layers, of at least {_LEAST_TENSORS} tensors each; the checkpoint has "
+            f"the config has {spec.num_layers} layers, of at least {_MIN_TENSORS} tensors each; the checkpoint has "
             f"{len(store.names())} tensors in all"
         )
 

@@ -23,7 +23,7 @@ from autoglm_export.errors import TensorError, UnsupportedModel
 from autoglm_export.onnx.graph import OnnxGraph
 
 _MASKED = -1e9  # added to scores: exp of it is exactly 0
-_LEAST_NORM = 1e-12
+_MIN_NORM = 1e-12
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,7 +129,7 @@ class Encoder:
         present = graph.op("Mul", hidden, graph.op("Unsqueeze", mask, last))
         total = graph.op("ReduceSum", present, self._ints("tokens", 1), keepdims=0)
         norm = graph.op("ReduceL2", total, last, keepdims=1)
-        floor = graph.tensor("least", np.array(_LEAST_NORM, np.float32))
+        floor = graph.tensor("least", np.array(_MIN_NORM, np.float32))
         return total, graph.op("Reciprocal", graph.op("Max", norm, floor))
 
     def _ints(self, name: str, *values: int) -> str:

@@ -28,7 +28,7 @@ NONE = -1
 ALIGNMENT = 64  # bytes: a cache line, and a vector
 GROUP = 4  # int8 weights of a column side by side
 WEIGHT_ZERO = 128  # weights are stored as unsigned bytes around this
-MOST_MIXED = 32
+MAX_MIXED = 32
 
 Floats = npt.NDArray[np.float32]
 Layer = tuple[Floats, Floats | None]  # weight [outputs, inputs] and bias
@@ -112,7 +112,7 @@ def mixed_vectors(inputs: int) -> int:
     """How many vectors of LANES are mixed with each other in rows of a padded width: a power of two that divides
     them."""
     vectors = inputs // LANES
-    return min(vectors & -vectors, MOST_MIXED)
+    return min(vectors & -vectors, MAX_MIXED)
 
 
 def mix_columns(weight: Floats) -> Floats:

@@ -7,7 +7,7 @@ import numpy as np
 
 from .network import Network, Tensor
 
-MOST_CANDIDATES = 3840  # of TensorRT's top-k
+MAX_CANDIDATES = 3840  # of TensorRT's top-k
 
 
 def add_candidates(network: Network, logits: Tensor, vocab_size: int, num_candidates: int) -> None:

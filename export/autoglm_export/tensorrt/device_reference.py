@@ -35,7 +35,7 @@ BOUNDS = {"fp16": 0.02, "bf16": 0.05, "int4": 0.05, "fp8": 0.4}
 # Of the whole model's logits, as a share of their standard deviation; and how many of the PLACES may differ all the
 # same.
 LOGIT_ERRORS = {"fp16": 0.02, "bf16": 0.06, "int4": 0.06, "fp8": 0.2}
-MOST_MISSED = {"fp16": 1, "bf16": 1, "int4": 1, "fp8": 4}
+MAX_MISSED = {"fp16": 1, "bf16": 1, "int4": 1, "fp8": 4}
 _SCORE_DEVIATION = 2.0  # of a query's scores: some keys count a lot, and many a little
 _PATTERN_DEVIATION = LARGEST / 3**0.5
 
@@ -71,7 +71,7 @@ def write_reference(
         likely_ids=likely,
         likely_logits=np.take_along_axis(logits, likely, axis=1),
         slack=(2 * LOGIT_ERRORS[precision] * logits.std(axis=1)).astype(np.float32),
-        most_missed=MOST_MISSED[precision],
+        max_missed=MAX_MISSED[precision],
     )
     reference.save(folder / REFERENCE_FILE)
     return REFERENCE_FILE

@@ -11,7 +11,7 @@ import numpy as np
 from autoglm_export.errors import InvalidOption
 
 from .attention import FORMS
-from .candidates import MOST_CANDIDATES
+from .candidates import MAX_CANDIDATES
 
 PRECISIONS = ("bf16", "fp16", "fp8", "int4")
 ROUNDINGS = ("gptq", "nearest")
@@ -61,7 +61,7 @@ def _numbers(capability: str) -> tuple[int, ...]:
 
 
 def check_candidates(num_candidates: int, vocab_size: int) -> None:
-    most = min(MOST_CANDIDATES, vocab_size)
+    most = min(MAX_CANDIDATES, vocab_size)
     if not 1 <= num_candidates <= most:
         raise InvalidOption(f"num_candidates is {num_candidates}; allowed is 1 ... {most} for this model")
 

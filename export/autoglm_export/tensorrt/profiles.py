@@ -54,12 +54,12 @@ def profiles_of(
 
 
 def _profile(
-    spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int, most_tokens: int | None = None
+    spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int, max_tokens: int | None = None
 ) -> Profile:
     """K begins at 1: of a length that never changes TensorRT-RTX 1.7 finds no float16 kernel that accumulates in
     float32."""
     shapes, usual = partial(input_shapes, spec, cache_length), min(_USUAL_KEYS, cache_length)
-    largest = shapes(batch, most_tokens or sequence, cache_length)
+    largest = shapes(batch, max_tokens or sequence, cache_length)
     return Profile(name, shapes(1, 1, 1), shapes(batch, sequence, usual), largest)
 
 

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from autoglm_client import Piece, Result, TokenLogprob, Usage
 
-_LEAST_LOGPROB = -9999.0
+_MIN_LOGPROB = -9999.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,4 +164,4 @@ def _token(token: str, logprob: float) -> dict[str, Any]:
 
 def _finite(logprob: float) -> float:
     """JSON has no infinity; OpenAI's API has this instead for what cannot come."""
-    return max(logprob, _LEAST_LOGPROB)
+    return max(logprob, _MIN_LOGPROB)

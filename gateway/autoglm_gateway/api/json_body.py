@@ -16,11 +16,9 @@ from fastapi.routing import APIRoute
 
 from autoglm_gateway.errors import ApiError
 
-_MOST_PARTS = (
-    100_000  # keys, lists and objects; takes some 0.1 s to read, and nothing that the schema allows comes near
-)
+_MAX_PARTS = 100_000  # keys, lists and objects; takes some 0.1 s to read, and nothing that the schema allows comes near
 _BLOCK = 1 << 16  # bytes
-_MOST_SHOWN = 120  # characters of what the parser says
+_MAX_SHOWN = 120  # characters of what the parser says
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
 
@@ -60,12 +58,12 @@ def parse_object(body: bytes) -> dict[str, Any]:
     """Raises ApiError."""
     if not body.strip():
         raise _refused("the body is empty: it must be a JSON object")
-    if _num_marks(body) > _MOST_PARTS and _has_too_many_parts(body):
-        raise _refused(f"the body has more than {_MOST_PARTS:,} keys, lists and objects")
+    if _num_marks(body) > _MAX_PARTS and _has_too_many_parts(body):
+        raise _refused(f"the body has more than {_MAX_PARTS:,} keys, lists and objects")
     try:
         parsed = jiter.from_json(body, allow_inf_nan=False, catch_duplicate_keys=True, cache_mode="keys")
     except ValueError as error:
-        raise _refused(f"the body is no JSON: {error!s:.{_MOST_SHOWN}}") from None
+        raise _refused(f"the body is no JSON: {error!s:.{_MAX_SHOWN}}") from None
     if not isinstance(parsed, dict):
         raise _refused(f"the body is a JSON {_kind(parsed)}: it must be an object")
     return parsed
@@ -84,7 +82,7 @@ def _has_too_many_parts(text: bytes) -> bool:
         inside = np.logical_xor.accumulate(block == ord('"')) ^ is_inside
         marks = (block == ord(":")) | (block == ord("[")) | (block == ord("{"))
         num_parts += int(np.count_nonzero(marks & ~inside))
-        if num_parts > _MOST_PARTS:
+        if num_parts > _MAX_PARTS:
             return True
         is_inside = bool(inside[-1])
     return False
@@ -94,10 +92,10 @@ def _check_type(request: Request) -> None:
     given = request.headers.get("content-type", "")
     kind = given.partition(";")[0].strip().lower()
     if kind != "application/json":
-        sentence = f"Content-Type is {given[:_MOST_SHOWN]!r}: it must be application/json"
+        sentence = f"Content-Type is {given[:_MAX_SHOWN]!r}: it must be application/json"
         raise ApiError(415, sentence, code="unsupported_media_type")
     if (encoding := request.headers.get("content-encoding", "identity")).lower() != "identity":
-        sentence = f"Content-Encoding is {encoding[:_MOST_SHOWN]!r}: bodies are taken as they are"
+        sentence = f"Content-Encoding is {encoding[:_MAX_SHOWN]!r}: bodies are taken as they are"
         raise ApiError(415, sentence, code="unsupported_media_type")
 
 

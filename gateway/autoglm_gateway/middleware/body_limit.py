@@ -17,7 +17,7 @@ from autoglm_gateway.failures import failure
 from autoglm_gateway.paths import GENERATING
 from autoglm_gateway.settings.model import GatewaySettings
 
-_LINGER_S = 2.0  # what is still being sent is read that long, so that the client gets to read the answer
+_LINGER_SECONDS = 2.0  # what is still being sent is read that long, so that the client gets to read the answer
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +142,6 @@ async def _refuse(error: ApiError, scope: Scope, receive: Receive, send: Send) -
 
 async def _discard(receive: Receive) -> None:
     with suppress(TimeoutError):
-        async with asyncio.timeout(_LINGER_S):
+        async with asyncio.timeout(_LINGER_SECONDS):
             while (message := await receive())["type"] != "http.disconnect" and message.get("more_body", False):
                 pass

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 
 from autoglm_gateway.errors import ApiError
 
-_BURST_S = 10.0  # so many seconds' worth of requests may come at once
+_BURST_SECONDS = 10.0  # so many seconds' worth of requests may come at once
 _ROUNDING = 1e-6  # of a token: who waited as long as was said is not refused for the last bit of a sum
-_RETRY_S = 1  # nobody can tell when another request ends
+_RETRY_SECONDS = 1  # nobody can tell when another request ends
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +53,7 @@ class Meter:
         self._limits = limits
         self.running = 0
         rate = limits.requests_per_minute / 60
-        self._bucket = TokenBucket(rate, max(1.0, rate * _BURST_S), clock) if rate else None
+        self._bucket = TokenBucket(rate, max(1.0, rate * _BURST_SECONDS), clock) if rate else None
 
     def enter(self) -> Reservation:
         """To be left in the end. Raises ApiError."""
@@ -103,7 +103,7 @@ def _too_many_at_once(running: int, more: int, limit: int) -> ApiError:
     sentence = (
         f"{running} requests of this key are under way, and with {asked} there were more than the {limit} it may have"
     )
-    return ApiError(429, sentence, "rate_limit_error", code="concurrency_limit_exceeded", retry_after=_RETRY_S)
+    return ApiError(429, sentence, "rate_limit_error", code="concurrency_limit_exceeded", retry_after=_RETRY_SECONDS)
 
 
 def _too_many_a_minute(limit: int, num: int, wait_s: float) -> ApiError:

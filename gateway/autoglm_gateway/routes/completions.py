@@ -30,7 +30,7 @@ from . import generation
 from .departures import cancel_on_disconnect
 from .generation import GenerationJob
 
-MOST_CHOICES = 64  # of one request, over all its prompts
+MAX_CHOICES = 64  # of one request, over all its prompts
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -111,8 +111,8 @@ async def _resumed(first: bytes, rest: AsyncGenerator[bytes]) -> AsyncIterator[b
 def _take_places(request: Request, num_choices: int) -> None:
     """Each choice is a request to the server. Raises ApiError where they are too many, or more than the caller may
     have."""
-    if num_choices > MOST_CHOICES:
-        raise ApiError(400, f"{num_choices} choices are asked at once; at most {MOST_CHOICES} are made", param="n")
+    if num_choices > MAX_CHOICES:
+        raise ApiError(400, f"{num_choices} choices are asked at once; at most {MAX_CHOICES} are made", param="n")
     places: Reservation | None = getattr(request.state, "places", None)
     if places and num_choices > 1:
         places.take(num_choices - 1)

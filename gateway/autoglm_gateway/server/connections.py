@@ -23,10 +23,10 @@ from .census import Census, Place
 from .http_head import violation
 from .secure_connections import SecureConnection
 
-_MOST_PIPELINED = 16  # requests behind the one that is being answered
+_MAX_PIPELINED = 16  # requests behind the one that is being answered
 # Each chunk costs microseconds, so a body in chunks of a byte would keep the others waiting for half a second.
 _FREE_CHUNKS = 4096
-_LEAST_CHUNK_BYTES = 256  # on average, of a body in more chunks
+_MIN_CHUNK_BYTES = 256  # on average, of a body in more chunks
 
 
 def protocol_of(
@@ -110,16 +110,16 @@ class LimitedProtocol(HttpToolsProtocol):
         self._num_head_bytes = self._num_body_bytes = self._num_chunks = 0
         self._in_body = True
         super().on_headers_complete()
-        if len(self.pipeline) > _MOST_PIPELINED:
+        if len(self.pipeline) > _MAX_PIPELINED:
             self.transport.abort()
 
     def on_body(self, body: bytes) -> None:
         self._num_head_bytes = 0
         self._num_chunks += 1
         self._num_body_bytes += len(body)
-        if self._num_chunks > _FREE_CHUNKS + self._num_body_bytes // _LEAST_CHUNK_BYTES:
+        if self._num_chunks > _FREE_CHUNKS + self._num_body_bytes // _MIN_CHUNK_BYTES:
             self._violation = (
-                f"the body's chunks are too small: beyond {_FREE_CHUNKS:,}, they must hold {_LEAST_CHUNK_BYTES} "
+                f"the body's chunks are too small: beyond {_FREE_CHUNKS:,}, they must hold {_MIN_CHUNK_BYTES} "
                 "bytes on average"
             )
             raise ValueError(self._violation)

@@ -29,15 +29,15 @@ _RANGES: dict[str, tuple[float, float]] = {
 }
 _SERVER = re.compile(r"(?!https?://).+", re.DOTALL)
 _ORIGIN = re.compile(r"\*|https?://[^/\s?#@,]+")
-_LONGEST_S = 3600
+_LONGEST_SECONDS = 3600
 _CONNECTION_RANGES: dict[str, tuple[float, float]] = {
     "max_connections": (1, 1_000_000),
     "max_connections_per_address": (1, 1_000_000),
     "max_head_bytes": (1024, 1 << 20),
-    "head_s": (0.001, _LONGEST_S),
-    "body_s": (0.001, _LONGEST_S),
-    "idle_s": (0.001, _LONGEST_S),
-    "unread_s": (0.001, _LONGEST_S),
+    "head_s": (0.001, _LONGEST_SECONDS),
+    "body_s": (0.001, _LONGEST_SECONDS),
+    "idle_s": (0.001, _LONGEST_SECONDS),
+    "unread_s": (0.001, _LONGEST_SECONDS),
 }
 
 

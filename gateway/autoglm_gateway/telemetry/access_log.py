@@ -9,7 +9,7 @@ from starlette.types import Scope
 from .log_writer import LogWriter
 from .observed import CLIENT_LEFT, RequestRecord
 
-_MOST_OF_A_PATH = 200  # characters
+_MAX_OF_A_PATH = 200  # characters
 
 
 class AccessLog:
@@ -33,7 +33,7 @@ def _line(observed: RequestRecord, scope: Scope) -> dict[str, Any]:
         "client": (scope.get("client") or (None,))[0],
         "tenant": observed.caller.tenant if observed.caller else None,
         "method": scope["method"],
-        "path": scope["path"][:_MOST_OF_A_PATH],
+        "path": scope["path"][:_MAX_OF_A_PATH],
         "status": observed.status,
         "error": "client_left" if left else observed.error or observed.refusal,
         "model": observed.model,

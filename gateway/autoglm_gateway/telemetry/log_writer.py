@@ -14,7 +14,7 @@ from autoglm_client.printable import json_text
 
 STDERR = "-"
 _STDERR_FD = 2
-_STOP_S = 5.0
+_STOP_SECONDS = 5.0
 _MODE = 0o600  # it says who asked when
 
 Line = Mapping[str, Any]
@@ -47,10 +47,10 @@ class LogWriter:
     ) -> None:
         """What waits is written, if that takes no longer than a few seconds."""
         try:
-            self._queue.put(None, timeout=_STOP_S)
+            self._queue.put(None, timeout=_STOP_SECONDS)
         except queue.Full:
             return
-        self._thread.join(_STOP_S)
+        self._thread.join(_STOP_SECONDS)
 
     def write(self, line: Line) -> None:
         """Never waits."""

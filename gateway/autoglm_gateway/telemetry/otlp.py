@@ -15,7 +15,7 @@ from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from .otlp_json import request_of
 
 _log = logging.getLogger(__name__)
-_TIMEOUT_S = 3.0  # of connecting, and of each wait for the answer
+_TIMEOUT_SECONDS = 3.0  # of connecting, and of each wait for the answer
 
 
 class OtlpJsonExporter(SpanExporter):
@@ -66,10 +66,11 @@ class OtlpJsonExporter(SpanExporter):
 
     def _connection(self) -> http.client.HTTPConnection:
         assert self._url.hostname, "traces_url() wants one"
+        host, port = self._url.hostname, self._url.port
         if self._url.scheme == "https":
             context = ssl.create_default_context()
-            return http.client.HTTPSConnection(self._url.hostname, self._url.port, timeout=_TIMEOUT_S, context=context)
-        return http.client.HTTPConnection(self._url.hostname, self._url.port, timeout=_TIMEOUT_S)
+            return http.client.HTTPSConnection(host, port, timeout=_TIMEOUT_SECONDS, context=context)
+        return http.client.HTTPConnection(host, port, timeout=_TIMEOUT_SECONDS)
 
 
 def headers_from(text: str) -> dict[str, str]:

@@ -16,7 +16,7 @@ from .observed import CLIENT_LEFT, Answered, RequestRecord
 
 STAGES = ("tokenize", "queue", "embed", "prefill", "decode", "detokenize")
 _OPERATIONS = {"/v1/chat/completions": "chat", "/v1/completions": "text_completion"}
-_MOST_ANSWERS = 16  # whose stages are shown
+_MAX_ANSWERS = 16  # whose stages are shown
 _TOLD_OPTIONS = ("max_tokens", "temperature", "top_p", "top_k", "frequency_penalty", "presence_penalty", "seed")
 
 
@@ -30,7 +30,7 @@ def describe(span: Span, observed: RequestRecord, tracer: Tracer) -> None:
         span.set_attribute("error.type", observed.failures[0])
     if (observed.status >= 500 and observed.status != CLIENT_LEFT) or (observed.failures and observed.status < 400):
         span.set_status(Status(StatusCode.ERROR, ", ".join(observed.failures) or None))
-    for answer in observed.answers[:_MOST_ANSWERS]:
+    for answer in observed.answers[:_MAX_ANSWERS]:
         _show_stages(span, observed, answer, tracer)
 
 

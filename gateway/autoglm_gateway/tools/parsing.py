@@ -20,14 +20,14 @@ PARSERS: Mapping[str, Parse] = {"hermes": hermes, "llama": llama, "glm": glm, "g
 class CallParser:
     """Of one answer. What it tells, joined, does not depend on how the text is cut.
 
-    Text that is no call of one of `functions` is said. Space beside a call is layout, and dropped. `most_calls`: what
+    Text that is no call of one of `functions` is said. Space beside a call is layout, and dropped. `max_calls`: what
     is called beyond is dropped; None: all are told.
     """
 
-    def __init__(self, form: str, functions: Functions, most_calls: int | None = None) -> None:
+    def __init__(self, form: str, functions: Functions, max_calls: int | None = None) -> None:
         self._reader = Reader()
         self._steps = PARSERS[form](self._reader, functions)
-        self._most_calls = most_calls
+        self._max_calls = max_calls
         self._space = ""  # not said yet: a call may follow
         self._after_call = False
         self.num_calls = 0
@@ -56,7 +56,7 @@ class CallParser:
         if isinstance(event, Called):
             self._space, self._after_call = "", True
             self.num_calls += 1
-        is_dropped = self._most_calls is not None and self.num_calls > self._most_calls
+        is_dropped = self._max_calls is not None and self.num_calls > self._max_calls
         return [] if is_dropped or event == Arguments("") else [event]
 
     def _said(self, text: str) -> list[Event]:

@@ -17,7 +17,7 @@ from .parsing import PARSERS, CallParser
 from .schema import Choice, Tool, ToolOptions
 
 AUTO = "auto"
-MOST_GRAMMAR_BYTES = 65_536  # as the engine has it
+MAX_GRAMMAR_BYTES = 65_536  # as the engine has it
 MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 
@@ -57,9 +57,9 @@ class ToolUse:
         grammar = forced_call_grammar(
             self.tools, self.choice, self.form, parallel=self.parallel, tokens=self.tokens, said=said
         )
-        if (size := len(grammar.encode())) > MOST_GRAMMAR_BYTES:
+        if (size := len(grammar.encode())) > MAX_GRAMMAR_BYTES:
             sentence = (
-                f"what the tools hold an answer to takes {size:,} bytes; at most {MOST_GRAMMAR_BYTES:,} are allowed"
+                f"what the tools hold an answer to takes {size:,} bytes; at most {MAX_GRAMMAR_BYTES:,} are allowed"
             )
             raise ApiError(400, sentence, param="tools", code="invalid_value")
         return grammar

@@ -34,7 +34,7 @@ class TritonPythonModel:
         check_version(args["model_name"], args["model_version"])
         check_single_instance(args["model_name"], args["model_config"])
         close_to_others()
-        most_kept = kept_bytes(largest_bytes())
+        max_kept = kept_bytes(largest_bytes())
         log_to_triton(pb_utils.Logger)
         ServerProcess().end_with_it()
         settings, num_threads = engine_settings(args["model_config"])
@@ -52,7 +52,7 @@ class TritonPythonModel:
             embedder=neighbours.embedder_folder(args["model_repository"]),
             died=self.end_process,
             identity=ServerIdentity.of_parent(args["model_name"]),
-            most_kept=most_kept,
+            max_kept=max_kept,
         )
         self.service.start()
 

@@ -30,13 +30,13 @@ LONGEST = 25_600  # tokens that a slot is built for, where the card has room
 CHUNK = 512
 
 # Measured on one core of a CPU server, see docs/performance.md and docs/decisions/engine.md.
-PLAN_S = 8.3e-6  # a row: scheduling, sampling and events of a greedy request
-DRAW_S = 0.7e-6  # a row drawn from the candidates, all rows at once
-ROW_S = 155e-6  # a whole row of 151,552 logits: copied, drawn from
+PLAN_SECONDS = 8.3e-6  # a row: scheduling, sampling and events of a greedy request
+DRAW_SECONDS = 0.7e-6  # a row drawn from the candidates, all rows at once
+ROW_SECONDS = 155e-6  # a whole row of 151,552 logits: copied, drawn from
 MISSED = 0.15  # of the draws at temperature 1 end outside of 64 candidates: of SmolLM2, a small and so a flat model
 # Not measured.
-WAIT_S = 50e-6  # a copy that the host waits for, beside its bytes
-LAUNCHES, LAUNCH_S = (
+WAIT_SECONDS = 50e-6  # a copy that the host waits for, beside its bytes
+LAUNCHES, LAUNCH_SECONDS = (
     900,
     2.5e-6,
 )  # kernels of a call that is no CUDA graph, which the host launches while the GPU computes
@@ -98,16 +98,16 @@ def capacity(card: Card, rows: int) -> int:
 
 def step_before(card: Card, rows: int) -> Step:
     """Attention reads what a slot can hold, and each row that is drawn from is copied to the host."""
-    whole_row = SPEC.vocab_size * 4 / card.to_host + WAIT_S + ROW_S
-    return _step(card, rows, capacity(card, rows), rows * (PLAN_S + whole_row))
+    whole_row = SPEC.vocab_size * 4 / card.to_host + WAIT_SECONDS + ROW_SECONDS
+    return _step(card, rows, capacity(card, rows), rows * (PLAN_SECONDS + whole_row))
 
 
 def step_now(card: Card, rows: int, tokens: int) -> Step:
     """Attention reads up to the next of its lengths; of the draws, those that miss the candidates need their row."""
     cache_length = profiles.cache_length_of(capacity(card, rows), CHUNK)
     keys = next(length for length in profiles.attention_lengths_of(cache_length) if length > tokens)
-    whole_row = SPEC.vocab_size * 4 / card.to_host + WAIT_S + ROW_S
-    return _step(card, rows, keys, rows * (PLAN_S + DRAW_S + MISSED * whole_row))
+    whole_row = SPEC.vocab_size * 4 / card.to_host + WAIT_SECONDS + ROW_SECONDS
+    return _step(card, rows, keys, rows * (PLAN_SECONDS + DRAW_SECONDS + MISSED * whole_row))
 
 
 def _step(card: Card, rows: int, positions: int, host: float) -> Step:
@@ -118,7 +118,7 @@ def _step(card: Card, rows: int, positions: int, host: float) -> Step:
 
 def prefill_s(card: Card, calls: Iterable[int]) -> float:
     """`calls`: tokens of each, padding included."""
-    return sum(max(card.matmul_s(tokens), LAUNCHES * LAUNCH_S) for tokens in calls)
+    return sum(max(card.matmul_s(tokens), LAUNCHES * LAUNCH_SECONDS) for tokens in calls)
 
 
 def prompts_before(num_prompts: int, tokens: int) -> list[int]:

@@ -13,7 +13,7 @@ from autoglm_client import AsyncClient
 
 from .load import greedy
 
-_WARM_S = 1.5  # until all prompts are computed and every stream decodes
+_WARM_SECONDS = 1.5  # until all prompts are computed and every stream decodes
 _MAX_TOKENS = 512
 
 
@@ -34,7 +34,7 @@ def generating(url: str, num_streams: int) -> Iterator[None]:
 
     thread = threading.Thread(target=keep_on, name="generating", daemon=True)
     thread.start()
-    time.sleep(_WARM_S)
+    time.sleep(_WARM_SECONDS)
     try:
         yield
     finally:

@@ -26,7 +26,7 @@ from autoglm_cli.server.ports import free_ports
 from .measures import RequestTiming
 from .workload import Workload
 
-_START_S = 60.0
+_START_SECONDS = 60.0
 _DATA, _DONE = b"data: ", b"data: [DONE]"
 
 
@@ -124,7 +124,7 @@ async def _ask(session: Any, url: str, body: dict[str, Any]) -> RequestTiming:
 
 
 def _wait(url: str, process: subprocess.Popen[bytes]) -> None:
-    give_up_at = time.monotonic() + _START_S
+    give_up_at = time.monotonic() + _START_SECONDS
     while True:
         try:
             urllib.request.urlopen(f"{url}/health/ready", timeout=5).close()

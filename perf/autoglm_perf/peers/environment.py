@@ -20,7 +20,7 @@ from autoglm_perf.suite.suite import CannotRun
 
 ROOT = Path("build/peers")
 _SOURCES = Path(__file__).parents[2]
-_INSTALL_S, _RUN_S = 1200, 300
+_INSTALL_SECONDS, _RUN_SECONDS = 1200, 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,8 +49,8 @@ def interpreter(peer: Peer, root: Path = ROOT) -> Path:
     folder = root.resolve() / peer.module
     python, stamp, wanted = folder / "bin" / "python", folder / "requirements.txt", "\n".join(peer.requirements)
     if not (stamp.exists() and stamp.read_text(encoding="utf-8") == wanted):
-        _call([sys.executable, "-m", "venv", str(folder)], peer, _INSTALL_S)
-        _call([str(python), "-m", "pip", "install", "--quiet", *peer.requirements], peer, _INSTALL_S)
+        _call([sys.executable, "-m", "venv", str(folder)], peer, _INSTALL_SECONDS)
+        _call([str(python), "-m", "pip", "install", "--quiet", *peer.requirements], peer, _INSTALL_SECONDS)
         stamp.write_text(wanted, encoding="utf-8")
     return python
 
@@ -86,7 +86,7 @@ def _ask(peer: Peer, job: Mapping[str, Any], root: Path) -> str:
     environment = {**os.environ, "PYTHONPATH": str(_SOURCES)}
     whole = {**job, "variant": peer.variant, "folder": str(root.resolve() / "models" / peer.module)}
     command = [str(interpreter(peer, root)), "-m", f"autoglm_perf.peers.{peer.module}"]
-    output = _call(command, peer, _RUN_S, text=json.dumps(whole), environment=environment)
+    output = _call(command, peer, _RUN_SECONDS, text=json.dumps(whole), environment=environment)
     return output.strip().splitlines()[-1]
 
 

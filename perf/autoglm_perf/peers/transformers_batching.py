@@ -11,7 +11,7 @@ from autoglm_perf.peers.protocol import Job, Timing, serve
 
 _PAGE = 64  # tokens
 _BATCH_TOKENS = 256
-_WAIT_S = 60.0
+_WAIT_SECONDS = 60.0
 
 
 class Transformers:
@@ -57,8 +57,8 @@ def run(manager: Any, prompts: list[list[int]], job: Job) -> list[Timing]:
         while waiting and len(active) < job.concurrency:
             started = time.monotonic()
             active[manager.add_request(waiting.pop(), max_new_tokens=job.max_tokens, streaming=True)] = [started, 0.0]
-        if (told := manager.get_result(timeout=_WAIT_S)) is None or told.error:
-            raise RuntimeError(f"it gave nothing for {_WAIT_S:.0f} s" if told is None else str(told.error))
+        if (told := manager.get_result(timeout=_WAIT_SECONDS)) is None or told.error:
+            raise RuntimeError(f"it gave nothing for {_WAIT_SECONDS:.0f} s" if told is None else str(told.error))
         now, state = time.monotonic(), active[told.request_id]
         state[1] = state[1] or now
         if told.is_finished():

@@ -20,7 +20,7 @@ from autoglm_perf.load.workload import exact_prompts
 
 _PROMPT_TOKENS = (16, 48, 128, 256)
 _MAX_TOKENS = (8, 24, 64, 128)
-_SLOWEST_S = 0.3  # of a slow reader, between two pieces
+_SLOWEST_SECONDS = 0.3  # of a slow reader, between two pieces
 
 
 class Kind(Enum):
@@ -120,7 +120,7 @@ class Asker:
             case Kind.STREAM:
                 return self._compare(task.question, await self._watched(task.question))
             case Kind.KEPT | Kind.SLOW:
-                pause = _SLOWEST_S * task.patience if task.kind is Kind.SLOW else 0.0
+                pause = _SLOWEST_SECONDS * task.patience if task.kind is Kind.SLOW else 0.0
                 return self._compare(task.question, await self._read(task.question, pause))
 
     async def _watched(self, question: Question) -> str:

@@ -15,10 +15,10 @@ from .traffic import Kind, Record
 from .watch import Sample, series
 
 ALLOWED_GROWTH = 0.02
-ALLOWED_PAUSE_S = 0.25
+ALLOWED_PAUSE_SECONDS = 0.25
 _BUSY = ("running", "waiting", "slots_busy")
 _MEBIBYTE = 1 << 20
-_WINDOW_S = 5.0  # of a point of the latency's plot
+_WINDOW_SECONDS = 5.0  # of a point of the latency's plot
 VALID = (Kind.STREAM, Kind.KEPT, Kind.WHOLE, Kind.SLOW)
 _TIMED = (Kind.STREAM, Kind.KEPT, Kind.WHOLE)  # a slow reader's time is its own
 
@@ -80,9 +80,9 @@ def unmet(soaked: Soaked) -> tuple[str, ...]:
         found.append(
             f"memory grew by {growth:.1%} after the first minute; {ALLOWED_GROWTH:.0%} is allowed. {_growing(soaked)}"
         )
-    if soaked.longest_pause_s > ALLOWED_PAUSE_S + soaked.step_s:
+    if soaked.longest_pause_s > ALLOWED_PAUSE_SECONDS + soaked.step_s:
         found.append(
-            f"a pause of {1e3 * soaked.longest_pause_s:.0f} ms; {1e3 * ALLOWED_PAUSE_S:.0f} ms and a step of "
+            f"a pause of {1e3 * soaked.longest_pause_s:.0f} ms; {1e3 * ALLOWED_PAUSE_SECONDS:.0f} ms and a step of "
             f"{1e3 * soaked.step_s:.0f} ms are allowed"
         )
     if (grown := soaked.growth(lambda sample: sample.shared_bytes)) > ALLOWED_GROWTH:
@@ -133,10 +133,10 @@ def _latency_lines(soaked: Soaked) -> tuple[Line, ...]:
     windows = defaultdict[int, list[float]](list)
     for record in soaked.records:
         if record.kind in _TIMED and record.wrong is None:
-            windows[int((record.due - soaked.began) / _WINDOW_S)].append(record.latency)
+            windows[int((record.due - soaked.began) / _WINDOW_SECONDS)].append(record.latency)
     found = {window: Percentiles.of(values) for window, values in sorted(windows.items())}
-    middle = tuple((_WINDOW_S * window, p.p50) for window, p in found.items())
-    high = tuple((_WINDOW_S * window, p.p95) for window, p in found.items())
+    middle = tuple((_WINDOW_SECONDS * window, p.p50) for window, p in found.items())
+    high = tuple((_WINDOW_SECONDS * window, p.p95) for window, p in found.items())
     return Line("p50", middle), Line("p95", high)
 
 

@@ -17,7 +17,7 @@ from autoglm_cli.server.local_server import LocalServer
 
 MEBIBYTE = 1 << 20
 LOAD_GENERATOR = "load generator"
-_PERIOD_S = 0.25
+_PERIOD_SECONDS = 0.25
 
 
 def processes_of(server: LocalServer) -> dict[str, int]:
@@ -69,7 +69,7 @@ class PeakMemory:
 
     def _run(self) -> None:
         self._look()
-        while not self._done.wait(_PERIOD_S):
+        while not self._done.wait(_PERIOD_SECONDS):
             self._look()
 
     def _look(self) -> None:

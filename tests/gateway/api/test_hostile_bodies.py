@@ -24,7 +24,7 @@ from starlette.types import ASGIApp
 
 from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
 from tests.support.server.raw_http import (
-    PATIENCE_S,
+    PATIENCE_SECONDS,
     ask,
     chunked,
     connect,
@@ -39,7 +39,7 @@ from tests.support.server.raw_http import (
 pytestmark = pytest.mark.slow
 
 LIMIT = 2 * MIB
-BODY_S = 5.0
+BODY_SECONDS = 5.0
 GOOD = {"model": "autoglm", "messages": [{"role": "user", "content": "hello"}]}
 UNKNOWN = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}],%s}'
 COUNTED = b",".join(b'"a%d":1' % number for number in range(90_000))
@@ -49,7 +49,7 @@ MANY = 200_000
 @pytest.fixture(scope="module")
 def gateway() -> Iterator[GatewayThread]:
     settings = GatewaySettings(
-        max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=BODY_S)
+        max_body_bytes=LIMIT, max_held_bytes=4 * LIMIT, connections=ConnectionLimits(body_s=BODY_SECONDS)
     )
     with logged_errors() as errors, GatewayThread(settings, fake_client) as running:
         yield running
@@ -190,7 +190,7 @@ def test_a_body_that_takes_too_long_is_given_up(gateway: GatewayThread) -> None:
             connection.sendall(b" ")
         waited, answer = time.monotonic() - started, read_answer(connection)
         assert answer.status == 408 and "within 5 s" in answer.error["message"]
-        assert 0.9 * BODY_S < waited < PATIENCE_S
+        assert 0.9 * BODY_SECONDS < waited < PATIENCE_SECONDS
         assert is_closed(connection)
 
 

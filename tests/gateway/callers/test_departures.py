@@ -29,8 +29,8 @@ from tests.support.server.raw_http import ask, connect, post
 
 NUM_DEPARTURES = 400
 AT_ONCE = 24  # more than there are slots
-PATIENCE_S = 120.0
-LEAST_ANSWERS = 4  # of those beside whom others leave
+PATIENCE_SECONDS = 120.0
+MIN_ANSWERS = 4  # of those beside whom others leave
 
 
 async def test_work_that_is_done_first_is_what_comes() -> None:
@@ -73,12 +73,12 @@ def test_a_client_that_leaves_has_its_requests_cancelled(changes: dict[str, obje
     with logged_errors() as errors, GatewayThread(GatewaySettings(), make_client) as gateway:
         with connect(gateway.port) as connection:
             connection.sendall(asked("Hello", **changes))
-            begin_by = time.monotonic() + PATIENCE_S
+            begin_by = time.monotonic() + PATIENCE_SECONDS
             while len(transport.running) < changes.get("n", 1) and time.monotonic() < begin_by:  # type: ignore[operator]
                 time.sleep(0.005)
             time.sleep(after_s)
             assert transport.running
-        give_up_at = time.monotonic() + PATIENCE_S
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         while transport.running and time.monotonic() < give_up_at:
             time.sleep(0.01)
         assert not transport.running and len(transport.cancelled) == changes.get("n", 1)
@@ -139,7 +139,7 @@ def others(port: int) -> Iterator[list[str]]:
     over = threading.Event()
 
     def ask_on() -> None:
-        while not over.is_set() or len(answers) < LEAST_ANSWERS:
+        while not over.is_set() or len(answers) < MIN_ANSWERS:
             whole = json.loads(ask(port, asked("Name three colours.", max_tokens=24)).body)
             answers.append(whole["choices"][0]["message"]["content"])
 
@@ -150,7 +150,7 @@ def others(port: int) -> Iterator[list[str]]:
         finally:
             over.set()
             for one in asking:
-                one.result(10 * PATIENCE_S)
+                one.result(10 * PATIENCE_SECONDS)
 
 
 def busy(client: Client) -> dict[str, float]:
@@ -169,11 +169,11 @@ def test_departures_at_random_moments_leave_nothing_behind(server: LocalServer, 
         with others(gateway.port) as answers, ThreadPoolExecutor(AT_ONCE) as pool:
             list(pool.map(partial(leave, gateway.port), departures))
         left_at = time.monotonic()
-        while any(busy(client).values()) and time.monotonic() < left_at + PATIENCE_S:
+        while any(busy(client).values()) and time.monotonic() < left_at + PATIENCE_SECONDS:
             time.sleep(0.02)
         took_s = time.monotonic() - left_at
         still = busy(client)
     print(f"{len(answers)} answers beside {NUM_DEPARTURES} departures; all free after {took_s:.2f} s")
     assert not any(still.values()), still
     assert not errors, errors[:3]
-    assert len(answers) >= LEAST_ANSWERS and len(set(answers)) == 1, answers
+    assert len(answers) >= MIN_ANSWERS and len(set(answers)) == 1, answers

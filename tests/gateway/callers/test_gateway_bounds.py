@@ -60,7 +60,7 @@ async def test_choices_count_for_what_a_key_may_have_under_way() -> None:
                 gateway.http.post(COMPLETIONS, json=one, headers=bearer(key)),
             )
             assert sorted(answer.status_code for answer in answers) == [200, 429]
-    assert transport.most_running == 3
+    assert transport.max_running == 3
 
 
 async def test_a_request_has_a_bounded_number_of_choices() -> None:

@@ -20,7 +20,7 @@ from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 
 from tests.support.client.client_fakes import FakeTransport, Script
 from tests.support.gateway.gateway_server import GatewayThread, fake_client
-from tests.support.server.raw_http import PATIENCE_S, ask, connect, head, is_closed, post, read_answer, wait_until
+from tests.support.server.raw_http import PATIENCE_SECONDS, ask, connect, head, is_closed, post, read_answer, wait_until
 
 BODY = b'{"model":"autoglm","messages":[{"role":"user","content":"hello"}]}'
 LIVE = head(method="GET", path="/health/live")
@@ -54,7 +54,7 @@ def ask_without_end(
 
 
 def from_address(address: str, port: int) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", port), PATIENCE_S, source_address=(address, 0))
+    return socket.create_connection(("127.0.0.1", port), PATIENCE_SECONDS, source_address=(address, 0))
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ def test_one_who_floods_takes_nothing_from_another() -> None:
         seconds = time.monotonic() - began
     assert calm_answers == ["one two three"] * 60
     assert answers and answers <= 100 + 10 * seconds, "ten seconds' worth at once, and its rate for as long as it took"
-    assert refusals and transport.most_running <= 3 + 3
+    assert refusals and transport.max_running <= 3 + 3
 
 
 async def _flooded(url: str, flood_key: str, calm_key: str) -> tuple[int, int, list[str]]:

@@ -20,7 +20,7 @@ from starlette.types import Receive, Scope, Send
 from tests.support.client.client_fakes import FakeTransport, Script
 from tests.support.gateway.gateway_server import GatewayThread, fake_client, logged_errors
 from tests.support.server.raw_http import (
-    PATIENCE_S,
+    PATIENCE_SECONDS,
     Answer,
     ask,
     chunked,
@@ -158,10 +158,10 @@ def test_a_body_that_nobody_wants_may_end_in_time_and_not_later() -> None:
         connection.sendall(head("Content-Length: 200000"))
         assert read_answer(connection).status == 401
         connection.settimeout(0.1)
-        while (waited := time.monotonic() - started) < PATIENCE_S and not is_closed(connection):
+        while (waited := time.monotonic() - started) < PATIENCE_SECONDS and not is_closed(connection):
             with suppress(ConnectionError):
                 connection.sendall(b"x")
-        assert 0.9 * LIMITS.body_s < waited < PATIENCE_S
+        assert 0.9 * LIMITS.body_s < waited < PATIENCE_SECONDS
 
 
 def test_requests_that_are_not_whole_do_not_keep_the_process() -> None:

@@ -24,10 +24,10 @@ Call = tuple[str, str]  # name, arguments
 
 
 def parsed(
-    form: str, pieces: Sequence[str], most_calls: int | None = None, functions: Functions = FUNCTIONS
+    form: str, pieces: Sequence[str], max_calls: int | None = None, functions: Functions = FUNCTIONS
 ) -> tuple[str, list[Call]]:
     """Text, and calls."""
-    parser = CallParser(form, functions, most_calls)
+    parser = CallParser(form, functions, max_calls)
     events = [event for piece in pieces for event in parser.push(piece)]
     return joined([*events, *parser.close()])
 
@@ -223,7 +223,7 @@ def test_arguments_come_as_they_are_written() -> None:
 
 def test_no_more_calls_than_wanted() -> None:
     one = '<tool_call>{"name": "now", "arguments": {}}</tool_call>'
-    assert parsed("hermes", [one, one, " well"], most_calls=1) == ("well", [("now", "{}")])
+    assert parsed("hermes", [one, one, " well"], max_calls=1) == ("well", [("now", "{}")])
 
 
 SCRAPS = [

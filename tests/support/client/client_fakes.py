@@ -36,7 +36,7 @@ class FakeTransport:
         self.cancelled: set[str] = set()
         self.controls: list[dict[str, Any]] = []
         self.running: set[str] = set()
-        self.most_running = 0
+        self.max_running = 0
         self.aborted: list[str] = []  # streams that were not read to their end: the call would have been cancelled
         self.closed = False
         self.ignored_cancels = 0
@@ -59,7 +59,7 @@ class FakeTransport:
             return
         self.requests.append(request)
         self.running.add(request.id)
-        self.most_running = max(self.most_running, len(self.running))
+        self.max_running = max(self.max_running, len(self.running))
         script = self.script if isinstance(self.script, Script) else self.script(request)
         complete = False
         try:

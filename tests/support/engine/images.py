@@ -37,7 +37,7 @@ class FakeVision:
     """Encodes at once while `free`, and else when it is set. `encoded`: the files, in their order."""
 
     encoded: list[bytes] = field(default_factory=list)
-    most_at_once: int = 0
+    max_at_once: int = 0
     num_now: int = 0
 
     def __post_init__(self) -> None:
@@ -49,7 +49,7 @@ class FakeVision:
 
     def encode(self, file: bytes, grid: Grid) -> Features:
         self.num_now += 1
-        self.most_at_once = max(self.most_at_once, self.num_now)
+        self.max_at_once = max(self.max_at_once, self.num_now)
         self.encoded.append(file)
         self.began.set()
         assert self.free.wait(60), "a test left an encode waiting"

@@ -115,7 +115,7 @@ class World:
         self.expected: dict[Key, Answer] = {}
         self.model = poisoned(repeating(draw.randint(1, 3), draw.choice([3, 10, 1000])))
         num_candidates = draw.choice([0, 0, 8])
-        self.tier = FakeTier(most_seconds=draw.choice([0.2, 1e9])) if draw.random() < 0.6 else None
+        self.tier = FakeTier(max_seconds=draw.choice([0.2, 1e9])) if draw.random() < 0.6 else None
         self.vision = FakeVision() if draw.random() < 0.5 else None
         self.bench = shared_bench(
             num_candidates,

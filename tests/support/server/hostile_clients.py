@@ -27,7 +27,7 @@ ADDRESS = "127.0.0.66"  # they come from elsewhere than others
 CHATS, TEXTS = "/v1/chat/completions", "/v1/completions"
 _WORKERS = 4
 _NICE = 10
-_MOST_BYTES = 60_000  # of a guide; the server takes 65,536
+_MAX_BYTES = 60_000  # of a guide; the server takes 65,536
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ def _chat(**more: Any) -> dict[str, Any]:
     return {"model": "autoglm", "messages": [{"role": "user", "content": "Go on."}], "max_tokens": 4, **more}
 
 
-def _grown(grow: Callable[[int], str], most: int = _MOST_BYTES) -> list[str]:
+def _grown(grow: Callable[[int], str], most: int = _MAX_BYTES) -> list[str]:
     parts, size = list[str](), 0
     while size < most:
         parts.append(grow(len(parts)))

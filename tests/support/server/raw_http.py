@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CHATS = "/v1/chat/completions"
-PATIENCE_S = 120.0  # for what should come at once
+PATIENCE_SECONDS = 120.0  # for what should come at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,12 +30,12 @@ class Answer:
         return dict(content[1])
 
 
-def connect(port: int, timeout: float = PATIENCE_S) -> socket.socket:
+def connect(port: int, timeout: float = PATIENCE_SECONDS) -> socket.socket:
     return socket.create_connection(("127.0.0.1", port), timeout)
 
 
 def wait_until(condition: Callable[[], bool]) -> None:
-    give_up_at = time.monotonic() + PATIENCE_S
+    give_up_at = time.monotonic() + PATIENCE_SECONDS
     while not condition():
         assert time.monotonic() < give_up_at, "it never came true"
         time.sleep(0.01)

@@ -27,7 +27,7 @@ from tests.support.export.tiny_decoders import SPECS, random_weights
 
 POLL = ("--model-control-mode=poll", "--repository-poll-secs=1")
 EXPLICIT = ("--model-control-mode=explicit", "--load-model=autoglm")
-PATIENCE_S = 300.0
+PATIENCE_SECONDS = 300.0
 PROMPTS = ("Once upon a time", "The three primary colours", "x", "Reload me while I speak")
 LENGTHS = (8, 200)  # tokens of an answer
 Question = tuple[str, int]
@@ -150,7 +150,7 @@ async def answers_of(url: str) -> Answers:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
+    async with asyncio.timeout(PATIENCE_SECONDS):
         while not condition():
             await asyncio.sleep(0.02)
 
@@ -187,7 +187,7 @@ class Reloads:
         """Until answers are the other's. Who asks from now on gets no other."""
         target, first = 1 - self._served, QUESTIONS[0]
         await self._replace(target)
-        give_up_at = time.monotonic() + PATIENCE_S
+        give_up_at = time.monotonic() + PATIENCE_SECONDS
         while await self._answer(first) != self._known[target][first]:
             assert time.monotonic() < give_up_at, "the new artifact is never served"
             await asyncio.sleep(0.1)

@@ -15,9 +15,9 @@ from types import TracebackType
 
 import httpx
 
-_THINKS_S = (0.5, 1.5)
-_PATIENCE_S = 300.0
-_MOST_TOKENS = 8
+_THINKS_SECONDS = (0.5, 1.5)
+_PATIENCE_SECONDS = 300.0
+_MAX_TOKENS = 8
 
 
 @dataclass(slots=True)
@@ -64,7 +64,7 @@ class Tenants:
         transport = httpx.AsyncHTTPTransport(local_address=f"127.0.1.{number + 1}")
         headers = {"Authorization": f"Bearer {key}"}
         async with httpx.AsyncClient(
-            transport=transport, base_url=self._url, headers=headers, timeout=_PATIENCE_S
+            transport=transport, base_url=self._url, headers=headers, timeout=_PATIENCE_SECONDS
         ) as http:
             while not self._ends.is_set():
                 phase, started = self.phase, time.monotonic()
@@ -73,13 +73,13 @@ class Tenants:
                     self.seen[phase].failures.append(failure)
                 elif phase:
                     self.seen[phase].seconds.append(time.monotonic() - started)
-                await asyncio.sleep(chance.uniform(*_THINKS_S))
+                await asyncio.sleep(chance.uniform(*_THINKS_SECONDS))
 
 
 async def _asked(http: httpx.AsyncClient, question: str) -> str:
     """Why there is no whole answer; empty where there is one."""
     turns = [{"role": "user", "content": question}]
-    body = {"model": "autoglm", "messages": turns, "max_tokens": _MOST_TOKENS, "stream": True, "temperature": 0}
+    body = {"model": "autoglm", "messages": turns, "max_tokens": _MAX_TOKENS, "stream": True, "temperature": 0}
     try:
         answer = await http.post("/v1/chat/completions", json=body)
     except httpx.HTTPError as error:

@@ -26,12 +26,12 @@ TOKENIZER = "tokenizer.json"
 KIND = "embedder"
 MAX_CHARACTERS = 8192  # more than `max_tokens` tokens; the rest is not read
 
-_MOST = 1 << 20
+_MAX = 1 << 20
 _RULES = {
     "model_name": TEXT,
-    "num_dimensions": whole(1, _MOST),
-    "max_tokens": whole(1, _MOST),
-    "pad_token_id": whole(0, _MOST),
+    "num_dimensions": whole(1, _MAX),
+    "max_tokens": whole(1, _MAX),
+    "pad_token_id": whole(0, _MAX),
     "files": OBJECT,
     "kind": one_of(KIND),
 }

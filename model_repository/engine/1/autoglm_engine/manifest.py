@@ -23,7 +23,7 @@ MANIFEST_NAME = "manifest.json"
 # What a manifest says and no answer depends on. Whatever is not named here counts, so that nothing is forgotten.
 _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
 _READ_BYTES = 1 << 18
-_MOST_READERS = 4  # threads that read files and sum them up
+_MAX_READERS = 4  # threads that read files and sum them up
 # What was measured at export; which compiler built what; on which GPU it was checked.
 _NO_PART_OF_DETAILS = ("auto", "libraries", "device_check", "device_check_note")
 
@@ -186,7 +186,7 @@ def verify_files(folder: Path, files: Mapping[str, FileRecord], *, digests: bool
             raise ArtifactError(f"{path} has {path.stat().st_size} bytes, the manifest says {expected.bytes}")
     if digests and files:
         in_order = sorted(files, key=lambda name: -files[name].bytes)
-        with ThreadPoolExecutor(_MOST_READERS, thread_name_prefix="verify") as pool:
+        with ThreadPoolExecutor(_MAX_READERS, thread_name_prefix="verify") as pool:
             for name, actual in zip(in_order, pool.map(lambda name: _read(folder / name), in_order), strict=True):
                 if actual.sha256 != files[name].sha256:
                     raise ArtifactError(

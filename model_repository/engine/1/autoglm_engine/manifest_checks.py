@@ -18,9 +18,9 @@ from .errors import ArtifactError
 
 MAX_MANIFEST_BYTES = 16 << 20
 MAX_SLOTS = 1024
-_MOST_TOKENS = 1 << 24  # of a vocabulary, or of a slot
-_MOST_PARTS = 1 << 16  # layers, heads, numbers of a head
-_MOST_BYTES = 1 << 50
+_MAX_TOKENS = 1 << 24  # of a vocabulary, or of a slot
+_MAX_PARTS = 1 << 16  # layers, heads, numbers of a head
+_MAX_BYTES = 1 << 50
 _CACHE_TYPES = ("float32", "float16", "bfloat16")
 _SHA256 = re.compile("[0-9a-f]{64}")
 
@@ -55,7 +55,7 @@ TEXT = Rule("a text", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 _NUMBERS = Rule("an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())))
 _OBJECT_OR_NULL = Rule("an object or null", lambda value: value is None or isinstance(value, dict))
-_SIZE = whole(0, _MOST_BYTES)
+_SIZE = whole(0, _MAX_BYTES)
 _DIGEST = Rule("64 hexadecimal digits", lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)))
 
 _RULES = {
@@ -63,13 +63,13 @@ _RULES = {
     **dict.fromkeys(("source", "exporter_version"), TEXT),
     **dict.fromkeys(("cache", "spec", "runtime_details", "files"), OBJECT),
     "num_slots": whole(1, MAX_SLOTS),
-    "max_length": whole(2, _MOST_TOKENS),
-    "vocab_size": whole(1, _MOST_TOKENS),
+    "max_length": whole(2, _MAX_TOKENS),
+    "vocab_size": whole(1, _MAX_TOKENS),
     "generation_defaults": _NUMBERS,
     "parity": _OBJECT_OR_NULL,
 }
 _CACHE_RULES = {
-    **dict.fromkeys(("num_layers", "num_kv_heads", "head_size"), whole(1, _MOST_PARTS)),
+    **dict.fromkeys(("num_layers", "num_kv_heads", "head_size"), whole(1, _MAX_PARTS)),
     "dtype": one_of(*_CACHE_TYPES),
 }
 _SIDE = whole(1, 1 << 12)  # pixels, patches or positions along one side
@@ -78,11 +78,11 @@ _VISION_RULES = {
     **dict.fromkeys(("runtime", "model", "precision"), TEXT),
     **dict.fromkeys(("patch_size", "merge_size", "temporal_patch_size", "position_table_size"), _SIDE),
     **dict.fromkeys(("min_pixels", "max_pixels"), whole(1, 1 << 40)),
-    **dict.fromkeys(("hidden_size", "head_size"), whole(1, _MOST_PARTS)),
+    **dict.fromkeys(("hidden_size", "head_size"), whole(1, _MAX_PARTS)),
     "image_mean": list_of(3, Rule("a number", _is_number)),
     "image_std": list_of(3, _POSITIVE),
     "rope_theta": _POSITIVE,
-    "mrope_sections": list_of(3, whole(0, _MOST_PARTS)),
+    "mrope_sections": list_of(3, whole(0, _MAX_PARTS)),
     "max_images": whole(1, 1 << 10),
 }
 _RECORD_RULES = {"bytes": _SIZE, "sha256": _DIGEST}

@@ -16,7 +16,7 @@ from autoglm_perf.suite.experiment import Arm, Description, Found
 from autoglm_perf.system.processes import run_queue_seconds
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
-_MOST_ADDED_MS, _LEAST_SHARE, _NUM_IDLE = 5.0, 0.9, 500
+_MAX_ADDED_MS, _MIN_SHARE, _NUM_IDLE = 5.0, 0.9, 500
 _TURNS = 3  # a repeat: what is compared differs by less than two runs of one side do
 DESCRIPTION = Description(
     "gateway-overhead",
@@ -97,12 +97,12 @@ def _in_turns(context: Context, sides: dict[str, Ask], concurrency: int, count: 
 def _unmet(arms: list[Arm], half: int) -> tuple[str, ...]:
     found = []
     share = _median(arms[1], TOKENS.name) / _median(arms[0], TOKENS.name)
-    if share < _LEAST_SHARE:
-        found.append(f"16 streams: {share:.0%} of the direct client's tokens a second, not {_LEAST_SHARE:.0%}.")
+    if share < _MIN_SHARE:
+        found.append(f"16 streams: {share:.0%} of the direct client's tokens a second, not {_MIN_SHARE:.0%}.")
     for at, load in ((0, "16 streams"), (half, "one in flight")):
         added = _median(arms[at + 1], FIRST_TOKEN.name) - _median(arms[at], FIRST_TOKEN.name)
-        if added > _MOST_ADDED_MS:
-            found.append(f"{load}: the first token comes {added:.1f} ms later, not {_MOST_ADDED_MS:g}.")
+        if added > _MAX_ADDED_MS:
+            found.append(f"{load}: the first token comes {added:.1f} ms later, not {_MAX_ADDED_MS:g}.")
     return tuple(found)
 
 

@@ -15,7 +15,7 @@ from autoglm_perf.suite.context import Context
 from autoglm_perf.suite.experiment import Arm, Description, Found
 
 _METRICS = (TOKENS, REQUESTS, LATENCY, FIRST_TOKEN)
-_LEAST_SHARE = 0.9
+_MIN_SHARE = 0.9
 # Nothing that this model says is forbidden but the end of the sequence, and every token is checked: what remains is the
 # cost.
 _ANY_TEXT = r"(.|\n){4000}"
@@ -57,9 +57,7 @@ def run(context: Context) -> Found:
 def _complaint(one: Arm, arms: Sequence[Arm], baselines: Mapping[str, str]) -> str | None:
     free = next(other for other in arms if other.label == baselines[one.label])
     share = median(one.values[TOKENS.name]) / median(free.values[TOKENS.name])
-    return (
-        None if share >= _LEAST_SHARE else f"{one.label}: {share:.0%} of the tokens a second, not {_LEAST_SHARE:.0%}."
-    )
+    return None if share >= _MIN_SHARE else f"{one.label}: {share:.0%} of the tokens a second, not {_MIN_SHARE:.0%}."
 
 
 def _measure(url: str, context: Context, label: str, options: GenerationOptions, count: int) -> RunFigures:

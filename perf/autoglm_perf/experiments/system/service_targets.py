@@ -18,7 +18,7 @@ from autoglm_perf.suite.suite import CannotRun
 _ERRORS = Metric("errors", "%", higher_is_better=False)
 _METRICS = (REQUESTS, LATENCY, LATENCY_95, _ERRORS)
 _CONCURRENCY = 16
-_MOST_P95_MS, _LEAST_RATE, _MOST_ERRORS = 200.0, 1_000.0, 0.5
+_MAX_P95_MS, _MIN_RATE, _MAX_ERRORS = 200.0, 1_000.0, 0.5
 DESCRIPTION = Description(
     "service-targets",
     "Service targets",
@@ -95,11 +95,11 @@ def _arm(label: str, runs: Sequence[RunFigures]) -> Arm:
 def verdict(arm: Arm) -> str:
     """By the medians: all three targets, or those that are missed."""
     missed = []
-    if (p95 := _median(arm, LATENCY_95)) > _MOST_P95_MS:
+    if (p95 := _median(arm, LATENCY_95)) > _MAX_P95_MS:
         missed.append(f"p95 is {p95:.0f} ms")
-    if (rate := _median(arm, REQUESTS)) < _LEAST_RATE:
+    if (rate := _median(arm, REQUESTS)) < _MIN_RATE:
         missed.append(f"{rate:,.0f} requests/s")
-    if (errors := _median(arm, _ERRORS)) >= _MOST_ERRORS:
+    if (errors := _median(arm, _ERRORS)) >= _MAX_ERRORS:
         missed.append(f"{errors:.1f}% errors")
     return f"{arm.label}: " + (f"not met, {', '.join(missed)}." if missed else "all three are met.")
 

@@ -33,7 +33,7 @@ _PAUSE = Metric("longest pause", "ms", higher_is_better=False)
 _GROWTH = Metric("memory growth", "%", higher_is_better=False)
 _LOAD = 0.8
 _CLOSED = 32  # requests under way while the capacity is measured: twice the slots
-_SETTLE_S = 60.0
+_SETTLE_SECONDS = 60.0
 DESCRIPTION = Description(
     "soak",
     "Soak",
@@ -97,7 +97,7 @@ async def _soak(server: LocalServer, plan: Plan, rate: float) -> tuple[Soaked, W
         done.set()
         await watching
         last = await _settled(watch)
-    settle = min(_SETTLE_S, plan.seconds / 3)
+    settle = min(_SETTLE_SECONDS, plan.seconds / 3)
     kept = [sample for sample in watch.samples if sample.at >= began]
     return Soaked(began, began + settle, records, kept, pauses.longest_by_second, last, 0), watch
 

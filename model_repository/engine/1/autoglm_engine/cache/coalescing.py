@@ -37,7 +37,7 @@ _COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 class CachingEngine:
     """To be used like the engine, whose `gate` must be `gate`. `answer_digest`: see the module of that name. `clock` is
-    the engine's. `tiers` are asked in their order for what this process does not keep. `most_kept`: bytes of an answer
+    the engine's. `tiers` are asked in their order for what this process does not keep. `max_kept`: bytes of an answer
     that can be given in one piece, None for any: what is larger is not kept, nor read by who comes late, so that it
     goes out as it is computed."""
 
@@ -52,7 +52,7 @@ class CachingEngine:
         tiers: Sequence[Tier] = (),
         metrics: Metrics | None = None,
         clock: Callable[[], float] = time.monotonic,
-        most_kept: int | None = None,
+        max_kept: int | None = None,
     ) -> None:
         self.wake: Callable[[], object] = lambda: None  # called, on any thread, when a step has something to do
         self._engine = engine
@@ -62,7 +62,7 @@ class CachingEngine:
         self._gate = gate
         self._metrics = metrics or NoMetrics()
         self._clock = clock
-        self._most_kept = most_kept
+        self._max_kept = max_kept
         self._lock = threading.Lock()
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, self._metrics, clock)
         self._reader = KeptReader(self._read_kept)
@@ -294,11 +294,11 @@ class CachingEngine:
 
     def _is_too_large(self, flight: SharedRequest) -> bool:
         """To be told in one piece what it has said so far."""
-        return self._most_kept is not None and flight.num_values * BYTES_A_PACKED_VALUE > self._most_kept
+        return self._max_kept is not None and flight.num_values * BYTES_A_PACKED_VALUE > self._max_kept
 
     def _is_refused(self, found: Found) -> bool:
         """Another server, with more memory, may have kept it."""
-        return self._most_kept is not None and len(found.answer.body or b"") > self._most_kept
+        return self._max_kept is not None and len(found.answer.body or b"") > self._max_kept
 
     def _give_found(self, flight: SharedRequest, found: Found, now: float) -> None:
         flight.found, flight.embed_ms = found, found.embed_ms

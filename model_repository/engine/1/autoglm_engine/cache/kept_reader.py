@@ -8,7 +8,7 @@ from autoglm_engine.core import Request
 
 from .tiers import Found
 
-_MOST_SECONDS = 60.0  # it waits for nothing but a thread and a core
+_MAX_SECONDS = 60.0  # it waits for nothing but a thread and a core
 
 
 class KeptReader:
@@ -17,7 +17,7 @@ class KeptReader:
     `read`: called on a thread that may take its time; None where there is nothing to read any more.
     """
 
-    most_seconds = _MOST_SECONDS
+    max_seconds = _MAX_SECONDS
 
     def __init__(self, read: Callable[[bytes], Found | None]) -> None:
         self._read = read

@@ -126,7 +126,7 @@ class Lookups:
             self._results.append((lookup.flight_id, lookup.found))
             return
         lookup.line, lookup.turn, lookup.has_begun = lookup.left.popleft(), lookup.turn + 1, False
-        lookup.give_up_at = self._clock() + lookup.line.tier.most_seconds
+        lookup.give_up_at = self._clock() + lookup.line.tier.max_seconds
         line, turn = lookup.line, lookup.turn
         line.threads.put(lambda: self._look(lookup, line, turn))
 
@@ -134,7 +134,7 @@ class Lookups:
         assert lookup.line is not None, "a lookup that asks nobody"
         if lookup.has_begun:
             lookup.line.num_stuck += 1
-            name, seconds = type(lookup.line.tier).__name__, lookup.line.tier.most_seconds
+            name, seconds = type(lookup.line.tier).__name__, lookup.line.tier.max_seconds
             _log.warning("a lookup in %s has no answer after %g s; it is a miss", name, seconds)
         self._ask_next(lookup)
 

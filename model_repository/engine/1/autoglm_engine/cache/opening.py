@@ -48,13 +48,13 @@ def open_caches(
     *,
     embed: Embed,
     embedder: Path | None,
-    most_kept: int | None,
+    max_kept: int | None,
 ) -> AnswerCaches:
-    """Raises as `open_semantic` and `load_redis_tier`; `most_kept` as `CachingEngine`'s."""
+    """Raises as `open_semantic` and `load_redis_tier`; `max_kept` as `CachingEngine`'s."""
     semantic, no_semantic = open_semantic(settings, answer_digest, embedder, embed, metrics)
     redis = load_redis_tier(settings, metrics, lambda: caching.forget(redis))
     tiers: list[Tier] = [tier for tier in (redis, semantic) if tier is not None]
     caching = CachingEngine(
-        engine, answer_digest, text, settings, gate, tiers=tiers, metrics=metrics, most_kept=most_kept
+        engine, answer_digest, text, settings, gate, tiers=tiers, metrics=metrics, max_kept=max_kept
     )
     return AnswerCaches(caching, redis, semantic, no_semantic)

@@ -29,7 +29,7 @@ from autoglm_engine.metrics import (
     MetricSpec,
 )
 
-MOST_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
+MAX_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
 _BYTES_A_VALUE = 100  # of Python's objects for them
 BYTES_A_PACKED_VALUE = 14  # a token id and its log-probability are two
 _CHECK_BYTES = 16
@@ -123,7 +123,7 @@ class ResponseCache:
         `pack_entry`, on a thread that nobody waits for, and then kept with `settle`: such a one is returned."""
         answer = replace(answer, request_id="", stages=Stages())
         kept_at = self._clock() - age
-        if num_values(answer) > MOST_AT_ONCE:
+        if num_values(answer) > MAX_AT_ONCE:
             entry = Entry(b"", b"", kept_at, answer)
         else:
             content = pack_event(answer, None).tobytes()
@@ -189,7 +189,7 @@ def num_values(answer: Event) -> int:
 
 def with_body(answer: Event) -> Event:
     """Any thread: a long one with its `body`."""
-    is_long = answer.body is None and num_values(answer) > MOST_AT_ONCE
+    is_long = answer.body is None and num_values(answer) > MAX_AT_ONCE
     return replace(answer, body=pack_body(answer)) if is_long else answer
 
 

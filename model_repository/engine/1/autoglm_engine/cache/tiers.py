@@ -32,7 +32,7 @@ class Missed:
 
 class Tier(Protocol):
     @property
-    def most_seconds(self) -> float:
+    def max_seconds(self) -> float:
         """So long `find` may take, with the time that it waits for a thread. After that it has missed."""
         ...
 

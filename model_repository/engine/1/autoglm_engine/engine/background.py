@@ -33,19 +33,19 @@ class BackgroundRuns:
         cancel: Callable[[Iterable[str]], int],
         stats: Callable[[], EngineStats],
         *,
-        most_seconds: float = 120.0,
+        max_seconds: float = 120.0,
     ) -> None:
         self._submit = submit
         self._cancel = cancel
         self._stats = stats
-        self._most_seconds = most_seconds
+        self._max_seconds = max_seconds
         self._numbers = itertools.count(1)
         self._runs: dict[str, Run] = {}
 
     def compute(self, request: Request) -> Event | None:
         """The whole answer, without the caches; None where somebody waits for a slot, or comes to wait meanwhile: then
         the run ends, and its slot is theirs."""
-        if not (self._has_guide(request) and self._may_run(least_free=1)):
+        if not (self._has_guide(request) and self._may_run(min_free=1)):
             return None
         run_id, run = f"background {next(self._numbers)}", Run()
         self._runs[run_id] = run
@@ -68,7 +68,7 @@ class BackgroundRuns:
 
     def _has_guide(self, request: Request) -> bool:
         """Once it is compiled, where it has one: in the queue the run would be taken for somebody who waits."""
-        guide, give_up_at = request.guide, time.monotonic() + self._most_seconds
+        guide, give_up_at = request.guide, time.monotonic() + self._max_seconds
         if guide is None or guide.is_ready:
             return True
         try:
@@ -82,16 +82,16 @@ class BackgroundRuns:
         return True
 
     def _wait(self, run_id: str, run: Run) -> Event | None:
-        give_up_at = time.monotonic() + self._most_seconds
+        give_up_at = time.monotonic() + self._max_seconds
         while not run.done.wait(_POLL_SECONDS):
-            if time.monotonic() > give_up_at or not self._may_run(least_free=0):
+            if time.monotonic() > give_up_at or not self._may_run(min_free=0):
                 self._cancel([run_id])
                 return None
         return run.answer
 
-    def _may_run(self, least_free: int) -> bool:
+    def _may_run(self, min_free: int) -> bool:
         stats = self._stats()
-        return not stats.waiting and stats.slots_free + stats.slots_retained >= least_free
+        return not stats.waiting and stats.slots_free + stats.slots_retained >= min_free
 
 
 def _for_nobody(request: Request, run_id: str) -> Request:

@@ -13,7 +13,7 @@ from autoglm_engine.core import Event, Request
 from autoglm_engine.errors import EngineError, ShuttingDown
 
 _log = logging.getLogger(__name__)
-_LAST_ANSWERS_S = 5.0  # that a loop which died waits for readers of its last answers
+_LAST_ANSWERS_SECONDS = 5.0  # that a loop which died waits for readers of its last answers
 
 Sink = Callable[[Event], None]
 
@@ -137,7 +137,7 @@ class EngineLoop:
                 self._published.put(self._engine.shut_down(failure))
                 self._published.put(None)
         if failure is not None:
-            self._publisher.join(_LAST_ANSWERS_S)
+            self._publisher.join(_LAST_ANSWERS_SECONDS)
             self._died()
 
     def _step(self) -> list[Event]:

@@ -15,7 +15,7 @@ _STOPPED_SECONDS = 2.0  # between two looks: the process was stopped, as by SIGS
 
 
 class StepWatch:
-    """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `most_seconds`: 0 is no
+    """A thread. `seconds_of_step`: for how long the step in flight runs, 0 where none is. `max_seconds`: 0 is no
     limit. `hung` is called once, with why.
 
     While this process is stopped nobody can see a step end: from then on the step has its time anew."""
@@ -23,12 +23,12 @@ class StepWatch:
     def __init__(
         self,
         seconds_of_step: Callable[[], float],
-        most_seconds: float,
+        max_seconds: float,
         hung: Callable[[DeviceError], object],
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._seconds_of_step = seconds_of_step
-        self._most_seconds = most_seconds
+        self._max_seconds = max_seconds
         self._hung = hung
         self._clock = clock
         self._looked_at, self._resumed_at = math.inf, -math.inf
@@ -36,7 +36,7 @@ class StepWatch:
         self._thread = Periodic("step-watch", _POLL_SECONDS, self._tell, "steps cannot be watched")
 
     def start(self) -> None:
-        if self._most_seconds:
+        if self._max_seconds:
             self._thread.start()
 
     def close(self, timeout: float | None = None) -> None:
@@ -46,10 +46,10 @@ class StepWatch:
     def failure(self) -> DeviceError | None:
         """What hangs; None where nothing does."""
         seconds = min(self._seconds_of_step(), self._seconds_awake())
-        if not 0 < self._most_seconds < seconds:
+        if not 0 < self._max_seconds < seconds:
             return None
         return DeviceError(
-            f"a step has been in flight for {seconds:.0f} s, more than the {self._most_seconds:g} s that it may take "
+            f"a step has been in flight for {seconds:.0f} s, more than the {self._max_seconds:g} s that it may take "
             "(step_timeout_seconds): the device hangs"
         )
 

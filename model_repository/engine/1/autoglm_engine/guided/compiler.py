@@ -23,11 +23,11 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 TokenBits = npt.NDArray[np.int32]  # [ceil(vocab_size / 32)], a bit a token
 
-MOST_ROW_ITEMS = 300  # of the parser's state: an ambiguous grammar ends itself instead of stalling everybody's steps
-MOST_LEXER_FUEL = 50_000  # of one token, as the library counts: for the same reason. Some 16 ms
-MOST_KEY_PATTERNS = 64  # of a schema: the library compares each with all others, and takes minutes for 1,000
+MAX_ROW_ITEMS = 300  # of the parser's state: an ambiguous grammar ends itself instead of stalling everybody's steps
+MAX_LEXER_FUEL = 50_000  # of one token, as the library counts: for the same reason. Some 16 ms
+MAX_KEY_PATTERNS = 64  # of a schema: the library compares each with all others, and takes minutes for 1,000
 _STACK_BYTES = 64 << 20  # the compiler recurses along chains of references, and a stack that overflows ends the process
-_MOST_SHOWN = 300  # characters of a complaint
+_MAX_SHOWN = 300  # characters of a complaint
 _INTERNALS = "<state>"  # a complaint goes on with what the library was doing
 _DEAD_END = "NoExtension"
 # Between JSON's tokens: a small model may write blanks for ever.
@@ -81,15 +81,15 @@ def reason(complaint: str) -> str:
 def shown(complaint: str) -> str:
     """On one line; of a long one, which repeats what was sent, the beginning and the end."""
     line = " ".join(complaint.partition(_INTERNALS)[0].split())
-    if len(line) <= _MOST_SHOWN:
+    if len(line) <= _MAX_SHOWN:
         return line
-    return f"{line[: _MOST_SHOWN // 2]} ... {line[-_MOST_SHOWN // 2 :]}"
+    return f"{line[: _MAX_SHOWN // 2]} ... {line[-_MAX_SHOWN // 2 :]}"
 
 
 def _compile(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
-    limits = LLParserLimits(max_items_in_row=MOST_ROW_ITEMS, step_lexer_fuel=MOST_LEXER_FUEL)
+    limits = LLParserLimits(max_items_in_row=MAX_ROW_ITEMS, step_lexer_fuel=MAX_LEXER_FUEL)
     matcher = LLMatcher(tokenizer, _as_grammar(tokenizer, kind, text), log_level=0, limits=limits)
     if matcher.is_error():
         raise InvalidRequest(f"{kind} cannot be compiled: {shown(matcher.get_error())}")
@@ -117,10 +117,9 @@ def _as_grammar(tokenizer: LLTokenizer, kind: str, text: str) -> str:
 
 
 def _check_cost(schema: str) -> None:
-    if (count := _num_key_patterns(schema)) > MOST_KEY_PATTERNS:
+    if (count := _num_key_patterns(schema)) > MAX_KEY_PATTERNS:
         raise InvalidRequest(
-            f"guided_json has {count} patterns in patternProperties; at most {MOST_KEY_PATTERNS} can be "
-            "compiled in time"
+            f"guided_json has {count} patterns in patternProperties; at most {MAX_KEY_PATTERNS} can be compiled in time"
         )
 
 

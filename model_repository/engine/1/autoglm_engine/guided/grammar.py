@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
-_MOST_KEPT = 64  # guides that were compiled,
-_MOST_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
+_MAX_KEPT = 64  # guides that were compiled,
+_MAX_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
 
 
 class GuideState:
@@ -132,7 +132,7 @@ class Guides:
 
     def _keep(self, key: tuple[str, str, str], made: Grammar) -> None:
         self._kept[key] = made
-        while len(self._kept) > _MOST_KEPT or sum(len(text) for *_, text in self._kept) > _MOST_KEPT_CHARACTERS:
+        while len(self._kept) > _MAX_KEPT or sum(len(text) for *_, text in self._kept) > _MAX_KEPT_CHARACTERS:
             self._kept.popitem(last=False)
 
 

@@ -23,9 +23,9 @@ from autoglm_engine.own_failures import own_failure
 from .grammar import Grammar, GuideState, guide_text
 
 NUM_THREADS = 2
-MOST_OF_TENANT = 16  # guides that wait, of one tenant,
-MOST_WAITING = 256  # and of all
-MOST_SECONDS = 30.0  # from asking for a guide until it is compiled
+MAX_OF_TENANT = 16  # guides that wait, of one tenant,
+MAX_WAITING = 256  # and of all
+MAX_SECONDS = 30.0  # from asking for a guide until it is compiled
 _NICENESS = 10  # more than the process's own
 
 
@@ -58,7 +58,7 @@ class PendingGuide:
         if self._failure is None and self._guide is None and self._pool.is_late(self):
             kind, _ = guide_text(self.sampling)
             self._failure = Unavailable(
-                f"{kind} was not compiled within {self._pool.most_seconds:g} s, which is the limit; try again later"
+                f"{kind} was not compiled within {self._pool.max_seconds:g} s, which is the limit; try again later"
             )
         return self._failure
 
@@ -86,14 +86,14 @@ class GuidePool:
         guides: Compiler,
         *,
         num_threads: int = NUM_THREADS,
-        most_seconds: float = MOST_SECONDS,
+        max_seconds: float = MAX_SECONDS,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.wake: Callable[[], object] = lambda: None
-        self.most_seconds = most_seconds
+        self.max_seconds = max_seconds
         self._guides = guides
         self._num_threads = num_threads
-        self._most_running = max(1, num_threads - 1)
+        self._max_running = max(1, num_threads - 1)
         self._clock = clock
         self._changed = threading.Condition()
         self._waiting: OrderedDict[str, deque[weakref.ref[PendingGuide]]] = (
@@ -129,7 +129,7 @@ class GuidePool:
             self._changed.notify()
 
     def is_late(self, pending: PendingGuide) -> bool:
-        return pending.asked_at is not None and self._clock() - pending.asked_at >= self.most_seconds
+        return pending.asked_at is not None and self._clock() - pending.asked_at >= self.max_seconds
 
     def close(self) -> None:
         """Compile nothing more. What is being compiled cannot be stopped, and is not waited for."""
@@ -144,9 +144,9 @@ class GuidePool:
             while refs and refs[0]() is None:
                 refs.popleft()
         num_own, num_all = (sum(ref() is not None for ref in refs) for refs in (self._of(tenant), self._all()))
-        if num_own >= MOST_OF_TENANT:
+        if num_own >= MAX_OF_TENANT:
             raise QueueFull(f"{num_own} guides of this tenant wait to be compiled, which is the limit; try again later")
-        if num_all >= MOST_WAITING:
+        if num_all >= MAX_WAITING:
             raise QueueFull(f"{num_all} guides wait to be compiled, which is the limit; try again later")
 
     def _of(self, tenant: str) -> list[weakref.ref[PendingGuide]]:
@@ -169,7 +169,7 @@ class GuidePool:
 
     def _take(self) -> PendingGuide | None:
         """The next one of the tenant whose turn it is."""
-        for tenant in [tenant for tenant in self._waiting if self._running[tenant] < self._most_running]:
+        for tenant in [tenant for tenant in self._waiting if self._running[tenant] < self._max_running]:
             refs = self._waiting.pop(tenant)
             while refs:
                 pending = refs.popleft()()

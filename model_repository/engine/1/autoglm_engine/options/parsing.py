@@ -9,10 +9,10 @@ from typing import Any
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 
-MOST_BIASES = 1024  # tokens
-MOST_BIAS = 100.0  # either way
-MOST_GUIDE_BYTES = 65_536
-_MOST_DIGITS = 12  # of a token id
+MAX_BIASES = 1024  # tokens
+MAX_BIAS = 100.0  # either way
+MAX_GUIDE_BYTES = 65_536
+_MAX_DIGITS = 12  # of a token id
 
 Biases = tuple[tuple[int, float], ...]
 
@@ -38,14 +38,14 @@ def read_bias(raw: bytes) -> Biases:
 
 def check_bias(biases: Biases, vocab_size: int) -> None:
     """Raises InvalidRequest."""
-    if len(biases) > MOST_BIASES:
-        raise InvalidRequest(f"logit_bias has {len(biases)} tokens; at most {MOST_BIASES} are allowed")
+    if len(biases) > MAX_BIASES:
+        raise InvalidRequest(f"logit_bias has {len(biases)} tokens; at most {MAX_BIASES} are allowed")
     if len({token_id for token_id, _ in biases}) < len(biases):
         raise InvalidRequest("logit_bias names a token twice")
     for token_id, bias in biases:
         if not 0 <= token_id < vocab_size:
             raise InvalidRequest(f"logit_bias names token {token_id}; tokens are between 0 and {vocab_size - 1}")
-        if not -MOST_BIAS <= bias <= MOST_BIAS:
+        if not -MAX_BIAS <= bias <= MAX_BIAS:
             raise InvalidRequest(f"logit_bias of token {token_id} is {bias:g}; it must be between -100 and 100")
 
 
@@ -84,9 +84,9 @@ def check_guides(sampling: SamplingOptions) -> None:
 
 
 def _bias(token: str, bias: Any) -> tuple[int, float]:
-    if not token.isascii() or not token.isdigit() or len(token) > _MOST_DIGITS:
+    if not token.isascii() or not token.isdigit() or len(token) > _MAX_DIGITS:
         raise InvalidRequest(f"logit_bias names {token!r:.40}; it must be a token id, such as 42")
-    if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MOST_BIAS <= bias <= MOST_BIAS:
+    if isinstance(bias, bool) or not isinstance(bias, int | float) or not -MAX_BIAS <= bias <= MAX_BIAS:
         raise InvalidRequest(
             f"logit_bias of token {token:.20} is {bias!r:.40}; it must be a number between -100 and 100"
         )
@@ -94,8 +94,8 @@ def _bias(token: str, bias: Any) -> tuple[int, float]:
 
 
 def _check_size(name: str, num_bytes: int) -> None:
-    if num_bytes > MOST_GUIDE_BYTES:
-        raise InvalidRequest(f"{name} has {num_bytes} bytes; at most {MOST_GUIDE_BYTES} are allowed")
+    if num_bytes > MAX_GUIDE_BYTES:
+        raise InvalidRequest(f"{name} has {num_bytes} bytes; at most {MAX_GUIDE_BYTES} are allowed")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -11,11 +11,11 @@ import numpy as np
 from autoglm_engine.errors import InvalidRequest
 
 from .json_names import json_type
-from .parsing import MOST_GUIDE_BYTES, decode_utf8
+from .parsing import MAX_GUIDE_BYTES, decode_utf8
 from .table import OPTIONS, VLLM, options_on
 
 NAME = "sampling_parameters"
-MAX_BYTES = 4 * MOST_GUIDE_BYTES
+MAX_BYTES = 4 * MAX_GUIDE_BYTES
 _FLAGS = {"true": True, "false": False, "1": True, "0": False}
 
 

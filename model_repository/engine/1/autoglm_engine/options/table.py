@@ -14,7 +14,7 @@ from autoglm_engine.core import DEFAULT_PRIORITY, CacheUse
 from autoglm_engine.settings.model import DAY_MS
 
 from .bad_words import MAX_BAD_WORD_CHARACTERS, MAX_BAD_WORDS
-from .parsing import MOST_BIAS, MOST_BIASES, MOST_GUIDE_BYTES
+from .parsing import MAX_BIAS, MAX_BIASES, MAX_GUIDE_BYTES
 
 Kind = Literal["INT32", "INT64", "FP32", "BOOL", "STRING", "STRINGS", "JSON"]
 Bound = float | Literal["max_length", "vocab_size", "max_tokens"]
@@ -154,15 +154,15 @@ OPTIONS = {option.name: option for option in (
            unset="as the setting `semantic_cache` says", see="serving/caching.md#the-semantic-cache",
            meaning="Accept a cached answer to a question of the same meaning, or never."),
     Option("logit_bias", "JSON", (), surfaces=CLIENT | OPENAI | VLLM, aliases=("embedding_bias_words",),
-           allowed=f"an object of up to {MOST_BIASES:,} token ids, each -{MOST_BIAS:g} ... {MOST_BIAS:g}",
+           allowed=f"an object of up to {MAX_BIASES:,} token ids, each -{MAX_BIAS:g} ... {MAX_BIAS:g}",
            meaning="Added to the logits of these token ids."),
-    Option("guided_json", "JSON", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MOST_GUIDE_BYTES,
+    Option("guided_json", "JSON", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MAX_GUIDE_BYTES,
            aliases=("response_format",), see="serving/requests.md#structured-output",
            meaning="Force an answer that follows this JSON schema."),
-    Option("guided_regex", "STRING", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MOST_GUIDE_BYTES,
+    Option("guided_regex", "STRING", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MAX_GUIDE_BYTES,
            see="serving/requests.md#structured-output",
            meaning="Force an answer that matches this regular expression."),
-    Option("guided_grammar", "STRING", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MOST_GUIDE_BYTES,
+    Option("guided_grammar", "STRING", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MAX_GUIDE_BYTES,
            see="serving/requests.md#structured-output",
            meaning="Force an answer that follows this Lark grammar: its text, or open-autoglm."),
     Option("bad_words", "STRINGS", (), surfaces=CLIENT | EXTENSION | VLLM, max_items=MAX_BAD_WORDS,

@@ -16,7 +16,7 @@ from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import MANIFEST_NAME, Manifest
 from autoglm_engine.manifest_checks import OBJECT, TEXT, Rule, check, shown, whole
 
-_MOST = 1 << 24
+_MAX = 1 << 24
 _TEXTS = Rule("a list of texts", lambda value: isinstance(value, list) and all(isinstance(v, str) for v in value))
 _RISING = Rule(
     "a list of whole numbers of 1 ..., rising",
@@ -33,8 +33,8 @@ _TENSORRT = {
     "module": TEXT,
     "compute_capabilities": _TEXTS,
     "weight_streaming": _FLAG,
-    "cache_length": whole(1, _MOST),
-    "num_candidates": whole(1, _MOST),
+    "cache_length": whole(1, _MAX),
+    "num_candidates": whole(1, _MAX),
     "attention_lengths": _RISING,
     "prefill_lengths": _RISING,
     "reference": TEXT,
@@ -42,11 +42,11 @@ _TENSORRT = {
 }
 _DEVICE_CHECK = {
     **dict.fromkeys(("device", "compute_capability", "driver", "version", "attention", "time"), TEXT),
-    "capacity": whole(1, _MOST),
+    "capacity": whole(1, _MAX),
     "worst_error": Rule("a number of 0 or more", lambda value: type(value) in (int, float) and 0 <= value < math.inf),
     "bound": Rule("a number above 0", lambda value: type(value) in (int, float) and 0 < value < math.inf),
-    "equal_tokens": whole(0, _MOST),
-    "tokens": whole(0, _MOST),
+    "equal_tokens": whole(0, _MAX),
+    "tokens": whole(0, _MAX),
 }
 _RULES: Mapping[str, Mapping[str, Rule]] = {
     "native": {
@@ -55,9 +55,9 @@ _RULES: Mapping[str, Mapping[str, Rule]] = {
         "weights": TEXT,
         "max_logits_per_span": whole(1, 1024),
         "library_sources": TEXT,
-        "feature_size": whole(1, _MOST),
+        "feature_size": whole(1, _MAX),
     },
-    "onnx": {"model": TEXT, "cache_length": whole(1, _MOST), "feature_size": whole(1, _MOST)},
+    "onnx": {"model": TEXT, "cache_length": whole(1, _MAX), "feature_size": whole(1, _MAX)},
     "tensorrt": _TENSORRT,
     "tensorrt-rtx": _TENSORRT,
 }

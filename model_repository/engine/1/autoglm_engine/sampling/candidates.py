@@ -23,7 +23,7 @@ from .row_ops import NUM_LIKELIEST, Ids, Row, min_p_threshold, softmax_weights
 
 _SUM_ERROR = 2e-5  # of the device's sum over the vocabulary, relative
 _VALUE_ERROR = 4 * 2.0**-23  # of the exponents' float32, relative
-_MOST_ERROR = 1e-2  # beyond, the sum tells nothing
+_MAX_ERROR = 1e-2  # beyond, the sum tells nothing
 _DEEPEST = 700.0  # nats whose exponential a float64 holds
 
 Bounds = tuple[float, float]
@@ -54,7 +54,7 @@ def drawn_candidates(
         low, high = ((cumulative <= (wanted * bound)[:, None]).sum(axis=1) for bound in (1 - error, 1 + error))
     is_larger = values[:, 1:] < values[:, :-1]
     num_known = np.minimum((values > values[:, -1:]).sum(axis=1), NUM_LIKELIEST)  # beyond, a row draws in blocks
-    is_certain = (error <= _MOST_ERROR) & (low == high) & (low < num_known)
+    is_certain = (error <= _MAX_ERROR) & (low == high) & (low < num_known)
     is_certain &= np.isfinite(values[:, 0]) & is_larger.all(axis=1)
     places = np.where(is_certain, low, 0)
     return np.where(is_certain, candidates.token_ids[rows, places], -1)
@@ -139,7 +139,7 @@ class Shortlist:
         """How many times the first one's weight all that may be chosen has, at least and at most."""
         largest = float(self.listed[0]) / temperature
         error = _SUM_ERROR + _VALUE_ERROR * (abs(self.log_sum_exp) + abs(largest))
-        if error > _MOST_ERROR:
+        if error > _MAX_ERROR:
             return None
         total = math.exp(self.log_sum_exp - largest)
         if self.is_guided:

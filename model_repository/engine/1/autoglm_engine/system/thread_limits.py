@@ -16,7 +16,7 @@ ENGINE_THREADS = 16  # those that step, publish, compile guides and ask slow tie
 def check_threads(num_threads: int) -> None:
     """`num_threads`: of the runtime, its caller's among them. Raises ArtifactError with how many there may be."""
     needed = num_threads - 1 + ENGINE_THREADS
-    if (started := _most_threads(needed)) == needed:
+    if (started := _max_threads(needed)) == needed:
         return
     fewer = started - ENGINE_THREADS + 1
     advice = f", or set num_threads to at most {fewer}" if fewer >= 1 else ""
@@ -26,7 +26,7 @@ def check_threads(num_threads: int) -> None:
     )
 
 
-def _most_threads(wanted: int) -> int:
+def _max_threads(wanted: int) -> int:
     """How many of them run at the same time."""
     over = threading.Event()
     threads: list[threading.Thread] = []

@@ -41,15 +41,15 @@ def compile_template(source: str) -> Template:
     return _environment().from_string(source)
 
 
-def render(template: Template, names: Mapping[str, Any], most_characters: int) -> str:
+def render(template: Template, names: Mapping[str, Any], max_characters: int) -> str:
     """Raises TooLong before more is put together, and whatever the template raises."""
-    return "".join(_bounded(template.generate(**names), most_characters))
+    return "".join(_bounded(template.generate(**names), max_characters))
 
 
-def _bounded(pieces: Iterator[str], most_characters: int) -> Iterator[str]:
+def _bounded(pieces: Iterator[str], max_characters: int) -> Iterator[str]:
     for piece in pieces:
-        most_characters -= len(piece)
-        if most_characters < 0:
+        max_characters -= len(piece)
+        if max_characters < 0:
             raise TooLong
         yield piece
 

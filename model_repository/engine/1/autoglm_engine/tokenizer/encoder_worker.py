@@ -23,7 +23,7 @@ from autoglm_engine.system.worker_frames import (
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-_MOST_SHOWN = 1000  # characters of what the library complains of
+_MAX_SHOWN = 1000  # characters of what the library complains of
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         try:
             tokenizer = _loaded(asked["path"])
         except Exception as error:  # the library raises plain Exception
-            write_frame(answers, frame_of(str(error)[:_MOST_SHOWN].encode() or b"?"))
+            write_frame(answers, frame_of(str(error)[:_MAX_SHOWN].encode() or b"?"))
             return
     write_frame(answers, frame_of(b""))
     while (request := read_frame(requests)) is not None:
@@ -58,5 +58,5 @@ def _encoded(tokenizer: Tokenizer, request: bytes) -> bytes:
     try:
         ids = tokenizer.encode(request[1:].decode(), add_special_tokens=request[0] == 1).ids
     except BaseException as error:  # a panic of the library is no Exception
-        return b"\0" + f"{type(error).__name__}: {error}"[:_MOST_SHOWN].encode()
+        return b"\0" + f"{type(error).__name__}: {error}"[:_MAX_SHOWN].encode()
     return b"\1" + array("i", ids).tobytes()

@@ -15,7 +15,7 @@ from .patterns import is_tame, patterns_of
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MOST_IN_PROCESS = 8192  # characters; some 5 ms of a core, without the interpreter's lock
+MAX_IN_PROCESS = 8192  # characters; some 5 ms of a core, without the interpreter's lock
 
 
 class Encoder(Protocol):
@@ -79,7 +79,7 @@ class BoundedEncoder:
         return cls(PlainEncoder(tokenizer), EncoderProcess(path, limits), is_tame=all(map(is_tame, patterns)))
 
     def encode(self, text: str, name: str, *, special_tokens: bool) -> TokenIds:
-        encoder = self._plain if self.is_tame and len(text) <= MOST_IN_PROCESS else self._process
+        encoder = self._plain if self.is_tame and len(text) <= MAX_IN_PROCESS else self._process
         return encoder.encode(text, name, special_tokens=special_tokens)
 
     def another(self) -> BoundedEncoder:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 ENCODING_PARTS = ("normalizer", "pre_tokenizer")
-_MOST_REPEATS = 3  # of no bound, one after the other: each may be tried at each place of what the one before took
+_MAX_REPEATS = 3  # of no bound, one after the other: each may be tried at each place of what the one before took
 _QUANTIFIER = re.compile(r"[*+?]|\{(?P<low>\d*)(?P<comma>,?)(?P<high>\d*)\}")
 _BACK_REFERENCE = re.compile(r"\\[1-9]|\\[kg][<'{]|\(\?(?:R|\d|&|P[>=]|\()")
 _GROUP_HEAD = re.compile(r"\?(?:#|[:=!>|~]|<[=!]|<\w+>|'\w+'|P<\w+>|[a-zA-Z^-]*[:)])")
@@ -22,11 +22,11 @@ _GROUP_HEAD = re.compile(r"\?(?:#|[:=!>|~]|<[=!]|<\w+>|'\w+'|P<\w+>|[a-zA-Z^-]*[
 @dataclass(slots=True)
 class _Group:
     num_repeats: int = 0  # of no bound, in one alternative
-    most_repeats: int = 0  # in all that are finished
+    max_repeats: int = 0  # in all that are finished
     is_ambiguous: bool = False  # it may match one text in several ways
 
     def next_alternative(self) -> None:
-        self.most_repeats = max(self.most_repeats, self.num_repeats)
+        self.max_repeats = max(self.max_repeats, self.num_repeats)
         self.num_repeats = 0
 
 
@@ -72,7 +72,7 @@ def is_tame(pattern: str) -> bool:
                 groups[-1].is_ambiguous = True
             position += 1
     groups[-1].next_alternative()
-    return len(groups) == 1 and groups[0].most_repeats <= _MOST_REPEATS
+    return len(groups) == 1 and groups[0].max_repeats <= _MAX_REPEATS
 
 
 def _may_repeat(outer: _Group, repeated: _Group | None, quantifier: re.Match[str]) -> bool:
@@ -92,7 +92,7 @@ def _may_repeat(outer: _Group, repeated: _Group | None, quantifier: re.Match[str
 def _closed(groups: list[_Group]) -> _Group:
     group = groups.pop()
     group.next_alternative()
-    groups[-1].num_repeats += group.most_repeats
+    groups[-1].num_repeats += group.max_repeats
     groups[-1].is_ambiguous |= group.is_ambiguous
     return group
 

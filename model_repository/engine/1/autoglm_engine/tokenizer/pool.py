@@ -19,7 +19,7 @@ from autoglm_engine.errors import EngineError, QueueFull, Unavailable
 
 _log = logging.getLogger(__name__)
 SHORT_BYTES = 16_384
-MOST_SECONDS = 30.0  # from asking until a thread takes it
+MAX_SECONDS = 30.0  # from asking until a thread takes it
 IDLE_SECONDS = 60.0  # after that a thread for long texts lets go of its processes, and of their memory
 
 
@@ -48,14 +48,14 @@ class Job(Generic[T]):
 class LaneLimits:
     """Of what waits, each for one tenant and for all."""
 
-    most_of_tenant: int
+    max_of_tenant: int
     most: int
-    most_bytes_of_tenant: int
-    most_bytes: int
+    max_bytes_of_tenant: int
+    max_bytes: int
 
 
-SHORT = LaneLimits(most_of_tenant=4096, most=16_384, most_bytes_of_tenant=32 << 20, most_bytes=128 << 20)
-LONG = LaneLimits(most_of_tenant=64, most=512, most_bytes_of_tenant=64 << 20, most_bytes=256 << 20)
+SHORT = LaneLimits(max_of_tenant=4096, most=16_384, max_bytes_of_tenant=32 << 20, max_bytes=128 << 20)
+LONG = LaneLimits(max_of_tenant=64, most=512, max_bytes_of_tenant=64 << 20, max_bytes=256 << 20)
 
 
 class TokenizerPool(Generic[T]):
@@ -103,7 +103,7 @@ class Lane(Generic[T]):
         self._make_tool = make_tool
         self._limits = limits
         self._num_threads = num_threads
-        self._most_running = max(1, num_threads - 1)  # of one tenant
+        self._max_running = max(1, num_threads - 1)  # of one tenant
         self._idle_seconds = idle_seconds
         self._clock = clock
         self._changed = threading.Condition()
@@ -148,11 +148,11 @@ class Lane(Generic[T]):
 
     def _check_room(self, job: Job[T]) -> None:
         limits, own = self._limits, len(self._waiting.get(job.tenant, ()))
-        if own >= limits.most_of_tenant or (
-            own and self._bytes[job.tenant] + job.num_bytes > limits.most_bytes_of_tenant
+        if own >= limits.max_of_tenant or (
+            own and self._bytes[job.tenant] + job.num_bytes > limits.max_bytes_of_tenant
         ):
             raise QueueFull(f"{own} prompts of this tenant wait to be encoded, which is the limit; try again later")
-        is_over = self._num_waiting and self._bytes.total() + job.num_bytes > limits.most_bytes
+        is_over = self._num_waiting and self._bytes.total() + job.num_bytes > limits.max_bytes
         if self._num_waiting >= limits.most or is_over:
             raise QueueFull(f"{self._num_waiting} prompts wait to be encoded, which is the limit; try again later")
 
@@ -177,7 +177,7 @@ class Lane(Generic[T]):
 
     def _take(self) -> tuple[float, Job[T]] | None:
         """The next one of the tenant whose turn it is."""
-        free = (tenant for tenant in self._waiting if self._running[tenant] < self._most_running)
+        free = (tenant for tenant in self._waiting if self._running[tenant] < self._max_running)
         if (tenant := next(free, None)) is None:
             return None
         jobs = self._waiting.pop(tenant)
@@ -189,7 +189,7 @@ class Lane(Generic[T]):
         return taken
 
     def _is_late(self, asked_at: float) -> bool:
-        return self._clock() - asked_at >= MOST_SECONDS
+        return self._clock() - asked_at >= MAX_SECONDS
 
     # ---- the threads
 
@@ -199,7 +199,7 @@ class Lane(Generic[T]):
             try:
                 if self._is_late(asked_at):
                     self._fail(
-                        [job], Unavailable(f"the prompt was not encoded within {MOST_SECONDS:g} s; try again later")
+                        [job], Unavailable(f"the prompt was not encoded within {MAX_SECONDS:g} s; try again later")
                     )
                 else:
                     self._work(job)

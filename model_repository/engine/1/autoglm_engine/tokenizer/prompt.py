@@ -184,7 +184,7 @@ class ChatTemplate:
         self,
         messages: list[dict[str, Any]],
         tools: list[Tool] | None = None,
-        most_characters: int = MAX_RENDERED_CHARACTERS,
+        max_characters: int = MAX_RENDERED_CHARACTERS,
     ) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
         its limits on them."""
@@ -193,7 +193,7 @@ class ChatTemplate:
             messages, tools = in_plain_text(messages, tools), None
         names = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
-            return self._process.render(names, most_characters)
+            return self._process.render(names, max_characters)
         except RecursionError:
             raise InvalidRequest("messages are nested too deeply") from None
 

@@ -49,9 +49,9 @@ class TemplateProcess:
         with self._lock:
             self._start()
 
-    def render(self, names: Mapping[str, Any], most_characters: int) -> str:
+    def render(self, names: Mapping[str, Any], max_characters: int) -> str:
         """Raises InvalidRequest where the template refuses what it is given, or goes beyond a limit on it."""
-        request = pack_frame({"names": {**names, **self._special_tokens}, "most_characters": most_characters})
+        request = pack_frame({"names": {**names, **self._special_tokens}, "max_characters": max_characters})
         with self._lock:
             was_running = self._process.is_running
             self._start()
@@ -62,7 +62,7 @@ class TemplateProcess:
                 answer = self._ask(request)
             if answer is None:
                 raise self._end_of(InvalidRequest, "on these messages")
-        return self._read(answer, most_characters)
+        return self._read(answer, max_characters)
 
     def close(self) -> None:
         with self._lock:
@@ -106,7 +106,7 @@ class TemplateProcess:
             return kind(f"the model's chat template computes for too long {when}; it was stopped")
         return kind(f"the process of the model's chat template ended {when} ({ending(code)})")
 
-    def _read(self, answer: Any, most_characters: int) -> str:
+    def _read(self, answer: Any, max_characters: int) -> str:
         match answer:
             case {"text": str(text)}:
                 return text
@@ -114,7 +114,7 @@ class TemplateProcess:
                 raise InvalidRequest(f"messages do not suit the model's chat template: {reason}")
             case {"long": True}:
                 raise InvalidRequest(
-                    f"the model's chat template makes more than {most_characters} characters of messages, "
+                    f"the model's chat template makes more than {max_characters} characters of messages, "
                     "which cannot fit"
                 )
             case _:

@@ -25,7 +25,7 @@ from autoglm_engine.system.worker_frames import (
 
 from .chat_template import TooLong, compile_template, render
 
-_MOST_SHOWN = 1000  # characters of what a template complains of
+_MAX_SHOWN = 1000  # characters of what a template complains of
 
 Answer = dict[str, Any]
 
@@ -49,7 +49,7 @@ def main() -> None:
 
 
 def _rendered(template: Any, request: Any) -> str:
-    return render(template, request["names"], request["most_characters"])
+    return render(template, request["names"], request["max_characters"])
 
 
 def _compiled(source: str) -> tuple[Any, Answer]:
@@ -71,7 +71,7 @@ def _answered(work: Callable[[], str]) -> Answer:
     except TooLong:
         return {"long": True}
     except Exception as error:  # a template may raise whatever Python does
-        return {"refused": str(error)[:_MOST_SHOWN]}
+        return {"refused": str(error)[:_MAX_SHOWN]}
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed`
     asks the model whose artifact is in `embedder`, and blocks; `died` is called when no step can be computed any more,
     after every request was answered. `identity`: whose engine this is; None is the only one of this process's server.
-    `most_kept`: as `CachingEngine`'s."""
+    `max_kept`: as `CachingEngine`'s."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class EngineService:
         embedder: Path | None,
         died: Callable[[], object],
         identity: ServerIdentity | None = None,
-        most_kept: int | None = None,
+        max_kept: int | None = None,
     ) -> None:
         model = LoadedModel.load(folder, settings, num_threads)
         self._rules, self._guides, self._runner = model.rules, model.guides, model.runner
@@ -79,7 +79,7 @@ class EngineService:
                 metrics,
                 embed=embed,
                 embedder=embedder,
-                most_kept=most_kept,
+                max_kept=max_kept,
             )
             self._engine = self._caches.engine
             self._replies = Replies(gate)
@@ -87,8 +87,8 @@ class EngineService:
             self._engine.wake = self._guides.wake = self._loop.wake
             self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
             self._check_semantic_hits(model.text, embed, settings)
-            most_seconds = settings.seconds_of_step(self._runner.limits.on_gpu)
-            self._step_watch = StepWatch(lambda: self._loop.seconds_of_step, most_seconds, self._end_hung)
+            max_seconds = settings.seconds_of_step(self._runner.limits.on_gpu)
+            self._step_watch = StepWatch(lambda: self._loop.seconds_of_step, max_seconds, self._end_hung)
             passed = PassedCancels(self._board, self._replies, self._loop.cancel)
             self._watch = VanishedWatch(gate, self._loop.cancel, ask, passed.look)
             self._control = Control(model.limits, self._caches, self._cancel, self._checked_health)

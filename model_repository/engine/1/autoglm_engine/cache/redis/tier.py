@@ -66,7 +66,7 @@ class RedisTier:
         return self._keeper.commands is not None and self._generations.unwritten is None
 
     @property
-    def most_seconds(self) -> float:
+    def max_seconds(self) -> float:
         """More than `find` takes by itself: twice the limit, once it has a thread and a processor."""
         return 1.0 + 4 * self._limit
 

@@ -82,7 +82,7 @@ class SemanticCache:
         self._embed = embed
         self._entries = entries
         self._digest = digest
-        self.most_seconds = settings.semantic_timeout_ms / 1e3
+        self.max_seconds = settings.semantic_timeout_ms / 1e3
         self._threshold = settings.semantic_threshold
         self._gives_to_all = settings.semantic_cache == "on"
         self._metrics = metrics or NoMetrics()

@@ -48,14 +48,14 @@ class SemanticEntries:
     def __len__(self) -> int:
         return len(self._entries)
 
-    def near(self, group: bytes, vector: Vector, least_cosine: float) -> Iterator[Near]:
+    def near(self, group: bytes, vector: Vector, min_cosine: float) -> Iterator[Near]:
         """Those that are at least so near, the nearest first; what is too old goes."""
         now = self._clock()
         for entry_id, cosine in self._index.nearest(group, vector, _CANDIDATES):
             entry = self._entries[entry_id]
             if now - entry.kept_at >= self._ttl:
                 self._drop(entry)
-            elif cosine >= least_cosine:
+            elif cosine >= min_cosine:
                 yield Near(entry, cosine, now - entry.kept_at)
 
     def used(self, entry: Entry) -> None:

@@ -25,7 +25,7 @@ _CHINESE = re.compile(r"[\u3400-\u9fff]")
 _CHINESE_NEGATION = re.compile(r"[不没无非未别勿莫]")
 _CHOICE = re.compile(r"(.)不\1|有没有|是否")  # "is it or not": a question, not a negation
 _FEW_WORDS, _FEW_CHARACTERS = 2, 4  # a difference of so many is the whole difference
-_LEAST_SHARED_CHARACTERS = 0.5
+_MIN_SHARED_CHARACTERS = 0.5
 _ENDINGS = ("ing", "ed", "es", "s")
 
 
@@ -109,7 +109,7 @@ def _share_few_characters(one: str, other: str) -> bool:
     first, second = (set(filter(_CHINESE.match, _content(text))) for text in (one, other))
     if not first and not second:
         return False
-    return len(first & second) < _LEAST_SHARED_CHARACTERS * len(first | second)
+    return len(first & second) < _MIN_SHARED_CHARACTERS * len(first | second)
 
 
 def _content(text: str) -> list[str]:

@@ -2,7 +2,7 @@
 
 A hit was **right** when both answers have the same text, or their embeddings a cosine of at least `SAME_ANSWER` and,
 where both are short, no difference in numbers, negations and the like; else it was **false**. The false-hit rate is
-that of the latest `WINDOW` comparisons. Once there are `LEAST_CHECKS`, a rate above the setting ends the semantic
+that of the latest `WINDOW` comparisons. Once there are `MIN_CHECKS`, a rate above the setting ends the semantic
 cache.
 """
 
@@ -28,7 +28,7 @@ from .vector_index import Vector
 _log = logging.getLogger(__name__)
 SAME_ANSWER = 0.7
 WINDOW = 100
-LEAST_CHECKS = 40
+MIN_CHECKS = 40
 _SHORT_CHARACTERS = 80
 _FACTS = {"numbers", "negations", "names", "opposites"}
 
@@ -117,7 +117,7 @@ class SemanticChecks:
         self._num_checked += 1
         self._num_false += not is_right
         self._metrics.set(SEMANTIC_FALSE_RATE, self.false_rate)
-        if len(self._verdicts) >= LEAST_CHECKS and self.false_rate > self._max_rate:
+        if len(self._verdicts) >= MIN_CHECKS and self.false_rate > self._max_rate:
             self._ended = True
             self._too_many_false(
                 f"{self.false_rate:.0%} of the last {len(self._verdicts)} hits that were computed again were wrong; "

@@ -24,7 +24,7 @@ from .image_ids import ImageIds
 from .request_images import RequestImages
 from .vision import Vision
 
-_MOST_PROMPTS = 4  # of full length, for each slot: more rows than their features have are never made
+_MAX_PROMPTS = 4  # of full length, for each slot: more rows than their features have are never made
 
 
 class ImageDesk:
@@ -39,9 +39,9 @@ class ImageDesk:
         metrics: Metrics,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        most_rows = _MOST_PROMPTS * limits.num_slots * limits.max_length
+        max_rows = _MAX_PROMPTS * limits.num_slots * limits.max_length
         row_bytes = vision.hidden_size * 4
-        pool = FeaturePool(min(settings.image_feature_bytes // row_bytes, most_rows), vision.hidden_size)
+        pool = FeaturePool(min(settings.image_feature_bytes // row_bytes, max_rows), vision.hidden_size)
         self.ids = ImageIds(scheduler.slots.forget_retained)
         self.store = FeatureStore(pool, vision, metrics, clock)
         self._scheduler = scheduler

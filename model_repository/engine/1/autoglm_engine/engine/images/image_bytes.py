@@ -27,10 +27,10 @@ class HeldImages:
 
 
 class ImageBudget:
-    """At most `most_bytes` are held at once. Any thread."""
+    """At most `max_bytes` are held at once. Any thread."""
 
-    def __init__(self, most_bytes: int) -> None:
-        self._most = most_bytes
+    def __init__(self, max_bytes: int) -> None:
+        self._most = max_bytes
         self._lock = threading.Lock()
         self._held: weakref.WeakSet[HeldImages] = weakref.WeakSet()
 

@@ -17,18 +17,16 @@ from autoglm_engine.errors import Unavailable
 from .feature_pool import ImageKey, key_of
 
 _HALF = 1 << 30
-_MOST_IMAGES = 4096  # an image that is forgotten gets other ids
+_MAX_IMAGES = 4096  # an image that is forgotten gets other ids
 
 
 class ImageIds:
     """`forget_kept` makes every slot forget what nobody uses. One thread uses it."""
 
-    def __init__(
-        self, forget_kept: Callable[[], object], *, half: int = _HALF, most_images: int = _MOST_IMAGES
-    ) -> None:
+    def __init__(self, forget_kept: Callable[[], object], *, half: int = _HALF, max_images: int = _MAX_IMAGES) -> None:
         self._forget_kept = forget_kept
         self._half = half
-        self._most_images = most_images
+        self._max_images = max_images
         self._first: OrderedDict[ImageKey, int] = OrderedDict()  # the image's highest id, least recently used first
         self._is_second = False  # half that ids are taken from
         self._num_taken = 0  # of it
@@ -47,7 +45,7 @@ class ImageIds:
         if (highest := self._first.get(key)) is None:
             highest = self._first[key] = self._take(image.num_tokens, in_use)
         self._first.move_to_end(key)
-        if len(self._first) > self._most_images:
+        if len(self._first) > self._max_images:
             self._first.popitem(last=False)
         return highest
 

@@ -12,7 +12,7 @@ from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.base import Runner
 
 _REPEATS = 11
-_MOST_DRAFTS = 8
+_MAX_DRAFTS = 8
 _RANGE = (1.0, 1000.0)
 
 
@@ -20,7 +20,7 @@ def measure_fixed_rows(runner: Runner) -> float:
     """`fixed` of a step that takes time in proportion to `fixed + rows`. For a runner with `max_logits_per_span` > 1
     and no request: it writes into slot 0."""
     limits = runner.limits
-    drafts = min(_MOST_DRAFTS, limits.max_logits_per_span - 1, limits.prefill_chunk - 1, limits.max_length - 1)
+    drafts = min(_MAX_DRAFTS, limits.max_logits_per_span - 1, limits.prefill_chunk - 1, limits.max_length - 1)
     past = min(limits.prefill_chunk, limits.max_length - 1 - drafts)
     if past:
         runner.issue(StepBatch((Span(0, 0, np.zeros(past, np.int32), wants_logits=False),))).result()

@@ -49,7 +49,7 @@ class DeviceReport:
     """`worst_error`: relative L2 distance of the worst row from the reference, and which row that was."""
 
     bound: float
-    most_missed: int
+    max_missed: int
     num_places: int
     worst_error: float = 0.0
     worst_row: str = ""
@@ -62,7 +62,7 @@ class DeviceReport:
             return (
                 f"attention is {self.worst_error:.2g} off in {self.worst_row}, where rounding explains {self.bound:g}"
             )
-        if len(self.missed) > self.most_missed:
+        if len(self.missed) > self.max_missed:
             return (
                 f"{len(self.missed)} of {self.num_places} tokens of a text are not the reference's, the first at "
                 f"place {self.missed[0]}"
@@ -88,7 +88,7 @@ class DeviceReport:
 def check_device(runner: CheckedRunner, cuda: Cuda, shapes: TensorShapes, reference: DeviceReference) -> DeviceReport:
     """Computes on all slots, which must be free, and leaves their caches zeroed. Raises DeviceError where the GPU
     fails."""
-    report = DeviceReport(reference.bound, reference.most_missed, len(reference.slack))
+    report = DeviceReport(reference.bound, reference.max_missed, len(reference.slack))
     caches = DeviceCaches(cuda, runner.key_values, shapes, reference.exponents)
     try:
         layer = LayerCheck(runner, caches, reference, report)

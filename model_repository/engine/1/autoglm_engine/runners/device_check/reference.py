@@ -41,7 +41,7 @@ class DeviceReference:
     likely_ids: TokenIds  # [P, k]: the likeliest tokens after each of them, best first
     likely_logits: Floats  # [P, k]
     slack: Floats  # [P]: a token whose logit is so little below the largest may take its place by rounding
-    most_missed: int  # places where another token may be the likeliest
+    max_missed: int  # places where another token may be the likeliest
 
     def save(self, path: Path) -> None:
         exponents = [self.exponents["key"], self.exponents["value"]]
@@ -49,7 +49,7 @@ class DeviceReference:
             path,
             lengths=np.array(self.lengths, np.int64),
             exponents=np.array(exponents, np.int64),
-            limits=np.array([self.bound, self.most_missed], np.float64),
+            limits=np.array([self.bound, self.max_missed], np.float64),
             **{name: getattr(self, name) for name in _SHAPES},
         )
 
@@ -88,12 +88,12 @@ def _checked(arrays: dict[str, npt.NDArray[Any]]) -> DeviceReference:
     lengths = arrays["lengths"].tolist()
     if not lengths or lengths[0] < 1 or lengths != sorted(set(lengths)):
         raise ValueError(f"its lengths are {lengths}; they must rise from 1 or more")
-    bound, most_missed = arrays["limits"].tolist()
+    bound, max_missed = arrays["limits"].tolist()
     key, value = arrays["exponents"].tolist()
     return DeviceReference(
         lengths=tuple(lengths),
         exponents={"key": key, "value": value},
         bound=bound,
-        most_missed=int(most_missed),
+        max_missed=int(max_missed),
         **{name: arrays[name] for name in _SHAPES},
     )

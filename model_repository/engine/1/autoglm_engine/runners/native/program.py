@@ -39,7 +39,7 @@ _HEADER = (
 HEADER_FIELDS = len(_HEADER) + _NUM_BUFFERS
 _NUM_SECTIONS = 3
 OPERATION_FIELDS = 10
-_MOST_WIDTH = 1 << 26
+_MAX_WIDTH = 1 << 26
 
 Program = npt.NDArray[np.int64]
 
@@ -138,7 +138,7 @@ class _Check:
     def _width_misfits(self) -> Iterator[str]:
         header = self._header
         for buffer, width in zip(Buffer, self._widths, strict=True):
-            if not 0 < width <= _MOST_WIDTH or width % PANEL:
+            if not 0 < width <= _MAX_WIDTH or width % PANEL:
                 yield f"rows of the buffer {buffer.name.lower()} have {width} numbers"
         if self._sections and self._widths[Buffer.RESIDUAL] != padded(feature_size(self._manifest)):
             yield f"its stream has {self._widths[Buffer.RESIDUAL]} numbers, features {feature_size(self._manifest)}"
@@ -202,7 +202,7 @@ class _Check:
     def _matrix(self, weight: int, scales: int, bias: int, inputs: int, columns: int) -> Iterator[str]:
         if not 0 < inputs <= self._header["quantised_width"] or inputs % PANEL:
             yield f"multiplies rows of {inputs} numbers"
-        elif not 0 < columns <= _MOST_WIDTH or columns % PANEL:
+        elif not 0 < columns <= _MAX_WIDTH or columns % PANEL:
             yield f"has {columns} columns"
         elif not (self._holds(weight, inputs * columns) and self._holds(scales, columns * _FLOAT)):
             yield "has a matrix outside of the weights"

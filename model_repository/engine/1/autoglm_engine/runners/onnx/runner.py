@@ -29,7 +29,7 @@ from .interface import check_interface
 from .memory import CacheMemory
 
 # Starting another run reads every weight once more, which costs what about this many idle rows do.
-_MOST_IDLE_ROWS = 12
+_MAX_IDLE_ROWS = 12
 
 
 class OnnxRunner:
@@ -145,7 +145,7 @@ def decode_groups(spans: Sequence[Span]) -> list[list[Span]]:
     """One-token spans by slot, split where more idle slots lie between two than a run of its own would cost."""
     groups: list[list[Span]] = []
     for span in sorted(spans, key=lambda span: span.slot):
-        if groups and span.slot - groups[-1][-1].slot - 1 <= _MOST_IDLE_ROWS:
+        if groups and span.slot - groups[-1][-1].slot - 1 <= _MAX_IDLE_ROWS:
             groups[-1].append(span)
         else:
             groups.append([span])

@@ -22,7 +22,7 @@ from .shapes import TensorShapes
 _FLOAT = 4  # bytes
 _FACTOR_AND_OFFSET = 2
 _NUM_STAGED_ROWS = 4
-MOST_SINGLE_WRITES = 32  # of a slot that is reset: each is a copy of its own; beyond, a whole row is built and copied
+MAX_SINGLE_WRITES = 32  # of a slot that is reset: each is a copy of its own; beyond, a whole row is built and copied
 
 Told = tuple[int, Adjustments]  # slot, what to change
 
@@ -68,7 +68,7 @@ class LogitState:
             if (told := span.adjustments) is None:
                 continue
             self.inverse_temperatures[span.slot] = told.inverse_temperature
-            if told.reset and len(told.token_ids) > MOST_SINGLE_WRITES:
+            if told.reset and len(told.token_ids) > MAX_SINGLE_WRITES:
                 self._write_row(span.slot, told)
                 continue
             if told.reset:

@@ -44,7 +44,7 @@ class PrefillBatch:
         return max(self.num_rows * self.num_tokens, TOKENS_OF_A_PASS)
 
 
-def most_rows(num_slots: int) -> int:
+def max_rows(num_slots: int) -> int:
     """Of all calls of a step: what their spans reach over are different slots, and no call has twice as many rows."""
     return 2 * num_slots
 

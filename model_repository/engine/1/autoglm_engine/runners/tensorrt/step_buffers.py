@@ -58,7 +58,7 @@ class Region:
 
 
 class MirroredBlock:
-    """`decode`: the region of a decode call. `most_rows`: of all prefill calls of a step; one takes at most what
+    """`decode`: the region of a decode call. `max_rows`: of all prefill calls of a step; one takes at most what
     `prefill_row`, alone in a call, takes.
 
     `addresses(region)`: where the device has its tensors; `views(turn, region)`: name -> where pinned memory has them.
@@ -71,11 +71,11 @@ class MirroredBlock:
         *,
         decode: Sequence[Format],
         prefill_row: Sequence[Format],
-        most_rows: int,
+        max_rows: int,
     ) -> None:
         self._cuda = cuda
         self.decode = Region.at(0, decode)
-        size = self.decode.end + most_rows * Region.at(0, prefill_row).end
+        size = self.decode.end + max_rows * Region.at(0, prefill_row).end
         self._device = memory.allocate("step", size)
         self._turns = [memory.pinned(size) for _ in range(NUM_TURNS)]
         self._decode_views = [self.views(turn, self.decode) for turn in range(NUM_TURNS)]

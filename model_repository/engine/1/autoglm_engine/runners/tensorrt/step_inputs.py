@@ -11,7 +11,7 @@ from autoglm_engine.core import Span
 from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.cuda.memory import DeviceMemory
 
-from .prefill_batches import PrefillBatch, most_rows
+from .prefill_batches import PrefillBatch, max_rows
 from .shapes import TensorShapes
 from .step_buffers import Format, MirroredBlock, Region, Views
 
@@ -27,7 +27,7 @@ class StepInputs:
             memory,
             decode=_formats(shapes.num_slots, 1),
             prefill_row=_formats(1, shapes.prefill_chunk),
-            most_rows=most_rows(shapes.num_slots),
+            max_rows=max_rows(shapes.num_slots),
         )
         self._key_positions = _uploaded(cuda, memory, np.arange(shapes.cache_length, dtype=np.int32))
 

@@ -12,7 +12,7 @@ from autoglm_engine.core import Logits, Span, TokenIds
 from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.cuda.memory import DeviceMemory
 
-from .prefill_batches import PrefillBatch, most_rows
+from .prefill_batches import PrefillBatch, max_rows
 from .shapes import TensorShapes
 from .step_buffers import Format, MirroredBlock, Region
 
@@ -47,7 +47,7 @@ class StepOutputs:
             memory,
             decode=_formats(shapes.num_slots, shapes.num_candidates),
             prefill_row=_formats(1, shapes.num_candidates),
-            most_rows=most_rows(shapes.num_slots),
+            max_rows=max_rows(shapes.num_slots),
         )
 
     @property

@@ -46,7 +46,7 @@ NO_ARTIFACT = "0" * 16
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 64
 _SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY, _NUM_CANCELS, _CANCELS = 1, 2, 3, 6, 10, 11, 12, 13, 16
-MOST_CANCELS = _HEADER - _CANCELS
+MAX_CANCELS = _HEADER - _CANCELS
 _IS_ASKED, _IS_SUPERSEDED = 1, 2
 
 Words = npt.NDArray[np.uint64]
@@ -122,10 +122,10 @@ class Board:
 
     def cancels_since(self, seen: int) -> tuple[int, set[int]]:
         """How many cancels were passed on to this engine until now, and the tags of those after the first `seen`; of
-        more than `MOST_CANCELS` since then, the last."""
+        more than `MAX_CANCELS` since then, the last."""
         number = int(self._words[_NUM_CANCELS])
-        first = max(seen, number - MOST_CANCELS)
-        return number, {int(self._words[_CANCELS + place % MOST_CANCELS]) for place in range(first, number)}
+        first = max(seen, number - MAX_CANCELS)
+        return number, {int(self._words[_CANCELS + place % MAX_CANCELS]) for place in range(first, number)}
 
     def unlock(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
@@ -139,7 +139,7 @@ class Board:
     def pass_cancels(self, caller_ids: Iterable[str]) -> None:
         for caller_id in caller_ids:
             number = int(self._words[_NUM_CANCELS])
-            self._words[_CANCELS + number % MOST_CANCELS] = self.seal.tag_of(caller_id)
+            self._words[_CANCELS + number % MAX_CANCELS] = self.seal.tag_of(caller_id)
             self._words[_NUM_CANCELS] = number + 1
 
     # ---- the other models' side
