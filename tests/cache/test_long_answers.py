@@ -66,7 +66,7 @@ def bench(monkeypatch: pytest.MonkeyPatch) -> Iterator[Bench]:
 
 
 def entry_of(bench: Bench) -> Any:
-    return next(iter(bench.engine._cache._entries.values()))  # type: ignore[attr-defined]
+    return next(iter(bench.engine._kept._cache._entries.values()))  # type: ignore[attr-defined]
 
 
 def last_of(bench: Bench, request_id: str) -> Event:
@@ -135,7 +135,7 @@ def test_a_short_one_is_given_at_once(bench: Bench, monkeypatch: pytest.MonkeyPa
 
 
 def test_it_is_there_before_it_is_packed(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench.engine._packing, "put", lambda work: None)  # type: ignore[attr-defined]
+    monkeypatch.setattr(bench.engine._kept._packing, "put", lambda work: None)  # type: ignore[attr-defined]
     bench.run(ask("first"))
     num_steps = len(bench.runner.batches)
     submit(
@@ -157,7 +157,7 @@ def test_what_is_lost_meanwhile_is_computed_anew(
 ) -> None:
     bench.run(ask("first"))
     until(lambda: bool(entry_of(bench).is_packed))
-    entries = bench.engine._cache._entries  # type: ignore[attr-defined]
+    entries = bench.engine._kept._cache._entries  # type: ignore[attr-defined]
     if how == "damaged":
         ((key, entry),) = entries.items()
         entries[key] = replace(entry, content=entry.content[:-1] + b"?")
@@ -171,7 +171,7 @@ def test_what_is_lost_meanwhile_is_computed_anew(
             assert read.wait(60)
             return read_entry(*arguments)
 
-        monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", slow)
+        monkeypatch.setattr("autoglm_engine.cache.kept_answers.read_entry", slow)
         submit(bench, replace(ask("again"), cache=use))
         assert begun.wait(60)
         bench.engine.flush()  # type: ignore[attr-defined]

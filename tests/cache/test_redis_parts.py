@@ -1,4 +1,4 @@
-"""What the Redis tier is made of, without Redis: addresses, entries, generations and the queue of writes."""
+"""What the Redis tier is made of, without Redis: addresses, entries, epochs and the queue of writes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from autoglm_cli import app
 from autoglm_engine.cache.redis.entry import Damaged, RedisEntry, age_of, pack_entry, unpack_entry
-from autoglm_engine.cache.redis.epochs import CacheEpochs, Sight, new_generation
+from autoglm_engine.cache.redis.epochs import CacheEpochs, Sight, new_epoch
 from autoglm_engine.cache.redis.write_queue import Write, WriteQueue
 from autoglm_engine.core import Event, FinishReason, Stages, Usage
 from autoglm_engine.errors import InvalidRequest
@@ -156,49 +156,49 @@ def test_only_whole_answers_are_taken_from_an_entry(answer: Event) -> None:
         unpack_entry(KEY, pack_entry(KEY, replace(ENTRY, answer=answer)))
 
 
-# ---- generations
+# ---- epochs
 
 
 def test_a_flush_counts_at_once_and_is_unwritten_until_redis_knows() -> None:
-    generations = CacheEpochs()
-    first = new_generation()
-    assert (generations.look(None), generations.look(first), generations.counts(None)) == (
+    epochs = CacheEpochs()
+    first = new_epoch()
+    assert (epochs.look(None), epochs.look(first), epochs.counts(None)) == (
         Sight.MISSING,
         Sight.NEW,
         False,
     )
-    generations.accept(first)
-    assert generations.counts(first) and generations.look(first) is Sight.SAME
-    generations.flush()
-    second = generations.unwritten
-    assert second == generations.current != first and second is not None
-    assert not generations.counts(first) and not generations.counts(second)
-    generations.accept(new_generation())  # too late: ours is the newer one
-    generations.flush()
-    generations.written(second)  # not the last one
-    assert generations.unwritten == generations.current != second
-    assert generations.current is not None
-    generations.written(generations.current)
-    assert generations.counts(generations.current) and generations.unwritten is None
-    assert [generations.look(token) for token in (first, second, b"", b"7")] == [Sight.RETIRED] * 4
+    epochs.accept(first)
+    assert epochs.counts(first) and epochs.look(first) is Sight.SAME
+    epochs.flush()
+    second = epochs.unwritten
+    assert second == epochs.current != first and second is not None
+    assert not epochs.counts(first) and not epochs.counts(second)
+    epochs.accept(new_epoch())  # too late: ours is the newer one
+    epochs.flush()
+    epochs.written(second)  # not the last one
+    assert epochs.unwritten == epochs.current != second
+    assert epochs.current is not None
+    epochs.written(epochs.current)
+    assert epochs.counts(epochs.current) and epochs.unwritten is None
+    assert [epochs.look(token) for token in (first, second, b"", b"7")] == [Sight.RETIRED] * 4
 
 
 @given(st.lists(st.sampled_from(["flush", "write", "theirs", "old"]), max_size=30))
 def test_a_generation_that_was_replaced_never_counts_again(steps: list[str]) -> None:
-    generations, seen = CacheEpochs(), list[bytes]()
+    epochs, seen = CacheEpochs(), list[bytes]()
     for step in steps:
-        before = generations.current
+        before = epochs.current
         if step == "flush":
-            generations.flush()
-        if step == "write" and (token := generations.unwritten):
-            generations.written(token)
-        if step == "theirs" and generations.unwritten is None:
-            generations.accept(new_generation())
-        if step == "old" and seen and generations.unwritten is None:
-            assert generations.look(seen[0]) is Sight.RETIRED
-        if before is not None and before != generations.current:
+            epochs.flush()
+        if step == "write" and (token := epochs.unwritten):
+            epochs.written(token)
+        if step == "theirs" and epochs.unwritten is None:
+            epochs.accept(new_epoch())
+        if step == "old" and seen and epochs.unwritten is None:
+            assert epochs.look(seen[0]) is Sight.RETIRED
+        if before is not None and before != epochs.current:
             seen.append(before)
-        assert not any(generations.counts(token) for token in seen)
+        assert not any(epochs.counts(token) for token in seen)
 
 
 # ---- writes

@@ -74,8 +74,8 @@ def questions(draw: st.DrawFn) -> Request:
 def forget_everything(tiers: Tiers) -> None:
     tiers[0].flush()
     wait_for(lambda: tiers[0].is_up)
-    tiers[1]._keeper.look_at_generation()
-    wait_for(lambda: tiers[1]._generations.current == tiers[0]._generations.current)
+    tiers[1]._connection.look_at_epoch()
+    wait_for(lambda: tiers[1]._epochs.current == tiers[0]._epochs.current)
 
 
 def damage_all(server: RedisServer) -> None:
@@ -188,11 +188,11 @@ def test_a_flush_at_one_server_is_one_at_the_other_and_is_not_sent_back(server: 
             finish(bench)
         assert counted(benches[1])["entries"] == 1
         benches[0].engine.flush()  # type: ignore[attr-defined]
-        flushed = tiers[0]._generations.current
+        flushed = tiers[0]._epochs.current
         wait_for(lambda: counted(benches[1])["entries"] == 0 and not others[1].answers)
         assert not others[0].answers, "a tier of another kind was not flushed"
         time.sleep(1.2)  # longer than servers look for the flushes of others
-        assert [tier._generations.current for tier in tiers] == [flushed, flushed]
+        assert [tier._epochs.current for tier in tiers] == [flushed, flushed]
     finally:
         for tier in tiers:
             tier.close()

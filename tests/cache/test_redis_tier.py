@@ -20,7 +20,7 @@ import pytest
 import redis
 from autoglm_cli.server.ports import free_ports
 from autoglm_engine.cache.redis import commands as redis_commands
-from autoglm_engine.cache.redis import connection as redis_keeper
+from autoglm_engine.cache.redis import connection as redis_connection
 from autoglm_engine.cache.redis import tier as redis_tier
 from autoglm_engine.cache.redis.commands import RedisCommands, Reply
 from autoglm_engine.cache.redis.entry import MAX_VALUE_BYTES
@@ -115,7 +115,7 @@ def keep(tier: RedisTier, key: bytes = KEY, answer: Event = ANSWER) -> None:
 
 
 def kept_by(tier: RedisTier) -> bool:
-    """Whether it finds what it keeps; not yet, where another generation has just begun."""
+    """Whether it finds what it keeps; not yet, where another epoch has just begun."""
     keep(tier)
     return find(tier) is not None
 
@@ -213,11 +213,11 @@ def test_of_two_answers_that_are_written_at_once_the_later_counts(
 ) -> None:
     tier = make(server.url)
     with monkeypatch.context() as patch:
-        patch.setattr(tier._keeper, "wake", lambda: None)
+        patch.setattr(tier._connection, "wake", lambda: None)
         for answer in answers:
             tier.keep(KEY, ASKED, answer)
-    tier._keeper.wake()
-    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 2 and not tier._keeper._has_work)
+    tier._connection.wake()
+    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 2 and not tier._connection._has_work)
     wait_for(lambda: (find(tier) is not None) == is_there)
 
 
@@ -230,7 +230,7 @@ def test_an_answer_that_is_forgotten_while_it_waits_to_be_written_is_not_kept(
         tier.keep(key, ASKED, ANSWER)
     tier.forget(KEY)
     proxy.is_silent = False
-    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 3 and not tier._keeper._has_work)
+    wait_for(lambda: counted(tier, "stores") + counted(tier, "dropped") == 3 and not tier._connection._has_work)
     wait_for(lambda: find(tier) is None)
     assert find(tier, OTHER_KEY) is not None
 
@@ -316,14 +316,14 @@ def test_a_flush_is_for_all_servers_and_for_what_they_have_in_memory(
 def watch(*tiers: RedisTier) -> None:
     """Until each has looked twice for the flushes of others."""
     for _ in range(2):
-        before = [tier._keeper._looked_at for tier in tiers]
+        before = [tier._connection._looked_at for tier in tiers]
         for tier in tiers:
-            tier._keeper.look_at_generation()
+            tier._connection.look_at_epoch()
         wait_for(partial(_have_looked, tiers, before))
 
 
 def _have_looked(tiers: Sequence[RedisTier], since: Sequence[float]) -> bool:
-    return all(tier._keeper._looked_at > at for tier, at in zip(tiers, since, strict=True))
+    return all(tier._connection._looked_at > at for tier, at in zip(tiers, since, strict=True))
 
 
 def test_two_servers_that_flush_do_not_answer_each_others_flushes(
@@ -379,9 +379,7 @@ def test_a_snapshot_of_before_a_flush_that_redis_reads_again_brings_nothing_back
 
 
 @pytest.mark.parametrize("rubbish", ["gone", "short", "a list"])
-def test_a_lost_or_foreign_generation_is_replaced(
-    server: RedisServer, make: Callable[..., RedisTier], rubbish: str
-) -> None:
+def test_a_lost_or_foreign_epoch_is_replaced(server: RedisServer, make: Callable[..., RedisTier], rubbish: str) -> None:
     tier = make(server.url)
     keep(tier)
     with admin(server) as client:
@@ -431,15 +429,15 @@ def test_an_answer_that_is_kept_the_moment_redis_comes_stays(
     own_server.kill()
     tier = make(own_server.url, up=False)
     tier.keep(KEY, ASKED, ANSWER)  # cannot be, so that whatever lies under its key goes
-    came_back = tier._keeper._came_back
+    came_back = tier._connection._came_back
 
     def keep_at_once() -> None:
         came_back()
         tier.keep(KEY, ASKED, ANSWER)
 
-    monkeypatch.setattr(tier._keeper, "_came_back", keep_at_once)
+    monkeypatch.setattr(tier._connection, "_came_back", keep_at_once)
     own_server.start()
-    wait_for(lambda: counted(tier, "stores") == 1 and not tier._keeper._has_work)
+    wait_for(lambda: counted(tier, "stores") == 1 and not tier._connection._has_work)
     assert find(tier) is not None
 
 
@@ -590,7 +588,7 @@ def test_closing_does_not_wait_for_a_silent_redis_and_lookups_end(
 def test_what_was_kept_just_before_the_end_is_there_at_the_next_start(
     server: RedisServer, make: Callable[..., RedisTier], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (redis_tier, redis_keeper):
+    for module in (redis_tier, redis_connection):
         monkeypatch.setattr(module, "_CLOSE_SECONDS", SECONDS)
     tier = make(server.url)
     tier.keep(KEY, ASKED, ANSWER)

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.cache.fingerprint import fingerprint
-from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.cache.response_cache import ENTRY_OVERHEAD, Entry, ResponseCache, read_entry
+from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.cache.tiers import Tier
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, SamplingOptions, Stages, Usage
 from autoglm_engine.errors import InvalidRequest, NotCached, QueueFull, ShuttingDown
@@ -47,7 +47,7 @@ def shared_bench(
     vision: FakeVision | None = None,
     **options: object,
 ) -> Bench:
-    gate = FlightGate(inner)  # type: ignore[arg-type]
+    gate = SharedRequestGate(inner)  # type: ignore[arg-type]
     chosen = plain_settings(**{"cache_mode": "exact", **options})  # type: ignore[arg-type]
     limits = Limits(num_slots, 64, 8, VOCAB, max_logits_per_span=logits_per_span)
     bench = Bench(num_candidates, limits=limits, settings=chosen, gate=gate, eos=EOS, vision=vision)
@@ -189,7 +189,7 @@ def test_a_long_kept_answer_is_read_while_steps_go_on(monkeypatch: pytest.Monkey
         stepped.append("waits" if stepper.is_alive() else "done")
         return read_entry(key, entry)
 
-    monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", slow)
+    monkeypatch.setattr("autoglm_engine.cache.kept_answers.read_entry", slow)
     submit(bench, request("again", ignore_eos=True))
     bench.drain()
     assert stepped == ["done"]
@@ -207,10 +207,10 @@ def test_what_happens_to_an_entry_while_it_is_read(monkeypatch: pytest.MonkeyPat
         if how == "flushed":
             bench.engine.flush()  # type: ignore[attr-defined]
         if how == "gone":
-            bench.engine._cache.flush()  # type: ignore[attr-defined]
+            bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
         return None if how == "damaged" else read_entry(key, entry)
 
-    monkeypatch.setattr("autoglm_engine.cache.coalescing.read_entry", meanwhile)
+    monkeypatch.setattr("autoglm_engine.cache.kept_answers.read_entry", meanwhile)
     submit(bench, request("again", ignore_eos=True))
     bench.drain()
     found = answers(bench.events)
@@ -336,7 +336,7 @@ def test_what_was_under_way_before_a_refresh_does_not_replace_it_when_it_ends_la
     sampled = {"temperature": 2.0, "max_tokens": 6, "ignore_eos": True}
     submit(bench, request("old", **sampled))
     bench.step(3)
-    slow = bench.engine._by_id.copy()  # type: ignore[attr-defined]
+    slow = bench.engine._subscriptions._by_id.copy()  # type: ignore[attr-defined]
     submit(bench, replace(request("anew", **sampled), cache=CacheUse.REFRESH), request("joins", **sampled))
     engine_step = bench.engine._engine.step  # type: ignore[attr-defined]
     held: list[Event] = []
@@ -561,7 +561,7 @@ def visits(draw: st.DrawFn) -> list[Visit]:
 
 
 def spoil(bench: Bench) -> None:
-    entries = bench.engine._cache._entries  # type: ignore[attr-defined]
+    entries = bench.engine._kept._cache._entries  # type: ignore[attr-defined]
     for key, entry in list(entries.items())[:1]:
         entries[key] = replace(entry, content=entry.content.replace(b"1", b"2", 1))
 

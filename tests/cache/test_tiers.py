@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from autoglm_engine.cache.coalescing import CachingEngine
-from autoglm_engine.cache.flight_gate import FlightGate
+from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, Usage
 from autoglm_engine.engine.engine import Engine
@@ -106,7 +106,7 @@ def test_a_hit_that_is_not_exact_is_kept_nowhere_and_given_to_those_alone_who_wa
     bench = shared_bench(tiers=(tier,))
     submit(bench, request("teaches", user="lenient"))
     finish(bench)
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     tier.free.clear()
     submit(bench, request("lenient", user="lenient"), request("strict"))
     tier.free.set()
@@ -153,12 +153,12 @@ def test_only_and_refresh() -> None:
     submit(bench, replace(request("anew"), cache=CacheUse.REFRESH))
     finish(bench)
     assert (tier.num_asked, len(tier.answers)) == (1, 1)
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     submit(bench, replace(request("found"), cache=CacheUse.ONLY))
     finish(bench)
     assert bench.events[-1].cache_hit is CacheHit.EXACT
     tier.answers.clear()
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     tier.free.clear()
     submit(bench, replace(request("joins"), cache=CacheUse.ONLY), request("computes"))
     tier.free.set()
@@ -175,7 +175,7 @@ def test_what_was_looked_up_before_a_refresh_ended_does_not_replace_its_answer()
     finish(bench)
     submit(bench, replace(request("anew", **sampled), cache=CacheUse.REFRESH))
     bench.step()
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     submit(bench, request("meanwhile", user="lenient", **sampled))
     settle(bench)  # it found the old answer
     lookups = bench.engine._lookups  # type: ignore[attr-defined]
@@ -262,7 +262,7 @@ def test_what_is_looked_up_at_a_flush_is_not_kept() -> None:
     bench = shared_bench(tiers=(tier,))
     submit(bench, request("a"))
     finish(bench)
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     submit(bench, request("b"))
     settle(bench)  # found, and not handed on yet
     bench.engine.flush()  # type: ignore[attr-defined]
@@ -338,7 +338,7 @@ def test_nobody_waits_for_a_tier_while_it_hangs_and_it_is_asked_again_once_it_an
     stuck.free.set()
     lines = bench.engine._lookups._lines.values()  # type: ignore[attr-defined]
     until(lambda: not any(line.num_stuck for line in lines))
-    bench.engine._cache.flush()  # type: ignore[attr-defined]
+    bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
     submit(bench, request("after", [9, 9], ignore_eos=True))
     finish(bench)
     assert stuck.num_asked == asked + 1
@@ -353,9 +353,8 @@ def test_what_a_hung_tier_says_in_the_end_is_given_to_nobody() -> None:
     begun(stuck, 1)
     bench.clock.now += 1.1
     bench.step(3)
-    stuck.answers = dict.fromkeys(stuck.answers) | {
-        next(iter(bench.engine._by_key))[0]: Event("", (9,), Usage(1, 1, 0), Stages(), FinishReason.LENGTH)
-    }  # type: ignore[attr-defined]
+    key, _ = next(iter(bench.engine._subscriptions._by_key))  # type: ignore[attr-defined]
+    stuck.answers = dict.fromkeys(stuck.answers) | {key: Event("", (9,), Usage(1, 1, 0), Stages(), FinishReason.LENGTH)}
     stuck.free.set()
     finish(bench)
     assert answers(bench.events)["r"].token_ids == expected_greedy([1, 2, 3], 30, VOCAB)
@@ -367,7 +366,7 @@ def test_an_idle_loop_keeps_deadlines_and_bounds_while_a_tier_hangs(what: str) -
     """Nothing else comes: it has to look at the time by itself."""
     tier = hung(hit=CacheHit.SEMANTIC)
     tier.max_seconds = 0.05 if what == "bound" else 1e9
-    gate, chosen, ended = FlightGate(), plain_settings(cache_mode="exact"), threading.Event()
+    gate, chosen, ended = SharedRequestGate(), plain_settings(cache_mode="exact"), threading.Event()
     events: list[Event] = []
     engine = Engine(FakeRunner(Limits(4, 64, 8, VOCAB)), TEXT, [END], chosen, gate=gate)
     shared = CachingEngine(engine, "digest", TEXT, chosen, gate, tiers=(tier,))
@@ -472,7 +471,7 @@ def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots
         if trick == "flush":
             bench.engine.flush()  # type: ignore[attr-defined]
         if trick == "forget":
-            bench.engine._cache.flush()  # type: ignore[attr-defined]
+            bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
         for visitor in (visitor for visitor in visitors if visitor.arrives == step):
             try:
                 submit(bench, visitor.request)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import pytest
 from autoglm_engine.cache.coalescing import CachingEngine
-from autoglm_engine.cache.flight_gate import FlightGate
+from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.core import Event, FinishReason
 from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.triton.detokenizer_model import piece_text
@@ -165,7 +165,7 @@ READERS = st.lists(
 
 
 def shared_bench(case: Case) -> Bench:
-    gate, chosen = FlightGate(), plain_settings(cache_mode="exact")
+    gate, chosen = SharedRequestGate(), plain_settings(cache_mode="exact")
     bench = bench_of(case, gate=gate, settings=chosen)
     bench.engine = CachingEngine(bench.engine, "digest", bench.text, chosen, gate, clock=bench.clock)  # type: ignore[assignment]
     return bench

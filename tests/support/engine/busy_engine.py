@@ -12,7 +12,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-from autoglm_engine.cache.coalescing import CachingEngine, FlightGate
+from autoglm_engine.cache.coalescing import CachingEngine
+from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.core import CacheUse, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.errors import EngineError
@@ -93,7 +94,7 @@ class BusyEngine:
         self._acks = AckGate(self._board, self._clock)
         self._metrics = PublishedMetrics(no_series)
         self._replies = Replies(self._acks, self._clock)
-        text, shared = text or letters_text(), FlightGate(self._acks)
+        text, shared = text or letters_text(), SharedRequestGate(self._acks)
         engine = Engine(runner, text, [0], SETTINGS, gate=shared, metrics=self._metrics, clock=self._clock)
         self._engine = CachingEngine(engine, "digest", text, SETTINGS, shared, metrics=self._metrics, clock=self._clock)
         self._callers = itertools.count()

@@ -38,7 +38,7 @@ class Lookup:
     """`left`: the tiers that are still to be asked. `turn` grows with each that was; an answer to an earlier one is too
     late. `has_begun`: a thread asks the tier; before, it waits for one."""
 
-    flight_id: str
+    shared_id: str
     key: bytes
     request: Request
     left: deque[Line]
@@ -75,14 +75,14 @@ class Lookups:
             if line.tier not in but:
                 line.tier.forget(key)
 
-    def start(self, flight_id: str, key: bytes, request: Request, tiers: tuple[Tier, ...]) -> bool:
+    def start(self, shared_id: str, key: bytes, request: Request, tiers: tuple[Tier, ...]) -> bool:
         """False: nobody is asked, and nothing will come of it: there is no tier that answers, or too many lookups wait
         already."""
         with self._lock:
             lines = deque(self._lines[id(tier)] for tier in tiers if not self._lines[id(tier)].num_stuck)
             if not lines or len(self._pending) >= _MAX_PENDING:
                 return False
-            lookup = self._pending[flight_id] = Lookup(flight_id, key, request, lines)
+            lookup = self._pending[shared_id] = Lookup(shared_id, key, request, lines)
             self._ask_next(lookup)
         return True
 
@@ -97,7 +97,7 @@ class Lookups:
             return min((lookup.give_up_at for lookup in self._pending.values()), default=None)
 
     def take(self) -> list[tuple[str, Found | Missed | None]]:
-        """(flight id, what was found for it) of the lookups that ended."""
+        """(id of the shared request, what was found for it) of the lookups that ended."""
         now = self._clock()
         with self._lock:
             for lookup in [lookup for lookup in self._pending.values() if lookup.give_up_at <= now]:
@@ -122,8 +122,8 @@ class Lookups:
         while lookup.left and lookup.left[0].num_stuck:
             lookup.left.popleft()
         if not lookup.left:
-            del self._pending[lookup.flight_id]
-            self._results.append((lookup.flight_id, lookup.found))
+            del self._pending[lookup.shared_id]
+            self._results.append((lookup.shared_id, lookup.found))
             return
         lookup.line, lookup.turn, lookup.has_begun = lookup.left.popleft(), lookup.turn + 1, False
         lookup.give_up_at = self._clock() + lookup.line.tier.max_seconds
@@ -142,7 +142,7 @@ class Lookups:
 
     def _look(self, lookup: Lookup, line: Line, turn: int) -> None:
         with self._lock:
-            if lookup.turn != turn or self._pending.get(lookup.flight_id) is not lookup:
+            if lookup.turn != turn or self._pending.get(lookup.shared_id) is not lookup:
                 return  # given up while it waited
             lookup.has_begun = True
         found: Found | Missed | None = None
@@ -153,7 +153,7 @@ class Lookups:
         except Exception as error:  # a cache that fails is a cache that has nothing
             _log.error("a lookup in %s failed", type(line.tier).__name__, exc_info=error)
         with self._lock:
-            if lookup.turn != turn or self._pending.get(lookup.flight_id) is not lookup:
+            if lookup.turn != turn or self._pending.get(lookup.shared_id) is not lookup:
                 line.num_stuck -= 1
                 return
             lookup.found = found or lookup.found

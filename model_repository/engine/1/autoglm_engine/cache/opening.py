@@ -12,10 +12,10 @@ from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 
 from .coalescing import CachingEngine
-from .flight_gate import FlightGate
 from .redis.loading import load_redis_tier
 from .semantic.cache import Embed, SemanticCache
 from .semantic.loading import open_semantic
+from .shared_request import SharedRequestGate
 from .tiers import Tier
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ def open_caches(
     text: TokenText,
     answer_digest: str,
     settings: EngineSettings,
-    gate: FlightGate,
+    gate: SharedRequestGate,
     metrics: Metrics,
     *,
     embed: Embed,

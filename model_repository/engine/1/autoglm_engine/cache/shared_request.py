@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 from autoglm_engine.core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
+from autoglm_engine.engine.stream_pacer import AlwaysOpen, StreamGate
 from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.incremental import TokenText
 
@@ -14,22 +15,22 @@ from .tiers import Found, Tier
 @dataclass(slots=True, eq=False)
 class SharedRequest:
     """Its answer is looked up in tiers of the cache, or else computed: the engine runs it under an id of its own,
-    streamed and without a deadline. Everything it said so far is kept here as one answer; readers are told of it from
-    wherever they stopped, always between events of the engine, so that what they get decodes on its own to whole
+    streamed and without a deadline. Everything it said so far is kept here as one answer; subscribers are told of it
+    from wherever they stopped, always between events of the engine, so that what they get decodes on its own to whole
     characters.
     """
 
     id: str
     key: bytes
     request: Request  # the one that began it
-    generation: int  # of the cache when it began: a flush since then keeps its answer out
+    epoch: int  # of the cache when it began: a flush since then keeps its answer out
     tiers: tuple[Tier, ...] = ()  # that are asked for its answer first, and given it
     may_keep: bool = True  # False: a request had the answer computed anew meanwhile
     may_keep_found: bool = True  # False: what a tier has may be older than the answer that is kept
     is_computed: bool = False  # the engine has it; until then its answer is looked up
     found: Found | None = None
     embed_ms: float = 0.0  # of its question, for the semantic tier; a part of the time in the queue
-    members: list[Subscriber] = field(default_factory=list)
+    subscribers: list[Subscriber] = field(default_factory=list)
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     latest: Event | None = None
@@ -62,7 +63,7 @@ class SharedRequest:
 
     def whole(self, text: TokenText) -> Event:
         """The answer as one event; after the last one was taken."""
-        assert self.latest is not None and self.latest.is_last, f"flight {self.id} has not ended"
+        assert self.latest is not None and self.latest.is_last, f"{self.id} has not ended"
         return replace(
             self.latest,
             token_ids=tuple(self.token_ids),
@@ -74,14 +75,14 @@ class SharedRequest:
 
 @dataclass(slots=True, eq=False)
 class Subscriber:
-    """A request that reads a flight. `cursor`: how many of its tokens it was sent."""
+    """A request that reads a shared one. `cursor`: how many of its tokens it was sent."""
 
     request: Request
-    flight: SharedRequest
+    shared: SharedRequest
     hit: CacheHit
     joined_at: float
     cursor: int = 0
-    leaves: FinishReason | None = None  # the flight was asked to end for it, as its last reader
+    leaves: FinishReason | None = None  # the shared request was asked to end for it, as its last subscriber
     first_token_at: float | None = None
     failure: EngineError | None = None  # its own, of what it should have been told
     last_event_at: float = field(init=False)
@@ -92,35 +93,35 @@ class Subscriber:
     @property
     def wants_news(self) -> bool:
         """It streams, and there are tokens that it was not sent."""
-        return self.request.stream and self.cursor < len(self.flight.token_ids)
+        return self.request.stream and self.cursor < len(self.shared.token_ids)
 
     def is_due_a_heartbeat(self, now: float) -> bool:
         if self.request.heartbeat_ms is None:  # those of the computation, where it streams
-            return self.request.stream and self.flight.is_heartbeat
+            return self.request.stream and self.shared.is_heartbeat
         return now - self.last_event_at >= self.request.heartbeat_ms / 1e3
 
     def heartbeat(self, now: float) -> Event:
         self.last_event_at = now
-        usage = self.flight.latest.usage if self.flight.latest else Usage(len(self.request.prompt_ids), 0, 0)
+        usage = self.shared.latest.usage if self.shared.latest else Usage(len(self.request.prompt_ids), 0, 0)
         return Event(self.request.id, (), usage, self._stages(now))
 
     def event(self, now: float, text: TokenText, finish_reason: FinishReason | None = None) -> Event:
-        """What it was not sent yet, as one event. `finish_reason`: it leaves before the flight ends."""
-        flight, start = self.flight, self.cursor
-        self.cursor, self.last_event_at = len(flight.token_ids), now
-        latest = flight.latest
+        """What it was not sent yet, as one event. `finish_reason`: it leaves before the shared request ends."""
+        shared, start = self.shared, self.cursor
+        self.cursor, self.last_event_at = len(shared.token_ids), now
+        latest = shared.latest
         if self.first_token_at is None and self.cursor:
             self.first_token_at = now
-        found = flight.found
+        found = shared.found
         event = Event(
             request_id=self.request.id,
-            token_ids=tuple(flight.token_ids[start:]),
+            token_ids=tuple(shared.token_ids[start:]),
             usage=latest.usage if latest else Usage(len(self.request.prompt_ids), 0, 0),
             stages=self._stages(now),
             finish_reason=finish_reason,
-            text_bytes=flight.text_bytes(start, text),
+            text_bytes=shared.text_bytes(start, text),
             is_first=start == 0 and self.cursor > 0,
-            logprobs=tuple(flight.logprobs[start:]),
+            logprobs=tuple(shared.logprobs[start:]),
             cache_hit=found.hit if found else self.hit,
             body=found.answer.body if found else None,
             cache_age_ms=found.age * 1e3 if found else 0.0,
@@ -133,14 +134,39 @@ class Subscriber:
         return replace(event, finish_reason=reason, error=latest.error, error_code=latest.error_code)
 
     def _stages(self, now: float) -> Stages:
-        """Of the request that began the flight, the flight's own. Others wait until they are told something."""
-        if self.hit is CacheHit.NONE and self.flight.is_computed and self.flight.latest is not None:
-            stages, embed_ms = self.flight.latest.stages, self.flight.embed_ms
+        """Of the request that began the shared one, the engine's own. Others wait until they are told something."""
+        if self.hit is CacheHit.NONE and self.shared.is_computed and self.shared.latest is not None:
+            stages, embed_ms = self.shared.latest.stages, self.shared.embed_ms
             return replace(stages, queue_ms=max(0.0, stages.queue_ms - embed_ms), embed_ms=embed_ms)
         first = now if self.first_token_at is None else self.first_token_at
         waited = waited_ms(self.request, self.joined_at, first)
-        embed_ms = min(waited, self.flight.embed_ms)
+        embed_ms = min(waited, self.shared.embed_ms)
         return Stages(waited - embed_ms, self.request.tokenize_ms, 0.0, (now - first) * 1e3, embed_ms)
+
+
+class SharedRequestGate:
+    """The engine's gate: a shared request may send when one of its subscribers can be sent something. One that has a
+    single subscriber, who wants the answer whole, keeps silent until the end."""
+
+    def __init__(self, inner: StreamGate | None = None) -> None:
+        self._inner = inner or AlwaysOpen()
+        self.requests: dict[str, SharedRequest] = {}  # by the engine's id
+
+    def may_send(self, request_id: str, now: float) -> bool:
+        shared = self.requests.get(request_id)
+        return self.may_read(request_id, now) if shared is None else self._may_send(shared, now)
+
+    def may_read(self, request_id: str, now: float) -> bool:
+        """Whether a subscriber can be sent something; by the id of its own request."""
+        return self._inner.may_send(request_id, now)
+
+    def _may_send(self, shared: SharedRequest, now: float) -> bool:
+        subscribers = list(shared.subscribers)
+        if len(subscribers) > 1 and not all(subscriber.request.stream for subscriber in subscribers):
+            return True
+        return any(
+            subscriber.request.stream and self.may_read(subscriber.request.id, now) for subscriber in subscribers
+        )
 
 
 def waited_ms(request: Request, since: float, until: float) -> float:

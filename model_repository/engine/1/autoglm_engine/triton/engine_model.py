@@ -8,10 +8,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from autoglm_engine.cache.answer_digest import answer_digest
-from autoglm_engine.cache.flight_gate import FlightGate
 from autoglm_engine.cache.opening import open_caches
 from autoglm_engine.cache.semantic.cache import Embed
 from autoglm_engine.cache.semantic.verifier import SemanticChecks
+from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.core import Event, Request, TokenIds
 from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.loop import EngineLoop
@@ -69,7 +69,7 @@ class EngineService:
         with self._board.ended_by_failure():
             self._requests = RequestBoards(self._board, server)
             gate = AckGate(self._board)
-            shared = FlightGate(gate)
+            shared = SharedRequestGate(gate)
             self._caches = open_caches(
                 model.engine(settings, shared, metrics),
                 model.text,

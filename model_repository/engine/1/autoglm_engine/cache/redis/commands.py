@@ -22,7 +22,7 @@ _NUM_CONNECTIONS = NUM_LOOKUP_THREADS + 1  # one for what is done in the backgro
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    generation: bytes | None
+    epoch: bytes | None
     ttl_ms: int  # that the value has left; negative: it has none, or there is no value
     value: bytes  # empty: there is none
 
@@ -42,7 +42,7 @@ class RedisCommands:
             url, socket_timeout=None, socket_connect_timeout=None, retry=Retry(NoBackoff(), 0), protocol=2
         )
         self._prefix = f"{prefix}:{FORMAT}:"
-        self._generation_name = f"{self._prefix}generation"
+        self._epoch_name = f"{self._prefix}generation"
 
     def name(self, key: bytes) -> str:
         return f"{self._prefix}answer:{key.hex()}"
@@ -63,21 +63,21 @@ class RedisCommands:
         """The time that is left is read before the value: one that is replaced in between looks older than it is."""
         name = self.name(key)
         pipe = self._client.pipeline(transaction=False)
-        pipe.get(self._generation_name)
+        pipe.get(self._epoch_name)
         pipe.pttl(name)
         pipe.getrange(name, 0, MAX_VALUE_BYTES)  # one byte more than an entry may have
-        generation, ttl_ms, value = await pipe.execute(raise_on_error=False)
+        epoch, ttl_ms, value = await pipe.execute(raise_on_error=False)
         if isinstance(value, ResponseError) and str(value).startswith("WRONGTYPE"):
             value = b"of another type"
         for reply in (ttl_ms, value):
             if isinstance(reply, Exception):
                 raise reply
-        return Reply(generation if isinstance(generation, bytes) else None, ttl_ms, value)
+        return Reply(epoch if isinstance(epoch, bytes) else None, ttl_ms, value)
 
-    async def generation(self) -> bytes | None:
+    async def epoch(self) -> bytes | None:
         """Of another type than a token: empty."""
         try:
-            found = await self._client.get(self._generation_name)
+            found = await self._client.get(self._epoch_name)
         except ResponseError as error:
             if not str(error).startswith("WRONGTYPE"):
                 raise
@@ -85,8 +85,8 @@ class RedisCommands:
         assert not isinstance(found, str), "replies are not decoded"
         return found
 
-    async def begin(self, generation: bytes, *, if_none: bool) -> None:
-        await self._client.set(self._generation_name, generation, nx=if_none)
+    async def begin(self, epoch: bytes, *, if_none: bool) -> None:
+        await self._client.set(self._epoch_name, epoch, nx=if_none)
 
     async def store(self, entries: Sequence[Stored]) -> dict[bytes, ResponseError]:
         """The keys that Redis refused, if any, and why: it may be full."""

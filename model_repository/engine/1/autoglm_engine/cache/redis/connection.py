@@ -16,7 +16,7 @@ from autoglm_engine.system.daemon_threads import DaemonExecutor
 
 from .commands import RedisCommands, Stored
 from .entry import MAX_VALUE_BYTES, RedisEntry, pack_entry
-from .epochs import CacheEpochs, Sight, new_generation
+from .epochs import CacheEpochs, Sight, new_epoch
 from .metrics import RedisCounts
 from .write_queue import Write, WriteQueue
 
@@ -37,7 +37,7 @@ class RedisConnection:
     def __init__(
         self,
         settings: EngineSettings,
-        generations: CacheEpochs,
+        epochs: CacheEpochs,
         queue: WriteQueue,
         counts: RedisCounts,
         forget: Callable[[], object],
@@ -46,7 +46,7 @@ class RedisConnection:
         self._settings = settings
         self._limit = settings.redis_timeout_ms / 1e3
         self._ttl_ms = max(1, round(settings.cache_ttl_seconds * 1e3))
-        self._generations = generations
+        self._epochs = epochs
         self._queue = queue
         self._counts = counts
         self._forget = forget
@@ -98,7 +98,7 @@ class RedisConnection:
             self._failure = str(error) or _TOO_SLOW
             self.wake()
 
-    def look_at_generation(self) -> None:
+    def look_at_epoch(self) -> None:
         self._wants_look = True
         self.wake()
 
@@ -137,7 +137,7 @@ class RedisConnection:
         await asyncio.wait_for(commands.connect(), max(_BACKGROUND_SECONDS, self._limit))
         self._failure, self._wants_look = "", True
         await self._agree(commands)
-        await asyncio.wait_for(commands.generation(), self._limit)  # as fast as lookups have to be
+        await asyncio.wait_for(commands.epoch(), self._limit)  # as fast as lookups have to be
         self.commands = commands
         self._came_back()
         while not self._is_done:
@@ -157,11 +157,11 @@ class RedisConnection:
         return bool(len(self._queue) or self._doomed)
 
     async def _agree(self, commands: RedisCommands) -> None:
-        """On the generation: tell Redis of this server's, or take the one that lies there."""
+        """On the epoch: tell Redis of this server's, or take the one that lies there."""
         for _ in range(_MAX_LOOKS):
-            while (token := self._generations.unwritten) is not None:
+            while (token := self._epochs.unwritten) is not None:
                 await self._begin(commands, token, if_none=False)
-                self._generations.written(token)
+                self._epochs.written(token)
             if not self._wants_look:
                 return
             self._wants_look, self._looked_at = False, self._clock()
@@ -169,19 +169,19 @@ class RedisConnection:
         raise ConnectionError("what is put there is gone at once")
 
     async def _look(self, commands: RedisCommands) -> None:
-        token = await asyncio.wait_for(commands.generation(), _BACKGROUND_SECONDS)
-        match self._generations.look(token):
+        token = await asyncio.wait_for(commands.epoch(), _BACKGROUND_SECONDS)
+        match self._epochs.look(token):
             case Sight.MISSING:
-                await self._begin(commands, new_generation(), if_none=True)
+                await self._begin(commands, new_epoch(), if_none=True)
                 self._wants_look = True
             case Sight.RETIRED:
-                self._generations.flush()
+                self._epochs.flush()
                 self._wants_look = True
             case Sight.NEW:
                 assert token is not None
-                if self._generations.current is not None:
+                if self._epochs.current is not None:
                     self._forget()  # first, so that nothing of before is kept as if it were of after
-                self._generations.accept(token)
+                self._epochs.accept(token)
 
     async def _begin(self, commands: RedisCommands, token: bytes, *, if_none: bool) -> None:
         await asyncio.wait_for(commands.begin(token, if_none=if_none), _BACKGROUND_SECONDS)
@@ -210,9 +210,9 @@ class RedisConnection:
     def _stored(self, write: Write) -> Stored | None:
         """None for what would be of no use there, or is too large."""
         left_ms = self._ttl_ms - round((self._clock() - write.kept_at) * 1e3)
-        if left_ms <= 0 or write.generation != self._generations.current:
+        if left_ms <= 0 or write.epoch != self._epochs.current:
             return None
-        value = pack_entry(write.key, RedisEntry(write.answer, self._ttl_ms, write.generation))
+        value = pack_entry(write.key, RedisEntry(write.answer, self._ttl_ms, write.epoch))
         return Stored(write.key, value, left_ms) if len(value) <= MAX_VALUE_BYTES else None
 
     async def _drop(self, commands: RedisCommands) -> None:

@@ -3,7 +3,7 @@
 magic  4 bytes   this format
 check 16 bytes   BLAKE2b of the rest, keyed by the request's fingerprint: an entry under another key is no entry
 ttl    8 bytes   milliseconds it was to live when it was computed; with what is left of it, that gives its age
-generation 16 bytes   of the cache when it was kept: a flush begins another
+epoch      16 bytes   of the cache when it was kept: a flush begins another
 content          a packed event: the whole answer
 """
 
@@ -20,10 +20,10 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.messages import pack_event, unpack_event
 
 MAX_VALUE_BYTES = 1 << 20  # of a whole entry; a larger answer is not kept, and a larger value not read
-GENERATION_BYTES = 16
+EPOCH_BYTES = 16
 _MAGIC = b"agl1"
 _CHECK_BYTES = 16
-_HEAD = struct.Struct(f">Q{GENERATION_BYTES}s")
+_HEAD = struct.Struct(f">Q{EPOCH_BYTES}s")
 
 
 class Damaged(Exception):
@@ -34,12 +34,12 @@ class Damaged(Exception):
 class RedisEntry:
     answer: Event  # without a request id
     ttl_ms: int
-    generation: bytes  # [GENERATION_BYTES]
+    epoch: bytes  # [EPOCH_BYTES]
 
 
 def pack_entry(key: bytes, entry: RedisEntry) -> bytes:
     content = pack_event(replace(entry.answer, request_id="", stages=Stages()), None).tobytes()
-    checked = _HEAD.pack(entry.ttl_ms, entry.generation) + content
+    checked = _HEAD.pack(entry.ttl_ms, entry.epoch) + content
     return _MAGIC + _check(key, checked) + checked
 
 
@@ -49,14 +49,14 @@ def unpack_entry(key: bytes, value: bytes) -> RedisEntry:
     checked = value[start:]
     if not value.startswith(_MAGIC) or len(checked) < _HEAD.size or _check(key, checked) != value[len(_MAGIC) : start]:
         raise Damaged("no entry of this format, or damaged, or another request's")
-    ttl_ms, generation = _HEAD.unpack_from(checked)
+    ttl_ms, epoch = _HEAD.unpack_from(checked)
     try:
         answer, _ = unpack_event(np.frombuffer(checked, dtype=np.uint8, offset=_HEAD.size))
     except (InvalidRequest, ArithmeticError) as error:
         raise Damaged(str(error)) from None
     if answer.finish_reason is None or answer.error is not None or answer.request_id:
         raise Damaged("no whole answer")
-    return RedisEntry(answer, ttl_ms, generation)
+    return RedisEntry(answer, ttl_ms, epoch)
 
 
 def age_of(entry: RedisEntry, left_ms: int) -> float:

@@ -1,6 +1,6 @@
-"""Which kept answers count, in a cache that several servers share: those of the current generation.
+"""Which kept answers count, in a cache that several servers share: those of the current epoch.
 
-A generation is a random token that lies in Redis beside the answers, and each answer carries the one it was kept in. A
+An epoch is a random token that lies in Redis beside the answers, and each answer carries the one it was kept in. A
 flush puts another token there, which one write does for all answers and all servers. Tokens never come again, so one
 that this server has seen replaced and that lies there again (Redis read back an old snapshot) brings nothing back.
 """
@@ -12,7 +12,7 @@ import threading
 from collections import OrderedDict
 from enum import Enum
 
-from .entry import GENERATION_BYTES
+from .entry import EPOCH_BYTES
 
 _MAX_RETIRED = 4096
 
@@ -47,7 +47,7 @@ class CacheEpochs:
     def flush(self) -> None:
         """Begin another one. What was kept before is out from here on, whether Redis can be told or not."""
         with self._lock:
-            self._replace(new_generation())
+            self._replace(new_epoch())
             self._is_unwritten = True
 
     def written(self, token: bytes) -> None:
@@ -65,7 +65,7 @@ class CacheEpochs:
         with self._lock:
             if token is None:
                 return Sight.MISSING
-            if len(token) != GENERATION_BYTES or token in self._retired:
+            if len(token) != EPOCH_BYTES or token in self._retired:
                 return Sight.RETIRED
             return Sight.SAME if token == self._current else Sight.NEW
 
@@ -82,5 +82,5 @@ class CacheEpochs:
         self._current = token
 
 
-def new_generation() -> bytes:
-    return secrets.token_bytes(GENERATION_BYTES)
+def new_epoch() -> bytes:
+    return secrets.token_bytes(EPOCH_BYTES)

@@ -50,10 +50,10 @@ class RedisTier:
         self._ttl = settings.cache_ttl_seconds
         self._clock = clock
         self._counts = RedisCounts(metrics)
-        self._generations = CacheEpochs()
+        self._epochs = CacheEpochs()
         self._queue = WriteQueue()
-        self._keeper = RedisConnection(settings, self._generations, self._queue, self._counts, forget, clock)
-        self._thread = threading.Thread(target=self._keeper.run, name="redis", daemon=True)
+        self._connection = RedisConnection(settings, self._epochs, self._queue, self._counts, forget, clock)
+        self._thread = threading.Thread(target=self._connection.run, name="redis", daemon=True)
         self._thread.start()
 
     @property
@@ -63,7 +63,7 @@ class RedisTier:
     @property
     def is_up(self) -> bool:
         """Whether lookups go to Redis now."""
-        return self._keeper.commands is not None and self._generations.unwritten is None
+        return self._connection.commands is not None and self._epochs.unwritten is None
 
     @property
     def max_seconds(self) -> float:
@@ -74,8 +74,8 @@ class RedisTier:
         return True
 
     def find(self, key: bytes, request: Request) -> Found | None:
-        commands = self._keeper.commands
-        if commands is None or self._generations.unwritten is not None:
+        commands = self._connection.commands
+        if commands is None or self._epochs.unwritten is not None:
             self._counts.count(REDIS_SKIPPED)
             return None
         began = self._clock()
@@ -83,7 +83,7 @@ class RedisTier:
             reply = self._ask(commands, key)
         except _FAILURES as error:
             self._counts.count(REDIS_ERRORS)
-            self._keeper.failed(commands, error)
+            self._connection.failed(commands, error)
             return None
         self._counts.looked_up(self._clock() - began)
         found = self._read(key, reply)
@@ -91,30 +91,30 @@ class RedisTier:
         return found
 
     def keep(self, key: bytes, request: Request, answer: Event) -> None:
-        generation = self._generations.current
-        if generation is None or not self._queue.put(Write(key, answer, generation, self._clock())):
+        epoch = self._epochs.current
+        if epoch is None or not self._queue.put(Write(key, answer, epoch, self._clock())):
             self._counts.count(REDIS_DROPPED)
             self.forget(key)
             return
-        self._keeper.wake()
+        self._connection.wake()
 
     def forget(self, key: bytes) -> None:
         self._counts.count(REDIS_DROPPED, self._queue.discard(key))
-        self._keeper.drop(key)
+        self._connection.drop(key)
 
     def flush(self) -> None:
         """Takes effect here at once, and everywhere when Redis was told of it, which it is before it is used again."""
-        self._generations.flush()
+        self._epochs.flush()
         self._queue.clear()
-        self._keeper.wake()
+        self._connection.wake()
 
     def close(self) -> None:
-        self._keeper.close()
+        self._connection.close()
         self._thread.join(_CLOSE_SECONDS)
 
     def _ask(self, commands: RedisCommands, key: bytes) -> Reply:
         """The loop keeps the time limit; where it is late itself (a busy machine), twice the limit is the end."""
-        future = self._keeper.submit(self._in_time(commands, key))
+        future = self._connection.submit(self._in_time(commands, key))
         try:
             return future.result(2 * self._limit)
         finally:
@@ -124,8 +124,8 @@ class RedisTier:
         return await asyncio.wait_for(commands.look_up(key), self._limit)
 
     def _read(self, key: bytes, reply: Reply) -> Found | None:
-        if not self._generations.counts(reply.generation):
-            self._keeper.look_at_generation()
+        if not self._epochs.counts(reply.epoch):
+            self._connection.look_at_epoch()
             return None
         if not reply.value or reply.ttl_ms == _GONE:
             return None
@@ -134,7 +134,7 @@ class RedisTier:
             age = age_of(entry, reply.ttl_ms)
         except Damaged:
             self._counts.corrupted()
-            self._keeper.drop(key)
+            self._connection.drop(key)
             return None
-        is_valid = entry.generation == reply.generation and age < self._ttl
+        is_valid = entry.epoch == reply.epoch and age < self._ttl
         return Found(entry.answer, age, CacheHit.EXACT) if is_valid else None

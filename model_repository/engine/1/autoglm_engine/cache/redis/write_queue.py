@@ -16,7 +16,7 @@ MAX_NUMBERS = 1 << 20  # token ids and log-probabilities, of all answers in the 
 class Write:
     key: bytes
     answer: Event
-    generation: bytes
+    epoch: bytes
     kept_at: float  # monotonic seconds
 
     @property

@@ -60,7 +60,7 @@ class SemanticCounts:
 
 @dataclass(frozen=True, slots=True)
 class ToKeep:
-    generation: int
+    epoch: int
     key: bytes
     request: Request
     answer: Event
@@ -89,13 +89,13 @@ class SemanticCache:
         self._may_match = may_match
         self._lock = threading.Lock()
         self._counts = SemanticCounts()
-        self._generation = 0
+        self._epoch = 0
         self._remembered: OrderedDict[bytes, Vector] = OrderedDict()
         self._to_keep: queue.Queue[ToKeep | bytes | None] = queue.Queue(_MAX_TO_KEEP)
         self._unkept: deque[bytes] = deque(maxlen=_MAX_TO_KEEP)  # keys whose answer is to be forgotten
         self._is_on = True
-        self._keeper = threading.Thread(target=self._keep_all, name="semantic-keep", daemon=True)
-        self._keeper.start()
+        self._thread = threading.Thread(target=self._keep_all, name="semantic-keep", daemon=True)
+        self._thread.start()
         self.checks: Checks | None = None
         self._metrics.set(SEMANTIC_ENABLED, 1)
 
@@ -127,7 +127,7 @@ class SemanticCache:
         """Dropped where too many wait, with the one kept before: an answer that is not kept is only computed again."""
         if self._is_on:
             try:
-                self._to_keep.put_nowait(ToKeep(self._generation, key, request, answer))
+                self._to_keep.put_nowait(ToKeep(self._epoch, key, request, answer))
             except queue.Full:
                 self._unkept.append(key)
                 _log.warning("an answer is not kept: %d wait for the embedder", _MAX_TO_KEEP)
@@ -141,7 +141,7 @@ class SemanticCache:
 
     def flush(self) -> None:
         with self._lock:
-            self._generation += 1
+            self._epoch += 1
             self._entries.clear()
             self._metrics.set(SEMANTIC_ENTRIES, 0)
 
@@ -159,8 +159,8 @@ class SemanticCache:
         with self._to_keep.mutex:
             self._to_keep.queue.clear()
         self._to_keep.put(None)
-        if threading.current_thread() is not self._keeper:
-            self._keeper.join(1.0)
+        if threading.current_thread() is not self._thread:
+            self._thread.join(1.0)
 
     @property
     def stats(self) -> dict[str, float]:
@@ -199,7 +199,7 @@ class SemanticCache:
         while len(self._remembered) > _MAX_REMEMBERED:
             self._remembered.popitem(last=False)
 
-    # ---- the keeper
+    # ---- the thread
 
     def _keep_all(self) -> None:
         while (item := self._to_keep.get()) is not None:
@@ -234,7 +234,7 @@ class SemanticCache:
         answer = replace(item.answer, request_id="", stages=Stages())
         group = context_fingerprint(self._digest, item.request)
         with self._lock:
-            if item.generation == self._generation and self._is_on:
+            if item.epoch == self._epoch and self._is_on:
                 self._entries.keep(item.key, group, question.text, vector, answer)
                 self._metrics.set(SEMANTIC_ENTRIES, len(self._entries))
 
