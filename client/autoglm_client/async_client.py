@@ -92,7 +92,7 @@ class AsyncClient:
         )
         self._pool: EndpointPool | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._flights: set[Call] = set()
+        self._calls: set[Call] = set()
         self._closed = False
 
     async def generate(
@@ -235,8 +235,8 @@ class AsyncClient:
             self._closed = True
             return
         self._closed = True
-        for flight in list(self._flights):
-            self._cancel(flight)
+        for call in list(self._calls):
+            self._cancel(call)
         await asyncio.gather(*(endpoint.canceller.drained(_DRAIN_SECONDS) for endpoint in self._pool.endpoints))
         await asyncio.gather(*(endpoint.transport.close() for endpoint in self._pool.endpoints))
 
@@ -291,15 +291,15 @@ class AsyncClient:
             transport = SharedInputs(transport, self._sharing)
         return Endpoint(url, transport, Canceller(transport, self._timeouts.connect, self._model))
 
-    def _track(self, flight: Call) -> None:
-        self._flights.add(flight)
-        flight.task.add_done_callback(lambda _: self._flights.discard(flight))
+    def _track(self, call: Call) -> None:
+        self._calls.add(call)
+        call.task.add_done_callback(lambda _: self._calls.discard(call))
 
-    def _cancel(self, flight: Call) -> None:
+    def _cancel(self, call: Call) -> None:
         assert self._pool is not None
         for endpoint in self._pool.endpoints:
-            if endpoint.address == flight.endpoint:
-                endpoint.canceller.cancel(flight)
+            if endpoint.address == call.endpoint:
+                endpoint.canceller.cancel(call)
 
 
 def _may_be_large(options: GenerationOptions) -> bool:

@@ -25,7 +25,7 @@ class Launcher(Protocol):
     @property
     def num_attempts(self) -> int: ...
 
-    def leave(self, flight: Call) -> None: ...
+    def leave(self, call: Call) -> None: ...
 
     def answered(self) -> None: ...
 
@@ -43,7 +43,7 @@ class Stream:
         self._streamed = streamed
         self._loop = asyncio.get_running_loop()
         self._started = self._loop.time()
-        self._flight: Call | None = None
+        self._call: Call | None = None
         self._texts: list[str] = []
         self._logprobs: list[TokenLogprob] = []
         self._first_at: float | None = None
@@ -53,7 +53,7 @@ class Stream:
     @property
     def request_id(self) -> str | None:
         """The id of the attempt under way; None before the first one."""
-        return self._flight.request_id if self._flight else None
+        return self._call.request_id if self._call else None
 
     @property
     def result(self) -> Result:
@@ -92,17 +92,17 @@ class Stream:
         return self.result
 
     def __del__(self) -> None:
-        flight = self._flight
-        if flight is not None and not self._closed and self._result is None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._launcher.leave, flight)
+        call = self._call
+        if call is not None and not self._closed and self._result is None and not self._loop.is_closed():
+            self._loop.call_soon_threadsafe(self._launcher.leave, call)
 
     async def _next_piece(self) -> Piece:
         while True:
             limit = self._deadlines.next
             try:
-                if self._flight is None:
-                    self._flight = self._launcher.launch()
-                piece = await self._flight.next_piece(limit)
+                if self._call is None:
+                    self._call = self._launcher.launch()
+                piece = await self._call.next_piece(limit)
             except AutoGLMError as error:
                 was_handed_out = self._streamed and self._texts
                 if was_handed_out or not await self._launcher.retry(error, limit):
@@ -115,7 +115,7 @@ class Stream:
 
     def _begin_anew(self) -> None:
         """Pieces of an answer that is given as a whole may have come."""
-        self._flight = self._first_at = None
+        self._call = self._first_at = None
         self._texts.clear()
         self._logprobs.clear()
 
@@ -131,7 +131,7 @@ class Stream:
             self._result = self._whole(piece, piece.finish_reason, now)
 
     def _whole(self, last: Piece, finish_reason: str, now: float) -> Result:
-        assert self._flight is not None and self._first_at is not None, "a piece came from a flight"
+        assert self._call is not None and self._first_at is not None, "a piece came from a call"
         return Result(
             text="".join(self._texts),
             finish_reason=finish_reason,
@@ -139,8 +139,8 @@ class Stream:
             stages=last.stages,
             total_ms=(now - self._started) * 1000,
             time_to_first_token_ms=(self._first_at - self._started) * 1000 if self._streamed else None,
-            request_id=self._flight.request_id,
-            endpoint=self._flight.endpoint,
+            request_id=self._call.request_id,
+            endpoint=self._call.endpoint,
             logprobs=tuple(self._logprobs),
             cache_hit=last.cache_hit,
             cache_age_ms=last.cache_age_ms,
@@ -149,5 +149,5 @@ class Stream:
 
     def _leave(self) -> None:
         self._closed = True
-        if self._flight is not None and self._result is None:
-            self._launcher.leave(self._flight)
+        if self._call is not None and self._result is None:
+            self._launcher.leave(self._call)

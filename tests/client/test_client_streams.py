@@ -396,7 +396,7 @@ async def test_a_reader_that_stops_reading_holds_few_pieces() -> None:
         stream = client.stream("hi")
         await anext(stream)
         await asyncio.sleep(0.05)
-        assert stream._flight is not None and len(stream._flight._unread) <= 64
+        assert stream._call is not None and len(stream._call._unread) <= 64
         assert len("".join([piece.text async for piece in stream])) == 9_999
 
 

@@ -84,7 +84,7 @@ async def test_a_stopped_grpc_reader_costs_the_others_on_its_channel_nothing(ser
             assert beside == alone
             # It computes beside them and has a sixteenth of the batch: many times the time would be another's doing.
             assert seconds_beside < 5 * seconds_alone + 10, f"{seconds_beside:.1f} s instead of {seconds_alone:.1f}"
-            assert stopped._flight is not None and len(stopped._flight._unread) <= 64
+            assert stopped._call is not None and len(stopped._call._unread) <= 64
             await until_idle(client)
             grown = memory_of(server) - before
             assert grown < 24 * MEGABYTE, f"{grown / MEGABYTE:.0f} MiB more"

@@ -25,15 +25,15 @@ class Canceller:
         self._transport = transport
         self._model = model
         self._connect_timeout = connect_timeout
-        self._flights: set[Call] = set()
+        self._calls: set[Call] = set()
         self._task: asyncio.Task[None] | None = None
         self._fresh = asyncio.Event()
 
-    def cancel(self, flight: Call) -> None:
-        flight.abandon()
-        if flight.drained:
+    def cancel(self, call: Call) -> None:
+        call.abandon()
+        if call.drained:
             return
-        self._flights.add(flight)
+        self._calls.add(call)
         self._fresh.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="autoglm-cancel")
@@ -46,20 +46,20 @@ class Canceller:
     async def _run(self) -> None:
         clock = asyncio.get_running_loop().time
         give_up_at, pause = clock() + _GIVE_UP_AFTER_SECONDS, _FIRST_PAUSE_SECONDS
-        while self._flights and clock() < give_up_at:
+        while self._calls and clock() < give_up_at:
             if self._fresh.is_set():
                 give_up_at, pause = clock() + _GIVE_UP_AFTER_SECONDS, _FIRST_PAUSE_SECONDS
             self._fresh.clear()
-            await self._send([flight.request_id for flight in self._flights])
+            await self._send([call.request_id for call in self._calls])
             await self._pause(pause)
             pause = min(2 * pause, _LONGEST_PAUSE_SECONDS)
-            self._flights = {flight for flight in self._flights if not flight.drained}
-        self._flights.clear()
+            self._calls = {call for call in self._calls if not call.drained}
+        self._calls.clear()
 
     async def _pause(self, seconds: float) -> None:
         """Until all streams have ended or another is to be cancelled."""
         fresh = asyncio.create_task(self._fresh.wait())
-        drained = asyncio.create_task(_all_done([flight.task for flight in self._flights]))
+        drained = asyncio.create_task(_all_done([call.task for call in self._calls]))
         await asyncio.wait([drained, fresh], timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         for helper in (drained, fresh):
             helper.cancel()

@@ -48,14 +48,14 @@ class RequestLauncher:
 
     def launch(self) -> Call:
         self._endpoint = self._pool.pick()
-        flight = Call(
+        call = Call(
             self._endpoint.transport,
             self._build(new_request_id(), self._endpoint.knows_heartbeats),
             endpoint=self._endpoint.address,
             connect_timeout=self._connect_timeout,
         )
-        self._on_launch(flight)
-        return flight
+        self._on_launch(call)
+        return call
 
     @property
     def num_attempts(self) -> int:
@@ -78,10 +78,10 @@ class RequestLauncher:
         await _sleep(self._policy.delay_s(self._failed_attempts, endpoints=num_endpoints), error, limit)
         return True
 
-    def leave(self, flight: Call) -> None:
-        owner = next((e for e in self._pool.endpoints if e.address == flight.endpoint), None)
-        assert owner is not None, "a flight belongs to one of the endpoints"
-        owner.canceller.cancel(flight)
+    def leave(self, call: Call) -> None:
+        owner = next((e for e in self._pool.endpoints if e.address == call.endpoint), None)
+        assert owner is not None, "a call belongs to one of the endpoints"
+        owner.canceller.cancel(call)
 
     def answered(self) -> None:
         assert self._endpoint is not None

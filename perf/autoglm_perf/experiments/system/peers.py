@@ -56,7 +56,7 @@ DESCRIPTION = Description(
     ),
     (*_TIMED, PERPLEXITY, ERROR, DIVERGENCE, MEMORY),
 )
-_FLIGHTS = (16, 1)
+_CONCURRENCIES = (16, 1)
 
 
 @dataclass(slots=True)
@@ -65,16 +65,18 @@ class Side:
 
     title: str
     fidelity: Fidelity | None = None
-    runs: dict[int, list[RunFigures]] = field(default_factory=lambda: {flight: [] for flight in _FLIGHTS})
-    peak_mb: dict[int, list[float]] = field(default_factory=lambda: {flight: [] for flight in _FLIGHTS})
+    runs: dict[int, list[RunFigures]] = field(
+        default_factory=lambda: {concurrency: [] for concurrency in _CONCURRENCIES}
+    )
+    peak_mb: dict[int, list[float]] = field(default_factory=lambda: {concurrency: [] for concurrency in _CONCURRENCIES})
     notes: set[str] = field(default_factory=set)
 
-    def label(self, flight: int) -> str:
-        return f"{self.title}, {flight} in flight"
+    def label(self, concurrency: int) -> str:
+        return f"{self.title}, {concurrency} in flight"
 
-    def arm(self, flight: int) -> Arm:
-        timed = arm(self.label(flight), self.runs[flight], _TIMED)
-        values = {**timed.values, MEMORY.name: tuple(self.peak_mb[flight])}
+    def arm(self, concurrency: int) -> Arm:
+        timed = arm(self.label(concurrency), self.runs[concurrency], _TIMED)
+        values = {**timed.values, MEMORY.name: tuple(self.peak_mb[concurrency])}
         if self.fidelity is not None:
             values[PERPLEXITY.name] = (self.fidelity.perplexity_ratio,)
             values[ERROR.name] = (self.fidelity.error,)
@@ -94,11 +96,11 @@ def run(context: Context) -> Found:
         for _, one in servers:
             measure_load(one.grpc_url, context.fresh_workload(16), 16)
         for _ in context.repeated("all sides in turn"):
-            for flight in _FLIGHTS:
+            for concurrency in _CONCURRENCIES:
                 for side, one in servers:
-                    _measure_ours(context, one, side, flight)
+                    _measure_ours(context, one, side, concurrency)
                 for peer in [peer for peer in PEERS if peer in sides]:
-                    if reason := _measure_peer(context, peer, sides[peer], job, flight):
+                    if reason := _measure_peer(context, peer, sides[peer], job, concurrency):
                         remarks.append(reason)
                         del sides[peer]
     remarks += [f"{side.title}: {', '.join(sorted(side.notes))}." for side in sides.values()]
@@ -131,35 +133,37 @@ def _prepared(context: Context, texts: FixedTexts, job: Mapping[str, Any]) -> tu
     return sides, reasons
 
 
-def _measure_ours(context: Context, server: LocalServer, side: Side, flight: int) -> None:
-    workload = context.fresh_workload(_count(context, flight, 64))
-    side.runs[flight].append(figures(side.label(flight), flight, measure_load(server.grpc_url, workload, flight)))
+def _measure_ours(context: Context, server: LocalServer, side: Side, concurrency: int) -> None:
+    workload = context.fresh_workload(_count(context, concurrency, 64))
+    side.runs[concurrency].append(
+        figures(side.label(concurrency), concurrency, measure_load(server.grpc_url, workload, concurrency))
+    )
     assert server.pid is not None, "the server runs"
-    side.peak_mb[flight].append(peak_of(server_processes(ProcFs(), server.pid).values()))
+    side.peak_mb[concurrency].append(peak_of(server_processes(ProcFs(), server.pid).values()))
 
 
-def _measure_peer(context: Context, peer: Peer, side: Side, job: Mapping[str, Any], flight: int) -> str:
+def _measure_peer(context: Context, peer: Peer, side: Side, job: Mapping[str, Any], concurrency: int) -> str:
     """Why it cannot go on; empty where it can."""
-    workload = context.fresh_workload(_count(context, flight, peer.num_requests))
+    workload = context.fresh_workload(_count(context, concurrency, peer.num_requests))
     encoded = context.tokenizer.encode_batch(list(workload.prompts), add_special_tokens=False)
-    asked = {"prompts": [one.ids for one in encoded], "max_tokens": workload.max_tokens, "concurrency": flight}
+    asked = {"prompts": [one.ids for one in encoded], "max_tokens": workload.max_tokens, "concurrency": concurrency}
     try:
         measured = measure(peer, {**job, **asked})
     except CannotRun as error:
         return f"{peer.title}: left out, {error}."
-    side.runs[flight].append(figures(side.label(flight), flight, measured.timings))
-    side.peak_mb[flight].append(measured.peak_mb)
+    side.runs[concurrency].append(figures(side.label(concurrency), concurrency, measured.timings))
+    side.peak_mb[concurrency].append(measured.peak_mb)
     side.notes.add(measured.note)
     return ""
 
 
-def _count(context: Context, flight: int, full: int) -> int:
-    return context.size(full, 16) if flight > 1 else context.size(8, 2)
+def _count(context: Context, concurrency: int, full: int) -> int:
+    return context.size(full, 16) if concurrency > 1 else context.size(8, 2)
 
 
 def _found(context: Context, ours: Side, others: Iterable[Side], remarks: list[str]) -> Found:
     sides = [ours, *others]
-    arms = tuple(side.arm(flight) for flight in _FLIGHTS for side in sides)
+    arms = tuple(side.arm(concurrency) for concurrency in _CONCURRENCIES for side in sides)
     settings = {
         "W": "128 tokens in, 64 out, greedy",
         "drafts": "ours by prompt lookup where it pays, which is the default; the peers make none",
@@ -174,5 +178,5 @@ def _found(context: Context, ours: Side, others: Iterable[Side], remarks: list[s
     samples = (
         f"{context.size(64, 16)} requests at 16 in flight (32 or 16 of the slow peers), {context.size(8, 2)} at one"
     )
-    baselines = {side.label(flight): ours.label(flight) for flight in _FLIGHTS for side in sides}
+    baselines = {side.label(concurrency): ours.label(concurrency) for concurrency in _CONCURRENCIES for side in sides}
     return Found(arms, settings, samples, tuple(remarks), baselines)

@@ -3,7 +3,7 @@
 magic  4 bytes   this format
 check 16 bytes   BLAKE2b of the rest, keyed by the request's fingerprint: an entry under another key is no entry
 ttl    8 bytes   milliseconds it was to live when it was computed; with what is left of it, that gives its age
-epoch      16 bytes   of the cache when it was kept: a flush begins another
+epoch 16 bytes   of the cache when it was kept: a flush begins another
 content          a packed event: the whole answer
 """
 
