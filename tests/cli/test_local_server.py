@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from autoglm_cli.server import triton_install
-from autoglm_cli.server.engine_pulse import EnginePulse, cpu_seconds
+from autoglm_cli.server.engine_liveness import EngineLiveness, cpu_seconds
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_log import ending_error, last_line, startup_error, unready_reason
 from autoglm_client.exceptions import LocalServerError
@@ -144,39 +144,39 @@ class FakeEngine:
     now: float = 0.0
     used: float = 0.0
 
-    def looks(self, pulse: EnginePulse, count: int, *, share: float, answers: bool = False) -> list[bool]:
+    def looks(self, liveness: EngineLiveness, count: int, *, share: float, answers: bool = False) -> list[bool]:
         """What `count` looks six seconds apart say, while the engine uses this share of a core."""
         verdicts = []
         for _ in range(count):
             self.now, self.used = self.now + 6, self.used + 6 * share
-            verdicts.append(pulse.is_dead(answers=answers))
+            verdicts.append(liveness.is_dead(answers=answers))
         return verdicts
 
-    def pulse(self) -> EnginePulse:
-        return EnginePulse(lambda: self.used, lambda: self.now)
+    def liveness(self) -> EngineLiveness:
+        return EngineLiveness(lambda: self.used, lambda: self.now)
 
 
 def test_a_busy_engine_is_not_a_dead_one() -> None:
     engine = FakeEngine()
-    pulse = engine.pulse()
-    assert engine.looks(pulse, 20, share=0.1) == [False] * 20
-    assert engine.looks(pulse, 3, share=0.005) == [False, False, True]
+    liveness = engine.liveness()
+    assert engine.looks(liveness, 20, share=0.1) == [False] * 20
+    assert engine.looks(liveness, 3, share=0.005) == [False, False, True]
 
 
 def test_an_engine_that_answers_lives_and_one_that_is_silent_for_minutes_does_not() -> None:
     engine = FakeEngine()
-    pulse = engine.pulse()
-    assert not any(engine.looks(pulse, 100, share=0.0, answers=True))
-    assert engine.looks(pulse, 50, share=1.0) == [False] * 50
-    assert engine.looks(pulse, 1, share=1.0) == [True]
+    liveness = engine.liveness()
+    assert not any(engine.looks(liveness, 100, share=0.0, answers=True))
+    assert engine.looks(liveness, 50, share=1.0) == [False] * 50
+    assert engine.looks(liveness, 1, share=1.0) == [True]
 
 
 def test_a_silence_that_ends_begins_anew() -> None:
     engine = FakeEngine()
-    pulse = engine.pulse()
+    liveness = engine.liveness()
     for _ in range(3):
-        assert not any(engine.looks(pulse, 2, share=0.0))
-        assert not any(engine.looks(pulse, 1, share=0.0, answers=True))
+        assert not any(engine.looks(liveness, 2, share=0.0))
+        assert not any(engine.looks(liveness, 1, share=0.0, answers=True))
 
 
 def test_what_a_process_uses_is_counted() -> None:

@@ -315,17 +315,17 @@ def test_a_cancel_is_passed_on_to_engines_that_still_run(tmp_path: Path, server:
     ):
         requests = RequestBoards(newer, server, tmp_path)
         requests.note_asked()
-        assert requests.pass_cancels(["a", "\ud800"])
+        assert requests.forward_cancels(["a", "\ud800"])
         seen, tags = elder.cancels_since(0)
         assert (seen, tags) == (2, {elder.seal.tag_of("a"), elder.seal.tag_of("\ud800")})
-        requests.pass_cancels([str(number) for number in range(2 * MAX_CANCELS)])
+        requests.forward_cancels([str(number) for number in range(2 * MAX_CANCELS)])
         last = {elder.seal.tag_of(str(number)) for number in range(MAX_CANCELS, 2 * MAX_CANCELS)}
         assert elder.cancels_since(seen) == (2 + 2 * MAX_CANCELS, last)
         assert elder.cancels_since(2 + 2 * MAX_CANCELS)[1] == set()
         assert newer.cancels_since(0) == other.cancels_since(0) == (0, set())
         assert newer.seal.tag_of("a") != elder.seal.tag_of("a")
         elder.close()
-        assert not requests.pass_cancels(["too late"])
+        assert not requests.forward_cancels(["too late"])
 
 
 def test_an_engine_that_is_loaded_in_anothers_place_is_watched(tmp_path: Path, server: ServerIdentity) -> None:

@@ -16,8 +16,8 @@ from autoglm_engine.triton.board.acks import AckBoard, AckGate
 from autoglm_engine.triton.board.finder import boards_of
 from autoglm_engine.triton.board.seal import SEAL_BYTES
 from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.forwarded_cancels import ForwardedCancels
 from autoglm_engine.triton.metrics_publisher import PublishedMetrics, unit_suffix
-from autoglm_engine.triton.passed_cancels import PassedCancels
 from autoglm_engine.triton.responses import CANCEL_MEMORY_SECONDS, Replies
 
 from tests.support.engine.fakes import FakeClock
@@ -58,14 +58,14 @@ def event(request_id: str, finish: FinishReason | None = None, **more: str) -> E
 
 def test_cancels_that_another_engine_passed_on_meet_who_is_here(board: AckBoard, gate: AckGate, tmp_path: Path) -> None:
     replies, cancelled = Replies(gate), list[str]()
-    passed = PassedCancels(board, replies, cancelled.extend)
+    passed = ForwardedCancels(board, replies, cancelled.extend)
     meant = [replies.open("a", FakeReply()) for _ in range(2)]
     for caller_id in ("", "b"):
         replies.open(caller_id, FakeReply())
     passed.look()
     assert not cancelled
     (elder,) = boards_of(tmp_path, ServerIdentity.of_parent())
-    elder.pass_cancels(["a", "", "c"])
+    elder.forward_cancels(["a", "", "c"])
     passed.look()
     replies.open("a", FakeReply())  # which came later
     passed.look()

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 from autoglm_engine.errors import Unavailable
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
-from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
+from autoglm_engine.triton.tokenizer_dispatcher import TokenizerDispatcher
 from autoglm_engine.triton.tokenizer_service import TokenizerService
 
 from tests.support.engine.small_service import write_artifact
-from tests.triton.test_tokenizer_desk import SEAL, FakeBoard, KeptAnswer, tensors
+from tests.triton.test_tokenizer_dispatcher import SEAL, FakeBoard, KeptAnswer, tensors
 
 
 class Board(FakeBoard):
@@ -57,13 +57,13 @@ def test_who_waits_is_told_why_it_ends(tmp_path: Path, is_end: bool, sentence: s
     board.artifact = manifest.short_digest
     service = TokenizerService(tmp_path, board)
     service.read(lambda: None)
-    desk = service._desks.of(manifest.short_digest)
+    dispatcher = service._dispatchers.of(manifest.short_digest)
     if is_end:
         service.close()
     else:
-        service._let_go(desk)
+        service._let_go(dispatcher)
     answer = KeptAnswer()
-    desk.take(tensors(messages='[{"role": "user", "content": "x"}]'), "", 0, answer)
+    dispatcher.take(tensors(messages='[{"role": "user", "content": "x"}]'), "", 0, answer)
     assert answer.wait().failures == [("UNAVAILABLE", sentence)]
     service.close()
 
@@ -73,7 +73,7 @@ def test_what_breaks_while_an_artifact_is_read_is_told(tmp_path: Path, monkeypat
     board.artifact = manifest.short_digest
     service = TokenizerService(tmp_path, board)
 
-    def broken(followed: FollowedArtifact[TokenizerDesk], artifact: str) -> TokenizerDesk:
+    def broken(followed: FollowedArtifact[TokenizerDispatcher], artifact: str) -> TokenizerDispatcher:
         raise OSError("the disk is gone")
 
     monkeypatch.setattr(FollowedArtifact, "of", broken)

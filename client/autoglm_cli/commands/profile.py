@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from autoglm_cli.profile.driving import Load
     from autoglm_cli.profile.records import Run
     from autoglm_cli.profile.report import Profile
-    from autoglm_cli.profile.workload import Asked
+    from autoglm_cli.profile.workload import PromptRequest
 
 _REQUESTS = 64
 
@@ -76,11 +76,11 @@ def profile(
     _report(run, svg, html, json=json)
 
 
-def _asked(path: Path | None, max_tokens: int) -> Iterator[Asked]:
+def _asked(path: Path | None, max_tokens: int) -> Iterator[PromptRequest]:
     from autoglm_client.options import GenerationOptions
     from autoglm_client.types import Message
 
-    from autoglm_cli.profile.workload import Asked, built_in, repeated
+    from autoglm_cli.profile.workload import PromptRequest, built_in, repeated
 
     from .batch_files import read_jobs
 
@@ -88,13 +88,13 @@ def _asked(path: Path | None, max_tokens: int) -> Iterator[Asked]:
     if path is None:
         return built_in(options)
     if path.suffix in (".jsonl", ".json"):
-        found = [Asked(job.prompt, job.options) for job in read_jobs(path, options)]
+        found = [PromptRequest(job.prompt, job.options) for job in read_jobs(path, options)]
     else:
         try:
             lines = path.read_text(encoding="utf-8").split("\n")
         except UnicodeDecodeError as error:
             raise CommandError(f"{path} is not UTF-8 at byte {error.start}") from None
-        found = [Asked([Message("user", line.strip())], options) for line in lines if line.strip()]
+        found = [PromptRequest([Message("user", line.strip())], options) for line in lines if line.strip()]
     if not found:
         raise CommandError(f"{path} has no prompt")
     return repeated(found)
@@ -121,7 +121,7 @@ def _server(
         yield server.grpc_url, server.pid
 
 
-def _run(target: Connection, asked: Iterator[Asked], load: Load, server_pid: int | None) -> Run:
+def _run(target: Connection, asked: Iterator[PromptRequest], load: Load, server_pid: int | None) -> Run:
     with Progress(console=notes(), transient=True) as bar:
         task = bar.add_task(f"{load.concurrency} in flight", total=load.requests)
         return asyncio.run(_drive(target, asked, load, server_pid, lambda: bar.advance(task)))
@@ -129,7 +129,7 @@ def _run(target: Connection, asked: Iterator[Asked], load: Load, server_pid: int
 
 async def _drive(
     target: Connection,
-    asked: Iterator[Asked],
+    asked: Iterator[PromptRequest],
     load: Load,
     server_pid: int | None,
     advance: Callable[[], None],

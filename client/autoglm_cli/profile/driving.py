@@ -20,7 +20,7 @@ from .figures import STAGES
 from .gpu import GpuMeter
 from .host import read_host
 from .records import EngineState, Host, HostState, RequestRecord, Run, Sample
-from .workload import Asked
+from .workload import PromptRequest
 
 SAMPLE_SECONDS = 0.25
 Clock = Callable[[], float]
@@ -72,7 +72,7 @@ def engine_state(stats: dict[str, object]) -> EngineState:
 
 async def drive(
     client: AsyncClient,
-    asked: Iterator[Asked],
+    asked: Iterator[PromptRequest],
     load: Load,
     probe: Callable[[Clock], Awaitable[Sample]],
     host: Host,
@@ -113,13 +113,13 @@ async def _all_of(workers: list[asyncio.Task[list[RequestRecord]]]) -> list[list
 class _Feed:
     """Hands out what to ask until the load ends."""
 
-    def __init__(self, asked: Iterator[Asked], load: Load, clock: Clock) -> None:
+    def __init__(self, asked: Iterator[PromptRequest], load: Load, clock: Clock) -> None:
         self._asked = asked if load.requests is None else itertools.islice(asked, load.requests)
         self._ends_at = load.duration if load.duration is not None else float("inf")
         self.clock = clock
         self.last_at = 0.0
 
-    def next(self) -> Asked | None:
+    def next(self) -> PromptRequest | None:
         if self.clock() >= self._ends_at:
             return None
         taken = next(self._asked, None)
@@ -136,7 +136,7 @@ async def _work(client: AsyncClient, feed: _Feed, on_answer: Callable[[RequestRe
     return records
 
 
-async def _ask(client: AsyncClient, asked: Asked, clock: Clock) -> RequestRecord:
+async def _ask(client: AsyncClient, asked: PromptRequest, clock: Clock) -> RequestRecord:
     started = clock()
     try:
         async with client.stream(asked.prompt, asked.options) as stream:

@@ -37,18 +37,18 @@ _FORMS = (
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class PromptRequest:
     prompt: Prompt
     options: GenerationOptions
 
 
-def built_in(options: GenerationOptions) -> Iterator[Asked]:
+def built_in(options: GenerationOptions) -> Iterator[PromptRequest]:
     """Questions of several lengths; none comes twice, so that nothing is answered from memory."""
     for turn in itertools.count():
         ending = f" Begin with the number {turn + 1}." if turn else ""
         for form, subject in itertools.product(_FORMS, _SUBJECTS):
-            yield Asked([Message("user", form.format(subject) + ending)], options)
+            yield PromptRequest([Message("user", form.format(subject) + ending)], options)
 
 
-def repeated(asked: Sequence[Asked]) -> Iterator[Asked]:
+def repeated(asked: Sequence[PromptRequest]) -> Iterator[PromptRequest]:
     return itertools.cycle(asked)

@@ -28,14 +28,14 @@ from autoglm_cli.repository.repositories import default_artifact, families, own_
 
 from .byte_code import compile_models
 from .children import start_child
-from .engine_pulse import EnginePulse, cpu_seconds
+from .engine_liveness import EngineLiveness, cpu_seconds
 from .hidden_arguments import hide_arguments
 from .ports import Address, check_ports, free_ports, is_listening
 from .private_memory import wrapped
+from .server_cleanup import start_watch
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
-from .server_remains import start_watch
 from .server_tls import ServerTLS
 from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
 from .stack_limit import with_stack
@@ -162,7 +162,7 @@ class LocalServer:
         self._process = _spawn(
             command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
         )
-        self._watch = start_watch(self._folder.remains(self._process.pid))
+        self._watch = start_watch(self._folder.cleanup(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they
@@ -222,7 +222,7 @@ class LocalServer:
     def wait(self, poll_seconds: float = 1.0, check: Callable[[], None] | None = None) -> None:
         """Block while the server is well. Raises LocalServerError when it ended or cannot answer any more, and what
         `check` raises, which is called again and again. A server that is too busy to answer is well."""
-        pulses = {names: EnginePulse(partial(self._cpu_seconds, names.engine)) for names in self.families}
+        liveness = {names: EngineLiveness(partial(self._cpu_seconds, names.engine)) for names in self.families}
         while self.is_alive():
             if check:
                 check()
@@ -233,8 +233,8 @@ class LocalServer:
                 raise LocalServerError(
                     f"the process of the model {dead[0]} died{others}, so the server cannot answer any more"
                 )
-            for names, pulse in pulses.items():
-                if pulse.is_dead(answers=self._is_healthy(names)) and self.is_alive():
+            for names, engine in liveness.items():
+                if engine.is_dead(answers=self._is_healthy(names)) and self.is_alive():
                     raise LocalServerError(f"the model {names.engine} no longer answers")
             time.sleep(poll_seconds)
         code = self._process.returncode if self._process else None

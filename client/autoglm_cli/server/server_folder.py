@@ -16,7 +16,7 @@ from pathlib import Path
 
 from autoglm_cli.procfs import ProcFs
 
-from .server_remains import Remains, try_lock
+from .server_cleanup import ServerCleanup, try_lock
 
 _PREFIX = "autoglm-server-"
 _OWNER = "owner"
@@ -43,7 +43,7 @@ class Process:
 
 
 class ServerFolder:
-    """Made for this process. `regions`: see `server_remains`."""
+    """Made for this process. `regions`: see `server_cleanup`."""
 
     def __init__(self, regions: str) -> None:
         owner = Process.of(os.getpid())
@@ -54,11 +54,11 @@ class ServerFolder:
         try_lock(self._file)  # before it says anything: what is empty is left alone
         os.write(self._file, json.dumps({"pid": owner.pid, "started": owner.started, "regions": regions}).encode())
 
-    def remains(self, server_pid: int) -> Remains:
-        return Remains(self.path, self.regions, server_pid)
+    def cleanup(self, server_pid: int) -> ServerCleanup:
+        return ServerCleanup(self.path, self.regions, server_pid)
 
     def remove(self, server_pid: int) -> None:
-        self.remains(server_pid).remove()
+        self.cleanup(server_pid).remove()
         os.close(self._file)
 
 
@@ -87,5 +87,5 @@ def _removed(folder: Path, owner: dict[str, object]) -> bool:
     pid, started, regions = int(str(owner["pid"])), int(str(owner["started"])), str(owner["regions"])
     if Process(pid, started).is_alive or not _REGIONS.fullmatch(regions):
         return False
-    Remains(folder, regions).remove()
+    ServerCleanup(folder, regions).remove()
     return True

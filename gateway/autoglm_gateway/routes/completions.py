@@ -21,8 +21,8 @@ from autoglm_gateway.caller import caller_of
 from autoglm_gateway.errors import ApiError, unknown_model
 from autoglm_gateway.middleware.limits import Reservation
 from autoglm_gateway.settings.model import GatewaySettings
-from autoglm_gateway.telemetry.asking import Asking
 from autoglm_gateway.telemetry.observed import observed_in
+from autoglm_gateway.telemetry.recording_client import RecordingClient
 from autoglm_gateway.tools.use import tool_use
 from autoglm_gateway.upstream import Upstream, Upstreams
 
@@ -91,7 +91,7 @@ async def _answer(
         body.includes_usage,
         observed_in(request.scope),
     )
-    observing = Asking(upstream.client, asked.observed)
+    observing = RecordingClient(upstream.client, asked.observed)
     if not body.stream:
         return JSONResponse(await cancel_on_disconnect(request.receive, generation.whole(observing, asked)))
     events = generation.events(observing, asked)

@@ -14,8 +14,8 @@ from autoglm_client.types import Prompt
 
 from autoglm_gateway.api.answers import Head, Shape, about, usage_of
 from autoglm_gateway.errors import ApiError, api_error, deadline_passed
-from autoglm_gateway.telemetry.asking import Asks
 from autoglm_gateway.telemetry.observed import RequestRecord
+from autoglm_gateway.telemetry.recording_client import GenerationClient
 
 DONE = b"data: [DONE]\n\n"
 
@@ -37,7 +37,7 @@ class GenerationJob:
         self.observed.choices_per_prompt = self.choices_per_prompt
 
 
-async def whole(client: Asks, asked: GenerationJob) -> dict[str, Any]:
+async def whole(client: GenerationClient, asked: GenerationJob) -> dict[str, Any]:
     """Raises ApiError. The first failure ends the other choices."""
     try:
         async with asyncio.TaskGroup() as group:
@@ -55,7 +55,7 @@ async def whole(client: Asks, asked: GenerationJob) -> dict[str, Any]:
     return asked.head.object(asked.shape.whole, choices, usage=usage, autoglm=about(results[0]))
 
 
-async def events(client: Asks, asked: GenerationJob) -> AsyncGenerator[bytes]:
+async def events(client: GenerationClient, asked: GenerationJob) -> AsyncGenerator[bytes]:
     """Server-sent events, first those of the first piece: what fails before it is raised as ApiError, what fails later
     is an event. Closing the iterator cancels what is under way."""
     usages = asked.observed.usages
@@ -87,7 +87,7 @@ async def events(client: Asks, asked: GenerationJob) -> AsyncGenerator[bytes]:
     yield DONE
 
 
-async def _merged(client: Asks, asked: GenerationJob) -> AsyncGenerator[tuple[int, Piece]]:
+async def _merged(client: GenerationClient, asked: GenerationJob) -> AsyncGenerator[tuple[int, Piece]]:
     """(choice, piece) as they come."""
     async with AsyncExitStack() as stack:
         streams = []

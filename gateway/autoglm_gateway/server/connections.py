@@ -19,7 +19,7 @@ from autoglm_gateway.failures import failure
 from autoglm_gateway.paths import HEALTH
 from autoglm_gateway.settings.model import ConnectionLimits
 
-from .census import Census, Place
+from .connection_table import ConnectionTable, OpenConnection
 from .http_head import violation
 from .secure_connections import SecureConnection
 
@@ -33,23 +33,23 @@ def protocol_of(
     limits: ConnectionLimits, trusted_proxies: tuple[str, ...] = (), secure: SSLContext | None = None
 ) -> type[asyncio.Protocol]:
     """For `uvicorn.Config(http=...)`. Behind `trusted_proxies` are many, so these have no limit of an address."""
-    census = Census(limits, exempt=within(trusted_proxies))
+    table = ConnectionTable(limits, exempt=within(trusted_proxies))
 
     def make(*args: Any, **named: Any) -> asyncio.BaseProtocol:
-        plain = LimitedProtocol(*args, limits=limits, census=census, **named)
+        plain = LimitedProtocol(*args, limits=limits, table=table, **named)
         if secure is None:
             return plain
-        return SecureConnection(plain, plain.take_place, secure, census, limits.head_s)
+        return SecureConnection(plain, plain.take_place, secure, table, limits.head_s)
 
     return cast("type[asyncio.Protocol]", make)
 
 
 class LimitedProtocol(HttpToolsProtocol):
-    def __init__(self, *args: Any, limits: ConnectionLimits, census: Census, **named: Any) -> None:
+    def __init__(self, *args: Any, limits: ConnectionLimits, table: ConnectionTable, **named: Any) -> None:
         super().__init__(*args, **named)
         self.limits = limits
-        self._census = census
-        self._place: Place | None = None
+        self._table = table
+        self._place: OpenConnection | None = None
         self._violation = ""
         self.timeout_keep_alive = self.limits.idle_s  # type: ignore[assignment]
         self._answered: RequestResponseCycle | None = None  # whose answer is under way
@@ -64,19 +64,19 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._place is None:
             address = counted_as(self.client[0]) if self.client else ""
             try:
-                self._place = self._census.enter(address, transport.abort)
+                self._place = self._table.enter(address, transport.abort)
             except ApiError as error:
                 self._end(error)
                 return
         self.timeout_keep_alive_task = self.loop.call_later(self.limits.idle_s, self.timeout_keep_alive_handler)
 
-    def take_place(self, place: Place) -> None:
+    def take_place(self, place: OpenConnection) -> None:
         """Of a connection that is counted already."""
         self._place = place
 
     def connection_lost(self, exc: Exception | None) -> None:
         if self._place is not None:
-            self._census.leave(self._place)
+            self._table.leave(self._place)
         self._stop_arrival_timer()
         self.resume_writing()
         super().connection_lost(exc)
@@ -169,7 +169,7 @@ class LimitedProtocol(HttpToolsProtocol):
         super()._start_asgi_task(cycle, self._app_for(cycle, app))
 
     def _app_for(self, cycle: RequestResponseCycle, app: Any) -> Any:
-        if self._place is None or cycle.scope["path"] in HEALTH or self._census.has_room_for(self._place):
+        if self._place is None or cycle.scope["path"] in HEALTH or self._table.has_room_for(self._place):
             return app
         return failure(ApiError(503, "too many connections", "server_error", code="overloaded", retry_after=1))
 
@@ -178,9 +178,9 @@ class LimitedProtocol(HttpToolsProtocol):
         if self._place is None:
             return
         if self._answered is None or self._in_body or self._unread_timer is not None:
-            self._census.fell_silent(self._place)
+            self._table.fell_silent(self._place)
         else:
-            self._census.spoke(self._place)
+            self._table.spoke(self._place)
 
     def _head_is_late(self) -> None:
         sentence = f"the request line and headers did not arrive within {self.limits.head_s:g} s"

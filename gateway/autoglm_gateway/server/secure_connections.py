@@ -15,7 +15,7 @@ from typing import Any
 from autoglm_gateway.addresses import counted_as
 from autoglm_gateway.errors import ApiError
 
-from .census import Census, Place
+from .connection_table import ConnectionTable, OpenConnection
 
 
 class SecureConnection(SSLProtocol):
@@ -25,20 +25,20 @@ class SecureConnection(SSLProtocol):
     def __init__(
         self,
         carried: asyncio.Protocol,
-        take_place: Callable[[Place], None],
+        take_place: Callable[[OpenConnection], None],
         context: ssl.SSLContext,
-        census: Census,
+        table: ConnectionTable,
         handshake_s: float,
     ) -> None:
         more: dict[str, Any] = {"waiter": None, "server_side": True, "ssl_handshake_timeout": handshake_s}
         super().__init__(asyncio.get_running_loop(), carried, context, **more)
-        self._take_place, self._census = take_place, census
-        self._place: Place | None = None
+        self._take_place, self._table = take_place, table
+        self._place: OpenConnection | None = None
 
     def connection_made(self, transport: Any) -> None:
         peer = transport.get_extra_info("peername")
         try:
-            self._place = self._census.enter(counted_as(peer[0]) if peer else "", transport.abort)
+            self._place = self._table.enter(counted_as(peer[0]) if peer else "", transport.abort)
         except ApiError:
             transport.abort()  # there is no way to say why before the handshake
             return
@@ -47,5 +47,5 @@ class SecureConnection(SSLProtocol):
 
     def connection_lost(self, exc: BaseException | None) -> None:
         if self._place is not None:
-            self._census.leave(self._place)
+            self._table.leave(self._place)
         super().connection_lost(exc)

@@ -17,9 +17,9 @@ class TritonPythonModel:
         from autoglm_engine.errors import EngineError
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.system.shared_pools import room_bytes
+        from autoglm_engine.triton.board.family_watch import DETOKENIZER, FamilyWatch
         from autoglm_engine.triton.board.finder import EventBoards, served_artifact
         from autoglm_engine.triton.board.server_identity import ServerIdentity
-        from autoglm_engine.triton.board.shared_fate import DETOKENIZER, SharedFate
         from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
         from autoglm_engine.triton.detokenizer_model import Detokenizer, load_text
         from autoglm_engine.triton.followed_artifact import FollowedArtifact
@@ -42,7 +42,7 @@ class TritonPythonModel:
         texts = FollowedArtifact(neighbours.artifact_folder(args["model_repository"]), load_text, most=3)
         texts.read(lambda: served_artifact(identity))
         self.pieces = Detokenizer(texts.of, boards.open, room=room)
-        self.fate = SharedFate(DETOKENIZER, neighbours.engine, server.end_after_death)
+        self.family_watch = FamilyWatch(DETOKENIZER, neighbours.engine, server.end_after_death)
 
     def execute(self, requests):
         return [self.answer(request) for request in requests]
@@ -61,7 +61,7 @@ class TritonPythonModel:
         return pb_utils.InferenceResponse([pb_utils.Tensor(name, array) for name, array in outputs.items()])
 
     def finalize(self):
-        self.fate.close()
+        self.family_watch.close()
 
 
 def find_package(args):

@@ -18,7 +18,7 @@ class TritonPythonModel:
         from autoglm_engine.embedder import Embedder, is_exported
         from autoglm_engine.options.parsing import decode_utf8
         from autoglm_engine.system.server_process import ServerProcess
-        from autoglm_engine.triton.board.shared_fate import EMBEDDER, SharedFate
+        from autoglm_engine.triton.board.family_watch import EMBEDDER, FamilyWatch
         from autoglm_engine.triton.deployment import check_version
         from autoglm_engine.triton.log import log_to_triton
         from autoglm_engine.triton.neighbours import Neighbours
@@ -33,10 +33,10 @@ class TritonPythonModel:
         neighbours = Neighbours.of(args["model_config"])
         folder = neighbours.embedder_folder(args["model_repository"])
         self.embedder = Embedder(folder) if folder and is_exported(folder) else None
-        self.fate = SharedFate(EMBEDDER, neighbours.engine, server.end_after_death)
+        self.family_watch = FamilyWatch(EMBEDDER, neighbours.engine, server.end_after_death)
 
     def finalize(self):
-        self.fate.close()
+        self.family_watch.close()
 
     def execute(self, requests):
         """One run for the whole batch; a request whose text cannot be read fails alone."""

@@ -18,9 +18,9 @@ class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
         from autoglm_engine.system.server_process import ServerProcess
+        from autoglm_engine.triton.board.family_watch import TOKENIZER, FamilyWatch
         from autoglm_engine.triton.board.finder import EngineBoard, served_artifact
         from autoglm_engine.triton.board.server_identity import ServerIdentity
-        from autoglm_engine.triton.board.shared_fate import TOKENIZER, SharedFate
         from autoglm_engine.triton.deployment import check_version
         from autoglm_engine.triton.log import log_to_triton
         from autoglm_engine.triton.model_config import exits_with_engine
@@ -39,7 +39,7 @@ class TritonPythonModel:
         self.service = TokenizerService(folder, EngineBoard(identity))
         self.service.read(lambda: served_artifact(identity))
         is_shared = exits_with_engine(args["model_config"])
-        self.fate = SharedFate(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
+        self.family_watch = FamilyWatch(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None
 
     def execute(self, requests):
         for request in requests:
@@ -55,8 +55,8 @@ class TritonPythonModel:
 
     def finalize(self):
         self.service.close()
-        if self.fate:
-            self.fate.close()
+        if self.family_watch:
+            self.family_watch.close()
 
 
 class TritonReply:

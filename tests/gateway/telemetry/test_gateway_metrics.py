@@ -12,10 +12,10 @@ from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidR
 from autoglm_gateway.app import create_app
 from autoglm_gateway.caller import Caller
 from autoglm_gateway.settings.model import GatewaySettings
-from autoglm_gateway.telemetry.asking import kind_of
 from autoglm_gateway.telemetry.metrics import FAILURE_KINDS, GatewayMetrics
 from autoglm_gateway.telemetry.observed import Answered, RequestRecord
 from autoglm_gateway.telemetry.observing import ENDPOINTS, endpoint_of
+from autoglm_gateway.telemetry.recording_client import kind_of
 from fastapi import FastAPI
 from prometheus_client.parser import text_string_to_metric_families
 

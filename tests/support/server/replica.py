@@ -117,7 +117,7 @@ def _name(process: psutil.Process) -> str:
         "autoglm_cli gateway": "gateway",
         "bin/tritonserver ": "tritonserver",
         "template_worker": "template",
-        "server_remains": "watch",
+        "server_cleanup": "watch",
     }
     return next((name for part, name in known.items() if part in words), words)
 

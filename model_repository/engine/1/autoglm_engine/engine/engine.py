@@ -223,9 +223,9 @@ class Engine:
 
     def _speak(self, now: float) -> None:
         """Who has news, and may: see `streams`."""
-        for sequence in self._pacer.speakers(self._scheduler.running, now):
+        for sequence in self._pacer.streams_due(self._scheduler.running, now):
             self._answers.speak(sequence, now)
-        for source in self._pacer.silent(self._scheduler.running, self._queue_head(), now):
+        for source in self._pacer.heartbeats_due(self._scheduler.running, self._queue_head(), now):
             self._answers.beat(source, now)
 
     def _admit(self, waiting: Waiting, allocation: Allocation, now: float) -> Sequence:

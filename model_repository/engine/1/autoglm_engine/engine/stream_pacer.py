@@ -29,26 +29,28 @@ class StreamPacer:
         rate = settings.max_events_per_second
         self._seconds_per_event = 1.0 / rate if rate else 0.0
 
-    def speakers(self, running: list[Sequence], now: float) -> list[Sequence]:
+    def streams_due(self, running: list[Sequence], now: float) -> list[Sequence]:
         """The streams that have something to say and may."""
         streams = [sequence for sequence in running if sequence.request.stream]
         pause = self._seconds_per_event * len(streams)  # all streams share the rate evenly
-        return [sequence for sequence in streams if self._may_speak(sequence, pause, now)]
+        return [sequence for sequence in streams if self._may_emit(sequence, pause, now)]
 
-    def silent(self, running: Iterable[Sequence], queued: Iterable[Waiting], now: float) -> list[Sequence | Waiting]:
+    def heartbeats_due(
+        self, running: Iterable[Sequence], queued: Iterable[Waiting], now: float
+    ) -> list[Sequence | Waiting]:
         """Who gets a heartbeat: in the queue, and in a slot those whose answer comes whole."""
         sources: list[Sequence | Waiting] = [sequence for sequence in running if not sequence.request.stream]
         sources.extend(queued)
-        return [source for source in sources if self._may_beat(source, now)]
+        return [source for source in sources if self._is_heartbeat_due(source, now)]
 
-    def _may_speak(self, sequence: Sequence, pause: float, now: float) -> bool:
+    def _may_emit(self, sequence: Sequence, pause: float, now: float) -> bool:
         if not sequence.output.ready:
-            return self._may_beat(sequence, now)
+            return self._is_heartbeat_due(sequence, now)
         if not sequence.sent_any:
             return True
         return now - sequence.last_event_at >= pause and self._gate_is_open(sequence, now)
 
-    def _may_beat(self, source: Sequence | Waiting, now: float) -> bool:
+    def _is_heartbeat_due(self, source: Sequence | Waiting, now: float) -> bool:
         heartbeat = self._heartbeat_of(source.request)
         return heartbeat is not None and now - source.last_event_at >= heartbeat and self._gate_is_open(source, now)
 

@@ -22,15 +22,15 @@ from autoglm_engine.options.options import check_tenant
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.triton.board.acks import AckBoard, AckGate, cells_for
-from autoglm_engine.triton.board.disconnects import VanishedWatch
+from autoglm_engine.triton.board.disconnects import DisconnectWatch
 from autoglm_engine.triton.board.finder import RequestBoards
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 
 from .control import Control
 from .detokenizer_model import piece_text
+from .forwarded_cancels import ForwardedCancels
 from .loaded_model import LoadedModel
 from .metrics_publisher import PublishedMetrics
-from .passed_cancels import PassedCancels
 from .responses import Replies, Reply
 
 _log = logging.getLogger(__name__)
@@ -89,8 +89,8 @@ class EngineService:
             self._check_semantic_hits(model.text, embed, settings)
             max_seconds = settings.seconds_of_step(self._runner.limits.on_gpu)
             self._step_watch = StepWatch(lambda: self._loop.seconds_of_step, max_seconds, self._end_hung)
-            passed = PassedCancels(self._board, self._replies, self._loop.cancel)
-            self._watch = VanishedWatch(gate, self._loop.cancel, ask, passed.look)
+            passed = ForwardedCancels(self._board, self._replies, self._loop.cancel)
+            self._watch = DisconnectWatch(gate, self._loop.cancel, ask, passed.look)
             self._control = Control(model.limits, self._caches, self._cancel, self._checked_health)
 
     def _check_semantic_hits(self, text: TokenText, embed: Embed, settings: EngineSettings) -> None:
@@ -179,7 +179,7 @@ class EngineService:
         self._control.answer(text, reply)
 
     def _cancel(self, caller_ids: Sequence[str]) -> int:
-        is_passed = self._requests.pass_cancels(caller_ids)
+        is_passed = self._requests.forward_cancels(caller_ids)
         return self._loop.cancel(self._replies.find(caller_ids, may_be_elsewhere=is_passed))
 
     def _checked_health(self) -> bool:

@@ -48,7 +48,7 @@ class Admitted:
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
+class ParsedRequest:
     """What a request says, not yet encoded. `arrival`: seconds of the door's clock."""
 
     arrival: float
@@ -113,7 +113,7 @@ class RequestPreprocessor:
         """All at once, on the caller's thread."""
         return self.encode(self.read(tensors, parameters, timeout_us))
 
-    def read(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> Asked:
+    def read(self, tensors: Tensors, parameters: str = "", timeout_us: int = 0) -> ParsedRequest:
         """What is asked, before anything is rendered or encoded. `tensors`: name -> array with a leading batch
         dimension. `parameters`: Triton's request parameters as JSON. `timeout_us`: the request's timeout in
         microseconds, 0 for none."""
@@ -130,16 +130,16 @@ class RequestPreprocessor:
         tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
         if tools is not None and given[0] != "messages":
             raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
-        return Asked(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools)
+        return ParsedRequest(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools)
 
-    def is_quick(self, asked: Asked) -> bool:
+    def is_quick(self, asked: ParsedRequest) -> bool:
         """Encoding it is sure to take no longer than other work with a request."""
         has_words = asked.is_foreign or BAD_WORDS in asked.values
         is_short = asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and not has_words
         return is_short and self._prompter.is_quick
 
-    def encode(self, asked: Asked, prompter: Prompter | None = None) -> Admitted:
-        """`prompter`: in place of the door's own."""
+    def encode(self, asked: ParsedRequest, prompter: Prompter | None = None) -> Admitted:
+        """`prompter`: in place of the preprocessor's own."""
         prompter = prompter or self._prompter
         arrival, values = asked.arrival, asked.values
         if asked.is_foreign:
@@ -170,7 +170,7 @@ class RequestPreprocessor:
         return Admitted(token_ids, pack_request(request, self._artifact))
 
 
-def _prompt(asked: Asked, prompter: Prompter) -> Prompt:
+def _prompt(asked: ParsedRequest, prompter: Prompter) -> Prompt:
     if asked.input_name == "messages":
         return prompter.from_messages(asked.prompt, asked.tools)
     return prompter.from_text(asked.prompt)

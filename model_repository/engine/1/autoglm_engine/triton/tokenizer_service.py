@@ -1,4 +1,4 @@
-"""The tokenizer model without Triton: a desk for the artifact that the engine serves."""
+"""The tokenizer model without Triton: a dispatcher for the artifact that the engine serves."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from autoglm_engine.errors import EngineError, ShuttingDown, Unavailable
 from autoglm_engine.triton.board.finder import EngineBoard
 
 from .followed_artifact import FollowedArtifact
-from .tokenizer_desk import TokenizerDesk, TokenizerReply
+from .tokenizer_dispatcher import TokenizerDispatcher, TokenizerReply
 from .tokenizer_model import Tensors
 
 _log = logging.getLogger(__name__)
@@ -24,17 +24,17 @@ class TokenizerService:
     def __init__(self, folder: Path, board: EngineBoard) -> None:
         self._board = board
         self._is_ending = False
-        load = partial(TokenizerDesk.load, board)
-        self._desks = FollowedArtifact(folder, load, most=1, let_go=self._let_go)
+        load = partial(TokenizerDispatcher.load, board)
+        self._dispatchers = FollowedArtifact(folder, load, most=1, let_go=self._let_go)
 
     def read(self, served: Callable[[], str | None]) -> None:
         """As `FollowedArtifact.read`."""
-        self._desks.read(served)
+        self._dispatchers.read(served)
 
     def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
-        """As `TokenizerDesk.take`."""
+        """As `TokenizerDispatcher.take`."""
         try:
-            desk = self._desks.of(self._board.current().artifact)
+            dispatcher = self._dispatchers.of(self._board.current().artifact)
         except EngineError as error:
             reply.fail(error.code, str(error))
             return
@@ -42,15 +42,15 @@ class TokenizerService:
             _log.exception("the artifact that is served could not be read", extra={"request_id": reply.request_id})
             reply.fail("INTERNAL", f"the tokenizer failed: {type(error).__name__}")
             return
-        desk.take(tensors, parameters, timeout_us, reply)
+        dispatcher.take(tensors, parameters, timeout_us, reply)
 
     def close(self) -> None:
         """Everybody who waits is answered."""
         self._is_ending = True
-        self._desks.close()
+        self._dispatchers.close()
 
-    def _let_go(self, desk: TokenizerDesk) -> None:
+    def _let_go(self, dispatcher: TokenizerDispatcher) -> None:
         if self._is_ending:
-            desk.close(ShuttingDown("the server is shutting down"), _LAST_SECONDS)
+            dispatcher.close(ShuttingDown("the server is shutting down"), _LAST_SECONDS)
         else:
-            desk.close(Unavailable("the model was loaded anew; send the request again"), 0.0)
+            dispatcher.close(Unavailable("the model was loaded anew; send the request again"), 0.0)

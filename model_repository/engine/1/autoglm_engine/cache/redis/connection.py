@@ -26,7 +26,7 @@ _WATCH_SECONDS = 1.0  # so long after another server's flush its effect is here
 _BACKGROUND_SECONDS = 1.0  # for what no request waits for
 _CLOSE_SECONDS = 0.5
 _WRITES_AT_ONCE = 32
-_MAX_DOOMED = 256
+_MAX_TO_DELETE = 256
 _MAX_LOOKS = 8
 _TOO_SLOW = "it did not answer in time"
 
@@ -54,7 +54,7 @@ class RedisConnection:
         self._loop = asyncio.new_event_loop()
         self._loop.set_default_executor(DaemonExecutor())  # it resolves names, which may take for ever
         self._work = asyncio.Event()
-        self._doomed: deque[bytes] = deque(maxlen=_MAX_DOOMED)
+        self._to_delete: deque[bytes] = deque(maxlen=_MAX_TO_DELETE)
         self._is_closing = False
         self._ends_at = float("inf")
         self._wants_look = True
@@ -104,7 +104,7 @@ class RedisConnection:
 
     def drop(self, key: bytes) -> None:
         """What lies under it is no answer, or no longer the one. What is kept after this is."""
-        self._doomed.append(key)
+        self._to_delete.append(key)
         self.wake()
 
     def _call(self, function: Callable[[], object]) -> None:
@@ -154,7 +154,7 @@ class RedisConnection:
 
     @property
     def _has_work(self) -> bool:
-        return bool(len(self._queue) or self._doomed)
+        return bool(len(self._queue) or self._to_delete)
 
     async def _agree(self, commands: RedisCommands) -> None:
         """On the epoch: tell Redis of this server's, or take the one that lies there."""
@@ -197,7 +197,7 @@ class RedisConnection:
                 if refused:
                     self._say(f"did not take an answer: {next(iter(refused.values()))}")
         finally:
-            self._doomed += {write.key for write in writes} - stored
+            self._to_delete += {write.key for write in writes} - stored
             num_stored = sum(write.key in stored for write in writes)
             self._counts.count(REDIS_STORES, num_stored)
             self._counts.count(REDIS_DROPPED, len(writes) - num_stored)
@@ -217,12 +217,12 @@ class RedisConnection:
 
     async def _drop(self, commands: RedisCommands) -> None:
         """They stay doomed until Redis says that they are gone."""
-        keys = [self._doomed.popleft() for _ in range(len(self._doomed))]
+        keys = [self._to_delete.popleft() for _ in range(len(self._to_delete))]
         try:
             if keys:
                 await asyncio.wait_for(commands.drop(keys), _BACKGROUND_SECONDS)
         except BaseException:
-            self._doomed.extendleft(reversed(keys))
+            self._to_delete.extendleft(reversed(keys))
             raise
 
     async def _wait(self) -> None:

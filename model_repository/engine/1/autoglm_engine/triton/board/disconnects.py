@@ -14,7 +14,7 @@ from .acks import AckGate
 _POLL_SECONDS = 0.04
 
 
-class VanishedWatch:
+class DisconnectWatch:
     """A thread. `cancel` takes engine request ids; `ask` has the detokenizer handle an event, and blocks meanwhile;
     `look_too` is called in each round. Nothing is asked before the first request came: between the end of a model's
     `initialize` and the server's hearing of it, a call to another model ends tritonserver 2.51 (SIGSEGV)."""
@@ -31,7 +31,7 @@ class VanishedWatch:
         self._ask = ask
         self._look_too = look_too
         self._is_known = False
-        self._thread = Periodic("vanished-watch", _POLL_SECONDS, self._look, "vanished clients cannot be looked for")
+        self._thread = Periodic("disconnect-watch", _POLL_SECONDS, self._look, "vanished clients cannot be looked for")
 
     def start(self) -> None:
         self._thread.start()

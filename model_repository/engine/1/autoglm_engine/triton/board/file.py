@@ -136,7 +136,7 @@ class Board:
 
     # ---- the side of an engine that is asked in this one's place
 
-    def pass_cancels(self, caller_ids: Iterable[str]) -> None:
+    def forward_cancels(self, caller_ids: Iterable[str]) -> None:
         for caller_id in caller_ids:
             number = int(self._words[_NUM_CANCELS])
             self._words[_CANCELS + number % MAX_CANCELS] = self.seal.tag_of(caller_id)

@@ -87,7 +87,7 @@ class RequestBoards:
             elder.supersede()
         self._elders.clear()
 
-    def pass_cancels(self, caller_ids: Several[str]) -> bool:
+    def forward_cancels(self, caller_ids: Several[str]) -> bool:
         """To engines of this server that still run what they began before this one was loaded: Triton asks them no
         more. Whether there are any."""
         if not self._has_elders:
@@ -95,7 +95,7 @@ class RequestBoards:
         boards = [board for board in boards_of(self._folder, self._server) if board.id != self._own.id]
         running = [board for board in boards if not board.has_ended and not board.is_abandoned]
         for board in running:
-            board.pass_cancels(caller_ids)
+            board.forward_cancels(caller_ids)
         for board in boards:
             board.close()
         self._has_elders = bool(running)

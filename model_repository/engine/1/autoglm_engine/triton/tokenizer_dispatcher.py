@@ -19,7 +19,7 @@ from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import Kind
 
-from .tokenizer_model import Asked, RequestPreprocessor, Tensors
+from .tokenizer_model import ParsedRequest, RequestPreprocessor, Tensors
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
@@ -39,17 +39,17 @@ class TokenizerReply(Protocol):
     def fail(self, code: str, message: str) -> None: ...
 
 
-class TokenizerDesk:
+class TokenizerDispatcher:
     """What is sure to be quick is answered at once, on the thread that brings it; the rest by `tokenizer.pool`."""
 
-    def __init__(self, door: RequestPreprocessor, board: EngineBoard) -> None:
-        self._door = door
+    def __init__(self, preprocessor: RequestPreprocessor, board: EngineBoard) -> None:
+        self._preprocessor = preprocessor
         self._board = board
-        self._pool = TokenizerPool(door.prompter, door.prompter.another)
+        self._pool = TokenizerPool(preprocessor.prompter, preprocessor.prompter.another)
         self._end: EngineError | None = None
 
     @classmethod
-    def load(cls, board: EngineBoard, folder: Path, manifest: Manifest) -> TokenizerDesk:
+    def load(cls, board: EngineBoard, folder: Path, manifest: Manifest) -> TokenizerDispatcher:
         """Raises ArtifactError."""
         return cls(RequestPreprocessor.load(folder, manifest), board)
 
@@ -58,9 +58,9 @@ class TokenizerDesk:
         encoding is told at once."""
 
         def begin() -> None:
-            asked = self._door.read(tensors, parameters, timeout_us)
-            if self._door.is_quick(asked):
-                self._answer(asked, self._door.prompter, reply)
+            asked = self._preprocessor.read(tensors, parameters, timeout_us)
+            if self._preprocessor.is_quick(asked):
+                self._answer(asked, self._preprocessor.prompter, reply)
             else:
                 self._pool.put(self._job(asked, reply))
 
@@ -71,9 +71,9 @@ class TokenizerDesk:
         `seconds`."""
         self._end = failure
         self._pool.close(failure, seconds)
-        self._door.close()
+        self._preprocessor.close()
 
-    def _job(self, asked: Asked, reply: TokenizerReply) -> Job[Prompter]:
+    def _job(self, asked: ParsedRequest, reply: TokenizerReply) -> Job[Prompter]:
         def work(prompter: Prompter) -> None:
             self._answer(asked, prompter, reply)
 
@@ -82,11 +82,11 @@ class TokenizerDesk:
 
         return Job(asked.tenant, asked.num_bytes, work, fail)
 
-    def _answer(self, asked: Asked, prompter: Prompter, reply: TokenizerReply) -> None:
+    def _answer(self, asked: ParsedRequest, prompter: Prompter, reply: TokenizerReply) -> None:
         made: list[tuple[TokenIds, Packed]] = []
 
         def encode() -> None:
-            admitted = self._door.encode(asked, prompter)
+            admitted = self._preprocessor.encode(asked, prompter)
             sealed = self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
             made.append((admitted.token_ids, sealed))
 

@@ -12,7 +12,7 @@ _IDLE_SHARE = 0.02  # of a core: what an engine that can do nothing any more sti
 MAX_SECONDS = 300.0  # without an answer; whatever it does then is of no use to anybody
 
 
-class EnginePulse:
+class EngineLiveness:
     """`cpu_seconds`: what the engine's process has used so far. An engine that works and does not answer has too much
     to do; one that neither answers nor works is dead."""
 

@@ -17,7 +17,7 @@ _EXTRA = 64  # more than all that may be open, of which only questions for the g
 
 
 @dataclass(eq=False, slots=True)
-class Place:
+class OpenConnection:
     """Of one connection. `end` closes it. `extra`: it is one of more than there is room for."""
 
     address: str
@@ -25,19 +25,19 @@ class Place:
     extra: bool = False
 
 
-class Census:
+class ConnectionTable:
     """`exempt`: addresses of which any number may be open, such as a proxy's."""
 
     def __init__(self, limits: ConnectionLimits, exempt: Callable[[str], bool]) -> None:
         self._limits = limits
         self._exempt = exempt
-        self._open = dict[str, set[Place]]()
-        self._silent = dict[str, dict[Place, None]]()  # of an address, who is silent the longest first
+        self._open = dict[str, set[OpenConnection]]()
+        self._silent = dict[str, dict[OpenConnection, None]]()  # of an address, who is silent the longest first
         self.num_open = 0
 
-    def enter(self, address: str, end: Callable[[], None]) -> Place:
+    def enter(self, address: str, end: Callable[[], None]) -> OpenConnection:
         """Silent at first. Raises ApiError where there is no room."""
-        limits, place = self._limits, Place(address, end)
+        limits, place = self._limits, OpenConnection(address, end)
         if len(self._open.get(address, ())) >= limits.max_connections_per_address and not self._exempt(address):
             self._make_room(address, "too many connections from this address")
         if self.num_open >= limits.max_connections and not self._end_one_of_most():
@@ -49,7 +49,7 @@ class Census:
         self.fell_silent(place)
         return place
 
-    def leave(self, place: Place) -> None:
+    def leave(self, place: OpenConnection) -> None:
         """Also of one that left already."""
         of_address = self._open.get(place.address, set())
         if place not in of_address:
@@ -60,11 +60,11 @@ class Census:
         if not of_address:
             del self._open[place.address]
 
-    def fell_silent(self, place: Place) -> None:
+    def fell_silent(self, place: OpenConnection) -> None:
         if place in self._open.get(place.address, ()):
             self._silent.setdefault(place.address, {}).setdefault(place)
 
-    def spoke(self, place: Place) -> None:
+    def spoke(self, place: OpenConnection) -> None:
         """The gateway has to do for it now."""
         silent = self._silent.get(place.address)
         if silent is not None:
@@ -72,7 +72,7 @@ class Census:
             if not silent:
                 del self._silent[place.address]
 
-    def has_room_for(self, place: Place) -> bool:
+    def has_room_for(self, place: OpenConnection) -> bool:
         """For more than a question for the gateway's health."""
         place.extra = place.extra and self.num_open > self._limits.max_connections
         return not place.extra

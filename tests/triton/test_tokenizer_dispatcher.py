@@ -19,10 +19,10 @@ from autoglm_engine.tokenizer.encoder_process import EncoderLimits
 from autoglm_engine.tokenizer.encoding import BoundedEncoder
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter
 from autoglm_engine.tokenizer.template_process import TemplateLimits
-from autoglm_engine.triton import tokenizer_desk
+from autoglm_engine.triton import tokenizer_dispatcher
 from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import BOARD_ID_BYTES, KEY_BYTES, Kind, Seal
-from autoglm_engine.triton.tokenizer_desk import TokenizerDesk
+from autoglm_engine.triton.tokenizer_dispatcher import TokenizerDispatcher
 from autoglm_engine.triton.tokenizer_model import QUICK_BYTES, RequestPreprocessor, Tensors
 from tokenizers import Tokenizer
 
@@ -105,13 +105,13 @@ class Made:
         encoder = BoundedEncoder.load(path, tokenizer, EncoderLimits(seconds=0.5, seconds_a_byte=0.0))
         template = ChatTemplate(TEMPLATE, {}, TemplateLimits(seconds=0.5))
         prompter = Prompter(tokenizer, template, MAX_LENGTH, encoder)
-        self.desk = TokenizerDesk(
+        self.dispatcher = TokenizerDispatcher(
             RequestPreprocessor(prompter, OptionRules(MAX_LENGTH, 300, {}), "artifact", self.clock), self.board
         )
 
     def take(self, parameters: str = "", **values: Any) -> KeptAnswer:
         answer = KeptAnswer()
-        self.desk.take(tensors(**values), parameters, 0, answer)
+        self.dispatcher.take(tensors(**values), parameters, 0, answer)
         return answer
 
 
@@ -125,7 +125,7 @@ def make(tmp_path: Path) -> Iterator[Callable[..., Made]]:
 
     yield one
     for each in made:
-        each.desk.close(END, PATIENCE)
+        each.dispatcher.close(END, PATIENCE)
 
 
 @pytest.fixture
@@ -235,7 +235,7 @@ def test_at_the_end_everybody_is_answered(make: Callable[..., Made]) -> None:
     door = make(r"\s+$")
     door.take(text_input="x" * 20_000).wait()  # its process runs
     taken = [door.take(text_input=" " * 39_000 + "x") for _ in range(4)]
-    door.desk.close(END, PATIENCE)
+    door.dispatcher.close(END, PATIENCE)
     failures = [answer.wait().failures[0] for answer in taken]
     assert ("UNAVAILABLE", "the server is shutting down") in failures
     assert {code for code, _ in failures} <= {"UNAVAILABLE", "INVALID_ARG"}  # one may have been over by then
@@ -262,13 +262,13 @@ class CrowdedAnswer(KeptAnswer):
 def test_what_found_no_room_in_shared_memory_is_sent_again(door: Made, text: str) -> None:
     """Somebody's large body lies there for a moment; a request that is never answered would wait for ever."""
     answer = CrowdedAnswer(times=3)
-    door.desk.take(tensors(text_input=text), "", 0, answer)
+    door.dispatcher.take(tensors(text_input=text), "", 0, answer)
     assert len(answer.wait().sent) == bool(text)
 
 
 @pytest.mark.parametrize("text", ["short", "a" * (QUICK_BYTES + 1)])
 def test_what_cannot_be_sent_costs_nobody_else(door: Made, monkeypatch: pytest.MonkeyPatch, text: str) -> None:
-    monkeypatch.setattr(tokenizer_desk, "_SEND_SECONDS", 0.01)
+    monkeypatch.setattr(tokenizer_dispatcher, "_SEND_SECONDS", 0.01)
     for _ in range(3):
-        door.desk.take(tensors(text_input=text), "", 0, CrowdedAnswer(times=10**6))
+        door.dispatcher.take(tensors(text_input=text), "", 0, CrowdedAnswer(times=10**6))
     assert door.take(text_input=text).wait().sent

@@ -15,7 +15,7 @@ from functools import partial
 import pytest
 from autoglm_gateway.addresses import counted_as, within
 from autoglm_gateway.errors import ApiError
-from autoglm_gateway.server.census import Census, Place
+from autoglm_gateway.server.connection_table import ConnectionTable, OpenConnection
 from autoglm_gateway.settings.model import ConnectionLimits, GatewaySettings
 
 from tests.support.client.client_fakes import FakeTransport, Script
@@ -164,18 +164,19 @@ def test_a_host_of_ipv6_is_its_network_and_one_of_ipv4_is_itself() -> None:
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_whoever_comes_and_goes_the_census_holds(seed: int) -> None:
+def test_whoever_comes_and_goes_the_bounds_hold(seed: int) -> None:
     """Against a plain list: the bounds hold, only silent ones are ended, and nobody is refused while one is silent."""
     chance = random.Random(seed)
     limits = ConnectionLimits(max_connections=12, max_connections_per_address=5)
-    census, open_, silent = Census(limits, exempt=lambda address: address == "proxy"), list[Place](), set[Place]()
+    table = ConnectionTable(limits, exempt=lambda address: address == "proxy")
+    open_, silent = list[OpenConnection](), set[OpenConnection]()
 
     def enter(address: str) -> None:
-        ended = list[Place]()
-        box = list[Place]()
+        ended = list[OpenConnection]()
+        box = list[OpenConnection]()
         of_address = [place for place in open_ if place.address == address]
         try:
-            place = census.enter(address, lambda: ended.append(box[0]))
+            place = table.enter(address, lambda: ended.append(box[0]))
         except ApiError as error:
             assert error.status == 503
             assert not any(place in silent for place in (of_address if "address" in error.message else open_))
@@ -185,7 +186,7 @@ def test_whoever_comes_and_goes_the_census_holds(seed: int) -> None:
         open_.append(place)
         silent.add(place)
 
-    ends = dict[Place, list[Place]]()
+    ends = dict[OpenConnection, list[OpenConnection]]()
     for _ in range(400):
         match chance.choice(["enter", "enter", "leave", "speak", "fall"]):
             case "enter":
@@ -193,20 +194,20 @@ def test_whoever_comes_and_goes_the_census_holds(seed: int) -> None:
             case "leave" if open_:
                 place = open_.pop(chance.randrange(len(open_)))
                 silent.discard(place)
-                census.leave(place)
+                table.leave(place)
             case "speak" if open_:
                 place = chance.choice(open_)
-                census.spoke(place)
+                table.spoke(place)
                 silent.discard(place)
             case "fall" if open_:
                 place = chance.choice(open_)
-                census.fell_silent(place)
+                table.fell_silent(place)
                 silent.add(place)
         for place in [place for place in open_ if ends[place]]:
             assert place in silent, "one that was being answered was ended"
             open_.remove(place)
             silent.discard(place)
-        assert census.num_open == len(open_) <= limits.max_connections + 64
+        assert table.num_open == len(open_) <= limits.max_connections + 64
         for address in ("a", "b", "c", "d"):
             assert sum(place.address == address for place in open_) <= limits.max_connections_per_address
 

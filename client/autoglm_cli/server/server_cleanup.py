@@ -30,7 +30,7 @@ _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
-class Remains:
+class ServerCleanup:
     """`regions` begins the names of the server's regions in shared memory; `server_pid` is known to its board."""
 
     folder: Path
@@ -109,9 +109,9 @@ def _locked_within(file: int, seconds: float) -> bool:
     return locked
 
 
-def start_watch(remains: Remains) -> subprocess.Popen[bytes]:
+def start_watch(cleanup: ServerCleanup) -> subprocess.Popen[bytes]:
     """The program: it outlives this process, whose end it waits for."""
-    named = [str(os.getpid()), str(remains.folder), remains.regions, str(remains.server_pid)]
+    named = [str(os.getpid()), str(cleanup.folder), cleanup.regions, str(cleanup.server_pid)]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(
         [sys.executable, "-IS", __file__, *named], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
@@ -135,4 +135,4 @@ def wait_for_parent(pid: int) -> None:
 
 if __name__ == "__main__":
     wait_for_parent(int(sys.argv[1]))
-    Remains(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])).remove()
+    ServerCleanup(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])).remove()

@@ -15,7 +15,7 @@ from autoglm_gateway.errors import api_error
 from .observed import Answered, RequestRecord
 
 
-class Pieces(Protocol):
+class PieceStream(Protocol):
     """An answer in pieces; leaving it early cancels it."""
 
     def __aiter__(self) -> Self: ...
@@ -29,13 +29,13 @@ class Pieces(Protocol):
     ) -> None: ...
 
 
-class Asks(Protocol):
+class GenerationClient(Protocol):
     async def generate(self, prompt: Prompt, options: GenerationOptions) -> Result: ...
 
-    def stream(self, prompt: Prompt, options: GenerationOptions) -> Pieces: ...
+    def stream(self, prompt: Prompt, options: GenerationOptions) -> PieceStream: ...
 
 
-class Asking:
+class RecordingClient:
     def __init__(self, client: AsyncClient, observed: RequestRecord) -> None:
         self._client = client
         self._observed = observed
@@ -50,13 +50,13 @@ class Asking:
         _note(self._observed, Answered(result, perf_counter()))
         return result
 
-    def stream(self, prompt: Prompt, options: GenerationOptions) -> Pieces:
+    def stream(self, prompt: Prompt, options: GenerationOptions) -> PieceStream:
         self._observed.options = self._observed.options or options
         self._observed.streamed = True
-        return _NotedPieces(self._client.stream(prompt, options), self._observed)
+        return _RecordingStream(self._client.stream(prompt, options), self._observed)
 
 
-class _NotedPieces:
+class _RecordingStream:
     """Costs a piece one more call: what is noted is its first and its last one."""
 
     def __init__(self, stream: Stream, observed: RequestRecord) -> None:

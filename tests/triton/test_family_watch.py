@@ -15,9 +15,9 @@ from autoglm_engine.cache import opening
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.triton.board.engine_watch import EngineWatch
+from autoglm_engine.triton.board.family_watch import DETOKENIZER, EMBEDDER, TOKENIZER, FamilyWatch
 from autoglm_engine.triton.board.finder import SHARED_MEMORY, boards_of
 from autoglm_engine.triton.board.server_identity import ServerIdentity
-from autoglm_engine.triton.board.shared_fate import DETOKENIZER, EMBEDDER, TOKENIZER, SharedFate
 
 from tests.support.engine.engine_bench import VOCAB
 from tests.support.engine.fakes import FakeRunner
@@ -25,12 +25,12 @@ from tests.support.engine.small_service import serving
 
 # A model's process: loaded on the first line, unloaded in order on the second.
 _MODEL = """
-import sys; from pathlib import Path; from autoglm_engine.triton.board.shared_fate import SharedFate
+import sys; from pathlib import Path; from autoglm_engine.triton.board.family_watch import FamilyWatch
 role, engine, folder, pid = sys.argv[1:]
-fate = SharedFate(role, engine, lambda other: print("died", other, flush=True), Path(folder), int(pid))
+watch = FamilyWatch(role, engine, lambda other: print("died", other, flush=True), Path(folder), int(pid))
 print("loaded", flush=True)
 sys.stdin.readline()
-fate.close()
+watch.close()
 """
 
 
@@ -52,7 +52,7 @@ class Watching:
     def __init__(self, role: str, folder: Path) -> None:
         self.dead: list[str] = []
         self._told = threading.Event()
-        self.fate = SharedFate(role, "engine", self._note, folder, os.getpid())
+        self.watch = FamilyWatch(role, "engine", self._note, folder, os.getpid())
 
     def _note(self, role: str) -> None:
         self.dead.append(role)
@@ -64,7 +64,7 @@ class Watching:
 
     def looks(self) -> None:
         """As its threads do, all at once."""
-        for watch in self.fate._watches:
+        for watch in self.watch._watches:
             watch._thread.once()
 
 
@@ -76,7 +76,7 @@ def test_a_killed_neighbour_is_noticed(tmp_path: Path, watching: str, dying: str
     with ExitStack() as stack:
         neighbour = stack.enter_context(model(dying, tmp_path))
         here = Watching(watching, tmp_path)
-        stack.callback(here.fate.close)
+        stack.callback(here.watch.close)
         here.looks()
         assert here.dead == []
         neighbour.kill()
@@ -89,7 +89,7 @@ def test_what_is_unloaded_in_order_or_of_another_family_did_not_die(tmp_path: Pa
         unloaded = stack.enter_context(model(DETOKENIZER, tmp_path))
         other = stack.enter_context(model(DETOKENIZER, tmp_path, "other-engine"))
         here = Watching(TOKENIZER, tmp_path)
-        stack.callback(here.fate.close)
+        stack.callback(here.watch.close)
         here.looks()
         other.kill()
         unloaded.communicate("\n")
@@ -104,7 +104,7 @@ def test_one_that_died_beside_its_successor_is_nobodys_end(tmp_path: Path) -> No
         before = stack.enter_context(model(DETOKENIZER, tmp_path))
         stack.enter_context(model(DETOKENIZER, tmp_path))
         here = Watching(TOKENIZER, tmp_path)
-        stack.callback(here.fate.close)
+        stack.callback(here.watch.close)
         here.looks()
         before.kill()
         before.wait()
@@ -141,5 +141,5 @@ def test_a_model_that_cannot_watch_did_not_die(tmp_path: Path, monkeypatch: pyte
 
 
 def test_nothing_is_left_in_shared_memory(tmp_path: Path) -> None:
-    Watching(TOKENIZER, tmp_path).fate.close()
+    Watching(TOKENIZER, tmp_path).watch.close()
     assert list(tmp_path.iterdir()) == []

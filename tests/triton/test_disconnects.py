@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from autoglm_engine.messages import Ack, Packed, unpack_sent_event
 from autoglm_engine.triton.board.acks import AckBoard, AckGate
-from autoglm_engine.triton.board.disconnects import VanishedWatch
+from autoglm_engine.triton.board.disconnects import DisconnectWatch
 from autoglm_engine.triton.board.finder import EventBoards, RequestBoards
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 
@@ -39,7 +39,7 @@ def test_the_detokenizer_is_greeted_once_and_not_before_the_first_request(
             raise failures.pop()
         asked.append(packed)
 
-    watch = VanishedWatch(AckGate(board), lambda ids: None, ask)
+    watch = DisconnectWatch(AckGate(board), lambda ids: None, ask)
     for _ in range(3):
         watch._look()
     assert not asked and failures, "nobody asked the engine yet"

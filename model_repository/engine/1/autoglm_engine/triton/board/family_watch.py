@@ -21,7 +21,7 @@ ENGINE, TOKENIZER, DETOKENIZER, EMBEDDER = "engine", "tokenizer", "detokenizer",
 _WATCHED = {TOKENIZER: (ENGINE, DETOKENIZER, EMBEDDER), DETOKENIZER: (TOKENIZER,), EMBEDDER: ()}
 
 
-class SharedFate:
+class FamilyWatch:
     """`role`: of this process. `engine`: the name of its family's engine. `died`: called with the role of who died.
 
     To be made last when a model is loaded, and closed when it is unloaded: one that fails meanwhile did not die.

@@ -18,8 +18,8 @@ from pathlib import Path
 
 import psutil
 import pytest
+from autoglm_cli.server.server_cleanup import SHARED_MEMORY, ServerCleanup
 from autoglm_cli.server.server_folder import Process, ServerFolder, sweep
-from autoglm_cli.server.server_remains import SHARED_MEMORY, Remains
 from autoglm_engine.triton.board.acks import AckBoard
 
 from tests.support.server.processes import wait_for_end
@@ -31,7 +31,7 @@ class Left:
     """What a server may leave, made here: `kill` ends what a failed test leaves behind."""
 
     def __init__(self, folder: Path, regions: str) -> None:
-        self.remains = Remains(folder, regions)
+        self.cleanup = ServerCleanup(folder, regions)
         self.region = SHARED_MEMORY / f"{regions}{secrets.token_hex(4)}"
         self.region.write_bytes(b"x")
         self.processes: list[psutil.Popen] = []
@@ -41,10 +41,10 @@ class Left:
         return self.processes[-1]
 
     def start_stub(self) -> psutil.Popen:
-        return self.start(f"{self.remains.folder}/backends/python/triton_python_backend_stub", "600")
+        return self.start(f"{self.cleanup.folder}/backends/python/triton_python_backend_stub", "600")
 
     def start_server(self) -> psutil.Popen:
-        option = f"--backend-directory={self.remains.folder}/backends"
+        option = f"--backend-directory={self.cleanup.folder}/backends"
         return self.start("tritonserver", "-c", "sleep 600; true", option, program="/bin/sh")
 
     def kill(self) -> None:
@@ -85,12 +85,12 @@ def test_processes_regions_and_folder_go(left: MakeLeft, tmp_path: Path) -> None
     mine, other = left(tmp_path / "autoglm-server-a"), left(tmp_path / "autoglm-server-ab")
     server, stub, stopped = mine.start_server(), mine.start_stub(), mine.start_stub()
     stopped.send_signal(signal.SIGSTOP)
-    reader = mine.start(f"{mine.remains.folder}/server.log", "600")  # somebody who looks at its log, say
+    reader = mine.start(f"{mine.cleanup.folder}/server.log", "600")  # somebody who looks at its log, say
     others = other.start_stub()
-    mine.remains.remove()
+    mine.cleanup.remove()
     assert {server.wait(), stub.wait(), stopped.wait()} == {-signal.SIGKILL}
-    assert not mine.region.exists() and not mine.remains.folder.exists()
-    assert reader.is_running() and others.is_running() and other.region.exists() and other.remains.folder.exists()
+    assert not mine.region.exists() and not mine.cleanup.folder.exists()
+    assert reader.is_running() and others.is_running() and other.region.exists() and other.cleanup.folder.exists()
 
 
 @pytest.mark.slow
@@ -108,7 +108,7 @@ def test_the_board_of_the_server_goes_when_its_engine_has(tmp_path: Path) -> Non
             fcntl.flock(engine, fcntl.LOCK_EX)
             fcntl.flock(killed, fcntl.LOCK_EX)
             threading.Timer(0.3, lambda: fcntl.flock(killed, fcntl.LOCK_UN)).start()
-            Remains(tmp_path / "none", "autoglm-none-", NO_PROCESS).remove()
+            ServerCleanup(tmp_path / "none", "autoglm-none-", NO_PROCESS).remove()
             found = [path.exists() for path in (abandoned, ending, held, others, empty)]
             assert found == [False, False, True, True, True]
     finally:
@@ -117,7 +117,7 @@ def test_the_board_of_the_server_goes_when_its_engine_has(tmp_path: Path) -> Non
 
 
 def test_an_engines_board_says_whose_it_is() -> None:
-    """The layout that `server_remains` reads."""
+    """The layout that `server_cleanup` reads."""
     with AckBoard(1) as board:
         head = struct.unpack("<4Q", (SHARED_MEMORY / board.name).read_bytes()[:32])
     assert head[3] == os.getppid()
@@ -129,7 +129,7 @@ def test_the_next_start_sweeps_what_dead_owners_left(left: MakeLeft, tmp_path: P
     dead = left(tmp_path / "autoglm-server-dead", owner_of(ended.pid))
     stub = dead.start_stub()
     again = left(tmp_path / "autoglm-server-again", {"pid": os.getpid(), "started": 1})  # its number is another's now
-    assert sweep(tmp_path) == [again.remains.folder, dead.remains.folder]
+    assert sweep(tmp_path) == [again.cleanup.folder, dead.cleanup.folder]
     assert stub.wait() == -signal.SIGKILL and not dead.region.exists() and not again.region.exists()
     assert not list(tmp_path.iterdir())
 
@@ -185,26 +185,26 @@ def test_regions_are_only_ever_a_servers(tmp_path: Path) -> None:
 
 def test_links_are_not_followed(left: MakeLeft, tmp_path: Path) -> None:
     elsewhere = left(tmp_path / "kept", {"pid": NO_PROCESS, "started": 1})
-    (tmp_path / "autoglm-server-link").symlink_to(elsewhere.remains.folder)
+    (tmp_path / "autoglm-server-link").symlink_to(elsewhere.cleanup.folder)
     folder = tmp_path / "autoglm-server-owner"
     folder.mkdir()
-    (folder / "owner").symlink_to(elsewhere.remains.folder / "owner")
+    (folder / "owner").symlink_to(elsewhere.cleanup.folder / "owner")
     assert sweep(tmp_path) == []
-    assert elsewhere.region.exists() and elsewhere.remains.folder.exists() and folder.exists()
+    assert elsewhere.region.exists() and elsewhere.cleanup.folder.exists() and folder.exists()
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root makes files of other users")
 def test_another_users_are_left_alone(left: MakeLeft, tmp_path: Path) -> None:
     theirs = left(tmp_path / "autoglm-server-theirs", {"pid": NO_PROCESS, "started": 1})
-    os.chown(theirs.remains.folder, 65534, 65534)
+    os.chown(theirs.cleanup.folder, 65534, 65534)
     assert sweep(tmp_path) == [] and theirs.region.exists()
     mine = left(tmp_path / "autoglm-server-mine", {"pid": NO_PROCESS, "started": 1})
     os.chown(mine.region, 65534, 65534)
     process = psutil.Popen(
-        [f"{mine.remains.folder}/backends/python/stub", "600"], executable="/bin/sleep", user=65534, group=65534
+        [f"{mine.cleanup.folder}/backends/python/stub", "600"], executable="/bin/sleep", user=65534, group=65534
     )
     try:
-        assert sweep(tmp_path) == [mine.remains.folder]
+        assert sweep(tmp_path) == [mine.cleanup.folder]
         assert process.poll() is None and mine.region.exists()
     finally:
         process.kill()
@@ -215,9 +215,9 @@ def test_another_users_are_left_alone(left: MakeLeft, tmp_path: Path) -> None:
 _OWNER = """
 import sys, time
 from autoglm_cli.server.server_folder import ServerFolder
-from autoglm_cli.server.server_remains import start_watch
+from autoglm_cli.server.server_cleanup import start_watch
 folder = ServerFolder(sys.argv[1])
-watch = start_watch(folder.remains(0))
+watch = start_watch(folder.cleanup(0))
 print(folder.path, watch.pid, flush=True)
 time.sleep(600)
 """

@@ -10,7 +10,7 @@ from autoglm_engine.triton.board.acks import AckBoard
 from .responses import Replies
 
 
-class PassedCancels:
+class ForwardedCancels:
     """`cancel` takes the engine's own request ids. One thread looks."""
 
     def __init__(self, board: AckBoard, replies: Replies, cancel: Callable[[Iterable[str]], object]) -> None:
