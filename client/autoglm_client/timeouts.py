@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .exceptions import ConnectTimeout, FirstTokenTimeout, InterTokenTimeout, TimeLimitError, TotalTimeout
+from .exceptions import FirstTokenTimeout, InterTokenTimeout, TimeLimitError, TotalTimeout
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,10 +55,6 @@ class Deadlines:
     def next(self) -> Limit | None:
         limits = [limit for limit in (self._total, self._token) if limit is not None]
         return min(limits, key=lambda limit: limit.at, default=None)
-
-
-def connect_limit(timeouts: Timeouts, now: float, endpoint: str) -> Limit | None:
-    return _limit(ConnectTimeout, now, timeouts.connect, f"no connection to {endpoint} within {{}} s")
 
 
 def _limit(error: type[TimeLimitError], start: float, seconds: float | None, sentence: str) -> Limit | None:

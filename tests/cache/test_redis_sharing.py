@@ -13,7 +13,6 @@ from autoglm_engine.cache.redis.loading import load_redis_tier
 from autoglm_engine.cache.redis.tier import RedisTier
 from autoglm_engine.core import CacheHit, CacheUse, Request
 from autoglm_engine.errors import InvalidRequest, NotCached
-from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.settings.model import plain_settings
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -23,6 +22,7 @@ from tests.cache.test_sharing import OPTIONS, Visit, check, counted, shared_benc
 from tests.cache.test_tiers import FakeTier
 from tests.support.engine.engine_bench import Bench
 from tests.support.engine.fakes import answers, request
+from tests.support.engine.memory_metrics import MemoryMetrics
 from tests.support.server.real_redis import RedisServer, running_redis
 
 Tiers = tuple[RedisTier, RedisTier]
@@ -88,12 +88,12 @@ def damage_all(server: RedisServer) -> None:
 
 def finish(bench: Bench) -> None:
     """What is looked up, then what is computed."""
-    wait_for(lambda: not bench.engine._lookups.num_pending)  # type: ignore[attr-defined]
+    wait_for(lambda: not bench.engine._lookups._pending)  # type: ignore[attr-defined]
     bench.drain()
 
 
 def settle(benches: list[Bench], tiers: Tiers) -> None:
-    while any(bench.engine.has_work or bench.engine._lookups.num_pending for bench in benches):  # type: ignore[attr-defined]
+    while any(bench.engine.has_work or bench.engine._lookups._pending for bench in benches):  # type: ignore[attr-defined]
         for bench in benches:
             finish(bench)
     wait_for(lambda: all(tier.is_up and not len(tier._queue) for tier in tiers))

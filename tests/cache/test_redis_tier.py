@@ -27,10 +27,11 @@ from autoglm_engine.cache.redis.entry import MAX_VALUE_BYTES
 from autoglm_engine.cache.redis.tier import RedisTier
 from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, Event, FinishReason, Stages, TokenLogprobs, Usage
-from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP, MemoryMetrics
+from autoglm_engine.metrics import CACHE_CORRUPTED, REDIS_LOOKUP, REDIS_UP
 from autoglm_engine.settings.model import plain_settings
 
 from tests.support.engine.fakes import request
+from tests.support.engine.memory_metrics import MemoryMetrics
 from tests.support.server.real_redis import Proxy, RedisServer, proxied, running_redis
 
 pytestmark = pytest.mark.slow

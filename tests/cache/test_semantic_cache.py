@@ -33,7 +33,7 @@ from autoglm_engine.core import (
 from autoglm_engine.engine.background import BackgroundRuns
 from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import ArtifactError, InvalidRequest, QueueFull
-from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE, MemoryMetrics
+from autoglm_engine.metrics import SEMANTIC_CHECKS, SEMANTIC_ENABLED, SEMANTIC_FALSE_RATE
 from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.semantic_query import MAX_QUESTION_CHARACTERS, question_of_messages, question_of_text
 from autoglm_perf.semantic.precision import PAIRS_FILE
@@ -41,6 +41,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.support.engine.fakes import FakeClock
+from tests.support.engine.memory_metrics import MemoryMetrics
 
 PAIRS = [json.loads(line) for line in PAIRS_FILE.read_text(encoding="utf-8").splitlines()]
 DIMENSIONS = 4
@@ -273,7 +274,7 @@ def test_the_index_finds_what_a_scan_finds(commands: list[tuple[str, int, int]])
         found = index.nearest(bytes([group]), query, 3)
         assert [number for number, _ in found] == sorted(own, key=lambda number: -own[number])[:3]
         assert all(abs(own[number] - cosine) < 1e-5 for number, cosine in found)
-    assert index.num_groups == len({group for group, _ in model})
+    assert len(index._groups) == len({group for group, _ in model})
 
 
 # ---- what is compared

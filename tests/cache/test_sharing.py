@@ -135,20 +135,29 @@ def answer(num_tokens: int = 3) -> Event:
     return Event("r", tuple(range(num_tokens)), Usage(1, num_tokens, 0), Stages(), FinishReason.LENGTH, is_first=True)
 
 
+def found(cache: ResponseCache, key: bytes) -> tuple[Event, float] | None:
+    """(the answer, its age), as the caching engine looks for it."""
+    if (entry := cache.look(key)) is None:
+        return None
+    answer = read_entry(key, entry)
+    cache.was_read(key, entry, answer)
+    return None if answer is None else (answer, cache.age(entry))
+
+
 def test_the_least_recently_used_answer_leaves_first_and_the_bound_holds() -> None:
     metrics, clock = MemoryMetrics(), FakeClock()
     cache = ResponseCache(3 * (ENTRY_OVERHEAD + 150), 10.0, metrics, clock)
     for key in (b"a", b"b", b"c"):
         cache.keep(key, answer())
-    assert cache.find(b"a") is not None
+    assert found(cache, b"a") is not None
     cache.keep(b"d", answer())
-    assert [cache.find(key) is not None for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
+    assert [found(cache, key) is not None for key in (b"a", b"b", b"c", b"d")] == [True, False, True, True]
     cache.keep(b"huge", answer(10_000))
-    assert cache.find(b"huge") is None
+    assert found(cache, b"huge") is None
     assert (cache.stats.evictions, cache.stats.entries, cache.stats.stores) == (1, 3, 4)
     assert metrics.value(CACHE_BYTES) == cache.stats.bytes <= 3 * (ENTRY_OVERHEAD + 150)
     assert cache.flush() == 3
-    assert (cache.stats.bytes, cache.stats.entries, cache.find(b"a")) == (0, 0, None)
+    assert (cache.stats.bytes, cache.stats.entries, found(cache, b"a")) == (0, 0, None)
 
 
 def test_an_answer_lives_for_its_time_and_keeping_it_again_renews_it() -> None:
@@ -156,13 +165,13 @@ def test_an_answer_lives_for_its_time_and_keeping_it_again_renews_it() -> None:
     cache = ResponseCache(10_000, 10.0, MemoryMetrics(), clock)
     cache.keep(b"a", answer())
     clock.now += 9
-    found = cache.find(b"a")
-    assert found is not None and found[1] == 9
+    kept = found(cache, b"a")
+    assert kept is not None and kept[1] == 9
     cache.keep(b"a", answer())
     clock.now += 9
-    assert cache.find(b"a") is not None
+    assert found(cache, b"a") is not None
     clock.now += 1
-    assert cache.find(b"a") is None
+    assert found(cache, b"a") is None
     assert (cache.stats.expired, cache.stats.bytes) == (1, 0)
 
 
@@ -171,7 +180,7 @@ def test_an_answer_that_does_not_fit_takes_the_one_before_with_it() -> None:
     cache = ResponseCache(2 * ENTRY_OVERHEAD, 10.0, metrics, FakeClock())
     cache.keep(b"a", answer())
     cache.keep(b"a", answer(10_000))
-    assert cache.find(b"a") is None
+    assert found(cache, b"a") is None
     assert (cache.stats.entries, cache.stats.bytes, metrics.value(CACHE_BYTES)) == (0, 0, 0)
 
 
@@ -244,11 +253,11 @@ def test_a_damaged_answer_is_a_miss(data: st.DataObject) -> None:
     broken = bytearray(entry.content)
     broken[at] ^= data.draw(st.integers(1, 255))
     cache._entries[b"a"] = replace(entry, content=bytes(broken))
-    assert cache.find(b"a") is None
+    assert found(cache, b"a") is None
     assert (cache.stats.corrupted, cache.stats.misses, cache.stats.hits) == (1, 1, 0)
     cache.keep(b"a", answer())
     cache._entries[b"b"] = cache._entries[b"a"]  # another request's
-    assert cache.find(b"b") is None
+    assert found(cache, b"b") is None
 
 
 # ---- hits

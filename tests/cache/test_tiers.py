@@ -73,7 +73,7 @@ def settle(bench: Bench) -> None:
     """Until nothing is being looked up."""
     lookups = bench.engine._lookups  # type: ignore[attr-defined]
     until = time.monotonic() + 120
-    while lookups.num_pending:
+    while lookups._pending:
         assert time.monotonic() < until
         time.sleep(0.0005)
 
@@ -331,7 +331,7 @@ def test_nobody_waits_for_a_tier_while_it_hangs_and_it_is_asked_again_once_it_an
     bench.drain()
     assert len(answers(bench.events)) == 20, "also those that waited for a thread"
     submit(bench, request("meanwhile", [9, 9], ignore_eos=True))
-    assert not bench.engine._lookups.num_pending  # type: ignore[attr-defined]
+    assert not bench.engine._lookups._pending  # type: ignore[attr-defined]
     bench.drain()
     assert answers(bench.events)["meanwhile"].token_ids == expected_greedy([9, 9], 8, VOCAB)
     asked = stuck.num_asked
@@ -480,7 +480,7 @@ def test_no_answer_differs_from_the_one_computed_alone(visitors: list, num_slots
         bench.engine.cancel(visitor.request.id for visitor in visitors if visitor.leaves == step)
         bench.step()
     tier.free.set()
-    while bench.engine.has_work or bench.engine._lookups.num_pending:  # type: ignore[attr-defined]
+    while bench.engine.has_work or bench.engine._lookups._pending:  # type: ignore[attr-defined]
         finish(bench)
     bench.assert_idle()
     refused |= {event.request_id for event in bench.events if event.error_code == "NOT_FOUND"}

@@ -12,7 +12,6 @@ from collections import Counter
 import autoglm_client
 import pytest
 from autoglm_client import (
-    ConnectTimeout,
     FirstTokenTimeout,
     GenerationOptions,
     InterTokenTimeout,
@@ -28,7 +27,7 @@ from autoglm_client import (
 )
 from autoglm_client.option_fields import OPTION_KINDS, OptionChanges
 from autoglm_client.options import OPTION_NAMES
-from autoglm_client.timeouts import Deadlines, connect_limit
+from autoglm_client.timeouts import Deadlines
 from autoglm_client.transport.requests import control_request, generation_request, is_control
 from autoglm_client.transport.responses import error_of, parse_control, parse_generation
 from hypothesis import given
@@ -242,8 +241,6 @@ def test_an_answer_in_one_piece_has_only_the_total_limit() -> None:
 def test_time_limits_must_be_positive() -> None:
     with pytest.raises(ValueError, match="'total' must be over 0 seconds"):
         Timeouts(total=0.0)
-    limit = connect_limit(Timeouts(connect=1.5), 10.0, "host:1")
-    assert limit is not None and (limit.at, limit.error) == (11.5, ConnectTimeout)
 
 
 def test_only_errors_that_computed_nothing_are_retried() -> None:

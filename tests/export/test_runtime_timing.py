@@ -13,7 +13,7 @@ from autoglm_engine.runners.base import Deferred, Limits
 from autoglm_export import runtimes as lowering
 from autoglm_export.artifact import Options
 from autoglm_export.auto_runtime.choice import CANDIDATES, choose
-from autoglm_export.auto_runtime.reduced_model import MIN_VOCABULARY, STREAMED_BYTES, reduced, streamed_bytes
+from autoglm_export.auto_runtime.reduced_model import MIN_VOCABULARY, STREAMED_BYTES, matrix_sizes, reduced
 from autoglm_export.auto_runtime.timing import STAGE, Bench, Workload, measure
 from autoglm_export.errors import ExportError
 from autoglm_export.model.spec import ModelSpec, RopeSpec
@@ -51,11 +51,11 @@ def test_a_reduced_model_has_the_same_layers_and_few_of_them(spec: ModelSpec) ->
     assert dataclasses.replace(small, num_layers=spec.num_layers, vocab_size=spec.vocab_size) == spec
     assert 1 <= small.num_layers <= spec.num_layers
     assert min(MIN_VOCABULARY, spec.vocab_size) <= small.vocab_size <= spec.vocab_size
-    assert small.num_layers == spec.num_layers or streamed_bytes(small) >= STREAMED_BYTES
+    assert small.num_layers == spec.num_layers or sum(matrix_sizes(small)) >= STREAMED_BYTES
     exact = spec.vocab_size * small.num_layers / spec.num_layers
     assert small.vocab_size >= exact and (small.vocab_size < exact + 1 or small.vocab_size <= MIN_VOCABULARY)
     if small.num_layers > 1:
-        share = streamed_bytes(spec) / spec.num_layers
+        share = sum(matrix_sizes(spec)) / spec.num_layers
         assert (small.num_layers - 1) * share < STREAMED_BYTES, "one layer less would do"
 
 

@@ -16,18 +16,14 @@ MIN_VOCABULARY = 256
 def reduced(spec: ModelSpec) -> ModelSpec:
     """As few layers as have STREAMED_BYTES of weights in int8, with a share of the vocabulary that is theirs of the
     layers."""
-    share = sum(_matrix_sizes(spec)) / spec.num_layers
+    share = sum(matrix_sizes(spec)) / spec.num_layers
     num_layers = max(1, min(spec.num_layers, math.ceil(STREAMED_BYTES / share)))
     vocab_size = max(MIN_VOCABULARY, -(-spec.vocab_size * num_layers // spec.num_layers))
     return dataclasses.replace(spec, num_layers=num_layers, vocab_size=min(spec.vocab_size, vocab_size))
 
 
-def streamed_bytes(spec: ModelSpec) -> int:
-    """Bytes of int8 weights that every step reads: all matrices, of which a tied embedding is one."""
-    return sum(_matrix_sizes(spec))
-
-
-def _matrix_sizes(spec: ModelSpec) -> list[int]:
+def matrix_sizes(spec: ModelSpec) -> list[int]:
+    """Weights of each matrix that every step reads; a tied embedding is one."""
     shapes = weight_shapes(spec)
     if not spec.tied_embeddings:
         del shapes["embed"]  # a step reads a row a token of it

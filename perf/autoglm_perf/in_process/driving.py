@@ -31,7 +31,6 @@ class Outcome:
     """Latencies in milliseconds, from arrival to the last event."""
 
     requests_per_second: float
-    cached_share: float  # of all prompt tokens
     p50_ms: float
     p95_ms: float
     num_steps: int
@@ -102,6 +101,4 @@ def summed_up(latencies: Sequence[float], last: Sequence[Event], seconds: float,
     failed = [event.error for event in last if event.error is not None]
     assert not failed, failed[0]
     quantiles = statistics.quantiles(latencies, n=20)
-    prompt_tokens = sum(event.usage.prompt_tokens for event in last)
-    cached = sum(event.usage.cached_tokens for event in last) / prompt_tokens
-    return Outcome(len(last) / seconds, cached, 1e3 * quantiles[9], 1e3 * quantiles[18], num_steps)
+    return Outcome(len(last) / seconds, 1e3 * quantiles[9], 1e3 * quantiles[18], num_steps)

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Event, Logits, Request, StepBatch, TokenLogprobs
 from autoglm_engine.engine.engine import Engine
-from autoglm_engine.metrics import MemoryMetrics
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 
 from tests.support.engine.fakes import FakeClock, FakeRunner, letters_text, letters_tokenizer
 from tests.support.engine.images import FakeVision
+from tests.support.engine.memory_metrics import MemoryMetrics
 
 TEXT = letters_text()
 LETTERS = letters_tokenizer()

@@ -239,7 +239,7 @@ class World:
         if self.tier:
             self.tier.free.set()
         for _ in range(100_000):
-            if not (self.engine.has_work or self.engine._lookups.num_pending):
+            if not (self.engine.has_work or self.engine._lookups._pending):
                 return
             self.bench.clock.now += 0.001
             self.bench.encode()

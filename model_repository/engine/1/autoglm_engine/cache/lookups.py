@@ -62,10 +62,6 @@ class Lookups:
         self._pending: dict[str, Lookup] = {}
         self._results: deque[tuple[str, Found | Missed | None]] = deque()
 
-    @property
-    def num_pending(self) -> int:
-        return len(self._pending)
-
     def wanted(self, request: Request) -> tuple[Tier, ...]:
         return tuple(line.tier for line in self._lines.values() if line.tier.wants(request))
 

@@ -83,14 +83,6 @@ class ResponseCache:
         self._entries: OrderedDict[bytes, Entry] = OrderedDict()  # least recently used first
         self.stats = CacheStats()
 
-    def find(self, key: bytes) -> tuple[Event, float] | None:
-        """(the whole answer as one event without a request id, its age in seconds)."""
-        if (entry := self.look(key)) is None:
-            return None
-        answer = read_entry(key, entry)
-        self.was_read(key, entry, answer)
-        return None if answer is None else (answer, self.age(entry))
-
     def look(self, key: bytes) -> Entry | None:
         """What is kept, to be read with `read_entry`; then `was_read` is told."""
         entry = self._entries.get(key)

@@ -14,7 +14,7 @@ from autoglm_engine.core import CacheHit, Event, Request
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """`answer`: all of it as one event without a request id, as `ResponseCache.find` gives it. `age`: seconds."""
+    """`answer`: all of it as one event without a request id. `age`: seconds."""
 
     answer: Event
     age: float

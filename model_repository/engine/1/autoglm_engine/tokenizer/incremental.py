@@ -2,9 +2,9 @@
 
 A token's text may depend on its neighbours: a character's bytes are spread over several tokens, or the decoder treats
 the first token differently. `TextStream` cuts a token sequence into groups at the places where that is over;
-`decode_piece` decodes one group. The invariant, for every sequence, also an invalid one:
+`TokenText.decode` decodes one group. The invariant, for every sequence, also an invalid one:
 
-    "".join(decode_piece(t, group, i == 0) for i, group in enumerate(groups)) == t.decode(ids, skip_special_tokens=True)
+    "".join(text.decode(group, i == 0) for i, group in enumerate(groups)) == t.decode(ids, skip_special_tokens=True)
 
 Two kinds of decoder (formats as in the tokenizers library, `decoder` of tokenizer.json):
 
@@ -51,13 +51,6 @@ class TextStream(Protocol):
         ...
 
 
-def decode_piece(tokenizer: Tokenizer, token_ids: Sequence[int], is_first: bool) -> str:
-    """The text of one group. `is_first`: it is the sequence's first group."""
-    if is_first or _is_byte_level(_decoder_steps(tokenizer)):
-        return str(tokenizer.decode(list(token_ids), skip_special_tokens=True))
-    return _decode_after(tokenizer, _find_anchor(tokenizer), token_ids)
-
-
 class TokenText:
     """What a tokenizer's tokens look like, read once; it makes a `TextStream` a request.
 
@@ -80,7 +73,7 @@ class TokenText:
         return ByteLevelStream(self._bytes) if self._bytes else ByTokenStream(self._closes)
 
     def decode(self, token_ids: Sequence[int], is_first: bool) -> str:
-        """Equal to `decode_piece`, and faster."""
+        """The text of one group. `is_first`: it is the sequence's first group."""
         if self._bytes:
             known = len(self._bytes)
             return b"".join(self._bytes[i] for i in token_ids if i < known).decode("utf-8", "replace")

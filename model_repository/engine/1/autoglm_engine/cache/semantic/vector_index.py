@@ -48,7 +48,3 @@ class VectorIndex:
 
     def clear(self) -> None:
         self._groups.clear()
-
-    @property
-    def num_groups(self) -> int:
-        return len(self._groups)
