@@ -21,7 +21,7 @@ import pytest
 import yaml
 from autoglm_cli.repository.repositories import families, own_artifact
 from autoglm_cli.repository.writer import Family, write_family
-from autoglm_cli.server import local_server, stack_limit, triton_flags
+from autoglm_cli.server import stack_limit, triton_command, triton_flags
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.server_tls import ServerTLS
 from autoglm_cli.server.triton_install import find_triton
@@ -359,7 +359,7 @@ def test_the_server_knows_every_flag() -> None:
 
 
 def test_the_control_apis_are_closed_as_in_the_local_server() -> None:
-    assert serve.CONTROL_APIS == local_server._CONTROL_APIS
+    assert serve.CONTROL_APIS == triton_command.CONTROL_APIS
     flags = serve.command(Path("/m"), "0123456789abcdef")
     for name in ("http-restricted-api", "grpc-restricted-protocol"):
         assert f"--{name}={serve.CONTROL_APIS}:autoglm-control-key=0123456789abcdef" in flags

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from autoglm_cli.server.local_server import LocalServer, _spawn
+from autoglm_cli.server.children import start_logged
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.private_memory import wrapped
 from autoglm_cli.server.server_probe import stub_processes
 from autoglm_engine.triton.board.finder import SHARED_MEMORY
@@ -140,7 +141,7 @@ def test_a_new_log_is_its_owners_alone_and_an_old_one_stays(tmp_path: Path, mask
         old.touch()
         old.chmod(0o640)
         for log in (old, new):
-            _spawn([sys.executable, "-c", "print(1)"], dict(os.environ), log).wait()
+            start_logged([sys.executable, "-c", "print(1)"], dict(os.environ), log).wait()
             assert log.read_text() == "1\n"
     finally:
         os.umask(before)

@@ -30,9 +30,10 @@ from autoglm_cli.paths import (
 )
 from autoglm_cli.repository.repositories import families, own_artifact
 from autoglm_cli.server.gateway_process import gateway_beside
-from autoglm_cli.server.local_server import LocalServer, checked_host, checked_key
+from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.ports import Address, check_ports
 from autoglm_cli.server.shared_pools import SharedPools
+from autoglm_cli.server.triton_command import checked_host, checked_key
 from autoglm_cli.server.triton_install import find_triton
 
 from .export import check_exporter, run_export

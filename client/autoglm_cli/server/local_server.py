@@ -6,9 +6,7 @@ with LocalServer("model_repository", artifact="build/smollm2") as server:
 
 from __future__ import annotations
 
-import dataclasses
 import os
-import re
 import secrets
 import signal
 import subprocess
@@ -20,35 +18,30 @@ from types import TracebackType
 
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.model_names import ModelNames
-from autoglm_client.transport.shared_inputs import KEY_HEADER
 from autoglm_client.transport.tls import TLS
 
 from autoglm_cli.procfs import ProcFs
-from autoglm_cli.repository.repositories import default_artifact, families, own_artifact
+from autoglm_cli.repository.repositories import families
 
 from .byte_code import compile_models
-from .children import start_child
+from .children import start_logged
 from .engine_liveness import EngineLiveness, cpu_seconds
 from .hidden_arguments import hide_arguments
-from .ports import Address, check_ports, free_ports, is_listening
+from .ports import check_ports, chosen_ports, is_listening
 from .private_memory import wrapped
 from .server_cleanup import start_watch
 from .server_folder import ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
-from .server_tls import ServerTLS
-from .shared_pools import DEFAULT_MAX_QUEUE, SharedPools
-from .stack_limit import with_stack
-from .triton_flags import PING_ARGUMENTS, client_memory_arguments
+from .server_tls import ServerTLS, client_tls_of
+from .shared_pools import SharedPools
+from .triton_command import EXIT_SECONDS, TritonCommand, checked_host
 from .triton_install import TritonInstall, find_triton
 
 Progress = Callable[[float, str], None]  # (seconds since the start, what the server does now)
 
 STARTUP_SECONDS = 180.0
 _ANSWER_SECONDS = 5.0  # that a control request may take
-EXIT_SECONDS = 2  # what tritonserver waits for requests under way
-_CONTROL_APIS = "model-repository,trace,logging,shared-memory"
-_CONTROL_HEADER = "autoglm-control-key"
 
 
 class LocalServer:
@@ -83,15 +76,22 @@ class LocalServer:
         self.model_repository = Path(model_repository).resolve()
         self.host = checked_host(host)
         self.http = http
-        self.http_port, self.grpc_port, self.metrics_port = _choose_ports(host, http_port, grpc_port, metrics_port)
-        self.control_key = secrets.token_hex(16)
-        self.shared_memory_key = checked_key(shared_memory_key or secrets.token_hex(16))
+        self.http_port, self.grpc_port, self.metrics_port = chosen_ports(host, http_port, grpc_port, metrics_port)
+        self._command = TritonCommand(
+            model_repository=self.model_repository,
+            host=host,
+            http=http,
+            http_port=self.http_port,
+            grpc_port=self.grpc_port,
+            metrics_port=self.metrics_port,
+            shared_memory_key=shared_memory_key or secrets.token_hex(16),
+            arguments=(*(tls.arguments() if tls else ()), *arguments),
+        )
+        self.control_key, self.shared_memory_key = self._command.keys
         self.families = list[ModelNames]()  # of the repository when the server was started
         self._artifact = Path(artifact).resolve() if artifact else None
         self._env = dict(env or {})
-        self._shared_memory = f"autoglm-{secrets.token_hex(8)}-"  # begins the names of the backend's regions
-        self._arguments = (*(tls.arguments() if tls else ()), *arguments)
-        self.client_tls = _client_tls(tls, client_tls) if tls else None
+        self.client_tls = client_tls_of(tls, client_tls) if tls else None
         self._chosen_log = Path(log_file) if log_file else None
         self._folder: ServerFolder | None = None
         self._process: subprocess.Popen[bytes] | None = None
@@ -142,7 +142,7 @@ class LocalServer:
             raise LocalServerError(f"there is no model repository at {self.model_repository}")
         self.families = families(self.model_repository)
         install = find_triton()
-        check_ports(self._addresses())
+        check_ports(self._command.addresses)
         sweep()
         compile_models(self.model_repository)
         self._pools.check()
@@ -153,15 +153,14 @@ class LocalServer:
             raise
 
     def _launch(self, install: TritonInstall) -> None:
-        self._folder = ServerFolder(self._shared_memory)
+        self._folder = ServerFolder(self._command.region_prefix)
         self._log = self._chosen_log or self._folder.path / "server.log"
         self._log_began = self._log.stat().st_size if self._log.exists() else 0
         self._are_keys_hidden = False
         self._started = time.monotonic()
-        command = wrapped(self._command(install, install.assemble_backends(self._folder.path)))
-        self._process = _spawn(
-            command, install.environment({**os.environ, **self._env, **self._artifact_env()}), self._log
-        )
+        backends = install.assemble_backends(self._folder.path)
+        command = wrapped(self._command.words(install, backends, self._pools))
+        self._process = start_logged(command, install.environment(self._environment), self._log)
         self._watch = start_watch(self._folder.cleanup(self._process.pid))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
@@ -180,27 +179,23 @@ class LocalServer:
                 progress(elapsed, last_line(self.log_text()))
             time.sleep(0.1)
         # Its log may be one that does not grow, or begin with the line of another program.
-        hide_arguments(self.pid or 0, self._keys)
+        hide_arguments(self.pid or 0, self._command.keys)
         self._stubs = self._stubs or stub_processes(self.pid or 0)
 
     def _listens(self) -> bool:
         """On all its ports: the one that says that it is ready opens first."""
-        return all(is_listening(address) for address in self._addresses().values())
+        return all(is_listening(address) for address in self._command.addresses.values())
 
     def _hide_keys(self) -> None:
         """Once the server has written to its log, it has read its arguments. The programs that become it hand them on,
         so theirs stay, whatever is written meanwhile."""
         has_written = self._log is not None and self._log.stat().st_size > self._log_began
         if not self._are_keys_hidden and has_written and self._is_triton():
-            hide_arguments(self.pid or 0, self._keys)
+            hide_arguments(self.pid or 0, self._command.keys)
             self._are_keys_hidden = True
 
     def _is_triton(self) -> bool:
         return self.pid is not None and ProcFs().runs(self.pid, find_triton().binary)
-
-    @property
-    def _keys(self) -> tuple[str, str]:
-        return self.control_key, self.shared_memory_key
 
     def is_alive(self) -> bool:
         """Whether the process runs."""
@@ -227,9 +222,7 @@ class LocalServer:
             if check:
                 check()
             if dead := self._dead_models():
-                others = (
-                    f" (those of {', '.join(dead[1:])}, too)" if dead[1:] else ""
-                )  # which the first took along, or not
+                others = f" (those of {', '.join(dead[1:])}, too)" if dead[1:] else ""  # maybe taken along by the first
                 raise LocalServerError(
                     f"the process of the model {dead[0]} died{others}, so the server cannot answer any more"
                 )
@@ -277,103 +270,12 @@ class LocalServer:
     def log_text(self) -> str:
         return self._log.read_text(errors="replace") if self._log and self._log.exists() else ""
 
-    def _addresses(self) -> dict[str, Address]:
-        http = {"http_port": self.http_port} if self.http else {}
-        ports = {**http, "grpc_port": self.grpc_port, "metrics_port": self.metrics_port}
-        return {setting: (self.host, port) for setting, port in ports.items()}
+    @property
+    def _environment(self) -> dict[str, str]:
+        artifact = {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
+        return {**os.environ, **self._env, **artifact}
 
     @property
     def _pools(self) -> SharedPools:
-        named = {**os.environ, **self._env, **self._artifact_env()}.get("AUTOGLM_ARTIFACT")
-        chosen = Path(named) if named else None
-        folders = [
-            own_artifact(self.model_repository, names) or chosen or default_artifact(self.model_repository, names)
-            for names in families(self.model_repository)
-        ]
-        return SharedPools.of(self.model_repository, [(folder, DEFAULT_MAX_QUEUE) for folder in folders])
-
-    def _artifact_env(self) -> dict[str, str]:
-        return {"AUTOGLM_ARTIFACT": str(self._artifact)} if self._artifact else {}
-
-    def _command(self, install: TritonInstall, backends: Path) -> list[str]:
-        options = {
-            "model-repository": self.model_repository,
-            "model-control-mode": "none",
-            "backend-directory": backends,
-            "backend-config": f"python,shm-region-prefix-name={self._shared_memory}",
-            "cache-directory": install.root / "caches",
-            "exit-timeout-secs": EXIT_SECONDS,
-            "allow-http": str(self.http).lower(),
-            "http-address": self.host,
-            "http-port": self.http_port,
-            "grpc-address": self.host,
-            "grpc-port": self.grpc_port,
-            "metrics-address": self.host,
-            "metrics-port": self.metrics_port,
-        }
-        flags = [f"--{name}={value}" for name, value in options.items()]
-        flags += [*PING_ARGUMENTS, *client_memory_arguments(install.binary, install.environment(os.environ))]
-        return with_stack(
-            [str(install.binary), *flags, *self._pools.arguments, *self._restrictions(), *self._arguments]
-        )
-
-    def _restrictions(self) -> tuple[str, ...]:
-        control = f"{_CONTROL_HEADER}={self.control_key}"
-        return (
-            f"--http-restricted-api={_CONTROL_APIS}:{control}",
-            f"--grpc-restricted-protocol={_CONTROL_APIS.removesuffix(',shared-memory')}:{control}",
-            f"--grpc-restricted-protocol=shared-memory:{KEY_HEADER}={self.shared_memory_key}",
-        )
-
-
-def _client_tls(server: ServerTLS, own: TLS | None) -> TLS:
-    """How this program asks its server: it trusts the very certificate, where it is not told of an authority."""
-    asked = own or TLS()
-    if server.client_ca is not None and asked.cert is None:
-        raise LocalServerError(
-            "a server that requires clients' certificates is checked with one, too: give --tls-cert and --tls-key "
-            "(client_tls)"
-        )
-    return asked if asked.ca else dataclasses.replace(asked, ca=server.cert)
-
-
-def checked_host(host: str) -> str:
-    """Raises LocalServerError."""
-    if ":" in host:
-        raise LocalServerError(
-            f"the host {host!r} is not an IPv4 address or a host name, which is what tritonserver takes"
-        )
-    return host
-
-
-def checked_key(key: str) -> str:
-    """Raises LocalServerError."""
-    if not re.fullmatch("[A-Za-z0-9_-]{16,128}", key):
-        raise LocalServerError(
-            f"the shared-memory key has {len(key)} characters; allowed are 16 to 128 letters, digits, - and _"
-        )
-    return key
-
-
-def _spawn(command: list[str], env: dict[str, str], log: Path) -> subprocess.Popen[bytes]:
-    try:
-        with open(log, "ab", opener=_owners_alone) as output:
-            return start_child(
-                command, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output, start_new_session=True
-            )
-    except OSError as error:
-        raise LocalServerError(f"tritonserver cannot be started with the log {log}: {error.strerror}") from None
-
-
-def _owners_alone(path: str, flags: int) -> int:
-    """A new log is nobody else's to read: warnings may quote what was asked. The rights of one that is there stay."""
-    return os.open(path, flags, 0o600)
-
-
-def _choose_ports(host: str, *ports: int) -> list[int]:
-    """Free ports in place of the zeros."""
-    try:
-        free = iter(free_ports(host, ports.count(0)))
-    except OSError as error:
-        raise LocalServerError(f"cannot listen on {host}: {error.strerror or error}") from None
-    return [port or next(free) for port in ports]
+        named = self._environment.get("AUTOGLM_ARTIFACT")
+        return SharedPools.of_repository(self.model_repository, Path(named) if named else None)

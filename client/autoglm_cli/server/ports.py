@@ -41,6 +41,15 @@ def free_ports(host: str, count: int) -> list[int]:
         return [int(listener.getsockname()[1]) for listener in listeners]
 
 
+def chosen_ports(host: str, *ports: int) -> list[int]:
+    """Free ports in place of the zeros. Raises LocalServerError."""
+    try:
+        free = iter(free_ports(host, ports.count(0)))
+    except OSError as error:
+        raise LocalServerError(f"cannot listen on {host}: {error.strerror or error}") from None
+    return [port or next(free) for port in ports]
+
+
 def _end_a_connection(listener: socket.socket) -> None:
     """Of its own, by its own side, which is the one that the kernel remembers."""
     with socket.create_connection(listener.getsockname()[:2]) as near:

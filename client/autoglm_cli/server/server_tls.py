@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ssl
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from autoglm_client.exceptions import LocalServerError
+from autoglm_client.transport.tls import TLS
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,3 +32,15 @@ class ServerTLS:
         files = ("--grpc-use-ssl=true", f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}")
         mutual = ("--grpc-use-ssl-mutual=true", f"--grpc-root-cert={self.client_ca}") if self.client_ca else ()
         return (*files, *mutual)
+
+
+def client_tls_of(server: ServerTLS, own: TLS | None) -> TLS:
+    """How this program asks its server: it trusts the very certificate, where it is not told of an authority. Raises
+    LocalServerError."""
+    asked = own or TLS()
+    if server.client_ca is not None and asked.cert is None:
+        raise LocalServerError(
+            "a server that requires clients' certificates is checked with one, too: give --tls-cert and --tls-key "
+            "(client_tls)"
+        )
+    return asked if asked.ca else replace(asked, ca=server.cert)

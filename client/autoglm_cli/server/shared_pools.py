@@ -9,6 +9,8 @@ from pathlib import Path
 from autoglm_client.exceptions import LocalServerError
 from autoglm_client.transport.segment import FOLDER
 
+from autoglm_cli.repository.repositories import default_artifact, families, own_artifact
+
 DEFAULT_MAX_QUEUE = 512
 
 
@@ -39,6 +41,15 @@ class SharedPools:
             max_length = max(max_length, manifest.max_length)
             board_bytes += file_bytes(cells_for(manifest.num_slots, max_queue))
         return cls(num_python_models(repository), max_length, board_bytes)
+
+    @classmethod
+    def of_repository(cls, repository: Path, chosen: Path | None) -> SharedPools:
+        """`chosen`: the artifact of the families that name none themselves; None: each one's own folder."""
+        folders = [
+            own_artifact(repository, names) or chosen or default_artifact(repository, names)
+            for names in families(repository)
+        ]
+        return cls.of(repository, [(folder, DEFAULT_MAX_QUEUE) for folder in folders])
 
     @property
     def arguments(self) -> tuple[str, ...]:
