@@ -11,7 +11,7 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest, VisionSettings
 
-from autoglm_export.auto_runtime.choice import candidates, choose, fitting
+from autoglm_export.auto_runtime.choice import Candidates, candidates, choose, fitting
 from autoglm_export.auto_runtime.timing import measure
 from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.bundled import resolve
@@ -59,12 +59,7 @@ def export(
     (`Runtime.options`). With `check`, the artifact must pass the parity gate (it needs torch and transformers) before
     it is put in place. Raises ExportError; then `output` is as it was.
     """
-    offered = candidates(runtime, precision)
-    for each in offered.names:
-        _check_runtime_options(each, precision, runtime_options, calibration)
-    check_replaceable(output)
-    for each in offered.names:
-        check_installed(each, precision)
+    offered = _checked_candidates(runtime, precision, output, runtime_options, calibration)
     progress("read checkpoint", 0.0)
     path, name = resolve(checkpoint)
     source = with_max_pixels(open_checkpoint(path, name=name), max_pixels)
@@ -75,19 +70,10 @@ def export(
     progress("read checkpoint", 1.0)
     with staged(output) as folder:
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
-        options = choice.plan
         _write_tokenizer(folder, source)
-        vision = _lower_vision(folder, source, options, progress)
-        spec = source.spec if vision else source.spec.without_images()
-
-        def make(**changes: Any) -> Manifest:
-            taken = {**runtime_options, **changes}
-            read = texts if _reads_texts(options) else []
-            details = lower(spec, source.weights, folder, options, texts=read, progress=progress, **taken)
-            if runtime == AUTO:
-                details["auto"] = choice.as_json()
-            return _described(folder, source, spec, options, details, vision)
-
+        vision = _lower_vision(folder, source, choice.plan, progress)
+        noted = {"auto": choice.as_json()} if runtime == AUTO else {}
+        make = _Making(source, folder, choice.plan, texts, runtime_options, noted, vision, progress)
         manifest = make()
         if "reference" in manifest.runtime_details:
             forms = () if runtime_options.get("attention") else FORMS
@@ -107,6 +93,40 @@ def check_artifact(artifact: Path, checkpoint: str | Path, *, progress: Progress
     save_whole(manifest, artifact)
     report.enforce()
     return manifest
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class _Making:
+    """Lowers the checkpoint into the folder, as often as it is called. `noted` goes into the runtime's details."""
+
+    source: Checkpoint
+    folder: Path
+    plan: Options
+    texts: Sequence[TokenIds]
+    runtime_options: Mapping[str, Any]
+    noted: Mapping[str, Any]
+    vision: VisionSettings | None
+    progress: Progress
+
+    def __call__(self, **changes: Any) -> Manifest:
+        source, taken = self.source, {**self.runtime_options, **changes}
+        spec = source.spec if self.vision else source.spec.without_images()
+        texts = self.texts if _reads_texts(self.plan) else []
+        details = lower(spec, source.weights, self.folder, self.plan, texts=texts, progress=self.progress, **taken)
+        return _described(self.folder, source, spec, self.plan, {**details, **self.noted}, self.vision)
+
+
+def _checked_candidates(
+    runtime: str, precision: str | None, output: Path, given: Mapping[str, Any], calibration: Path | None
+) -> Candidates:
+    """The runtimes that the artifact may be of. Raises ExportError before anything that takes time."""
+    offered = candidates(runtime, precision)
+    for each in offered.names:
+        _check_runtime_options(each, precision, given, calibration)
+    check_replaceable(output)
+    for each in offered.names:
+        check_installed(each, precision)
+    return offered
 
 
 def _check_runtime_options(

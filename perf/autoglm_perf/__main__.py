@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,7 +12,7 @@ from rich.console import Console
 
 from autoglm_perf.load.workload import load_tokenizer
 from autoglm_perf.suite.context import Context
-from autoglm_perf.suite.outputs import is_whole, outputs_of
+from autoglm_perf.suite.outputs import Outputs, is_whole, outputs_of
 from autoglm_perf.suite.registry import UnknownExperiment, load, load_all
 from autoglm_perf.suite.report import machine
 from autoglm_perf.suite.results import append_jsonl, write_json
@@ -69,17 +70,23 @@ def main(
     about = _about(artifact, places.repeats or context.repeats)
     results = run_all(experiments, context, lambda result: _tell(console, result))
     folder = output / "quick" if quick else output
-    whole = is_whole(only or (), quick=quick, soak_minutes=soak_minutes)
-    document = summary if whole else folder / places.summary
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / places.page).write_text(page.render(results, about, QUICK if quick else ""), encoding="utf-8")
-    write_json(folder / places.data, results, about)
-    if not quick:
-        append_jsonl(HISTORY, results, about)
-    markdown.write_summary(document, markdown.render(results, about, places.title), places.command)
+    is_complete = is_whole(only or (), quick=quick, soak_minutes=soak_minutes)
+    document = summary if is_complete else folder / places.summary
+    _write(results, about, places, folder, document, is_quick=quick)
     console.print(f"report: {folder / places.page}; summary: {document}")
     if any(result.status == "failed" for result in results):
         raise typer.Exit(1)
+
+
+def _write(
+    results: Sequence[Result], about: dict[str, Any], places: Outputs, folder: Path, document: Path, *, is_quick: bool
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / places.page).write_text(page.render(results, about, QUICK if is_quick else ""), encoding="utf-8")
+    write_json(folder / places.data, results, about)
+    if not is_quick:
+        append_jsonl(HISTORY, results, about)
+    markdown.write_summary(document, markdown.render(results, about, places.title), places.command)
 
 
 def _tell(console: Console, result: Result) -> None:

@@ -93,12 +93,11 @@ def write_engine(
     first that TensorRT has a kernel for, and where that is not the first, `attention_note` says so.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
-    dtype = KV_DTYPES[checked_kv_dtype(precision, kv_dtype)]
+    dtype = np.dtype(KV_DTYPES[checked_kv_dtype(precision, kv_dtype)])
     targets = checked_capabilities(runtime, precision, compute_capabilities)
     check_candidates(num_candidates, spec.vocab_size)
     check_rounding(precision, int4_rounding)
     check_form(attention)
-    is_fitted = precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
     job = _Job(
         spec=spec,
         weights=weights,
@@ -106,28 +105,23 @@ def write_engine(
         module=MODULES[runtime],
         builder=Builder(load_tensorrt(MODULES[runtime])),
         precision=precision,
-        dtype=np.dtype(dtype),
+        dtype=dtype,
         num_slots=num_slots,
         prefill_chunk=prefill_chunk,
         cache_length=cache_length_of(max_length, prefill_chunk),
         num_candidates=num_candidates,
         targets=targets,
         weight_streaming=weight_streaming,
-        calibration=Calibration(spec, weights, texts) if is_fitted else None,
+        calibration=Calibration(spec, weights, texts) if _is_fitted(precision, int4_rounding) else None,
         progress=progress,
     )
     built = build_in_a_form(job.defined, job.build, attention, job.shape)
-    reference = write_reference(
-        spec,
-        EngineWeights(built.network),
-        folder,
-        precision=precision,
-        max_length=max_length,
-        prefill_chunk=prefill_chunk,
-        text=texts[0] if len(texts) else None,
-        progress=progress,
-    )
-    return job.details(built) | {"reference": reference}
+    return job.details(built) | {"reference": job.write_reference(built, max_length, texts[0] if len(texts) else None)}
+
+
+def _is_fitted(precision: str, int4_rounding: str) -> bool:
+    """To texts."""
+    return precision == "fp8" or (precision == "int4" and int4_rounding == "gptq")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -171,6 +165,18 @@ class _Job:
             optimization_level=FP8_BUILDER_LEVEL if self.precision == "fp8" else None,
         )
         self.builder.build(network.definition, self.folder / ENGINE_FILE, settings, self.progress)
+
+    def write_reference(self, built: Built, max_length: int, text: TokenIds | None) -> str:
+        return write_reference(
+            self.spec,
+            EngineWeights(built.network),
+            self.folder,
+            precision=self.precision,
+            max_length=max_length,
+            prefill_chunk=self.prefill_chunk,
+            text=text,
+            progress=self.progress,
+        )
 
     def details(self, built: Built) -> dict[str, Any]:
         return {

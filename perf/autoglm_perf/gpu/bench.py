@@ -36,6 +36,7 @@ from .settings import GpuBenchSettings, InvalidSetting, device_bytes, parse_batc
 from .shapes import Shape, floor_ms, num_parameters, step_bytes
 from .steps import TOKEN, EngineLimits, StepRunner, build_artifact, fill, loaded, some_ids, time_decode, time_prefill
 
+_PRECISIONS = "bf16, fp16, fp8 or int4. [default: bf16, fp16 for onnx]"
 _AUTO = "auto"
 
 
@@ -205,9 +206,7 @@ def choose(runtime: str, precision: str | None, gpu: Gpu) -> tuple[str, str]:
 
 def main(
     runtime: Annotated[str, typer.Option(help="auto, tensorrt, tensorrt-rtx or onnx.")] = _AUTO,
-    precision: Annotated[
-        str | None, typer.Option(help="bf16, fp16, fp8 or int4. [default: bf16, fp16 for onnx]")
-    ] = None,
+    precision: Annotated[str | None, typer.Option(help=_PRECISIONS)] = None,
     batch: Annotated[str, typer.Option(help="Batch sizes; the largest is the number of slots.")] = "1,2,4,8,16",
     max_length: Annotated[int, typer.Option(help="Tokens a slot holds.")] = 2048,
     past: Annotated[int, typer.Option(help="Tokens in each slot before the first decode step.")] = 512,
@@ -235,8 +234,7 @@ def main(
 
         make bench-gpu BENCH_FLAGS="--layers 8 --vocab 32000"     # for a card of 8 GB
     """
-    console = Console()
-    try:
+    with _errors_in_one_sentence():
         gpu = find_gpu()
         runtime, precision = choose(runtime, precision, gpu)
         settings = GpuBenchSettings(
@@ -255,7 +253,13 @@ def main(
             results=results,
         )
         settings.refuse_what_does_not_fit(gpu)
-        run(settings, gpu, artifact, console)
+        run(settings, gpu, artifact, Console())
+
+
+@contextmanager
+def _errors_in_one_sentence() -> Iterator[None]:
+    try:
+        yield
     except (NoGpu, InvalidSetting, ExportError, EngineError, WrongAnswer) as error:
         typer.echo(f"Error: {error}", err=True)
         raise typer.Exit(1) from None

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from enum import IntEnum
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -38,7 +39,6 @@ _HEADER = (
 )
 HEADER_FIELDS = len(_HEADER) + _NUM_BUFFERS
 _NUM_SECTIONS = 3
-OPERATION_FIELDS = 10
 _MAX_WIDTH = 1 << 26
 
 Program = npt.NDArray[np.int64]
@@ -63,6 +63,22 @@ class Buffer(IntEnum):
     LOGITS = 4
 
 
+class Operation(NamedTuple):
+    """A row of the program. Offsets are in the weights, -1 for none."""
+
+    code: int
+    selected: int
+    source: int
+    target: int
+    inputs: int
+    columns: int
+    weight: int
+    scales: int
+    bias: int
+    detail: int
+
+
+OPERATION_FIELDS = len(Operation._fields)
 _SWIGLU = 2
 _QUANTISED = (Buffer.RESIDUAL, Buffer.ATTENDED, Buffer.HIDDEN)
 
@@ -106,7 +122,7 @@ class _Check:
         yield from self._width_misfits()
         rows = self._program[self._num_fields :].reshape(-1, OPERATION_FIELDS).tolist()
         for number, row in enumerate(rows):
-            for misfit in self._operation_misfits(*row):
+            for misfit in self._operation_misfits(Operation(*row)):
                 yield f"operation {number} {misfit}"
 
     def _header_misfits(self) -> Iterator[str]:
@@ -147,57 +163,55 @@ class _Check:
         if header["quantised_width"] != max(self._widths[name] for name in _QUANTISED):
             yield f"its quantised rows have {header['quantised_width']} numbers"
 
-    def _operation_misfits(
-        self,
-        code: int,
-        selected: int,
-        source: int,
-        target: int,
-        inputs: int,
-        columns: int,
-        weight: int,
-        scales: int,
-        bias: int,
-        detail: int,
-    ) -> Iterator[str]:
-        if code not in set(Code) or selected not in (0, 1) or not {source, target} <= set(Buffer):
+    def _operation_misfits(self, op: Operation) -> Iterator[str]:
+        if op.code not in set(Code) or op.selected not in (0, 1) or not {op.source, op.target} <= set(Buffer):
             yield "is none that this engine knows"
             return
-        if Buffer.LOGITS in (source, target) and (code != Code.LINEAR or not selected or source == Buffer.LOGITS):
+        uses_logits = Buffer.LOGITS in (op.source, op.target)
+        if uses_logits and (op.code != Code.LINEAR or not op.selected or op.source == Buffer.LOGITS):
             yield "works on logits of rows that have none"
-        read, written = self._widths[source], self._widths[target]
-        match Code(code):
+        yield from self._content_misfits(op, self._widths[op.source], self._widths[op.target])
+
+    def _content_misfits(self, op: Operation, read: int, written: int) -> Iterator[str]:
+        """`read` and `written`: the widths of its buffers."""
+        match Code(op.code):
             case Code.EMBED:
-                vocabulary = self._widths[Buffer.LOGITS]
-                yield from self._matrix(weight, scales, _NONE, inputs, vocabulary)
-                if inputs > written:
+                yield from self._matrix(op.weight, op.scales, _NONE, op.inputs, self._widths[Buffer.LOGITS])
+                if op.inputs > written:
                     yield "is too wide for its buffer"
             case Code.NORM_QUANTISE:
-                yield from self._quantise(read, bias, detail)
-                yield from self._norm(inputs, read, weight)
+                yield from self._quantise(read, op.bias, op.detail)
+                yield from self._norm(op.inputs, read, op.weight)
             case Code.QUANTISE:
-                yield from self._quantise(read, bias, detail)
-                if not 0 < inputs <= read:
-                    yield f"reads {inputs} of {read} numbers"
+                yield from self._quantise(read, op.bias, op.detail)
+                if not 0 < op.inputs <= read:
+                    yield f"reads {op.inputs} of {read} numbers"
             case Code.LINEAR:
-                yield from self._matrix(weight, scales, bias, inputs, columns)
-                if detail not in (0, 1, _SWIGLU):
-                    yield "ends in a way that this engine does not know"
-                if (columns // 2 if detail == _SWIGLU else columns) > written:
-                    yield "is too wide for its buffer"
+                yield from self._linear(op, written)
             case Code.ADD_NORM:
-                yield from self._norm(inputs, min(read, written), weight)
+                yield from self._norm(op.inputs, min(read, written), op.weight)
                 if written > read:
                     yield "adds a buffer to a wider one"
             case Code.APPEND:
-                yield from self._heads(detail, read, self._header["num_heads"] + 2 * self._manifest.cache.num_kv_heads)
-                for norm in (weight, scales):
-                    if norm != _NONE and not self._holds(norm, self._manifest.cache.head_size * _FLOAT):
-                        yield "has a norm outside of the weights"
+                yield from self._append(op, read)
             case Code.ATTEND:
-                yield from self._heads(detail, written, self._header["num_heads"])
+                yield from self._heads(op.detail, written, self._header["num_heads"])
             case Code.SELECT:
                 return
+
+    def _linear(self, op: Operation, written: int) -> Iterator[str]:
+        yield from self._matrix(op.weight, op.scales, op.bias, op.inputs, op.columns)
+        if op.detail not in (0, 1, _SWIGLU):
+            yield "ends in a way that this engine does not know"
+        if (op.columns // 2 if op.detail == _SWIGLU else op.columns) > written:
+            yield "is too wide for its buffer"
+
+    def _append(self, op: Operation, read: int) -> Iterator[str]:
+        cache = self._manifest.cache
+        yield from self._heads(op.detail, read, self._header["num_heads"] + 2 * cache.num_kv_heads)
+        for norm in (op.weight, op.scales):
+            if norm != _NONE and not self._holds(norm, cache.head_size * _FLOAT):
+                yield "has a norm outside of the weights"
 
     def _matrix(self, weight: int, scales: int, bias: int, inputs: int, columns: int) -> Iterator[str]:
         if not 0 < inputs <= self._header["quantised_width"] or inputs % PANEL:
