@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import SamplingOptions
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.guided.grammar import Guides
+from autoglm_engine.guided.grammar import GuideCompiler
 from autoglm_engine.guided.presets import OPEN_AUTOGLM, with_marks
 from autoglm_engine.sampling.row_ops import at_least, most_likely
 from autoglm_engine.sampling.sampler import TokenSampler
@@ -69,7 +69,7 @@ def test_looking_ahead_changes_no_answer() -> None:
     token_id = tokenizer().encode("a").ids[0]
 
     def taken(*, looks: bool) -> int:
-        own = Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+        own = GuideCompiler(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
         guide = own.compile(guided(**options))
         assert guide is not None
         state, count = guide.begin(), 0
@@ -86,13 +86,13 @@ def test_looking_ahead_changes_no_answer() -> None:
 def test_a_tokenizer_that_the_library_refuses_is_said_in_one_sentence() -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "tokenizer.json").write_text(tokenizer_json())
-        own = Guides.of(Path(folder), 10, [END])
+        own = GuideCompiler.of(Path(folder), 10, [END])
         with pytest.raises(InvalidRequest, match="no structured output with this model's tokenizer"):
             own.compile(guided(guided_regex="a"))
 
 
 def test_what_is_kept_is_bounded_by_the_length_of_texts() -> None:
-    own = Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+    own = GuideCompiler(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
     first = own.compile(guided(guided_regex="a" * 60_000))
     assert own.compile(guided(guided_regex="a" * 60_000)) is first
     for letter in "bcdefghij":

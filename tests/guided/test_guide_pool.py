@@ -18,7 +18,7 @@ from autoglm_engine.engine.stats import EngineStats
 from autoglm_engine.errors import InvalidRequest, QueueFull, Unavailable
 from autoglm_engine.guided import compiler as guide_library
 from autoglm_engine.guided.compiler import TokenBits
-from autoglm_engine.guided.grammar import Grammar, Guides
+from autoglm_engine.guided.grammar import Grammar, GuideCompiler
 from autoglm_engine.guided.pool import MAX_OF_TENANT, GuidePool, PendingGuide
 from autoglm_engine.runners.base import Limits
 from llguidance import LLMatcher, LLTokenizer
@@ -28,8 +28,8 @@ from tests.support.engine.fakes import FakeClock, FakeRunner, answers, expected_
 from tests.support.engine.small_service import PATIENCE, control, serving, submit, until
 
 
-def letters_guides() -> Guides:
-    return Guides(lambda: LLTokenizer(LETTERS.to_str(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+def letters_guides() -> GuideCompiler:
+    return GuideCompiler(lambda: LLTokenizer(LETTERS.to_str(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
 
 
 class SlowCompiler:

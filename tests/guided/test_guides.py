@@ -15,7 +15,7 @@ import pytest
 from autoglm_engine.core import FinishReason, Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guided.compiler import GuideFailed
-from autoglm_engine.guided.grammar import Guides, GuideState
+from autoglm_engine.guided.grammar import GuideCompiler, GuideState
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
@@ -50,8 +50,8 @@ def tokenizer() -> Tokenizer:
 
 
 @cache
-def guides() -> Guides:
-    return Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+def guides() -> GuideCompiler:
+    return GuideCompiler(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
 
 
 def guided(**options: object) -> SamplingOptions:
@@ -185,7 +185,7 @@ def test_what_cannot_be_compiled_is_refused_in_one_sentence(options: dict[str, s
 
 
 def test_equal_guides_are_compiled_once_and_the_oldest_is_forgotten() -> None:
-    own = Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+    own = GuideCompiler(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
     first = own.compile(guided(guided_regex="a"))
     assert own.compile(guided(guided_regex="a", temperature=1.0)) is first
     for number in range(64):
@@ -208,7 +208,7 @@ SCHEMA = json.dumps(
 
 def test_what_one_tenant_had_compiled_is_compiled_again_for_another() -> None:
     """Else the time that it takes would tell that somebody had asked for it."""
-    own = Guides(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
+    own = GuideCompiler(lambda: LLTokenizer(tokenizer_json(), n_vocab=VOCAB, eos_token=[END]), VOCAB, [END])
     first = own.compile(guided(guided_regex="a"), "one")
     assert own.compile(guided(guided_regex="a"), "other") is not first
     assert own.compile(guided(guided_regex="a"), "one") is first

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from autoglm_engine.core import Candidates, SamplingOptions
-from autoglm_engine.guided.grammar import Guides
+from autoglm_engine.guided.grammar import GuideCompiler
 from autoglm_engine.sampling.sampler import Sampled, TokenSampler, sample_batch
 from llguidance import LLTokenizer
 
@@ -40,11 +40,11 @@ WRONG = {"NaN": np.nan, "infinity": np.inf}
 
 
 @cache
-def guides() -> Guides:
+def guides() -> GuideCompiler:
     with TemporaryDirectory() as folder:
         write_tokenizer(Path(folder))
         text = (Path(folder) / "tokenizer.json").read_text()
-    return Guides(lambda: LLTokenizer(text, n_vocab=VOCAB_SIZE, eos_token=list(EOS)), VOCAB_SIZE, EOS)
+    return GuideCompiler(lambda: LLTokenizer(text, n_vocab=VOCAB_SIZE, eos_token=list(EOS)), VOCAB_SIZE, EOS)
 
 
 def sampler(**options: Any) -> TokenSampler:

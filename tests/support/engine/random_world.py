@@ -22,7 +22,7 @@ from autoglm_engine.cache.coalescing import CachingEngine
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, ImageSpan, Request, SamplingOptions, StepBatch
 from autoglm_engine.engine.images.image_bytes import HeldImages
 from autoglm_engine.errors import EngineError, InvalidRequest, NotCached, QueueFull
-from autoglm_engine.guided.grammar import Grammar, Guides, GuideState
+from autoglm_engine.guided.grammar import Grammar, GuideCompiler, GuideState
 from autoglm_engine.metrics import DRAFTS_ACCEPTED
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.sampling.sampler import TokenSampler
@@ -52,8 +52,8 @@ class Broken(RuntimeError):
 
 
 @cache
-def guides() -> Guides:
-    return Guides(lambda: LLTokenizer(LETTERS.to_str(), n_vocab=VOCAB, eos_token=list(EOS)), VOCAB, EOS)
+def guides() -> GuideCompiler:
+    return GuideCompiler(lambda: LLTokenizer(LETTERS.to_str(), n_vocab=VOCAB, eos_token=list(EOS)), VOCAB, EOS)
 
 
 @dataclass(eq=False)

@@ -89,7 +89,7 @@ class Grammar:
         return GuideState(self._matcher.deep_copy(), self._first, self._vocab_size, self._eos_token_ids)
 
 
-class Guides:
+class GuideCompiler:
     """Compiles guides, and keeps those that were used last, for each tenant apart: one that takes no time to compile
     would tell a tenant what others ask for. Any thread may call."""
 
@@ -103,7 +103,7 @@ class Guides:
         self._loading = threading.Lock()
 
     @classmethod
-    def of(cls, folder: Path, vocab_size: int, eos_token_ids: Iterable[int]) -> Guides:
+    def of(cls, folder: Path, vocab_size: int, eos_token_ids: Iterable[int]) -> GuideCompiler:
         """Of an artifact's tokenizer, which is read when the first guide is compiled."""
         eos = list(eos_token_ids)
         return cls(lambda: read_tokenizer(folder / TOKENIZER_NAME, vocab_size, eos), vocab_size, eos)

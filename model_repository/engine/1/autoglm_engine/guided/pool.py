@@ -30,7 +30,7 @@ _NICENESS = 10  # more than the process's own
 
 
 class Compiler(Protocol):
-    """`guides.Guides`."""
+    """`grammar.GuideCompiler`."""
 
     def find(self, sampling: SamplingOptions, tenant: str) -> Grammar | None: ...
 

@@ -12,7 +12,7 @@ from autoglm_engine.engine.drafter import FIXED_ROWS
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
 from autoglm_engine.engine.stream_pacer import StreamGate
-from autoglm_engine.guided.grammar import Guides
+from autoglm_engine.guided.grammar import GuideCompiler
 from autoglm_engine.guided.pool import GuidePool
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.metrics import Metrics
@@ -53,7 +53,7 @@ class LoadedModel:
             "tool_format": template.tool_format if template else UNKNOWN,
             "call_tokens": call_tokens(tokenizer),
         }
-        guides = GuidePool(Guides.of(folder, manifest.vocab_size, manifest.eos_token_ids))
+        guides = GuidePool(GuideCompiler.of(folder, manifest.vocab_size, manifest.eos_token_ids))
         runner = load_runner(folder, manifest, num_threads=num_threads, num_slots=num_slots, device=settings.device)
         manifest.check_unchanged(folder)
         warm_up(runner)
