@@ -42,7 +42,7 @@ def lower(
     progress: Progress = no_progress,
     **runtime_options: Any,
 ) -> dict[str, Any]:
-    """Write the files of the runtime; returns the manifest's `runtime_details`. See `lowering.Lowering`."""
+    """Write the files of the runtime; returns the manifest's `runtime_details`. See `runtimes.Lowering`."""
     runtime = runtime_named(options.runtime, options.precision)
     if spec.takes_images and not runtime.takes_images:
         raise UnsupportedModel(f"the runtime {options.runtime} takes no images; onnx and native do")

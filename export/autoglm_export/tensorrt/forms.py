@@ -13,7 +13,7 @@ from .network import Network
 
 @dataclass(frozen=True, slots=True)
 class Attempt:
-    """`form`: of `tensorrt_attention.FORMS`. `decode_tokens`: of the decode profile (`tensorrt/profiles.py`)."""
+    """`form`: of `attention.FORMS`. `decode_tokens`: of the decode profile (`tensorrt/profiles.py`)."""
 
     form: str
     decode_tokens: int

@@ -89,7 +89,7 @@ def write_engine(
     """Build the engine into `folder`; returns the manifest's `runtime_details`.
 
     `kv_dtype` None: bf16, or fp16 for the precision fp16. `texts`: to calibrate on, for fp8 and for int4 by GPTQ,
-    which takes long for wide models; "nearest" needs none. `attention`: one of `tensorrt_attention.FORMS`; None: the
+    which takes long for wide models; "nearest" needs none. `attention`: one of `attention.FORMS`; None: the
     first that TensorRT has a kernel for, and where that is not the first, `attention_note` says so.
     Raises InvalidOption for values out of range, ExportError where TensorRT is missing or cannot build.
     """
@@ -214,7 +214,7 @@ def define(
     *,
     attention: str = "fused",
 ) -> None:
-    """Add the decoder and its candidates to an empty network. `attention`: one of `tensorrt_attention.FORMS`."""
+    """Add the decoder and its candidates to an empty network. `attention`: one of `attention.FORMS`."""
     ops = TensorRTOps(
         network, spec, weights, linears, cache_dtype=cache_dtype, cache_length=cache_length, attention=attention
     )

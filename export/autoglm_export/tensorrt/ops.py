@@ -25,7 +25,7 @@ _BATCH, _SEQUENCE, _HEADS, _SIZE = range(4)  # axes of [B, S, heads, head_size]
 
 
 class TensorRTOps:
-    """`attention`: one of `tensorrt_attention.FORMS`."""
+    """`attention`: one of `attention.FORMS`."""
 
     def __init__(
         self,

@@ -222,7 +222,7 @@ class Event:
     error_code: str = ""
     cache_hit: CacheHit = CacheHit.NONE
     cache_age_ms: float = 0.0  # of a kept answer
-    body: bytes | None = None  # of a long kept answer: `wire.pack_body`, in place of all that it holds
+    body: bytes | None = None  # of a long kept answer: `messages.pack_body`, in place of all that it holds
 
     @property
     def is_last(self) -> bool:
@@ -251,7 +251,7 @@ class Candidates:
     """What a device that keeps its logits tells of them; a row for each span that wants logits, in the spans' order.
 
     Equal logits may come in any order. A row with a NaN has no finite `log_sum_exp`. What is promised of its rounding
-    is in `shortlist`.
+    is in `sampling.candidates`.
     """
 
     token_ids: TokenIds  # [num_rows, k], the most likely ones, best first

@@ -33,7 +33,7 @@ DESCRIPTION = Description(
 
 
 @dataclass(slots=True)
-class Tally:
+class Outcomes:
     """What became of the requests."""
 
     answered: int = 0
@@ -45,7 +45,7 @@ def run(context: Context) -> Found:
     """One run: memory is not a matter of chance, and a run is long enough to show."""
     count = context.size(20_000, 600)
     with context.server(_SMALL_CACHE) as server:
-        tally, moments = asyncio.run(_ask_all(server, count, context.say))
+        outcomes, moments = asyncio.run(_ask_all(server, count, context.say))
     arms = tuple(Arm(f"after {number:,} requests", values) for number, values in moments.items())
     settings = {
         "requests": "new prompts of 2 to 10 words, 1 to 4 tokens out; one in ten repeats, one in twenty is left early, "
@@ -55,7 +55,7 @@ def run(context: Context) -> Found:
         "memory": "resident memory that no file is behind (RssAnon and RssShmem), while nothing is in flight",
     }
     remark = (
-        f"{tally.answered:,} answered, {tally.left:,} left before their end, {tally.refused:,} refused as they "
+        f"{outcomes.answered:,} answered, {outcomes.left:,} left before their end, {outcomes.refused:,} refused as they "
         "should be."
     )
     return Found(arms, settings, f"{count:,} requests, one run", (remark,))
@@ -63,41 +63,41 @@ def run(context: Context) -> Found:
 
 async def _ask_all(
     server: LocalServer, count: int, say: Callable[[str], None]
-) -> tuple[Tally, dict[int, dict[str, tuple[float, ...]]]]:
-    """The tally, and number of requests so far -> process -> megabytes."""
-    draw, tally, asked = random.Random(1), Tally(), 0
+) -> tuple[Outcomes, dict[int, dict[str, tuple[float, ...]]]]:
+    """The outcomes, and the number of requests so far -> process -> megabytes."""
+    draw, outcomes, asked = random.Random(1), Outcomes(), 0
     moments = dict[int, dict[str, tuple[float, ...]]]()
     async with AsyncClient(server.grpc_url) as client:
         for share in _MOMENTS:
             numbers = iter(range(asked, int(share * count)))
             async with asyncio.TaskGroup() as workers:
                 for _ in range(_CONCURRENCY):
-                    workers.create_task(_work(client, numbers, draw, tally))
+                    workers.create_task(_work(client, numbers, draw, outcomes))
             asked = int(share * count)
             await asyncio.sleep(1.0)  # those who left are noticed
             moments[asked] = {name: (round(size, 1),) for name, size in memory(server).items()}
             say(f"{asked:,} requests: {moments[asked]}")
-    return tally, moments
+    return outcomes, moments
 
 
-async def _work(client: AsyncClient, numbers: Iterator[int], draw: random.Random, tally: Tally) -> None:
+async def _work(client: AsyncClient, numbers: Iterator[int], draw: random.Random, outcomes: Outcomes) -> None:
     for number in numbers:
         try:
-            await _ask(client, number, draw, tally)
+            await _ask(client, number, draw, outcomes)
         except InvalidRequestError:
-            tally.refused += 1
+            outcomes.refused += 1
 
 
-async def _ask(client: AsyncClient, number: int, draw: random.Random, tally: Tally) -> None:
+async def _ask(client: AsyncClient, number: int, draw: random.Random, outcomes: Outcomes) -> None:
     kind = draw.random()
     if kind < 0.02:
         await client.generate("x", top_p=7.0)
     prompt = "The sky is" if kind > 0.9 else " ".join(f"{number * 31 % 9973} w{i}" for i in range(draw.randrange(1, 6)))
     if kind < 0.07:
-        tally.left += await _leave(client, prompt)
+        outcomes.left += await _leave(client, prompt)
         return
     await client.generate(prompt, max_tokens=draw.randrange(1, 5), temperature=0.0)
-    tally.answered += 1
+    outcomes.answered += 1
 
 
 async def _leave(client: AsyncClient, prompt: str) -> bool:

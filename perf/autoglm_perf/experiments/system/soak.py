@@ -47,7 +47,7 @@ DESCRIPTION = Description(
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class SoakPlan:
     pool: list[Question]
     right: dict[str, str]
     seconds: float
@@ -61,7 +61,7 @@ def run(context: Context) -> Found:
     with context.server() as server:
         context.say(f"the right answers to {len(pool)} prompts, one at a time")
         right = first_answers(ask_all(server.grpc_url, pool, 1))
-        plan = Plan(pool, right, seconds, seed)
+        plan = SoakPlan(pool, right, seconds, seed)
         capacity = asyncio.run(_capacity(server, plan, context.size(20, 6)))
         context.say(f"capacity {capacity:.1f} requests/s; {_LOAD:.0%} of it for {seconds / 60:g} minutes")
         with cpu_use(server) as use:
@@ -70,7 +70,7 @@ def run(context: Context) -> Found:
     return _found(plan, replace(soaked, left_over=left_over), watch, capacity, use)
 
 
-async def _capacity(server: LocalServer, plan: Plan, seconds: float) -> float:
+async def _capacity(server: LocalServer, plan: SoakPlan, seconds: float) -> float:
     """Requests a second of the same mixture, closed loop."""
     draw, done = random.Random(plan.seed + 1), list[Record]()
     began = time.monotonic()
@@ -87,7 +87,7 @@ async def _capacity(server: LocalServer, plan: Plan, seconds: float) -> float:
     return sum(record.finished <= began + seconds for record in done) / seconds
 
 
-async def _soak(server: LocalServer, plan: Plan, rate: float) -> tuple[Soaked, Watch]:
+async def _soak(server: LocalServer, plan: SoakPlan, rate: float) -> tuple[Soaked, Watch]:
     records, pauses, done = list[Record](), PauseWatch(), asyncio.Event()
     async with AsyncClient(server.grpc_url) as client, AsyncClient(server.grpc_url) as observer:
         watch = Watch(observer, processes_of(server), 2.0 if plan.seconds > 100 else 0.5)
@@ -102,7 +102,7 @@ async def _soak(server: LocalServer, plan: Plan, rate: float) -> tuple[Soaked, W
     return Soaked(began, began + settle, records, kept, pauses.longest_by_second, last, 0), watch
 
 
-async def _ask_openly(asker: Asker, plan: Plan, rate: float, began: float, records: list[Record]) -> None:
+async def _ask_openly(asker: Asker, plan: SoakPlan, rate: float, began: float, records: list[Record]) -> None:
     """Sends when a request is due, whatever is under way; returns when all have ended."""
     draw = random.Random(plan.seed + 2)
 
@@ -125,7 +125,7 @@ async def _settled(watch: Watch, seconds: float = 5.0) -> Sample:
         await asyncio.sleep(0.25)
 
 
-def _found(plan: Plan, soaked: Soaked, watch: Watch, capacity: float, use: CpuUse) -> Found:
+def _found(plan: SoakPlan, soaked: Soaked, watch: Watch, capacity: float, use: CpuUse) -> Found:
     latency = Percentiles.of(soaked.latencies)
     values = {
         _RIGHT.name: (100 * soaked.right_share,),

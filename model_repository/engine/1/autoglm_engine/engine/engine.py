@@ -10,7 +10,7 @@ ends its request whatever the text says (end of sequence, length) frees the slot
 stop string does so after the issue: the request ends, its row of the step in flight is dropped when that is collected,
 and the slot keeps what it held before that step, which writes past it.
 
-A step takes one token of each sequence that it gives logits, or several where it drafted (`drafting`, `verification`).
+A step takes one token of each sequence that it gives logits, or several where it drafted (`drafter`, `choices`).
 """
 
 from __future__ import annotations
@@ -222,7 +222,7 @@ class Engine:
             self._answers.cut_off(sequence, now, failure=failure)
 
     def _speak(self, now: float) -> None:
-        """Who has news, and may: see `streams`."""
+        """Who has news, and may: see `stream_pacer`."""
         for sequence in self._pacer.streams_due(self._scheduler.running, now):
             self._answers.speak(sequence, now)
         for source in self._pacer.heartbeats_due(self._scheduler.running, self._queue_head(), now):

@@ -7,7 +7,7 @@ that only need the most likely token share one argmax.
 The order is Hugging Face's: penalties, banned tokens, what a guide forbids, temperature, top-k, top-p, min-p.
 
 From a device's candidates a seed draws the very token that the whole row would give, provided that the device adjusts
-logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `shortlist`. The
+logits with float32 arithmetic as `Penalties.apply` does and its log-sum-exp is within the bounds of `candidates`. The
 whole row is fetched where the candidates cannot tell: a draw that falls outside of them or within rounding of a token's
 end, a filter that keeps about as many tokens as there are candidates or more, a tie with the smallest candidate, and
 log-probabilities beside penalties, biases or bans, or where the log-sum-exp is needed at another temperature than

@@ -33,7 +33,7 @@ _MAX_IDLE_ROWS = 12
 
 
 class OnnxRunner:
-    """Implements `runner.Runner`. `memory`, the slots' keys and values, is its own."""
+    """Implements `runners.base.Runner`. `memory`, the slots' keys and values, is its own."""
 
     def __init__(
         self,

@@ -201,7 +201,7 @@ class AckGate:
                 self._free.append(stream.cell)
 
     def may_send(self, request_id: str, now: float) -> bool:
-        """Whether everything that the stream sent so far was acknowledged (`gate.StreamGate`)."""
+        """Whether everything that the stream sent so far was acknowledged (`stream_pacer.StreamGate`)."""
         with self._lock:
             stream = self._streams.get(request_id)
             return stream is None or self._is_acknowledged(stream)
