@@ -55,8 +55,8 @@ def run(context: Context) -> Found:
         "memory": "resident memory that no file is behind (RssAnon and RssShmem), while nothing is in flight",
     }
     remark = (
-        f"{outcomes.answered:,} answered, {outcomes.left:,} left before their end, {outcomes.refused:,} refused as they "
-        "should be."
+        f"{outcomes.answered:,} answered, {outcomes.left:,} left before their end, "
+        f"{outcomes.refused:,} refused as they should be."
     )
     return Found(arms, settings, f"{count:,} requests, one run", (remark,))
 

@@ -19,7 +19,7 @@ Sink = Callable[[Event], None]
 
 
 class Steps(Protocol):
-    """What is driven: `Engine`, or `cache.coalescing.CachingEngine` in front of it, whose `submit` may answer at once."""
+    """What is driven: `Engine`, or `coalescing.CachingEngine` in front of it, whose `submit` may answer at once."""
 
     def submit(self, request: Request) -> list[Event] | None: ...
 

@@ -37,7 +37,7 @@ class _Settings(ctypes.Structure):
 
 
 class NativeRunner:
-    """See `runners.base.Runner`. `num_threads`: None for one a usable core."""
+    """See `base.Runner`. `num_threads`: None for one a usable core."""
 
     def __init__(self, folder: Path, manifest: Manifest, *, num_threads: int | None = None) -> None:
         """Raises ArtifactError when this CPU runs none of the artifact's libraries, or the slots do not fit its

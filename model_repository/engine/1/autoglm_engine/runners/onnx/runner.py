@@ -33,7 +33,7 @@ _MAX_IDLE_ROWS = 12
 
 
 class OnnxRunner:
-    """Implements `runners.base.Runner`. `memory`, the slots' keys and values, is its own."""
+    """Implements `base.Runner`. `memory`, the slots' keys and values, is its own."""
 
     def __init__(
         self,

@@ -62,7 +62,7 @@ class Step:
 
 @dataclass(frozen=True, slots=True)
 class StepPending:
-    """See `runners.base.Pending`. What it gives is the caller's own, but for `full_row`, which is good until the next step is
+    """See `base.Pending`. What it gives is the caller's own, but for `full_row`, which is good until the next step is
     issued. It may be asked until the step after the next is."""
 
     step: Step
@@ -73,7 +73,7 @@ class StepPending:
 
 
 class TensorRTRunner:
-    """See `runners.base.Runner`. `memory`: purpose -> bytes, all of which were allocated at load."""
+    """See `base.Runner`. `memory`: purpose -> bytes, all of which were allocated at load."""
 
     def __init__(self, plan: EnginePlan, cuda: Cuda, shapes: TensorShapes, limits: Limits, cleanup: ExitStack) -> None:
         """`cleanup` is what `close` unwinds, what was made last first."""
