@@ -22,7 +22,6 @@ from autoglm_engine.metrics import (
     E2E_REQUEST_LATENCY,
     REQUEST_GENERATION_TOKENS,
     REQUESTS,
-    MemoryMetrics,
 )
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import plain_settings
@@ -32,6 +31,7 @@ from hypothesis import strategies as st
 from tests.support.engine.engine_bench import END, NUM_CANDIDATES, TEXT, VOCAB, Bench, check_same_logprobs, script
 from tests.support.engine.fakes import FakeClock, answers, expected_greedy, request
 from tests.support.engine.images import FakeVision
+from tests.support.engine.memory_metrics import MemoryMetrics
 
 EOS = (END, 3, 40)
 

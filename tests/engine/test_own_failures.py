@@ -242,7 +242,7 @@ def text_that_breaks(bench: Bench) -> Any:
         def decode(self, token_ids: Sequence[int], is_first: bool) -> str:
             raise Broken("decode")
 
-    bench.engine._text = Text()  # type: ignore[attr-defined]
+    bench.engine._text = bench.engine._fan_out._text = Text()  # type: ignore[attr-defined]
 
 
 def test_a_reader_whose_piece_cannot_be_made_ends_alone() -> None:
