@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 _UNLIMITED = 1 << 60  # cgroup v1 writes "no limit" as a huge number of bytes
@@ -94,7 +95,7 @@ class ProcFs:
         sockets = {f"socket:[{inode}]" for inode in self._listening_inodes(port)}
         if not sockets:
             return None
-        return next((pid for pid in self._pids() if sockets & self._open_files(pid)), None)
+        return next((pid for pid in self._pids() if not sockets.isdisjoint(self._open_files(pid))), None)
 
     def children(self, pid: int) -> list[int]:
         folder = self._root / f"proc/{pid}/task"
@@ -132,11 +133,12 @@ class ProcFs:
     def _pids(self) -> Iterator[int]:
         return (int(folder.name) for folder in (self._root / "proc").iterdir() if folder.name.isdigit())
 
-    def _open_files(self, pid: int) -> set[str]:
-        try:
-            return {str(link.readlink()) for link in (self._root / f"proc/{pid}/fd").iterdir()}
-        except OSError:
-            return set()
+    def _open_files(self, pid: int) -> Iterator[str]:
+        """Nothing of another user's, nor of a process that is gone. Files come and go meanwhile."""
+        with suppress(OSError):
+            for link in (self._root / f"proc/{pid}/fd").iterdir():
+                with suppress(OSError):
+                    yield str(link.readlink())
 
     def _limited(self, pid: int, controller: str) -> str | None:
         """The nearest cgroup of `pid` that limits memory."""

@@ -28,7 +28,7 @@ class Axis:
         return round(self.start + share * (self.end - self.start), 1)
 
 
-def element(tag: str, content: str = "", **attributes: object) -> str:
+def element(tag: str, content: str = "", /, **attributes: object) -> str:
     """`content` is SVG itself."""
     given = "".join(f' {_name(name)}="{_value(value)}"' for name, value in attributes.items())
     return f"<{tag}{given}>{content}</{tag}>" if content else f"<{tag}{given}/>"

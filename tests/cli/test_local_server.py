@@ -128,7 +128,7 @@ def test_the_backend_directory_is_links_only(tmp_path: Path) -> None:
 
 def test_a_strangers_file_under_a_regions_name_does_not_stop_the_stopping(tmp_path: Path) -> None:
     server = LocalServer(tmp_path)
-    in_the_way = Path("/dev/shm") / f"{server._shared_memory}in-the-way"  # what this user cannot unlink
+    in_the_way = Path("/dev/shm") / f"{server._command.region_prefix}in-the-way"  # what this user cannot unlink
     in_the_way.mkdir()
     try:
         server.stop()
