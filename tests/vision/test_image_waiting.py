@@ -218,8 +218,8 @@ def test_the_memory_for_features_is_bounded_by_the_setting_and_by_what_slots_hol
 
 
 def test_all_are_served_by_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm_engine.engine.images.desk._MAX_PROMPTS", 14 / (2 * 64))
-    monkeypatch.setattr("autoglm_engine.engine.images.desk.min", lambda *rows: 14, raising=False)
+    monkeypatch.setattr("autoglm_engine.engine.image_requests._MAX_PROMPTS", 14 / (2 * 64))
+    monkeypatch.setattr("autoglm_engine.engine.image_requests.min", lambda *rows: 14, raising=False)
     one = small(14)
     assert pool_rows(one) == 14
     pictures = [Picture(bytes([place]), (2, 3)) for place in range(9)]
@@ -232,7 +232,7 @@ def test_all_are_served_by_memory_for_one(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_images_that_never_fit_are_refused_at_the_door(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("autoglm_engine.engine.images.desk.min", lambda *rows: 14, raising=False)
+    monkeypatch.setattr("autoglm_engine.engine.image_requests.min", lambda *rows: 14, raising=False)
     one = small(14)
     sentence = "the images have 18 tokens, and this server has memory for the features of 14; see the setting"
     with pytest.raises(InvalidRequest, match=sentence):

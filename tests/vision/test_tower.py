@@ -14,7 +14,7 @@ import pytest
 import torch
 from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.tower import OnnxTower, Tower, geometry_inputs
-from autoglm_export.checkpoint.base import open_checkpoint
+from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
 from autoglm_export.model.spec import RopeSpec
 from autoglm_export.model.vision import build_tower

@@ -34,7 +34,7 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.output import Output
 
 from .admission import AdmissionPolicy, make_policy
-from .images.desk import ImageDesk
+from .image_requests import ImageRequests
 from .images.vision import Vision
 from .output_processor import OutputProcessor
 from .request_queue import Inbox
@@ -92,8 +92,10 @@ class Engine:
         self._scheduler = Scheduler(self._limits, slots, budget, policy, self._drafter)
         self._in_flight: InFlight | None = None
         metrics = metrics or NoMetrics()
-        desk = ImageDesk(vision, self._scheduler, self._limits, self._settings, metrics, clock) if vision else None
-        self._images = desk
+        images = (
+            ImageRequests(vision, self._scheduler, self._limits, self._settings, metrics, clock) if vision else None
+        )
+        self._images = images
         self._tally = EngineMetrics(metrics)
         self._tally.report(self._scheduler)
         self._answers = OutputProcessor(self._scheduler, self._inbox, self._tally)
@@ -196,10 +198,10 @@ class Engine:
             raise InvalidRequest(f"the prompt has {len(request.images)} images, and the model reads none")
         self._images.check(request)
 
-    def _open_images(self, desk: ImageDesk, arrivals: Iterable[Waiting], now: float) -> None:
+    def _open_images(self, images: ImageRequests, arrivals: Iterable[Waiting], now: float) -> None:
         for waiting in [waiting for waiting in arrivals if waiting.request.images]:
             try:
-                waiting.images = desk.open(waiting.request)
+                waiting.images = images.open(waiting.request)
             except BaseException as error:
                 failure = own_failure(error, waiting.request.id)
                 self._answers.cut_off_waiting(waiting, now, failure=failure)

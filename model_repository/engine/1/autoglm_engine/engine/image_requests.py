@@ -18,16 +18,16 @@ from autoglm_engine.metrics import IMAGES, IMAGES_REUSED, Metrics
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 
-from .feature_pool import FeaturePool, key_of
-from .feature_store import FeatureStore
-from .image_ids import ImageIds
-from .request_images import RequestImages
-from .vision import Vision
+from .images.feature_pool import FeaturePool, key_of
+from .images.feature_store import FeatureStore
+from .images.image_ids import ImageIds
+from .images.request_images import RequestImages
+from .images.vision import Vision
 
 _MAX_PROMPTS = 4  # of full length, for each slot: more rows than their features have are never made
 
 
-class ImageDesk:
+class ImageRequests:
     """The thread that steps uses it, but for `check`."""
 
     def __init__(
