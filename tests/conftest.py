@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from math import isnan
 from pathlib import Path
@@ -24,9 +25,19 @@ settings.load_profile("steady")
 
 MODEL_REPOSITORY = ROOT / "model_repository"
 
+_SERVER_ALONE = re.compile(r"server( and not \w+)*")  # a marker expression that wants the real server's tests
+
 # (family, precision) -> relative L2 against transformers: of the lowering itself, and with the precision's rounding
 ParityTable = dict[tuple[str, str], tuple[float, float]]
 _PARITY = pytest.StashKey[ParityTable]()
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Where the real server's tests alone are asked for, no other file is imported: that takes longer than many tests,
+    and each process would do it."""
+    if collection_path.suffix != ".py" or not _SERVER_ALONE.fullmatch(config.option.markexpr):
+        return None
+    return True if "mark.server" not in collection_path.read_text() else None
 
 
 @pytest.fixture(scope="session")
