@@ -15,7 +15,7 @@ from autoglm_export.embedder.export import BUNDLED_EMBEDDER, export_embedder
 from autoglm_export.parity.reference import Reference
 from hypothesis import HealthCheck, settings
 
-from tests.support.export.artifacts import ROOT, kept_export
+from tests.support.export.artifacts import ROOT, kept_export, kept_reference
 from tests.support.export.remembered_reference import RememberedReference
 from tests.support.export.tiny_glm4v import write_tiny_glm4v
 
@@ -54,7 +54,7 @@ def exact_artifact() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_reference() -> Iterator[None]:
-    """transformers takes 20 seconds to read SmolLM2's file: it reads it once, and answers a question once."""
+    """transformers takes 20 seconds to read SmolLM2's file: one process reads it, and answers a question once."""
     load: Callable[[Path], Reference] = Reference.load
     bundled, shared = resolve("smollm2")[0], dict[Path, Reference]()
 
@@ -62,7 +62,8 @@ def one_reference() -> Iterator[None]:
         if checkpoint != bundled:
             return load(checkpoint)
         if bundled not in shared:
-            shared[bundled] = RememberedReference.of(load(bundled))
+            kept = kept_reference(bundled, lambda path: load(path).model)
+            shared[bundled] = RememberedReference.of(load(kept))
         return shared[bundled]
 
     with pytest.MonkeyPatch.context() as patch:

@@ -7,6 +7,8 @@ import fcntl
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -32,14 +34,34 @@ ENGINE_SOURCES = (
 
 def kept_export(name: str, **options: Any) -> Path:
     """SmolLM2 exported with `options`; one process makes it, and others wait for it."""
-    output = KEPT / f"{name}-{_exporter_digest()}"
+    return _kept(name, _exporter_digest(), lambda output: export("smollm2", output, **options))
+
+
+def kept_reference(checkpoint: Path, load: Callable[[Path], Any]) -> Path:
+    """The transformers model that `load` reads out of the GGUF file `checkpoint`, as a folder that is read in a
+    twentieth of the time."""
+
+    def save(output: Path) -> None:
+        model, partial = load(checkpoint), output.with_suffix(".partial")
+        del model.config.quantization_config, model.hf_quantizer  # else transformers refuses to write it
+        model.is_quantized = False
+        model.save_pretrained(partial)
+        partial.rename(output)
+
+    readers = "".join(version(name) for name in ("transformers", "gguf"))
+    digest = hashlib.sha256(readers.encode() + checkpoint.read_bytes()).hexdigest()[:16]
+    return _kept("reference", digest, save)
+
+
+def _kept(name: str, digest: str, make: Callable[[Path], object]) -> Path:
+    output = KEPT / f"{name}-{digest}"
     KEPT.mkdir(parents=True, exist_ok=True)
     with (KEPT / f"{name}.lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not output.exists():
             for stale in KEPT.glob(f"{name}-*"):
                 shutil.rmtree(stale, ignore_errors=True)
-            export("smollm2", output, **options)
+            make(output)
     return output
 
 
