@@ -15,7 +15,8 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -86,8 +87,20 @@ def build(source: Path, target: Target, *, extra_options: Sequence[str] = ()) ->
     command = [*compiler, *FLAGS, *options, *extra_options, str(source)]
     library = _cache_folder() / f"{source.stem}-{target.name}-{_digest(source, command)}.so"
     if not library.exists():
-        _compile(command, library)
+        with _alone(library):
+            if not library.exists():  # who waited finds it
+                _compile(command, library)
     return library
+
+
+@contextmanager
+def _alone(library: Path) -> Iterator[None]:
+    """No other process of this user compiles `library` meanwhile."""
+    import fcntl  # of Linux, as the decoder is
+
+    with library.with_name(f".{library.name}.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 def _compile(command: Sequence[str], library: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -497,6 +498,23 @@ def test_what_was_built_is_kept(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
     assert compiler.build(compiler.DECODER_SOURCE, compiler.TARGETS[-1], extra_options=["-g"]) != first
     assert (tmp_path / "runs").read_text() == "run\nrun\n"
     assert first.parent.stat().st_mode & 0o077 == 0
+
+
+def test_what_another_is_building_is_waited_for(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    script, go, runs = (tmp_path / name for name in ("cxx", "go", "runs"))
+    script.write_text(
+        f'#!/bin/sh\n[ "$1" = --version ] && exit\necho run >>{runs}\nuntil [ -e {go} ]; do sleep 0.01; done\n'
+        'while [ "$1" != -o ]; do shift; done\n: >"$2"\n'
+    )
+    script.chmod(0o755)
+    monkeypatch.setenv("CXX", str(script))
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with ThreadPoolExecutor(2) as pool:
+        both = [pool.submit(compiler.build, compiler.DECODER_SOURCE, compiler.TARGETS[-1]) for _ in range(2)]
+        wait(both, timeout=0.3)  # long enough for both to begin, where both would
+        go.touch()
+    assert both[0].result() == both[1].result()
+    assert runs.read_text() == "run\n"
 
 
 @settings(deadline=None, max_examples=30)
