@@ -12,6 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
+from autoglm_engine.errors import EngineError
 from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.tower import OnnxTower, Tower, geometry_inputs
 from autoglm_export.checkpoint.opening import open_checkpoint
@@ -127,6 +128,12 @@ def test_places_and_pixels_both_count(tower: Tower) -> None:
     assert (np.abs(tower.encode(Patches(changed, patches.grid)) - features).max(axis=1) > 1e-4).all()
     turned = tower.encode(Patches(patches.values, patches.grid[::-1]))
     assert (np.abs(turned - features).max(axis=1) > 1e-4).all()
+
+
+def test_what_is_no_number_is_an_error(tower: Tower) -> None:
+    patches = preprocess(image_file(56, 84), vision_settings())
+    with pytest.raises(EngineError, match="no finite number"):
+        tower.encode(Patches(np.full_like(patches.values, np.nan), patches.grid))
 
 
 def test_a_closed_tower_says_so(model: tuple[Any, VisionCheckpoint, Path]) -> None:

@@ -82,6 +82,17 @@ def test_a_checkpoint_without_image_processor_reads_text_alone(tiny_glm4v: Path,
         open_tower(tmp_path / "artifact", manifest)
 
 
+def test_writing_the_tower_is_a_stage(tiny_glm4v: Path, tmp_path: Path) -> None:
+    told: list[float] = []
+
+    def progress(stage: str, fraction: float) -> None:
+        told.extend([fraction] if stage == "write vision tower" else [])
+
+    export(tiny_glm4v, tmp_path / "artifact", runtime="onnx", precision="fp32", progress=progress, **LIMITS)
+    assert told[0] == 0.0 and told == sorted(told) and told[-1] == 1.0
+    assert len(set(told)) > 20
+
+
 def test_images_can_be_made_smaller(tiny_glm4v: Path, tmp_path: Path) -> None:
     options = {**LIMITS, "runtime": "onnx", "precision": "fp32"}
     manifest = export(tiny_glm4v, tmp_path / "artifact", max_pixels=6272, check=True, **options)

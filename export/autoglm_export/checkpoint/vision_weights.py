@@ -5,8 +5,6 @@ Source of the names: the state dict of transformers 5's `Glm4vVisionModel`.
 
 from __future__ import annotations
 
-from math import prod
-
 import numpy as np
 
 from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
@@ -46,10 +44,6 @@ def tower_weights(spec: VisionSpec, store: TensorStore) -> CheckpointWeights:
 
     shapes = stored_shapes(spec)
     return CheckpointWeights(store, shapes, {name: _source(name) for name in shapes}, is_ignored)
-
-
-def num_values(spec: VisionSpec) -> int:
-    return sum(map(prod, stored_shapes(spec).values()))
 
 
 def stored_shapes(spec: VisionSpec) -> dict[str, Shape]:

@@ -185,14 +185,18 @@ def _some(names: list[str]) -> str:
 
 
 class CountedWeights(Mapping[str, Array]):
-    """Weights of a model of `spec`, all finite, that report how much of them is done, as the progress of `stage`: of
-    all numbers, those that were read before the array that is asked for now."""
+    """Weights of these shapes, all finite, that report how much of them is done, as the progress of `stage`: of all
+    numbers, those that were read before the array that is asked for now."""
 
     def __init__(
-        self, spec: ModelSpec, weights: Mapping[str, Array], progress: Callable[[str, float], None], stage: str
+        self,
+        shapes: Mapping[str, Shape],
+        weights: Mapping[str, Array],
+        progress: Callable[[str, float], None],
+        stage: str,
     ) -> None:
         self._weights, self._progress, self._stage = weights, progress, stage
-        self._total = sum(prod(shape) for shape in weight_shapes(spec).values())
+        self._total = sum(map(prod, shapes.values()))
         self._num_read = 0
 
     def __getitem__(self, name: str) -> Array:

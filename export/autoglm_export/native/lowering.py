@@ -18,7 +18,7 @@ import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 from autoglm_engine.runners.native.program import IMAGE_PROGRAM_FORMAT, PROGRAM_FORMAT, Buffer, Code
 
-from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepared
+from autoglm_export.checkpoint.weights import CountedWeights, LayerCache, prepared, weight_shapes
 from autoglm_export.errors import InvalidOption
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.ops import Ops
@@ -283,7 +283,7 @@ def write_program(
     with (folder / WEIGHTS_NAME).open("wb") as stream:
         file = WeightsFile(stream)
         calibration = Calibration(spec, weights, texts) if texts else None
-        ops = NativeOps(spec, CountedWeights(spec, weights, progress, stage), file, calibration)
+        ops = NativeOps(spec, CountedWeights(weight_shapes(spec), weights, progress, stage), file, calibration)
         build_decoder(spec, ops)
         frequencies = file.add(spec.rope.inverse_frequencies())
     progress(stage, 1.0)

@@ -27,7 +27,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
-from autoglm_export.checkpoint.weights import Array, CountedWeights
+from autoglm_export.checkpoint.weights import Array, CountedWeights, weight_shapes
 from autoglm_export.errors import InvalidOption
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
@@ -202,7 +202,7 @@ def write_onnx(
         if precision == "int8":
             spec, weights = rotated(spec, weights)
         calibration = Calibration(spec, weights, texts) if precision == "int8" and texts else None
-        read = CountedWeights(spec, weights, progress, stage)
+        read = CountedWeights(weight_shapes(spec), weights, progress, stage)
         linears: Linears = (
             Int8Linears(graph, read, calibration) if precision == "int8" else FloatLinears(graph, read, cache_dtype)
         )

@@ -19,7 +19,8 @@ from pathlib import Path
 
 import numpy as np
 
-from autoglm_export.checkpoint.weights import Array
+from autoglm_export.checkpoint.vision_weights import stored_shapes
+from autoglm_export.checkpoint.weights import Array, CountedWeights
 from autoglm_export.errors import InvalidOption
 from autoglm_export.model.vision import build_tower
 from autoglm_export.model.vision_spec import LAYER_NORM_EPS, VisionSpec
@@ -29,6 +30,7 @@ from .graph import CONTRIB, OnnxGraph
 from .linear import FloatLinears, Linears, Rows, finished
 
 MODEL_FILE = "vision.onnx"
+_STAGE = "write vision tower"
 PRECISIONS = ("fp32",)
 
 
@@ -125,7 +127,9 @@ def write_vision(
     unknown precision."""
     if precision not in PRECISIONS:
         raise InvalidOption(f"the precision {precision!r} is not known; allowed are {', '.join(PRECISIONS)}")
+    read = CountedWeights(stored_shapes(spec), weights, progress, _STAGE)
     with OnnxGraph(folder, MODEL_FILE, "vision tower") as graph:
-        build_tower(spec, OnnxVisionOps(graph, spec, weights, FloatLinears(graph, weights)))
+        build_tower(spec, OnnxVisionOps(graph, spec, read, FloatLinears(graph, read)))
         graph.save()
+    progress(_STAGE, 1.0)
     return MODEL_FILE

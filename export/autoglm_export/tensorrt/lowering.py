@@ -41,7 +41,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 
-from autoglm_export.checkpoint.weights import Array, CountedWeights
+from autoglm_export.checkpoint.weights import Array, CountedWeights, weight_shapes
 from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration
@@ -150,7 +150,7 @@ class _Job:
 
     def defined(self, form: str) -> Network:
         network = Network(self.builder.trt, self.builder.handle)
-        read = CountedWeights(self.spec, self.weights, self.progress, "define network")
+        read = CountedWeights(weight_shapes(self.spec), self.weights, self.progress, "define network")
         linears = linears_of(self.precision, network, self.spec, read, self.dtype, self.calibration)
         define(network, self.spec, read, linears, self.dtype, self.cache_length, self.num_candidates, attention=form)
         self.progress("define network", 1.0)

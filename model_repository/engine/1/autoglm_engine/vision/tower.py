@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from autoglm_engine.errors import ArtifactError
+from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.manifest import Manifest, VisionSettings
 
 from .geometry import bicubic_weights, patch_order, rope_tables
@@ -26,7 +26,8 @@ class Tower(Protocol):
     def settings(self) -> VisionSettings: ...
 
     def encode(self, patches: Patches) -> Features:
-        """float32 [number of tokens, hidden_size]. Not for use from two threads at once."""
+        """float32 [number of tokens, hidden_size]. Raises EngineError where they are no finite numbers. Not for use
+        from two threads at once."""
         ...
 
     def close(self) -> None: ...
@@ -56,6 +57,8 @@ class OnnxTower:
         inputs = {"patches": patches.values, **geometry_inputs(patches.grid, self._settings)}
         (features,) = self._session.run(["features"], inputs)
         found: Features = features
+        if not np.isfinite(found).all():
+            raise EngineError("what the vision tower makes of an image is no finite number")
         return found
 
     def close(self) -> None:
