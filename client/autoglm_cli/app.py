@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from importlib import metadata
 from typing import Annotated
@@ -24,7 +25,7 @@ from autoglm_cli.commands.repository import repository
 from autoglm_cli.commands.serve import serve
 
 from .command_help import HelpfulCommand
-from .errors import FriendlyGroup
+from .errors import FriendlyGroup, fail, sentence_of
 
 app = typer.Typer(
     name="autoglm",
@@ -72,4 +73,8 @@ def autoglm(
 
 
 def main() -> None:
-    app()
+    try:
+        app()
+    except OSError as error:  # of what is written before a command begins, such as --version on a full disk
+        fail(sentence_of(error))
+        sys.exit(1)

@@ -6,7 +6,6 @@ from __future__ import annotations
 import importlib
 import os
 import re
-import sys
 from types import ModuleType
 from typing import Any
 
@@ -20,7 +19,7 @@ from .command_help import HelpfulGroup
 # The class of every misuse of a command line: typer brings its own copy of click, which has no public name for it.
 _USAGE_ERROR = typer.BadParameter.__bases__[0]
 DEBUG_VARIABLE = "AUTOGLM_DEBUG"
-_UNKNOWN_MODEL = re.compile(r"unknown model: '[^']*' is not found")  # Triton's words
+_UNKNOWN_MODEL = re.compile(r"unknown model: ('[^']*') is not found")  # Triton's words
 # What the newer versions of typer say of a value that does not fit, and what is said here.
 _PLAIN_WORDS = {
     r"Input should be a valid integer\b.*": "it must be a whole number",
@@ -41,9 +40,8 @@ class FriendlyGroup(HelpfulGroup):
         except KeyboardInterrupt:
             typer.echo(err=True)  # what was being printed ends here, the shell's prompt begins a line
             raise typer.Exit(130) from None
-        except BrokenPipeError:
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # which the exit's flush then reaches
-            raise typer.Exit(1) from None
+        except BrokenPipeError:  # nobody reads on; typer ends with 1 and in silence
+            raise
         except Exception as error:
             if isinstance(error, typer.Exit | typer.Abort):
                 raise
@@ -78,8 +76,8 @@ def fail(sentence: str) -> None:
 def sentence_of(error: Exception) -> str:
     if isinstance(error, CannotConnectError):
         return with_advice(str(error))
-    if isinstance(error, AutoGLMError) and _UNKNOWN_MODEL.search(str(error)):
-        return f"{error}; --model names the one to ask, of a server that has others"
+    if isinstance(error, AutoGLMError) and (unknown := _UNKNOWN_MODEL.search(str(error))):
+        return f"the server has no model {unknown[1]}; --model names one that it has"
     if isinstance(error, AutoGLMError | CommandError) or _is_of_our_packages(error):
         return str(error)
     if isinstance(error, OSError) and error.strerror:

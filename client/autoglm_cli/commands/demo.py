@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
 import time
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -72,6 +74,12 @@ def demo(
         with notes().status("stopping the server"):
             client.close()
             server.stop()
+    notes().print(next_step(artifact), markup=False, soft_wrap=True)
+
+
+def next_step(artifact: Path | None) -> str:
+    serve = "autoglm serve" if artifact is None else f"autoglm serve --artifact {shlex.quote(str(artifact))}"
+    return f"next: `{serve}`, and in another terminal `autoglm chat`"
 
 
 def _stream_one(client: Client) -> None:

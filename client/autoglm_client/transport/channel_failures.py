@@ -80,7 +80,7 @@ def _refusal(tls: TLS | None) -> str:
     """Servers close the connection, and do not say why, where they expect TLS, or another client's certificate; also
     where they end just then."""
     if tls is None:
-        return f"{CLOSED_AT_ONCE}; it may ask for TLS"
+        return f"{CLOSED_AT_ONCE}; it may ask for TLS, or speak something else than gRPC"
     if tls.cert is None:
         return f"{CLOSED_AT_ONCE} at the TLS handshake; it may ask for a client certificate"
     return f"{CLOSED_AT_ONCE} at the TLS handshake; it may not trust the client certificate {tls.cert}"
