@@ -1,11 +1,13 @@
-"""docs/structure.md and CONTRIBUTING.md name what there is; no folder is crowded, no rule of ruff's
-silenced in a line."""
+"""docs/structure.md and CONTRIBUTING.md name what there is; no folder is crowded, no function long, no rule of
+ruff's silenced in a line."""
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,6 +15,7 @@ import pytest
 from tests.support.export.artifacts import ROOT
 
 MAX_FILES = 20  # of a folder
+MAX_LINES = 50  # of a function
 PACKAGES = {
     "model_repository/engine/1/autoglm_engine/": "model_repository/engine/1/autoglm_engine",
     "export/autoglm_export/": "export/autoglm_export",
@@ -72,8 +75,24 @@ def test_no_folder_holds_more_than_a_person_takes_in() -> None:
     assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
 
 
+def functions(path: Path) -> Iterator[tuple[str, int]]:
+    """Each with its lines, decorators and docstring included."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = min(line.lineno for line in [node, *node.decorator_list])
+            yield f"{path.relative_to(ROOT)}:{node.name}", (node.end_lineno or first) - first + 1
+
+
 def sources() -> list[Path]:
     return [path for path in files() if path.suffix == ".py"]
+
+
+def test_no_function_of_the_product_is_longer_than_a_screen() -> None:
+    products = re.compile(r"(model_repository|client|export|gateway|perf|deploy)/")
+    ours = [path for path in sources() if products.match(str(path.relative_to(ROOT)))]
+    lengths = [found for path in ours for found in functions(path)]
+    assert len(lengths) > 1000
+    assert [(name, lines) for name, lines in lengths if lines > MAX_LINES] == []
 
 
 def test_no_line_silences_a_rule_of_ruffs() -> None:
