@@ -13,6 +13,8 @@ from autoglm_engine.cache import fingerprint as keys
 from autoglm_engine.core import Request, SamplingOptions, SemanticQuery
 from autoglm_engine.manifest import CacheShape, FileRecord, Manifest
 
+from tests.support.vision.settings import vision_settings
+
 MANIFEST = Manifest(
     model_name="tiny",
     family="llama",
@@ -109,3 +111,18 @@ def test_a_ready_grammar_counts_by_its_text(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(keys, "READY", {"open-autoglm": 'start: "another"'})
     exact, semantic = both()
     assert exact != before[0] and semantic != before[1]
+
+
+def test_what_decodes_and_encodes_images_counts_where_a_model_reads_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+
+    def versions(libraries: tuple[str, ...]) -> list[tuple[str, str]]:
+        asked[:] = libraries
+        return [(name, "1") for name in libraries]
+
+    monkeypatch.setattr(answers, "versions", versions)
+    native = dataclasses.replace(MANIFEST, runtime="native")
+    of_text = answers.answer_digest(native)
+    assert not {"pillow", "onnxruntime"} & {*asked}
+    assert answers.answer_digest(dataclasses.replace(native, vision=vision_settings())) != of_text
+    assert {"pillow", "onnxruntime"} < {*asked}

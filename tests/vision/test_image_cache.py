@@ -150,7 +150,7 @@ class Pairs:
         file = draw.randbytes(24)
         place = draw.randrange(24)
         other = file[:place] + bytes([file[place] ^ 1 << draw.randrange(8)]) + file[place + 1 :]
-        before, after = ([draw.randrange(3) for _ in range(draw.randrange(20))] for _ in range(2))
+        before, after = ([draw.randrange(3) for _ in range(draw.randrange(9))] for _ in range(2))
         second = Picture(draw.choice([other, draw.randbytes(24)]), grid)
         for picture in draw.sample([Picture(file, grid), second], 2):
             self._submit([*before, picture, *after, 1], draw.choice(["", "a"]))

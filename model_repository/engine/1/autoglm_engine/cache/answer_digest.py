@@ -18,10 +18,13 @@ from autoglm_engine.runners.registry import installed_version
 # numpy draws and sums, llguidance says what may come next, tokenizers is what stop strings are looked for in.
 _LIBRARIES = ("numpy", "llguidance", "tokenizers")
 _OF_RUNTIME = {"onnx": ("onnxruntime",)}  # an artifact fixes the others itself
+_OF_IMAGES = ("pillow",)  # which decodes and resizes them
 
 
 def answer_digest(manifest: Manifest) -> str:
     libraries = (*_LIBRARIES, *_OF_RUNTIME.get(manifest.runtime, ()))
+    if manifest.vision:
+        libraries += (*_OF_IMAGES, *_OF_RUNTIME.get(manifest.vision.runtime, ()))
     return combined(manifest.digest, code_digest(Path(__file__).parent.parent), versions(libraries))
 
 
