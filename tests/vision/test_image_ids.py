@@ -49,6 +49,9 @@ def test_ids_that_are_used_up_are_given_anew_once_the_slots_forget() -> None:
     in_use = np.array(number(ids, DOG), np.int32)
     assert in_use.tolist() == [*range(-9, -15, -1)] and len(forgotten) == 1
     assert number(ids, Picture(b"third"), in_use=[]) == [*range(-1, -7, -1)] and len(forgotten) == 2
+    assert number(ids, CAT, in_use=[])[0] == -9, "ids that were given anew are its own no more"
+    in_use = np.array(number(ids, CAT), np.int32)
+    number(ids, Picture(b"fifth"), in_use=[])
     with pytest.raises(Unavailable, match="all ids of image tokens were given since a request came"):
         number(ids, Picture(b"fourth"), in_use=[in_use])
 

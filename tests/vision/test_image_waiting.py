@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Event, Features, FinishReason
 from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.images.feature_pool import FeaturePool
 from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.errors import DeviceError, InvalidRequest, QueueFull
@@ -162,6 +163,45 @@ def test_one_image_is_encoded_at_a_time_and_the_better_priority_first() -> None:
     one.drain()
     assert vision_of(one).max_at_once == 1
     assert vision_of(one).encoded == [picture.file for picture in reversed(pictures)]
+
+
+def test_rows_go_to_those_who_came_first() -> None:
+    """A large request is not passed by small ones for ever."""
+    one = held_up(image_feature_bytes=1 << 16, prefix_reuse=False)
+    assert one.images
+    one.images.store.pool = FeaturePool(12, HIDDEN)
+    one.images.store.encoder._pool = one.images.store.pool
+    small = [Picture(bytes([place]), (1, 6)) for place in range(4)]
+    one.engine.submit(asked("r0", [1, small[0]]))
+    one.engine.submit(asked("large", [1, small[1], 2, small[2]]))
+    one.engine.submit(asked("r1", [1, small[3]]))
+    one.step()
+    vision_of(one).free.set()
+    one.drain()
+    assert vision_of(one).encoded == [picture.file for picture in small]
+    assert answers(one.events)["large"].token_ids == expected([1, small[1], 2, small[2]])
+    one.assert_idle()
+
+
+def test_who_leaves_while_its_prompt_is_computed_lets_go_of_its_rows() -> None:
+    one = bench(chunk=2, token_budget=4)
+    one.engine.submit(asked("r", [1, CAT, 2, DOG]))
+    one.step(3)
+    assert one.engine.stats.running == 1 and one.images and one.images.store.pool.usage > 0
+    one.engine.cancel(["r"])
+    one.step()
+    assert one.images.store.pool.usage == 0
+    one.assert_idle()
+
+
+def test_an_encoded_image_is_news() -> None:
+    one = held_up()
+    one.engine.submit(asked("r", [1, CAT, 2]))
+    one.step()
+    assert one.engine.rest_seconds
+    vision_of(one).free.set()
+    one.encode()
+    assert one.engine.rest_seconds == 0
 
 
 def test_shutting_down_ends_those_who_wait() -> None:
