@@ -3,12 +3,14 @@ sees."""
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from autoglm_cli import app
+from autoglm_engine.core import Positions
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.vision.processor import preprocess
@@ -16,6 +18,8 @@ from autoglm_engine.vision.tower import open_tower
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption, ParityError
 from autoglm_export.export import check_artifact, export
+from autoglm_export.parity import image_answers
+from autoglm_export.parity.gate import compare
 from autoglm_export.parity.images import drawn
 from typer.testing import CliRunner
 
@@ -46,6 +50,8 @@ def test_the_parity_gate_looks_at_images(exported: Path) -> None:
     assert parity is not None and parity["passed"]
     assert set(parity["images"]) == {"wide", "tall", "small"}
     assert all(image["relative_l2"] < 1e-5 for image in parity["images"].values())
+    answers = [image["answer"] for image in parity["images"].values()]
+    assert all(answer["relative_l2"] < 1e-5 and answer["top1_agreement"] == 1 for answer in answers)
 
 
 def test_another_tower_fails_the_gate(exported: Path, tmp_path: Path) -> None:
@@ -58,6 +64,24 @@ def test_another_tower_fails_the_gate(exported: Path, tmp_path: Path) -> None:
     parity = Manifest.load(artifact).parity
     assert parity is not None and not parity["passed"]
     assert all("image" in failure for failure in parity["failures"]), "the texts are the same"
+
+
+@pytest.mark.parametrize(("runtime", "precision"), [("onnx", "fp32"), ("native", "int8")])
+def test_tokens_in_the_wrong_places_fail_the_gate(
+    tiny_glm4v: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runtime: str, precision: str
+) -> None:
+    artifact = tmp_path / "artifact"
+    export(tiny_glm4v, artifact, runtime=runtime, precision=precision, **LIMITS)
+    right = compare(artifact, tiny_glm4v)
+    assert not any(image.failures(name) for name, image in right.images.items())
+    monkeypatch.setattr(image_answers, "rope_positions", along_the_text)
+    wrong = compare(artifact, tiny_glm4v).images["wide"]
+    (failure,) = wrong.failures("wide")
+    assert re.fullmatch(r"the logits behind it are .* off, above .*, for the wide image", failure)
+
+
+def along_the_text(images: object, start: int, count: int) -> Positions:
+    return np.tile(np.arange(start, start + count, dtype=np.int32), (3, 1))
 
 
 def test_the_artifact_opens_as_a_tower(exported: Path) -> None:

@@ -133,9 +133,9 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
     runner = load_runner(artifact, manifest, num_threads=os.cpu_count() or 1)
     try:
         reports = compare_texts(runner, reference, texts, progress)
+        images = compare_images(artifact, manifest, runner, reference, texts["english"], progress)
     finally:
         runner.close()
-    images = compare_images(artifact, manifest, reference, progress)
     return ParityReport(reference.version, manifest.precision, reports, runtime=manifest.runtime, images=images)
 
 

@@ -1,5 +1,5 @@
-"""Does the artifact see what transformers sees? Image files through its own preprocessing and tower, and through
-transformers' of the same checkpoint."""
+"""Does the artifact see what transformers sees? Image files through its own preprocessing, tower and decoder, and
+through transformers' of the same checkpoint."""
 
 from __future__ import annotations
 
@@ -9,12 +9,15 @@ from io import BytesIO
 from pathlib import Path
 
 import numpy as np
+from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.base import Runner
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import Tower, open_tower
 
 from autoglm_export.runtimes import Progress
 
+from .image_answers import AnswerReport, Decoder
 from .reference import Reference
 
 # |features - reference| / |reference|, of an image and of its worst token.
@@ -28,6 +31,7 @@ class ImageReport:
     precision: str
     relative_l2: float
     worst_token: float
+    answer: AnswerReport | None  # None: the image does not fit into a slot
 
     def failures(self, name: str) -> list[str]:
         found = {
@@ -35,7 +39,8 @@ class ImageReport:
             "worst token's features": (self.worst_token, "worst_token"),
         }
         bounds = BOUNDS[self.precision]
-        return [
+        behind = [f"the {failure}, for the {name} image" for failure in self.answer.failures] if self.answer else []
+        return behind + [
             f"the {what} of the {name} image are {distance:.2e} off, above {bounds[key]:g}"
             for what, (distance, key) in found.items()
             if not distance <= bounds[key]  # also true of NaN
@@ -43,32 +48,35 @@ class ImageReport:
 
 
 def compare_images(
-    artifact: Path, manifest: Manifest, reference: Reference, progress: Progress
+    artifact: Path, manifest: Manifest, runner: Runner, reference: Reference, text: TokenIds, progress: Progress
 ) -> dict[str, ImageReport]:
-    """By the image's name; nothing for an artifact that takes none."""
+    """By the image's name; nothing for an artifact that takes none. `text`: what stands around images."""
     if manifest.vision is None:
         return {}
+    decoder = Decoder(runner, reference, manifest.vision, manifest.precision, text)
     tower, reports = open_tower(artifact, manifest, num_threads=os.cpu_count() or 1), {}
     try:
         for index, (name, size) in enumerate(_SIZES.items()):
             progress("parity: compare images", index / len(_SIZES))
-            reports[name] = _compare(tower, reference, drawn(*size))
+            reports[name] = _compare(tower, decoder, drawn(*size))
     finally:
         tower.close()
     progress("parity: compare images", 1.0)
     return reports
 
 
-def _compare(tower: Tower, reference: Reference, image: bytes) -> ImageReport:
-    settings = tower.settings
-    expected = reference.image_features(image, settings.min_pixels, settings.max_pixels)
-    actual = tower.encode(preprocess(image, settings))
+def _compare(tower: Tower, decoder: Decoder, image: bytes) -> ImageReport:
+    settings, patches = tower.settings, preprocess(image, tower.settings)
+    expected = decoder.reference.image_features(image, settings.min_pixels, settings.max_pixels)
+    actual = tower.encode(patches)
+    rows, columns = (side // settings.merge_size for side in patches.grid)
     distances, norms = np.linalg.norm(actual - expected, axis=1), np.linalg.norm(expected, axis=1)
     return ImageReport(
         tokens=len(expected),
         precision=settings.precision,
         relative_l2=float(np.linalg.norm(distances) / np.linalg.norm(norms)),
         worst_token=float(np.max(distances / norms)),
+        answer=decoder.compare(image, (rows, columns), actual),
     )
 
 

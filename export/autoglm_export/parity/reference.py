@@ -58,14 +58,35 @@ class Reference:
     def image_features(self, content: bytes, min_pixels: int, max_pixels: int) -> npt.NDArray[np.float32]:
         """[number of tokens, hidden size] of an image file that is resized to so many pixels."""
         import torch
+
+        inputs = self._pixels(content, min_pixels, max_pixels)
+        with torch.inference_mode():
+            output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
+        return np.concatenate([rows.float().numpy() for rows in output.pooler_output])
+
+    def image_logits(
+        self, ids: TokenIds, image_token_id: int, content: bytes, min_pixels: int, max_pixels: int
+    ) -> npt.NDArray[np.float32]:
+        """`[len(ids), vocab_size]`, of a prompt that has the image token once for each token of the image."""
+        import torch
+
+        inputs, tokens = self._pixels(content, min_pixels, max_pixels), torch.from_numpy(ids.astype(np.int64))[None]
+        with torch.inference_mode():
+            output = self.model(
+                tokens,
+                pixel_values=inputs["pixel_values"],
+                image_grid_thw=inputs["image_grid_thw"],
+                mm_token_type_ids=(tokens == image_token_id).int(),
+                use_cache=False,
+            )
+        return np.asarray(output.logits[0].float().numpy())
+
+    def _pixels(self, content: bytes, min_pixels: int, max_pixels: int) -> Any:
         from PIL import Image
         from transformers.image_utils import load_image
 
         size = {"shortest_edge": min_pixels, "longest_edge": max_pixels}
-        inputs = self.processor(images=[load_image(Image.open(BytesIO(content)))], size=size, return_tensors="pt")
-        with torch.inference_mode():
-            output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        return np.concatenate([rows.float().numpy() for rows in output.pooler_output])
+        return self.processor(images=[load_image(Image.open(BytesIO(content)))], size=size, return_tensors="pt")
 
 
 def _load_processor(transformers: Any, checkpoint: Path) -> Any:
