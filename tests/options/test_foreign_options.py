@@ -16,7 +16,7 @@ from autoglm_engine.messages import unpack_request
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
 from autoglm_engine.options.options import OptionRules
 from autoglm_engine.options.sampling_json import NAMES
-from autoglm_engine.options.table import OPTIONS
+from autoglm_engine.options.table import OPTIONS, VLLM, Option, options_on
 from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from hypothesis import given
@@ -25,6 +25,7 @@ from hypothesis import strategies as st
 from tests.support.engine.fakes import letters_tokenizer
 
 EOS = 3
+VLLM_NUMBERS = [option for option in options_on(VLLM) if option.is_number]
 TOKENIZER = letters_tokenizer()
 ARTIFACT = "0123456789abcdef"
 DOOR = RequestPreprocessor(Prompter(TOKENIZER, None, 1024), OptionRules(1024, 300, {}), ARTIFACT, eos_token_ids=(EOS,))
@@ -127,6 +128,15 @@ SAMPLING: list[tuple[dict[str, Any], dict[str, Any]]] = [
 @pytest.mark.parametrize(("said", "own"), SAMPLING)
 def test_sampling_parameters_are_options_of_ours(said: Mapping[str, Any], own: Mapping[str, Any]) -> None:
     assert admit(**parameters(**said)).sampling == admit(**own).sampling
+
+
+@pytest.mark.parametrize("option", VLLM_NUMBERS, ids=lambda option: option.name)
+def test_a_number_of_vllms_is_the_option_of_the_same_name(option: Option) -> None:
+    high = option.high if isinstance(option.high, (int, float)) else 4
+    number = high / 4 if option.kind == "FP32" else 1
+    found = admit(**parameters(**{option.name: number})).sampling
+    assert found == admit(**{option.name: number}).sampling
+    assert getattr(found, option.name) == number
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
@@ -251,7 +261,7 @@ def test_a_bad_word_is_banned_as_it_is_spelled() -> None:
 
 def test_every_input_of_others_has_been_tried() -> None:
     assert {name for foreign, _ in (*TRANSLATED, *REFUSED) for name in foreign} >= set(FOREIGN_INPUTS)
-    assert {name for said, _ in SAMPLING for name in said} == set(NAMES)
+    assert {name for said, _ in SAMPLING for name in said} | {option.name for option in VLLM_NUMBERS} == set(NAMES)
 
 
 @given(JSON)

@@ -44,7 +44,7 @@ def documented(column: str) -> dict[str, Tensor]:
     text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     table = text.split(f"| {column} | type | shape |", 1)[1].split("\n\n", 1)[0]
     found: dict[str, Tensor] = {}
-    for row in re.findall(r"^\| ([a-z_, ]+) \| (\w+) \| \[(-?\d+)\] \|", table, flags=re.MULTILINE):
+    for row in re.findall(r"^\| ([a-z0-9_, ]+) \| (\w+) \| \[(-?\d+)\] \|", table, flags=re.MULTILINE):
         names, dtype, dims = row
         found |= {name: (dtype, (int(dims),)) for name in names.split(", ")}
     return found
