@@ -19,15 +19,19 @@ from autoglm_engine.cache.response_cache import (
 )
 from autoglm_engine.cache.tiers import Found
 from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
-from autoglm_engine.errors import NotCached
+from autoglm_engine.errors import InvalidRequest, NotCached
 from autoglm_engine.messages import Ack, pack_body, pack_event, unpack_event
+from autoglm_engine.triton.detokenizer_model import piece_text
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.cache.test_sharing import counted, shared_bench, submit
-from tests.support.engine.engine_bench import Bench
+from tests.support.engine.engine_bench import TEXT, VOCAB, Bench
 from tests.support.engine.fakes import FakeClock, request
 from tests.support.engine.small_service import until
 
 KEY = b"k" * 32
+CUT_IDS = st.integers(0, VOCAB - 1)  # some are parts of characters
 LONG = {"max_tokens": 40, "logprobs": 5, "ignore_eos": True}
 
 
@@ -73,12 +77,33 @@ def last_of(bench: Bench, request_id: str) -> Event:
     """Steps until it was told everything."""
 
     def is_told() -> bool:
+        bench.clock.now += 0.001
         bench.step()
         return any(event.is_last for event in bench.events if event.request_id == request_id)
 
     until(is_told)
     (last,) = [event for event in bench.events if event.request_id == request_id and event.is_last]
     return last
+
+
+def joined(bench: Bench, request_id: str) -> Event:
+    """What its events say together, as read; each decodes on its own."""
+    last_of(bench, request_id)
+    pieces = [unpack_event(pack_event(event, None))[0] for event in bench.events if event.request_id == request_id]
+    said = [piece for piece in pieces if piece.token_ids]
+    assert [piece.is_first for piece in said] == [True, *[False] * (len(said) - 1)]
+    assert all(
+        piece.usage.completion_tokens == sum(len(p.token_ids) for p in said[: number + 1])
+        for number, piece in enumerate(said[:-1])
+    )
+    token_ids = tuple(token_id for piece in said for token_id in piece.token_ids)
+    texts = [piece_text(TEXT, piece) for piece in said]
+    logprobs = tuple(entry for piece in said for entry in piece.logprobs)
+    whole = replace(pieces[-1], token_ids=token_ids, logprobs=logprobs, is_first=True, text_bytes=None)
+    if any(piece.text_bytes is not None for piece in said):
+        whole = replace(whole, text_bytes=len("".join(texts).encode()))
+    assert piece_text(TEXT, whole) == "".join(texts)
+    return as_read(whole)
 
 
 def as_read(event: Event) -> Event:
@@ -105,25 +130,22 @@ def test_a_packed_body_is_read_as_what_it_was_made_of(answer: Event, ack: Ack | 
     assert unpack_event(pack_event(packed, ack)) == (answer, ack)
 
 
-@pytest.mark.parametrize("stream", [False, True])
-def test_threads_of_their_own_pack_and_read_it(bench: Bench, monkeypatch: pytest.MonkeyPatch, stream: bool) -> None:
+def test_threads_of_their_own_pack_and_read_it(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     worked = Worked(monkeypatch)
     bench.run(ask("first"))
     computed = last_of(bench, "first")
     until(lambda: bool(entry_of(bench).is_packed))
+    num_batches = len(bench.runner.batches)
     bench.clock.now += 2.0
-    for name in ("again", "and again"):
-        submit(bench, replace(ask(name), stream=stream))
-        kept = last_of(bench, name)
-        assert (kept.cache_hit, kept.cache_age_ms) == (CacheHit.EXACT, pytest.approx(2000.0, abs=10))
-        assert kept.body is not None and as_read(kept) == as_read(computed)
+    submit(bench, ask("again"))
+    kept = last_of(bench, "again")
+    assert (kept.cache_hit, kept.cache_age_ms) == (CacheHit.EXACT, pytest.approx(2000.0, abs=10))
+    assert kept.body is not None and as_read(kept) == as_read(computed)
+    submit(bench, ask("streamed", stream=True))
+    assert joined(bench, "streamed") == as_read(computed)
     assert (set(worked.packed), set(worked.read)) == ({"cache-pack"}, {"cache-pack", "lookup"})
-    assert (counted(bench)["hits"], counted(bench)["stores"], len(bench.runner.batches)) == (
-        2,
-        1,
-        len(bench.runner.batches),
-    )
-    assert not {event.request_id for event in bench.events} - {"first", "again", "and again"}
+    assert (counted(bench)["hits"], counted(bench)["stores"], len(bench.runner.batches)) == (2, 1, num_batches)
+    assert {event.request_id for event in bench.events} == {"first", "again", "streamed"}
     bench.assert_idle()
 
 
@@ -160,7 +182,9 @@ def test_what_is_lost_meanwhile_is_computed_anew(
     entries = bench.engine._kept._cache._entries  # type: ignore[attr-defined]
     if how == "damaged":
         ((key, entry),) = entries.items()
-        entries[key] = replace(entry, content=entry.content[:-1] + b"?")
+        pieces = entry.body.pieces
+        damaged = replace(pieces[0], token_ids=b"0" + pieces[0].token_ids[1:])
+        entries[key] = replace(entry, body=replace(entry.body, pieces=(damaged, *pieces[1:])))
         submit(bench, replace(ask("again"), cache=use))
     else:
         read = threading.Event()
@@ -227,19 +251,18 @@ def test_the_bytes_of_a_packed_entry_count() -> None:
     assert num_values(answer) > MAX_AT_ONCE
     entry = cache.keep(KEY, answer)
     assert entry is not None and cache.stats.bytes == entry.num_bytes > 100_000 and cache.stats.stores == 0
-    packed = pack_entry(KEY, entry)
+    packed = pack_entry(KEY, entry, TEXT)
     cache.settle(KEY, entry, packed)
     assert (cache.get(KEY), cache.stats.bytes, cache.stats.stores) == (packed, packed.num_bytes, 1)
-    cache.settle(KEY, entry, pack_entry(KEY, entry))  # late
+    cache.settle(KEY, entry, pack_entry(KEY, entry, TEXT))  # late
     assert cache.get(KEY) is packed
     cache.flush()
     cache.settle(KEY, packed, packed)
     assert (cache.stats.bytes, cache.stats.entries) == (0, 0)
-    kept = with_body(answer)
-    assert read_entry(KEY, pack_entry(KEY, replace(entry, head=replace(kept, request_id="")))) == read_entry(
-        KEY, packed
-    )
-    assert with_body(kept) is kept and with_body(long_answer(3)).body is None
+    kept = with_body(answer, TEXT)
+    again = pack_entry(KEY, replace(entry, head=replace(kept, request_id="")), TEXT)
+    assert read_entry(KEY, again, TEXT) == read_entry(KEY, packed, TEXT)
+    assert with_body(kept, TEXT) is kept and with_body(long_answer(3), TEXT).body is None
 
 
 def test_what_is_too_large_for_one_piece_is_neither_kept_nor_joined_late() -> None:
@@ -287,4 +310,114 @@ def test_what_a_tier_found_and_is_too_large_is_computed(
     bench = shared_bench(tiers=(Full(),), max_kept=most)
     submit(bench, ask("first"))
     assert (last_of(bench, "first").cache_hit is CacheHit.EXACT) == is_given
+    bench.engine.close()  # type: ignore[attr-defined]
+
+
+# ---- in pieces
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data(), st.integers(0, 3), st.integers(4, 60))
+def test_pieces_decode_to_the_whole_wherever_a_stop_string_cut_it(
+    data: st.DataObject, num_top: int, at_once: int
+) -> None:
+    token_ids = tuple(data.draw(st.lists(CUT_IDS, min_size=1, max_size=40)))
+    text = TEXT.decode(token_ids, True)
+    text_bytes = data.draw(st.none() | st.integers(0, len(text.encode())))
+    answer = replace(long_answer(len(token_ids), num_top), token_ids=token_ids, text_bytes=text_bytes)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(response_cache, "MAX_AT_ONCE", at_once)
+        body = pack_body(answer, response_cache.pieces_of(answer, TEXT))
+    bare = replace(answer, token_ids=(), logprobs=(), text_bytes=None, is_first=False)
+    assert unpack_event(pack_event(replace(bare, body=body), None))[0] == answer
+    pieces = [unpack_event(pack_event(replace(bare, body=body.only(n)), None))[0] for n in range(len(body.pieces))]
+    assert [piece.is_first for piece in pieces] == [True, *[False] * (len(pieces) - 1)]
+    assert tuple(token_id for piece in pieces for token_id in piece.token_ids) == token_ids
+    assert tuple(entry for piece in pieces for entry in piece.logprobs) == answer.logprobs
+    assert "".join(piece_text(TEXT, piece) for piece in pieces) == piece_text(TEXT, answer)
+
+
+class Gate:
+    def __init__(self) -> None:
+        self.closed = set[str]()
+
+    def may_send(self, request_id: str, now: float) -> bool:
+        return request_id not in self.closed
+
+
+@pytest.fixture
+def gated(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Bench, Gate]]:
+    monkeypatch.setattr(response_cache, "MAX_AT_ONCE", 50)
+    gate, before = Gate(), set(threading.enumerate())
+    made = shared_bench(inner=gate)
+    made.run(ask("first"))
+    until(lambda: bool(entry_of(made).is_packed))
+    yield made, gate
+    made.engine.close()  # type: ignore[attr-defined]
+    until(lambda: set(threading.enumerate()) <= before)
+
+
+def behind(bench: Bench, gate: Gate, **options: Any) -> Request:
+    """A streamed request for the kept answer, which got one piece and acknowledges no other."""
+    asked = ask("slow", stream=True, **options)
+    submit(bench, asked)
+    until(lambda: bool(bench.step()))
+    gate.closed.add("slow")
+    bench.step(5)
+    assert len([event for event in bench.events if event.request_id == "slow"]) == 1
+    return asked
+
+
+def test_a_stream_of_a_kept_answer_goes_on_with_its_acknowledgements_and_others_go_between(
+    gated: tuple[Bench, Gate],
+) -> None:
+    bench, gate = gated
+    behind(bench, gate)
+    submit(bench, request("other", [7, 8], max_tokens=5, ignore_eos=True))
+    assert last_of(bench, "other").finish_reason is FinishReason.LENGTH
+    submit(bench, ask("quick", stream=True))
+    whole = joined(bench, "quick")
+    assert [event.request_id for event in bench.events].count("slow") == 1
+    assert bench.engine.has_work and 0 < bench.engine.rest_seconds < 0.01  # type: ignore[operator]
+    gate.closed.clear()
+    assert joined(bench, "slow") == whole == as_read(last_of(bench, "first"))
+    assert [event.request_id for event in bench.events].count("slow") > 5
+    assert not bench.engine.has_work and bench.engine.rest_seconds is None
+    bench.assert_idle()
+
+
+@pytest.mark.parametrize("how", ["cancel", "deadline", "shutdown"])
+def test_who_is_behind_can_end(gated: tuple[Bench, Gate], how: str) -> None:
+    bench, gate = gated
+    asked = behind(bench, gate, deadline=bench.clock.now + 10.0)
+    with pytest.raises(InvalidRequest, match="in use"):
+        submit(bench, asked)
+    if how == "cancel":
+        assert bench.engine.cancel(["slow"]) == 1
+    elif how == "deadline":
+        bench.clock.now += 11.0
+    bench.events += bench.engine.shut_down() if how == "shutdown" else bench.engine.step()
+    events = [event for event in bench.events if event.request_id == "slow"]
+    assert [event.is_last for event in events] == [False, True]
+    if how == "shutdown":
+        assert events[-1].error == "the server is shutting down"
+    else:
+        read = [unpack_event(pack_event(event, None))[0] for event in events]
+        assert read[-1].finish_reason is {"cancel": FinishReason.CANCELLED, "deadline": FinishReason.DEADLINE}[how]
+        assert read[-1].usage.completion_tokens == sum(len(event.token_ids) for event in read) < 40
+        submit(bench, replace(asked, deadline=None))
+        gate.closed.clear()
+        last_of(bench, "slow")
+    assert not bench.engine.has_work
+
+
+def test_who_joins_late_is_told_in_pieces_what_was_said_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(response_cache, "MAX_AT_ONCE", 50)
+    bench = shared_bench()
+    submit(bench, ask("first", stream=True))
+    bench.step(30)
+    submit(bench, ask("late", stream=True))
+    assert joined(bench, "late") == joined(bench, "first")
+    sizes = [len(event.token_ids) for event in bench.events if event.request_id == "late"]
+    assert len(sizes) > 5 and max(sizes) <= 4
     bench.engine.close()  # type: ignore[attr-defined]

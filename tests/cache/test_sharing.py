@@ -139,7 +139,7 @@ def found(cache: ResponseCache, key: bytes) -> tuple[Event, float] | None:
     """(the answer, its age), as the caching engine looks for it."""
     if (entry := cache.look(key)) is None:
         return None
-    answer = read_entry(key, entry)
+    answer = read_entry(key, entry, TEXT)
     cache.was_read(key, entry, answer)
     return None if answer is None else (answer, cache.age(entry))
 
@@ -190,13 +190,13 @@ def test_a_long_kept_answer_is_read_while_steps_go_on(monkeypatch: pytest.Monkey
     bench.drain()
     stepped: list[str] = []
 
-    def slow(key: bytes, entry: Entry) -> Event | None:
+    def slow(key: bytes, entry: Entry, text: object) -> Event | None:
         submit(bench, request("other", [7], ignore_eos=True))
         stepper = threading.Thread(target=bench.step, daemon=True)
         stepper.start()
         stepper.join(60)
         stepped.append("waits" if stepper.is_alive() else "done")
-        return read_entry(key, entry)
+        return read_entry(key, entry, TEXT)
 
     monkeypatch.setattr("autoglm_engine.cache.kept_answers.read_entry", slow)
     submit(bench, request("again", ignore_eos=True))
@@ -212,12 +212,12 @@ def test_what_happens_to_an_entry_while_it_is_read(monkeypatch: pytest.MonkeyPat
     submit(bench, request("first", ignore_eos=True))
     bench.drain()
 
-    def meanwhile(key: bytes, entry: Entry) -> Event | None:
+    def meanwhile(key: bytes, entry: Entry, text: object) -> Event | None:
         if how == "flushed":
             bench.engine.flush()  # type: ignore[attr-defined]
         if how == "gone":
             bench.engine._kept._cache.flush()  # type: ignore[attr-defined]
-        return None if how == "damaged" else read_entry(key, entry)
+        return None if how == "damaged" else read_entry(key, entry, TEXT)
 
     monkeypatch.setattr("autoglm_engine.cache.kept_answers.read_entry", meanwhile)
     submit(bench, request("again", ignore_eos=True))

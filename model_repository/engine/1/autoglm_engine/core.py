@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import EngineError
+from .packed_body import Body
 
 TokenIds = npt.NDArray[np.int32]
 Logits = npt.NDArray[np.float32]
@@ -222,7 +223,7 @@ class Event:
     error_code: str = ""
     cache_hit: CacheHit = CacheHit.NONE
     cache_age_ms: float = 0.0  # of a kept answer
-    body: bytes | None = None  # of a long kept answer: `messages.pack_body`, in place of all that it holds
+    body: Body | None = None  # of a long kept answer: `messages.pack_body`, in place of all that it holds
 
     @property
     def is_last(self) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,6 +35,7 @@ from .core import (
 )
 from .errors import CODES, InvalidRequest, Unavailable
 from .message_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
+from .packed_body import Body, BodyPiece
 
 Packed = npt.NDArray[np.uint8]
 _CHUNK = 32  # tokens
@@ -148,19 +150,26 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
         raw["sequence"] = sequence_number
     if artifact:
         raw["artifact"] = artifact
-    return _pack(raw) if event.body is None else _packed_with(raw, event.body)
+    return _pack(raw) if event.body is None else _packed_with(raw, event.body.members())
 
 
-def pack_body(event: Event) -> bytes:
-    """What of an event is the same for all who get it: token ids, where their text ends, log-probabilities. The members
-    of a JSON object, in pieces of which each holds the interpreter's lock for a moment alone."""
-    members = json.dumps(_body(event), separators=(",", ":"))[1:-1]
-    entries = event.logprobs
-    if not entries:
-        return members.encode()
+def pack_body(event: Event, pieces: Sequence[tuple[int, int | None]] | None = None) -> Body:
+    """What of an event is the same for all who get it: token ids, where their text ends, log-probabilities. `pieces`:
+    the tokens and the `text_bytes` of each; None is one piece. Packed so that the interpreter's lock is held for a
+    moment at a time."""
+    packed, start = list[BodyPiece](), 0
+    for num_tokens, text_bytes in pieces or ((len(event.token_ids), event.text_bytes),):
+        chosen = slice(start, start := start + num_tokens)
+        token_ids = ",".join(map(str, event.token_ids[chosen])).encode()
+        packed.append(BodyPiece(token_ids, _packed_logprobs(event.logprobs[chosen]), num_tokens, text_bytes))
+    assert start == len(event.token_ids), f"pieces of {start} tokens, and there are {len(event.token_ids)}"
+    return Body(tuple(packed), event.text_bytes, event.is_first)
+
+
+def _packed_logprobs(entries: Sequence[TokenLogprobs]) -> bytes:
     chunks = (entries[start : start + _CHUNK] for start in range(0, len(entries), _CHUNK))
     texts = (json.dumps([_raw_logprobs(entry) for entry in chunk], separators=(",", ":"))[1:-1] for chunk in chunks)
-    return f'{members},"logprobs":[{",".join(texts)}]'.encode()
+    return ",".join(texts).encode()
 
 
 def _body(event: Event) -> dict[str, Any]:

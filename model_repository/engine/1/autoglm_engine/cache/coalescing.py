@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
-from autoglm_engine.core import CacheHit, CacheUse, Event, FinishReason, Request
+from autoglm_engine.core import CacheHit, CacheUse, Event, Request
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.engine.request_metrics import count_ended
 from autoglm_engine.engine.stats import EngineStats
@@ -28,11 +28,12 @@ from .fan_out import FanOut
 from .fingerprint import fingerprint, is_deterministic
 from .kept_answers import KeptAnswers
 from .lookups import Lookups
+from .response_cache import with_body
 from .shared_request import SharedRequest, SharedRequestGate, waited_ms
 from .subscriptions import Subscriptions
 from .tiers import Found, Tier
 
-_COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
+_ACKNOWLEDGED_SECONDS = 0.005  # between two looks whether a piece of an answer was handled
 
 
 class CachingEngine:
@@ -62,8 +63,10 @@ class CachingEngine:
         self._metrics = metrics or NoMetrics()
         self._clock = clock
         self._lock = threading.Lock()
-        self._kept = KeptAnswers(settings, self._metrics, clock, self._lock, max_kept)
-        self._lookups = Lookups((self._kept, *tiers), lambda: self.wake(), clock)
+        self._kept = KeptAnswers(settings, self._metrics, clock, self._lock, token_text, max_kept)
+        self._lookups = Lookups(
+            (self._kept, *tiers), lambda: self.wake(), lambda answer: with_body(answer, token_text), clock
+        )
         self._numbers = itertools.count(1)
         self._subscriptions = Subscriptions(gate.requests)
         self._fan_out = FanOut(self._subscriptions, gate, token_text, engine.cancel, self._keep, self._metrics, clock)
@@ -118,7 +121,7 @@ class CachingEngine:
 
     @property
     def has_work(self) -> bool:
-        return self._has_own_work or self._engine.has_work
+        return self._has_own_work or self._fan_out.is_behind or self._engine.has_work
 
     @property
     def is_gathering(self) -> bool:
@@ -127,12 +130,14 @@ class CachingEngine:
     @property
     def rest_seconds(self) -> float | None:
         """As `Engine.rest_seconds`. Who waits for a lookup may be late, and a lookup may have no answer in its time."""
-        if self.has_work:
-            return self._engine.rest_seconds if self._engine.is_gathering and not self._has_own_work else 0.0
+        if self._has_own_work:
+            return 0.0
+        if self._engine.has_work:
+            return self._engine.rest_seconds
         with self._lock:
-            deadlines = [subscriber.request.deadline for subscriber in self._subscriptions.subscribers]
-        due = [at for at in (*deadlines, self._lookups.due_at) if at is not None]
-        return max(0.0, min(due) - self._clock()) if due else None
+            due = [subscriber.request.deadline for subscriber in self._subscriptions.subscribers]
+            due += [self._lookups.due_at, self._clock() + _ACKNOWLEDGED_SECONDS if self._fan_out.is_behind else None]
+        return max(0.0, min(at) - self._clock()) if (at := [time for time in due if time is not None]) else None
 
     @property
     def _has_own_work(self) -> bool:
@@ -164,6 +169,7 @@ class CachingEngine:
             self._closed = str(failure)
             for shared in [shared for shared in self._subscriptions.requests if not shared.is_computed]:
                 self._fan_out.fail(shared, failure, self._clock())
+            self._fan_out.end_behind(failure, self._clock())
             return self._fan_out.hand_on(self._engine.shut_down(failure))
 
     def close(self) -> None:
@@ -255,12 +261,7 @@ class CachingEngine:
 
     def _keep(self, shared: SharedRequest) -> None:
         """An answer that cannot be kept is only computed again."""
-        latest = shared.latest
-        if not self._may_keep(shared):
-            return
-        if latest is None or latest.error is not None or latest.finish_reason not in _COMPLETE:
-            return
-        if self._kept.is_too_large(shared.num_values):
+        if not self._may_keep(shared) or not shared.is_complete or self._kept.is_too_large(shared.num_values):
             return
         if shared.request.cache is CacheUse.REFRESH:
             self._subscriptions.outdate_found(shared.key)

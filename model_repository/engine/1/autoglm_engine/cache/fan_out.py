@@ -18,6 +18,10 @@ from autoglm_engine.tokenizer.incremental import TokenText
 from .shared_request import SharedRequest, SharedRequestGate, Subscriber
 from .subscriptions import Subscriptions
 
+# Making and reading a piece takes the detokenizer and the gateway some milliseconds each: kept answers leave them more
+# than half of their time.
+_SECONDS_PER_PIECE = 0.03
+
 
 class FanOut:
     """`cancel` has the engine end a shared request; `keep` is given each that the engine has ended."""
@@ -41,6 +45,12 @@ class FanOut:
         self._clock = clock
         self._cancelled: list[str] = []
         self._out: list[Event] = []
+        self._behind: dict[str, bool] = {}  # who is still to be sent the rest -> as `_end_subscriber`'s `is_counted`
+
+    @property
+    def is_behind(self) -> bool:
+        """What was asked has ended, and somebody is sent it piece by piece."""
+        return bool(self._behind)
 
     @property
     def has_cancelled(self) -> bool:
@@ -78,6 +88,7 @@ class FanOut:
         for shared in self._subscriptions.requests:
             for subscriber in [subscriber for subscriber in shared.subscribers if self._may_tell(subscriber, now)]:
                 self._tell(subscriber, now)
+        self._tell_rest(now)
         out, self._out = self._out, []
         return out
 
@@ -86,7 +97,10 @@ class FanOut:
         self._subscriptions.end(shared)
         for number, subscriber in enumerate(shared.subscribers):
             is_counted = shared.is_computed and not number  # the engine counted one
-            self._end_subscriber(subscriber, now, is_counted=is_counted)
+            if shared.is_complete and subscriber.is_behind:
+                self._behind[subscriber.request.id] = is_counted
+            else:
+                self._end_subscriber(subscriber, now, is_counted=is_counted)
         if shared.is_computed:
             self._keep(shared)
 
@@ -95,8 +109,30 @@ class FanOut:
         shared.take(_failed(replace(shared.request, id=shared.id), error))
         self.end(shared, now)
 
+    def end_behind(self, failure: EngineError, now: float) -> None:
+        """All who are still to be sent the rest."""
+        for request_id in list(self._behind):
+            if subscriber := self._subscriptions.subscriber(request_id):
+                subscriber.failure = failure
+                self._end_subscriber(subscriber, now, is_counted=self._behind[request_id])
+
+    def _tell_rest(self, now: float) -> None:
+        """One piece each, to those who have acknowledged the last, and others' answers went between the two."""
+        for request_id in [request_id for request_id in self._behind if self._gate.may_read(request_id, now)]:
+            subscriber = self._subscriptions.subscriber(request_id)
+            assert subscriber is not None, f"{request_id} is behind, and no subscriber"
+            if subscriber.cursor and now - subscriber.last_event_at < _SECONDS_PER_PIECE:
+                continue
+            if subscriber.is_behind:
+                self._tell(subscriber, now)
+            else:
+                self._end_subscriber(subscriber, now, is_counted=self._behind[request_id])
+
     def _leave(self, subscriber: Subscriber, reason: FinishReason, now: float) -> None:
         if subscriber.leaves is not None:
+            return
+        if subscriber.request.id in self._behind:
+            self._end_subscriber(subscriber, now, reason, is_counted=self._behind[subscriber.request.id])
             return
         shared = subscriber.shared
         if len(shared.subscribers) > 1:
@@ -142,6 +178,7 @@ class FanOut:
 
     def _forget(self, subscriber: Subscriber) -> None:
         self._subscriptions.forget(subscriber)
+        self._behind.pop(subscriber.request.id, None)
         if subscriber.request.id in self._cancelled:  # too late, and not to be meant for the next one of that id
             self._cancelled = [other for other in self._cancelled if other != subscriber.request.id]
 

@@ -12,6 +12,7 @@ from autoglm_engine.metrics import Metrics
 from autoglm_engine.own_failures import own_failure
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.system.daemon_threads import DaemonThreads
+from autoglm_engine.tokenizer.incremental import TokenText
 
 from .response_cache import BYTES_A_PACKED_VALUE, Entry, ResponseCache, pack_entry, read_entry
 from .tiers import Found
@@ -33,10 +34,12 @@ class KeptAnswers:
         metrics: Metrics,
         clock: Callable[[], float],
         lock: threading.Lock,
+        text: TokenText,
         max_kept: int | None,
     ) -> None:
         self._cache = ResponseCache(settings.cache_bytes, settings.cache_ttl_seconds, metrics, clock)
         self._lock = lock
+        self._text = text
         self._max_kept = max_kept
         self._packing = DaemonThreads(1, "cache-pack")
         self.epoch = 0  # grows with each flush
@@ -45,10 +48,9 @@ class KeptAnswers:
         """What `read` and then `take` are for."""
         return self._cache.look(key)
 
-    @staticmethod
-    def read(key: bytes, entry: Entry) -> Event | None:
+    def read(self, key: bytes, entry: Entry) -> Event | None:
         """None where it was damaged."""
-        return read_entry(key, entry)
+        return read_entry(key, entry, self._text)
 
     def take(self, key: bytes, entry: Entry, answer: Event | None, epoch: int) -> Found | None:
         """`answer`: what was read, which does not count where the cache was flushed since `epoch`."""
@@ -63,7 +65,8 @@ class KeptAnswers:
 
     def is_refused(self, found: Found) -> bool:
         """Another server, with more memory, may have kept it."""
-        return self._max_kept is not None and len(found.answer.body or b"") > self._max_kept
+        body = found.answer.body
+        return self._max_kept is not None and body is not None and body.num_bytes > self._max_kept
 
     def put(self, key: bytes, answer: Event, age: float = 0.0) -> None:
         if (entry := self._cache.keep(key, answer, age)) is not None:
@@ -83,7 +86,7 @@ class KeptAnswers:
 
     def _pack(self, key: bytes, entry: Entry) -> None:
         try:
-            packed = pack_entry(key, entry)
+            packed = pack_entry(key, entry, self._text)
         except BaseException as error:  # an answer that cannot be kept is only computed again
             own_failure(error)
             return

@@ -13,10 +13,9 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from autoglm_engine.core import Request
+from autoglm_engine.core import Event, Request
 from autoglm_engine.system.daemon_threads import DaemonThreads
 
-from .response_cache import with_body
 from .tiers import Found, Missed, Tier
 
 _log = logging.getLogger(__name__)
@@ -50,13 +49,19 @@ class Lookup:
 
 
 class Lookups:
-    """Asks `tiers`. `wake` is called, on any thread, when `take` has something to give."""
+    """Asks `tiers`. `wake` is called, on any thread, when `take` has something to give; `prepare` with each answer, by
+    the thread that found it."""
 
     def __init__(
-        self, tiers: Sequence[Tier], wake: Callable[[], object], clock: Callable[[], float] = time.monotonic
+        self,
+        tiers: Sequence[Tier],
+        wake: Callable[[], object],
+        prepare: Callable[[Event], Event],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._lines = {id(tier): Line(tier, DaemonThreads(NUM_LOOKUP_THREADS, "lookup")) for tier in tiers}
         self._wake = wake
+        self._prepare = prepare
         self._clock = clock
         self._lock = threading.Lock()
         self._pending: dict[str, Lookup] = {}
@@ -145,7 +150,7 @@ class Lookups:
         try:
             found = line.tier.find(lookup.key, lookup.request)
             if isinstance(found, Found):
-                found = replace(found, answer=with_body(found.answer))
+                found = replace(found, answer=self._prepare(found.answer))
         except Exception as error:  # a cache that fails is a cache that has nothing
             _log.error("a lookup in %s failed", type(line.tier).__name__, exc_info=error)
         with self._lock:

@@ -28,6 +28,8 @@ from autoglm_engine.metrics import (
     Metrics,
     MetricSpec,
 )
+from autoglm_engine.packed_body import Body
+from autoglm_engine.tokenizer.incremental import TokenText
 
 MAX_AT_ONCE = 2000  # values of an answer that is packed, and read, on the thread that has it: a millisecond
 _BYTES_A_VALUE = 100  # of Python's objects for them
@@ -38,10 +40,11 @@ ENTRY_OVERHEAD = 400  # bytes of Python's objects around an entry's content, mea
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    content: bytes  # a packed event: the whole answer. Of a long one `pack_body`; empty until it is packed
-    check: bytes  # of key and content
+    content: bytes  # a packed event: the whole answer; empty of a long one
+    check: bytes  # of key and content, or body
     kept_at: float
-    head: Event | None = None  # of a long one: the rest of it, or all until it is packed
+    head: Event | None = None  # of a long one: what is not in its body, or all until it is packed
+    body: Body | None = None  # of a long one that is packed
 
     @property
     def is_long(self) -> bool:
@@ -50,13 +53,13 @@ class Entry:
 
     @property
     def is_packed(self) -> bool:
-        return bool(self.content)
+        return self.head is None or self.body is not None
 
     @property
     def num_bytes(self) -> int:
-        if self.head is not None and not self.content:
-            return num_values(self.head) * _BYTES_A_VALUE + ENTRY_OVERHEAD
-        return len(self.content) + ENTRY_OVERHEAD
+        if self.body is not None:
+            return self.body.num_bytes + ENTRY_OVERHEAD
+        return (len(self.content) if self.head is None else num_values(self.head) * _BYTES_A_VALUE) + ENTRY_OVERHEAD
 
 
 @dataclass(slots=True)
@@ -179,28 +182,51 @@ def num_values(answer: Event) -> int:
     return len(answer.token_ids) + sum(2 + 2 * len(entry.top) for entry in answer.logprobs)
 
 
-def with_body(answer: Event) -> Event:
+def tokens_at_once(values_a_token: float) -> int:
+    """As many as have `MAX_AT_ONCE` values."""
+    return max(1, int(MAX_AT_ONCE / values_a_token))
+
+
+def with_body(answer: Event, text: TokenText) -> Event:
     """Any thread: a long one with its `body`."""
     is_long = answer.body is None and num_values(answer) > MAX_AT_ONCE
-    return replace(answer, body=pack_body(answer)) if is_long else answer
+    return replace(answer, body=pack_body(answer, pieces_of(answer, text))) if is_long else answer
 
 
-def pack_entry(key: bytes, entry: Entry) -> Entry:
+def pieces_of(answer: Event, text: TokenText) -> list[tuple[int, int | None]]:
+    """(tokens, `Event.text_bytes`) of pieces that decode on their own and have about `MAX_AT_ONCE` values each: whoever
+    handles one has others to serve."""
+    max_tokens = tokens_at_once(num_values(answer) / len(answer.token_ids))
+    stream, pieces, start, left = text.stream(), list[tuple[int, int | None]](), 0, answer.text_bytes
+    for end, token_id in enumerate(answer.token_ids, start=1):
+        decodes = bool(stream.push(token_id))
+        if end < len(answer.token_ids) and not (decodes and end - start >= max_tokens):
+            continue
+        kept = None
+        if left is not None:
+            kept = min(left, len(text.decode(answer.token_ids[start:end], start == 0).encode()))
+            left -= kept
+        pieces.append((end - start, kept))
+        start = end
+    return pieces
+
+
+def pack_entry(key: bytes, entry: Entry, text: TokenText) -> Entry:
     """Any thread: a long one that is not packed."""
     assert entry.head is not None, "an entry that is packed when it is kept"
-    content = entry.head.body or pack_body(entry.head)
+    body = entry.head.body or pack_body(entry.head, pieces_of(entry.head, text))
     head = replace(entry.head, token_ids=(), logprobs=(), text_bytes=None, is_first=False, body=None)
-    return Entry(content, _check(key, content), entry.kept_at, head)
+    return Entry(b"", _check(key, body.members()), entry.kept_at, head, body)
 
 
-def read_entry(key: bytes, entry: Entry) -> Event | None:
+def read_entry(key: bytes, entry: Entry, text: TokenText) -> Event | None:
     """Any thread. None for an entry that is damaged. A long one comes as the event's `body`."""
     if not entry.is_packed:
-        entry = pack_entry(key, entry)
-    if _check(key, entry.content) != entry.check:
+        entry = pack_entry(key, entry, text)
+    if _check(key, entry.content if entry.body is None else entry.body.members()) != entry.check:
         return None
     if entry.head is not None:
-        return replace(entry.head, body=entry.content)
+        return replace(entry.head, body=entry.body)
     try:
         return unpack_event(np.frombuffer(entry.content, dtype=np.uint8))[0]
     except InvalidRequest:

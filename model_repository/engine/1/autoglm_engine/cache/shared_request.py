@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field, replace
+from itertools import accumulate
 
 from autoglm_engine.core import CacheHit, Event, FinishReason, Request, Stages, TokenLogprobs, Usage
 from autoglm_engine.engine.stream_pacer import AlwaysOpen, StreamGate
 from autoglm_engine.errors import EngineError
+from autoglm_engine.packed_body import Body
 from autoglm_engine.tokenizer.incremental import TokenText
 
+from .response_cache import tokens_at_once
 from .tiers import Found, Tier
+
+COMPLETE = (FinishReason.STOP, FinishReason.LENGTH)
 
 
 @dataclass(slots=True, eq=False)
@@ -35,6 +41,7 @@ class SharedRequest:
     logprobs: list[TokenLogprobs] = field(default_factory=list)
     latest: Event | None = None
     num_told: int = 0  # tokens before `latest`
+    ends: list[int] = field(default_factory=list)  # numbers of tokens that decode on their own, one more piece each
     is_heartbeat: bool = False  # `latest` came in this step and said nothing
 
     @property
@@ -47,12 +54,42 @@ class SharedRequest:
         each = 2 + 2 * len(self.logprobs[0].top) if self.logprobs else 0
         return len(self.token_ids) + each * len(self.logprobs)
 
+    @property
+    def num_tokens(self) -> int:
+        return self.ends[-1] if self.ends else 0
+
+    @property
+    def is_complete(self) -> bool:
+        """All of the answer is here."""
+        return self.latest is not None and self.latest.finish_reason in COMPLETE and self.latest.error is None
+
     def take(self, event: Event) -> None:
         self.num_told = len(self.token_ids)
         self.token_ids += event.token_ids
         self.logprobs += event.logprobs
+        if event.body is not None:
+            self.ends = list(accumulate(piece.num_tokens for piece in event.body.pieces))
+        elif event.token_ids:
+            self.ends.append(len(self.token_ids))
         self.latest = event
         self.is_heartbeat = not event.token_ids and not event.is_last
+
+    def next_end(self, cursor: int) -> int:
+        """Where a piece of about `MAX_AT_ONCE` values ends that begins with the token `cursor`."""
+        if cursor >= self.num_tokens:
+            return cursor
+        first = bisect_right(self.ends, cursor)
+        if self.found and self.found.answer.body:
+            return self.ends[first]
+        at_once = tokens_at_once(self.num_values / self.num_tokens)
+        return self.ends[max(first, bisect_right(self.ends, cursor + at_once) - 1)]
+
+    def body(self, start: int, end: int) -> Body | None:
+        """What was found packed, of these tokens: all, or those of the piece that begins there."""
+        found = self.found.answer.body if self.found else None
+        if found is None or start == end:
+            return None
+        return found if (start, end) == (0, self.num_tokens) else found.only(bisect_right(self.ends, start))
 
     def text_bytes(self, start: int, text: TokenText) -> int | None:
         """As `Event.text_bytes`, of the tokens from `start` on."""
@@ -93,7 +130,12 @@ class Subscriber:
     @property
     def wants_news(self) -> bool:
         """It streams, and there are tokens that it was not sent."""
-        return self.request.stream and self.cursor < len(self.shared.token_ids)
+        return self.request.stream and self.cursor < self.shared.num_tokens
+
+    @property
+    def is_behind(self) -> bool:
+        """It streams, and one piece is not enough to send it the rest."""
+        return self.request.stream and self.shared.next_end(self.cursor) < self.shared.num_tokens
 
     def is_due_a_heartbeat(self, now: float) -> bool:
         if self.request.heartbeat_ms is None:  # those of the computation, where it streams
@@ -106,29 +148,30 @@ class Subscriber:
         return Event(self.request.id, (), usage, self._stages(now))
 
     def event(self, now: float, text: TokenText, finish_reason: FinishReason | None = None) -> Event:
-        """What it was not sent yet, as one event. `finish_reason`: it leaves before the shared request ends."""
+        """What it was not sent yet, or the next piece where it streams. `finish_reason`: it leaves before the shared
+        request ends."""
         shared, start = self.shared, self.cursor
-        self.cursor, self.last_event_at = len(shared.token_ids), now
-        latest = shared.latest
+        self.cursor, self.last_event_at = shared.next_end(start) if self.request.stream else shared.num_tokens, now
+        end, is_rest, latest = self.cursor, self.cursor == shared.num_tokens, shared.latest
         if self.first_token_at is None and self.cursor:
             self.first_token_at = now
         found = shared.found
         event = Event(
             request_id=self.request.id,
-            token_ids=tuple(shared.token_ids[start:]),
+            token_ids=tuple(shared.token_ids[start:end]),
             usage=latest.usage if latest else Usage(len(self.request.prompt_ids), 0, 0),
             stages=self._stages(now),
             finish_reason=finish_reason,
-            text_bytes=shared.text_bytes(start, text),
+            text_bytes=shared.text_bytes(start, text) if is_rest else None,
             is_first=start == 0 and self.cursor > 0,
-            logprobs=tuple(shared.logprobs[start:]),
+            logprobs=tuple(shared.logprobs[start:end]),
             cache_hit=found.hit if found else self.hit,
-            body=found.answer.body if found else None,
+            body=shared.body(start, end),
             cache_age_ms=found.age * 1e3 if found else 0.0,
         )
-        if finish_reason is not None:  # what is held back, as the beginning of a stop string, it is never sent
-            return replace(event, usage=replace(event.usage, completion_tokens=self.cursor))
-        if latest is None or not latest.is_last:
+        if finish_reason is not None or not is_rest:  # what is held back, as a stop string's beginning, is never sent
+            event = replace(event, usage=replace(event.usage, completion_tokens=end))
+        if finish_reason is not None or latest is None or not latest.is_last or (not is_rest and shared.is_complete):
             return event
         reason = self.leaves if self.leaves and latest.finish_reason is FinishReason.CANCELLED else latest.finish_reason
         return replace(event, finish_reason=reason, error=latest.error, error_code=latest.error_code)
