@@ -36,6 +36,7 @@ from .exceptions import (
     TimeLimitError,
     TotalTimeout,
 )
+from .images.image import Image
 from .options import GenerationOptions
 from .retries import NO_RETRIES, RetryPolicy
 from .stream import Stream
@@ -86,6 +87,7 @@ __all__ = [
     "FirstTokenTimeout",
     "GenerationOptions",
     "Health",
+    "Image",
     "InterTokenTimeout",
     "InvalidRequestError",
     "LocalServer",

@@ -52,7 +52,12 @@ async def read_limits(transport: Transport, timeout: float | None, model: str) -
     answer = await ask_engine(transport, {"limits": True}, timeout, model)
     numbers = {name: int(answer[name]) for name in ("max_length", "vocab_size", "num_slots")}
     call_tokens = {str(mark): int(token_id) for mark, token_id in answer.get("call_tokens", {}).items()}
-    return ModelLimits(**numbers, tool_format=str(answer.get("tool_format", "unknown")), call_tokens=call_tokens)
+    return ModelLimits(
+        **numbers,
+        tool_format=str(answer.get("tool_format", "unknown")),
+        call_tokens=call_tokens,
+        max_images=int(answer.get("max_images", 0)),
+    )
 
 
 async def flush_cache(transport: Transport, timeout: float | None, model: str) -> int:

@@ -6,13 +6,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from .images.image import Image
+
+Content = str | Image | Sequence[str | Image | Mapping[str, Any]]
+
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """One turn of a conversation; `role` is `system`, `user` or `assistant` (the model's template decides)."""
+    """One turn of a conversation; `role` is `system`, `user` or `assistant` (the model's template decides). `content`:
+    a text, or a list of texts, `Image`s, and parts as OpenAI's API has them (text, and image_url with a data URL)."""
 
     role: str
-    content: str
+    content: Content
 
 
 Conversation = Sequence[Message | Mapping[str, Any]]
@@ -110,13 +115,14 @@ class Health:
 class ModelLimits:
     """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
     computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that
-    calls are made of, and their ids."""
+    calls are made of, and their ids; `max_images`: most images of a request, 0 for a model that reads text only."""
 
     max_length: int
     vocab_size: int
     num_slots: int
     tool_format: str = "unknown"
     call_tokens: Mapping[str, int] = field(default_factory=dict)
+    max_images: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ Their requests: a streamed chat with temperature 0, frequency penalty 0.2, top-p
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -109,9 +110,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
 
 
 def messages_text(messages: list[dict[str, Any]]) -> bytes:
-    from autoglm_client.transport.requests import messages_json
-
-    return messages_json([{**one, "content": _joined(one["content"])} for one in messages]).encode()
+    return json.dumps([{**one, "content": _joined(one["content"])} for one in messages], ensure_ascii=False).encode()
 
 
 def _joined(content: str | list[dict[str, str]]) -> str:

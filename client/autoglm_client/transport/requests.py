@@ -6,7 +6,6 @@ uint32 followed by its UTF-8 bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import struct
 import uuid
@@ -16,6 +15,7 @@ from typing import Any
 from tritonclient.grpc import service_pb2 as pb
 
 from autoglm_client.exceptions import InvalidRequestError
+from autoglm_client.images.messages import split_images
 from autoglm_client.model_names import ENSEMBLE, ModelNames
 from autoglm_client.option_fields import OPTION_KINDS, OptionKind
 from autoglm_client.options import GenerationOptions
@@ -37,7 +37,10 @@ def generation_request(
     if isinstance(prompt, str):
         _add(request, "text_input", "BYTES", [_string_bytes("the prompt", prompt)])
     else:
-        _add(request, "messages", "BYTES", [_string_bytes("messages", messages_json(prompt))])
+        turns, images = split_images(_turns(prompt))
+        _add(request, "messages", "BYTES", [_string_bytes("messages", _json("messages", turns))])
+        if images:
+            _add(request, "images", "BYTES", [struct.pack("<I", len(file)) + file for file in images])
     for name, kind in OPTION_KINDS.items():
         value = getattr(options, name)
         if value is not None:
@@ -58,9 +61,11 @@ def is_control(request: pb.ModelInferRequest) -> bool:
     return any(tensor.name == _CONTROL for tensor in request.inputs)
 
 
-def messages_json(conversation: Conversation) -> str:
-    turns = [dataclasses.asdict(turn) if isinstance(turn, Message) else dict(turn) for turn in conversation]
-    return _json("messages", turns)
+def _turns(conversation: Conversation) -> list[dict[str, Any]]:
+    return [
+        {"role": turn.role, "content": turn.content} if isinstance(turn, Message) else dict(turn)
+        for turn in conversation
+    ]
 
 
 def _empty_request(model: str, request_id: str) -> pb.ModelInferRequest:

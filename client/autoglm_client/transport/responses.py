@@ -33,6 +33,8 @@ _NOT_LOADED = re.compile(r"has no available versions|Server is stopping|Server n
 _TRITON_REFUSAL = re.compile(
     r"unexpected (inference input|shape|datatype|data-type)|unknown model|expected \d+ inputs|byte size"
 )
+_NO_IMAGES = re.compile(r"unexpected inference input 'images'")
+_OLDER = "this server takes no images: its model repository is of a release that had none"
 # What Triton says of it names a region and advises who runs the server.
 _TOO_LARGE = re.compile(r"Failed to increase the shared memory pool size")
 _SEND_LESS = (
@@ -81,6 +83,8 @@ def error_of(text: str, code: str = "") -> AutoGLMError:
         code = "UNAVAILABLE"
     elif _TOO_LARGE.match(sentence):
         return InvalidRequestError(_SEND_LESS)
+    elif _NO_IMAGES.search(sentence):
+        return InvalidRequestError(_OLDER)
     match code:
         case "NOT_FOUND" if _MISS.search(sentence):
             return NotCachedError(sentence)
