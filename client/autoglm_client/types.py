@@ -8,7 +8,7 @@ from typing import Any
 
 from .images.image import Image
 
-Content = str | Image | Sequence[str | Image | Mapping[str, Any]]
+Content = str | Sequence[str | Image | Mapping[str, Any]]
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,11 @@ import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from autoglm_cli import app
 from autoglm_cli.errors import CommandError, FriendlyGroup
-from autoglm_client import InvalidRequestError, QueueFullError, async_client
+from autoglm_client import Image, InvalidRequestError, QueueFullError, async_client
 from typer.main import get_command
 from typer.testing import CliRunner, Result
 
@@ -141,6 +142,8 @@ def test_generate_json_has_stable_keys(use: Use) -> None:
         (["health", "--url", "127.0.0.1:1"], 1, "start one with `autoglm serve`"),
         (["generate", "x", "--bogus"], 2, "No such option: --bogus; see"),
         (["generate"], 2, "Missing argument"),
+        (["generate", "x", "--image", "no.png"], 1, "the image 'no.png' cannot be read: No such file"),
+        (["generate", "x", "--raw", "--image", "no.png"], 1, "--image goes with the chat template"),
         (["generate", "x", "-n", "many"], 2, "'--max-tokens'"),
         (["nonsense"], 2, "No such command"),
         (["batch", "/nowhere/at-all.jsonl"], 1, "/nowhere/at-all.jsonl: No such file"),
@@ -275,6 +278,40 @@ def test_chat_remembers_and_obeys_commands(use: Use, tmp_path: Path) -> None:
         "assistant",
     ]
     assert "/nope is no command" in result.stderr and "tokens/s" in result.stderr
+
+
+def test_generate_shows_images_before_the_prompt(use: Use, screen: Path) -> None:
+    transport = use(FakeTransport(Script(words=["fine"])))
+    shown = ("--image", str(screen), "--image", str(screen))
+    assert run("generate", *shown, "What is on it?").stdout == "fine\n"
+    (asked,) = map(inputs_of, transport.requests)
+    (turn,) = json.loads(asked["messages"][4:])
+    assert turn["content"] == [{"type": "image"}, {"type": "image"}, {"type": "text", "text": "What is on it?"}]
+    assert asked["images"].count(screen.read_bytes()) == 2
+
+
+def test_chat_shows_an_image_with_the_next_question_and_saves_it(use: Use, tmp_path: Path, screen: Path) -> None:
+    busy = Script(words=["fine"], errors=[QueueFullError("the queue is full")] * 3)
+    transport, saved = use(FakeTransport(busy)), tmp_path / "talk.json"
+    lines = ["/image no.png", f"/image {screen}", "what", "what then", "and now", f"/save {saved}", "/reset", "bye"]
+    result = run("chat", stdin="\n".join(lines) + "\n")
+    assert "'no.png' cannot be read" in result.stderr and result.stdout == "fine\n" * 3
+    asked = [json.loads(inputs_of(request)["messages"][4:]) for request in transport.requests[3:]]
+    with_image = [{"type": "image"}, {"type": "text", "text": "what then"}]
+    assert [[turn["content"] for turn in turns] for turns in asked] == [
+        [with_image],
+        [with_image, "fine", "and now"],
+        ["bye"],
+    ]
+    first = json.loads(saved.read_text())[0]["content"]
+    assert first[0]["image_url"]["url"] == Image(screen).data_url and first[1]["text"] == "what then"
+
+
+@pytest.fixture
+def screen(tmp_path: Path) -> Path:
+    path = tmp_path / "screen.png"
+    path.write_bytes(Image(np.zeros((2, 3, 3), np.uint8)).file)
+    return path
 
 
 @pytest.fixture

@@ -143,7 +143,7 @@ def test_images_of_all_turns_are_sent_in_order() -> None:
     turns = [
         {"role": "user", "content": [Image(files[0]), Image(files[1]), "?"]},
         {"role": "assistant", "content": "a"},
-        Message("user", Image(files[2])),
+        Message("user", [Image(files[2])]),
     ]
     inputs = inputs_of(generation_request(turns, GenerationOptions(), stream=True, request_id="r1"))
     assert elements(inputs["images"]) == files

@@ -6,14 +6,16 @@ import contextlib
 import importlib
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from autoglm_client.client import Client
-from autoglm_client.exceptions import AutoGLMError, CannotConnectError
+from autoglm_client.exceptions import AutoGLMError, CannotConnectError, InvalidRequestError
+from autoglm_client.images.image import Image
 from autoglm_client.options import GenerationOptions
-from autoglm_client.types import Message, Result
+from autoglm_client.types import Content, Message, Result
 
 from autoglm_cli.errors import CommandError, fail, sentence_of
 from autoglm_cli.options.answer import AnswerOptions, System
@@ -23,6 +25,7 @@ from autoglm_cli.output import notes, stage_table, summary_line, write_answer
 
 _HELP = """/reset          forget the conversation
 /system TEXT    set the system message, and forget the conversation
+/image FILE     show the model this PNG, JPEG or WEBP file with the next question
 /retry          drop the last answer and ask again
 /stats          speed and stage times of the last answer
 /save FILE      write the conversation as JSON
@@ -37,6 +40,8 @@ def chat(
     server: ConnectionOptions,
 ) -> None:
     """Chat with the model. Ctrl-C cancels the answer, not the program; /help lists the commands.
+
+    /image FILE shows it a screenshot with the next question.
 
     \b
     Examples:
@@ -66,6 +71,7 @@ class Conversation:
     options: GenerationOptions
     system: str | None
     turns: list[Message] = field(default_factory=list)
+    images: list[Image] = field(default_factory=list)  # of the next question
     last: Result | None = None
 
     def run(self) -> None:
@@ -74,14 +80,15 @@ class Conversation:
                 if not self.command(line):
                     return
             elif line.strip():
-                self.ask(line)
+                self.ask_with_images(line)
 
     def command(self, line: str) -> bool:
         """Whether to go on."""
         name, _, rest = line.partition(" ")
         commands: dict[str, Callable[[str], None]] = {
             "/help": lambda _: notes().print(_HELP),
-            "/reset": lambda _: self.turns.clear(),
+            "/reset": lambda _: self.forget(),
+            "/image": self.show_image,
             "/system": self.set_system,
             "/retry": lambda _: self.retry(),
             "/stats": lambda _: self.show_stats(),
@@ -95,8 +102,14 @@ class Conversation:
             fail(f"{name} is no command; /help lists them")
         return True
 
-    def ask(self, text: str) -> None:
-        self.turns.append(Message("user", text))
+    def ask_with_images(self, text: str) -> None:
+        """They wait for the next question where this one has no answer."""
+        if self.ask([*self.images, text] if self.images else text):
+            self.images.clear()
+
+    def ask(self, content: Content) -> bool:
+        """Whether there was an answer, or the beginning of one."""
+        self.turns.append(Message("user", content))
         said: list[str] = []
         try:
             self._stream_answer(said)
@@ -108,6 +121,7 @@ class Conversation:
             self.turns.append(Message("assistant", "".join(said)))
         else:
             self.turns.pop()
+        return bool(said)
 
     def retry(self) -> None:
         while self.turns and self.turns[-1].role == "assistant":
@@ -117,7 +131,19 @@ class Conversation:
 
     def set_system(self, text: str) -> None:
         self.system = text or None
+        self.forget()
+
+    def forget(self) -> None:
         self.turns.clear()
+        self.images.clear()
+
+    def show_image(self, name: str) -> None:
+        try:
+            self.images.append(Image(Path(name).expanduser()))
+        except InvalidRequestError as error:
+            fail(sentence_of(error))
+        else:
+            notes().print(f"[dim]({len(self.images)} with the next question)[/]", markup=True)
 
     def show_stats(self) -> None:
         if self.last is None:
@@ -130,7 +156,7 @@ class Conversation:
         if not name:
             fail("/save needs a file name")
             return
-        turns = [{"role": turn.role, "content": turn.content} for turn in self.messages]
+        turns = [{"role": turn.role, "content": _saved(turn.content)} for turn in self.messages]
         try:
             Path(name).write_text(json.dumps(turns, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")
         except OSError as error:
@@ -147,6 +173,17 @@ class Conversation:
                 write_answer(piece.text)
             self.last = stream.result
         sys.stdout.write("\n")
+
+
+def _saved(content: Content) -> Any:
+    """As OpenAI's API has it."""
+    return content if isinstance(content, str) else [_saved_part(part) for part in content]
+
+
+def _saved_part(part: Any) -> Mapping[str, Any]:
+    if isinstance(part, Image):
+        return {"type": "image_url", "image_url": {"url": part.data_url}}
+    return {"type": "text", "text": part} if isinstance(part, str) else part
 
 
 def _read_line() -> str | None:

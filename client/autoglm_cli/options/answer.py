@@ -16,6 +16,10 @@ from .flags import FROM_FILES, flag_name
 from .shared import text_of_file
 
 System = Annotated[str | None, typer.Option("--system", help="System message, before the conversation.")]
+Images = Annotated[
+    list[Path] | None,
+    typer.Option("--image", help="Show the model this PNG, JPEG or WEBP file, before the prompt. Repeatable."),
+]
 TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
 
 

@@ -26,7 +26,6 @@ def split_images(turns: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]],
 
 def _marked(turn: dict[str, Any], name: str, files: list[bytes]) -> dict[str, Any]:
     content = turn.get("content")
-    content = [content] if isinstance(content, Image) else content
     if not isinstance(content, (list, tuple)):
         return turn
     return {**turn, "content": [_part(part, f"{name}.content[{at}]", files) for at, part in enumerate(content)]}
