@@ -23,7 +23,7 @@ from autoglm_export.parity.gate import compare
 from autoglm_export.parity.images import drawn
 from typer.testing import CliRunner
 
-from tests.support.export.tiny_glm4v import PREPROCESSOR, image_file, write_tiny_glm4v
+from tests.support.export.tiny_glm4v import PREPROCESSOR, VISION_CONFIG, image_file, write_tiny_glm4v
 from tests.support.export.tiny_models import edit_json
 from tests.support.vision.settings import vision_settings
 
@@ -156,6 +156,17 @@ def test_one_file_for_all_processors_goes_first(tiny_glm4v: Path, tmp_path: Path
     [
         ("config.json", {"vision_config": None}, "vision_config is None"),
         ("config.json", {"vision_config": {"depth": 3}}, "out_hidden_size is 4096"),
+        (
+            "config.json",
+            {"vision_config": {**VISION_CONFIG, "depth": 2**31 - 1}},
+            "2147483647 blocks, of 7 tensors each",
+        ),
+        ("config.json", {"vision_config": {**VISION_CONFIG, "depth": 1}}, "model.visual.blocks.1."),
+        (
+            "config.json",
+            {"vision_config": {**VISION_CONFIG, "hidden_size": 64}},
+            "model.visual.patch_embed.proj.weight",
+        ),
         ("config.json", {"image_token_id": 5}, "image_token_id is 5"),
         ("preprocessor_config.json", {"do_normalize": False}, "do_normalize is False"),
     ],

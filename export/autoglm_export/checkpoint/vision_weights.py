@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
+from autoglm_export.errors import TensorError
 from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
 
 from .weights import Array, CheckpointWeights, Shape, Source, TensorStore
 
 PREFIX = "model.visual."
+_TENSORS_OF_A_BLOCK = 7  # two norms, two of attention, three of the MLP
 _NAMES = {
     "patch_embed": "patch_embed.proj",
     "post_conv_norm": "post_conv_layernorm.weight",
@@ -42,8 +44,18 @@ def tower_weights(spec: VisionSpec, store: TensorStore) -> CheckpointWeights:
     def is_ignored(name: str) -> bool:
         return not name.startswith(PREFIX) or name.endswith("rotary_pos_emb.inv_freq")
 
+    _check_counts(spec, store)
     shapes = stored_shapes(spec)
     return CheckpointWeights(store, shapes, {name: _source(name) for name in shapes}, is_ignored)
+
+
+def _check_counts(spec: VisionSpec, store: TensorStore) -> None:
+    """Before anything is done for every block that the config names."""
+    if spec.num_layers * _TENSORS_OF_A_BLOCK > len(store.names()):
+        raise TensorError(
+            f"the vision_config has {spec.num_layers} blocks, of {_TENSORS_OF_A_BLOCK} tensors each; the checkpoint "
+            f"has {len(store.names())} tensors in all"
+        )
 
 
 def stored_shapes(spec: VisionSpec) -> dict[str, Shape]:
