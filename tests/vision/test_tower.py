@@ -12,7 +12,7 @@ import numpy.typing as npt
 import onnxruntime
 import pytest
 import torch
-from autoglm_engine.errors import EngineError
+from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.tower import OnnxTower, Tower, geometry_inputs
 from autoglm_export.checkpoint.opening import open_checkpoint
@@ -134,6 +134,28 @@ def test_what_is_no_number_is_an_error(tower: Tower) -> None:
     patches = preprocess(image_file(56, 84), vision_settings())
     with pytest.raises(EngineError, match="no finite number"):
         tower.encode(Patches(np.full_like(patches.values, np.nan), patches.grid))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"patch_size": 7}, "patches of width 588, its manifest 147"),
+        ({"head_size": 32}, "rope_cos of width 8, its manifest 16"),
+        ({"position_table_size": 5}, "column_weights of width 4, its manifest 5"),
+        ({"hidden_size": 65}, "features of width 64, its manifest 65"),
+    ],
+)
+def test_a_tower_is_what_its_manifest_says(
+    model: tuple[Any, VisionCheckpoint, Path], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(ArtifactError, match=message):
+        OnnxTower(model[2] / "vision.onnx", vision_settings(**changes), num_threads=1)
+
+
+def test_what_fails_inside_of_onnx_runtime_is_an_error_of_the_engine(tower: Tower) -> None:
+    patches = preprocess(image_file(56, 84), vision_settings())
+    with pytest.raises(EngineError, match="the vision tower failed"):
+        tower.encode(Patches(patches.values[:-4], patches.grid))
 
 
 def test_a_closed_tower_says_so(model: tuple[Any, VisionCheckpoint, Path]) -> None:

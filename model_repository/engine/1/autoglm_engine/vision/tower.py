@@ -16,7 +16,7 @@ from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.manifest import Manifest, VisionSettings
 
 from .geometry import bicubic_weights, patch_order, rope_tables
-from .processor import Patches
+from .processor import NUM_CHANNELS, Patches
 
 Features = npt.NDArray[np.float32]
 
@@ -26,8 +26,8 @@ class Tower(Protocol):
     def settings(self) -> VisionSettings: ...
 
     def encode(self, patches: Patches) -> Features:
-        """float32 [number of tokens, hidden_size]. Raises EngineError where they are no finite numbers. Not for use
-        from two threads at once."""
+        """float32 [number of tokens, hidden_size]. Raises EngineError where that fails, or gives numbers that are not
+        finite. Not for use from two threads at once."""
         ...
 
     def close(self) -> None: ...
@@ -46,6 +46,7 @@ class OnnxTower:
     def __init__(self, path: Path, settings: VisionSettings, *, num_threads: int) -> None:
         self._settings = settings
         self._session: Any = _open_session(path, num_threads)
+        _check_interface(self._session, settings)
 
     @property
     def settings(self) -> VisionSettings:
@@ -55,7 +56,10 @@ class OnnxTower:
         if self._session is None:
             raise ValueError("the tower is closed")
         inputs = {"patches": patches.values, **geometry_inputs(patches.grid, self._settings)}
-        (features,) = self._session.run(["features"], inputs)
+        try:
+            (features,) = self._session.run(["features"], inputs)
+        except Exception as error:  # ONNX Runtime's, for lack of memory
+            raise EngineError(f"the vision tower failed: {error}") from None
         found: Features = features
         if not np.isfinite(found).all():
             raise EngineError("what the vision tower makes of an image is no finite number")
@@ -90,3 +94,21 @@ def _open_session(path: Path, num_threads: int) -> Any:
         return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     except Exception as error:
         raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from None
+
+
+def _check_interface(session: Any, settings: VisionSettings) -> None:
+    """Raises ArtifactError, naming a tensor that is not as wide as the manifest says."""
+    widths = {
+        "patches": NUM_CHANNELS * settings.patch_size**2,
+        **dict.fromkeys(("row_weights", "column_weights"), settings.position_table_size),
+        **dict.fromkeys(("rope_cos", "rope_sin"), settings.head_size // 2),
+        "features": settings.hidden_size,
+    }
+    tensors = (*session.get_inputs(), *session.get_outputs())
+    found = {tensor.name: tensor.shape[-1] for tensor in tensors if tensor.name != "order"}
+    if differing := sorted(name for name in widths.keys() | found.keys() if widths.get(name) != found.get(name)):
+        name = differing[0]
+        raise ArtifactError(
+            f"the artifact's vision tower has {name} of width {found.get(name)}, its manifest {widths.get(name)}; "
+            "export it again"
+        )
