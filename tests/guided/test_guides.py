@@ -11,6 +11,7 @@ from functools import cache
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
 from autoglm_engine.core import FinishReason, Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
@@ -68,10 +69,9 @@ def walked(guide: GuideState, draw: random.Random) -> str | None:
     """A text of random allowed tokens, of late ones the shortest; None where it has no end within MAX_TOKENS."""
     ids: list[int] = []
     for place in range(MAX_TOKENS):
-        allowed = np.flatnonzero(guide.allowed()).tolist()
-        assert allowed, f"nothing may follow {tokenizer().decode(ids)!r}"
-        likely = allowed if place <= PATIENCE else [END] if END in allowed else sorted(allowed, key=_brevity)[:6]
-        token_id = draw.choice(likely)
+        allowed = np.flatnonzero(guide.allowed())
+        assert len(allowed), f"nothing may follow {tokenizer().decode(ids)!r}"
+        token_id = int(draw.choice(_likely(allowed, place)))
         if forced := guide.forced():
             assert forced[0] in allowed
         assert guide.allows(token_id) and guide.allows(END) == (END in allowed)
@@ -80,6 +80,19 @@ def walked(guide: GuideState, draw: random.Random) -> str | None:
         guide.count(token_id)
         ids.append(token_id)
     return None
+
+
+def _likely(allowed: npt.NDArray[np.intp], place: int) -> npt.NDArray[np.intp]:
+    """Those that a walk chooses from when it has `place` tokens."""
+    if place <= PATIENCE:
+        return allowed
+    return np.array([END]) if END in allowed else allowed[np.argsort(_by_brevity()[allowed])[:6]]
+
+
+@cache
+def _by_brevity() -> npt.NDArray[np.intp]:
+    """`[VOCAB]`: the place of each token, the shortest first."""
+    return np.argsort(sorted(range(VOCAB), key=_brevity))
 
 
 def _brevity(token_id: int) -> tuple[bool, int]:
