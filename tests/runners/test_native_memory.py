@@ -66,7 +66,7 @@ def _sanitizers() -> list[str]:
 def test_nothing_outside_of_a_buffer_is_touched(target: compiler.Target) -> None:
     sanitizers = _sanitizers()
     digest = hashlib.sha256(_HEADER.read_bytes()).hexdigest()[:16]
-    options = ["-O1", "-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
+    options = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     checked = compiler.build(
         compiler.DECODER_SOURCE,
         target,
