@@ -207,7 +207,7 @@ class Reloads:
     async def _replace(self, number: int) -> None:
         self._repository.install(self._artifacts[number])
         self._served = number
-        if "--model-control-mode=explicit" in self._server._arguments:
+        if "--model-control-mode=explicit" in self._server._command.arguments:
             await asyncio.to_thread(load_engine, self._server)
 
     async def _answer(self, question: Question) -> str:
