@@ -13,14 +13,16 @@ import sys
 import threading
 import time
 import weakref
+from collections.abc import Callable
 from concurrent.futures import Future
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from autoglm_engine.errors import ArtifactError, ShuttingDown
 
 from .worker_frames import LENGTH_BYTES
 
+_Answer = TypeVar("_Answer")
 _WORKER = """
 import json, os, sys
 os.nice({niceness})
@@ -68,8 +70,19 @@ class WorkerProcess:
         except (OSError, EOFError):
             return None
 
-    def ended_by_others(self) -> bool:
-        """After an `ask` without an answer: somebody else ended it, and not what was asked."""
+    def ask_again_if_killed(self, start: Callable[[], None], ask: Callable[[], _Answer | None]) -> _Answer | None:
+        """`start` it where it does not run, and `ask` it: once more where it ran before, and it was somebody else who
+        ended it, and not what was asked."""
+        was_running = self.is_running
+        start()
+        answer = ask()
+        if answer is None and was_running and self._ended_by_others():
+            self.let_go()
+            start()
+            answer = ask()
+        return answer
+
+    def _ended_by_others(self) -> bool:
         return not self._is_over and self.returncode() not in _OWN_ENDS
 
     def returncode(self) -> int | None:

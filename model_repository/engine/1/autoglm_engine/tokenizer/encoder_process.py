@@ -58,13 +58,7 @@ class EncoderProcess:
         frame = frame_of((b"\1" if special_tokens else b"\0") + content)
         wall_seconds = self.limits.wall_seconds + len(content) * self.limits.wall_seconds_a_byte
         with self._lock:
-            was_running = self._process.is_running
-            self._start()
-            answer = self._process.ask(frame, wall_seconds)
-            if answer is None and was_running and self._process.ended_by_others():
-                self._process.let_go()
-                self._start()
-                answer = self._process.ask(frame, wall_seconds)
+            answer = self._process.ask_again_if_killed(self._start, lambda: self._process.ask(frame, wall_seconds))
             if answer is None:
                 raise self._end(f"{name} takes too long to encode with the model's tokenizer; it was stopped")
         if answer[:1] != b"\1":

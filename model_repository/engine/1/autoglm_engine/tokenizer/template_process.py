@@ -53,13 +53,7 @@ class TemplateProcess:
         """Raises InvalidRequest where the template refuses what it is given, or goes beyond a limit on it."""
         request = pack_frame({"names": {**names, **self._special_tokens}, "max_characters": max_characters})
         with self._lock:
-            was_running = self._process.is_running
-            self._start()
-            answer = self._ask(request)
-            if answer is None and was_running and self._process.ended_by_others():
-                self._process.let_go()
-                self._start()
-                answer = self._ask(request)
+            answer = self._process.ask_again_if_killed(self._start, lambda: self._ask(request))
             if answer is None:
                 raise self._end_of(InvalidRequest, "on these messages")
         return self._read(answer, max_characters)
