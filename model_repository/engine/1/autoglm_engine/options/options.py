@@ -36,6 +36,7 @@ _TYPES: Mapping[Kind, tuple[type, ...]] = {
     "JSON": _TEXT,
 }
 _SAMPLING = frozenset(field.name for field in dataclasses.fields(SamplingOptions))
+_OTHERS = tuple(name for name in OPTIONS if name not in _SAMPLING)
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,9 +83,10 @@ class OptionRules:
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
-        sampling = SamplingOptions(**{name: chosen.pop(name) for name in _SAMPLING})
+        others = {name: chosen.pop(name) for name in _OTHERS}
+        sampling = SamplingOptions(**chosen)
         self._check_texts(sampling)
-        return Checked(sampling, **chosen)
+        return Checked(sampling, **others)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
