@@ -25,6 +25,14 @@ from typer.testing import CliRunner
             "--max-tokens' / '-n': it must be a whole number; see autoglm generate --help",
         ),
         (["generate", "x", "-t", "hot"], "--temperature' / '-t': it must be a number; see autoglm generate --help"),
+        (
+            ["generate", "x", "--time-limit", "0"],
+            "--time-limit': it must be at least 0.001; see autoglm generate --help",
+        ),
+        (
+            ["generate", "x", "--time-limit", "nan"],
+            "--time-limit': it must be at least 0.001; see autoglm generate --help",
+        ),
         (["batch", "x", "-c", "0"], "--concurrency' / '-c': it must be at least 1; see autoglm batch --help"),
         (["bench", "--requests", "65"], "--requests': it must be at most 64; see autoglm bench --help"),
         (["serve", "--grpc-port", "99999"], "--grpc-port': it must be between 0 and 65535; see autoglm serve --help"),

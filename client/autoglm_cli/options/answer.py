@@ -20,7 +20,19 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", help="Show the model this PNG, JPEG or WEBP file, before the prompt. Repeatable."),
 ]
-TimeLimit = Annotated[float | None, typer.Option("--time-limit", min=0.001, help="Seconds for the whole answer.")]
+_SHORTEST_SECONDS = 0.001
+
+
+def _checked_time(seconds: float | None) -> float | None:
+    """Here, since the help of a range would leave the text no room."""
+    if seconds is not None and not seconds >= _SHORTEST_SECONDS:  # also refuses NaN
+        raise typer.BadParameter(f"it must be at least {_SHORTEST_SECONDS:g}")
+    return seconds
+
+
+TimeLimit = Annotated[
+    float | None, typer.Option("--time-limit", callback=_checked_time, help="Seconds for the whole answer.")
+]
 
 
 @dataclass(frozen=True, slots=True)
