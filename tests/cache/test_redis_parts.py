@@ -94,7 +94,7 @@ def test_the_printed_settings_hide_the_password_and_are_refused_as_they_are(tmp_
     with pytest.raises(InvalidRequest, match="hidden when it was printed"):
         read_settings(path)
     path.write_text(f'redis_url = ["redis://:{SECRET}@cache:1"]')
-    with pytest.raises(InvalidRequest, match="redis_url is of another type; it must be of type str"):
+    with pytest.raises(InvalidRequest, match="redis_url is of another type; it must be a string"):
         read_settings(path)
     assert parse_text("redis_url", "redis://cache") == "redis://cache"
 

@@ -23,7 +23,7 @@ class FamilyOptions:
         typer.Option(
             "--name",
             "-n",
-            help="What clients ask for: up to 48 letters, digits, dots, _ and -. NAME-tokenizer, NAME-engine, "
+            help="What clients ask for: up to 48 letters, digits, . _ and -. NAME-tokenizer, NAME-engine, "
             "NAME-detokenizer and NAME-embedder work behind it.",
         ),
     ] = ENSEMBLE
