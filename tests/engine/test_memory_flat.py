@@ -26,6 +26,7 @@ from tests.support.engine.busy_engine import BusyEngine
 
 SPEC = dataclasses.replace(BASE, vocab_size=63)  # as many tokens as the text has
 NUM_STEPS = 1_000
+FEWER_STEPS = NUM_STEPS // 5  # in which a leak shows already
 WARM_UP = 4  # times as many first: caches, tables and pools are then as full as they get
 KILOBYTE = 1 << 10
 # What caches that are full of other things may make. One object left behind by every fourth request would make more.
@@ -124,7 +125,7 @@ def leak_a_small_array_now_and_then() -> Leak:
 @pytest.mark.slow
 def test_a_leak_shows_and_is_found_in_its_file(make_leak: Callable[[], Leak], tmp_path: Path) -> None:
     busy = BusyEngine(DrawnRunner(), tmp_path, each_step=make_leak())
-    growth = growth_between(NUM_STEPS // 3, busy)
+    growth = growth_between(FEWER_STEPS, busy)
     busy.close()
     assert not growth.is_flat, growth
     assert Path(__file__).name in growth.where
@@ -144,13 +145,13 @@ def native_runner(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runner]:
     runner.close()
 
 
-def resident_growth(busy: BusyEngine) -> int:
+def resident_growth(busy: BusyEngine, num_steps: int = NUM_STEPS) -> int:
     """Bytes more in memory after ten times as many steps, of all that this process allocates by whatever means."""
     process = psutil.Process()
-    busy.run(NUM_STEPS)
+    busy.run(num_steps)
     gc.collect()
     before = process.memory_info().rss
-    busy.run(9 * NUM_STEPS)
+    busy.run(9 * num_steps)
     gc.collect()
     return int(process.memory_info().rss - before)
 
