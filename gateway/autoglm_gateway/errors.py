@@ -42,6 +42,11 @@ def unsupported(name: str, why: str) -> ApiError:
     return ApiError(400, f"{name} is not supported: {why}", param=name, code="unsupported_parameter")
 
 
+def body_too_large(max_bytes: int, what: str = "the body") -> ApiError:
+    sentence = f"{what} is larger than {max_bytes:,} bytes, the most that this gateway takes"
+    return ApiError(413, sentence, code="body_too_large")
+
+
 def unknown_model(name: str, known: tuple[str, ...]) -> ApiError:
     sentence = f"there is no model {name!r:.80}; there are {', '.join(known)}"
     return ApiError(404, sentence, param="model", code="model_not_found")

@@ -14,6 +14,8 @@ from fastapi.exceptions import RequestValidationError
 from .errors import ApiError
 
 _MAX_SHOWN = 80  # characters of a value or a name
+_MAX_OF_LONG = 24  # of a long text, which may be an image in base64
+_LONG = 1000  # characters
 
 
 def refusal(error: RequestValidationError) -> ApiError:
@@ -54,9 +56,18 @@ def _name(path: Sequence[str | int]) -> str:
     return "".join(parts).removeprefix(".")
 
 
+class _Short(Repr):
+    """Without the data of images."""
+
+    def repr_str(self, x: str, level: int) -> str:
+        if x[:5].lower() == "data:":
+            return repr(f"{x[:_MAX_SHOWN].partition(',')[0][:_MAX_OF_LONG]},...")
+        return repr(f"{x[:_MAX_OF_LONG]}...") if len(x) > _LONG else super().repr_str(x, level)
+
+
 def _shown(value: Any) -> str:
     """Reads no more of a long value than it shows."""
-    short = Repr()
+    short = _Short()
     short.maxstring = short.maxother = short.maxlong = _MAX_SHOWN
     short.maxlevel = short.maxdict = short.maxlist = 3
     return f"{short.repr(value):.{2 * _MAX_SHOWN}}"

@@ -37,6 +37,11 @@ class Upstreams:
     def of(self, ensemble: str) -> Upstream:
         return self._upstreams[ensemble]
 
+    async def reads_images(self) -> bool:
+        """Whether one of the models does. Raises ApiError where that was never known."""
+        limits = await asyncio.gather(*(upstream.limits() for upstream in self._upstreams.values()))
+        return any(one.max_images for one in limits)
+
     async def health(self) -> Health:
         """Of all of them: ready where each is, else what is wrong with one."""
         states = await asyncio.gather(*(upstream.health() for upstream in self._upstreams.values()))
@@ -63,9 +68,14 @@ class Upstream:
         self._health_until = 0.0
         self._asking = asyncio.Lock()
 
+    @property
+    def known_limits(self) -> ModelLimits | None:
+        """None where they are to be asked for."""
+        return self._limits if self._clock() < self._renew_at else None
+
     async def limits(self) -> ModelLimits:
         """Asked once a minute. Raises ApiError where they were never known."""
-        if self._limits is None or self._clock() >= self._renew_at:
+        if self._limits is None or self.known_limits is None:
             try:
                 self._limits = await self.client.limits()
             except AutoGLMError as error:

@@ -36,13 +36,16 @@ class _JsonRequest(Request):
 
     def __init__(self, request: Request, parsed: dict[str, Any]) -> None:
         super().__init__(request.scope, request.receive)
-        self._parsed = parsed
+        self._parsed: dict[str, Any] | None = parsed
 
     async def body(self) -> bytes:
         return b"{}"
 
     async def json(self) -> dict[str, Any]:
-        return self._parsed
+        """Once: a stream that goes on for minutes does not hold what it was asked with."""
+        assert self._parsed is not None, "FastAPI reads it once"
+        parsed, self._parsed = self._parsed, None
+        return parsed
 
 
 def _with_object(handler: _Handler) -> _Handler:

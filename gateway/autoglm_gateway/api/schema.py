@@ -6,6 +6,7 @@ Names, ranges and defaults are those of OpenAI's API reference; `Extensions` are
 
 from __future__ import annotations
 
+import re
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field
@@ -18,7 +19,7 @@ from autoglm_gateway.tools.schema import ToolOptions, ToolTurn
 from .extensions import Extensions
 from .router_defaults import Off, RouterDefaults
 
-_OF_IMAGES = ("http://", "https://", "data:image/")
+_OF_IMAGE = re.compile(r"^data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
@@ -27,15 +28,16 @@ StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
 
 
-def _only_images(value: str) -> str:
-    if not value.startswith(_OF_IMAGES):
-        raise PydanticCustomError("no_image", "Input should be an http, https or data:image URL")
+def _only_data(value: str) -> str:
+    if not _OF_IMAGE.match(value):
+        raise PydanticCustomError(
+            "no_image",
+            "no URL is fetched; it should be a data URL of a PNG, JPEG or WEBP file, data:image/png;base64,...",
+        )
     return value
 
 
-ImageAddress = Annotated[
-    str, AfterValidator(_only_images), Field(json_schema_extra={"pattern": f"^({'|'.join(_OF_IMAGES)})"})
-]
+ImageData = Annotated[str, AfterValidator(_only_data), Field(json_schema_extra={"pattern": _OF_IMAGE.pattern})]
 
 
 class TextPart(Strict):
@@ -44,7 +46,9 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    url: ImageAddress
+    """`detail` has no effect: how large an image becomes is a matter of the model that is served."""
+
+    url: ImageData
     detail: Literal["auto", "low", "high"] = "auto"
 
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm_client import GenerationOptions
+from autoglm_client import GenerationOptions, Image, InvalidRequestError
+from autoglm_client.types import Content
 
 from autoglm_gateway import priorities
 from autoglm_gateway.errors import ApiError, unsupported
@@ -40,8 +42,18 @@ class Bounds:
     priority: int = priorities.DEFAULT
 
 
-def conversation(messages: list[ChatMessage]) -> list[dict[str, Any]]:
-    return [_turn(message, place) for place, message in enumerate(messages)]
+def conversation(messages: list[ChatMessage], max_images: int = 0) -> list[dict[str, Any]]:
+    """`max_images`: what the model takes. Raises ApiError for an image more, and for what is no image."""
+    turns = [_turn(message, place, max_images) for place, message in enumerate(messages)]
+    if (num_images := sum(1 for _ in _image_parts(messages))) > max_images:
+        sentence = f"the request has {num_images} images; this model takes {max_images} at most"
+        raise ApiError(400, sentence, param="messages", code="invalid_value")
+    return turns
+
+
+def image_bytes(messages: list[ChatMessage]) -> int:
+    """Of their data URLs, in the body of the request."""
+    return sum(len(part.image_url.url) for part in _image_parts(messages))
 
 
 def chat_options(request: ChatRequest, bounds: Bounds) -> GenerationOptions:
@@ -88,9 +100,15 @@ def _options(request: Generation, max_tokens: int | None, logprobs: int | None, 
     )
 
 
-def _turn(message: ChatMessage, place: int) -> dict[str, Any]:
+def _image_parts(messages: list[ChatMessage]) -> Iterator[ImagePart]:
+    for message in messages:
+        if isinstance(message.content, list):
+            yield from (part for part in message.content if isinstance(part, ImagePart))
+
+
+def _turn(message: ChatMessage, place: int, max_images: int) -> dict[str, Any]:
     fields = tool_fields(message.role, message, f"messages[{place}]")
-    said = None if message.content is None and "tool_calls" in fields else _text(message, place)
+    said = None if message.content is None and "tool_calls" in fields else _content(message, place, max_images)
     turn = {"role": _role(message), "content": said, **fields}
     return turn if message.name is None else {**turn, "name": message.name}
 
@@ -114,16 +132,26 @@ def _role(message: ChatMessage) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _text(message: ChatMessage, place: int) -> str:
+def _content(message: ChatMessage, place: int, max_images: int) -> Content:
+    """In one text, where there are no images."""
     content = message.content
     if content is None:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):
         return content
-    return "".join(_part(part, f"messages[{place}].content[{number}]") for number, part in enumerate(content))
+    parts = [_part(part, f"messages[{place}].content[{number}]", max_images) for number, part in enumerate(content)]
+    texts = [part for part in parts if isinstance(part, str)]
+    return "".join(texts) if len(texts) == len(parts) else parts
 
 
-def _part(part: TextPart | ImagePart, name: str) -> str:
-    if isinstance(part, ImagePart):
+def _part(part: TextPart | ImagePart, name: str, max_images: int) -> str | Image:
+    if isinstance(part, TextPart):
+        return part.text
+    if not max_images:
         raise unsupported(name, "this model has no vision encoder, so it takes no image_url")
-    return part.text
+    try:
+        return Image(part.image_url.url)
+    except InvalidRequestError as error:
+        raise ApiError(
+            400, f"{name}.image_url.url: {error}", param=f"{name}.image_url.url", code="invalid_value"
+        ) from None

@@ -7,34 +7,49 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from starlette.datastructures import Headers
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from autoglm_gateway.errors import ApiError
+from autoglm_gateway.errors import ApiError, body_too_large
 from autoglm_gateway.failures import failure
-from autoglm_gateway.paths import GENERATING
+from autoglm_gateway.paths import CHAT, GENERATING
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_gateway.upstream import Upstreams
 
+BODY_BYTES = "body_bytes"  # in a request's state
 _LINGER_SECONDS = 2.0  # what is still being sent is read that long, so that the client gets to read the answer
 
 
 @dataclass(frozen=True, slots=True)
 class BodyBounds:
-    """`max_bytes`: of one body; `max_total_bytes`: of all that are held at one time; `seconds`: for one to arrive."""
+    """`max_bytes`: of one body; `max_image_bytes`: of the images in it, beside that; `max_total_bytes`: of all that are
+    held at one time; `seconds`: for one to arrive."""
 
     max_bytes: int
+    max_image_bytes: int
     max_total_bytes: int
     seconds: float
 
     @classmethod
     def of(cls, settings: GatewaySettings) -> BodyBounds:
-        return cls(settings.max_body_bytes, settings.max_held_bytes, settings.connections.body_s)
+        for_images = min(settings.max_image_bytes, settings.max_held_bytes - settings.max_body_bytes)
+        return cls(settings.max_body_bytes, for_images, settings.max_held_bytes, settings.connections.body_s)
+
+    async def of_request(self, scope: Scope) -> BodyBounds:
+        """Larger where the body may hold images that a model reads. Raises ApiError."""
+        if scope["path"] != CHAT or 0 < _declared(scope) <= self.max_bytes:
+            return self
+        upstreams: Upstreams = scope["app"].state.upstreams
+        if not await upstreams.reads_images():
+            return self
+        return replace(self, max_bytes=self.max_bytes + self.max_image_bytes)
 
 
 class BodyLimit:
-    """A layer of the application. A body counts as held until its request is answered."""
+    """A layer of the application. A body counts as held until its request is answered. Its size is kept for the
+    endpoint, which knows how much of it are images."""
 
     def __init__(self, app: ASGIApp, bounds: BodyBounds) -> None:
         self._app = app
@@ -47,9 +62,10 @@ class BodyLimit:
             return
         held = _Held(self)
         try:
-            held.check(_declared(scope), self._bounds)
-            async with asyncio.timeout(self._bounds.seconds):
-                body = await held.read(receive, self._bounds)
+            bounds = await self._bounds.of_request(scope)
+            held.check(_declared(scope), bounds)
+            async with asyncio.timeout(bounds.seconds):
+                body = await held.read(receive, bounds)
         except ApiError as error:
             held.give_back()
             await _refuse(error, scope, receive, send)
@@ -58,7 +74,9 @@ class BodyLimit:
             await _refuse(_too_slow(self._bounds), scope, receive, send)
         else:
             if body is not None:
-                await self._app(scope, _Replayed(body, receive), send)
+                scope.setdefault("state", {})[BODY_BYTES] = len(body)
+                replayed, body = _Replayed(body, receive), None  # it is gone once it is parsed
+                await self._app(scope, replayed, send)
         finally:
             held.give_back()
 
@@ -88,8 +106,7 @@ class _Held:
     def check(self, num_more: int, bounds: BodyBounds) -> None:
         """Raises ApiError where `num_more` bytes would be too many."""
         if self._num_bytes + num_more > bounds.max_bytes:
-            sentence = f"the body is larger than {bounds.max_bytes:,} bytes, the most that this gateway takes"
-            raise ApiError(413, sentence, code="body_too_large")
+            raise body_too_large(bounds.max_bytes)
         if self._among.num_held + num_more > bounds.max_total_bytes:
             raise ApiError(503, "too many large bodies at once", "server_error", code="overloaded", retry_after=1)
 

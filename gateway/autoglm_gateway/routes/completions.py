@@ -16,9 +16,17 @@ from autoglm_gateway.api.answers import ChatShape, CompletionShape, Head, Shape
 from autoglm_gateway.api.json_body import JsonRoute
 from autoglm_gateway.api.schema import ChatRequest, CompletionRequest, Generation
 from autoglm_gateway.api.tool_answers import ToolShape
-from autoglm_gateway.api.translation import Bounds, chat_options, completion_options, conversation, of_choice
+from autoglm_gateway.api.translation import (
+    Bounds,
+    chat_options,
+    completion_options,
+    conversation,
+    image_bytes,
+    of_choice,
+)
 from autoglm_gateway.caller import caller_of
-from autoglm_gateway.errors import ApiError, unknown_model
+from autoglm_gateway.errors import ApiError, body_too_large, unknown_model
+from autoglm_gateway.middleware.body_limit import BODY_BYTES
 from autoglm_gateway.middleware.limits import Reservation
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.observed import observed_in
@@ -41,8 +49,9 @@ router = APIRouter(route_class=JsonRoute)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream = _upstream(body, request)
-    turns = conversation(body.messages)
+    _check_size(request, image_bytes(body.messages))
     limits = await _limits(request, upstream)
+    turns = conversation(body.messages, limits.max_images)
     options = chat_options(body, _bounds(request, limits))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := tool_use(body, request.app.state.settings.tool_format, limits):
@@ -60,7 +69,17 @@ async def completions(body: CompletionRequest, request: Request) -> Response:
     return await _answer(body, request, upstream, texts, options, Head(body.model, shape.prefix), shape)
 
 
+def _check_size(request: Request, num_image_bytes: int) -> None:
+    """Of the body without its images; with them it is within the bounds. Raises ApiError."""
+    settings: GatewaySettings = request.app.state.settings
+    if getattr(request.state, BODY_BYTES, 0) - num_image_bytes > settings.max_body_bytes:
+        raise body_too_large(settings.max_body_bytes, "the body without its images")
+
+
 async def _limits(request: Request, upstream: Upstream) -> ModelLimits:
+    """What is known already costs no turn of the event loop: a request that is refused is gone before the next."""
+    if (known := upstream.known_limits) is not None:
+        return known
     return await cancel_on_disconnect(request.receive, upstream.limits())
 
 

@@ -20,6 +20,7 @@ TOOL_FORMATS = ("auto", "hermes", "llama", "glm", "glm-xml", "mistral")
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
     "max_body_bytes": (1, 1 << 30),
+    "max_image_bytes": (0, 1 << 30),
     "max_held_bytes": (1, 1 << 40),
     "deadline_ms": (1, 86_400_000),
     "requests_per_minute": (0, 1_000_000),
@@ -67,7 +68,8 @@ class GatewaySettings:
     `host`, `port`: where it listens; port 0 takes a free one.
     `servers`: `host:port` of the gRPC endpoints; of several, the first that works is used. `models`: the names that
     answers carry -> ensembles of the servers; without it `model` is the only name, of the ensemble autoglm. `aliases`:
-    other names for them. `max_body_bytes`: of a request, and `max_held_bytes`: of all whose answers are under way.
+    other names for them. `max_body_bytes`: of a request; `max_image_bytes`: of its images in base64, beside that, where
+    a model reads images; `max_held_bytes`: of all whose answers are under way.
     `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form in which
     the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
 
@@ -98,6 +100,7 @@ class GatewaySettings:
     models: Mapping[str, str] = field(default_factory=dict)
     aliases: Mapping[str, str] = field(default_factory=lambda: {"autoglm-phone-9b": ENSEMBLE})
     max_body_bytes: int = 4 * MIB
+    max_image_bytes: int = 32 * MIB
     max_held_bytes: int = 256 * MIB
     deadline_ms: int | None = None
     tool_format: str = "auto"

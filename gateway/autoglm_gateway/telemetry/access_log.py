@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from autoglm_client import Image
 from starlette.types import Scope
 
 from .log_writer import LogWriter
@@ -21,7 +22,7 @@ class AccessLog:
         pass
 
     def ended(self, observed: RequestRecord, scope: Scope) -> None:
-        prompts = {"prompts": observed.prompts} if self._log_prompts else {}
+        prompts = {"prompts": [_readable(prompt) for prompt in observed.prompts]} if self._log_prompts else {}
         self._writer.write({**_line(observed, scope), **prompts})
 
 
@@ -41,6 +42,15 @@ def _line(observed: RequestRecord, scope: Scope) -> dict[str, Any]:
         "first_byte_ms": _ms(observed, observed.first_byte_at),
         "total_ms": _ms(observed, observed.ended),
     }
+
+
+def _readable(prompt: Any) -> Any:
+    """Of images what they are, not their bytes."""
+    if isinstance(prompt, Image):
+        return {"type": "image", "media_type": prompt.media_type, "num_bytes": len(prompt.file)}
+    if isinstance(prompt, list):
+        return [_readable(part) for part in prompt]
+    return {**prompt, "content": _readable(prompt.get("content"))} if isinstance(prompt, dict) else prompt
 
 
 def _ms(observed: RequestRecord, at: float | None) -> float | None:
