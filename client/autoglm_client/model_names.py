@@ -1,7 +1,7 @@
 """What the models that work together are called: the ensemble's name says the others'.
 
-The families of one server: autoglm with tokenizer, engine, detokenizer, embedder; any other X with X-tokenizer,
-X-engine, X-detokenizer, X-embedder.
+The families of one server: autoglm with tokenizer, engine, detokenizer, embedder and vision; any other X with
+X-tokenizer, X-engine, X-detokenizer, X-embedder and X-vision.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 from dataclasses import dataclass
 
 ENSEMBLE = "autoglm"
-PARTS = ("tokenizer", "engine", "detokenizer", "embedder")
+PARTS = ("tokenizer", "engine", "detokenizer", "embedder", "vision")
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,47}")
 
 
@@ -21,6 +21,7 @@ class ModelNames:
     engine: str
     detokenizer: str
     embedder: str
+    vision: str
 
     @classmethod
     def of(cls, ensemble: str) -> ModelNames:
@@ -33,7 +34,7 @@ class ModelNames:
 
     @property
     def all(self) -> tuple[str, ...]:
-        return self.tokenizer, self.engine, self.detokenizer, self.embedder, self.ensemble
+        return self.tokenizer, self.engine, self.detokenizer, self.embedder, self.vision, self.ensemble
 
     @property
     def steps(self) -> tuple[str, str, str]:

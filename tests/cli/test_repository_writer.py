@@ -31,7 +31,7 @@ from typer.testing import CliRunner, Result
 from tests.support.engine.small_service import write_artifact
 
 TREE = Path(__file__).parents[2] / "model_repository"
-MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
+MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "vision")
 PHONE = ModelNames.of("phone")
 
 

@@ -78,7 +78,7 @@ def test_map_health_models_and_stats(client: Client) -> None:
     assert [result.usage.completion_tokens for result in results] == [4] * 20
     assert client.health().ready
     assert {model.name for model in client.models()} == {
-        *("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "ensemble", "vllm_model")
+        *("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "vision", "ensemble", "vllm_model")
     }
     stats = client.stats()
     assert stats.engine["running"] == 0 and stats.models["autoglm"].succeeded > 0

@@ -133,7 +133,7 @@ from tests.support.engine.small_service import submit
 service_module._CLOSE_SECONDS = service_module._LAST_STEP_SECONDS = 0.01
 service = EngineService(
     Path(sys.argv[1]), plain_settings(token_budget=4096), num_threads=2, metrics=PublishedMetrics(no_series),
-    ask=lambda packed: None, embed=lambda text: None, embedder=Path("none"), died=lambda: None,
+    ask=lambda packed: None, embed=lambda text: None, embedder=Path("none"), encode=None, died=lambda: None,
 )
 began = threading.Event()
 forward = service._runner.forward

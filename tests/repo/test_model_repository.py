@@ -21,7 +21,7 @@ from tritonclient.grpc import model_config_pb2
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
-MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder")
+MODELS = ("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "vision")
 OTHERS_NAMES = ("ensemble", "vllm_model")  # the same steps under the names of other backends' models
 STEPS = MODELS[1:4]
 Tensor = tuple[str, tuple[int, ...]]  # type, dims

@@ -17,7 +17,8 @@ from autoglm_engine.release import RELEASE, check_release
 from tests.support.export.artifacts import ROOT
 
 MODELS = [
-    ROOT / "model_repository" / name / "1" / "model.py" for name in ("tokenizer", "engine", "detokenizer", "embedder")
+    ROOT / "model_repository" / name / "1" / "model.py"
+    for name in ("tokenizer", "engine", "detokenizer", "embedder", "vision")
 ]
 # What Triton does: the model's file is loaded, and told where its folder is. -I: nothing of this project is on the
 # path.

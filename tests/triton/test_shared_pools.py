@@ -79,7 +79,7 @@ def test_the_repositorys_models_fit_into_what_docker_gives() -> None:
 
 def test_every_model_that_clients_reach_takes_one_request_at_a_time() -> None:
     """What does not fit into shared memory is refused with all that is in its batch."""
-    for model in ("autoglm", "tokenizer", "engine", "detokenizer", "embedder"):
+    for model in ("autoglm", "tokenizer", "engine", "detokenizer", "embedder", "vision"):
         config = (REPOSITORY / model / "config.pbtxt").read_text(encoding="utf-8")
         assert re.search(r"^max_batch_size: 1\b", config, flags=re.MULTILINE), model
 

@@ -97,7 +97,7 @@ def _write_model(family: Family, model: str, folder: Path) -> None:
 
 def _place_what_is_read(family: Family, model: str, folder: Path) -> None:
     """Of the engine's folder, by the models beside it."""
-    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer, _DEFAULT.embedder):
+    if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer, _DEFAULT.embedder, _DEFAULT.vision):
         _place(_package_of(family.source), folder / _VERSION / ENGINE_PACKAGE, link=family.link)
     if model in (_DEFAULT.tokenizer, _DEFAULT.detokenizer):
         (folder / _ARTIFACT).mkdir()
@@ -126,11 +126,13 @@ def _own(family: Family, model: str) -> dict[str, str]:
             "engine_model": names.engine,
             "detokenizer_model": names.detokenizer,
             "embedder_model": embedder,
+            "vision_model": names.vision,
             "artifact": artifact,
             "redis_prefix": names.ensemble,
         },
         _DEFAULT.detokenizer: {"engine_model": names.engine, "artifact": artifact},
         _DEFAULT.embedder: {"engine_model": names.engine, "embedder_model": embedder},
+        _DEFAULT.vision: {"engine_model": names.engine, "artifact": artifact},
     }[model]
 
 

@@ -16,11 +16,13 @@ DEFAULT_MAX_QUEUE = 512
 
 @dataclass(frozen=True, slots=True)
 class SharedPools:
-    """`max_length`: of the longest of its artifacts. `board_bytes`: of all its engines' acknowledgement boards."""
+    """`max_length`: of the longest of its artifacts. `board_bytes`: of all its engines' acknowledgement boards.
+    `image_bytes`: what images add to a pool."""
 
     num_models: int
     max_length: int
     board_bytes: int
+    image_bytes: int = 0
 
     @classmethod
     def of(cls, repository: Path, artifacts: Iterable[tuple[Path, int]]) -> SharedPools:
@@ -28,19 +30,20 @@ class SharedPools:
         say so."""
         from autoglm_engine.errors import EngineError
         from autoglm_engine.manifest import Manifest
-        from autoglm_engine.system.shared_pools import num_python_models
+        from autoglm_engine.system.shared_pools import bytes_of_images, num_python_models
         from autoglm_engine.triton.board.acks import cells_for
         from autoglm_engine.triton.board.file import file_bytes
 
-        max_length = board_bytes = 0
+        max_length = board_bytes = feature_bytes = 0
         for artifact, max_queue in artifacts:
             try:
                 manifest = Manifest.load(artifact)
             except EngineError:
                 continue
             max_length = max(max_length, manifest.max_length)
+            feature_bytes = max(feature_bytes, manifest.vision.feature_bytes if manifest.vision else 0)
             board_bytes += file_bytes(cells_for(manifest.num_slots, max_queue))
-        return cls(num_python_models(repository), max_length, board_bytes)
+        return cls(num_python_models(repository), max_length, board_bytes, bytes_of_images(feature_bytes))
 
     @classmethod
     def of_repository(cls, repository: Path, chosen: Path | None) -> SharedPools:
@@ -56,7 +59,7 @@ class SharedPools:
         """For tritonserver."""
         from autoglm_engine.system.shared_pools import pool_arguments, pool_bytes
 
-        return pool_arguments(pool_bytes(self.max_length))
+        return pool_arguments(pool_bytes(self.max_length, self.image_bytes))
 
     def check(self, folder: Path = FOLDER) -> None:
         """Raises LocalServerError where shared memory has less free than they take."""
@@ -64,6 +67,6 @@ class SharedPools:
         from autoglm_engine.system.shared_pools import check_free, needed_bytes
 
         try:
-            check_free(needed_bytes(self.num_models, self.max_length, self.board_bytes), folder)
+            check_free(needed_bytes(self.num_models, self.max_length, self.board_bytes, self.image_bytes), folder)
         except Unavailable as error:
             raise LocalServerError(str(error)) from None

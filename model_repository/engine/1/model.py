@@ -49,6 +49,7 @@ class TritonPythonModel:
             metrics=PublishedMetrics(families.series),
             ask=partial(ask_detokenizer, neighbours.detokenizer),
             embed=partial(ask_embedder, neighbours.embedder),
+            encode=partial(ask_vision, neighbours.vision),
             embedder=neighbours.embedder_folder(args["model_repository"]),
             died=self.end_process,
             identity=ServerIdentity.of_parent(args["model_name"]),
@@ -149,6 +150,22 @@ def ask_embedder(name, text):
     if response.has_error():
         raise RuntimeError(response.error().message())
     return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy().reshape(-1)
+
+
+def ask_vision(name, file, grid, artifact):
+    from autoglm_engine.errors import InvalidRequest, Unavailable
+
+    texts = {"image": file, "artifact": artifact.encode()}
+    inputs = [pb_utils.Tensor(key, np.array([[text]], dtype=np.object_)) for key, text in texts.items()]
+    inputs.append(pb_utils.Tensor("grid", np.array([grid], dtype=np.int32)))
+    response = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features"], inputs=inputs).exec()
+    if response.has_error():
+        sentence = response.error().message()
+        for kind in (InvalidRequest, Unavailable):
+            if f"{kind.code}: " in sentence:
+                raise kind(sentence.split(f"{kind.code}: ", 1)[1])
+        raise RuntimeError(sentence)
+    return pb_utils.get_output_tensor_by_name(response, "features").as_numpy()[0]
 
 
 def find_package(args):

@@ -106,6 +106,10 @@ class LongStep(FakeRunner):
         self.closed_while_computing.append(self.is_computing)
 
 
+def no_image(file: bytes, grid: tuple[int, int], artifact: str) -> Any:
+    raise AssertionError("an image for a model of text")
+
+
 @contextmanager
 def serving(
     folder: Path, runner: Runner, settings: EngineSettings | None = None, **options: Any
@@ -122,6 +126,7 @@ def serving(
                 "ask": lambda packed: None,
                 "embed": lambda text: np.zeros(4, np.float32),
                 "embedder": folder / "none",
+                "encode": no_image,
                 "died": lambda: None,
                 **options,
             },

@@ -20,7 +20,7 @@ from autoglm_client.exceptions import LocalServerError
 from tests.support.server.processes import has_ended, shared_memory
 
 PORTS = ("--gateway-port", "--http-port", "--grpc-port", "--metrics-port")
-MODELS = ("tokenizer", "engine", "detokenizer", "embedder")
+MODELS = ("tokenizer", "engine", "detokenizer", "embedder", "vision")
 FAMILY = ("cli", "gateway", "tritonserver", *MODELS, "template", "watch")
 LONG_ANSWER = {"model": "autoglm", "prompt": "Once", "max_tokens": 1500, "ignore_eos": True, "stream": True}
 SHORT_ANSWER = {"model": "autoglm", "prompt": "Hello", "max_tokens": 2}

@@ -91,6 +91,11 @@ class VisionSettings:
         """Of an image that is no narrow strip: one of those may have a few more."""
         return self.max_pixels // (self.temporal_patch_size * (self.patch_size * self.merge_size) ** 2)
 
+    @property
+    def feature_bytes(self) -> int:
+        """Of such an image, in float32."""
+        return self.max_tokens * self.hidden_size * 4
+
 
 _LISTS = ("image_mean", "image_std", "mrope_sections")
 

@@ -83,6 +83,31 @@ def pack_request(request: Request, artifact: str) -> Packed:
     return _pack(raw)
 
 
+def with_files(packed: Packed, files: Sequence[bytes]) -> Packed:
+    """A packed request with the files of its images: a byte 0, which JSON never has, then each file behind the 8 bytes
+    of its length. Without files it stays as it is."""
+    if not files:
+        return packed
+    parts = [packed.tobytes(), b"\0", *(part for file in files for part in (len(file).to_bytes(8, "little"), file))]
+    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+
+
+def split_files(packed: Packed) -> tuple[Packed, tuple[bytes, ...]]:
+    """(the request alone, the files of its images). Raises InvalidRequest for what `with_files` does not write."""
+    raw = packed.tobytes()
+    at = raw.find(b"\0")
+    if at < 0:
+        return packed, ()
+    files, place = list[bytes](), at + 1
+    while place < len(raw):
+        start = place + 8
+        place = start + int.from_bytes(raw[place:start], "little")
+        if place > len(raw):
+            raise InvalidRequest("request is not what the tokenizer model writes: the file of an image is cut off")
+        files.append(raw[start:place])
+    return packed[:at], tuple(files)
+
+
 def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifact: str) -> Request:
     """Raises InvalidRequest when `packed` did not come from `pack_request`, Unavailable when its token ids are not of
     `artifact`; the options' ranges are not checked."""

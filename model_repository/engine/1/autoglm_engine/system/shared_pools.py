@@ -22,6 +22,7 @@ _BYTES_A_TOKEN = 32
 _FRAMES = MIB // 4
 _KEPT_SHARE = 4
 _TEXTS = 2  # messages and tools
+_IMAGE_FILES = 16 * MIB  # of one request, as they come and as they go on
 # The step that a pool grows by: what is added to it is no size of a file, so that growing fails at once, as an error.
 _NO_GROWTH = (1 << 63) - 1
 _PYTHON_MODEL = re.compile(r"""^\s*backend\s*:\s*["']python["']""", re.MULTILINE)
@@ -31,10 +32,16 @@ _MORE = (
 )
 
 
-def pool_bytes(max_length: int) -> int:
-    """Of each model: whole MiB. `max_length`: tokens of the artifact's slots."""
-    wanted = _OWN + _TEXTS * _BYTES_A_TOKEN * max_length
+def pool_bytes(max_length: int, image_bytes: int = 0) -> int:
+    """Of each model: whole MiB. `max_length`: tokens of the artifact's slots. `image_bytes`: as `bytes_of_images`."""
+    wanted = _OWN + _TEXTS * _BYTES_A_TOKEN * max_length + image_bytes
     return max(SMALLEST_POOL, -(-wanted // MIB) * MIB)
+
+
+def bytes_of_images(feature_bytes: int) -> int:
+    """What images add, whose files and features pass through the pools. `feature_bytes`: of as many tokens as one image
+    may have; 0 for a model of text alone."""
+    return _IMAGE_FILES + feature_bytes if feature_bytes else 0
 
 
 def room_bytes(pool: int) -> int | None:
@@ -63,8 +70,8 @@ def num_python_models(repository: Path) -> int:
     return sum(bool(_PYTHON_MODEL.search(path.read_text(encoding="utf-8", errors="replace"))) for path in configs)
 
 
-def needed_bytes(num_models: int, max_length: int, board_bytes: int) -> int:
-    return num_models * pool_bytes(max_length) + board_bytes
+def needed_bytes(num_models: int, max_length: int, board_bytes: int, image_bytes: int = 0) -> int:
+    return num_models * pool_bytes(max_length, image_bytes) + board_bytes
 
 
 def check_size(needed: int, folder: Path) -> None:

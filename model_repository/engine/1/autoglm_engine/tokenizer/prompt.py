@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import copy
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from autoglm_engine.core import SemanticQuery, TokenIds
+from autoglm_engine.core import ImageSpan, SemanticQuery, TokenIds
 from autoglm_engine.errors import ArtifactError, InvalidRequest
-from autoglm_engine.manifest import Manifest
+from autoglm_engine.manifest import Manifest, VisionSettings
 from autoglm_engine.options.json_names import json_type
 from autoglm_engine.options.parsing import decode_utf8
 
 from .chat_template import asks_for_tools
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
+from .image_prompt import count_image_parts, place_images, read_images
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools
@@ -38,14 +40,22 @@ _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
 class Prompt:
     token_ids: TokenIds  # int32 [num_tokens]
     question: SemanticQuery | None
+    images: tuple[ImageSpan, ...] = ()
+    files: tuple[bytes, ...] = ()  # of the images
 
 
 class Prompter:
     """Makes prompts for one artifact: one at a time where it renders, or encodes what is long."""
 
     def __init__(
-        self, tokenizer: Tokenizer, template: ChatTemplate | None, max_length: int, encoder: Encoder | None = None
+        self,
+        tokenizer: Tokenizer,
+        template: ChatTemplate | None,
+        max_length: int,
+        encoder: Encoder | None = None,
+        vision: VisionSettings | None = None,
     ) -> None:
+        self._vision = vision
         self._encoder = encoder or PlainEncoder(tokenizer)
         self._template = template
         self._max_tokens = max_length - 1  # one position is left for the answer
@@ -59,7 +69,7 @@ class Prompter:
         if template is not None:
             template.start()
         encoder = BoundedEncoder.load(folder / TOKENIZER_NAME, tokenizer)
-        return cls(tokenizer, template, manifest.max_length, encoder)
+        return cls(tokenizer, template, manifest.max_length, encoder, manifest.vision)
 
     def another(self) -> Prompter:
         """To be used beside this one: with processes of its own, which start when they are needed."""
@@ -93,18 +103,41 @@ class Prompter:
         text = decode_utf8(raw, "text_input")
         return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
-    def from_messages(self, raw: bytes, tools: bytes | None = None) -> Prompt:
-        """Of the rendered conversation; `tools`: what the model may call, as JSON. Raises InvalidRequest."""
+    def from_messages(self, raw: bytes, tools: bytes | None = None, images: Sequence[bytes] = ()) -> Prompt:
+        """Of the rendered conversation; `tools`: what the model may call, as JSON; `images`: files or data
+        URLs, one for each part of type image, in their order. Raises InvalidRequest."""
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self.check_size(raw, "messages")
         messages = parse_messages(decode_utf8(raw, "messages"))
+        self._check_images(messages, len(images))
         rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
+        if images:
+            return self._with_images(ids, images)
         # Answers that act are not shared by what a question means: its details are the arguments.
         return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
+
+    def _check_images(self, messages: Sequence[dict[str, Any]], num_images: int) -> None:
+        num_parts = count_image_parts(messages)
+        if self._vision is None and (num_parts or num_images):
+            raise InvalidRequest("this model reads text only, and the request has images")
+        if num_parts != num_images:
+            raise InvalidRequest(f"messages have {num_parts} parts of type image, and images has {num_images} values")
+
+    def _with_images(self, ids: TokenIds, raw: Sequence[bytes]) -> Prompt:
+        assert self._vision is not None, "images for a model that reads none"
+        images = read_images(raw, self._vision)
+        ids, spans = place_images(ids, images, self._vision)
+        if len(ids) > self._max_tokens:
+            num_image_tokens = sum(span.num_tokens for span in spans)
+            raise InvalidRequest(
+                f"messages has {len(ids)} tokens, {num_image_tokens} of them images; the model takes 1 to "
+                f"{self._max_tokens}"
+            )
+        return Prompt(ids, None, spans, tuple(image.file for image in images))
 
     def word_ids(self, text: str) -> list[int]:
         """Without special tokens."""
@@ -263,8 +296,12 @@ def _check_message(message: Any, name: str) -> None:
 
 
 def _check_part(part: Any, name: str) -> None:
+    if part == {"type": "image"}:
+        return
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
-        raise InvalidRequest(f'{name} must be {{"type": "text", "text": string}}: this model reads text only')
+        raise InvalidRequest(
+            f'{name} must be {{"type": "text", "text": string}}, or {{"type": "image"}} for the next of the images'
+        )
 
 
 def _has_surrogate(text: str) -> bool:

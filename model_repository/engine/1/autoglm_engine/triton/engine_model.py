@@ -14,10 +14,11 @@ from autoglm_engine.cache.semantic.verifier import SemanticChecks
 from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.core import Event, Request, TokenIds
 from autoglm_engine.engine.background import BackgroundRuns
+from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.engine.step_watch import StepWatch
 from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
-from autoglm_engine.messages import Packed, unpack_request
+from autoglm_engine.messages import Packed, split_files, unpack_request
 from autoglm_engine.options.options import check_tenant
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
@@ -29,6 +30,7 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from .control import Control
 from .detokenizer_model import piece_text
 from .forwarded_cancels import ForwardedCancels
+from .image_intake import EncodeImage, ImageIntake, vision_of
 from .loaded_model import LoadedModel
 from .metrics_publisher import PublishedMetrics
 from .responses import Replies, Reply
@@ -40,7 +42,8 @@ _LAST_STEP_SECONDS = 2.0  # more for one that is longer, with everybody answered
 
 class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed`
-    asks the model whose artifact is in `embedder`, and blocks; `died` is called when no step can be computed any more,
+    asks the model whose artifact is in `embedder`, and blocks; `encode` has the vision model make features of an image,
+    its grid and the artifact, and blocks; `died` is called when no step can be computed any more,
     after every request was answered. `identity`: whose engine this is; None is the only one of this process's server.
     `max_kept`: as `CachingEngine`'s."""
 
@@ -54,6 +57,7 @@ class EngineService:
         ask: Callable[[Packed], object],
         embed: Embed,
         embedder: Path | None,
+        encode: EncodeImage,
         died: Callable[[], object],
         identity: ServerIdentity | None = None,
         max_kept: int | None = None,
@@ -61,6 +65,8 @@ class EngineService:
         model = LoadedModel.load(folder, settings, num_threads)
         self._rules, self._guides, self._runner = model.rules, model.guides, model.runner
         self._default_deadline_ms = settings.default_deadline_ms
+        self._vision = vision_of(model.manifest, encode)
+        self._images = ImageIntake(model.manifest.vision, ImageBudget(settings.image_queue_bytes))
         self._died = died
         self._metrics = metrics
         server = identity or ServerIdentity.of_parent()
@@ -71,7 +77,7 @@ class EngineService:
             gate = AckGate(self._board)
             shared = SharedRequestGate(gate)
             self._caches = open_caches(
-                model.engine(settings, shared, metrics),
+                model.engine(settings, shared, metrics, self._vision),
                 model.text,
                 answer_digest(model.manifest),
                 settings,
@@ -85,6 +91,8 @@ class EngineService:
             self._replies = Replies(gate)
             self._loop = EngineLoop(self._engine, self._deliver, died)
             self._engine.wake = self._guides.wake = self._loop.wake
+            if self._vision:
+                self._vision.wake = self._loop.wake
             self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
             self._check_semantic_hits(model.text, embed, settings)
             max_seconds = settings.seconds_of_step(self._runner.limits.on_gpu)
@@ -151,14 +159,15 @@ class EngineService:
         try:
             opened = self._requests.open(packed, token_ids)
             self._requests.note_asked()
-            request = unpack_request(request_id, token_ids, opened, self._board.artifact)
+            packed_request, files = split_files(opened)
+            request = unpack_request(request_id, token_ids, packed_request, self._board.artifact)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)
             request = dataclasses.replace(request, guide=self._guides.guide_of(request.sampling, request.tenant))
             if request.semantic and self._caches.semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._caches.no_semantic}")
-            self._loop.submit(self._with_deadline(request))
+            self._loop.submit(self._images.take(self._with_deadline(request), files))
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return

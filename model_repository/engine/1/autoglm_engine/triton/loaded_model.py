@@ -10,6 +10,7 @@ import numpy as np
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.engine.drafter import FIXED_ROWS
 from autoglm_engine.engine.engine import Engine
+from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.engine.speculation.step_cost import measure_fixed_rows
 from autoglm_engine.engine.stream_pacer import StreamGate
 from autoglm_engine.guided.grammar import GuideCompiler
@@ -50,6 +51,7 @@ class LoadedModel:
             "max_length": manifest.max_length,
             "vocab_size": manifest.vocab_size,
             "num_slots": num_slots,
+            "max_images": manifest.vision.max_images if manifest.vision else 0,
             "tool_format": template.tool_format if template else UNKNOWN,
             "call_tokens": call_tokens(tokenizer),
         }
@@ -59,7 +61,7 @@ class LoadedModel:
         warm_up(runner)
         return cls(manifest, rules, TokenText(tokenizer), guides, runner, limits)
 
-    def engine(self, settings: EngineSettings, gate: StreamGate, metrics: Metrics) -> Engine:
+    def engine(self, settings: EngineSettings, gate: StreamGate, metrics: Metrics, vision: Vision | None) -> Engine:
         runner = self.runner
         return Engine(
             runner,
@@ -68,6 +70,7 @@ class LoadedModel:
             settings,
             gate=gate,
             metrics=metrics,
+            vision=vision,
             fixed_rows=measure_fixed_rows(runner) if runner.limits.can_verify_drafts else FIXED_ROWS,
         )
 

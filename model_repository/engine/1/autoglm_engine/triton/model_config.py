@@ -12,7 +12,7 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.settings.file import default_text, parse_text, variable
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.system.shared_pools import check_size, needed_bytes, num_python_models
+from autoglm_engine.system.shared_pools import bytes_of_images, check_size, needed_bytes, num_python_models
 from autoglm_engine.triton.board.acks import cells_for
 from autoglm_engine.triton.board.file import file_bytes
 from autoglm_engine.triton.board.finder import SHARED_MEMORY
@@ -41,13 +41,20 @@ def engine_settings(model_config: str, environ: Mapping[str, str] = os.environ) 
     return EngineSettings(**values), threads or len(os.sched_getaffinity(0))
 
 
+def num_threads(model_config: str) -> int:
+    """The parameter of that name alone; all cores that this process may use, where it is 0 or not there."""
+    text = parameters(model_config).get(_THREADS, default_text(_THREADS))
+    return int(parse_text(_THREADS, text)) or len(os.sched_getaffinity(0))
+
+
 def check_shared_memory(
     repository: Path, artifact: Path, settings: EngineSettings, folder: Path = SHARED_MEMORY
 ) -> None:
     """Raises Unavailable where this machine's or container's shared memory is too small for the repository's models."""
     manifest = Manifest.load(artifact)
     board = file_bytes(cells_for(manifest.num_slots, settings.max_queue))
-    check_size(needed_bytes(num_python_models(repository), manifest.max_length, board), folder)
+    images = bytes_of_images(manifest.vision.feature_bytes if manifest.vision else 0)
+    check_size(needed_bytes(num_python_models(repository), manifest.max_length, board, images), folder)
 
 
 def exits_with_engine(model_config: str, environ: Mapping[str, str] = os.environ) -> bool:

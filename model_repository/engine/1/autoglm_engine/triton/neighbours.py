@@ -13,18 +13,19 @@ from typing import Any
 ARTIFACT_VARIABLE = "AUTOGLM_ARTIFACT"
 EMBEDDER_VARIABLE = "AUTOGLM_EMBEDDER"
 DEFAULT_ENGINE = "engine"
-NAMES = ("ensemble_model", "engine_model", "detokenizer_model", "embedder_model", "artifact")
+NAMES = ("ensemble_model", "engine_model", "detokenizer_model", "embedder_model", "vision_model", "artifact")
 
 
 @dataclass(frozen=True, slots=True)
 class Neighbours:
-    """`ensemble`, `engine`, `detokenizer`, `embedder`: the models' names; without an embedder that one is empty.
-    `artifact`: this family's own, a folder; empty where the environment may name it."""
+    """`ensemble`, `engine`, `detokenizer`, `embedder`, `vision`: the models' names; without an embedder that one is
+    empty. `artifact`: this family's own, a folder; empty where the environment may name it."""
 
     ensemble: str = "autoglm"
     engine: str = DEFAULT_ENGINE
     detokenizer: str = "detokenizer"
     embedder: str = "embedder"
+    vision: str = "vision"
     artifact: str = ""
 
     @classmethod

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from autoglm_engine.core import Request, TokenIds
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.messages import Packed, pack_request
+from autoglm_engine.messages import Packed, pack_request, with_files
 from autoglm_engine.options.bad_words import NAME as BAD_WORDS
 from autoglm_engine.options.bad_words import word_tokens
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
@@ -29,7 +29,8 @@ from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
-INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, *OPTIONS)
+IMAGES_INPUT = "images"
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
 _USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
 QUICK_BYTES = 4096  # of text; some 2 ms
@@ -59,6 +60,7 @@ class ParsedRequest:
     input_name: str  # text_input or messages
     prompt: bytes
     tools: bytes | None
+    images: tuple[bytes, ...] = ()  # files or data URLs
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -71,7 +73,7 @@ class ParsedRequest:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.prompt) + len(self.tools or b"")
+        return len(self.prompt) + len(self.tools or b"") + sum(map(len, self.images))
 
     @property
     def tenant(self) -> str:
@@ -130,7 +132,8 @@ class RequestPreprocessor:
         tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
         if tools is not None and given[0] != "messages":
             raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
-        return ParsedRequest(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools)
+        images = read_images(tensors[IMAGES_INPUT], given[0]) if IMAGES_INPUT in tensors else ()
+        return ParsedRequest(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools, images)
 
     def is_quick(self, asked: ParsedRequest) -> bool:
         """Encoding it is sure to take no longer than other work with a request."""
@@ -166,14 +169,22 @@ class RequestPreprocessor:
             user=checked.user,
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
+            images=prompt.images,
         )
-        return Admitted(token_ids, pack_request(request, self._artifact))
+        return Admitted(token_ids, with_files(pack_request(request, self._artifact), prompt.files))
 
 
 def _prompt(asked: ParsedRequest, prompter: Prompter) -> Prompt:
     if asked.input_name == "messages":
-        return prompter.from_messages(asked.prompt, asked.tools)
+        return prompter.from_messages(asked.prompt, asked.tools, asked.images)
     return prompter.from_text(asked.prompt)
+
+
+def read_images(tensor: npt.NDArray[Any], prompt_input: str) -> tuple[bytes, ...]:
+    check_batch(IMAGES_INPUT, tensor)
+    if prompt_input != "messages":
+        raise InvalidRequest("images go with messages, which have a part of type image for each")
+    return tuple(tensor.reshape(-1).tolist())
 
 
 def read_value(name: str, array: npt.NDArray[Any]) -> Any:

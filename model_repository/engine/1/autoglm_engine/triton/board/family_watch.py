@@ -17,8 +17,13 @@ from .engine_watch import EngineWatch
 from .finder import SHARED_MEMORY
 from .server_identity import ServerIdentity
 
-ENGINE, TOKENIZER, DETOKENIZER, EMBEDDER = "engine", "tokenizer", "detokenizer", "embedder"
-_WATCHED = {TOKENIZER: (ENGINE, DETOKENIZER, EMBEDDER), DETOKENIZER: (TOKENIZER,), EMBEDDER: ()}
+ENGINE, TOKENIZER, DETOKENIZER, EMBEDDER, VISION = "engine", "tokenizer", "detokenizer", "embedder", "vision"
+_WATCHED = {
+    TOKENIZER: (ENGINE, DETOKENIZER, EMBEDDER, VISION),
+    DETOKENIZER: (TOKENIZER,),
+    EMBEDDER: (),
+    VISION: (),
+}
 
 
 class FamilyWatch:

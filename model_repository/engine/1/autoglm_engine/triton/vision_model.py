@@ -1,0 +1,62 @@
+"""The vision model without Triton: an image file in, the rows of the decoder's width that stand for it out."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.manifest import Manifest
+from autoglm_engine.vision.processor import preprocess
+from autoglm_engine.vision.tower import Features, Tower, open_tower
+
+from .followed_artifact import FollowedArtifact
+
+
+class VisionService:
+    """One thread uses it. `folder`: of the artifact, which may have no tower: then whoever asks is refused."""
+
+    def __init__(self, folder: Path, num_threads: int) -> None:
+        load = partial(_load, num_threads=num_threads)
+        self._towers = FollowedArtifact[Tower | None](folder, load, most=1, let_go=_close)
+
+    def read(self) -> None:
+        """As `FollowedArtifact.read`."""
+        self._towers.read()
+
+    def encode(self, image: bytes, grid: npt.NDArray[Any], artifact: str) -> Features:
+        """float32 [rows * columns, hidden_size]. `grid`: the rows and columns of tokens that the caller counts on.
+        `artifact`: `Manifest.short_digest` of what the engine serves. Raises InvalidRequest and Unavailable."""
+        tower = self._towers.of(artifact)
+        if tower is None:
+            raise InvalidRequest("the model that is served reads text only: its artifact has no vision tower")
+        patches = preprocess(image, tower.settings)
+        found = [side // tower.settings.merge_size for side in patches.grid]
+        if found != grid.reshape(-1).tolist():
+            raise InvalidRequest(
+                f"an image has {found[0]} x {found[1]} tokens once it is decoded, and its header said "
+                f"{' x '.join(map(str, grid.reshape(-1).tolist()))}"
+            )
+        features = tower.encode(patches)
+        if not np.isfinite(features).all():
+            raise InvalidRequest("the vision tower makes numbers of this image that are not finite")
+        return features
+
+    def close(self) -> None:
+        self._towers.close()
+
+
+def _load(folder: Path, manifest: Manifest, num_threads: int) -> Tower | None:
+    if manifest.vision is None:
+        return None
+    manifest.verify_files(folder, [manifest.vision.model], digests=True)
+    return open_tower(folder, manifest, num_threads=num_threads)
+
+
+def _close(tower: Tower | None) -> None:
+    if tower is not None:
+        tower.close()

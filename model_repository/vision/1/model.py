@@ -1,0 +1,83 @@
+"""The vision model: images to features. What it does is in `autoglm_engine.triton.vision_model`."""
+
+import json
+import logging
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import triton_python_backend_utils as pb_utils
+
+RELEASE = "0.1.0"  # of the package that this file goes with
+LOG = logging.getLogger("autoglm_engine.model")
+NICE = 5  # running streams go first
+
+
+class TritonPythonModel:
+    def initialize(self, args):
+        find_package(args)
+        from autoglm_engine.system.server_process import ServerProcess
+        from autoglm_engine.triton.board.family_watch import VISION, FamilyWatch
+        from autoglm_engine.triton.deployment import check_version
+        from autoglm_engine.triton.log import log_to_triton
+        from autoglm_engine.triton.model_config import num_threads
+        from autoglm_engine.triton.neighbours import Neighbours
+        from autoglm_engine.triton.shared_regions import close_to_others
+        from autoglm_engine.triton.vision_model import VisionService
+
+        check_version(args["model_name"], args["model_version"])
+        close_to_others()
+        log_to_triton(pb_utils.Logger)
+        os.nice(NICE)
+        server = ServerProcess()
+        server.end_with_it()
+        neighbours = Neighbours.of(args["model_config"])
+        folder = neighbours.artifact_folder(args["model_repository"])
+        self.service = VisionService(folder, num_threads(args["model_config"]))
+        self.service.read()
+        self.family_watch = FamilyWatch(VISION, neighbours.engine, server.end_after_death)
+
+    def finalize(self):
+        self.family_watch.close()
+        self.service.close()
+
+    def execute(self, requests):
+        """One after the other: an image fills the cores by itself."""
+        return [self.answer(request) for request in requests]
+
+    def answer(self, request):
+        from autoglm_engine.errors import EngineError
+
+        try:
+            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            image, artifact = (tensors[name].reshape(-1)[0] for name in ("image", "artifact"))
+            features = self.service.encode(image, tensors["grid"], artifact.decode())
+            return pb_utils.InferenceResponse([pb_utils.Tensor("features", features[np.newaxis])])
+        except EngineError as error:
+            return refusal(error.code, str(error))
+        except Exception as error:
+            LOG.exception("an image could not be encoded")
+            return refusal("INTERNAL", f"the vision model failed: {type(error).__name__}")
+
+
+def refusal(code, sentence):
+    error = pb_utils.TritonError(f"{code}: {sentence}", getattr(pb_utils.TritonError, code))
+    return pb_utils.InferenceResponse(error=error)
+
+
+def find_package(args):
+    """`autoglm_engine` lies in this model's own folder, where that stands alone, else beside the engine; else it is
+    installed."""
+    named = json.loads(args["model_config"]).get("parameters", {}).get("engine_model", {})
+    model = Path(args["model_repository"])
+    places = [folder / "1" for folder in (model, model.parent / named.get("string_value", "engine"))]
+    sys.path[:0] = [str(place) for place in places if (place / "autoglm_engine").is_dir()][:1]
+    try:
+        from autoglm_engine.release import check_release
+    except ModuleNotFoundError:
+        where = f"neither in {places[0]} nor in {places[1]}, and not installed"
+        raise RuntimeError(
+            f"there is no package autoglm_engine {RELEASE}: {where} (docs/serving/running.md, Layouts)"
+        ) from None
+    check_release(args["model_name"], RELEASE)
