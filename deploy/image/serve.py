@@ -17,6 +17,7 @@ import sys
 from collections.abc import Mapping
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 from engines import DEFAULT_ENGINE, engines, own_artifact
 
@@ -94,10 +95,19 @@ def pool_bytes(artifact: Path) -> int:
     (`autoglm_engine.system.shared_pools`)."""
     path = artifact / "manifest.json"
     try:
-        max_length = int(json.loads(path.read_text(encoding="utf-8"))["max_length"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        wanted = 4 * MIB + 64 * int(manifest["max_length"]) + _image_bytes(manifest.get("vision"))
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise Refusal(f"{path} does not say how long its slots are: {error!r}; export it again") from None
-    return max(SMALLEST_POOL, -(-(4 * MIB + 64 * max_length) // MIB) * MIB)
+    return max(SMALLEST_POOL, -(-wanted // MIB) * MIB)
+
+
+def _image_bytes(vision: dict[str, Any] | None) -> int:
+    """Of the files of a request, and of the features of the largest image in float32."""
+    if not vision:
+        return 0
+    pixels_a_token = int(vision["temporal_patch_size"]) * (int(vision["patch_size"]) * int(vision["merge_size"])) ** 2
+    return 16 * MIB + int(vision["max_pixels"]) // pixels_a_token * int(vision["hidden_size"]) * 4
 
 
 def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMORY) -> None:

@@ -41,6 +41,15 @@ def artifact(tmp_path: Path) -> Path:
     return tmp_path / "artifact"
 
 
+@pytest.fixture
+def seeing(tmp_path: Path) -> Path:
+    """With what is read of a tower here."""
+    write_artifact(tmp_path / "seeing")
+    manifest = json.loads((tmp_path / "seeing" / "manifest.json").read_text())
+    (tmp_path / "seeing" / "manifest.json").write_text(json.dumps(manifest | {"vision": {"runtime": "onnx"}}))
+    return tmp_path / "seeing"
+
+
 def cli(*arguments: object) -> Result:
     return CliRunner().invoke(
         app, ["repository", *map(str, arguments)], env={"COLUMNS": "200", "TERM": "dumb", "AUTOGLM_ARTIFACT": ""}
@@ -62,6 +71,7 @@ def expected(model: str) -> dict[str, Any]:
         "engine_model": "phone-engine",
         "detokenizer_model": "phone-detokenizer",
         "embedder_model": "phone-embedder",
+        "vision_model": "phone-vision",
         "artifact": "1/artifact",
         "redis_prefix": "phone",
     }
@@ -71,9 +81,19 @@ def expected(model: str) -> dict[str, Any]:
     return raw
 
 
+def test_only_who_reads_images_has_a_model_for_them(tmp_path: Path, artifact: Path, seeing: Path) -> None:
+    made = write_family(Family("eyes", TREE, seeing), tmp_path / "models")
+    assert made == ["eyes-tokenizer", "eyes-engine", "eyes-detokenizer", "eyes-vision", "eyes"]
+    assert parameters(tmp_path / "models", "eyes-engine")["vision_model"] == "eyes-vision"
+    assert parameters(tmp_path / "models", "eyes-vision")["engine_model"] == "eyes-engine"
+    made = write_family(Family("blind", TREE, artifact), tmp_path / "models")
+    assert made == ["blind-tokenizer", "blind-engine", "blind-detokenizer", "blind"]
+    assert parameters(tmp_path / "models", "blind-engine")["vision_model"] == ""
+
+
 @pytest.mark.parametrize("model", MODELS)
-def test_a_config_is_the_trees_but_for_names(tmp_path: Path, artifact: Path, model: str) -> None:
-    write_family(Family("phone", TREE, artifact, embedder=artifact), tmp_path / "models")
+def test_a_config_is_the_trees_but_for_names(tmp_path: Path, seeing: Path, model: str) -> None:
+    write_family(Family("phone", TREE, seeing, embedder=seeing), tmp_path / "models")
     made = tmp_path / "models" / PHONE.of_default(model) / "config.pbtxt"
     assert json_format.MessageToDict(config(made)) == expected(model)
     tree = (TREE / model / "config.pbtxt").read_text(encoding="utf-8").splitlines()
@@ -82,8 +102,8 @@ def test_a_config_is_the_trees_but_for_names(tmp_path: Path, artifact: Path, mod
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_the_default_names_are_the_tree(tmp_path: Path, artifact: Path, model: str) -> None:
-    write_family(Family("autoglm", TREE, artifact, embedder=artifact), tmp_path)
+def test_the_default_names_are_the_tree(tmp_path: Path, seeing: Path, model: str) -> None:
+    write_family(Family("autoglm", TREE, seeing, embedder=seeing), tmp_path)
     assert (tmp_path / model / "config.pbtxt").read_text() == (TREE / model / "config.pbtxt").read_text()
 
 
@@ -242,7 +262,13 @@ def test_the_command_writes_settings_of_one_model(tmp_path: Path, artifact: Path
         tmp_path / "m", "--name", "phone", "--artifact", artifact, "--config", tmp_path / "phone.toml", "--json"
     )
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["models"] == ["phone-tokenizer", "phone-engine", "phone-detokenizer", "phone"]
+    assert json.loads(result.stdout)["models"] == [
+        "phone-tokenizer",
+        "phone-engine",
+        "phone-detokenizer",
+        "phone-vision",
+        "phone",
+    ]
     assert cli(tmp_path / "m", "--name", "chat", "--artifact", artifact, "--link").exit_code == 0
     phone, chat = (serving_settings(tmp_path / "m", {}, {}, model=name) for name in ("phone", "chat"))
     assert (phone.max_queue, phone.cache_sampled, phone.exit_with_engine, phone.num_threads) == (7, True, False, 2)
@@ -254,7 +280,11 @@ def test_the_command_writes_settings_of_one_model(tmp_path: Path, artifact: Path
     ("arguments", "file", "sentence"),
     [
         (["--name", "a b"], "", "the name is 'a b'; allowed are 1 to 48 letters, digits, . _ and -"),
-        (["--name", "phone-engine"], "", "it must not be, or end with -, tokenizer, engine, detokenizer or embedder"),
+        (
+            ["--name", "phone-engine"],
+            "",
+            "it must not be, or end with -, tokenizer, engine, detokenizer, embedder or vision",
+        ),
         (["--artifact", "/nowhere"], "", "there is no exported model at /nowhere; make one with `autoglm export`"),
         (["--embedder", "/nowhere"], "", "/nowhere is no exported embedder"),
         (["--source", "/nowhere"], "", "there is no model repository at /nowhere"),
@@ -283,7 +313,7 @@ def test_the_command_refuses_in_one_sentence(
 def test_its_help_has_examples_and_the_range_of_names() -> None:
     shown = re.sub(r"\s+", " ", cli("--help").stdout)
     assert "autoglm repository models --name phone --artifact build/phone" in shown
-    assert "up to 48 letters, digits, . _ and -" in shown
+    assert "up to 48 letters, digits, dots, _ and -" in shown
 
 
 # ---- models that stand alone

@@ -75,7 +75,7 @@ def test_the_public_tensors_are_the_documented_ones() -> None:
 
 def test_the_option_table_is_the_documented_one() -> None:
     shown = documented("input")
-    assert list(shown) == ["text_input", "messages", "tools", *OPTIONS]
+    assert list(shown) == ["text_input", "messages", "tools", "images", *OPTIONS]
     assert {name: dtype for name, (dtype, _) in shown.items() if name in OPTIONS} == {
         name: option.dtype for name, option in OPTIONS.items()
     }

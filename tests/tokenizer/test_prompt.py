@@ -162,7 +162,7 @@ def test_the_beginning_of_a_long_text_is_enough_to_refuse_it(tokenizer: Tokenize
         ('[{"role": "user", "content": 5}]', "messages[0].content is a number; it must be a string or a list of parts"),
         (
             '[{"role": "user", "content": [{"type": "image_url"}]}]',
-            'messages[0].content[0] must be {"type": "text", "text": string}: this model reads text only',
+            'messages[0].content[0] must be {"type": "text", "text": string}, or {"type": "image"} for the next of',
         ),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import importlib.util
 import json
@@ -22,6 +23,7 @@ from autoglm_engine.errors import Unavailable
 from autoglm_engine.settings.model import EngineSettings, plain_settings
 from autoglm_engine.system.shared_pools import (
     MIB,
+    bytes_of_images,
     check_free,
     check_size,
     kept_bytes,
@@ -36,6 +38,7 @@ from autoglm_engine.triton.board import file as board_file
 from autoglm_engine.triton.board.acks import AckBoard, cells_for
 
 from tests.support.engine.small_service import write_artifact
+from tests.support.vision.settings import vision_settings
 
 ROOT = Path(__file__).parents[2]
 REPOSITORY = ROOT / "model_repository"
@@ -72,9 +75,9 @@ def test_only_a_pool_that_does_not_grow_bounds_an_answer() -> None:
 
 
 def test_the_repositorys_models_fit_into_what_docker_gives() -> None:
-    assert num_python_models(REPOSITORY) == 4
+    assert num_python_models(REPOSITORY) == 5
     board = board_file.file_bytes(cells_for(num_slots=64, max_queue=EngineSettings().max_queue))
-    assert needed_bytes(4, 131_072, board) < 64 * MIB
+    assert needed_bytes(5, 131_072, board) < 64 * MIB
 
 
 def test_every_model_that_clients_reach_takes_one_request_at_a_time() -> None:
@@ -125,7 +128,7 @@ def test_a_server_is_not_started_where_it_has_no_room(tmp_path: Path, memory: Me
     memory(64)
     pools.check(tmp_path)
     memory(64, free=40)
-    with pytest.raises(LocalServerError, match=r"needs 47\.3 MiB of shared memory, and 40\.0 MiB are free"):
+    with pytest.raises(LocalServerError, match=r"needs 55\.3 MiB of shared memory, and 40\.0 MiB are free"):
         pools.check(tmp_path)
 
 
@@ -147,6 +150,10 @@ def test_the_container_computes_the_same(tmp_path: Path) -> None:
     for max_length in (1, 1024, 65_536, 65_537, 131_072, 1_000_000):
         (tmp_path / "manifest.json").write_text(json.dumps({"max_length": max_length}))
         assert serve.pool_bytes(tmp_path) == pool_bytes(max_length)
+        for vision in (vision_settings(), vision_settings(max_pixels=9_633_792, hidden_size=4096)):
+            raw = {"max_length": max_length, "vision": dataclasses.asdict(vision)}
+            (tmp_path / "manifest.json").write_text(json.dumps(raw))
+            assert serve.pool_bytes(tmp_path) == pool_bytes(max_length, bytes_of_images(vision.feature_bytes))
     (tmp_path / "manifest.json").write_text("{}")
     with pytest.raises(serve.Refusal, match="does not say how long its slots are"):
         serve.pool_bytes(tmp_path)
@@ -156,10 +163,10 @@ def test_the_container_computes_the_same(tmp_path: Path) -> None:
 
 def test_the_container_refuses_in_one_sentence(tmp_path: Path, memory: Memory) -> None:
     serve = _container_script()
-    memory(64, free=32)
-    with pytest.raises(serve.Refusal, match=r"needs 33\.0 MiB of shared memory, and 32\.0 MiB are free in .*shm_size"):
+    memory(64, free=40)
+    with pytest.raises(serve.Refusal, match=r"needs 41\.0 MiB of shared memory, and 40\.0 MiB are free in .*shm_size"):
         serve.check_shared_memory(REPOSITORY, 8 * MIB, tmp_path)
-    memory(64, free=33)
+    memory(64, free=41)
     serve.check_shared_memory(REPOSITORY, 8 * MIB, tmp_path)
 
 

@@ -10,6 +10,7 @@ written beside it.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import shutil
 from collections.abc import Iterator, Mapping
@@ -25,8 +26,9 @@ from .repositories import CONFIG, ENGINE_PACKAGE, engine_package
 
 _VERSION = "1"
 _ARTIFACT = f"{_VERSION}/artifact"  # from the model's folder
+_MANIFEST = "manifest.json"
 _TEXTS = (
-    "manifest.json",
+    _MANIFEST,
     "tokenizer.json",
     "chat_template.jinja",
 )  # of an artifact: all that is read of it but by the engine
@@ -37,9 +39,10 @@ _DEFAULT = ModelNames.of(ENSEMBLE)
 @dataclass(frozen=True, slots=True)
 class Family:
     """`source`: the model repository of the tree. `artifact`, `embedder`: exported folders; without an embedder there
-    is no such model. `settings`: model of the default family -> parameter -> value. `link`: symbolic links to code and
-    artifacts in place of copies. `alone`: each model carries the code and what it reads of the artifact, as a model
-    must that Triton fetches by itself, out of a repository that is no folder."""
+    is no such model, nor one for images where the artifact has no tower. `settings`: model of the default family ->
+    parameter -> value. `link`: symbolic links to code and artifacts in place of copies. `alone`: each model carries the
+    code and what it reads of the artifact, as a model must that Triton fetches by itself, out of a repository that is
+    no folder."""
 
     name: str
     source: Path
@@ -56,7 +59,16 @@ class Family:
     @property
     def models(self) -> list[str]:
         """Of the default family, those that this one has, too; the ensemble comes last."""
-        return [model for model in _DEFAULT.all if model != _DEFAULT.embedder or self.embedder]
+        left_out = {_DEFAULT.embedder: not self.embedder, _DEFAULT.vision: not self.reads_images}
+        return [model for model in _DEFAULT.all if not left_out.get(model)]
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the artifact has a vision tower; one that cannot be read is refused where it is loaded."""
+        try:
+            return bool(json.loads((self.artifact / _MANIFEST).read_bytes()).get("vision"))
+        except (OSError, ValueError, AttributeError):
+            return False
 
 
 def write_family(family: Family, repository: Path) -> list[str]:
@@ -126,7 +138,7 @@ def _own(family: Family, model: str) -> dict[str, str]:
             "engine_model": names.engine,
             "detokenizer_model": names.detokenizer,
             "embedder_model": embedder,
-            "vision_model": names.vision,
+            "vision_model": names.vision if family.reads_images else "",
             "artifact": artifact,
             "redis_prefix": names.ensemble,
         },

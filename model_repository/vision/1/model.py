@@ -1,4 +1,4 @@
-"""The vision model: images to features. What it does is in `autoglm_engine.triton.vision_model`."""
+"""The vision model: images to features. What it does is in `autoglm_engine.triton.images.vision_model`."""
 
 import json
 import logging
@@ -20,11 +20,11 @@ class TritonPythonModel:
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.triton.board.family_watch import VISION, FamilyWatch
         from autoglm_engine.triton.deployment import check_version
+        from autoglm_engine.triton.images.vision_model import VisionService
         from autoglm_engine.triton.log import log_to_triton
         from autoglm_engine.triton.model_config import num_threads
         from autoglm_engine.triton.neighbours import Neighbours
         from autoglm_engine.triton.shared_regions import close_to_others
-        from autoglm_engine.triton.vision_model import VisionService
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()

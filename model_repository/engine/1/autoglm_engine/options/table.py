@@ -97,6 +97,9 @@ PROMPTS = {option.name: option for option in (
     Option("tools", "JSON", (), surfaces=CLIENT | OPENAI, see="gateway.md#tools",
            allowed="list of 1 ... 128 functions in the form of OpenAI's API; with messages only",
            meaning="Functions that the model may call; calls are part of the answer's text, in the model's own form."),
+    Option("images", "STRINGS", (),
+           allowed="a PNG, JPEG or WEBP file, or a data URL in base64, for each part of type image; with messages only",
+           meaning="What the model sees, in the order of the parts. No URL is fetched."),
 )}
 
 OPTIONS = {option.name: option for option in (

@@ -30,7 +30,7 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from .control import Control
 from .detokenizer_model import piece_text
 from .forwarded_cancels import ForwardedCancels
-from .image_intake import EncodeImage, ImageIntake, vision_of
+from .images.image_intake import EncodeImage, ImageIntake, vision_of
 from .loaded_model import LoadedModel
 from .metrics_publisher import PublishedMetrics
 from .responses import Replies, Reply

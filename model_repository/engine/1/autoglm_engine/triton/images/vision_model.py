@@ -11,10 +11,9 @@ import numpy.typing as npt
 
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import Features, Tower, open_tower
-
-from .followed_artifact import FollowedArtifact
 
 
 class VisionService:
