@@ -262,13 +262,7 @@ def test_the_command_writes_settings_of_one_model(tmp_path: Path, artifact: Path
         tmp_path / "m", "--name", "phone", "--artifact", artifact, "--config", tmp_path / "phone.toml", "--json"
     )
     assert result.exit_code == 0, result.output
-    assert json.loads(result.stdout)["models"] == [
-        "phone-tokenizer",
-        "phone-engine",
-        "phone-detokenizer",
-        "phone-vision",
-        "phone",
-    ]
+    assert json.loads(result.stdout)["models"] == ["phone-tokenizer", "phone-engine", "phone-detokenizer", "phone"]
     assert cli(tmp_path / "m", "--name", "chat", "--artifact", artifact, "--link").exit_code == 0
     phone, chat = (serving_settings(tmp_path / "m", {}, {}, model=name) for name in ("phone", "chat"))
     assert (phone.max_queue, phone.cache_sampled, phone.exit_with_engine, phone.num_threads) == (7, True, False, 2)
