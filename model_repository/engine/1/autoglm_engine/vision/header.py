@@ -20,6 +20,11 @@ if TYPE_CHECKING:
 _DATA_URL = re.compile(rb"data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 _URL = re.compile(rb"[a-z][a-z0-9+.-]{0,15}:", re.IGNORECASE)
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on the image is turned by 90 degrees
+_PNG_ORIENTATION = (
+    b"eXIf",
+    b"Raw profile",
+    b"com.adobe.xmp",
+)  # chunks that may tell it
 MAX_DATA_URL_BYTES = 4 * -(-MAX_IMAGE_BYTES // 3) + 64
 
 
@@ -63,8 +68,8 @@ def upright_size(content: bytes, name: str) -> tuple[int, int]:
 
 
 def _orientation(image: Image, content: bytes) -> int:
-    """Of a PNG Pillow decodes all of it to look for EXIF data, which few have."""
-    if image.format == "PNG" and b"eXIf" not in content and "exif" not in image.info and b"Raw profile" not in content:
+    """Of a PNG Pillow decodes all of it to look for what few have."""
+    if image.format == "PNG" and "exif" not in image.info and not any(mark in content for mark in _PNG_ORIENTATION):
         return 1
     value = image.getexif().get(_ORIENTATION, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
