@@ -14,7 +14,6 @@ from autoglm_engine.cache.semantic.verifier import SemanticChecks
 from autoglm_engine.cache.shared_request import SharedRequestGate
 from autoglm_engine.core import Event, Request, TokenIds
 from autoglm_engine.engine.background import BackgroundRuns
-from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.loop import EngineLoop
 from autoglm_engine.engine.step_watch import StepWatch
 from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown
@@ -30,7 +29,7 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from .control import Control
 from .detokenizer_model import piece_text
 from .forwarded_cancels import ForwardedCancels
-from .images.image_intake import EncodeImage, ImageIntake, vision_of
+from .images.image_intake import EncodeImage, ImageIntake
 from .loaded_model import LoadedModel
 from .metrics_publisher import PublishedMetrics
 from .responses import Replies, Reply
@@ -65,8 +64,7 @@ class EngineService:
         model = LoadedModel.load(folder, settings, num_threads)
         self._rules, self._guides, self._runner = model.rules, model.guides, model.runner
         self._default_deadline_ms = settings.default_deadline_ms
-        self._vision = vision_of(model.manifest, encode)
-        self._images = ImageIntake(model.manifest.vision, ImageBudget(settings.image_queue_bytes))
+        self._images = ImageIntake.of(model.manifest, settings, encode)
         self._died = died
         self._metrics = metrics
         server = identity or ServerIdentity.of_parent()
@@ -77,7 +75,7 @@ class EngineService:
             gate = AckGate(self._board)
             shared = SharedRequestGate(gate)
             self._caches = open_caches(
-                model.engine(settings, shared, metrics, self._vision),
+                model.engine(settings, shared, metrics, self._images.vision),
                 model.text,
                 answer_digest(model.manifest),
                 settings,
@@ -90,9 +88,7 @@ class EngineService:
             self._engine = self._caches.engine
             self._replies = Replies(gate)
             self._loop = EngineLoop(self._engine, self._deliver, died)
-            self._engine.wake = self._guides.wake = self._loop.wake
-            if self._vision:
-                self._vision.wake = self._loop.wake
+            self._engine.wake = self._guides.wake = self._images.wake = self._loop.wake
             self._background = BackgroundRuns(self._loop.submit, self._loop.cancel, lambda: self._engine.stats)
             self._check_semantic_hits(model.text, embed, settings)
             max_seconds = settings.seconds_of_step(self._runner.limits.on_gpu)

@@ -10,26 +10,32 @@ from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.vision.digest import image_digest
 
 EncodeImage = Callable[[bytes, tuple[int, int], str], Features]
 """A file, its grid and the artifact (`Manifest.short_digest`) -> float32 [rows * columns, hidden_size]. Blocks."""
 
 
-def vision_of(manifest: Manifest, encode: EncodeImage) -> Vision | None:
-    """None for a model of text alone."""
-    if manifest.vision is None:
-        return None
-    artifact = manifest.short_digest
-    return Vision(lambda file, grid: encode(file, grid, artifact), manifest.vision.hidden_size)
-
-
 class ImageIntake:
-    """`settings`: None for a model of text alone. Any thread."""
+    """`settings`: None for a model of text alone. `wake` is called, on any thread, when an image is encoded. Any
+    thread."""
 
-    def __init__(self, settings: VisionSettings | None, budget: ImageBudget) -> None:
+    def __init__(self, settings: VisionSettings | None, budget: ImageBudget, vision: Vision | None) -> None:
+        self.wake: Callable[[], object] = lambda: None
+        self.vision = vision
         self._settings = settings
         self._budget = budget
+        if vision is not None:
+            vision.wake = lambda: self.wake()
+
+    @classmethod
+    def of(cls, manifest: Manifest, settings: EngineSettings, encode: EncodeImage) -> ImageIntake:
+        budget, artifact = ImageBudget(settings.image_queue_bytes), manifest.short_digest
+        if manifest.vision is None:
+            return cls(None, budget, None)
+        vision = Vision(lambda file, grid: encode(file, grid, artifact), manifest.vision.hidden_size)
+        return cls(manifest.vision, budget, vision)
 
     def take(self, request: Request, files: Sequence[bytes]) -> Request:
         """The request with the files of its images, which count from here on. Raises InvalidRequest and QueueFull."""
