@@ -19,7 +19,7 @@ POLICY = "; ".join(
         "default-src 'none'",
         "script-src 'self'",
         "style-src 'self'",
-        "img-src 'self'",
+        "img-src 'self' data:",  # what its user adds to a message
         "connect-src 'self'",
         "base-uri 'none'",
         "form-action 'none'",

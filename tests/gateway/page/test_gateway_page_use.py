@@ -145,7 +145,7 @@ def test_all_of_it_can_be_done_with_the_keyboard_and_the_focus_is_seen(seen: Vis
     press = page.keyboard.press
     assert _focused(page) == "message"
     fields = ["model", "system", "temperature", "top_p", "max_tokens", "seed", "stop", "default", "key"]
-    assert _tabs(page, 10) == ["send", *fields]
+    assert _tabs(page, 11) == ["attach", "send", *fields]
     page.focus("#temperature")
     page.keyboard.type("0.7")
     _tabs(page, 5)

@@ -3,6 +3,7 @@
 import { eventData } from "./events.js";
 
 const CHAT = "v1/chat/completions";
+const LONGEST_ARGUMENT = 60_000; // characters that any shell takes; an image has more
 const UNREACHABLE = "The gateway cannot be reached.";
 
 /** `message`: a sentence to show. */
@@ -33,7 +34,9 @@ export function curlCommand(body, hasKey) {
   const quoted = (text) => `'${text.replaceAll("'", "'\\''")}'`;
   const lines = [`curl -N ${quoted(address(CHAT))}`, "-H 'Content-Type: application/json'"];
   if (hasKey) lines.push('-H "Authorization: Bearer $AUTOGLM_API_KEY"');
-  lines.push(`-d ${quoted(JSON.stringify(body, null, 2))}`);
+  const json = JSON.stringify(body, null, 2);
+  const isLong = json.length > LONGEST_ARGUMENT;
+  lines.push(isLong ? `-d @- <<'END'\n${json}\nEND` : `-d ${quoted(json)}`);
   return lines.join(" \\\n  ");
 }
 

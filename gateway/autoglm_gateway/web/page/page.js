@@ -1,6 +1,7 @@
 /** Puts the page together: its fields, its keys, and the conversation. */
 
 import { chat, models } from "./api.js";
+import { Attachments } from "./attachments.js";
 import { element } from "./elements.js";
 import { Follower } from "./following.js";
 import { checkStops, requestOf } from "./request.js";
@@ -11,6 +12,7 @@ const KEY = "autoglm-api-key"; // in sessionStorage
 const at = (id) => document.getElementById(id);
 const [conversation, welcome, message, send, settings] = ["conversation", "welcome", "message", "send", "settings"].map(at);
 
+const attachments = new Attachments(at("images"));
 const follower = new Follower(conversation);
 let turns = [];
 let running = null; // the AbortController of the answer that streams
@@ -23,6 +25,9 @@ at("key").addEventListener("change", keyChanged);
 at("stop").addEventListener("input", (event) => checkStops(event.target));
 at("examples").addEventListener("click", (event) => event.target.closest("button") && ask(event.target.textContent));
 settings.addEventListener("submit", (event) => event.preventDefault());
+at("attach").addEventListener("click", () => at("file").click());
+at("file").addEventListener("change", attachChosen);
+message.addEventListener("paste", attachPasted);
 message.addEventListener("input", fit);
 message.addEventListener("keydown", sendOnEnter);
 document.addEventListener("keydown", leaveOnEscape);
@@ -49,13 +54,23 @@ function leaveOnEscape(event) {
   }
 }
 
-async function ask(question) {
+function attachChosen(event) {
+  attachments.add(event.target.files);
+  event.target.value = "";
+  message.focus();
+}
+
+function attachPasted(event) {
+  if (attachments.add(event.clipboardData.files)) event.preventDefault();
+}
+
+async function ask(question, images = attachments.urls) {
   if (running || !settingsAreRight()) return;
   running = new AbortController();
   if (!at("model").value) await showModels();
   const key = at("key").value.trim();
-  const request = requestOf(settings, turns.filter((turn) => turn.counts), question);
-  const turn = new Turn(question, request, key !== "", again);
+  const request = requestOf(settings, turns.filter((turn) => turn.counts), question, images);
+  const turn = new Turn(question, images, request, key !== "", again);
   begin(turn);
   await stream(turn, chat(request, key, running.signal), running.signal);
   finish();
@@ -80,6 +95,7 @@ function begin(turn) {
   conversation.append(turn.element);
   follower.toEnd();
   if (message.value === turn.question) message.value = "";
+  attachments.remove(turn.images);
   fit();
   message.focus();
   send.textContent = "Stop";
@@ -96,7 +112,7 @@ function finish() {
 function again(turn) {
   if (running || !settingsAreRight()) return;
   forget([turn]);
-  ask(turn.question);
+  ask(turn.question, turn.images);
 }
 
 function restart() {

@@ -3,10 +3,10 @@
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const MOST_STOPS = 16;
 
-/** `form`: the options; `turns`: what was asked and answered before. */
-export function requestOf(form, turns, question) {
+/** `form`: the options; `turns`: what was asked and answered before; `images`: data URLs. */
+export function requestOf(form, turns, question, images) {
   const fields = form.elements;
-  const body = { model: fields.model.value, messages: messagesOf(fields.system.value, turns, question) };
+  const body = { model: fields.model.value, messages: messagesOf(fields.system.value, turns, question, images) };
   for (const name of NUMBERS) if (fields[name].value !== "") body[name] = fields[name].valueAsNumber;
   const stops = stopsOf(fields.stop.value);
   if (stops.length) body.stop = stops;
@@ -20,13 +20,19 @@ export function checkStops(field) {
   field.setCustomValidity(count > MOST_STOPS ? `There are ${count} texts: up to ${MOST_STOPS} can be given.` : "");
 }
 
-function messagesOf(system, turns, question) {
+function messagesOf(system, turns, question, images) {
   const before = turns.flatMap((turn) => [
-    { role: "user", content: turn.question },
+    { role: "user", content: contentOf(turn.question, turn.images) },
     { role: "assistant", content: turn.answer },
   ]);
   const opening = system.trim() ? [{ role: "system", content: system }] : [];
-  return [...opening, ...before, { role: "user", content: question }];
+  return [...opening, ...before, { role: "user", content: contentOf(question, images) }];
+}
+
+/** Images come before the text. */
+function contentOf(question, images) {
+  if (!images.length) return question;
+  return [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: question }];
 }
 
 function stopsOf(text) {

@@ -1,6 +1,7 @@
 /** One question and its answer, as they are shown. */
 
 import { curlCommand } from "./api.js";
+import { thumbnail } from "./attachments.js";
 import { copyButton, button, element } from "./elements.js";
 import { Figures, Stopwatch, duration } from "./figures.js";
 
@@ -14,9 +15,10 @@ export class Turn {
   #last = {}; // what the last chunks said: usage, autoglm, reason
   failed = false;
 
-  /** `again`: called where the question shall be asked once more. */
-  constructor(question, request, hasKey, again) {
+  /** `images`: data URLs; `again`: called where the question shall be asked once more. */
+  constructor(question, images, request, hasKey, again) {
     this.question = question;
+    this.images = images;
     this.element = element("article", { className: "turn streaming", "aria-busy": "true" });
     this.#actions.append(
       this.#copy,
@@ -24,6 +26,7 @@ export class Turn {
       button("Ask again", () => again(this), "quiet again"),
     );
     const asked = element("h2", { className: "question" }, element("span", { className: "hidden" }, "You: "), question);
+    if (images.length) this.element.append(element("div", { className: "shown" }, ...images.map((url, at) => thumbnail(url, at + 1))));
     this.element.append(asked, this.#answer, this.#figures.element, this.#actions);
   }
 
