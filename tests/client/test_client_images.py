@@ -139,8 +139,8 @@ def test_texts_and_images_keep_their_order() -> None:
 
 
 def test_images_of_all_turns_are_sent_in_order() -> None:
-    files = [saved(pixels=PIXELS + one) for one in range(3)]
-    turns = [
+    files = [saved(pixels=PIXELS + np.uint8(one)) for one in range(3)]
+    turns: list[Message | dict[str, Any]] = [
         {"role": "user", "content": [Image(files[0]), Image(files[1]), "?"]},
         {"role": "assistant", "content": "a"},
         Message("user", [Image(files[2])]),
@@ -210,11 +210,19 @@ def test_any_bytes_in_base64_arrive_unchanged(file: bytes) -> None:
     assert file_in_data_url(HEAD + base64.b64encode(file).decode(), 100) == file
 
 
+def test_more_than_one_message_can_hold_is_refused_before_it_is_built(monkeypatch: pytest.MonkeyPatch) -> None:
+    file = saved()
+    monkeypatch.setattr("autoglm_client.images.messages._MAX_BYTES", 2 * len(file))
+    assert sent([Image(file)] * 2)
+    with pytest.raises(InvalidRequestError, match=f"have {3 * len(file)} bytes together; {2 * len(file)} can be sent"):
+        sent([Image(file)] * 3)
+
+
 async def test_a_retry_sends_the_same_images_and_reads_no_file_again(tmp_path: Path) -> None:
     path = tmp_path / "screen.png"
     path.write_bytes(saved())
     transport = FakeTransport(Script(errors=[QueueFullError("busy")]))
-    content = [Image(path), "What is on it?"]
+    content: list[Image | str] = [Image(path), "What is on it?"]
     path.unlink()
     async with AsyncClient("a:1", transport=lambda _: transport, retries=RetryPolicy(first_delay_s=0.001)) as client:
         await client.generate([Message("user", content)])

@@ -29,7 +29,8 @@ _SIGNATURES = (("png", b"\x89PNG\r\n\x1a\n"), ("jpeg", b"\xff\xd8\xff"))
 class SavableImage(Protocol):
     """Pillow's images are such."""
 
-    mode: str
+    @property
+    def mode(self) -> str: ...
 
     def save(self, fp: IO[bytes], format: str, **params: Any) -> None: ...
 

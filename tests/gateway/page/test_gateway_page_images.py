@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from collections.abc import Iterator
 
 import numpy as np
@@ -55,6 +56,24 @@ def test_images_are_chosen_or_pasted_shown_and_sent_before_the_text(browser: Bro
         assert messages[0] == first and messages[2] == {"role": "user", "content": "and now?"}
         assert [SCREEN.file in inputs_of(one)["images"] for one in transport.requests] == [True, True]
         assert not seen.errors
+
+
+def test_a_copied_command_with_an_image_runs_in_a_shell(browser: Browser) -> None:
+    """However long it is: an argument of a shell's command has 128 KiB at most."""
+    large = Image(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
+    transport = FakeTransport(script)
+    transport.limits["max_images"] = 10
+    clipboard = ["clipboard-read", "clipboard-write"]
+    with gateway_before(transport) as gateway, visit(browser, gateway.url, permissions=clipboard) as seen:
+        seen.page.set_input_files("#file", [upload(large)])
+        expect(seen.page.locator("#images li")).to_have_count(1)
+        turn = seen.ask("it's \\n `date`")
+        turn.get_by_role("button", name="Copy as curl").click()
+        expect(seen.page.locator("#said")).to_have_text("Copied")
+        command = seen.page.evaluate("() => navigator.clipboard.readText()")
+        subprocess.run(["bash"], input=command, capture_output=True, text=True, check=True, timeout=300)
+    asked, again = (inputs_of(request) for request in transport.requests)
+    assert again == asked and large.file in asked["images"]
 
 
 def upload(content: Image | bytes, kind: str = "image/png") -> FilePayload:
