@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import zlib
 from io import BytesIO
 from typing import Any
 
@@ -58,6 +59,29 @@ def test_an_orientation_behind_the_pixels_counts() -> None:
     moved = content[:start] + content[end:-12] + content[start:end] + content[-12:]
     assert upright_size(moved, "it") == upright_size(content, "it") == (60, 140)
     assert preprocess(moved, SETTINGS).grid == preprocess(content, SETTINGS).grid
+
+
+def test_an_orientation_that_is_written_as_a_fraction_counts_as_in_pillow() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    whole = exif.tobytes()
+    entry = whole.index(b"\x12\x01" if whole[6:8] == b"II" else b"\x01\x12")
+    order: Any = "little" if whole[6:8] == b"II" else "big"
+    kind, offset = (5).to_bytes(2, order), (len(whole) - 6).to_bytes(4, order)
+    changed = whole[: entry + 2] + kind + whole[entry + 4 : entry + 8] + offset + whole[entry + 12 :]
+    stream = BytesIO()
+    Image.new("RGB", (60, 140)).save(stream, "JPEG", exif=changed + (6).to_bytes(4, order) + (1).to_bytes(4, order))
+    decoded = preprocess(stream.getvalue(), SETTINGS).grid
+    assert decoded[0] < decoded[1], "the fraction is not read as an orientation"
+    found = token_grid(*upright_size(stream.getvalue(), "it"), SETTINGS)
+    assert found == tuple(side // SETTINGS.merge_size for side in decoded)
+
+
+def test_an_image_of_far_too_many_pixels_is_told_so() -> None:
+    header = b"IHDR" + (60_000).to_bytes(4, "big") * 2 + bytes((8, 2, 0, 0, 0))
+    content = PNG + (13).to_bytes(4, "big") + header + zlib.crc32(header).to_bytes(4, "big")
+    with pytest.raises(InvalidRequest, match="it has too many pixels"):
+        upright_size(content + bytes(4) + b"IDAT", "it")
 
 
 @settings(deadline=None)

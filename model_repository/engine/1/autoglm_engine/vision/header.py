@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from autoglm_engine.errors import InvalidRequest
 
+from .file_parts import check_parts
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:
@@ -52,6 +53,7 @@ def upright_size(content: bytes, name: str) -> tuple[int, int]:
     """(height, width) in pixels, once it is turned as its EXIF data says. Raises InvalidRequest."""
     from PIL import Image, UnidentifiedImageError
 
+    check_parts(content, name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -61,7 +63,9 @@ def upright_size(content: bytes, name: str) -> tuple[int, int]:
                 return (image.width, image.height) if turned else (image.height, image.width)
     except InvalidRequest:
         raise
-    except (UnidentifiedImageError, Image.DecompressionBombError):
+    except Image.DecompressionBombError:
+        raise InvalidRequest(f"{name} has too many pixels; an image may have {MAX_IMAGE_PIXELS} in all") from None
+    except UnidentifiedImageError:
         raise InvalidRequest(f"{name} is of none of the formats {', '.join(FORMATS)}") from None
     except Exception as error:  # a damaged file can raise anything in its reader
         raise InvalidRequest(f"{name} cannot be read: {error or type(error).__name__}") from None
@@ -72,7 +76,7 @@ def _orientation(image: Image, content: bytes) -> int:
     if image.format == "PNG" and "exif" not in image.info and not any(mark in content for mark in _PNG_ORIENTATION):
         return 1
     value = image.getexif().get(_ORIENTATION, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return next((known for known in range(2, 9) if value == known), 1)  # also a fraction, as Pillow compares it
 
 
 def _check_bytes(num_bytes: int, name: str) -> None:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from autoglm_engine.errors import EngineError, InvalidRequest
 from autoglm_engine.manifest import VisionSettings
 
+from .file_parts import check_parts
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from .resize import Grid, resized
 
@@ -55,6 +56,7 @@ def _upright(content: bytes) -> Image:
 
     if len(content) > MAX_IMAGE_BYTES:
         raise InvalidRequest(f"an image has {len(content)} bytes; allowed are {MAX_IMAGE_BYTES}")
+    check_parts(content, "an image")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about files that it reads all the same
