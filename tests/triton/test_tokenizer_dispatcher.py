@@ -272,3 +272,21 @@ def test_what_cannot_be_sent_costs_nobody_else(door: Made, monkeypatch: pytest.M
     for _ in range(3):
         door.dispatcher.take(tensors(text_input=text), "", 0, CrowdedAnswer(times=10**6))
     assert door.take(text_input=text).wait().sent
+
+
+class LargeAnswer(KeptAnswer):
+    """Shared memory never has room for it, and for a sentence it has."""
+
+    def send(self, token_ids: TokenIds, request: Packed) -> None:
+        raise OSError("Failed to increase the shared memory pool size")
+
+
+@pytest.mark.parametrize("text", ["short", "a" * (QUICK_BYTES + 1)])
+def test_what_shared_memory_never_has_room_for_is_refused(
+    door: Made, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setattr(tokenizer_dispatcher, "_SEND_SECONDS", 0.01)
+    answer = LargeAnswer()
+    door.dispatcher.take(tensors(text_input=text), "", 0, answer)
+    ((code, sentence),) = answer.wait().failures
+    assert code == "UNAVAILABLE" and "no room for this request" in sentence

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from autoglm_engine.core import TokenIds
-from autoglm_engine.errors import EngineError
+from autoglm_engine.errors import EngineError, Unavailable
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.messages import Packed
 from autoglm_engine.tokenizer.pool import Job, TokenizerPool
@@ -103,16 +103,23 @@ class TokenizerDispatcher:
             self._hand_on(lambda: reply.fail(known.code, str(known)), reply)
 
     def _hand_on(self, send: Callable[[], None], reply: TokenizerReply) -> None:
+        """Or the sentence that says why not, which is short: without any answer a request never ends."""
+        if (error := self._keep_sending(send)) is None:
+            return
+        _log.error("an answer was not sent", exc_info=error, extra={"request_id": reply.request_id})
+        sentence = "shared memory has had no room for this request for some seconds; try again later"
+        self._keep_sending(lambda: reply.fail(Unavailable.code, sentence))
+
+    def _keep_sending(self, send: Callable[[], None]) -> Exception | None:
         """Again and again for a while: what others send may have filled the shared memory just now."""
         give_up_at = time.monotonic() + _SEND_SECONDS
         while True:
             try:
                 send()
-                return
+                return None
             except Exception as error:
                 if self._end is not None or time.monotonic() >= give_up_at:
-                    _log.error("an answer was not sent", exc_info=error, extra={"request_id": reply.request_id})
-                    return
+                    return error
             time.sleep(_SEND_PAUSE)
 
     def _told(self, error: BaseException, request_id: str) -> EngineError:
