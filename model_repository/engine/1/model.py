@@ -153,18 +153,17 @@ def ask_embedder(name, text):
 
 
 def ask_vision(name, file, grid, artifact):
-    from autoglm_engine.errors import InvalidRequest, Unavailable
+    from autoglm_engine.triton.images.image_intake import vision_failure
 
-    texts = {"image": file, "artifact": artifact.encode()}
-    inputs = [pb_utils.Tensor(key, np.array([[text]], dtype=np.object_)) for key, text in texts.items()]
-    inputs.append(pb_utils.Tensor("grid", np.array([grid], dtype=np.int32)))
-    response = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features"], inputs=inputs).exec()
+    try:
+        texts = {"image": file, "artifact": artifact.encode()}
+        inputs = [pb_utils.Tensor(key, np.array([[text]], dtype=np.object_)) for key, text in texts.items()]
+        inputs.append(pb_utils.Tensor("grid", np.array([grid], dtype=np.int32)))
+        response = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features"], inputs=inputs).exec()
+    except pb_utils.TritonModelException as error:  # shared memory has no room
+        raise vision_failure(str(error)) from None
     if response.has_error():
-        sentence = response.error().message()
-        for kind in (InvalidRequest, Unavailable):
-            if f"{kind.code}: " in sentence:
-                raise kind(sentence.split(f"{kind.code}: ", 1)[1])
-        raise RuntimeError(sentence)
+        raise vision_failure(response.error().message())
     return pb_utils.get_output_tensor_by_name(response, "features").as_numpy()[0]
 
 

@@ -52,7 +52,7 @@ class TritonPythonModel:
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             image, artifact = (tensors[name].reshape(-1)[0] for name in ("image", "artifact"))
-            features = self.service.encode(image, tensors["grid"], artifact.decode())
+            features = self.service.encode(image, tensors["grid"], artifact.decode(errors="replace"))
             return pb_utils.InferenceResponse([pb_utils.Tensor("features", features[np.newaxis])])
         except EngineError as error:
             return refusal(error.code, str(error))

@@ -2,19 +2,32 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 from autoglm_engine.core import Features, Request
 from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.images.vision import Vision
-from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.errors import EngineError, InvalidRequest, Unavailable
 from autoglm_engine.manifest import Manifest, VisionSettings
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.vision.digest import image_digest
 
+_log = logging.getLogger(__name__)
 EncodeImage = Callable[[bytes, tuple[int, int], str], Features]
 """A file, its grid and the artifact (`Manifest.short_digest`) -> float32 [rows * columns, hidden_size]. Blocks."""
+
+
+def vision_failure(sentence: str) -> EngineError:
+    """Why there are no features. `sentence`: Triton's. What the vision model itself says begins with its code; all else
+    is Triton's own: the model's process is away, or shared memory has no room."""
+    for kind in (InvalidRequest, Unavailable, EngineError):
+        _, is_own, said = sentence.partition(f"{kind.code}: ")
+        if is_own:
+            return kind(said)
+    _log.error("the vision model could not be asked: %s", sentence)
+    return Unavailable("the vision model cannot be asked just now; try again later")
 
 
 class ImageIntake:
