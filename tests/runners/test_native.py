@@ -115,7 +115,7 @@ def manifest_of(spec: ModelSpec, **details: Any) -> Manifest:
         eos_token_ids=(0,),
         bos_token_id=None,
         generation_defaults={},
-        spec=dataclasses.asdict(spec),
+        spec=spec.as_json(),
         runtime_details={
             "program_format": PROGRAM_FORMAT,
             "libraries": {"any": {"file": LIBRARY_NAME, "cpu_features": []}},

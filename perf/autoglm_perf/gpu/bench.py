@@ -116,7 +116,7 @@ def check_same(manifest: Manifest, settings: GpuBenchSettings, folder: Path) -> 
         "num_slots": settings.num_slots,
         "max_length": settings.max_length,
         "prefill_chunk": settings.prefill_chunk,
-        "spec": dataclasses.asdict(settings.spec()),
+        "spec": settings.spec().as_json(),
     }
     for name, value in wanted.items():
         if (actual := getattr(manifest, name)) != value:

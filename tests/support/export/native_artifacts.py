@@ -45,7 +45,7 @@ def write_native_artifact(
         eos_token_ids=(0,),
         bos_token_id=None,
         generation_defaults={},
-        spec=dataclasses.asdict(spec),
+        spec=spec.as_json(),
         runtime_details={
             "program_format": PROGRAM_FORMAT,
             "libraries": {"any": {"file": LIBRARY, "cpu_features": []}},

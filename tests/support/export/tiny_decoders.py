@@ -121,7 +121,7 @@ def onnx_runner(
         eos_token_ids=(0,),
         bos_token_id=None,
         generation_defaults={},
-        spec=dataclasses.asdict(spec),
+        spec=spec.as_json(),
         runtime_details=details,
         files={path.name: FileRecord.of(path) for path in folder.iterdir()},
         **limits,

@@ -3,7 +3,6 @@ fakes."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -184,7 +183,7 @@ def contract_manifest(
         eos_token_ids=(0,),
         bos_token_id=None,
         generation_defaults={},
-        spec=dataclasses.asdict(spec),
+        spec=spec.as_json(),
         runtime_details={
             "engine": "engine.plan",
             "module": "tensorrt",
