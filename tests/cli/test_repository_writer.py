@@ -307,7 +307,7 @@ def test_the_command_refuses_in_one_sentence(
 def test_its_help_has_examples_and_the_range_of_names() -> None:
     shown = re.sub(r"\s+", " ", cli("--help").stdout)
     assert "autoglm repository models --name phone --artifact build/phone" in shown
-    assert "up to 48 letters, digits, dots, _ and -" in shown
+    assert "up to 48 letters, digits, . _ and -" in shown
 
 
 # ---- models that stand alone

@@ -224,9 +224,7 @@ def read_tower(reference: Any) -> VisionCheckpoint:
 
     spec = vision_spec(reference.config.to_diff_dict(), REAL["out_hidden_size"])
     store = TorchStore({f"model.visual.{name}": value for name, value in reference.state_dict().items()})
-    return VisionCheckpoint(
-        spec, tower_weights(spec, store), image_processor(PREPROCESSOR, spec), ImageTokens(1, 2, 3), (8, 12, 12)
-    )
+    return VisionCheckpoint(spec, tower_weights(spec, store), image_processor(PREPROCESSOR, spec), ImageTokens(1, 2, 3))
 
 
 @dataclasses.dataclass

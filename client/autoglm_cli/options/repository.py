@@ -24,7 +24,7 @@ class FamilyOptions:
             "--name",
             "-n",
             help="What clients ask for: up to 48 letters, digits, . _ and -. NAME-tokenizer, NAME-engine, "
-            "NAME-detokenizer and NAME-embedder work behind it.",
+            "NAME-detokenizer, NAME-embedder and NAME-vision work behind it.",
         ),
     ] = ENSEMBLE
     artifact: shared.Artifact = None
