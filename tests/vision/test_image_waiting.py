@@ -165,6 +165,20 @@ def test_one_image_is_encoded_at_a_time_and_the_better_priority_first() -> None:
     assert vision_of(one).encoded == [picture.file for picture in reversed(pictures)]
 
 
+def test_no_priority_starves_where_rows_are_few() -> None:
+    """As with slots: who was passed over often enough gets the next rows."""
+    one = bench(prefix_reuse=False, admission_max_passed=3)
+    assert one.images
+    one.images.store.pool = one.images.store.encoder._pool = FeaturePool(6, HIDDEN)
+    late = Picture(b"late")
+    one.engine.submit(replace(asked("late", [1, late]), priority=5))
+    for place in range(12):
+        one.engine.submit(replace(asked(f"r{place}", [1, Picture(bytes([place]))]), priority=1))
+    one.drain()
+    assert vision_of(one).encoded.index(late.file) == 3
+    one.assert_idle()
+
+
 def test_rows_go_to_those_who_came_first() -> None:
     """A large request is not passed by small ones for ever."""
     one = held_up(image_feature_bytes=1 << 16, prefix_reuse=False)

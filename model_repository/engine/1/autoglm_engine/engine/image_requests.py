@@ -1,28 +1,32 @@
 """Where requests with images come to the engine, and wait until the features of their images are there.
 
 The beginning of a prompt is looked up in the slots before anything is encoded: what is computed already needs no
-features. Rows for all others are reserved at once, in the order of priority and arrival, so that nobody holds some of
-them while waiting for more. Should a slot be overwritten meanwhile, the request asks again.
+features. Rows for all others are reserved at once, in the order of priority and arrival as slots are given, so that
+nobody holds some of them while waiting for more, and no priority starves. Should a slot be overwritten meanwhile, the
+request asks again.
 """
 
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
 
 from autoglm_engine.core import Request, TokenIds
 from autoglm_engine.engine.scheduler import Scheduler
-from autoglm_engine.engine.sequence import Sequence
+from autoglm_engine.engine.sequence import Sequence, Waiting
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.metrics import IMAGES, IMAGES_REUSED, Metrics
 from autoglm_engine.runners.base import Limits
 from autoglm_engine.settings.model import EngineSettings
 
+from .admission import Fifo
 from .images.feature_pool import FeaturePool, key_of
 from .images.feature_store import FeatureStore
 from .images.image_ids import ImageIds
 from .images.request_images import RequestImages
 from .images.vision import Vision
+from .priorities import ByPriority
 
 _MAX_PROMPTS = 4  # of full length, for each slot: more rows than their features have are never made
 
@@ -46,6 +50,9 @@ class ImageRequests:
         self.store = FeatureStore(pool, vision, metrics, clock)
         self._scheduler = scheduler
         self._metrics = metrics
+        self._clock = clock
+        self._order = ByPriority(Fifo(), settings)
+        self._next: Waiting | None = None  # who gets the next rows
 
     def check(self, request: Request) -> None:
         """Any thread. Raises InvalidRequest where its images can never be served."""
@@ -71,12 +78,23 @@ class ImageRequests:
         """Take what was encoded, and ask for what those who wait need. The first one that finds no room keeps those
         behind it from taking it."""
         self.store.settle()
-        unasked = [one for one in self._scheduler.waiting if one.images and not one.images.is_asked]
-        for waiting in sorted(unasked, key=lambda one: one.request.priority):
-            assert waiting.images is not None
-            num_reused = self._scheduler.slots.num_reusable(waiting.tokens, waiting.request.tenant)
-            if not waiting.images.ask(num_reused):
-                break
+        unasked = deque(one for one in self._scheduler.waiting if one.images and not one.images.is_asked)
+        while unasked:
+            if self._next is None or self._next not in unasked:
+                self._next = self._first_of(unasked)
+            if not self._ask(self._next):
+                return
+            unasked.remove(self._next)
+        self._next = None
+
+    def _first_of(self, unasked: deque[Waiting]) -> Waiting:
+        place = self._order.choose(unasked, (), self._clock())
+        assert place is not None, "somebody goes first"
+        return unasked[place]
+
+    def _ask(self, waiting: Waiting) -> bool:
+        assert waiting.images is not None, "a request without images"
+        return waiting.images.ask(self._scheduler.slots.num_reusable(waiting.tokens, waiting.request.tenant))
 
     def admitted(self, sequences: Iterable[Sequence]) -> None:
         for sequence in sequences:
