@@ -46,7 +46,7 @@ def test_models_end_with_a_killed_server(artifact: Path) -> None:
     with LocalServer(MODEL_REPOSITORY, artifact=artifact) as server:
         tritonserver = psutil.Process(server.pid)
         models = tritonserver.children(recursive=True)
-        assert len(models) == 5  # one has a process for the chat template
+        assert len(models) == 6  # one has a process for the chat template
         stub = next(model for model in models if model.name().startswith("triton_python"))
         stub.send_signal(signal.SIGTERM)  # Triton's part of it no longer looks after its server then
         tritonserver.kill()

@@ -21,7 +21,7 @@ pytestmark = [
 def check(found: dict[str, object], num_requests: int) -> None:
     assert found["failures"] == [] and found["healthy"] and found["log"] == []
     assert found["mebibytes"] == MEBIBYTES
-    assert found["regions"] == [POOL] * 4, "no pool grew"
+    assert found["regions"] == [POOL] * 5, "no pool grew"
     assert isinstance(found["requests"], int) and found["requests"] >= num_requests
     assert isinstance(found["ordinary"], int) and found["ordinary"] > 0
     assert isinstance(found["refused"], dict) and len(found["refused"]) == 3, "each kind of refusal was seen"
@@ -59,4 +59,4 @@ def test_a_smaller_one_is_refused_in_one_sentence(artifact: Path, tmp_path: Path
     )
     assert done.returncode == 1
     assert done.stderr.count("error:") == 1
-    assert "the server needs 32.0 MiB of shared memory, and 16.0 MiB are free in /dev/shm; give it more" in done.stderr
+    assert "the server needs 40.0 MiB of shared memory, and 16.0 MiB are free in /dev/shm; give it more" in done.stderr

@@ -126,7 +126,7 @@ def test_another_user_reads_nothing_of_a_server(server: LocalServer) -> None:
     assert server.pid is not None
     stubs = stub_processes(server.pid)
     regions = set().union(*(mapped_files(SHARED_MEMORY, Path(f"/proc/{pid}/maps")) for pid in (server.pid, *stubs)))
-    assert len(stubs) == 4 and len(regions) >= 5, "a region a model, and the board"
+    assert len(stubs) == 5 and len(regions) >= 6, "a region a model, and the board"
     assert readable_to_nobody(*regions) == []
     assert {path: oct(mode_of(path)) for path in regions if mode_of(path) & 0o077} == {}
     status = Path(f"/proc/{server.pid}/status").read_text()
