@@ -70,8 +70,7 @@ def main(
     about = _about(artifact, places.repeats or context.repeats)
     results = run_all(experiments, context, lambda result: _tell(console, result))
     folder = output / "quick" if quick else output
-    is_complete = is_whole(only or (), quick=quick, soak_minutes=soak_minutes)
-    document = summary if is_complete else folder / places.summary
+    document = summary if is_whole(only or (), quick=quick, soak_minutes=soak_minutes) else folder / places.summary
     _write(results, about, places, folder, document, is_quick=quick)
     console.print(f"report: {folder / places.page}; summary: {document}")
     if any(result.status == "failed" for result in results):

@@ -67,6 +67,12 @@ DEFAULT_CANDIDATES = 64
 FP8_BUILDER_LEVEL = 0
 
 
+def _check(spec: ModelSpec, precision: str, num_candidates: int, int4_rounding: str, attention: str | None) -> None:
+    check_candidates(num_candidates, spec.vocab_size)
+    check_rounding(precision, int4_rounding)
+    check_form(attention)
+
+
 def write_engine(
     spec: ModelSpec,
     weights: Mapping[str, Array],
@@ -95,9 +101,7 @@ def write_engine(
     """
     dtype = np.dtype(KV_DTYPES[checked_kv_dtype(precision, kv_dtype)])
     targets = checked_capabilities(runtime, precision, compute_capabilities)
-    check_candidates(num_candidates, spec.vocab_size)
-    check_rounding(precision, int4_rounding)
-    check_form(attention)
+    _check(spec, precision, num_candidates, int4_rounding, attention)
     job = _Job(
         spec=spec,
         weights=weights,

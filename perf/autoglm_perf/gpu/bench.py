@@ -223,8 +223,7 @@ def main(
     artifact: Annotated[Path | None, typer.Option(help="Keep the built engine here and use it again.")] = None,
     results: Annotated[Path, typer.Option(help="JSON lines are appended here.")] = Path("perf/results/gpu.jsonl"),
 ) -> None:
-    """Decode step time by batch size and prefill rate at GLM-4-9B's shape, against the card's memory bandwidth and
-    transformers.
+    """Decode step time by batch size and prefill rate at GLM-4-9B's shape, beside bandwidth and transformers.
 
     Examples:
 

@@ -79,12 +79,16 @@ def steps(runtime: str, folder: Path) -> tuple[Step, ...]:
             3,
             _pytest("test_gpu_server.py"),
         ),
-        Step(
-            "whole",
-            "GLM-4-9B's shape in bf16: memory bandwidth, decode by batch size against the floor, prefill, transformers",
-            25,
-            _bench(runtime, folder, "glm-bf16", "1,2,4,8,16,32,64", 2048, 512),
-        ),
+        _whole(runtime, folder),
+    )
+
+
+def _whole(runtime: str, folder: Path) -> Step:
+    return Step(
+        "whole",
+        "GLM-4-9B's shape in bf16: memory bandwidth, decode by batch size against the floor, prefill, transformers",
+        25,
+        _bench(runtime, folder, "glm-bf16", "1,2,4,8,16,32,64", 2048, 512),
     )
 
 
