@@ -109,7 +109,7 @@ def test_a_data_url_is_its_file(content: bytes, kind: str) -> None:
         (b"http://a/b.png", "no URL is fetched"),
         (b"HTTPS://a/b.png", "no URL is fetched"),
         (b"file:/etc/passwd", "no URL is fetched"),
-        (b"data:image/gif;base64,AAAA", "no URL is fetched"),
+        (b"data:image/gif;base64,AAAA", "it begins with 'data:image/gif;base64'; it must be"),
         (b"data:image/png,AAAA", "no URL is fetched"),
         (b"data:image/png;base64,AA AA", "base64 cannot be read"),
         (b"data:image/png;base64,AAA", "base64 cannot be read"),

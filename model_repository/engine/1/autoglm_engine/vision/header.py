@@ -21,11 +21,7 @@ if TYPE_CHECKING:
 _DATA_URL = re.compile(rb"data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 _URL = re.compile(rb"[a-z][a-z0-9+.-]{0,15}:", re.IGNORECASE)
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on the image is turned by 90 degrees
-_PNG_ORIENTATION = (
-    b"eXIf",
-    b"Raw profile",
-    b"com.adobe.xmp",
-)  # chunks that may tell it
+_PNG_ORIENTATION = (b"eXIf", b"Raw profile", b"com.adobe.xmp")  # chunks that may tell it
 MAX_DATA_URL_BYTES = 4 * -(-MAX_IMAGE_BYTES // 3) + 64
 
 
@@ -90,4 +86,5 @@ def _check_pixels(width: int, height: int, name: str) -> None:
 
 
 def _shown(raw: bytes) -> str:
-    return repr(raw[:40].decode("ascii", "replace"))
+    """What stands before an image's data."""
+    return repr(raw[:40].partition(b",")[0].decode("ascii", "replace"))
