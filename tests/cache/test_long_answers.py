@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 from autoglm_engine.cache import response_cache
 from autoglm_engine.cache.response_cache import (
@@ -384,6 +385,19 @@ def test_a_stream_of_a_kept_answer_goes_on_with_its_acknowledgements_and_others_
     assert [event.request_id for event in bench.events].count("slow") > 5
     assert not bench.engine.has_work and bench.engine.rest_seconds is None
     bench.assert_idle()
+
+
+def test_pieces_leave_time_for_others_also_where_each_is_handled_at_once(gated: tuple[Bench, Gate]) -> None:
+    bench, _ = gated
+    submit(bench, ask("again", stream=True))
+    until(lambda: bool(bench.step()))
+    times, count = [bench.clock.now], 1
+    while bench.engine.has_work:
+        bench.clock.now += 0.001
+        count += len(found := bench.step())
+        times += [bench.clock.now] * len(found)
+    assert count > 5
+    assert min(np.diff(times)) >= 0.029
 
 
 @pytest.mark.parametrize("how", ["cancel", "deadline", "shutdown"])
