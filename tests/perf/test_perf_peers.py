@@ -11,7 +11,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.bundled import find_bundled
 from autoglm_export.checkpoint.gguf import GgufFile
 from autoglm_perf.experiments.system.peers import PEERS
 from autoglm_perf.in_process.fidelity import Fidelity, FixedTexts
@@ -24,6 +23,9 @@ from autoglm_perf.suite.suite import CannotRun
 from autoglm_perf.system.memory import peak_mb, peak_of
 from gguf import GGMLQuantizationType, GGUFReader, GGUFWriter
 from gguf.quants import quantize
+
+from tests.export.test_gguf import PLAIN, checkpoint_of, gguf_tensors, write_gguf
+from tests.support.export.tiny_models import VOCAB_SIZE
 
 
 def test_every_peer_is_pinned_and_has_its_module() -> None:
@@ -135,14 +137,16 @@ def test_the_peak_of_a_process() -> None:
 @pytest.mark.slow
 def test_transformers_batches_requests_that_come_while_others_run(tmp_path: Path) -> None:
     """The manager is transformers' own; three prompts of unequal length on two places, each to its last token."""
-    checkpoint, prompts = find_bundled("smollm2"), [[11] * 90, [12] * 5, [13] * 40]
-    job = Job("measure", "float32", checkpoint, checkpoint, tmp_path, prompts, [[504, 3575]], 6, 2, 2)
+    checkpoint, prompts = tmp_path / "tiny.gguf", [[11] * 90, [12] * 5, [13] * 40]
+    tiny = checkpoint_of(tmp_path, "llama", **PLAIN["llama"])
+    write_gguf(checkpoint, tiny.spec, gguf_tensors(tiny))
+    job = Job("measure", "float32", checkpoint, checkpoint, tmp_path, prompts, [[50, 35]], 6, 2, 2)
     timings, note = Transformers().measure(checkpoint, job)
     assert [timing[3] for timing in timings] == [6, 6, 6] and "sdpa" in note
     assert all(started < first < finished for started, first, finished, _ in timings)
     starts = sorted(timing[0] for timing in timings)
     assert starts[2] >= min(timing[2] for timing in timings), "the third waited for a place"
-    assert Transformers().logits(checkpoint, job)[0].shape == (2, 49152)
+    assert Transformers().logits(checkpoint, job)[0].shape == (2, VOCAB_SIZE)
 
 
 def test_a_peer_that_is_started_by_hand_says_who_sends_it_jobs(monkeypatch: pytest.MonkeyPatch) -> None:

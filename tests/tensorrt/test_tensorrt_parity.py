@@ -63,6 +63,7 @@ class Tiny:
     checkpoint: Checkpoint
     weights: Mapping[str, Any]
     expected: Logits  # transformers' float32 logits of IDS
+    exact: dict[tuple[str, str], Quantized] = dataclasses.field(default_factory=dict)  # what `exact_of` made
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -98,6 +99,14 @@ def quantized(tiny: Tiny, precision: str, scales: Mapping[tuple[str, ...], Any],
     reference, rows = Reference.load(tiny.path), RecordedRows()
     quantize_reference(reference, tiny.checkpoint.spec, precision, scales, rows.record, kv_dtype)
     return Quantized(reference.logits(IDS), rows)
+
+
+def exact_of(tiny: Tiny, precision: str, kv_dtype: str) -> Quantized:
+    """transformers, quantised as the network of `tiny` is; made once."""
+    if (precision, kv_dtype) not in tiny.exact:
+        scales = defined(tiny, precision, kv_dtype=kv_dtype).scales
+        tiny.exact[precision, kv_dtype] = quantized(tiny, precision, scales, kv_dtype)
+    return tiny.exact[precision, kv_dtype]
 
 
 def lowering_error(made: Defined, exact: Quantized, intercept: Intercept | None = None) -> float:
@@ -268,7 +277,7 @@ def test_a_broken_lowering_is_caught(
     tiny: Tiny, precision: str, breaks: Break, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Either the numbers differ by far more than the bound, or the network reads what was never written."""
-    exact = quantized(tiny, precision, defined(tiny, precision).scales)
+    exact = exact_of(tiny, precision, "bf16")
     made = defined(breaks(tiny, monkeypatch), precision)
     try:
         difference = lowering_error(made, exact)
@@ -376,7 +385,7 @@ def test_a_small_fault_in_fp8_is_caught(
     tiny: Tiny, name: str, change: Callable[[Any], Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One scale wrong by a thousandth, or one weight by a step."""
-    exact = quantized(tiny, "fp8", defined(tiny, "fp8", kv_dtype="fp16").scales, "fp16")
+    exact = exact_of(tiny, "fp8", "fp16")
     monkeypatch.setattr(Network, "constant", changed_constant(name, change))
     assert lowering_error(defined(tiny, "fp8", kv_dtype="fp16"), exact) > EXACT
 
