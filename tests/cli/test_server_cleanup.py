@@ -11,7 +11,6 @@ import signal
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -21,6 +20,7 @@ import pytest
 from autoglm_cli.server.server_cleanup import SHARED_MEMORY, ServerCleanup
 from autoglm_cli.server.server_folder import Process, ServerFolder, sweep
 from autoglm_engine.triton.board.acks import AckBoard
+from autoglm_engine.triton.board.server_identity import ServerIdentity
 
 from tests.support.server.processes import wait_for_end
 
@@ -93,34 +93,35 @@ def test_processes_regions_and_folder_go(left: MakeLeft, tmp_path: Path) -> None
     assert reader.is_running() and others.is_running() and other.region.exists() and other.cleanup.folder.exists()
 
 
-@pytest.mark.slow
-def test_the_board_of_the_server_goes_when_its_engine_has(tmp_path: Path) -> None:
-    def board(pid: int) -> Path:
+def test_the_boards_of_the_server_go_and_nobody_elses(tmp_path: Path) -> None:
+    here = Path("/proc/self/ns/pid").stat().st_ino
+
+    def board(pid: int, started: int = 5, namespace: int = here) -> Path:
         path = SHARED_MEMORY / f"autoglm-acks-{secrets.token_hex(8)}"
-        path.write_bytes(struct.pack("<8Q", 1, 0, 0, pid, 0, 0, 0, 0))
+        path.write_bytes(struct.pack("<8Q", 1, 0, 0, pid, started, namespace, 0, 0))
         return path
 
-    abandoned, held, ending, others = board(NO_PROCESS), board(NO_PROCESS), board(NO_PROCESS), board(NO_PROCESS + 1)
-    empty = SHARED_MEMORY / f"autoglm-acks-{secrets.token_hex(8)}"
-    empty.touch()
+    mine = [board(NO_PROCESS), board(NO_PROCESS)]
+    others = [board(NO_PROCESS + 1), board(NO_PROCESS, started=6), board(NO_PROCESS, namespace=here + 1)]
+    others.append(SHARED_MEMORY / f"autoglm-acks-{secrets.token_hex(8)}")
+    others[-1].touch()
     try:
-        with held.open("rb") as engine, ending.open("rb") as killed:
-            fcntl.flock(engine, fcntl.LOCK_EX)
-            fcntl.flock(killed, fcntl.LOCK_EX)
-            threading.Timer(0.3, lambda: fcntl.flock(killed, fcntl.LOCK_UN)).start()
-            ServerCleanup(tmp_path / "none", "autoglm-none-", NO_PROCESS).remove()
-            found = [path.exists() for path in (abandoned, ending, held, others, empty)]
-            assert found == [False, False, True, True, True]
+        with mine[0].open("rb") as dying:  # its engine was killed, and has not let go of it yet
+            fcntl.flock(dying, fcntl.LOCK_EX)
+            ServerCleanup(tmp_path / "none", "autoglm-none-", NO_PROCESS, 5).remove()
+        assert [path.exists() for path in mine + others] == [False] * 2 + [True] * 4
     finally:
-        for path in (abandoned, held, ending, others, empty):
+        for path in mine + others:
             path.unlink(missing_ok=True)
 
 
-def test_an_engines_board_says_whose_it_is() -> None:
+def test_an_engines_board_says_whose_it_is(tmp_path: Path) -> None:
     """The layout that `server_cleanup` reads."""
-    with AckBoard(1) as board:
-        head = struct.unpack("<4Q", (SHARED_MEMORY / board.name).read_bytes()[:32])
-    assert head[3] == os.getppid()
+    server = Process.of(os.getpid())
+    assert server is not None
+    with AckBoard(1, server=ServerIdentity.of(server.pid)) as board:
+        ServerCleanup(tmp_path / "none", "autoglm-none-", server.pid, server.started).remove()
+        assert not (SHARED_MEMORY / board.name).exists()
 
 
 def test_the_next_start_sweeps_what_dead_owners_left(left: MakeLeft, tmp_path: Path) -> None:
@@ -155,7 +156,7 @@ def test_the_folder_of_a_living_owner_stays(tmp_path: Path, monkeypatch: pytest.
     said = json.loads((folder.path / "owner").read_text()) | {"pid": NO_PROCESS}
     (folder.path / "owner").write_text(json.dumps(said))
     assert sweep() == [] and folder.path.exists()
-    folder.remove(server_pid=0)
+    folder.remove()
     assert not list(tmp_path.iterdir())
 
 
@@ -217,7 +218,7 @@ import sys, time
 from autoglm_cli.server.server_folder import ServerFolder
 from autoglm_cli.server.server_cleanup import start_watch
 folder = ServerFolder(sys.argv[1])
-watch = start_watch(folder.cleanup(0))
+watch = start_watch(folder.cleanup())
 print(folder.path, watch.pid, flush=True)
 time.sleep(600)
 """

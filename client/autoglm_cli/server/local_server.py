@@ -30,7 +30,7 @@ from .hidden_arguments import hide_arguments
 from .ports import check_ports, chosen_ports, is_listening
 from .private_memory import wrapped
 from .server_cleanup import start_watch
-from .server_folder import ServerFolder, sweep
+from .server_folder import Process, ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
 from .server_tls import ServerTLS, client_tls_of
@@ -94,6 +94,7 @@ class LocalServer:
         self.client_tls = client_tls_of(tls, client_tls) if tls else None
         self._chosen_log = Path(log_file) if log_file else None
         self._folder: ServerFolder | None = None
+        self._server: Process | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._watch: subprocess.Popen[bytes] | None = None  # removes what is left when this process is killed
         self._log = self._chosen_log
@@ -161,7 +162,8 @@ class LocalServer:
         backends = install.assemble_backends(self._folder.path)
         command = wrapped(self._command.words(install, backends, self._pools))
         self._process = start_logged(command, install.environment(self._environment), self._log)
-        self._watch = start_watch(self._folder.cleanup(self._process.pid))
+        self._server = Process.of(self._process.pid)
+        self._watch = start_watch(self._folder.cleanup(self._server))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they
@@ -245,7 +247,6 @@ class LocalServer:
     def stop(self, timeout: float = EXIT_SECONDS + 3.0) -> None:
         """End the server: SIGTERM, and SIGKILL when the models' processes have ended, since nothing is left to wait for
         then, or after `timeout` seconds. Models' processes that still run are killed, and nothing is left behind."""
-        server_pid = self.pid or 0
         if self._process is not None:
             self._process.send_signal(signal.SIGTERM)
             self._wait_for_exit(timeout)
@@ -253,7 +254,7 @@ class LocalServer:
             self._process.wait()
             self._process = None
         if self._folder is not None:
-            self._folder.remove(server_pid)
+            self._folder.remove(self._server)
             self._folder = None
         if self._watch is not None:
             self._watch.kill()

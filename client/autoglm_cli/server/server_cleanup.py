@@ -22,20 +22,21 @@ from dataclasses import dataclass
 from pathlib import Path
 
 SHARED_MEMORY = Path("/dev/shm")
-_BOARDS = "autoglm-acks-*"
-_BOARD_HEAD = struct.Struct("<4Q")  # the last is the pid of the server; see `autoglm_engine.triton.board.file`
+_BOARDS = "autoglm-acks-*", ".autoglm-acks-*"  # the latter until it is whole
+_BOARD_SERVER = struct.Struct("<24x3Q")  # its pid, start and namespace of pids; see `autoglm_engine.triton.board.file`
 _KILL_SECONDS = 3.0
-_LOCK_SECONDS = 2.0
 _POLL_SECONDS = 0.1
 
 
 @dataclass(frozen=True, slots=True)
 class ServerCleanup:
-    """`regions` begins the names of the server's regions in shared memory; `server_pid` is known to its board."""
+    """`regions` begins the names of the server's regions in shared memory. `server_pid` and `server_started`, in clock
+    ticks since the machine began to run, are known to its engines' boards."""
 
     folder: Path
     regions: str
     server_pid: int = 0
+    server_started: int = 0
 
     def remove(self) -> None:
         """All that is this user's. Whoever calls it knows that the server has ended, or is to."""
@@ -71,19 +72,22 @@ class ServerCleanup:
 
     def _shared(self) -> Iterator[Path]:
         yield from (path for path in SHARED_MEMORY.glob(f"{self.regions}*") if is_own_file(path))
-        yield from (path for path in SHARED_MEMORY.glob(_BOARDS) if self.server_pid and self._is_board(path))
+        boards = (path for names in _BOARDS for path in SHARED_MEMORY.glob(names)) if self.server_pid else ()
+        yield from (path for path in boards if self._is_board(path))
 
     def _is_board(self, path: Path) -> bool:
-        """An engine holds its board locked: another server may have got the number of this one. One that was killed
-        lets go of it in its last moments only."""
+        """By whose it is, and whether or not its engine still holds it: one that was killed on a busy machine lets go
+        of it seconds later."""
+        if not is_own_file(path):
+            return False
         try:
-            file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_CLOEXEC)
+            file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         except OSError:
             return False
         with closing(os.fdopen(file, "rb")) as board:
-            head = board.read(_BOARD_HEAD.size)
-            is_servers = len(head) == _BOARD_HEAD.size and _BOARD_HEAD.unpack(head)[3] == self.server_pid
-            return is_servers and is_own_file(path) and _locked_within(file, _LOCK_SECONDS)
+            head = board.read(_BOARD_SERVER.size)
+        server = (self.server_pid, self.server_started, Path("/proc/self/ns/pid").stat().st_ino)
+        return len(head) == _BOARD_SERVER.size and _BOARD_SERVER.unpack(head) == server
 
 
 def is_own_file(path: Path) -> bool:
@@ -102,16 +106,10 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def _locked_within(file: int, seconds: float) -> bool:
-    give_up_at = time.monotonic() + seconds
-    while not (locked := try_lock(file)) and time.monotonic() < give_up_at:
-        time.sleep(0.01)
-    return locked
-
-
 def start_watch(cleanup: ServerCleanup) -> subprocess.Popen[bytes]:
     """The program: it outlives this process, whose end it waits for."""
-    named = [str(os.getpid()), str(cleanup.folder), cleanup.regions, str(cleanup.server_pid)]
+    server = [str(cleanup.server_pid), str(cleanup.server_started)]
+    named = [str(os.getpid()), str(cleanup.folder), cleanup.regions, *server]
     quiet = subprocess.DEVNULL
     return subprocess.Popen(
         [sys.executable, "-IS", __file__, *named], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
@@ -135,4 +133,4 @@ def wait_for_parent(pid: int) -> None:
 
 if __name__ == "__main__":
     wait_for_parent(int(sys.argv[1]))
-    ServerCleanup(Path(sys.argv[2]), sys.argv[3], int(sys.argv[4])).remove()
+    ServerCleanup(Path(sys.argv[2]), sys.argv[3], *map(int, sys.argv[4:])).remove()

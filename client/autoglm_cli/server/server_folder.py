@@ -54,11 +54,11 @@ class ServerFolder:
         try_lock(self._file)  # before it says anything: what is empty is left alone
         os.write(self._file, json.dumps({"pid": owner.pid, "started": owner.started, "regions": regions}).encode())
 
-    def cleanup(self, server_pid: int) -> ServerCleanup:
-        return ServerCleanup(self.path, self.regions, server_pid)
+    def cleanup(self, server: Process | None = None) -> ServerCleanup:
+        return ServerCleanup(self.path, self.regions, *((server.pid, server.started) if server else ()))
 
-    def remove(self, server_pid: int) -> None:
-        self.cleanup(server_pid).remove()
+    def remove(self, server: Process | None = None) -> None:
+        self.cleanup(server).remove()
         os.close(self._file)
 
 
