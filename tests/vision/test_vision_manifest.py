@@ -10,27 +10,10 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest
+from autoglm_engine.manifest import MANIFEST_NAME, Manifest
 
-from tests.support.vision.settings import SETTINGS, vision_settings
+from tests.support.vision.settings import BLIND, SETTINGS, vision_settings
 
-BLIND = Manifest(
-    model_name="tiny",
-    family="glm4v",
-    runtime="onnx",
-    runtime_version="1.0",
-    precision="fp32",
-    num_slots=2,
-    max_length=64,
-    prefill_chunk=16,
-    vocab_size=288,
-    cache=CacheShape(num_layers=2, num_kv_heads=1, head_size=32, dtype="float32"),
-    eos_token_ids=(256,),
-    bos_token_id=None,
-    generation_defaults={},
-    spec={},
-    files={"vision.onnx": FileRecord(5, "0" * 64)},
-)
 SEEING = dataclasses.replace(BLIND, vision=vision_settings())
 
 

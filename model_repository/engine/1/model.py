@@ -159,12 +159,14 @@ def ask_vision(name, file, grid, artifact):
         texts = {"image": file, "artifact": artifact.encode()}
         inputs = [pb_utils.Tensor(key, np.array([[text]], dtype=np.object_)) for key, text in texts.items()]
         inputs.append(pb_utils.Tensor("grid", np.array([grid], dtype=np.int32)))
-        response = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features"], inputs=inputs).exec()
+        call = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features", "seconds"], inputs=inputs)
+        response = call.exec()
     except pb_utils.TritonModelException as error:  # shared memory has no room
         raise vision_failure(str(error)) from None
     if response.has_error():
         raise vision_failure(response.error().message())
-    return pb_utils.get_output_tensor_by_name(response, "features").as_numpy()[0]
+    outputs = (pb_utils.get_output_tensor_by_name(response, name) for name in ("features", "seconds"))
+    return tuple(tensor.as_numpy()[0] for tensor in outputs)
 
 
 def find_package(args):

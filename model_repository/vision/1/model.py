@@ -52,8 +52,10 @@ class TritonPythonModel:
         try:
             tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
             image, artifact = (tensors[name].reshape(-1)[0] for name in ("image", "artifact"))
-            features = self.service.encode(image, tensors["grid"], artifact.decode(errors="replace"))
-            return pb_utils.InferenceResponse([pb_utils.Tensor("features", features[np.newaxis])])
+            encoded = self.service.encode(image, tensors["grid"], artifact.decode(errors="replace"))
+            outputs = {"features": encoded.features, "seconds": encoded.seconds}
+            tensors = [pb_utils.Tensor(name, values[np.newaxis]) for name, values in outputs.items()]
+            return pb_utils.InferenceResponse(tensors)
         except EngineError as error:
             return refusal(error.code, str(error))
         except Exception as error:

@@ -1,10 +1,10 @@
-"""`VisionSettings` of a model that does not exist."""
+"""The manifest of a model that does not exist, and its `VisionSettings`."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.manifest import CacheShape, FileRecord, Manifest, VisionSettings
 
 SETTINGS: dict[str, Any] = {
     "runtime": "onnx",
@@ -27,6 +27,24 @@ SETTINGS: dict[str, Any] = {
     "mrope_sections": (2, 3, 3),
     "max_images": 10,
 }
+
+BLIND = Manifest(
+    model_name="tiny",
+    family="glm4v",
+    runtime="onnx",
+    runtime_version="1.0",
+    precision="fp32",
+    num_slots=2,
+    max_length=64,
+    prefill_chunk=16,
+    vocab_size=288,
+    cache=CacheShape(num_layers=2, num_kv_heads=1, head_size=32, dtype="float32"),
+    eos_token_ids=(256,),
+    bos_token_id=None,
+    generation_defaults={},
+    spec={},
+    files={"vision.onnx": FileRecord(5, "0" * 64)},
+)
 
 
 def vision_settings(**changes: Any) -> VisionSettings:

@@ -66,6 +66,15 @@ IMAGES_REUSED = MetricSpec(
 IMAGE_ENCODE_TIME = MetricSpec(
     "image_encode_time", Kind.HISTOGRAM, "Seconds of encoding an image", buckets=_QUEUE_BUCKETS
 )
+IMAGE_DECODE_TIME = MetricSpec(
+    "image_decode_time", Kind.HISTOGRAM, "Seconds of decoding an image's file", buckets=_QUEUE_BUCKETS
+)
+IMAGE_RESIZE_TIME = MetricSpec(
+    "image_resize_time", Kind.HISTOGRAM, "Seconds of resizing an image and cutting its patches", buckets=_QUEUE_BUCKETS
+)
+IMAGE_TOWER_TIME = MetricSpec(
+    "image_tower_time", Kind.HISTOGRAM, "Seconds of the vision tower on an image", buckets=_QUEUE_BUCKETS
+)
 IMAGE_FEATURE_USAGE = MetricSpec(
     "image_feature_usage", Kind.GAUGE, "Share of the memory for image features that requests use, 0 to 1"
 )
@@ -125,6 +134,9 @@ ALL_METRICS = (
     IMAGES,
     IMAGES_REUSED,
     IMAGE_ENCODE_TIME,
+    IMAGE_DECODE_TIME,
+    IMAGE_RESIZE_TIME,
+    IMAGE_TOWER_TIME,
     IMAGE_FEATURE_USAGE,
     RUNNING,
     WAITING,

@@ -64,7 +64,7 @@ class EngineService:
         model = LoadedModel.load(folder, settings, num_threads)
         self._rules, self._guides, self._runner = model.rules, model.guides, model.runner
         self._default_deadline_ms = settings.default_deadline_ms
-        self._images = ImageIntake.of(model.manifest, settings, encode)
+        self._images = ImageIntake.of(model.manifest, settings, encode, metrics)
         self._died, self._metrics = died, metrics
         server = identity or ServerIdentity.of_parent()
         num_cells = cells_for(model.manifest.num_slots, settings.max_queue)

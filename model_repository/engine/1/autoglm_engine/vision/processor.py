@@ -42,7 +42,11 @@ class Patches:
 
 def preprocess(content: bytes, settings: VisionSettings) -> Patches:
     """Raises InvalidRequest for what is no image, or one beyond the limits."""
-    image = _upright(content)
+    return patches_of(decoded(content), settings)
+
+
+def patches_of(image: Image, settings: VisionSettings) -> Patches:
+    """Of an image that is decoded. Raises InvalidRequest for a shape beyond the limits."""
     height, width = resized(image.height, image.width, settings)
     pixels = np.asarray(_resized(image, height, width))
     return Patches(
@@ -50,8 +54,8 @@ def preprocess(content: bytes, settings: VisionSettings) -> Patches:
     )
 
 
-def _upright(content: bytes) -> Image:
-    """The image in RGB."""
+def decoded(content: bytes) -> Image:
+    """The image in RGB, upright. Raises InvalidRequest for what is no image, or one beyond the limits."""
     from PIL import ImageOps
 
     if len(content) > MAX_IMAGE_BYTES:

@@ -11,12 +11,15 @@ from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.errors import EngineError, InvalidRequest, Unavailable
 from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.metrics import IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME, Metrics
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.vision.digest import image_digest
 
 _log = logging.getLogger(__name__)
-EncodeImage = Callable[[bytes, tuple[int, int], str], Features]
-"""A file, its grid and the artifact (`Manifest.short_digest`) -> float32 [rows * columns, hidden_size]. Blocks."""
+STAGES = (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)
+EncodeImage = Callable[[bytes, tuple[int, int], str], tuple[Features, Sequence[float]]]
+"""A file, its grid and the artifact (`Manifest.short_digest`) -> float32 [rows * columns, hidden_size], and the seconds
+of each of STAGES. Blocks."""
 
 
 def vision_failure(sentence: str) -> EngineError:
@@ -43,11 +46,19 @@ class ImageIntake:
             vision.wake = lambda: self.wake()
 
     @classmethod
-    def of(cls, manifest: Manifest, settings: EngineSettings, encode: EncodeImage) -> ImageIntake:
+    def of(cls, manifest: Manifest, settings: EngineSettings, encode: EncodeImage, metrics: Metrics) -> ImageIntake:
+        """`metrics`: told of each stage on the thread that encodes."""
         budget, artifact = ImageBudget(settings.image_queue_bytes), manifest.short_digest
         if manifest.vision is None:
             return cls(None, budget, None)
-        vision = Vision(lambda file, grid: encode(file, grid, artifact), manifest.vision.hidden_size)
+
+        def timed(file: bytes, grid: tuple[int, int]) -> Features:
+            features, seconds = encode(file, grid, artifact)
+            for stage, value in zip(STAGES, seconds, strict=True):
+                metrics.observe(stage, float(value))
+            return features
+
+        vision = Vision(timed, manifest.vision.hidden_size)
         return cls(manifest.vision, budget, vision)
 
     def take(self, request: Request, files: Sequence[bytes]) -> Request:

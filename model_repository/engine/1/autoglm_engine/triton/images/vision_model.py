@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +15,17 @@ import numpy.typing as npt
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
-from autoglm_engine.vision.processor import preprocess
+from autoglm_engine.vision.processor import decoded, patches_of
 from autoglm_engine.vision.tower import Features, Tower, open_tower
+
+
+@dataclass(frozen=True, slots=True)
+class EncodedImage:
+    """`features`: float32 [rows * columns, hidden_size]. `seconds`: of decoding the file, of resizing and cutting, of
+    the tower, float32 [3]."""
+
+    features: Features
+    seconds: npt.NDArray[np.float32]
 
 
 class VisionService:
@@ -27,26 +39,38 @@ class VisionService:
         """As `FollowedArtifact.read`."""
         self._towers.read()
 
-    def encode(self, image: bytes, grid: npt.NDArray[Any], artifact: str) -> Features:
-        """float32 [rows * columns, hidden_size]. `grid`: the rows and columns of tokens that the caller counts on.
+    def encode(self, image: bytes, grid: npt.NDArray[Any], artifact: str) -> EncodedImage:
+        """`grid`: the rows and columns of tokens that the caller counts on.
         `artifact`: `Manifest.short_digest` of what the engine serves. Raises InvalidRequest and Unavailable."""
         tower = self._towers.of(artifact)
         if tower is None:
             raise InvalidRequest("the model that is served reads text only: its artifact has no vision tower")
-        patches = preprocess(image, tower.settings)
-        found = [side // tower.settings.merge_size for side in patches.grid]
-        if found != grid.reshape(-1).tolist():
-            raise InvalidRequest(
-                f"an image has {found[0]} x {found[1]} tokens once it is decoded, and its header said "
-                f"{' x '.join(map(str, grid.reshape(-1).tolist()))}"
-            )
-        features = tower.encode(patches)
-        if not np.isfinite(features).all():
-            raise InvalidRequest("the vision tower makes numbers of this image that are not finite")
-        return features
+        return encode_image(image, grid.reshape(-1).tolist(), tower)
 
     def close(self) -> None:
         self._towers.close()
+
+
+def encode_image(
+    image: bytes, expected: Sequence[int], tower: Tower, clock: Callable[[], float] = time.monotonic
+) -> EncodedImage:
+    """`expected`: the rows and columns of tokens that it must have. Raises InvalidRequest."""
+    times = [clock()]
+    pixels = decoded(image)
+    times.append(clock())
+    patches = patches_of(pixels, tower.settings)
+    times.append(clock())
+    found = [side // tower.settings.merge_size for side in patches.grid]
+    if found != list(expected):
+        raise InvalidRequest(
+            f"an image has {found[0]} x {found[1]} tokens once it is decoded, and its header said "
+            f"{' x '.join(map(str, expected))}"
+        )
+    features = tower.encode(patches)
+    times.append(clock())
+    if not np.isfinite(features).all():
+        raise InvalidRequest("the vision tower makes numbers of this image that are not finite")
+    return EncodedImage(features, np.diff(times).astype(np.float32))
 
 
 def _load(folder: Path, manifest: Manifest, num_threads: int) -> Tower | None:

@@ -1,0 +1,66 @@
+"""How long each part of encoding an image took, from the model that encodes to the engine's metrics."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+from autoglm_engine.core import Features
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.metrics import IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME
+from autoglm_engine.settings.model import plain_settings
+from autoglm_engine.triton.images.image_intake import ImageIntake
+from autoglm_engine.triton.images.vision_model import encode_image
+from autoglm_engine.vision.processor import Patches
+
+from tests.support.engine.memory_metrics import MemoryMetrics
+from tests.support.export.tiny_glm4v import image_file
+from tests.support.vision.settings import BLIND, vision_settings
+
+GRID = (2, 3)
+
+
+@dataclass
+class FakeTower:
+    """Its features are ones."""
+
+    settings: VisionSettings = field(default_factory=vision_settings)
+
+    def encode(self, patches: Patches) -> Features:
+        return np.ones((len(patches.values) // self.settings.merge_size**2, self.settings.hidden_size), np.float32)
+
+    def close(self) -> None: ...
+
+
+def test_each_stage_is_timed_in_its_order() -> None:
+    readings = iter([10.0, 11.0, 13.0, 17.0])
+    encoded = encode_image(image_file(56, 84), GRID, FakeTower(), lambda: next(readings))
+    assert encoded.seconds.tolist() == [1, 2, 4]
+    assert encoded.features.shape == (6, FakeTower().settings.hidden_size)
+
+
+def test_an_image_of_another_grid_than_its_header_said_is_refused() -> None:
+    with pytest.raises(InvalidRequest, match="2 x 3 tokens once it is decoded, and its header said 3 x 2"):
+        encode_image(image_file(56, 84), (3, 2), FakeTower())
+
+
+def test_the_metrics_have_the_time_of_each_stage() -> None:
+    metrics, features = MemoryMetrics(), np.zeros((6, 4), np.float32)
+    given: list[tuple[bytes, tuple[int, int], str]] = []
+
+    def encode(file: bytes, grid: tuple[int, int], artifact: str) -> tuple[Features, list[float]]:
+        given.append((file, grid, artifact))
+        return features, [0.25, 0.5, 2.0]
+
+    manifest = replace(BLIND, vision=vision_settings())
+    intake = ImageIntake.of(manifest, plain_settings(), encode, metrics)
+    assert intake.vision is not None and intake.vision.encode(b"a file", GRID) is features
+    assert given == [(b"a file", GRID, manifest.short_digest)]
+    totals = [metrics.histogram(stage).total for stage in (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)]
+    assert totals == [0.25, 0.5, 2.0]
+
+
+def test_a_model_of_text_alone_encodes_nothing() -> None:
+    assert ImageIntake.of(BLIND, plain_settings(), lambda *asked: ([], []), MemoryMetrics()).vision is None
