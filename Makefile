@@ -24,9 +24,9 @@ WORKERS ?= 4
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour vision-model held-out-screens clean
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 system: ## install the Debian/Ubuntu packages that are missing (libpython, venv, a C++ compiler)
 	@PYTHON=$(PYTHON) LOG=$(LOG) sh deploy/install/system-packages.sh
@@ -58,7 +58,7 @@ ifeq ($(GPU),onnx-gpu) # the two packages overwrite each other's files
 endif
 	@touch $@
 
-demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once
+demo: $(VENV)/runtime.stamp ## export SmolLM2, start tritonserver, stream an answer, run 16 requests at once, tap on a drawn screen
 	@PATH="$(CURDIR)/$(BIN):$$PATH" autoglm demo
 	@$(TOTAL)
 
@@ -139,6 +139,12 @@ $(VENV)/first-hour-$(GPU).stamp: $(VENV)/runtime.stamp
 
 gpu-first-hour: $(VENV)/first-hour-$(GPU).stamp ## ask a new GPU what must be known first, about an hour, and write one page of it: docs/gpu-first-hour.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu.first_hour $(HOUR_FLAGS)
+
+vision-model: $(VENV)/test.stamp ## by hand, about an hour: trains the small model that sees drawn screens, into build/vision-model
+	@$(BIN)/python -m autoglm_perf.vision_model.train --output build/vision-model
+
+held-out-screens: $(VENV)/test.stamp ## by hand, minutes: how often it taps the right button on 1,000 other screens: transformers, fp32, int8
+	@$(BIN)/python -m autoglm_perf.vision_model.held_out $(SCREEN_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
 	rm -rf $(VENV) build dist model_repository/engine/1/artifact model_repository/embedder/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -19,6 +19,7 @@ from autoglm_cli.paths import BUNDLED_MODEL, artifact_folder, is_exported, repos
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_cli.server.triton_install import find_triton
 
+from .demo_screen import tap_on_a_screen
 from .export import check_exporter
 from .serve import ensure_exported, running
 
@@ -53,6 +54,7 @@ def demo(
     ] = False,
 ) -> None:
     """Export the bundled model if needed, start the server, stream an answer, answer 16 prompts at once, stop it.
+    Then let a small model that sees tap on a drawn phone screen.
 
     \b
     Examples:
@@ -74,6 +76,7 @@ def demo(
         with notes().status("stopping the server"):
             client.close()
             server.stop()
+    tap_on_a_screen(folder)
     notes().print(next_step(artifact), markup=False, soft_wrap=True)
 
 

@@ -32,9 +32,10 @@ ENGINE_SOURCES = (
 )
 
 
-def kept_export(name: str, **options: Any) -> Path:
-    """SmolLM2 exported with `options`; one process makes it, and others wait for it."""
-    return _kept(name, _exporter_digest(), lambda output: export("smollm2", output, **options))
+def kept_export(name: str, checkpoint: str | Path = "smollm2", **options: Any) -> Path:
+    """A checkpoint exported with `options`; one process makes it, and others wait for it. `name`: of both."""
+    digest = _exporter_digest() + (_digest(checkpoint) if isinstance(checkpoint, Path) else "")
+    return _kept(name, digest, lambda output: export(checkpoint, output, **options))
 
 
 def kept_reference(checkpoint: Path, load: Callable[[Path], Any]) -> Path:
@@ -72,6 +73,10 @@ def with_limits(artifact: Path, folder: Path, **limits: int) -> Manifest:
     manifest = dataclasses.replace(Manifest.load(artifact), **limits)
     manifest.save(folder)
     return manifest
+
+
+def _digest(folder: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in sorted(folder.iterdir()))).hexdigest()[:16]
 
 
 def _exporter_digest() -> str:
