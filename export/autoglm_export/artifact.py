@@ -46,6 +46,11 @@ def lower(
     runtime = runtime_named(options.runtime, options.precision)
     if spec.takes_images and not runtime.takes_images:
         raise UnsupportedModel(f"the runtime {options.runtime} takes no images; onnx and native do")
+    if spec.num_deepstack and not runtime.adds_features:
+        raise UnsupportedModel(
+            f"the runtime {options.runtime} adds no features of images behind layers (deepstack), as {spec.family} "
+            "does; onnx and native do"
+        )
     write = runtime.load()
     with freed_memory.kept():
         return write(

@@ -26,7 +26,7 @@ from .artifact import Options, describe, lower, save_whole
 from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
-from .vision_artifact import lower_vision, with_max_pixels
+from .vision_artifact import feature_rotation, lower_vision, with_max_pixels
 
 DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
@@ -187,7 +187,8 @@ def _lower_vision(folder: Path, source: Checkpoint, options: Options, progress: 
     """None where the checkpoint takes no images, or the decoder's runtime."""
     if source.vision is None or not runtime_named(options.runtime, options.precision).takes_images:
         return None
-    return lower_vision(source.vision, source.spec.rope, folder, progress=progress)
+    rotation = feature_rotation(source.spec.as_json(), options.runtime, options.precision)
+    return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress)
 
 
 def _described(

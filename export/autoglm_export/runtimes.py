@@ -25,7 +25,7 @@ def no_progress(stage: str, fraction: float) -> None:
 
 def image_details(spec: ModelSpec) -> dict[str, Any]:
     """What `Manifest.runtime_details` say of a decoder that takes images."""
-    return {"feature_size": spec.hidden_size} if spec.takes_images else {}
+    return {"feature_size": spec.feature_size} if spec.takes_images else {}
 
 
 class Lowering(Protocol):
@@ -64,10 +64,12 @@ class Runtime:
     default_precision: str
     options: tuple[str, ...] = ()
     calibrated: tuple[str, ...] = ()  # precisions that need a calibration text
+    rotated: tuple[str, ...] = ()  # precisions whose residual stream is turned, by `quantize.rotation`
     prefill_chunk: int = 128
     has_reference: bool = False  # whether it writes what a GPU is checked by, which a text makes stronger
     extra: str = "export"
     takes_images: bool = True
+    adds_features: bool = True  # of images behind layers: `ModelSpec.num_deepstack`
 
     def load(self) -> Lowering:
         try:
@@ -110,6 +112,7 @@ def _tensorrt(function: str, package: str) -> Runtime:
         has_reference=True,
         extra=package,
         takes_images=False,
+        adds_features=False,
     )
 
 
@@ -121,9 +124,16 @@ RUNTIMES = {
         ("fp32", "fp16", "int8"),
         default_precision="int8",
         calibrated=("int8",),
+        rotated=("int8",),
     ),
     "native": Runtime(
-        "native.lowering", "write_native", "autoglm-triton", ("int8",), default_precision="int8", calibrated=("int8",)
+        "native.lowering",
+        "write_native",
+        "autoglm-triton",
+        ("int8",),
+        default_precision="int8",
+        calibrated=("int8",),
+        rotated=("int8",),
     ),
     "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
     "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from autoglm_engine.manifest import VisionSettings
 
@@ -11,10 +13,11 @@ from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
 from autoglm_export.model.spec import RopeSpec
 from autoglm_export.onnx.vision import write_vision
+from autoglm_export.quantize.rotation import RotatedFeatures, Rotation, stream_rotation
 
 from . import freed_memory
 from .errors import InvalidOption
-from .runtimes import Progress, no_progress
+from .runtimes import Progress, no_progress, runtime_named
 
 MAX_IMAGES = 10  # of one request; as Open-AutoGLM's README starts other servers
 
@@ -32,21 +35,34 @@ def with_max_pixels(checkpoint: Checkpoint, max_pixels: int | None) -> Checkpoin
     return dataclasses.replace(checkpoint, vision=dataclasses.replace(vision, processor=processor))
 
 
+def feature_rotation(spec: Mapping[str, Any], runtime: str, precision: str) -> Rotation | None:
+    """What turns the residual stream of a decoder that is lowered so, and thus the features that it reads. `spec`: as a
+    manifest has it."""
+    if precision not in runtime_named(runtime, precision).rotated:
+        return None
+    return stream_rotation(spec["hidden_size"], sandwich_norm=spec["sandwich_norm"])
+
+
 def lower_vision(
     vision: VisionCheckpoint,
     rope: RopeSpec,
     folder: Path,
     *,
+    rotation: Rotation | None = None,
     precision: str = "fp32",
     progress: Progress = no_progress,
 ) -> VisionSettings:
-    """Write the tower into `folder`; returns the manifest's `vision`. `rope`: the decoder's.
+    """Write the tower into `folder`; returns the manifest's `vision`. `rope`: the decoder's; `rotation`: of its
+    residual stream.
 
     ONNX Runtime computes the tower, whatever computes the decoder: another lowering of `build_tower` would be chosen
     here.
     """
+    weights = vision.weights
+    if rotation is not None:
+        weights = RotatedFeatures(weights, vision.spec.writers, rotation)
     with freed_memory.kept():
-        model = write_vision(vision.spec, vision.weights, folder, precision=precision, progress=progress)
+        model = write_vision(vision.spec, weights, folder, precision=precision, progress=progress)
     time, row, column = rope.sections
     spec, processor, tokens = vision.spec, vision.processor, vision.tokens
     return VisionSettings(
@@ -61,12 +77,15 @@ def lower_vision(
         temporal_patch_size=spec.temporal_patch_size,
         min_pixels=processor.min_pixels,
         max_pixels=processor.max_pixels,
+        frames=processor.frames,
+        grows_small=processor.grows_small,
         image_mean=processor.mean,
         image_std=processor.std,
-        hidden_size=spec.output_size,
+        hidden_size=spec.feature_size,
         head_size=spec.head_size,
         rope_theta=spec.rope_theta,
         position_table_size=spec.position_table_size,
+        interpolation=spec.interpolation,
         mrope_sections=(time, row, column),
         max_images=MAX_IMAGES,
     )

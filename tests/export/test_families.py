@@ -38,13 +38,15 @@ LLAMA3 = {
 
 def config(family: str, **changes: Any) -> dict[str, Any]:
     base = {**BASE, "model_type": family, "architectures": list(FAMILIES[family].architectures)}
+    if family == "qwen3_vl":
+        base["rope_scaling"] = {"rope_type": "default", "mrope_section": [4, 2, 2], "mrope_interleaved": True}
     if family == "glm4v":
         base["rope_scaling"] = {"type": "default", "mrope_section": [1, 1, 2]}
         base["partial_rotary_factor"] = 0.5
     return {**base, **changes}
 
 
-@pytest.mark.parametrize("family", FAMILY_NAMES)
+@pytest.mark.parametrize("family", [*FAMILY_NAMES, "qwen3_vl"])
 def test_every_canonical_weight_has_one_source(family: str) -> None:
     spec = spec_from_config(config(family))
     sources = source_names(spec, FAMILIES[family])
@@ -96,6 +98,50 @@ def test_glm4v_reads_nested_and_flat_configs() -> None:
     assert asdict(spec_from_config(flat)) == asdict(spec_from_config(nested))
 
 
+def test_the_published_decoder_of_qwen3_vl_is_read() -> None:
+    """Qwen3-VL-4B-Instruct."""
+    text = {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "bos_token_id": 151643,
+        "dtype": "bfloat16",
+        "eos_token_id": 151645,
+        "head_dim": 128,
+        "hidden_act": "silu",
+        "hidden_size": 2560,
+        "initializer_range": 0.02,
+        "intermediate_size": 9728,
+        "max_position_embeddings": 262144,
+        "model_type": "qwen3_vl_text",
+        "num_attention_heads": 32,
+        "num_hidden_layers": 36,
+        "num_key_value_heads": 8,
+        "rms_norm_eps": 1e-6,
+        "rope_theta": 5000000,
+        "tie_word_embeddings": True,
+        "use_cache": True,
+        "rope_scaling": {"mrope_interleaved": True, "mrope_section": [24, 20, 20], "rope_type": "default"},
+        "vocab_size": 151936,
+    }
+    whole = {
+        "architectures": ["Qwen3VLForConditionalGeneration"],
+        "model_type": "qwen3_vl",
+        "text_config": text,
+        "image_token_id": 151655,
+        "video_token_id": 151656,
+        "vision_start_token_id": 151652,
+        "vision_end_token_id": 151653,
+        "tie_word_embeddings": True,
+        "transformers_version": "4.57.0.dev0",
+        "vision_config": {},
+    }
+    spec = spec_from_config(whole)
+    assert (spec.qk_norm, spec.qkv_bias, spec.sandwich_norm, spec.tied_embeddings) == (True, False, False, True)
+    assert (spec.rope.dims, spec.rope.theta, spec.rope.mixed_sections) == (128, 5e6, True)
+    assert spec.rope.axes[:7] == (0, 1, 2, 0, 1, 2, 0) and set(spec.rope.axes[60:]) == {0}
+    assert [spec.rope.axes.count(axis) for axis in range(3)] == [24, 20, 20]
+
+
 def test_only_decoders_that_take_images_have_sections() -> None:
     spec = spec_from_config(config("glm4v"))
     assert spec.takes_images and spec.rope.sections == (1, 1, 2)
@@ -138,6 +184,12 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("glm4v", {"rope_scaling": {"type": "default", "mrope_section": [-1, 3, 2]}}, "mrope_section is [-1, 3, 2]"),
     ("glm4v", {"rope_scaling": {"type": "default", "mrope_section": [2, 2]}}, "mrope_section is [2, 2]"),
     ("glm4v", {"text_config": {"model_type": "qwen2"}}, "text_config.model_type is 'qwen2'"),
+    ("glm4v", {"rope_scaling": {"mrope_section": [1, 1, 2], "mrope_interleaved": True}}, "mrope_interleaved is True"),
+    ("qwen3_vl", {"rope_scaling": {"mrope_section": [4, 2, 2], "mrope_interleaved": False}}, "always True"),
+    ("qwen3_vl", {"rope_scaling": {"mrope_section": [1, 4, 3]}}, "take turns in 8 pairs, [3, 3, 2] fit"),
+    ("qwen3_vl", {"text_config": {"model_type": "qwen3"}}, "text_config.model_type is 'qwen3'"),
+    ("qwen3", {"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl'"),
+    ("qwen3", {"model_type": "qwen3_vl_moe"}, "model_type is 'qwen3_vl_moe'"),
 ]
 
 

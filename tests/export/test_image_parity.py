@@ -1,4 +1,4 @@
-"""An exported glm4v decoder with images against transformers: the same features and positions give the same logits, and
+"""An exported decoder with images against transformers: the same features and positions give the same logits, and
 the artifact's own tower the same greedy tokens."""
 
 from __future__ import annotations
@@ -24,28 +24,20 @@ from autoglm_export.artifact import Options, lower
 from autoglm_export.checkpoint.hf_config import spec_from_config
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
+from autoglm_export.vision_artifact import feature_rotation
 from autoglm_perf.in_process.fidelity import log_probabilities
 
 from tests.support.export.image_prompts import ImagePrompt
-from tests.support.export.tiny_glm4v import (
-    BEGIN_IMAGE,
-    END_IMAGE,
-    HIDDEN_SIZE,
-    IDS,
-    IMAGE,
-    VOCAB_SIZE,
-    image_file,
-    reference_logits,
-)
-from tests.support.export.tiny_glm4v import tiny_glm4v as tiny_model
+from tests.support.export.seeing_models import SEEING, SeeingModel
+from tests.support.export.tiny_glm4v import HIDDEN_SIZE, VOCAB_SIZE, image_file
 
 pytestmark = pytest.mark.parity
 
 LIMITS = {"max_slots": 3, "max_length": 128, "prefill_chunk": 64}
-PROMPTS = {
-    0: ImagePrompt.random([60], VOCAB_SIZE, HIDDEN_SIZE),
-    1: ImagePrompt.random([4, (6, 4), 20], VOCAB_SIZE, HIDDEN_SIZE, seed=1),
-    3: ImagePrompt.random([4, (2, 9), 6, (5, 5), 3, (1, 2), 20], VOCAB_SIZE, HIDDEN_SIZE, seed=2),
+PARTS: dict[int, list[Any]] = {
+    0: [60],
+    1: [4, (6, 4), 20],
+    3: [4, (2, 9), 6, (5, 5), 3, (1, 2), 20],
 }
 
 
@@ -61,31 +53,50 @@ TENSORRT: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Exported:
+    family: SeeingModel
     checkpoint: Path
     folder: Path
     runner: Runner
 
+    def rotated(self, prompt: ImagePrompt) -> ImagePrompt:
+        """As its decoder reads features."""
+        manifest = Manifest.load(self.folder)
+        rotation = feature_rotation(manifest.spec, manifest.runtime, manifest.precision)
+        features = prompt.features if rotation is None else rotation.features(prompt.features)
+        return dataclasses.replace(prompt, features=features)
+
+
+@pytest.fixture(scope="module", params=SEEING)
+def family(request: pytest.FixtureRequest) -> SeeingModel:
+    return SEEING[request.param]
+
 
 @pytest.fixture(scope="module")
-def model() -> Any:
-    return tiny_model()
+def model(family: SeeingModel) -> Any:
+    return family.make()
 
 
 @pytest.fixture(scope="module")
-def onnx(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    yield from exported(tiny_glm4v, tmp_path_factory.mktemp("onnx") / "artifact", "onnx", "fp32")
+def onnx(family: SeeingModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    yield from exported(family, tmp_path_factory.mktemp("onnx"), "onnx", "fp32")
 
 
 @pytest.fixture(scope="module")
-def native(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
-    yield from exported(tiny_glm4v, tmp_path_factory.mktemp("native") / "artifact", "native", "int8")
+def native(family: SeeingModel, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Exported]:
+    yield from exported(family, tmp_path_factory.mktemp("native"), "native", "int8")
 
 
-def exported(checkpoint: Path, folder: Path, runtime: str, precision: str) -> Iterator[Exported]:
+def exported(family: SeeingModel, made: Path, runtime: str, precision: str) -> Iterator[Exported]:
+    checkpoint, folder = made / "checkpoint", made / "artifact"
+    family.write(checkpoint)
     manifest = export(checkpoint, folder, runtime=runtime, precision=precision, **LIMITS)
     runner = load_runner(folder, manifest, num_threads=1)
-    yield Exported(checkpoint, folder, runner)
+    yield Exported(family, checkpoint, folder, runner)
     runner.close()
+
+
+def prompt_of(family: SeeingModel, num_images: int) -> ImagePrompt:
+    return ImagePrompt.random(PARTS[num_images], VOCAB_SIZE, family.settings.hidden_size, seed=num_images)
 
 
 def expected_logits(model: Any, prompt: ImagePrompt) -> Logits:
@@ -99,8 +110,9 @@ def expected_logits(model: Any, prompt: ImagePrompt) -> Logits:
     with torch.inference_mode():
         positions, _ = inner.get_rope_index(ids, are_of_images.int(), torch.tensor(grids) if grids else None)
         rows = inner.language_model.embed_tokens(ids)
-        rows[are_of_images] = torch.from_numpy(prompt.features)
-        hidden = inner.language_model(inputs_embeds=rows, position_ids=positions).last_hidden_state
+        rows[are_of_images], *further = torch.from_numpy(prompt.features).split(HIDDEN_SIZE, dim=1)
+        deepstack = {"visual_pos_masks": are_of_images, "deepstack_visual_embeds": further} if further else {}
+        hidden = inner.language_model(inputs_embeds=rows, position_ids=positions, **deepstack).last_hidden_state
         return np.asarray(model.lm_head(hidden)[0].numpy())
 
 
@@ -108,20 +120,20 @@ def in_steps(runner: Runner, prompt: ImagePrompt, sizes: list[int]) -> Logits:
     return np.concatenate([run_step(runner, StepBatch((span,))).copy() for span in prompt.chunks(0, sizes)])
 
 
-@pytest.mark.parametrize("num_images", PROMPTS)
+@pytest.mark.parametrize("num_images", PARTS)
 def test_onnx_in_fp32_gives_the_references_logits(onnx: Exported, model: Any, num_images: int) -> None:
-    prompt = PROMPTS[num_images]
+    prompt = prompt_of(onnx.family, num_images)
     expected = expected_logits(model, prompt)
     for sizes in ([1], [64], [7], [9, 30]):
         ends = [span.start + len(span.token_ids) - 1 for span in prompt.chunks(0, sizes)]
         np.testing.assert_allclose(in_steps(onnx.runner, prompt, sizes), expected[ends], rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("num_images", PROMPTS)
+@pytest.mark.parametrize("num_images", PARTS)
 def test_native_int8_stays_near(native: Exported, model: Any, num_images: int) -> None:
     """As near as on texts. Random weights punish quantisation more than trained ones."""
-    prompt = PROMPTS[num_images]
-    actual, expected = in_steps(native.runner, prompt, [1]), expected_logits(model, prompt)
+    prompt = prompt_of(native.family, num_images)
+    actual, expected = in_steps(native.runner, native.rotated(prompt), [1]), expected_logits(model, prompt)
     assert np.linalg.norm(actual - expected) / np.linalg.norm(expected) < 0.1
     assert divergence(actual, expected).mean() < 0.02
     likeliest = expected.argmax(axis=1)
@@ -140,8 +152,8 @@ FILES = [image_file(60, 90, seed=1), image_file(150, 70, seed=2)]
 
 def test_image_files_give_the_references_greedy_tokens(onnx: Exported, model: Any) -> None:
     """Through the artifact's preprocessing, tower and decoder: whole prompt, then token by token."""
-    prompt, ids = seen(onnx.folder)
-    expected = reference_logits(model, ids, FILES, 12)
+    prompt, ids = seen(onnx)
+    expected = onnx.family.logits(model, ids, FILES, 12)
     logits = [in_steps(onnx.runner, prompt, [40])[-1]]
     for _ in expected[1:]:
         prompt = prompt.continued(int(logits[-1].argmax()))
@@ -151,17 +163,18 @@ def test_image_files_give_the_references_greedy_tokens(onnx: Exported, model: An
     assert [int(row.argmax()) for row in logits] == [int(row.argmax()) for row in expected]
 
 
-def seen(artifact: Path) -> tuple[ImagePrompt, list[int]]:
+def seen(onnx: Exported) -> tuple[ImagePrompt, list[int]]:
     """Two images with text around them; and the prompt as transformers takes it."""
+    artifact, family = onnx.folder, onnx.family
     tower, ids, images, features = open_tower(artifact, Manifest.load(artifact), num_threads=1), [5, 9], [], []
     for file in FILES:
         patches = preprocess(file, tower.settings)
         rows, columns = (side // tower.settings.merge_size for side in patches.grid)
         images.append(ImageSpan(len(ids) + 1, (rows, columns), file[:32]))
         features.append(tower.encode(patches))
-        ids += [BEGIN_IMAGE, *[IMAGE] * (rows * columns), END_IMAGE, 65, 66]
+        ids += [family.begin, *[family.image] * (rows * columns), family.end, 65, 66]
     tower.close()
-    ids.append(IDS["<|assistant|>"])
+    ids.append(family.ids["<|endoftext|>"])
     return ImagePrompt.of(ids, images, np.concatenate(features)), ids
 
 
@@ -177,8 +190,9 @@ def test_tensorrt_takes_no_images_yet(onnx: Exported) -> None:
 def test_a_decoder_for_other_features_than_its_towers_is_refused(onnx: Exported) -> None:
     manifest = Manifest.load(onnx.folder)
     manifest.runtime_details["feature_size"] = 32
-    with pytest.raises(ArtifactError, match="features of 64 numbers, and a decoder that takes 32; export it again"):
+    size = onnx.family.settings.hidden_size
+    with pytest.raises(ArtifactError, match=f"features of {size} numbers, and a decoder that takes 32; export it"):
         check_details(manifest, onnx.folder)
     del manifest.runtime_details["feature_size"]
-    with pytest.raises(ArtifactError, match="features of 64 numbers, and a decoder that takes none"):
+    with pytest.raises(ArtifactError, match=f"features of {size} numbers, and a decoder that takes none"):
         check_details(manifest, onnx.folder)

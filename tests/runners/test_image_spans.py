@@ -12,12 +12,23 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import CacheShape, Manifest
-from autoglm_engine.runners.native.program import HEADER_FIELDS, IMAGE_PROGRAM_FORMAT, PROGRAM_FORMAT
+from autoglm_engine.runners.native.program import (
+    HEADER_FIELDS,
+    IMAGE_PROGRAM_FORMAT,
+    OPERATION_FIELDS,
+    PROGRAM_FORMAT,
+    Code,
+    Operation,
+)
 from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_engine.runners.onnx.device import open_memory
 from autoglm_engine.runners.registry import load_runner
+from autoglm_export.artifact import Options, lower
+from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
+from autoglm_export.quantize.rotation import Rotation, stream_rotation
+from autoglm_export.runtimes import image_details
 
 from tests.support.export.image_prompts import ImagePrompt
 from tests.support.export.native_builds import ALL_CLASSES, library
@@ -47,9 +58,20 @@ SPECS = {
     "halves, head norms, no columns": dataclasses.replace(
         GLM, rope=RopeSpec(1e4, 32, interleaved=False, sections=(5, 11, 0)), qk_norm=True, tied_embeddings=True
     ),
+    "as qwen3_vl": dataclasses.replace(
+        GLM,
+        family="qwen3_vl",
+        num_layers=4,
+        rope=RopeSpec(1e4, 32, interleaved=False, sections=(6, 5, 5), mixed_sections=True),
+        num_deepstack=2,
+        qkv_bias=False,
+        qk_norm=True,
+        sandwich_norm=False,
+    ),
 }
-PROMPT = ImagePrompt.random([5, (3, 4), 7, (2, 2), (1, 3), 30, (5, 6), 8], GLM.vocab_size, GLM.hidden_size)
-OTHER = ImagePrompt.random([2, (7, 2), 40], GLM.vocab_size, GLM.hidden_size, seed=1)
+WIDEST = max(spec.feature_size for spec in SPECS.values())
+PROMPT = ImagePrompt.random([5, (3, 4), 7, (2, 2), (1, 3), 30, (5, 6), 8], GLM.vocab_size, WIDEST)
+OTHER = ImagePrompt.random([2, (7, 2), 40], GLM.vocab_size, WIDEST, seed=1)
 LENGTH, IN_IMAGE = len(PROMPT.ids), 5 + 7  # a place inside of the first image
 TEXT = np.random.default_rng(3).integers(0, GLM.vocab_size, 40).astype(np.int32)
 
@@ -85,7 +107,7 @@ def open_native(folder: Path, spec: ModelSpec, target: str, num_threads: int = 2
             "program": "program.bin",
             "weights": "weights.bin",
             "max_logits_per_span": MAX_LOGITS_PER_SPAN,
-            **({"feature_size": spec.hidden_size} if spec.takes_images else {}),
+            **image_details(spec),
             **details,
         },
     )
@@ -97,24 +119,44 @@ def fp32_runner(folder: Path, spec: ModelSpec) -> Any:
     return onnx_runner(folder, spec, random_weights(spec), **limits)
 
 
+@pytest.fixture(scope="module", params=["as glm4v", "as qwen3_vl"])
+def spec(request: pytest.FixtureRequest) -> ModelSpec:
+    return SPECS[request.param]
+
+
 @pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeRunner]:
-    runner = native_runner(tmp_path_factory.mktemp("native"), GLM)
+def prompt(spec: ModelSpec) -> ImagePrompt:
+    return seen(PROMPT, spec)
+
+
+@pytest.fixture(scope="module")
+def native(spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[NativeRunner]:
+    runner = native_runner(tmp_path_factory.mktemp("native"), spec)
     yield runner
     runner.close()
 
 
 @pytest.fixture(scope="module")
-def onnx(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    runner = fp32_runner(tmp_path_factory.mktemp("onnx"), GLM)
+def onnx(spec: ModelSpec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    runner = fp32_runner(tmp_path_factory.mktemp("onnx"), spec)
     yield runner
     runner.close()
 
 
 @pytest.fixture(scope="module")
-def whole(native: NativeRunner) -> Any:
-    """The native runner's logits after each token of PROMPT, of one token a step."""
-    return in_steps(native, PROMPT, 0, [1])
+def whole(native: NativeRunner, prompt: ImagePrompt) -> Any:
+    """The native runner's logits after each token of the prompt, of one token a step."""
+    return in_steps(native, prompt, 0, [1])
+
+
+def rotation_of(spec: ModelSpec) -> Rotation | None:
+    return stream_rotation(spec.hidden_size, sandwich_norm=spec.sandwich_norm)
+
+
+def seen(prompt: ImagePrompt, spec: ModelSpec, *, rotated: bool = False) -> ImagePrompt:
+    """With features of the spec's size, as a decoder reads them whose stream is rotated, or not."""
+    features, rotation = prompt.features[:, : spec.feature_size], rotation_of(spec) if rotated else None
+    return dataclasses.replace(prompt, features=features if rotation is None else rotation.features(features))
 
 
 def step(runner: Any, *spans: Span) -> Any:
@@ -129,18 +171,19 @@ def relative(actual: Any, expected: Any) -> float:
     return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
 
 
-def ragged_steps(runner: Any) -> Any:
+def ragged_steps(runner: Any, spec: ModelSpec, *, rotated: bool = False) -> Any:
     """Chunks that end inside of images, texts beside them, single tokens of images with idle slots between, and a
     prefix that ends inside of an image."""
+    prompt, other = (seen(each, spec, rotated=rotated) for each in (PROMPT, OTHER))
     rows = [
-        step(runner, PROMPT.span(0, 0, IN_IMAGE), OTHER.span(1, 0, 5), Span(3, 0, TEXT[:9], True)),
-        step(runner, PROMPT.span(0, IN_IMAGE, IN_IMAGE + 1), OTHER.span(1, 5, 6), Span(3, 9, TEXT[9:10], True)),
-        step(runner, OTHER.span(1, 6, 56), PROMPT.span(0, IN_IMAGE + 1, 40)),
-        step(runner, Span(3, 10, TEXT[10:11], True), PROMPT.span(0, 40, 41)),
+        step(runner, prompt.span(0, 0, IN_IMAGE), other.span(1, 0, 5), Span(3, 0, TEXT[:9], True)),
+        step(runner, prompt.span(0, IN_IMAGE, IN_IMAGE + 1), other.span(1, 5, 6), Span(3, 9, TEXT[9:10], True)),
+        step(runner, other.span(1, 6, 56), prompt.span(0, IN_IMAGE + 1, 40)),
+        step(runner, Span(3, 10, TEXT[10:11], True), prompt.span(0, 40, 41)),
     ]
     runner.copy_prefix(0, 2, IN_IMAGE)
-    rows.append(step(runner, PROMPT.span(2, IN_IMAGE, 60), PROMPT.span(0, 41, 60)))
-    rows.append(step(runner, PROMPT.span(0, 60, LENGTH), Span(3, 11, TEXT[11:], True)))
+    rows.append(step(runner, prompt.span(2, IN_IMAGE, 60), prompt.span(0, 41, 60)))
+    rows.append(step(runner, prompt.span(0, 60, LENGTH), Span(3, 11, TEXT[11:], True)))
     return np.concatenate(rows)
 
 
@@ -150,18 +193,20 @@ def test_logits_are_those_of_numpy(make: Callable[..., Any], name: str, tmp_path
     spec = SPECS[name]
     plain = NumpyRunner(spec, random_weights(spec), num_slots=NUM_SLOTS, max_length=MAX_LENGTH, prefill_chunk=CHUNK)
     runner = make(tmp_path, spec)
-    actual, expected = ragged_steps(runner), ragged_steps(plain)
+    actual = ragged_steps(runner, spec, rotated=make is native_runner)
+    expected = ragged_steps(plain, spec)
     runner.close()
     assert relative(actual, expected) < (0.06 if make is native_runner else 1e-5)
 
 
 @pytest.mark.parametrize("precision", ["fp16", "int8"])
-def test_other_precisions_take_images(precision: str, tmp_path: Path) -> None:
-    weights, limits = random_weights(GLM), {"num_slots": NUM_SLOTS, "max_length": MAX_LENGTH, "prefill_chunk": CHUNK}
-    runner = onnx_runner(tmp_path, GLM, weights, precision=precision, **limits)
-    expected = ragged_steps(NumpyRunner(GLM, weights, **limits))
-    assert relative(ragged_steps(runner), expected) < (2e-3 if precision == "fp16" else 0.06)
+def test_other_precisions_take_images(spec: ModelSpec, precision: str, tmp_path: Path) -> None:
+    weights, limits = random_weights(spec), {"num_slots": NUM_SLOTS, "max_length": MAX_LENGTH, "prefill_chunk": CHUNK}
+    runner = onnx_runner(tmp_path, spec, weights, precision=precision, **limits)
+    actual = ragged_steps(runner, spec, rotated=precision == "int8")
     runner.close()
+    expected = ragged_steps(NumpyRunner(spec, weights, **limits), spec)
+    assert relative(actual, expected) < (2e-3 if precision == "fp16" else 0.06)
 
 
 @pytest.mark.parametrize("name", SPECS)
@@ -170,52 +215,64 @@ def test_every_class_of_cpus_gives_the_same_answers(name: str, tmp_path: Path) -
     write_program(SPECS[name], random_weights(SPECS[name]), tmp_path)
     for target in ALL_CLASSES:
         runner = open_native(tmp_path, SPECS[name], target)
-        rows.append(ragged_steps(runner))
+        rows.append(ragged_steps(runner, SPECS[name]))
         runner.close()
     for made in rows[1:]:
         np.testing.assert_array_equal(made, rows[0])
 
 
 @pytest.mark.parametrize("sizes", [[96], [9, 96], [17, 1, 1, 30], [7]])
-def test_a_token_does_not_depend_on_how_its_image_is_cut(native: NativeRunner, whole: Any, sizes: list[int]) -> None:
-    ends = [span.start + len(span.token_ids) - 1 for span in PROMPT.chunks(1, sizes)]
-    np.testing.assert_array_equal(in_steps(native, PROMPT, 1, sizes), whole[ends])
+def test_a_token_does_not_depend_on_how_its_image_is_cut(
+    native: NativeRunner, prompt: ImagePrompt, whole: Any, sizes: list[int]
+) -> None:
+    ends = [span.start + len(span.token_ids) - 1 for span in prompt.chunks(1, sizes)]
+    np.testing.assert_array_equal(in_steps(native, prompt, 1, sizes), whole[ends])
 
 
-def test_a_token_does_not_depend_on_the_others_of_its_step(native: NativeRunner, whole: Any) -> None:
+def test_a_token_does_not_depend_on_the_others_of_its_step(
+    native: NativeRunner, prompt: ImagePrompt, whole: Any
+) -> None:
     """Also where a step holds more tokens than are computed together, and an image lies across two of those parts."""
-    spans = [PROMPT.span(slot, 0, 96) for slot in range(NUM_SLOTS - 1)]
+    spans = [prompt.span(slot, 0, 96) for slot in range(NUM_SLOTS - 1)]
     text = Span(3, 0, TEXT[:38], True)
     cut = MAX_ROWS - len(text.token_ids) - 2 * 96
-    assert (PROMPT.ids[cut - 1 : cut + 1] < 0).all() and len(set(PROMPT.positions(cut - 1, 2)[0])) == 1
+    assert (prompt.ids[cut - 1 : cut + 1] < 0).all() and len(set(prompt.positions(cut - 1, 2)[0])) == 1
     alone = step(native, text)[0]
     together = step(native, text, *spans)
     np.testing.assert_array_equal(together, [alone, *([whole[95]] * len(spans))])
 
 
-def test_a_prefix_may_end_inside_of_an_image(native: NativeRunner, whole: Any) -> None:
-    step(native, PROMPT.span(0, 0, 96))
+def test_a_prefix_may_end_inside_of_an_image(native: NativeRunner, prompt: ImagePrompt, whole: Any) -> None:
+    step(native, prompt.span(0, 0, 96))
     native.copy_prefix(0, 2, IN_IMAGE)
-    np.testing.assert_array_equal(step(native, PROMPT.span(2, IN_IMAGE, 40))[0], whole[39])
+    np.testing.assert_array_equal(step(native, prompt.span(2, IN_IMAGE, 40))[0], whole[39])
 
 
-def test_drafts_behind_an_image_are_verified_as_they_would_be_computed(native: NativeRunner, whole: Any) -> None:
+def test_drafts_behind_an_image_are_verified_as_they_would_be_computed(
+    native: NativeRunner, prompt: ImagePrompt, whole: Any
+) -> None:
     start = LENGTH - 5
-    step(native, PROMPT.span(0, 0, start))
-    np.testing.assert_array_equal(step(native, PROMPT.span(0, start, LENGTH, num_drafts=4)), whole[start:])
+    step(native, prompt.span(0, 0, start))
+    np.testing.assert_array_equal(step(native, prompt.span(0, start, LENGTH, num_drafts=4)), whole[start:])
 
 
-def test_text_is_what_it_is_without_images(native: NativeRunner, tmp_path: Path) -> None:
-    """With positions that say what is the case anyway, too; and from the same weights."""
-    plain = native_runner(tmp_path / "plain", GLM.without_images())
-    expected = step(plain, Span(0, 0, TEXT, True))
-    plain.close()
+def test_positions_that_say_what_is_the_case_change_nothing(native: NativeRunner) -> None:
     along = np.tile(np.arange(len(TEXT), dtype=np.int32), (3, 1))
-    np.testing.assert_array_equal(step(native, Span(0, 0, TEXT, True)), expected)
+    expected = step(native, Span(0, 0, TEXT, True))
     np.testing.assert_array_equal(step(native, Span(0, 0, TEXT, True, positions=along)), expected)
-    write_program(GLM, random_weights(GLM), tmp_path)
-    assert (tmp_path / "weights.bin").read_bytes() == (tmp_path / "plain" / "weights.bin").read_bytes()
-    with_images, without = (np.fromfile(path / "program.bin", np.int64) for path in (tmp_path, tmp_path / "plain"))
+
+
+def test_text_is_what_it_is_without_images(tmp_path: Path) -> None:
+    """To the bit, and from the same weights, where the sections follow each other."""
+    rows = []
+    for name, each in (("seeing", GLM), ("plain", GLM.without_images())):
+        runner = native_runner(tmp_path / name, each)
+        rows.append(step(runner, Span(0, 0, TEXT, True)))
+        runner.close()
+    np.testing.assert_array_equal(*rows)
+    seeing, plain = tmp_path / "seeing", tmp_path / "plain"
+    assert (seeing / "weights.bin").read_bytes() == (plain / "weights.bin").read_bytes()
+    with_images, without = (np.fromfile(path / "program.bin", np.int64) for path in (seeing, plain))
     np.testing.assert_array_equal(with_images[HEADER_FIELDS:], [*GLM.rope.sections, *without[HEADER_FIELDS:]])
 
 
@@ -230,38 +287,44 @@ def test_each_of_the_three_positions_counts(native: NativeRunner, onnx: Any) -> 
         assert len({row.tobytes() for row in logits}) == 4
 
 
-def test_features_that_are_no_numbers_stay_with_their_request(native: NativeRunner, whole: Any) -> None:
-    broken = dataclasses.replace(PROMPT, features=PROMPT.features.copy())
+def test_features_that_are_no_numbers_stay_with_their_request(
+    native: NativeRunner, prompt: ImagePrompt, whole: Any
+) -> None:
+    broken = dataclasses.replace(prompt, features=prompt.features.copy())
     broken.features[3, 5] = np.nan
-    together = step(native, broken.span(1, 0, 40), PROMPT.span(2, 0, 40))
+    together = step(native, broken.span(1, 0, 40), prompt.span(2, 0, 40))
     assert np.isnan(together[0]).all()
     np.testing.assert_array_equal(together[1], whole[39])
-    np.testing.assert_array_equal(step(native, PROMPT.span(1, 0, 40))[0], whole[39])
+    np.testing.assert_array_equal(step(native, prompt.span(1, 0, 40))[0], whole[39])
 
 
 IMAGE_IDS, POSITIONS = np.array([1, -1, -2], np.int32), np.zeros((3, 3), np.int32)
-REFUSED = {
-    "slot 0 has 2 tokens of images and 0 rows of features": Span(0, 0, IMAGE_IDS, True),
-    "slot 0 has 2 tokens of images and 3 rows of features": Span(
-        0, 0, IMAGE_IDS, True, features=np.zeros((3, 48), np.float32)
-    ),
-    "slot 0 has 0 tokens of images and 1 rows of features": Span(
-        0, 0, TEXT[:3], True, features=np.zeros((1, 48), np.float32)
-    ),
-    r"features of the shape \(2, 47\); rows have 48 numbers": Span(
-        0, 0, IMAGE_IDS, True, features=np.zeros((2, 47), np.float32)
-    ),
-    r"positions of the shape \(3, 2\); \(3, 3\) is right": Span(0, 0, TEXT[:3], True, positions=POSITIONS[:, :2]),
-    "positions of -1 ... -1, which are not in 0 ... 199": Span(0, 0, TEXT[:3], True, positions=POSITIONS - 1),
-    "positions of 200 ... 200, which are not in 0 ... 199": Span(0, 0, TEXT[:3], True, positions=POSITIONS + 200),
+
+
+def image_span(num_rows: int, width: int, ids: Any = IMAGE_IDS) -> Span:
+    return Span(0, 0, ids, True, features=np.zeros((num_rows, width), np.float32))
+
+
+REFUSED: dict[str, Callable[[int], Span]] = {  # of the size of the runner's features
+    "slot 0 has 2 tokens of images and 0 rows of features": lambda size: Span(0, 0, IMAGE_IDS, True),
+    "slot 0 has 2 tokens of images and 3 rows of features": lambda size: image_span(3, size),
+    "slot 0 has 0 tokens of images and 1 rows of features": lambda size: image_span(1, size, TEXT[:3]),
+    r"features of the shape \(2, 47\); rows have": lambda size: image_span(2, 47),
+    r"positions of the shape \(3, 2\); \(3, 3\) is right": lambda size: placed(POSITIONS[:, :2]),
+    "positions of -1 ... -1, which are not in 0 ... 199": lambda size: placed(POSITIONS - 1),
+    "positions of 200 ... 200, which are not in 0 ... 199": lambda size: placed(POSITIONS + 200),
 }
+
+
+def placed(positions: Any) -> Span:
+    return Span(0, 0, TEXT[:3], True, positions=positions)
 
 
 @pytest.mark.parametrize("message", REFUSED)
 def test_a_span_that_does_not_fit_is_refused(native: NativeRunner, onnx: Any, message: str) -> None:
     for runner in (native, onnx):
         with pytest.raises(ValueError, match=message):
-            step(runner, REFUSED[message])
+            step(runner, REFUSED[message](runner.limits.feature_size))
 
 
 @pytest.mark.parametrize("make", [native_runner, fp32_runner])
@@ -275,9 +338,9 @@ def test_a_decoder_without_images_says_so(make: Callable[..., Any], tmp_path: Pa
     runner.close()
 
 
-def test_runners_say_that_they_take_images(native: NativeRunner, onnx: Any) -> None:
+def test_runners_say_that_they_take_images(spec: ModelSpec, native: NativeRunner, onnx: Any) -> None:
     assert native.limits.has_images and onnx.limits.has_images
-    assert native.limits.feature_size == onnx.limits.feature_size == GLM.hidden_size
+    assert native.limits.feature_size == onnx.limits.feature_size == spec.feature_size
 
 
 @pytest.mark.parametrize(
@@ -293,6 +356,47 @@ def test_a_program_that_does_not_fit_its_images_is_refused(
 ) -> None:
     with pytest.raises(ArtifactError, match=message):
         native_runner(tmp_path, GLM, **changes)
+
+
+def test_every_part_of_the_features_counts(spec: ModelSpec, native: NativeRunner, onnx: Any) -> None:
+    """What is added behind the layers, too, and of images alone."""
+    for runner in (native, onnx):
+        logits = []
+        for part in range(-1, 1 + spec.num_deepstack):
+            features = np.ones((2, spec.feature_size), np.float32)
+            features[:, part * spec.hidden_size : (part + 1) * spec.hidden_size] += np.float32(part >= 0)
+            logits.append(step(runner, Span(0, 0, np.array([1, -1, -2, 5], np.int32), True, features=features)))
+        assert len({row.tobytes() for row in logits}) == len(logits)
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "message"),
+    [
+        ("detail", 2, "adds part 2 of features, which is none or was added before"),
+        ("detail", 0, "adds part 0 of features"),
+        ("selected", 1, "adds features to other rows than the stream's"),
+        ("target", 2, "adds features to other rows than the stream's"),
+        ("code", 7, "its stream has 64 numbers, features 144 in 2 parts"),
+    ],
+)
+def test_a_program_that_adds_features_elsewhere_is_refused(
+    field: str, value: int, message: str, tmp_path: Path
+) -> None:
+    spec = SPECS["as qwen3_vl"]
+    write_program(spec, random_weights(spec), tmp_path)
+    program = np.fromfile(tmp_path / "program.bin", np.int64)
+    operations = program[HEADER_FIELDS + 3 :].reshape(-1, OPERATION_FIELDS)
+    first = np.flatnonzero(operations[:, 0] == Code.ADD_FEATURES)[0]
+    operations[first, Operation._fields.index(field)] = value
+    program.tofile(tmp_path / "program.bin")
+    with pytest.raises(ArtifactError, match=message):
+        open_native(tmp_path, spec, ALL_CLASSES[0])
+
+
+@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
+def test_tensorrt_refuses_what_it_cannot_add(runtime: str, tmp_path: Path) -> None:
+    with pytest.raises(UnsupportedModel, match=f"the runtime {runtime} .*; onnx and native do"):
+        lower(SPECS["as qwen3_vl"], {}, tmp_path, Options(runtime, "fp16", 1, 64, 32))
 
 
 @pytest.mark.parametrize("sections", [(-1, 5, 4), (2, 3, 4), (8, 0, 8)])

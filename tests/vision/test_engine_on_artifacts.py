@@ -24,8 +24,8 @@ from autoglm_engine.vision.tower import Tower, open_tower
 from autoglm_export.export import export
 
 from tests.support.engine.fakes import answers
-from tests.support.export.tiny_glm4v import BEGIN_IMAGE, END_IMAGE, IMAGE, image_file, reference_greedy, tiny_tokenizer
-from tests.support.export.tiny_glm4v import tiny_glm4v as tiny_model
+from tests.support.export.seeing_models import SEEING, SeeingModel
+from tests.support.export.tiny_glm4v import image_file, tiny_tokenizer
 
 pytestmark = pytest.mark.parity
 
@@ -45,6 +45,7 @@ class Served:
     """An engine's runner, whose steps are remembered, and its tower."""
 
     folder: Path
+    family: SeeingModel
 
     def __post_init__(self) -> None:
         manifest = Manifest.load(self.folder)
@@ -84,7 +85,7 @@ class Served:
             if isinstance(part, bytes):
                 image = ImageSpan(len(ids) + 1, self.grid(part), hashlib.blake2b(part, digest_size=32).digest())
                 images.append(image)
-                ids += [BEGIN_IMAGE, *[IMAGE] * image.num_tokens, END_IMAGE]
+                ids += [self.family.begin, *[self.family.image] * image.num_tokens, self.family.end]
             else:
                 ids.append(part)
         held = HeldImages(files) if files else None
@@ -104,28 +105,31 @@ class Served:
         return {name: list(answer.token_ids) for name, answer in answers(events).items()}
 
 
-def served(checkpoint: Path, folder: Path, runtime: str, precision: str) -> Iterator[Served]:
-    export(checkpoint, folder, runtime=runtime, precision=precision, max_slots=3, max_length=192, prefill_chunk=24)
-    one = Served(folder)
+def served(family: str, folder: Path, runtime: str, precision: str) -> Iterator[Served]:
+    limits = {"max_slots": 3, "max_length": 192, "prefill_chunk": 24}
+    SEEING[family].write(folder / "checkpoint")
+    export(folder / "checkpoint", folder / "artifact", runtime=runtime, precision=precision, **limits)
+    one = Served(folder / "artifact", SEEING[family])
     yield one
     one.close()
 
 
-@pytest.fixture(scope="module")
-def onnx(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from served(tiny_glm4v, tmp_path_factory.mktemp("onnx") / "artifact", "onnx", "fp32")
+@pytest.fixture(scope="module", params=SEEING)
+def onnx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from served(request.param, tmp_path_factory.mktemp("onnx"), "onnx", "fp32")
 
 
-@pytest.fixture(scope="module")
-def native(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from served(tiny_glm4v, tmp_path_factory.mktemp("native") / "artifact", "native", "int8")
+@pytest.fixture(scope="module", params=SEEING)
+def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from served(request.param, tmp_path_factory.mktemp("native"), "native", "int8")
 
 
 def test_onnx_in_fp32_answers_as_transformers(onnx: Served) -> None:
-    model, found = tiny_model(), onnx.answers(list(PROMPTS))
+    family, found = onnx.family, onnx.answers(list(PROMPTS))
+    model = family.make()
     for name in PROMPTS:
         request, files = onnx.request(name)
-        assert found[name] == reference_greedy(model, request.prompt_ids.tolist(), files, NUM_TOKENS), name
+        assert found[name] == family.greedy(model, request.prompt_ids.tolist(), files, NUM_TOKENS), name
     assert any((span.token_ids < 0).any() and span.start for span in onnx.spans), "an image was cut"
 
 

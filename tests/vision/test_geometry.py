@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from autoglm_engine.vision.geometry import bicubic_weights, patch_order, rope_tables
+from autoglm_engine.vision.geometry import bicubic_weights, bilinear_weights, patch_order, rope_tables
 from hypothesis import example, given
 from hypothesis import settings as examples
 from hypothesis import strategies as st
@@ -37,6 +37,24 @@ def test_positions_are_interpolated_as_torch_does(length: int, table_size: int) 
     rows, columns = bicubic_weights(length, table_size), bicubic_weights(width, table_size)
     found = np.einsum("ri,cj,ijk->krc", rows, columns, table)
     np.testing.assert_allclose(found, expected[0].numpy(), atol=2e-4)
+
+
+@given(st.integers(1, 180), st.integers(1, 48))
+@example(172, 48)
+@example(48, 48)
+@example(1, 48)
+def test_bilinear_positions_are_those_of_transformers(length: int, table_size: int) -> None:
+    from transformers.vision_utils import get_vision_interpolation_indices_and_weights
+
+    table = np.random.default_rng(0).normal(size=(table_size, table_size, 5)).astype(np.float32)
+    width = 3
+    indices, weights = get_vision_interpolation_indices_and_weights(
+        torch.tensor([[1, length, width]]), num_grid_per_side=table_size, mode="bilinear", align_corners=True
+    )
+    expected = (table.reshape(-1, 5)[indices.numpy()] * weights.numpy()[:, :, None]).sum(axis=1)
+    rows, columns = bilinear_weights(length, table_size), bilinear_weights(width, table_size)
+    found = np.einsum("ri,cj,ijk->rck", rows, columns, table).reshape(-1, 5)
+    np.testing.assert_allclose(found, expected, atol=2e-4)
 
 
 @examples(max_examples=10)

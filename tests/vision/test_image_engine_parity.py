@@ -24,8 +24,8 @@ from autoglm_engine.vision.tower import Tower, open_tower
 from autoglm_export.export import export
 
 from tests.support.engine.fakes import answers
-from tests.support.export.tiny_glm4v import BEGIN_IMAGE, END_IMAGE, IDS, IMAGE, image_file, reference_logits
-from tests.support.export.tiny_glm4v import tiny_glm4v as tiny_model
+from tests.support.export.seeing_models import SEEING, SeeingModel
+from tests.support.export.tiny_glm4v import IDS, image_file
 
 pytestmark = pytest.mark.parity
 
@@ -40,6 +40,7 @@ class Served:
     runner: Runner
     tower: Tower
     text: TokenText
+    family: SeeingModel
 
     def encode(self, file: bytes, grid: tuple[int, int]) -> Features:
         return self.tower.encode(preprocess(file, self.tower.settings))
@@ -55,7 +56,7 @@ class Served:
                 side // self.tower.settings.merge_size for side in preprocess(part, self.tower.settings).grid
             )
             images.append(ImageSpan(len(ids) + 1, (rows, columns), image_digest(part, self.tower.settings)))
-            ids += [BEGIN_IMAGE, *[IMAGE] * (rows * columns), END_IMAGE]
+            ids += [self.family.begin, *[self.family.image] * (rows * columns), self.family.end]
         sampling = SamplingOptions(max_tokens=NUM_TOKENS, ignore_eos=True)
         files = HeldImages([part for part in parts if isinstance(part, bytes)])
         return Request(name, np.array(ids, np.int32), sampling, images=tuple(images), image_bytes=files)
@@ -76,24 +77,25 @@ class Served:
         return {name: answer.token_ids for name, answer in found.items()}
 
 
-def served(checkpoint: Path, folder: Path, runtime: str, precision: str) -> Iterator[Served]:
-    limits = {"max_slots": 3, "max_length": 128, "prefill_chunk": 64}
-    manifest = export(checkpoint, folder, runtime=runtime, precision=precision, **limits)
+def served(family: str, made: Path, runtime: str, precision: str) -> Iterator[Served]:
+    limits, folder = {"max_slots": 3, "max_length": 128, "prefill_chunk": 64}, made / "artifact"
+    SEEING[family].write(made / "checkpoint")
+    manifest = export(made / "checkpoint", folder, runtime=runtime, precision=precision, **limits)
     runner = load_runner(folder, manifest, num_threads=1)
     tower = open_tower(folder, Manifest.load(folder), num_threads=1)
-    yield Served(runner, tower, TokenText(load_tokenizer(folder)))
+    yield Served(runner, tower, TokenText(load_tokenizer(folder)), SEEING[family])
     tower.close()
     runner.close()
 
 
-@pytest.fixture(scope="module")
-def onnx(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from served(tiny_glm4v, tmp_path_factory.mktemp("onnx") / "artifact", "onnx", "fp32")
+@pytest.fixture(scope="module", params=SEEING)
+def onnx(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from served(request.param, tmp_path_factory.mktemp("onnx"), "onnx", "fp32")
 
 
-@pytest.fixture(scope="module")
-def native(tiny_glm4v: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    yield from served(tiny_glm4v, tmp_path_factory.mktemp("native") / "artifact", "native", "int8")
+@pytest.fixture(scope="module", params=SEEING)
+def native(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+    yield from served(request.param, tmp_path_factory.mktemp("native"), "native", "int8")
 
 
 ASSISTANT = IDS["<|assistant|>"]
@@ -106,11 +108,14 @@ PROMPTS: list[list[int | bytes]] = [
 
 
 def test_the_engine_gives_transformers_greedy_tokens(onnx: Served) -> None:
-    model, found = tiny_model(), onnx.run([onnx.request(f"r{place}", parts) for place, parts in enumerate(PROMPTS)])
+    model, found = (
+        onnx.family.make(),
+        onnx.run([onnx.request(f"r{place}", parts) for place, parts in enumerate(PROMPTS)]),
+    )
     for place, parts in enumerate(PROMPTS):
         ids = onnx.request("", parts).prompt_ids.tolist()
         files = [part for part in parts if isinstance(part, bytes)]
-        expected = reference_logits(model, ids, files, NUM_TOKENS)
+        expected = onnx.family.logits(model, ids, files, NUM_TOKENS)
         assert found[f"r{place}"] == [int(row.argmax()) for row in expected]
 
 

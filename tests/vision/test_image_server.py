@@ -18,7 +18,8 @@ from autoglm_client import LocalServer
 from autoglm_export.export import export
 from tritonclient.utils import InferenceServerException
 
-from tests.support.export.tiny_glm4v import IDS, image_file, reference_pixels, tiny_tokenizer, write_tiny_glm4v
+from tests.support.export.seeing_models import SEEING, SeeingModel
+from tests.support.export.tiny_glm4v import image_file, tiny_tokenizer, write_tiny_glm4v
 
 pytestmark = [pytest.mark.server, pytest.mark.parity]
 REPOSITORY = Path(__file__).parents[2] / "model_repository"
@@ -67,19 +68,19 @@ def _number(name: str, value: int) -> grpc.InferInput:
     return tensor
 
 
-def transformers_says(model: Any, images: list[bytes], prompt: str) -> str:
-    tokenizer = tiny_tokenizer()
+def transformers_says(model: Any, images: list[bytes], prompt: str, family: SeeingModel = SEEING["glm4v"]) -> str:
+    tokenizer = tiny_tokenizer(tuple(family.ids))
     ids = tokenizer.encode(prompt, add_special_tokens=False).ids
-    pixels, grids = reference_pixels(images)
+    pixels, grids = family.pixels(images)
     sizes = iter((grids.prod(dim=1) // 4).tolist())
-    expanded = [i for one in ids for i in ([one] * next(sizes) if one == IDS["<|image|>"] else [one])]
+    expanded = [i for one in ids for i in ([one] * next(sizes) if one == family.image else [one])]
     input_ids = torch.tensor([expanded])
     said = model.generate(
         input_ids=input_ids,
         attention_mask=torch.ones_like(input_ids),
         pixel_values=pixels,
         image_grid_thw=grids,
-        mm_token_type_ids=(input_ids == IDS["<|image|>"]).int(),
+        mm_token_type_ids=(input_ids == family.image).int(),
         max_new_tokens=MAX_TOKENS,
         do_sample=False,
     )
@@ -167,3 +168,19 @@ def test_what_is_no_image_is_refused_in_one_sentence(server: LocalServer, images
 def test_a_text_that_spells_an_image_is_refused(server: LocalServer) -> None:
     with pytest.raises(InferenceServerException, match="2 places for images, and the request has 1 images"):
         ask(server, [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "<|image|>"}]}], [PNG])
+
+
+def test_qwen3_vl_is_served_too(tmp_path: Path) -> None:
+    """Each screen's answer is its own, and comes again where the image's features, and its prompt, are kept."""
+    family, images = SEEING["qwen3_vl"], [image_file(96, 96, seed=seed) for seed in range(4)]
+    model = family.write(tmp_path / "checkpoint")
+    export(tmp_path / "checkpoint", tmp_path / "artifact", runtime="onnx", precision="fp32")
+    prompt = (
+        "<|im_start|>user\n<|vision_start|><|image_pad|><|vision_end|>What is on it?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    expected = [transformers_says(model, [image], prompt, family) for image in images]
+    assert len(set(expected)) > 2, "a model that does not look"
+    with LocalServer(REPOSITORY, artifact=tmp_path / "artifact", env={"AUTOGLM_CACHE_MODE": "off"}) as made:
+        for each in (images, images[::-1]):
+            found = [ask(made, QUESTION, [image]) for image in each]
+            assert found == (expected if each is images else expected[::-1])

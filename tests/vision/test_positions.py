@@ -27,28 +27,31 @@ def images_of(pieces: list[tuple[int, tuple[int, int]]]) -> tuple[list[ImageSpan
     return images, place
 
 
-def positions_of_transformers(images: list[ImageSpan], length: int) -> npt.NDArray[np.int64]:
+def positions_of_transformers(images: list[ImageSpan], length: int, family: str) -> npt.NDArray[np.int64]:
     torch = pytest.importorskip("torch")
     from transformers.models.glm4v.modeling_glm4v import Glm4vModel
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLModel
 
+    kind = {"glm4v": Glm4vModel, "qwen3_vl": Qwen3VLModel}[family]
     model = SimpleNamespace(config=SimpleNamespace(vision_config=SimpleNamespace(spatial_merge_size=MERGE)))
-    model.get_vision_position_ids = MethodType(Glm4vModel.get_vision_position_ids, model)
+    model.get_vision_position_ids = MethodType(kind.get_vision_position_ids, model)
     kinds = torch.zeros(1, length, dtype=torch.int32)
     for image in images:
         kinds[0, image.offset : image.end] = 1
     grids = torch.tensor([[1, image.grid[0] * MERGE, image.grid[1] * MERGE] for image in images]).reshape(-1, 3)
     ids = torch.zeros(1, length, dtype=torch.int64)
-    found, _ = Glm4vModel.get_rope_index(model, ids, mm_token_type_ids=kinds, image_grid_thw=grids)
+    found, _ = kind.get_rope_index(model, ids, mm_token_type_ids=kinds, image_grid_thw=grids)
     return np.asarray(found[:, 0])
 
 
 @pytest.mark.parity
+@pytest.mark.parametrize("family", ["glm4v", "qwen3_vl"])
 @given(PIECES, st.integers(1, 6))
-def test_positions_are_those_of_transformers(pieces: list[tuple[int, tuple[int, int]]], tail: int) -> None:
+def test_positions_are_those_of_transformers(family: str, pieces: list[tuple[int, tuple[int, int]]], tail: int) -> None:
     images, end = images_of(pieces)
     positions = rope_positions(images, 0, end + tail)
     assert positions.dtype == np.int32
-    np.testing.assert_array_equal(positions, positions_of_transformers(images, end + tail))
+    np.testing.assert_array_equal(positions, positions_of_transformers(images, end + tail, family))
 
 
 @given(st.lists(st.tuples(st.integers(0, 3), GRIDS), max_size=5), st.data())

@@ -20,6 +20,7 @@ from hypothesis import settings as examples
 from hypothesis import strategies as st
 from PIL import Image
 
+from tests.support.export.seeing_models import SEEING
 from tests.support.export.tiny_glm4v import image_file, reference_pixels
 from tests.support.vision.settings import vision_settings
 
@@ -46,6 +47,20 @@ def assert_equal_to_transformers(content: bytes, settings: VisionSettings = SETT
 def test_pixels_are_those_of_transformers(height: int, width: int, seed: int) -> None:
     if max(height, width) <= 200 * min(height, width):
         assert_equal_to_transformers(image_file(height, width, seed=seed))
+
+
+@examples(max_examples=40)
+@given(st.integers(1, 300), st.integers(1, 300), st.integers(0, 9))
+@example(1, 1, 0)
+@example(1, 200, 0)
+@example(32, 32, 0)
+@example(33, 47, 0)
+@example(1400, 7, 0)
+@example(257, 255, 0)
+def test_pixels_are_those_of_transformers_for_qwen3_vl_too(height: int, width: int, seed: int) -> None:
+    family = SEEING["qwen3_vl"]
+    if max(height, width) <= 200 * min(height, width):
+        assert_equal_to_transformers(image_file(height, width, seed=seed), family.settings, **family.preprocessor)
 
 
 @pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "I;16"])
@@ -92,7 +107,9 @@ def test_images_are_turned_upright(kind: str, orientation: int) -> None:
 
 
 def test_other_settings_are_obeyed() -> None:
-    changed = vision_settings(patch_size=8, merge_size=3, temporal_patch_size=1, min_pixels=576, max_pixels=20_000)
+    changed = vision_settings(
+        patch_size=8, merge_size=3, temporal_patch_size=1, frames=1, min_pixels=576, max_pixels=20_000
+    )
     changed = dataclasses.replace(changed, image_mean=(0.5, 0.0, 0.25), image_std=(0.5, 1.0, 0.125))
     assert_equal_to_transformers(
         image_file(100, 130),
@@ -179,6 +196,8 @@ CHANGES: dict[str, Any] = {
     "temporal_patch_size": 1,
     "min_pixels": 3137,
     "max_pixels": 100_351,
+    "frames": 1,
+    "grows_small": False,
     "image_mean": (0.4, 0.4578275, 0.40821073),
     "image_std": (0.2, 0.26130258, 0.27577711),
 }

@@ -9,7 +9,7 @@ from autoglm_engine.vision.resize import resized, token_grid
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from tests.support.vision.settings import vision_settings
+from tests.support.vision.settings import QWEN3_VL, vision_settings
 
 PUBLISHED = vision_settings(min_pixels=12_544, max_pixels=9_633_792)
 SIDES = st.integers(1, 6000) | st.integers(0, 200).flatmap(
@@ -36,6 +36,25 @@ def test_every_size_becomes_what_transformers_makes_of_it(height: int, width: in
     assert token_grid(height, width, settings) == (expected[0] // 28, expected[1] // 28)
 
 
+@given(SIDES, SIDES, st.sampled_from([(65_536, 16_777_216), (3136, 100_352), (2048, 65_536), (1, 2**40)]))
+@example(1, 200, (65_536, 16_777_216))
+@example(1, 201, (65_536, 16_777_216))
+@example(32, 6400, (2048, 65_536))
+@example(10, 2000, (4096, 65_536))
+def test_every_size_becomes_what_qwen_makes_of_it(height: int, width: int, pixels: tuple[int, int]) -> None:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import smart_resize
+
+    settings = vision_settings(**{**QWEN3_VL, "min_pixels": pixels[0], "max_pixels": pixels[1]})
+    try:
+        expected = smart_resize(height, width, 32, min_pixels=pixels[0], max_pixels=pixels[1])
+    except ValueError:
+        with pytest.raises(InvalidRequest, match=f"an image is {width} x {height} pixels"):
+            resized(height, width, settings)
+        return
+    assert resized(height, width, settings) == expected
+    assert token_grid(height, width, settings) == (expected[0] // 32, expected[1] // 32)
+
+
 @pytest.mark.parametrize(
     ("settings", "height", "width", "grid"),
     [
@@ -54,7 +73,7 @@ def test_phones_screens_have_these_tokens(
 @given(st.integers(1, 60), st.integers(1, 60), st.integers(1, 3), st.integers(1, 4))
 def test_other_patches_give_multiples_of_theirs(height: int, width: int, merge: int, frames: int) -> None:
     settings = vision_settings(
-        patch_size=5, merge_size=merge, temporal_patch_size=frames, min_pixels=1, max_pixels=4000
+        patch_size=5, merge_size=merge, temporal_patch_size=frames, frames=frames, min_pixels=1, max_pixels=4000
     )
     new_height, new_width = resized(height, width, settings)
     assert new_height % (5 * merge) == new_width % (5 * merge) == 0

@@ -7,14 +7,16 @@ from typing import Any
 import pytest
 from autoglm_export.checkpoint.image_processor import image_processor
 from autoglm_export.checkpoint.vision import image_tokens
-from autoglm_export.checkpoint.vision_config import vision_spec
+from autoglm_export.checkpoint.vision_families import GLM4V, QWEN3_VL
 from autoglm_export.checkpoint.vision_weights import stored_shapes
 from autoglm_export.errors import CheckpointError, ExportError, UnsupportedModel
 from tokenizers import Tokenizer
 from tokenizers.models import BPE
 
+from tests.support.export import tiny_qwen3_vl as qwen
 from tests.support.export.tiny_glm4v import CONFIG, HIDDEN_SIZE, PREPROCESSOR, VISION_CONFIG, tiny_tokenizer
 
+vision_spec = GLM4V.spec
 SPEC = vision_spec(VISION_CONFIG, HIDDEN_SIZE)
 # GLM-4.1V-9B, which Open-AutoGLM's models are made from.
 PUBLISHED = {
@@ -42,6 +44,32 @@ def test_the_published_tower_is_read() -> None:
     assert (spec.intermediate_size, spec.merger_size, spec.output_size) == (4096, 13696, 4096)
     assert (spec.head_size, spec.position_table_size, spec.patch_width) == (128, 24, 588)
     assert stored_shapes(spec)["patch_embed.weight"] == (1536, 3, 2, 14, 14)
+
+
+# Qwen3-VL-4B-Instruct.
+PUBLISHED_QWEN = {
+    "deepstack_visual_indexes": [5, 11, 17],
+    "depth": 24,
+    "hidden_act": "gelu_pytorch_tanh",
+    "hidden_size": 1024,
+    "in_channels": 3,
+    "initializer_range": 0.02,
+    "intermediate_size": 4096,
+    "model_type": "qwen3_vl",
+    "num_heads": 16,
+    "num_position_embeddings": 2304,
+    "out_hidden_size": 2560,
+    "patch_size": 16,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
+
+def test_the_published_tower_of_qwen3_vl_is_read() -> None:
+    spec = QWEN3_VL.spec(PUBLISHED_QWEN, 2560)
+    assert (spec.head_size, spec.position_table_size, spec.patch_width, spec.merger_size) == (64, 48, 768, 4096)
+    assert (spec.deepstack, spec.feature_size) == ((5, 11, 17), 4 * 2560)
+    assert stored_shapes(spec)["deepstack.2.up.weight"] == (4096, 4096)
 
 
 def test_both_spellings_are_one() -> None:
@@ -84,15 +112,36 @@ def test_a_tower_that_computes_otherwise_is_refused_by_name(changes: dict[str, A
     assert message in str(caught.value)
 
 
+REFUSED_QWEN: list[tuple[dict[str, Any], str]] = [
+    ({"model_type": "qwen2_5_vl"}, "model_type is 'qwen2_5_vl'"),
+    ({"hidden_act": "silu"}, "hidden_act is 'silu'"),
+    ({"num_position_embeddings": 17}, "num_position_embeddings is 17; it must be a square number"),
+    ({"deepstack_visual_indexes": [2, 1]}, "deepstack_visual_indexes is [2, 1]; it must hold ascending numbers"),
+    ({"deepstack_visual_indexes": [1, 1]}, "deepstack_visual_indexes is [1, 1]"),
+    ({"deepstack_visual_indexes": [3]}, "deepstack_visual_indexes is [3]"),
+    ({"deepstack_visual_indexes": [True]}, "deepstack_visual_indexes is [True]"),
+    ({"fullatt_block_indexes": [1]}, "fullatt_block_indexes"),
+    ({"window_size": 112}, "window_size"),
+    ({"rms_norm_eps": 1e-5}, "rms_norm_eps"),
+]
+
+
+@pytest.mark.parametrize(("changes", "message"), REFUSED_QWEN, ids=[message for _, message in REFUSED_QWEN])
+def test_a_tower_of_qwen3_vl_that_computes_otherwise_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UnsupportedModel) as caught:
+        QWEN3_VL.spec({**qwen.VISION_CONFIG, **changes}, HIDDEN_SIZE)
+    assert message in str(caught.value)
+
+
 def test_both_spellings_of_an_image_processor_are_one() -> None:
     old = {
         **{key: value for key, value in PREPROCESSOR.items() if key != "size"},
         "min_pixels": 3136,
         "max_pixels": 100352,
     }
-    assert image_processor(old, SPEC) == image_processor(PREPROCESSOR, SPEC)
+    assert image_processor(old, SPEC, GLM4V.processor) == image_processor(PREPROCESSOR, SPEC, GLM4V.processor)
     full = {**PREPROCESSOR, "resample": 3, "rescale_factor": 0.00392156862745098, "do_resize": True, "do_pad": None}
-    assert image_processor(full, SPEC) == image_processor(PREPROCESSOR, SPEC)
+    assert image_processor(full, SPEC, GLM4V.processor) == image_processor(PREPROCESSOR, SPEC, GLM4V.processor)
 
 
 REFUSED_PROCESSORS: list[tuple[dict[str, Any], str]] = [
@@ -115,20 +164,22 @@ REFUSED_PROCESSORS: list[tuple[dict[str, Any], str]] = [
 @pytest.mark.parametrize(("changes", "message"), REFUSED_PROCESSORS, ids=[message for _, message in REFUSED_PROCESSORS])
 def test_a_processor_that_does_otherwise_is_refused_by_name(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UnsupportedModel) as caught:
-        image_processor({**PREPROCESSOR, **changes}, SPEC)
+        image_processor({**PREPROCESSOR, **changes}, SPEC, GLM4V.processor)
     assert message in str(caught.value)
 
 
 def test_the_tokens_of_images_are_the_tokenizers() -> None:
     tokenizer = tiny_tokenizer().to_str().encode()
-    tokens = image_tokens(CONFIG, tokenizer)
+    tokens = image_tokens(CONFIG, tokenizer, GLM4V.tokens)
     assert (tokens.begin, tokens.image, tokens.end) == (
         CONFIG["image_start_token_id"],
         CONFIG["image_token_id"],
         CONFIG["image_end_token_id"],
     )
-    assert image_tokens({}, tokenizer) == tokens
+    assert image_tokens({}, tokenizer, GLM4V.tokens) == tokens
+    of_qwen = image_tokens(qwen.CONFIG, tiny_tokenizer(qwen.SPECIAL_TOKENS).to_str().encode(), QWEN3_VL.tokens)
+    assert (of_qwen.begin, of_qwen.image, of_qwen.end) == (qwen.BEGIN_IMAGE, qwen.IMAGE, qwen.END_IMAGE)
     with pytest.raises(ExportError, match=r"image_token_id is 3; tokenizer\.json gives <\|image\|> 267"):
-        image_tokens({**CONFIG, "image_token_id": 3}, tokenizer)
+        image_tokens({**CONFIG, "image_token_id": 3}, tokenizer, GLM4V.tokens)
     with pytest.raises(CheckpointError, match=r"lacks <\|begin_of_image\|>"):
-        image_tokens({}, Tokenizer(BPE(vocab={"a": 0}, merges=[])).to_str().encode())
+        image_tokens({}, Tokenizer(BPE(vocab={"a": 0}, merges=[])).to_str().encode(), GLM4V.tokens)

@@ -51,6 +51,9 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"rope_theta": -1}, "vision.rope_theta -1"),
     ({"model": "other.onnx"}, 'does not list "other.onnx"'),
     ({"hidden_size": None}, "vision.hidden_size null"),
+    ({"frames": 0}, "vision.frames 0"),
+    ({"grows_small": 1}, "vision.grows_small 1; it must be true or false"),
+    ({"interpolation": "nearest"}, "one of bicubic, bilinear"),
     ({"eyes": 2}, "unknown keys: vision.eyes"),
 ]
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-FamilyName = Literal["llama", "qwen2", "qwen3", "glm", "glm4", "glm4v"]
+FamilyName = Literal["llama", "qwen2", "qwen3", "qwen3_vl", "glm", "glm4", "glm4v"]
 
 SEPARATE_GATE_UP = {
     "layers.{i}.gate": "layers.{i}.mlp.gate_proj",
@@ -42,6 +42,17 @@ SANDWICH_NORM = {
 
 
 @dataclass(frozen=True, slots=True)
+class SeeingFamily:
+    """The decoder of a family that takes images. `text_type`: the `model_type` of `text_config`, where its config is
+    nested. `sections`: of M-RoPE, where a config names none."""
+
+    text_type: str
+    sections: tuple[int, int, int]
+    mixed_sections: bool = False
+    has_head_size: bool = True  # False: a head is hidden_size / num_attention_heads, whatever the config says
+
+
+@dataclass(frozen=True, slots=True)
 class Family:
     """One family's constants.
 
@@ -66,6 +77,8 @@ class Family:
     default_head_size: int | None = None  # None: hidden_size / num_attention_heads
     attention_bias_default: bool = False
     sliding_window_keys: bool = False
+    default_theta: float = 10_000.0
+    seeing: SeeingFamily | None = None
 
 
 FAMILIES: dict[str, Family] = {
@@ -130,6 +143,20 @@ FAMILIES: dict[str, Family] = {
             interleaved_rope=True,
             partial_rope=True,
             attention_bias_default=True,
+            seeing=SeeingFamily("glm4v_text", (8, 12, 12), has_head_size=False),
+        ),
+        Family(
+            name="qwen3_vl",
+            architectures=("Qwen3VLForConditionalGeneration",),
+            names=COMMON | SEPARATE_GATE_UP | QK_NORM,
+            prefix="model.language_model.",
+            ignored=("model.visual.",),
+            qkv_bias="attention_bias",
+            output_bias="attention_bias",
+            qk_norm=True,
+            default_head_size=128,
+            default_theta=500_000.0,
+            seeing=SeeingFamily("qwen3_vl_text", (24, 20, 20), mixed_sections=True),
         ),
     )
 }

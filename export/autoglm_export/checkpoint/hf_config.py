@@ -7,6 +7,7 @@ name. Both spellings of the rope are read: `rope_theta` + `rope_scaling` + `part
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ from typing import Any
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
-from .families import FAMILIES, Family
+from .families import FAMILIES, Family, SeeingFamily
 
 HARMLESS = frozenset(
     {
@@ -50,7 +51,7 @@ HARMLESS = frozenset(
         "use_cache",
     }
 )
-# Keys of a glm4v config that speak of images only.
+# Keys that speak of images only, of a family that takes them.
 VISION = frozenset(
     {
         "image_start_token_id",
@@ -60,6 +61,8 @@ VISION = frozenset(
         "video_end_token_id",
         "video_token_id",
         "vision_config",
+        "vision_start_token_id",
+        "vision_end_token_id",
     }
 )
 # Keys that would change the mathematics at any other value.
@@ -81,6 +84,7 @@ ROPE_KEYS = frozenset(
         "rope_theta",
         "partial_rotary_factor",
         "mrope_section",
+        "mrope_interleaved",
         "factor",
         "low_freq_factor",
         "high_freq_factor",
@@ -151,7 +155,7 @@ def spec_from_config(config: Mapping[str, Any]) -> ModelSpec:
     _check_neutral(keys)
     if family.sliding_window_keys:
         _check_full_attention(keys, spec.num_layers)
-    keys.refuse_rest(HARMLESS | VISION if family.name == "glm4v" else HARMLESS)
+    keys.refuse_rest(HARMLESS | VISION if family.seeing else HARMLESS)
     return spec
 
 
@@ -169,14 +173,16 @@ def family_of(config: Mapping[str, Any]) -> Family:
 
 
 def _text_config(config: Mapping[str, Any], family: Family) -> Mapping[str, Any]:
-    """glm4v nests its decoder in `text_config` (its first checkpoints did not); what stands outside still counts."""
-    if family.name != "glm4v" or "text_config" not in config:
+    """A family that takes images nests its decoder in `text_config` (glm4v's first checkpoints did not); what stands
+    outside still counts."""
+    if family.seeing is None or "text_config" not in config:
         return config
     if not isinstance(config["text_config"], dict):
         raise UnsupportedModel(f"the config's text_config is {config['text_config']!r:.40}; it must be an object")
     inner: dict[str, Any] = dict(config["text_config"])
-    if inner.get("model_type", "glm4v_text") != "glm4v_text":
-        raise UnsupportedModel(f"text_config.model_type is {inner['model_type']!r}; it must be 'glm4v_text'")
+    expected = family.seeing.text_type
+    if inner.get("model_type", expected) != expected:
+        raise UnsupportedModel(f"text_config.model_type is {inner['model_type']!r}; it must be {expected!r}")
     outer = {key: value for key, value in config.items() if key != "text_config"}
     tied = bool(inner.get("tie_word_embeddings")) or bool(outer.get("tie_word_embeddings"))
     return {**outer, **inner, "tie_word_embeddings": tied}
@@ -215,9 +221,9 @@ def _read_spec(keys: Keys, family: Family) -> ModelSpec:
 def _head_size(keys: Keys, family: Family, hidden_size: int, num_heads: int) -> int:
     derived = hidden_size // num_heads
     head_size = keys.integer("head_dim", family.default_head_size or derived)
-    if family.name == "glm4v" and head_size != derived:
+    if family.seeing and not family.seeing.has_head_size and head_size != derived:
         raise UnsupportedModel(
-            f"head_dim is {head_size}; a glm4v model has hidden_size / num_attention_heads, {derived}"
+            f"head_dim is {head_size}; a {family.name} model has hidden_size / num_attention_heads, {derived}"
         )
     return head_size
 
@@ -263,10 +269,11 @@ def _read_rope(keys: Keys, family: Family, head_size: int, max_position: int) ->
     if dims < 2 or dims % 2:
         raise UnsupportedModel(f"the rotary embedding would cover {dims} of {head_size} dimensions; it must be even")
     scaling = _read_scaling(rope, max_position)
-    theta = rope.number("rope_theta", 10_000.0)
-    sections = _read_sections(rope, family, dims)
+    theta = rope.number("rope_theta", family.default_theta)
+    spec = RopeSpec(theta=theta, dims=dims, interleaved=family.interleaved_rope, scaling=scaling)
+    spec = _with_sections(spec, rope, family.seeing) if family.seeing else spec
     rope.refuse_rest(frozenset())
-    return RopeSpec(theta=theta, dims=dims, interleaved=family.interleaved_rope, scaling=scaling, sections=sections)
+    return spec
 
 
 def _merged_rope(keys: Keys) -> dict[str, Any]:
@@ -309,14 +316,19 @@ def _read_scaling(rope: Keys, max_position: int) -> Llama3Scaling | float | None
     raise UnsupportedModel(f"the rope scaling type {kind!r} is not supported; default, linear and llama3 are")
 
 
-def _read_sections(rope: Keys, family: Family, dims: int) -> tuple[int, ...]:
-    if family.name != "glm4v":
-        return ()
-    sections = tuple(rope.list("mrope_section", (8, 12, 12)))
+def _with_sections(spec: RopeSpec, rope: Keys, family: SeeingFamily) -> RopeSpec:
+    if (mixed := rope.flag("mrope_interleaved", family.mixed_sections)) != family.mixed_sections:
+        raise UnsupportedModel(f"mrope_interleaved is {mixed}; it is always {family.mixed_sections} in this family")
+    sections = tuple(rope.list("mrope_section", family.sections))
     are_counts = len(sections) == 3 and all(type(part) is int and part >= 0 for part in sections)
-    if not are_counts or sum(sections) != dims // 2:
+    if not are_counts or sum(sections) != spec.dims // 2:
         raise UnsupportedModel(
             f"mrope_section is {list(sections)!r:.80}; it must be three whole numbers, and their sum half of the "
-            f"{dims} dimensions that the rotary embedding covers"
+            f"{spec.dims} dimensions that the rotary embedding covers"
         )
-    return sections
+    spec = dataclasses.replace(spec, sections=sections, mixed_sections=mixed)
+    if (found := [spec.axes.count(axis) for axis in range(3)]) != list(sections):
+        raise UnsupportedModel(
+            f"mrope_section is {list(sections)}; where sections take turns in {spec.dims // 2} pairs, {found} fit"
+        )
+    return spec

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from autoglm_export.errors import CheckpointError, TensorError
+from autoglm_export.errors import CheckpointError, TensorError, UnsupportedModel
 from autoglm_export.model.spec import ModelSpec
 
 from .base import Checkpoint, checked_tokenizer
@@ -36,7 +37,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     return Checkpoint(
         name=name,
         source=name,
-        spec=spec if vision else spec.without_images(),
+        spec=_with_deepstack(spec, vision) if vision else spec.without_images(),
         weights=_open_weights(folder, store, spec, family),
         tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
@@ -51,9 +52,18 @@ def _open_vision(
     folder: Path, config: dict[str, Any], store: SafetensorsStore, spec: ModelSpec, tokenizer: bytes
 ) -> VisionCheckpoint | None:
     """None for a folder that has no image processor: what is left of such a model reads text alone."""
-    if spec.family != "glm4v" or (processor := _image_processor(folder)) is None:
+    if not spec.takes_images or (processor := _image_processor(folder)) is None:
         return None
     return read_vision(config, processor, store, tokenizer, spec.hidden_size)
+
+
+def _with_deepstack(spec: ModelSpec, vision: VisionCheckpoint) -> ModelSpec:
+    if (count := len(vision.spec.deepstack)) >= spec.num_layers:
+        raise UnsupportedModel(
+            f"deepstack_visual_indexes names {count} blocks; they go to as many layers, and all but the last of the "
+            f"decoder's {spec.num_layers} may have them"
+        )
+    return dataclasses.replace(spec, num_deepstack=count)
 
 
 def _image_processor(folder: Path) -> dict[str, Any] | None:

@@ -11,8 +11,8 @@ from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
 
 from .hf_config import Keys
+from .vision_families import CLIP_MEAN, CLIP_STD, Channels, ProcessorFamily
 
-_TYPES = ("Glm4vImageProcessor", "Glm4vImageProcessorFast", "Glm4vImageProcessorPil")
 _HARMLESS = frozenset(
     {
         *("_processor_class", "_valid_processor_keys", "processor_class", "feature_extractor_type"),
@@ -20,41 +20,41 @@ _HARMLESS = frozenset(
     }
 )
 _BICUBIC = 3
-Channels = tuple[float, float, float]
 _SETTLED: dict[str, tuple[Any, ...]] = {
-    "image_processor_type": _TYPES,
     **dict.fromkeys(("do_resize", "do_rescale", "do_normalize", "do_convert_rgb"), (True,)),
     **dict.fromkeys(("do_center_crop", "do_pad", "default_to_square"), (False,)),
     "resample": (_BICUBIC,),
     "rescale_factor": (1 / 255,),
 }
-_CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
-_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, slots=True)
 class ImageProcessor:
-    """`min_pixels`, `max_pixels`: of all frames that a still image counts as."""
+    """`min_pixels`, `max_pixels`: of all `frames` that a still image counts as. `grows_small`: as `ProcessorFamily`."""
 
     min_pixels: int
     max_pixels: int
     mean: Channels
     std: Channels
+    frames: int
+    grows_small: bool
 
 
-def image_processor(raw: Mapping[str, Any], spec: VisionSpec) -> ImageProcessor:
+def image_processor(raw: Mapping[str, Any], spec: VisionSpec, family: ProcessorFamily) -> ImageProcessor:
     """Raises UnsupportedModel for what the processor would do and this one does not."""
     keys = Keys(raw)
-    for name, allowed in _SETTLED.items():
+    for name, allowed in {"image_processor_type": family.types, **_SETTLED}.items():
         if (value := keys.get(name, allowed[0])) not in allowed:
             raise UnsupportedModel(f"the image processor's {name} is {value!r:.40}; only {allowed[0]!r} is supported")
     _check_agrees(keys, spec)
     size = Keys(_size(keys))
     found = ImageProcessor(
-        min_pixels=size.integer("shortest_edge", 112 * 112),
-        max_pixels=size.integer("longest_edge", 28 * 28 * 15000),
-        mean=_channels(keys, "image_mean", _CLIP_MEAN, 0.0),
-        std=_channels(keys, "image_std", _CLIP_STD, 1e-3),
+        min_pixels=size.integer("shortest_edge", family.min_pixels),
+        max_pixels=size.integer("longest_edge", family.max_pixels),
+        mean=_channels(keys, "image_mean", CLIP_MEAN, 0.0),
+        std=_channels(keys, "image_std", CLIP_STD, 1e-3),
+        frames=family.frames,
+        grows_small=family.grows_small,
     )
     size.refuse_rest(frozenset())
     keys.refuse_rest(_HARMLESS)

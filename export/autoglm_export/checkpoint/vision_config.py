@@ -1,13 +1,14 @@
-"""`vision_config` of a glm4v config.json -> `VisionSpec`, strictly: every key is read, known to be harmless, or refused
-by name.
+"""`vision_config` of a config.json -> `VisionSpec`, strictly: every key is read, known to be harmless, or refused by
+name. What a config leaves out is what transformers' `Glm4vVisionConfig` or `Qwen3VLVisionConfig` takes.
 
-Two widths have names that mislead: the blocks' MLP is `out_hidden_size` wide, the merger's `intermediate_size`. What a
-config leaves out is what transformers' `Glm4vVisionConfig` takes.
+Two widths of glm4v have names that mislead: the blocks' MLP is `out_hidden_size` wide, the merger's
+`intermediate_size`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from autoglm_export.errors import UnsupportedModel
@@ -15,11 +16,16 @@ from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
 
 from .hf_config import HARMLESS, Keys
 
-_MODEL_TYPES = ("glm4v", "glm4v_vision")
+_GLM4V: dict[str, tuple[Any, ...]] = {"model_type": ("glm4v", "glm4v_vision"), "hidden_act": ("silu", "swish")}
+_QWEN3_VL: dict[str, tuple[Any, ...]] = {
+    "model_type": ("qwen3_vl", "qwen3_vl_vision"),
+    "hidden_act": ("gelu_pytorch_tanh",),
+}
+_NORM_EPS = 1e-6  # of every norm of a Qwen3-VL tower
 _ROPE = {"rope_type": "axial", "type": "axial", "partial_rotary_factor": 1.0}
 
 
-def vision_spec(raw: Mapping[str, Any], decoder_width: int) -> VisionSpec:
+def glm4v_spec(raw: Mapping[str, Any], decoder_width: int) -> VisionSpec:
     """Raises UnsupportedModel, naming the key. `decoder_width`: the hidden size of the text model."""
     keys = Keys(raw)
     patch_size = _side(keys, "patch_size", 14)
@@ -39,10 +45,59 @@ def vision_spec(raw: Mapping[str, Any], decoder_width: int) -> VisionSpec:
         rope_theta=_rope_theta(keys),
         qkv_bias=keys.flag("attention_bias", False),
     )
-    _check_fixed(keys, spec)
+    _check_fixed(keys, spec, _GLM4V)
     _check_sizes(spec, decoder_width)
     keys.refuse_rest(HARMLESS | {"hidden_dropout_prob"})
     return spec
+
+
+def qwen3_vl_spec(raw: Mapping[str, Any], decoder_width: int) -> VisionSpec:
+    """As `glm4v_spec`."""
+    keys = Keys(raw)
+    hidden_size, merge_size = keys.integer("hidden_size", 1152), keys.integer("spatial_merge_size", 2)
+    num_layers = keys.integer(_first_of(keys, "depth", "num_hidden_layers"), 27)
+    spec = VisionSpec(
+        patch_size=_side(keys, "patch_size", 16),
+        temporal_patch_size=keys.integer("temporal_patch_size", 2),
+        merge_size=merge_size,
+        position_table_size=_root(keys, "num_position_embeddings", 2304),
+        hidden_size=hidden_size,
+        num_layers=num_layers,
+        num_heads=keys.integer(_first_of(keys, "num_heads", "num_attention_heads"), 16),
+        intermediate_size=keys.integer("intermediate_size", 4304),
+        output_size=keys.integer("out_hidden_size", 3584),
+        merger_size=merge_size**2 * hidden_size,
+        norm_eps=_NORM_EPS,
+        rope_theta=_rope_theta(keys),
+        qkv_bias=True,
+        merger_norm_eps=_NORM_EPS,
+        norm="layer",
+        gated=False,
+        patch_norm=False,
+        interpolation="bilinear",
+        deepstack=_blocks(keys, "deepstack_visual_indexes", (8, 16, 24), num_layers),
+    )
+    _check_fixed(keys, spec, _QWEN3_VL)
+    _check_sizes(spec, decoder_width)
+    keys.refuse_rest(HARMLESS)
+    return spec
+
+
+def _root(keys: Keys, name: str, default: int) -> int:
+    """Of a square number."""
+    if (root := math.isqrt(square := keys.integer(name, default))) ** 2 != square:
+        raise UnsupportedModel(f"the vision_config's {name} is {square}; it must be a square number")
+    return root
+
+
+def _blocks(keys: Keys, name: str, default: Sequence[int], num_layers: int) -> tuple[int, ...]:
+    blocks = tuple(keys.list(name, default))
+    if not all(type(block) is int and 0 <= block < num_layers for block in blocks) or sorted(set(blocks)) != [*blocks]:
+        raise UnsupportedModel(
+            f"the vision_config's {name} is {list(blocks)!r:.60}; it must hold ascending numbers, each of "
+            f"0 ... {num_layers - 1}"
+        )
+    return blocks
 
 
 def _first_of(keys: Keys, name: str, other: str) -> str:
@@ -75,13 +130,8 @@ def _rope_theta(keys: Keys) -> float:
     return theta
 
 
-def _check_fixed(keys: Keys, spec: VisionSpec) -> None:
-    fixed: dict[str, tuple[Any, ...]] = {
-        "model_type": _MODEL_TYPES,
-        "hidden_act": ("silu", "swish"),
-        "in_channels": (NUM_CHANNELS,),
-        "head_dim": (spec.head_size,),
-    }
+def _check_fixed(keys: Keys, spec: VisionSpec, of_family: Mapping[str, tuple[Any, ...]]) -> None:
+    fixed = {**of_family, "in_channels": (NUM_CHANNELS,), "head_dim": (spec.head_size,)}
     for name, allowed in fixed.items():
         if (value := keys.get(name, allowed[0])) not in allowed:
             raise UnsupportedModel(f"the vision_config's {name} is {value!r:.40}; only {allowed[0]!r} is supported")

@@ -32,6 +32,8 @@ def build_layer(spec: ModelSpec, ops: Ops[T], layer: int, residual: T, normed: T
     hidden = ops.linear(hidden, f"{prefix}.down")
     if spec.sandwich_norm:
         hidden = ops.rms_norm(hidden, f"{prefix}.post_mlp_norm")
+    if layer < spec.num_deepstack:
+        hidden = ops.add_features(hidden, layer + 1)
     next_norm = "final_norm" if is_last else f"layers.{layer + 1}.attention_norm"
     return ops.add_rms_norm(residual, hidden, next_norm)
 

@@ -18,7 +18,8 @@ T = TypeVar("T")
 
 class Ops(Protocol[T]):
     def embed(self, weight: str) -> T:
-        """The step's token ids -> rows of the table `weight` `[vocab_size, hidden_size]`."""
+        """The step's token ids -> rows of the table `weight` `[vocab_size, hidden_size]`; those of images:
+        features."""
         ...
 
     def rms_norm(self, x: T, weight: str) -> T:
@@ -48,6 +49,13 @@ class Ops(Protocol[T]):
 
     def swiglu(self, gate: T, up: T) -> T:
         """silu(gate) * up."""
+        ...
+
+    def add_features(self, x: T, part: int) -> T:
+        """x, and on the rows of images' tokens part `part` of their features besides; part 0 is what `embed` gives.
+
+        Of decoders with `num_deepstack` alone, and never behind `select_rows`.
+        """
         ...
 
     def select_rows(self, x: T) -> T:

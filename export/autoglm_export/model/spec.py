@@ -19,6 +19,7 @@ Weights travel beside it as a mapping from these names to arrays (`i`: layer; sh
 A layer computes, with `norm` an RMS norm in float32 and `post` the identity unless sandwich_norm:
     x = x + post_attention(output(attention(rope(query), rope(key), value of attention_norm(x))))
     x = x + post_mlp(down(silu(gate(mlp_norm(x))) * up(mlp_norm(x))))
+and behind layer i < num_deepstack the rows of images' tokens get part i + 1 of their features added.
 """
 
 from __future__ import annotations
@@ -51,9 +52,10 @@ class RopeSpec:
 
     `interleaved` rotates the pairs (0, 1), (2, 3), ...; otherwise (0, dims/2), (1, dims/2 + 1), ...
 
-    `sections` (M-RoPE): a token has three positions, of time, row and column. So many of the first pairs are rotated by
-    the first of them, so many of the next by the second, the rest by the third. A token of a text has three equal ones,
-    and is rotated as without sections. Empty for a decoder that takes no images.
+    `sections` (M-RoPE): a token has three positions, of time, row and column, and each rotates so many pairs. They are
+    the first ones, the next and the rest; with `mixed_sections` they take turns, until rows and columns have theirs and
+    all others are of time. A token of a text has three equal positions, and is rotated as without sections. Empty for a
+    decoder that takes no images.
     """
 
     theta: float
@@ -61,6 +63,21 @@ class RopeSpec:
     interleaved: bool
     scaling: Llama3Scaling | float | None = None  # a float divides every frequency (linear scaling)
     sections: tuple[int, ...] = ()  # three, of dims / 2 pairs together
+    mixed_sections: bool = False
+
+    @property
+    def axes(self) -> tuple[int, ...]:
+        """Of each pair the position that rotates it: 0 for time, 1 for row, 2 for column. Empty without sections."""
+        if not self.mixed_sections:
+            return tuple(axis for axis, size in enumerate(self.sections) for _ in range(size))
+        turns = (pair % 3 for pair in range(self.dims // 2))
+        return tuple(axis if pair < 3 * self.sections[axis] else 0 for pair, axis in enumerate(turns))
+
+    @property
+    def pairs_by_axis(self) -> tuple[int, ...]:
+        """All pairs: those that time rotates, then those of rows, then those of columns, each in their order."""
+        axes = self.axes or (0,) * (self.dims // 2)
+        return tuple(sorted(range(len(axes)), key=axes.__getitem__))
 
     def inverse_frequencies(self) -> npt.NDArray[np.float64]:
         """[dims / 2], radians a position."""
@@ -91,7 +108,7 @@ def _llama3_scaled(frequencies: npt.NDArray[np.float64], scaling: Llama3Scaling)
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
-    family: Literal["llama", "qwen2", "qwen3", "glm", "glm4", "glm4v"]
+    family: Literal["llama", "qwen2", "qwen3", "qwen3_vl", "glm", "glm4", "glm4v"]
     vocab_size: int
     hidden_size: int
     num_layers: int
@@ -108,6 +125,12 @@ class ModelSpec:
     qk_norm: bool = False
     sandwich_norm: bool = False
     tied_embeddings: bool = False
+    num_deepstack: int = 0  # first layers, behind each of which an image's tokens get further features
+
+    @property
+    def feature_size(self) -> int:
+        """Numbers of a row of an image's features: in place of the embedding, then those of each deepstack layer."""
+        return (1 + self.num_deepstack) * self.hidden_size
 
     @property
     def takes_images(self) -> bool:
@@ -116,11 +139,16 @@ class ModelSpec:
 
     def without_images(self) -> ModelSpec:
         """The same decoder for texts alone."""
-        return dataclasses.replace(self, rope=dataclasses.replace(self.rope, sections=()))
+        rope = dataclasses.replace(self.rope, sections=(), mixed_sections=False)
+        return dataclasses.replace(self, rope=rope, num_deepstack=0)
 
     def as_json(self) -> dict[str, Any]:
         """For a manifest. What a family lacks is not said, so that its artifacts stay what they were."""
         raw = dataclasses.asdict(self)
         if not self.takes_images:
             del raw["rope"]["sections"]
+        if not self.rope.mixed_sections:
+            del raw["rope"]["mixed_sections"]
+        if not self.num_deepstack:
+            del raw["num_deepstack"]
         return raw

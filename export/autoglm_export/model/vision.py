@@ -1,4 +1,4 @@
-"""The vision tower of GLM-4V, written once: which operators, in which order, on which weights.
+"""The vision tower of every family, written once: which operators, in which order, on which weights.
 
 `VisionOps` is to it what `Ops` is to the decoder. Handles (`T`) are opaque; an activation is rows [patches or tokens of
 one image, width]. The image's patches, and what its grid says of their places, are the back-end's inputs.
@@ -30,7 +30,11 @@ class VisionOps(Protocol[T]):
         ...
 
     def layer_norm(self, x: T, name: str) -> T:
-        """(x - mean(x)) / sqrt(var(x) + eps) * name.weight + name.bias, row by row."""
+        """(x - mean(x)) / sqrt(var(x) + eps) * name.weight + name.bias, row by row; the merger's eps."""
+        ...
+
+    def add_layer_norm(self, x: T, delta: T, name: str) -> tuple[T, T]:
+        """(x + delta, its layer norm), with the blocks' eps."""
         ...
 
     def linear(self, x: T, layer: str) -> T:
@@ -49,22 +53,33 @@ class VisionOps(Protocol[T]):
         """x * (1 + erf(x / sqrt(2))) / 2."""
         ...
 
+    def gelu_tanh(self, x: T) -> T:
+        """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2."""
+        ...
+
     def join(self, x: T) -> T:
         """The merge_size^2 rows of a token side by side: [number of tokens, merge_size^2 * width]."""
         ...
 
-    def features(self, x: T) -> None:
-        """x is the result, [number of tokens, output_size] float32."""
+    def features(self, *parts: T) -> None:
+        """The result, side by side: [number of tokens, output_size] float32 each."""
         ...
 
 
 def build_tower(spec: VisionSpec, ops: VisionOps[T]) -> None:
     """Issue the computation of one image, from patches to features, to `ops`."""
-    residual = ops.rms_norm(ops.linear(ops.patches(), "patch_embed"), "post_conv_norm")
-    residual, normed = ops.add_rms_norm(residual, ops.positions("position_table"), _first_norm(spec, 0))
+    residual = ops.linear(ops.patches(), "patch_embed")
+    if spec.patch_norm:
+        residual = ops.rms_norm(residual, "post_conv_norm")
+    residual, normed = _add_norm(spec, ops, residual, ops.positions("position_table"), _first_norm(spec, 0))
+    further: list[T] = []
     for block in range(spec.num_layers):
         residual, normed = build_block(spec, ops, block, residual, normed)
-    ops.features(_merged(ops, normed))
+        if block in spec.deepstack:
+            prefix = f"deepstack.{len(further)}"
+            further.append(_merged_plainly(ops, ops.layer_norm(ops.join(residual), f"{prefix}.norm"), prefix))
+    merged = _merged(ops, normed) if spec.gated else _merged_plainly(ops, ops.join(normed), "merger")
+    ops.features(merged, *further)
 
 
 def build_block(spec: VisionSpec, ops: VisionOps[T], block: int, residual: T, normed: T) -> tuple[T, T]:
@@ -72,9 +87,13 @@ def build_block(spec: VisionSpec, ops: VisionOps[T], block: int, residual: T, no
     prefix = f"blocks.{block}"
     query, key, value = (ops.linear(normed, f"{prefix}.{name}") for name in ("query", "key", "value"))
     attended = ops.linear(ops.attention(query, key, value), f"{prefix}.output")
-    residual, normed = ops.add_rms_norm(residual, attended, f"{prefix}.mlp_norm")
-    hidden = ops.linear(_gated(ops, normed, prefix), f"{prefix}.down")
-    return ops.add_rms_norm(residual, hidden, _first_norm(spec, block + 1))
+    residual, normed = _add_norm(spec, ops, residual, attended, f"{prefix}.mlp_norm")
+    hidden = _gated(ops, normed, prefix) if spec.gated else ops.gelu_tanh(ops.linear(normed, f"{prefix}.up"))
+    return _add_norm(spec, ops, residual, ops.linear(hidden, f"{prefix}.down"), _first_norm(spec, block + 1))
+
+
+def _add_norm(spec: VisionSpec, ops: VisionOps[T], x: T, delta: T, name: str) -> tuple[T, T]:
+    return ops.add_rms_norm(x, delta, name) if spec.norm == "rms" else ops.add_layer_norm(x, delta, name)
 
 
 def _first_norm(spec: VisionSpec, block: int) -> str:
@@ -83,6 +102,10 @@ def _first_norm(spec: VisionSpec, block: int) -> str:
 
 def _gated(ops: VisionOps[T], x: T, prefix: str) -> T:
     return ops.swiglu(ops.linear(x, f"{prefix}.gate"), ops.linear(x, f"{prefix}.up"))
+
+
+def _merged_plainly(ops: VisionOps[T], joined: T, prefix: str) -> T:
+    return ops.linear(ops.gelu(ops.linear(joined, f"{prefix}.up")), f"{prefix}.down")
 
 
 def _merged(ops: VisionOps[T], normed: T) -> T:

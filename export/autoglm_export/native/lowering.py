@@ -68,8 +68,11 @@ class Normed:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Product:
+    """`features`: the part of images' features that is added to it."""
+
     source: Rows | Normed
     layers: tuple[str, ...]
+    features: int | None = None
 
 
 Expression = Rows | Normed | Product
@@ -107,6 +110,8 @@ class NativeOps(Ops[Expression]):
         else:
             assert isinstance(delta, Product)
             self._multiply(delta, Buffer.RESIDUAL, Epilogue.ADD)
+            if delta.features is not None:
+                self._emit(Code.ADD_FEATURES, residual.selected, target=Buffer.RESIDUAL, detail=delta.features)
         return residual, Normed(residual, weight)
 
     def linear(self, x: Expression, *layers: str) -> Expression:
@@ -125,6 +130,10 @@ class NativeOps(Ops[Expression]):
         assert isinstance(gate, Product) and isinstance(up, Product) and gate.source is up.source
         self._multiply(Product(gate.source, gate.layers + up.layers), Buffer.HIDDEN, Epilogue.SWIGLU)
         return Rows(Buffer.HIDDEN, _is_selected(gate))
+
+    def add_features(self, x: Expression, part: int) -> Expression:
+        assert isinstance(x, Product), "features are added to what is added to the residual stream"
+        return dataclasses.replace(x, features=part)
 
     def select_rows(self, x: Expression) -> Expression:
         rows = _rows(x)
@@ -207,16 +216,17 @@ class NativeOps(Ops[Expression]):
         return self._rotatable(self._weights[name])
 
     def _rotatable(self, rows: Array) -> Array:
-        """Rows of whole heads, ordered so that an interleaved rope becomes one of halves.
+        """Rows of whole heads, ordered so that an interleaved rope becomes one of halves, and mixed sections follow
+        each other.
 
         Scores do not change when queries and keys are reordered alike.
         """
         rope, head_size = self._spec.rope, self._spec.head_size
-        if not rope.interleaved:
+        if not (rope.interleaved or rope.mixed_sections):
             return rows
-        order = np.concatenate(
-            [np.arange(0, rope.dims, 2), np.arange(1, rope.dims, 2), np.arange(rope.dims, head_size)]
-        )
+        pairs = np.arange(rope.dims).reshape((-1, 2) if rope.interleaved else (2, -1))
+        halves = pairs.T if rope.interleaved else pairs
+        order = np.concatenate([*halves[:, rope.pairs_by_axis], np.arange(rope.dims, head_size)])
         return rows.reshape(-1, head_size, *rows.shape[1:])[:, order].reshape(rows.shape)
 
 
@@ -285,6 +295,6 @@ def write_program(
         calibration = Calibration(spec, weights, texts) if texts else None
         ops = NativeOps(spec, CountedWeights(weight_shapes(spec), weights, progress, stage), file, calibration)
         build_decoder(spec, ops)
-        frequencies = file.add(spec.rope.inverse_frequencies())
+        frequencies = file.add(spec.rope.inverse_frequencies()[list(spec.rope.pairs_by_axis)])
     progress(stage, 1.0)
     encode_program(spec, frequencies, ops.operations).tofile(folder / PROGRAM_NAME)

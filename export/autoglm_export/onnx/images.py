@@ -17,10 +17,11 @@ class ImageInputs:
     """The inputs `positions` and `image_features` of a graph."""
 
     def __init__(self, graph: OnnxGraph, spec: ModelSpec) -> None:
-        self._graph = graph
+        self._graph, self._spec = graph, spec
         self._positions = graph.input("positions", np.int32, [3, "rows"])
-        self._features = graph.input("image_features", np.float32, ["num_features", spec.hidden_size])
+        self._features = graph.input("image_features", np.float32, ["num_features", spec.feature_size])
         self._zero = graph.tensor("token_zero", np.array(0, np.int32))
+        self._places = self._places_of_images()
 
     def embedded_ids(self) -> str:
         """Token ids for the embedding table; those of images are any."""
@@ -28,14 +29,29 @@ class ImageInputs:
 
     def with_features(self, rows: str) -> str:
         """float32 rows of the step's tokens, with those of images replaced."""
-        are_of_images = self._graph.op("Less", "token_ids", self._zero)
-        places = self._graph.op("Transpose", self._graph.op("NonZero", are_of_images))
-        return self._graph.op("ScatterND", rows, places, self._features)
+        return self._graph.op("ScatterND", rows, self._places, self._part(0))
+
+    def with_more_features(self, rows: str, part: int) -> str:
+        """float32 rows of the step's tokens, with this part of the features added to those of images."""
+        return self._graph.op("ScatterND", rows, self._places, self._part(part), reduction="add")
 
     def positions(self) -> list[str]:
         """[rows] each: time, row and column."""
         axes = [self._graph.tensor(f"axis_{axis}", np.array(axis, np.int64)) for axis in range(3)]
         return [self._graph.op("Gather", self._positions, axis) for axis in axes]
+
+    def _places_of_images(self) -> str:
+        """int64 [num_features, 1]: rows of the step."""
+        are_of_images = self._graph.op("Less", "token_ids", self._zero)
+        return self._graph.op("Transpose", self._graph.op("NonZero", are_of_images))
+
+    def _part(self, part: int) -> str:
+        """[num_features, hidden_size]"""
+        if not self._spec.num_deepstack:
+            return self._features
+        ends = part * self._spec.hidden_size, (part + 1) * self._spec.hidden_size
+        first, last = (self._graph.tensor(f"feature_{end}", np.array([end])) for end in ends)
+        return self._graph.op("Slice", self._features, first, last, self._graph.tensor("feature_axis", np.array([1])))
 
 
 class SectionedRope:
@@ -59,14 +75,17 @@ class SectionedRope:
         )
 
     def _of_tokens(self, name: str, table: Array, positions: Sequence[str]) -> str:
-        """[rows, rope.dims / 2]: of each section the columns at the positions on its axis, side by side."""
-        sections = np.split(table, np.cumsum(self._rope.sections)[:-1], axis=1)
+        """[rows, rope.dims / 2]: of each section the columns at the positions on its axis, each in its place."""
+        axes, order = np.array(self._rope.axes), np.array(self._rope.pairs_by_axis)
         parts = [
-            self._graph.op("Gather", self._graph.tensor(f"{name}_{axis}", part), positions[axis])
-            for axis, part in enumerate(sections)
-            if part.size
+            self._graph.op("Gather", self._graph.tensor(f"{name}_{axis}", table[:, axes == axis]), positions[axis])
+            for axis in range(3)
+            if axis in axes
         ]
-        return self._graph.op("Concat", *parts, axis=1)
+        by_axis = self._graph.op("Concat", *parts, axis=1)
+        if not self._rope.mixed_sections:
+            return by_axis
+        return self._graph.op("Gather", by_axis, self._graph.tensor("pair_places", np.argsort(order)), axis=1)
 
     def _numbered_rows(self) -> str:
         """int64 [batch, tokens a sequence]: 0, 1, ..."""

@@ -8,7 +8,7 @@ Inputs of a step, `batch` sequences of equally many tokens (more than one token 
     past_key_i, past_value_i    [batch, num_kv_heads, cache_length, head_size], float32 or, in fp16, float16
 and of a decoder that takes images:
     positions      int32 [3, rows]     time, row and column of each token
-    image_features float32 [num_features, hidden_size]     a row for each token id below 0, in their order
+    image_features float32 [num_features, feature_size]    a row for each token id below 0, in their order
 Outputs: logits [num_logits, vocab_size] float32; present_key_i, present_value_i, to be bound to the buffers of their
 pasts: GroupQueryAttention then writes the new keys and values in place and copies nothing.
 
@@ -110,6 +110,10 @@ class OnnxOps:
         # What multiplies `up` by row may wait until after the next product: everything between is linear in it.
         plain = finished(self._graph, dataclasses.replace(up, factor=None))
         return Rows(self._graph.op("Mul", silu, plain), up.factor, spiky=True)
+
+    def add_features(self, x: Rows, part: int) -> Rows:
+        assert self._images is not None, "a decoder without images has no features"
+        return Rows(self._images.with_more_features(finished(self._graph, x), part))
 
     def select_rows(self, x: Rows) -> Rows:
         return Rows(self._graph.op("Gather", finished(self._graph, x, x.dtype), "logit_rows"), dtype=x.dtype)

@@ -2,11 +2,11 @@
 
 Inputs, for an image of `rows` x `columns` patches (`autoglm_engine.vision.geometry` computes all but the first):
     patches         float32 [rows * columns, 3 * patch_size^2]
-    row_weights     float32 [rows, position_table_size]      of the learned positions, bicubic
+    row_weights     float32 [rows, position_table_size]      of the learned positions
     column_weights  float32 [columns, position_table_size]
     order           int64   [rows * columns]                 of each patch its index row by row
     rope_cos, rope_sin  float32 [rows * columns, head_size / 2]
-Output: features float32 [number of tokens, output_size].
+Output: features float32 [number of tokens, feature_size].
 
 Attention has no mask, so that ONNX Runtime computes it tile by tile: the scores of all pairs are never in memory.
 """
@@ -23,7 +23,7 @@ from autoglm_export.checkpoint.vision_weights import stored_shapes
 from autoglm_export.checkpoint.weights import Array, CountedWeights
 from autoglm_export.errors import InvalidOption
 from autoglm_export.model.vision import build_tower
-from autoglm_export.model.vision_spec import LAYER_NORM_EPS, VisionSpec
+from autoglm_export.model.vision_spec import VisionSpec
 from autoglm_export.runtimes import Progress, no_progress
 
 from .graph import CONTRIB, OnnxGraph
@@ -73,7 +73,14 @@ class OnnxVisionOps:
 
     def layer_norm(self, x: Rows, name: str) -> Rows:
         inputs = finished(self._graph, x), self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")
-        return Rows(self._graph.op("LayerNormalization", *inputs, axis=-1, epsilon=LAYER_NORM_EPS))
+        return Rows(self._graph.op("LayerNormalization", *inputs, axis=-1, epsilon=self._spec.merger_norm_eps))
+
+    def add_layer_norm(self, x: Rows, delta: Rows, name: str) -> tuple[Rows, Rows]:
+        rows = [finished(self._graph, x), finished(self._graph, delta)]
+        inputs = [*rows, self._tensor(f"{name}.weight"), self._tensor(f"{name}.bias")]
+        op = "SkipLayerNormalization"
+        normed, _, _, total = self._graph.node(op, inputs, domain=CONTRIB, num_outputs=4, epsilon=self._spec.norm_eps)
+        return Rows(total), Rows(normed)
 
     def linear(self, x: Rows, layer: str) -> Rows:
         return self._linears.linear(x, (layer,))
@@ -93,13 +100,15 @@ class OnnxVisionOps:
     def gelu(self, x: Rows) -> Rows:
         return Rows(self._graph.op("Gelu", finished(self._graph, x)))
 
-    def join(self, x: Rows) -> Rows:
-        width = self._spec.merge_size**2 * self._spec.hidden_size
-        return Rows(self._graph.op("Reshape", finished(self._graph, x), self._shape(-1, width)))
+    def gelu_tanh(self, x: Rows) -> Rows:
+        return Rows(self._graph.op("Gelu", finished(self._graph, x), approximate="tanh"))
 
-    def features(self, x: Rows) -> None:
-        self._graph.output("features", np.float32, ["tokens", self._spec.output_size])
-        self._graph.named("Identity", [finished(self._graph, x)], ["features"])
+    def join(self, x: Rows) -> Rows:
+        return Rows(self._graph.op("Reshape", finished(self._graph, x), self._shape(-1, self._spec.joined_size)))
+
+    def features(self, *parts: Rows) -> None:
+        self._graph.output("features", np.float32, ["tokens", self._spec.feature_size])
+        self._graph.named("Concat", [finished(self._graph, part) for part in parts], ["features"], axis=1)
 
     def _turned(self, x: str) -> str:
         inputs = self._batch_first(x), self._first_place, "rope_cos", "rope_sin"

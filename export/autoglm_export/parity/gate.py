@@ -23,6 +23,7 @@ from autoglm_engine.runners.registry import load_runner
 
 from autoglm_export.errors import ParityError
 from autoglm_export.runtimes import Progress, no_progress
+from autoglm_export.vision_artifact import feature_rotation
 
 from .images import ImageReport, compare_images
 from .reference import Reference
@@ -133,7 +134,8 @@ def compare(artifact: Path, checkpoint: Path, *, progress: Progress = no_progres
     runner = load_runner(artifact, manifest, num_threads=os.cpu_count() or 1)
     try:
         reports = compare_texts(runner, reference, texts, progress)
-        images = compare_images(artifact, manifest, runner, reference, texts["english"], progress)
+        rotation = feature_rotation(manifest.spec, manifest.runtime, manifest.precision)
+        images = compare_images(artifact, manifest, runner, reference, texts["english"], rotation, progress)
     finally:
         runner.close()
     return ParityReport(reference.version, manifest.precision, reports, runtime=manifest.runtime, images=images)

@@ -15,6 +15,7 @@ from autoglm_engine.runners.base import Runner
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import Tower, open_tower
 
+from autoglm_export.quantize.rotation import Rotation
 from autoglm_export.runtimes import Progress
 
 from .image_answers import AnswerReport, Decoder
@@ -48,9 +49,16 @@ class ImageReport:
 
 
 def compare_images(
-    artifact: Path, manifest: Manifest, runner: Runner, reference: Reference, text: TokenIds, progress: Progress
+    artifact: Path,
+    manifest: Manifest,
+    runner: Runner,
+    reference: Reference,
+    text: TokenIds,
+    rotation: Rotation | None,
+    progress: Progress,
 ) -> dict[str, ImageReport]:
-    """By the image's name; nothing for an artifact that takes none. `text`: what stands around images."""
+    """By the image's name; nothing for an artifact that takes none. `text`: what stands around images. `rotation`:
+    of the features that the decoder reads."""
     if manifest.vision is None:
         return {}
     decoder = Decoder(runner, reference, manifest.vision, manifest.precision, text)
@@ -58,16 +66,17 @@ def compare_images(
     try:
         for index, (name, size) in enumerate(_SIZES.items()):
             progress("parity: compare images", index / len(_SIZES))
-            reports[name] = _compare(tower, decoder, drawn(*size))
+            reports[name] = _compare(tower, decoder, drawn(*size), rotation)
     finally:
         tower.close()
     progress("parity: compare images", 1.0)
     return reports
 
 
-def _compare(tower: Tower, decoder: Decoder, image: bytes) -> ImageReport:
+def _compare(tower: Tower, decoder: Decoder, image: bytes, rotation: Rotation | None) -> ImageReport:
     settings, patches = tower.settings, preprocess(image, tower.settings)
     expected = decoder.reference.image_features(image, settings.min_pixels, settings.max_pixels)
+    expected = expected if rotation is None else rotation.features(expected)
     actual = tower.encode(patches)
     rows, columns = (side // settings.merge_size for side in patches.grid)
     distances, norms = np.linalg.norm(actual - expected, axis=1), np.linalg.norm(expected, axis=1)

@@ -32,7 +32,7 @@ class Reference:
                 f"the parity check needs the package {error.name}: pip install 'autoglm-triton[check]'"
             ) from None
         model = _load_model(transformers, torch, checkpoint)
-        processor = _load_processor(transformers, checkpoint) if model.config.model_type == "glm4v" else None
+        processor = _load_processor(transformers, checkpoint) if _takes_images(model.config) else None
         return cls(model.eval(), f"transformers {transformers.__version__}", processor)
 
     def logits(self, ids: TokenIds) -> npt.NDArray[np.float32]:
@@ -56,13 +56,15 @@ class Reference:
         return tokens
 
     def image_features(self, content: bytes, min_pixels: int, max_pixels: int) -> npt.NDArray[np.float32]:
-        """[number of tokens, hidden size] of an image file that is resized to so many pixels."""
+        """[number of tokens, feature size] of an image file that is resized to so many pixels: what stands in place of
+        embeddings, and beside it what is added in the decoder's first layers."""
         import torch
 
         inputs = self._pixels(content, min_pixels, max_pixels)
         with torch.inference_mode():
             output = self.model.get_image_features(inputs["pixel_values"], inputs["image_grid_thw"])
-        return np.concatenate([rows.float().numpy() for rows in output.pooler_output])
+        parts = [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+        return np.concatenate([torch.cat(list(part)).float().numpy() for part in parts], axis=1)
 
     def image_logits(
         self, ids: TokenIds, image_token_id: int, content: bytes, min_pixels: int, max_pixels: int
@@ -89,6 +91,10 @@ class Reference:
         return self.processor(images=[load_image(Image.open(BytesIO(content)))], size=size, return_tensors="pt")
 
 
+def _takes_images(config: Any) -> bool:
+    return hasattr(config, "vision_config")
+
+
 def _load_processor(transformers: Any, checkpoint: Path) -> Any:
     """With Pillow, as the artifact does it: torchvision rounds differently. None where the checkpoint has none."""
     if not any((checkpoint / name).exists() for name in ("processor_config.json", "preprocessor_config.json")):
@@ -103,7 +109,5 @@ def _load_model(transformers: Any, torch: Any, checkpoint: Path) -> Any:
             checkpoint.parent, gguf_file=checkpoint.name, **options
         )
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
-    auto = (
-        transformers.AutoModelForImageTextToText if config.model_type == "glm4v" else transformers.AutoModelForCausalLM
-    )
+    auto = transformers.AutoModelForImageTextToText if _takes_images(config) else transformers.AutoModelForCausalLM
     return auto.from_pretrained(checkpoint, **options)

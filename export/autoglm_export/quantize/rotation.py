@@ -8,15 +8,14 @@ QuaRot's (arXiv 2404.00456). R needs no data and costs nothing when the model ru
 
 It does not apply where a norm stands between a layer and the stream (`sandwich_norm`): its weights cannot be moved.
 
-Features of images enter the stream beside the embedding's rows, so they would have to be rows of R, too. The decoders
-that take images have sandwich norms, and no rotation; for one that has none, the last layer of its tower writes the
-stream, and is to be multiplied as `columns` does.
+Features of images enter the stream as the embedding's rows do. The last layers of a tower write them, so those become
+R^T W, too: `RotatedFeatures`.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 
 import numpy as np
 import numpy.typing as npt
@@ -44,17 +43,21 @@ def rotated(spec: ModelSpec, weights: Mapping[str, Array]) -> tuple[ModelSpec, M
 
     The embedding table and the head are no longer tied: the final norm's weights are in the head alone.
     """
-    if spec.sandwich_norm:
+    if (rotation := stream_rotation(spec.hidden_size, sandwich_norm=spec.sandwich_norm)) is None:
         return spec, weights
-    assert not spec.takes_images, "the features of images are not rotated"
-    return dataclasses.replace(spec, tied_embeddings=False), RotatedWeights(spec, weights)
+    return dataclasses.replace(spec, tied_embeddings=False), RotatedWeights(spec, weights, rotation)
+
+
+def stream_rotation(hidden_size: int, *, sandwich_norm: bool) -> Rotation | None:
+    """What `rotated` turns the stream of such a decoder by; None where it does not."""
+    return None if sandwich_norm else Rotation.of_size(hidden_size)
 
 
 class RotatedWeights(Mapping[str, Array]):
     """The weights of `rotated`, computed at each access."""
 
-    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array]) -> None:
-        self._weights, self._rotation = weights, Rotation.of_size(spec.hidden_size)
+    def __init__(self, spec: ModelSpec, weights: Mapping[str, Array], rotation: Rotation) -> None:
+        self._weights, self._rotation = weights, rotation
         self._head = "embed" if spec.tied_embeddings else "lm_head"
 
     def __getitem__(self, name: str) -> Array:
@@ -82,6 +85,25 @@ class RotatedWeights(Mapping[str, Array]):
         return len(self._weights) + ("lm_head" not in self._weights)
 
 
+class RotatedFeatures(Mapping[str, Array]):
+    """The weights of a tower, computed at each access, whose layers `writers` write features for a rotated stream."""
+
+    def __init__(self, weights: Mapping[str, Array], writers: Collection[str], rotation: Rotation) -> None:
+        self._weights, self._writers, self._rotation = weights, writers, rotation
+
+    def __getitem__(self, name: str) -> Array:
+        weight = self._weights[name]
+        if name.rpartition(".")[0] not in self._writers:
+            return weight
+        return self._rotation.columns(weight) if weight.ndim == 2 else self._rotation.rows(weight)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._weights)
+
+    def __len__(self) -> int:
+        return len(self._weights)
+
+
 @dataclasses.dataclass(frozen=True, slots=True, eq=False)
 class Rotation:
     """x -> (x * signs) (left (x) H), orthogonal: a Kronecker product, so that wide models rotate fast. H is a Hadamard
@@ -104,6 +126,10 @@ class Rotation:
         """x diag(weights) R, for x of [..., size]."""
         factors = self.signs if weights is None else self.signs * weights
         return kernels().rotate(x.reshape(-1, len(self.signs)), factors, self.left).reshape(x.shape)
+
+    def features(self, x: Array) -> Array:
+        """Each part of rows of features times R, for x of [num_rows, num_parts * size]."""
+        return self.rows(x.reshape(len(x), -1, len(self.signs))).reshape(x.shape)
 
     def columns(self, x: Array) -> Array:
         """R^T x, for x of [size, ...]."""

@@ -93,6 +93,9 @@ class TensorRTOps:
         silu = self._network.binary("PROD", gate, self._network.sigmoid(gate))
         return self._network.binary("PROD", silu, up)
 
+    def add_features(self, x: Tensor, part: int) -> Tensor:
+        raise NotImplementedError("a decoder with deepstack is refused before its network is built")
+
     def select_rows(self, x: Tensor) -> Tensor:
         """[B, S, width] -> [B, 1, width]: the token whose logits are wanted."""
         indices = self._network.reshape(self._logit_indices, 0, 1, 1)

@@ -33,8 +33,18 @@ class NumpyOps:
     def embed(self, weight: str) -> Rows:
         rows = self.weights[weight][np.maximum(self.span.token_ids, 0)]
         if self.span.features is not None:
-            rows[self.span.token_ids < 0] = self.span.features
+            rows[self.span.token_ids < 0] = self._part(0)
         return rows
+
+    def add_features(self, x: Rows, part: int) -> Rows:
+        rows = x.copy()
+        if self.span.features is not None:
+            rows[self.span.token_ids < 0] += self._part(part)
+        return rows
+
+    def _part(self, part: int) -> Rows:
+        assert self.span.features is not None
+        return np.split(self.span.features, 1 + self.spec.num_deepstack, axis=1)[part]
 
     def rms_norm(self, x: Rows, weight: str) -> Rows:
         return self._norm(x, self.weights[weight])
@@ -69,7 +79,7 @@ class NumpyOps:
 
     def _rotate(self, x: Rows) -> Rows:
         rope, half = self.spec.rope, self.spec.rope.dims // 2
-        axis_of_pair = np.repeat(range(3), rope.sections or (half, 0, 0))
+        axis_of_pair = list(rope.axes or (0,) * half)
         angles = (positions_of([self.span])[axis_of_pair].T * rope.inverse_frequencies())[:, None, :]
         cos, sin = np.cos(angles).astype(np.float32), np.sin(angles).astype(np.float32)
         first, second = (

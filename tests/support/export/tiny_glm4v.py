@@ -109,13 +109,17 @@ def tiny_glm4v(
     text: dict[str, Any] | None = None,
 ) -> Any:
     """transformers' model, every parameter random. `vision`, `text`: changes of its configs."""
-    import torch
     import transformers
 
     config = transformers.Glm4vConfig(
         text_config=TEXT_CONFIG | (text or {}), vision_config=VISION_CONFIG | (vision or {}), **CONFIG
     )
-    model = transformers.Glm4vForConditionalGeneration(config)
+    return made_random(transformers.Glm4vForConditionalGeneration(config), seed, vision_seed)
+
+
+def made_random(model: Any, seed: int, vision_seed: int) -> Any:
+    import torch
+
     text_noise, tower_noise = (torch.Generator().manual_seed(number) for number in (seed, vision_seed))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
@@ -132,22 +136,25 @@ def _spread(shape: Sequence[int]) -> float:
 
 def write_tiny_glm4v(folder: Path, *, processor: dict[str, Any] | None = None, **changes: Any) -> Any:
     """A whole checkpoint folder; the model is what was written. `processor`: changes of its image processor."""
-    model = tiny_glm4v(**changes)
+    return write_model(folder, tiny_glm4v(**changes), tiny_tokenizer(), CHAT_TEMPLATE, PREPROCESSOR | (processor or {}))
+
+
+def write_model(folder: Path, model: Any, tokenizer: Tokenizer, template: str, preprocessor: dict[str, Any]) -> Any:
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
-    tiny_tokenizer().save(str(folder / "tokenizer.json"))
-    (folder / "chat_template.jinja").write_text(CHAT_TEMPLATE)
-    (folder / "preprocessor_config.json").write_text(json.dumps(PREPROCESSOR | (processor or {})))
+    tokenizer.save(str(folder / "tokenizer.json"))
+    (folder / "chat_template.jinja").write_text(template)
+    (folder / "preprocessor_config.json").write_text(json.dumps(preprocessor))
     return model
 
 
-def tiny_tokenizer() -> Tokenizer:
+def tiny_tokenizer(special_tokens: Sequence[str] = SPECIAL_TOKENS) -> Tokenizer:
     """One token a byte, and the special ones behind them."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Tokenizer(BPE(vocab={token: index for index, token in enumerate(alphabet)}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens([AddedToken(token, special=True) for token in special_tokens])
     return tokenizer
 
 
@@ -166,18 +173,21 @@ def reference_pixels(images: Sequence[bytes], preprocessor: dict[str, Any] | Non
     changes of the tiny model's."""
     from transformers.image_utils import load_image
     from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     merged = PREPROCESSOR | (preprocessor or {})
+    is_glm = merged["image_processor_type"].startswith("Glm4v")
     known = {key: value for key, value in merged.items() if not key.endswith(("type", "class"))}
     loaded = [load_image(Image.open(BytesIO(image))) for image in images]
-    found = Glm4vImageProcessorPil(**known)(images=loaded, return_tensors="pt")
+    processor = (Glm4vImageProcessorPil if is_glm else Qwen2VLImageProcessorPil)(**known)
+    found = processor(images=loaded, return_tensors="pt")
     return found["pixel_values"], found["image_grid_thw"]
 
 
-def expanded(ids: Sequence[int], grids: Sequence[tuple[int, int]]) -> list[int]:
+def expanded(ids: Sequence[int], grids: Sequence[tuple[int, int]], image: int = IMAGE) -> list[int]:
     """`ids` with each image token repeated for every token of its image; `grids`: rows and columns of tokens."""
     counts = iter(rows * columns for rows, columns in grids)
-    return [token for one in ids for token in [one] * (next(counts) if one == IMAGE else 1)]
+    return [token for one in ids for token in [one] * (next(counts) if one == image else 1)]
 
 
 def reference_greedy(model: Any, ids: Sequence[int], images: Sequence[bytes], num_tokens: int) -> list[int]:
@@ -186,16 +196,21 @@ def reference_greedy(model: Any, ids: Sequence[int], images: Sequence[bytes], nu
 
 
 def reference_logits(
-    model: Any, ids: Sequence[int], images: Sequence[bytes], num_tokens: int
+    model: Any,
+    ids: Sequence[int],
+    images: Sequence[bytes],
+    num_tokens: int,
+    preprocessor: dict[str, Any] | None = None,
 ) -> npt.NDArray[np.float32]:
-    """[num_tokens, vocab_size]: the logits that each greedy token is taken from. Every step is a whole forward pass."""
+    """[num_tokens, vocab_size]: the logits that each greedy token is taken from. Every step is a whole forward pass.
+    `preprocessor`: as `reference_pixels`."""
     import torch
 
     taken, rows = list(ids), []
-    pixels = reference_pixels(images) if images else (None, None)
+    pixels = reference_pixels(images, preprocessor) if images else (None, None)
     while len(rows) < num_tokens:
         inputs = torch.tensor([taken])
-        is_image = (inputs == IMAGE).int()
+        is_image = (inputs == model.config.image_token_id).int()
         with torch.inference_mode():
             output = model(
                 input_ids=inputs,

@@ -18,12 +18,15 @@ SETTINGS: dict[str, Any] = {
     "temporal_patch_size": 2,
     "min_pixels": 3136,
     "max_pixels": 100_352,
+    "frames": 2,
+    "grows_small": True,
     "image_mean": (0.48145466, 0.4578275, 0.40821073),
     "image_std": (0.26862954, 0.26130258, 0.27577711),
     "hidden_size": 64,
     "head_size": 16,
     "rope_theta": 10_000.0,
     "position_table_size": 4,
+    "interpolation": "bicubic",
     "mrope_sections": (2, 3, 3),
     "max_images": 10,
 }
@@ -45,6 +48,24 @@ BLIND = Manifest(
     spec={},
     files={"vision.onnx": FileRecord(5, "0" * 64)},
 )
+
+
+# Of `tiny_qwen3_vl`.
+QWEN3_VL: dict[str, Any] = {
+    "image_token_id": 262,
+    "begin_image_token_id": 259,
+    "end_image_token_id": 260,
+    "patch_size": 16,
+    "min_pixels": 2048,
+    "max_pixels": 65_536,
+    "frames": 1,
+    "grows_small": False,
+    "image_mean": (0.5, 0.5, 0.5),
+    "image_std": (0.5, 0.5, 0.5),
+    "hidden_size": 192,
+    "interpolation": "bilinear",
+    "mrope_sections": (6, 5, 5),
+}
 
 
 def vision_settings(**changes: Any) -> VisionSettings:

@@ -29,7 +29,7 @@ void autoglm_forward(Decoder* decoder, const autoglm::Span* spans, int32_t num_s
 }
 
 // Of a program that takes images. `positions`: [tokens][3], of time, row and column, each below max_length. `features`:
-// [token ids below 0][hidden size padded to 32], zeros in the padding.
+// [token ids below 0][parts][hidden size padded to 32], zeros in the padding.
 void autoglm_forward_images(Decoder* decoder, const autoglm::Span* spans, int32_t num_spans, const int32_t* token_ids,
                             const int32_t* positions, const float* features) {
   decoder->forward(spans, num_spans, {token_ids, positions, features});

@@ -78,7 +78,7 @@ class Decoder {
     int slot, position;
     int32_t token_id;
     const float* turn;      // cosines and sines of its rotary embedding
-    const float* features;  // of a token of an image: its embedding
+    const float* features;  // of a token of an image: its embedding, then what is added in later layers
   };
 
   // One member's own.
@@ -157,8 +157,13 @@ class Decoder {
 
   const float* next_features() {
     const float* features = tokens_.features;
-    tokens_.features += header_.widths[size_t(Buffer::kResidual)];
+    tokens_.features += num_feature_parts_ * header_.widths[size_t(Buffer::kResidual)];
     return features;
+  }
+
+  int count_feature_parts() const {
+    const auto adds = [](const Operation& operation) { return operation.code == Code::kAddFeatures; };
+    return 1 + int(std::count_if(operations_.begin(), operations_.end(), adds));
   }
 
   static size_t header_bytes(const int64_t* program) {
@@ -197,6 +202,7 @@ class Decoder {
       case Code::kAppend: return append(operation, task, member);
       case Code::kAttend: return attend(operation, task, member);
       case Code::kSelect: return select(operation);
+      case Code::kAddFeatures: return add_features(operation, task);
     }
   }
 
@@ -232,6 +238,14 @@ class Decoder {
       else
         unpack_column(weight<uint8_t>(operation.weight), weight<float>(operation.scales), int(operation.inputs),
                       rows_[row].token_id, out.row(row));
+    });
+  }
+
+  void add_features(const Operation& operation, int task) {
+    const FloatRows out = buffer(operation.target);
+    for_rows(operation, task, [&](int row) {
+      if (const float* features = rows_[row].features)
+        add(out.row(row), features + operation.detail * out.stride, int(out.stride));
     });
   }
 
@@ -429,6 +443,7 @@ class Decoder {
   const Settings settings_;
   Cache cache_;
   const std::vector<Operation> operations_;
+  const int64_t num_feature_parts_ = count_feature_parts();
 
   std::vector<std::atomic<int>> first_broken_ = std::vector<std::atomic<int>>(settings_.num_slots);  // position, a slot
   std::vector<Memory> memory_;

@@ -19,7 +19,7 @@ struct ProgramHeader {
   int64_t norm_epsilon;      // the bits of a float64
   int64_t quantised_width;   // of the widest input of a matrix product
   int64_t widths[5];         // floats a row of each buffer, in the order of `Buffer`
-  int64_t rope_sections[3];  // pairs that turn by a token's time, by its row and by its column; their sum is rope_dims / 2
+  int64_t rope_sections[3];  // pairs that turn by a token's time, then by its row, by its column: rope_dims / 2 together
 };
 
 enum class Buffer : int64_t {
@@ -42,6 +42,7 @@ enum class Code : int64_t {
                       // weight, scales: norms of query and key heads
   kAttend = 6,        // target = attention of those queries in that layer
   kSelect = 7,        // keep only the rows of target whose logits are wanted
+  kAddFeatures = 8,   // target += part `detail` of the features of images' tokens
 };
 
 struct Operation {
@@ -50,7 +51,8 @@ struct Operation {
   Buffer source, target;
   int64_t inputs, columns;  // of a packed matrix: padded; of a norm, or kQuantise: `inputs` is the true number of values
   int64_t weight, scales, bias;
-  int64_t detail;  // kLinear: epilogue; kAppend, kAttend: layer; kQuantise, kNormQuantise: vectors in a mixed block
+  int64_t detail;  // kLinear: epilogue; kAppend, kAttend: layer; kQuantise, kNormQuantise: vectors in a mixed block;
+                   // kAddFeatures: a part of 1 ... as many as there are of these operations; part 0 is embedded
 };
 
 }  // namespace autoglm

@@ -68,6 +68,10 @@ inline void quantise_remainder(float* row, int width, QuantisedRow quantised, Qu
   quantise(row, width, out);
 }
 
+inline void add(float* row, const float* more, int width) {
+  for (int i = 0; i < width; i += kLanes) store(row + i, load<Floats>(row + i) + load<Floats>(more + i));
+}
+
 inline void subtract(float* row, const float* shift, int width) {
   for (int i = 0; i < width; i += kLanes) store(row + i, load<Floats>(row + i) - load<Floats>(shift + i));
 }

@@ -283,7 +283,7 @@ class Span:
     positions: Positions | None = (
         None  # [3, num_tokens], the rotary embedding's: time, row, column; None: `start ...` for all three
     )
-    features: Features | None = None  # [number of ids below 0, hidden_size], in their order; None: there are none
+    features: Features | None = None  # [number of ids below 0, feature_size], in their order; None: there are none
 
     @property
     def num_logits(self) -> int:

@@ -61,9 +61,9 @@ class CacheShape:
 class VisionSettings:
     """How an image becomes tokens and rows of the decoder's width: preprocessing, and the tower that encodes it.
 
-    `model` is a file of the artifact. An image is resized to multiples of `patch_size * merge_size`, so that
-    `temporal_patch_size` times its pixels lie within `min_pixels` ... `max_pixels`: the models count a still image as
-    that many frames. Every `merge_size` x `merge_size` patches are one token.
+    `model` is a file of the artifact. An image is resized to multiples of `patch_size * merge_size`, so that `frames`
+    times its pixels lie within `min_pixels` ... `max_pixels`: some models count a still image as several frames. Every
+    `merge_size` x `merge_size` patches are one token.
     """
 
     runtime: str  # which tower loads it: "onnx"
@@ -77,19 +77,22 @@ class VisionSettings:
     temporal_patch_size: int
     min_pixels: int
     max_pixels: int
+    frames: int
+    grows_small: bool  # an image that is narrower than a token is first made as wide as one
     image_mean: tuple[float, float, float]  # of values in 0 ... 1, red, green, blue
     image_std: tuple[float, float, float]
-    hidden_size: int  # of a row: the decoder's
+    hidden_size: int  # of a row: the decoder's, and as much again for each of its layers that takes features
     head_size: int  # of the tower's attention
     rope_theta: float  # of the tower's positions
     position_table_size: int  # learned positions along one side
+    interpolation: str  # of them: "bicubic" or "bilinear"
     mrope_sections: tuple[int, int, int]  # pairs of the decoder's rope that turn by time, row and column
     max_images: int  # in one request
 
     @property
     def max_tokens(self) -> int:
         """Of an image that is no narrow strip: one of those may have a few more."""
-        return self.max_pixels // (self.temporal_patch_size * (self.patch_size * self.merge_size) ** 2)
+        return self.max_pixels // (self.frames * (self.patch_size * self.merge_size) ** 2)
 
     @property
     def feature_bytes(self) -> int:

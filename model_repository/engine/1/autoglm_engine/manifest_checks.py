@@ -20,6 +20,7 @@ MAX_MANIFEST_BYTES = 16 << 20
 MAX_SLOTS = 1024
 _MAX_TOKENS = 1 << 24  # of a vocabulary, or of a slot
 _MAX_PARTS = 1 << 16  # layers, heads, numbers of a head
+_MAX_FEATURE_PARTS = 1 << 6
 _MAX_BYTES = 1 << 50
 _CACHE_TYPES = ("float32", "float16", "bfloat16")
 _SHA256 = re.compile("[0-9a-f]{64}")
@@ -76,9 +77,12 @@ _SIDE = whole(1, 1 << 12)  # pixels, patches or positions along one side
 _POSITIVE = Rule("a number above 0", lambda value: _is_number(value) and value > 0)
 _VISION_RULES = {
     **dict.fromkeys(("runtime", "model", "precision"), TEXT),
-    **dict.fromkeys(("patch_size", "merge_size", "temporal_patch_size", "position_table_size"), _SIDE),
+    **dict.fromkeys(("patch_size", "merge_size", "temporal_patch_size", "position_table_size", "frames"), _SIDE),
     **dict.fromkeys(("min_pixels", "max_pixels"), whole(1, 1 << 40)),
-    **dict.fromkeys(("hidden_size", "head_size"), whole(1, _MAX_PARTS)),
+    "hidden_size": whole(1, _MAX_PARTS * _MAX_FEATURE_PARTS),
+    "head_size": whole(1, _MAX_PARTS),
+    "interpolation": one_of("bicubic", "bilinear"),
+    "grows_small": Rule("true or false", lambda value: type(value) is bool),
     "image_mean": list_of(3, Rule("a number", _is_number)),
     "image_std": list_of(3, _POSITIVE),
     "rope_theta": _POSITIVE,

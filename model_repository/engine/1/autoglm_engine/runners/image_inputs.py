@@ -19,15 +19,16 @@ def positions_of(spans: Sequence[Span]) -> Positions:
     return np.concatenate([_positions(span) for span in spans], axis=1, dtype=np.int32)
 
 
-def features_of(spans: Sequence[Span], width: int) -> Features:
-    """[number of ids below 0, width], in the tokens' order; behind the features stand zeros."""
+def features_of(spans: Sequence[Span], width: int, num_parts: int = 1) -> Features:
+    """[number of ids below 0, num_parts * width], in the tokens' order; behind each part stand zeros."""
     given = [span.features for span in spans if span.features is not None]
-    rows = np.zeros((sum(map(len, given)), width), np.float32)
+    rows = np.zeros((sum(map(len, given)), num_parts, width), np.float32)
     first = 0
     for features in given:
-        rows[first : first + len(features), : features.shape[1]] = features
-        first += len(features)
-    return rows
+        parts = features.reshape(len(features), num_parts, features.shape[1] // num_parts)
+        rows[first : first + len(parts), :, : parts.shape[2]] = parts
+        first += len(parts)
+    return rows.reshape(len(rows), num_parts * width)
 
 
 def _positions(span: Span) -> Positions:

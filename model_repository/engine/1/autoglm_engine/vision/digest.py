@@ -9,7 +9,7 @@ from autoglm_engine.manifest import VisionSettings
 
 DIGEST_BYTES = 32
 _PREPROCESSING = (
-    *("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels"),
+    *("patch_size", "merge_size", "temporal_patch_size", "min_pixels", "max_pixels", "frames", "grows_small"),
     *("image_mean", "image_std"),
 )
 

@@ -46,6 +46,17 @@ def bicubic_weights(length: int, table_size: int) -> Floats:
     return weights.astype(np.float32)
 
 
+def bilinear_weights(length: int, table_size: int) -> Floats:
+    """As `bicubic_weights`, for torch's interpolate(mode="bilinear", align_corners=True): the first patch and the last
+    have the first learned position and the last."""
+    places = np.arange(length) * (table_size - 1) / max(length - 1, 1)
+    distances = np.abs(places[:, None] - np.arange(table_size))
+    return np.maximum(1 - distances, 0).astype(np.float32)
+
+
+INTERPOLATIONS = {"bicubic": bicubic_weights, "bilinear": bilinear_weights}
+
+
 def _kernel(distance: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     near = ((_CUBIC + 2) * distance - (_CUBIC + 3)) * distance**2 + 1
     far = ((_CUBIC * distance - 5 * _CUBIC) * distance + 8 * _CUBIC) * distance - 4 * _CUBIC

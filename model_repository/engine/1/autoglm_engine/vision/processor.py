@@ -1,4 +1,5 @@
-"""An image file -> normalised patches, with Pillow, as transformers' `load_image` and Glm4vImageProcessorPil do it.
+"""An image file -> normalised patches, with Pillow, as transformers' `load_image`, Glm4vImageProcessorPil and
+Qwen2VLImageProcessorPil do it.
 
 The image is turned upright as its EXIF data says, loses its alpha channel, is resized by bicubic interpolation and cut
 into patches. transformers repeats every patch for each of `temporal_patch_size` frames; the tower's weights are summed

@@ -1,7 +1,7 @@
 """The size that an image is encoded in, and the grid of tokens that it makes.
 
-Source: `smart_resize` of transformers' image_processing_pil_glm4v.py; its floating-point steps are kept one by one,
-since a size next to a limit depends on their rounding.
+Source: `smart_resize` of transformers' image_processing_pil_glm4v.py and image_processing_pil_qwen2_vl.py; their
+floating-point steps are kept one by one, since a size next to a limit depends on their rounding.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ Grid = tuple[int, int]  # rows, columns
 
 def resized(height: int, width: int, settings: VisionSettings) -> Size:
     """Multiples of `patch_size * merge_size`. Raises InvalidRequest for a shape that no model was trained on."""
-    factor, frames = settings.patch_size * settings.merge_size, settings.temporal_patch_size
+    factor, frames = settings.patch_size * settings.merge_size, settings.frames
     shown = f"{width} x {height}"
-    if height < factor or width < factor:
+    if settings.grows_small and (height < factor or width < factor):
         scale = max(factor / height, factor / width)
         height, width = int(height * scale), int(width * scale)
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:

@@ -1,4 +1,4 @@
-"""The vision tower: patches of one image -> a row of the decoder's width for each of its tokens.
+"""The vision tower: patches of one image -> a row of features for each of its tokens.
 
 `Tower` is the seam: ONNX Runtime's CPU kernels compute it here; another runtime gets the same patches and grid.
 The inputs of its graph are described in `autoglm_export.onnx.vision`.
@@ -15,7 +15,7 @@ import numpy.typing as npt
 from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.manifest import Manifest, VisionSettings
 
-from .geometry import bicubic_weights, patch_order, rope_tables
+from .geometry import INTERPOLATIONS, patch_order, rope_tables
 from .processor import NUM_CHANNELS, Patches
 
 Features = npt.NDArray[np.float32]
@@ -73,8 +73,8 @@ def geometry_inputs(grid: tuple[int, int], settings: VisionSettings) -> dict[str
     """Every input of the tower's graph but the patches."""
     cosines, sines = rope_tables(grid, settings.merge_size, settings.head_size, settings.rope_theta)
     return {
-        "row_weights": bicubic_weights(grid[0], settings.position_table_size),
-        "column_weights": bicubic_weights(grid[1], settings.position_table_size),
+        "row_weights": INTERPOLATIONS[settings.interpolation](grid[0], settings.position_table_size),
+        "column_weights": INTERPOLATIONS[settings.interpolation](grid[1], settings.position_table_size),
         "order": patch_order(grid, settings.merge_size),
         "rope_cos": cosines,
         "rope_sin": sines,

@@ -53,6 +53,7 @@ class Code(IntEnum):
     APPEND = 5
     ATTEND = 6
     SELECT = 7
+    ADD_FEATURES = 8
 
 
 class Buffer(IntEnum):
@@ -100,6 +101,12 @@ def feature_size(manifest: Manifest) -> int:
     return size
 
 
+def num_feature_parts(program: Program, manifest: Manifest) -> int:
+    """Of a row of features: the first is a token's embedding, each other is added in one operation."""
+    operations = program[_header_fields(manifest) :].reshape(-1, OPERATION_FIELDS)
+    return 1 + int(np.count_nonzero(operations[:, 0] == Code.ADD_FEATURES))
+
+
 def padded(size: int) -> int:
     return -(-size // PANEL) * PANEL
 
@@ -115,11 +122,13 @@ class _Check:
         self._header: dict[str, int] = dict(zip(_HEADER, program.tolist(), strict=False))
         self._widths: list[int] = program[len(_HEADER) : HEADER_FIELDS].tolist()
         self._sections: list[int] = program[HEADER_FIELDS : self._num_fields].tolist()
+        self._parts_left = set[int]()  # of features, which operations are yet to add
 
     def misfits(self) -> Iterator[str]:
         """Each in a few words; a later one is looked for only where there is none before it."""
         yield from self._header_misfits()
         yield from self._width_misfits()
+        yield from self._feature_misfits()
         rows = self._program[self._num_fields :].reshape(-1, OPERATION_FIELDS).tolist()
         for number, row in enumerate(rows):
             for misfit in self._operation_misfits(Operation(*row)):
@@ -156,12 +165,19 @@ class _Check:
         for buffer, width in zip(Buffer, self._widths, strict=True):
             if not 0 < width <= _MAX_WIDTH or width % PANEL:
                 yield f"rows of the buffer {buffer.name.lower()} have {width} numbers"
-        if self._sections and self._widths[Buffer.RESIDUAL] != padded(feature_size(self._manifest)):
-            yield f"its stream has {self._widths[Buffer.RESIDUAL]} numbers, features {feature_size(self._manifest)}"
         if self._widths[Buffer.LOGITS] != padded(self._manifest.vocab_size):
             yield f"it has {self._widths[Buffer.LOGITS]} logits, the vocabulary {self._manifest.vocab_size} tokens"
         if header["quantised_width"] != max(self._widths[name] for name in _QUANTISED):
             yield f"its quantised rows have {header['quantised_width']} numbers"
+
+    def _feature_misfits(self) -> Iterator[str]:
+        size, num_parts = feature_size(self._manifest), num_feature_parts(self._program, self._manifest)
+        self._parts_left = set(range(1, num_parts))
+        if num_parts > 1 and not self._sections:
+            yield "it adds features, and takes no images"
+        if self._sections and (size % num_parts or self._widths[Buffer.RESIDUAL] != padded(size // num_parts)):
+            parts = f" in {num_parts} parts" if num_parts > 1 else ""
+            yield f"its stream has {self._widths[Buffer.RESIDUAL]} numbers, features {size}{parts}"
 
     def _operation_misfits(self, op: Operation) -> Iterator[str]:
         if op.code not in set(Code) or op.selected not in (0, 1) or not {op.source, op.target} <= set(Buffer):
@@ -198,6 +214,8 @@ class _Check:
                 yield from self._heads(op.detail, written, self._header["num_heads"])
             case Code.SELECT:
                 return
+            case Code.ADD_FEATURES:
+                yield from self._add_features(op)
 
     def _linear(self, op: Operation, written: int) -> Iterator[str]:
         yield from self._matrix(op.weight, op.scales, op.bias, op.inputs, op.columns)
@@ -212,6 +230,13 @@ class _Check:
         for norm in (op.weight, op.scales):
             if norm != _NONE and not self._holds(norm, cache.head_size * _FLOAT):
                 yield "has a norm outside of the weights"
+
+    def _add_features(self, op: Operation) -> Iterator[str]:
+        if op.detail not in self._parts_left:
+            yield f"adds part {op.detail} of features, which is none or was added before"
+        self._parts_left.discard(op.detail)
+        if op.selected or op.target != Buffer.RESIDUAL:
+            yield "adds features to other rows than the stream's"
 
     def _matrix(self, weight: int, scales: int, bias: int, inputs: int, columns: int) -> Iterator[str]:
         if not 0 < inputs <= self._header["quantised_width"] or inputs % PANEL:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from autoglm_engine.core import Logits, StepBatch
+from autoglm_engine.core import Features, Logits, StepBatch
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Deferred, Limits
@@ -21,7 +21,15 @@ from autoglm_engine.runners.image_inputs import features_of, has_images, positio
 from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
 from .library import choose_library, open_library
-from .program import IMAGE_PROGRAM_FORMAT, PANEL, PROGRAM_FORMAT, feature_size, padded, read_program
+from .program import (
+    IMAGE_PROGRAM_FORMAT,
+    PANEL,
+    PROGRAM_FORMAT,
+    feature_size,
+    num_feature_parts,
+    padded,
+    read_program,
+)
 
 MAX_ROWS = 256  # tokens computed together; a larger step is taken in parts. More would not fit the cores' caches
 _TILE_POSITIONS = 128
@@ -56,6 +64,7 @@ class NativeRunner:
         )
         self._weights = np.memmap(folder / details["weights"], np.uint8, mode="r")
         self._program = read_program(folder / details["program"], manifest, self._weights.nbytes)
+        self._num_feature_parts = num_feature_parts(self._program, manifest)
         self._library = open_library(folder / details["libraries"][self.target]["file"])
         settings = _Settings(
             manifest.num_slots,
@@ -94,7 +103,7 @@ class NativeRunner:
         told = self._decoder, spans.ctypes.data, len(spans), token_ids.ctypes.data
         if has_images(batch.spans):
             positions = np.ascontiguousarray(positions_of(batch.spans).T)
-            features = features_of(batch.spans, padded(self._limits.feature_size))
+            features = self._features(batch)
             self._library.autoglm_forward_images(*told, positions.ctypes.data, features.ctypes.data)
         else:
             self._library.autoglm_forward(*told)
@@ -109,6 +118,11 @@ class NativeRunner:
         if self._decoder is not None:
             self._library.autoglm_destroy(self._decoder)
             self._decoder = None
+
+    def _features(self, batch: StepBatch) -> Features:
+        """[number of ids below 0, parts * padded hidden size]"""
+        num_parts = self._num_feature_parts
+        return features_of(batch.spans, padded(self._limits.feature_size // num_parts), num_parts)
 
     def _view_logits(self) -> Logits:
         width = padded(self._limits.vocab_size)
