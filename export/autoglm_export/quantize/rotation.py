@@ -129,7 +129,7 @@ class Rotation:
 
     def features(self, x: Array) -> Array:
         """Each part of rows of features times R, for x of [num_rows, num_parts * size]."""
-        return self.rows(x.reshape(len(x), -1, len(self.signs))).reshape(x.shape)
+        return self.rows(x.reshape(-1, len(self.signs))).reshape(x.shape)
 
     def columns(self, x: Array) -> Array:
         """R^T x, for x of [size, ...]."""
