@@ -86,10 +86,10 @@ def test_every_test_runs_once_and_files_stay_whole(tmp_path: Path) -> None:
         (tmp_path / name).write_text(RUN.format(mark=mark, count=count))
     (tmp_path / "pytest.ini").write_text("[pytest]\nmarkers =\n  server: starts one\n")
     (tmp_path / "conftest.py").write_text("from tests.conftest import pytest_xdist_make_scheduler\n")
-    command = [sys.executable, "-m", "pytest", "-v", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", "."]
-    done = subprocess.run(
-        command, cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True
-    )
+    command = [sys.executable, "-m", "pytest", "-v", "-p", "xdist", "-n", "2", "--dist", "loadfile", "."]
+    path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+    environment = {**os.environ, "PYTHONPATH": path, "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
     assert "7 passed" in done.stdout, done.stdout + done.stderr
     ran = re.findall(r"\[(gw\d)\] .* PASSED (\S+\.py)::(\S+)", done.stdout)
     assert len({(file, test) for _, file, test in ran}) == sum(FILES.values())

@@ -79,7 +79,8 @@ def test_onnx_fp32(tiny: Tiny, tmp_path: Path) -> None:
     runner, _ = export_tiny(tiny, tmp_path / "artifact", "fp32")
     assert_same(runner, tiny)
     prompt = tiny.ids[:40]
-    assert parity.greedy(runner, prompt, 64) == tiny.reference.greedy(prompt, 64)
+    (answer,) = parity.greedy(runner, [prompt], 64)
+    assert parity.greedy_agreement(tiny.reference, prompt, answer) == 1.0
 
 
 def test_onnx_fp16(tiny: Tiny, tmp_path: Path) -> None:
@@ -141,6 +142,22 @@ def test_the_gate_sees_one_percent_of_one_weight(name: str, tmp_path: Path) -> N
     report = parity.ParityReport(reference="", precision="fp32", texts=reports)
     with pytest.raises(ParityError, match=r"logits of the english text are .* off, above 0\.001"):
         report.enforce()
+
+
+def test_an_answer_agrees_up_to_its_first_other_token(tmp_path: Path) -> None:
+    """Prompts decode together, more of them than slots, as each does alone."""
+    write_checkpoint(tmp_path / "llama", "llama")
+    checkpoint, reference = open_checkpoint(tmp_path / "llama"), Reference.load(tmp_path / "llama")
+    runner = NumpyRunner(checkpoint.spec, checkpoint.weights, max_length=MAX_LENGTH)
+    prompts = [np.arange(count, dtype=np.int32) * 3 for count in range(9, 9 + runner.limits.num_slots + 1)]
+    answers = parity.greedy(runner, prompts, 24)
+    for prompt, answer in zip(prompts, answers, strict=True):
+        assert parity.greedy(runner, [prompt], 24)[0].tolist() == answer.tolist()
+        assert parity.greedy_agreement(reference, prompt, answer) == 1.0
+        for place in (0, 10, 23):
+            other = answer.copy()
+            other[place] ^= 1
+            assert parity.greedy_agreement(reference, prompt, other) == place / 24
 
 
 def text_report(**changes: float) -> parity.TextReport:
@@ -232,7 +249,8 @@ def test_smollm2_in_fp16_continues_as_the_reference(tmp_path: Path) -> None:
     assert (
         relative(parity.prefill(runner, ids, slot=1), reference.logits(ids)[-1]) < parity.BOUNDS["fp16"]["relative_l2"]
     )
-    assert parity.greedy(runner, ids[:24], 16) == reference.greedy(ids[:24], 16)
+    (answer,) = parity.greedy(runner, [ids[:24]], 16)
+    assert parity.greedy_agreement(reference, ids[:24], answer) == 1.0
 
 
 def test_smollm2_is_the_same_artifact_on_every_machine(artifact: Path) -> None:

@@ -14,7 +14,7 @@ from autoglm_engine.runners.base import Limits, Runner
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.opening import open_checkpoint
-from autoglm_export.parity.gate import greedy
+from autoglm_export.parity.gate import greedy, greedy_agreement
 from autoglm_export.parity.reference import Reference
 from tokenizers import Tokenizer
 
@@ -56,7 +56,8 @@ def test_greedy_tokens_are_those_of_transformers(
     prompt = RANDOM.integers(0, VOCAB_SIZE, 20).astype(np.int32)
     reference = Reference.load(checkpoint)
     quantize_reference(reference, source.spec, "fp16", {})
-    assert greedy(network_runner, prompt, 64) == reference.greedy(prompt, 64)
+    (answer,) = greedy(network_runner, [prompt], 64)
+    assert greedy_agreement(reference, prompt, answer) == 1.0
 
 
 def test_candidates_are_those_of_the_adjusted_logits(network_runner: NetworkRunner) -> None:

@@ -155,20 +155,23 @@ def compare_texts(
     runner: Runner, reference: Reference, texts: dict[str, TokenIds], progress: Progress = no_progress
 ) -> dict[str, TextReport]:
     rows = teacher_forced(runner, list(texts.values()), progress)
+    prompt_len = min(GREEDY_PROMPT, runner.limits.max_length - GREEDY_TOKENS)
+    prompts = [ids[:prompt_len] for ids in texts.values()]
+    answers = greedy(runner, prompts, GREEDY_TOKENS)
     reports = {}
     for index, (name, ids) in enumerate(texts.items()):
         progress("parity: compare", index / len(texts))
-        reports[name] = _compare_text(runner, reference, ids, rows[index])
+        agreement = greedy_agreement(reference, prompts[index], answers[index])
+        reports[name] = _compare_text(runner, reference, ids, rows[index], agreement)
     progress("parity: compare", 1.0)
     return reports
 
 
-def _compare_text(runner: Runner, reference: Reference, ids: TokenIds, actual: Rows) -> TextReport:
+def _compare_text(runner: Runner, reference: Reference, ids: TokenIds, actual: Rows, agreement: float) -> TextReport:
     """All figures for one text, whose teacher-forced logits are `actual`."""
     expected = reference.logits(ids)
     last = prefill(runner, ids, slot=runner.limits.num_slots - 1)
     cosine = _cosine(actual, expected)
-    prompt = ids[: min(GREEDY_PROMPT, runner.limits.max_length - GREEDY_TOKENS)]
     return TextReport(
         tokens=len(ids),
         relative_l2=_relative_l2(actual, expected),
@@ -178,7 +181,7 @@ def _compare_text(runner: Runner, reference: Reference, ids: TokenIds, actual: R
         cosine_min=float(cosine.min()),
         loss=_loss(actual, ids),
         reference_loss=_loss(expected, ids),
-        greedy_agreement=_agreement(greedy(runner, prompt, GREEDY_TOKENS), reference.greedy(prompt, GREEDY_TOKENS)),
+        greedy_agreement=agreement,
     )
 
 
@@ -214,13 +217,30 @@ def prefill(runner: Runner, ids: TokenIds, slot: int, chunk: int | None = None) 
     return np.array(logits[0])
 
 
-def greedy(runner: Runner, prompt: TokenIds, num_tokens: int, slot: int = 0) -> list[int]:
-    tokens = [int(prefill(runner, prompt, slot).argmax())]
-    while len(tokens) < num_tokens:
-        position = len(prompt) + len(tokens) - 1
-        logits = run_step(runner, StepBatch((_one_token(slot, position, tokens[-1]),)))
-        tokens.append(int(logits[0].argmax()))
-    return tokens
+def greedy(runner: Runner, prompts: list[TokenIds], num_tokens: int) -> list[TokenIds]:
+    """The best `num_tokens` tokens after each prompt. As many prompts decode together as there are slots."""
+    answers: list[TokenIds] = []
+    for first in range(0, len(prompts), runner.limits.num_slots):
+        answers += _greedy_together(runner, prompts[first : first + runner.limits.num_slots], num_tokens)
+    return answers
+
+
+def _greedy_together(runner: Runner, prompts: list[TokenIds], num_tokens: int) -> list[TokenIds]:
+    """Prompt i in slot i."""
+    answers = [[int(prefill(runner, prompt, slot).argmax())] for slot, prompt in enumerate(prompts)]
+    for step in range(num_tokens - 1):
+        spans = [_one_token(slot, len(prompts[slot]) + step, answer[-1]) for slot, answer in enumerate(answers)]
+        for answer, row in zip(answers, run_step(runner, StepBatch(tuple(spans))), strict=True):
+            answer.append(int(row.argmax()))
+    return [np.array(answer, dtype=np.int32) for answer in answers]
+
+
+def greedy_agreement(reference: Reference, prompt: TokenIds, answer: TokenIds) -> float:
+    """The share of `answer` before the first token that the reference's own greedy continuation has otherwise. Up to
+    there both continue the same text, so one forward pass over `answer` tells."""
+    best = reference.logits(np.concatenate([prompt, answer[:-1]]))[len(prompt) - 1 :].argmax(axis=1)
+    others = np.flatnonzero(best != answer)
+    return int(others[0] if len(others) else len(answer)) / len(answer)
 
 
 def _relative_l2(actual: Rows, expected: Rows) -> float:
@@ -238,8 +258,3 @@ def _loss(logits: Rows, ids: TokenIds) -> float:
     largest = rows.max(axis=1, keepdims=True)
     log_sum = np.log(np.exp(rows - largest).sum(axis=1)) + largest[:, 0]
     return float(np.mean(log_sum - rows[np.arange(len(rows)), ids[1:]]))
-
-
-def _agreement(actual: list[int], expected: list[int]) -> float:
-    pairs = list(zip(actual, expected, strict=True))
-    return next((index for index, (a, b) in enumerate(pairs) if a != b), len(pairs)) / len(pairs)

@@ -43,18 +43,6 @@ class Reference:
             output = self.model(torch.from_numpy(ids.astype(np.int64))[None], use_cache=False)
         return np.asarray(output.logits[0].float().numpy())
 
-    def greedy(self, prompt: TokenIds, num_tokens: int) -> list[int]:
-        import torch
-
-        tokens: list[int] = []
-        inputs, cache = torch.from_numpy(prompt.astype(np.int64))[None], None
-        with torch.inference_mode():
-            while len(tokens) < num_tokens:
-                output = self.model(inputs, past_key_values=cache, use_cache=True)
-                cache, inputs = output.past_key_values, output.logits[:, -1:].argmax(dim=-1)
-                tokens.append(int(inputs))
-        return tokens
-
     def image_features(self, content: bytes, min_pixels: int, max_pixels: int) -> npt.NDArray[np.float32]:
         """[number of tokens, feature size] of an image file that is resized to so many pixels: what stands in place of
         embeddings, and beside it what is added in the decoder's first layers."""
