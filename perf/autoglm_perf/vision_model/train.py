@@ -113,7 +113,7 @@ class Trained:
 
 
 def _optimizers(modules: list[Any], rate: float) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between layers, which learns here in a fraction of AdamW's steps; AdamW for the rest."""
+    """Muon for the matrices between layers, AdamW for embeddings, convolutions, norms and heads."""
     if not rate:
         return []
     named = [item for module in modules for item in module.named_parameters()]
