@@ -29,6 +29,7 @@ MODULES = (
     "overhead.scheduler_overhead",
     "system.memory_flat",
     "system.peers",
+    "system.vision",
     "system.soak",
 )
 APART = ("soak",)  # so long that only a run that names it does it; it has a page of its own

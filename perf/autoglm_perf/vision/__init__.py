@@ -1,0 +1,1 @@
+"""Screens of phones, models that read them, and other servers of the same models."""
