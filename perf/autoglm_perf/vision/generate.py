@@ -40,7 +40,7 @@ def measure(checkpoint: Path, bodies: Sequence[bytes], threads: int) -> list[Req
     if done.returncode != 0:
         raise CannotRun(f"transformers ended with {done.returncode}: {done.stderr.strip().splitlines()[-1][:300]}")
     timings = json.loads(done.stdout.strip().splitlines()[-1])
-    return [RequestTiming(*timing, ANSWER_TOKENS, ()) for timing in timings]
+    return [RequestTiming(began, first, ended, ANSWER_TOKENS, ()) for began, first, ended in timings]
 
 
 class Generator:
