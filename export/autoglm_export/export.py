@@ -26,9 +26,9 @@ from .artifact import Options, describe, lower, save_whole
 from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
+from .slot_length import default_length
 from .vision_artifact import feature_rotation, lower_vision, with_max_pixels
 
-DEFAULT_MAX_LENGTH = 1024
 MAX_SLOTS = 1024
 
 
@@ -52,7 +52,7 @@ def export(
 
     `runtime` auto: native or onnx. Where both can be built here in the precision, they are timed for some seconds; the
     manifest says what was found (`runtime_details["auto"]`).
-    `precision` None: the runtime's default. `max_length` None: 1024, or the model's limit where that is less.
+    `precision` None: the runtime's default. `max_length` None: `slot_length.default_length`.
     `prefill_chunk` None: the runtime's default, or `max_length` where that is less. `calibration`: a text file in place
     of the built-in text, for precisions that are calibrated. `max_pixels`: of an image, counted as the checkpoint's own
     limit is, which it may not exceed. `runtime_options`: what only some runtimes take
@@ -150,12 +150,13 @@ def _plan(
 ) -> Options:
     """What was asked for, and the defaults of the runtime and the model for the rest."""
     entry = runtime_named(runtime, precision)
-    length = min(DEFAULT_MAX_LENGTH, spec.max_position) if max_length is None else max_length
+    precision = precision or entry.default_precision
+    _check_range("max_slots", max_slots, 1, MAX_SLOTS)
+    length = default_length(spec, runtime, precision, max_slots) if max_length is None else max_length
     _check_range("max_length", length, 2, spec.max_position)
     chunk = min(entry.prefill_chunk, length) if prefill_chunk is None else prefill_chunk
     _check_range("prefill_chunk", chunk, 1, length)
-    _check_range("max_slots", max_slots, 1, MAX_SLOTS)
-    return Options(runtime, precision or entry.default_precision, max_slots, length, chunk)
+    return Options(runtime, precision, max_slots, length, chunk)
 
 
 def _reads_texts(plan: Options) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol, cast
 
@@ -70,6 +70,7 @@ class Runtime:
     extra: str = "export"
     takes_images: bool = True
     adds_features: bool = True  # of images behind layers: `ModelSpec.num_deepstack`
+    host_cache: Mapping[str, int] = field(default_factory=dict)  # precision -> bytes of a key's value; none on a GPU
 
     def load(self) -> Lowering:
         try:
@@ -125,6 +126,7 @@ RUNTIMES = {
         default_precision="int8",
         calibrated=("int8",),
         rotated=("int8",),
+        host_cache={"fp32": 4, "int8": 4},
     ),
     "native": Runtime(
         "native.lowering",
@@ -134,6 +136,7 @@ RUNTIMES = {
         default_precision="int8",
         calibrated=("int8",),
         rotated=("int8",),
+        host_cache={"int8": 2},
     ),
     "tensorrt": _tensorrt("write_tensorrt", "tensorrt"),
     "tensorrt-rtx": _tensorrt("write_tensorrt_rtx", "tensorrt-rtx"),

@@ -107,7 +107,7 @@ def _ensure_artifact(artifact: Path, console: Console) -> None:
     from autoglm_export.export import export
 
     console.print("exporting smollm2 ...")
-    export("smollm2", artifact)
+    export("smollm2", artifact, max_length=1024)  # alike on every machine
 
 
 if __name__ == "__main__":

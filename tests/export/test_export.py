@@ -12,7 +12,7 @@ import sys
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -34,6 +34,7 @@ class FakeRuntime:
 
     default_precision, options, calibrated, prefill_chunk = "int8", ("colour",), (), 128
     has_reference = False
+    host_cache: ClassVar = {"fp32": 4, "int8": 4}
 
     def __init__(self, fails: Exception | None = None) -> None:
         self.fails = fails

@@ -115,6 +115,9 @@ def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any
             ) from None
     if found := manifest.runtime_details.get("auto"):
         notes().print(f"auto: {choice_line(found)}", markup=False, soft_wrap=True)
+    if "max_length" not in chosen:
+        line = needs("autoglm_export.slot_length", "export").length_line(manifest)
+        notes().print(line, markup=False, soft_wrap=True)
     return manifest
 
 

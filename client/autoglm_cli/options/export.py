@@ -46,7 +46,13 @@ class BuildOptions:
         ),
     ] = None
     max_slots: Annotated[int | None, typer.Option(help="Most requests in flight.")] = None
-    max_length: Annotated[int | None, typer.Option(help="Most tokens of prompt and answer together.")] = None
+    max_length: Annotated[
+        int | None,
+        typer.Option(
+            help="Most tokens of prompt and answer together. \\[default: all of the model's, or what a third of the "
+            "free memory holds for all slots; 1024 for a GPU]",
+        ),
+    ] = None
     prefill_chunk: Annotated[int | None, typer.Option(help="Most prompt tokens of one step.")] = None
     max_pixels: Annotated[
         int | None,
