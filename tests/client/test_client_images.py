@@ -138,6 +138,29 @@ def test_texts_and_images_keep_their_order() -> None:
     assert images == [first, second]
 
 
+def test_how_large_an_image_becomes_goes_with_its_mark() -> None:
+    file = saved()
+    url = f"{HEAD}{base64.b64encode(file).decode()}"
+    content, _ = sent(
+        [
+            Image(file, max_pixels=5_000_000),
+            Image(file, min_pixels=9, detail="low"),
+            Image(file, detail="high"),
+            {"type": "image_url", "image_url": {"url": url, "detail": "low"}},
+        ]
+    )
+    asked: list[dict[str, Any]] = [{"max_pixels": 5_000_000}, {"min_pixels": 9, "detail": "low"}, {}, {"detail": "low"}]
+    assert content == [{"type": "image", **one} for one in asked]
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"max_pixels": 0}, "max_pixels of an image is 0; it must be a whole number from 1 on"),
+        ({"min_pixels": True}, "min_pixels of an image is True"),
+        ({"detail": "fine"}, "detail of an image is 'fine'; allowed are auto, low, high"),
+    ]
+    for size, words in wrong:
+        with pytest.raises(InvalidRequestError, match=words):
+            Image(file, **size)
+
+
 def test_images_of_all_turns_are_sent_in_order() -> None:
     files = [saved(pixels=PIXELS + np.uint8(one)) for one in range(3)]
     turns: list[Message | dict[str, Any]] = [

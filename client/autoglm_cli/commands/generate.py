@@ -16,7 +16,7 @@ from autoglm_client.types import Message, Prompt, Result
 from autoglm_cli.configuring import command_settings
 from autoglm_cli.errors import CommandError
 from autoglm_cli.options import shared
-from autoglm_cli.options.answer import AnswerOptions, Images, System
+from autoglm_cli.options.answer import AnswerOptions, Images, MaxPixels, System
 from autoglm_cli.options.connection import ConnectionOptions
 from autoglm_cli.options.groups import grouped
 from autoglm_cli.output import notes, print_json, result_json, stage_table, summary_line, write_answer, write_pieces
@@ -28,6 +28,7 @@ def generate(
     raw: Annotated[bool, typer.Option("--raw", help="Continue the text as it is: no chat template.")] = False,
     system: System = None,
     images: Images = None,
+    max_pixels: MaxPixels = None,
     stats: Annotated[bool, typer.Option("--stats", help="Show the speed and where the time went, on stderr.")] = False,
     json: shared.Json = False,
     *,
@@ -47,7 +48,7 @@ def generate(
       autoglm generate --model phone "Open the settings"
     """
     text = sys.stdin.read() if prompt == "-" else prompt
-    asked = prompt_of(text, raw=raw, system=system, images=images or ())
+    asked = prompt_of(text, raw=raw, system=system, images=images or (), max_pixels=max_pixels)
     with server.connection().client(options.timeouts()) as client:
         result = answer(client, asked, options.options(), show=not json)
     if json:
@@ -70,12 +71,16 @@ def answer(client: Client, asked: Prompt, options: GenerationOptions, *, show: b
         return stream.result if show else stream.read_all()
 
 
-def prompt_of(text: str, *, raw: bool, system: str | None, images: Sequence[Path] = ()) -> Prompt:
-    """`images` come before the text."""
+def prompt_of(
+    text: str, *, raw: bool, system: str | None, images: Sequence[Path] = (), max_pixels: int | None = None
+) -> Prompt:
+    """`images` come before the text; `max_pixels`: of each."""
+    if max_pixels is not None and not images:
+        raise CommandError("--max-pixels is about images, and there is no --image")
     for option, is_given in (("--system", system is not None), ("--image", bool(images))):
         if raw and is_given:
             raise CommandError(f"{option} goes with the chat template, which --raw leaves out; give one of them")
     if raw:
         return text
-    asked = Message("user", [*map(Image, images), text] if images else text)
+    asked = Message("user", [*(Image(path, max_pixels=max_pixels) for path in images), text] if images else text)
     return [*([Message("system", system)] if system is not None else []), asked]

@@ -20,6 +20,10 @@ Images = Annotated[
     list[Path] | None,
     typer.Option("--image", help="Show the model this PNG, JPEG or WEBP file, before the prompt. Repeatable."),
 ]
+MaxPixels = Annotated[
+    int | None,
+    typer.Option("--max-pixels", help="Most pixels of each image, of two frames as the models count.", min=1),
+]
 _SHORTEST_SECONDS = 0.001
 
 

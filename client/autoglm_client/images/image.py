@@ -22,6 +22,7 @@ if TYPE_CHECKING:
 MAX_IMAGE_BYTES = 20 << 20
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _LONGEST_PATH = 4096
+_DETAILS = ("auto", "low", "high")
 _ORIENTATION, _UPRIGHT = 0x0112, 1  # the tag of EXIF, and its value where nothing is to be turned
 _SIGNATURES = (("png", b"\x89PNG\r\n\x1a\n"), ("jpeg", b"\xff\xd8\xff"))
 
@@ -42,13 +43,23 @@ class Image:
 
     `source`: the path of a PNG, JPEG or WEBP file, its bytes, a data URL of it, an array uint8 [height, width, 3 or 4]
     of red, green, blue and alpha, or a Pillow image. It is read here and its file kept, at most 20 MiB. No URL is
-    fetched. Raises InvalidRequestError.
+    fetched. `min_pixels`, `max_pixels`: of what the server makes of it, counted as `autoglm export --max-pixels` does,
+    and within the model's own limits. `detail`: OpenAI's; low is 512 x 512 pixels at most where there is no
+    `max_pixels`, auto and high are the model's own limits. Raises InvalidRequestError.
     """
 
-    __slots__ = ("file",)
+    __slots__ = ("file", "mark")
 
-    def __init__(self, source: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | SavableImage) -> None:
+    def __init__(
+        self,
+        source: str | os.PathLike[str] | bytes | npt.NDArray[np.uint8] | SavableImage,
+        *,
+        min_pixels: int | None = None,
+        max_pixels: int | None = None,
+        detail: str = "auto",
+    ) -> None:
         self.file = _checked(_file_of(source))
+        self.mark = _mark(detail, min_pixels=min_pixels, max_pixels=max_pixels)
 
     @property
     def media_type(self) -> str:
@@ -60,6 +71,17 @@ class Image:
 
     def __repr__(self) -> str:
         return f"<Image {self.media_type}, {len(self.file):,} bytes>"
+
+
+def _mark(detail: str, **limits: int | None) -> dict[str, Any]:
+    """What stands for it in the messages. What changes nothing is not said."""
+    given = {name: value for name, value in limits.items() if value is not None}
+    for name, value in given.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise InvalidRequestError(f"{name} of an image is {value!r:.40}; it must be a whole number from 1 on")
+    if detail not in _DETAILS:
+        raise InvalidRequestError(f"detail of an image is {detail!r:.40}; allowed are {', '.join(_DETAILS)}")
+    return {"type": "image", **given, **({"detail": detail} if detail == "low" else {})}
 
 
 def _file_of(source: Any) -> bytes:

@@ -10,13 +10,13 @@ from autoglm_client.exceptions import InvalidRequestError
 from .data_url import is_data_url
 from .image import Image
 
-MARK = {"type": "image"}
 _MAX_BYTES = (1 << 31) - (1 << 24)  # of a message of gRPC, less what else is in it
 
 
 def split_images(turns: Sequence[dict[str, Any]]) -> tuple[list[dict[str, Any]], list[bytes]]:
-    """(turns with `MARK` in place of each image, the images' files in their order). Contents that are lists may hold
-    texts, `Image`s, parts of type text, and parts of type image_url with a data URL. Raises InvalidRequestError."""
+    """(turns with `Image.mark` in place of each image, the images' files in their order). Contents that are lists may
+    hold texts, `Image`s, parts of type text, and parts of type image_url with a data URL. Raises
+    InvalidRequestError."""
     files: list[bytes] = []
     marked = [_marked(turn, f"messages[{place}]", files) for place, turn in enumerate(turns)]
     if (total := sum(map(len, files))) > _MAX_BYTES:
@@ -38,17 +38,17 @@ def _part(part: Any, name: str, files: list[bytes]) -> Any:
         part = _image_of(part, name)
     if isinstance(part, Image):
         files.append(part.file)
-        return MARK
+        return part.mark
     return part
 
 
 def _image_of(part: Mapping[str, Any], name: str) -> Image:
-    """OpenAI's form. Its `detail` has no effect: the server's own settings say how large an image becomes."""
-    asked = part.get("image_url")
+    """OpenAI's form."""
+    asked: Any = part.get("image_url")
     url = asked.get("url") if isinstance(asked, Mapping) else None
     if not isinstance(url, str) or not is_data_url(url):
         raise InvalidRequestError(f'{name}.image_url must be {{"url": data URL of the image}}: no URL is fetched')
     try:
-        return Image(url)
+        return Image(url, detail=asked.get("detail", "auto"))
     except InvalidRequestError as error:
         raise InvalidRequestError(f"{name}.image_url: {error}") from None

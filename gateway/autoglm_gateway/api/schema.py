@@ -23,6 +23,7 @@ _OF_IMAGE = re.compile(r"^data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 
 Penalty = Annotated[float, Field(ge=-2, le=2)]
 Tokens = Annotated[int, Field(ge=1)]
+Pixels = Annotated[int, Field(ge=1, lt=2**53)]
 PromptText = Annotated[str, Field(min_length=1)]
 StopString = Annotated[str, Field(min_length=1, max_length=256)]
 Stop = StopString | Annotated[Items[StopString], Field(max_length=16)]
@@ -46,7 +47,7 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """`detail` has no effect: how large an image becomes is a matter of the model that is served."""
+    """`detail`: low makes it 512 x 512 pixels at most; auto and high are the limits of the model that is served."""
 
     url: ImageData
     detail: Literal["auto", "low", "high"] = "auto"
@@ -119,8 +120,24 @@ class Generation(Extensions, RouterDefaults):
         return self.stream_options is not None and self.stream_options.include_usage
 
 
+class ImageEdges(Strict):
+    """transformers' names for `min_pixels` and `max_pixels`."""
+
+    shortest_edge: Pixels | None = None
+    longest_edge: Pixels | None = None
+
+
+class ProcessorOptions(Strict):
+    """vLLM's `mm_processor_kwargs`, for all images of the request: pixels are counted as the checkpoint does."""
+
+    min_pixels: Pixels | None = None
+    max_pixels: Pixels | None = None
+    size: ImageEdges | None = None
+
+
 class ChatRequest(Generation, ToolOptions):
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
+    mm_processor_kwargs: ProcessorOptions | None = None
     max_completion_tokens: Tokens | None = None
     logprobs: bool | None = None
     top_logprobs: Annotated[int, Field(ge=0, le=20)] | None = None

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from autoglm_client import GenerationOptions, Image, InvalidRequestError
@@ -19,9 +19,11 @@ from .schema import (
     ChatRequest,
     CompletionRequest,
     Generation,
+    ImageEdges,
     ImagePart,
     JsonObjectFormat,
     JsonSchemaFormat,
+    ProcessorOptions,
     TextPart,
 )
 from .tool_turns import tool_fields
@@ -42,11 +44,35 @@ class Bounds:
     priority: int = priorities.DEFAULT
 
 
-def conversation(messages: list[ChatMessage], max_images: int = 0) -> list[dict[str, Any]]:
-    """`max_images`: what the model takes. Raises ApiError for an image more, and for what is no image."""
-    turns = [_turn(message, place, max_images) for place, message in enumerate(messages)]
-    if (num_images := sum(1 for _ in _image_parts(messages))) > max_images:
-        sentence = f"the request has {num_images} images; this model takes {max_images} at most"
+@dataclass(frozen=True, slots=True)
+class ImageRules:
+    """`max_images`: what the model takes. `limits`: of pixels, by the names of `autoglm_client.Image`."""
+
+    max_images: int = 0
+    limits: Mapping[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, asked: ProcessorOptions | None, max_images: int) -> ImageRules:
+        """Raises ApiError where a limit is given twice, and differs."""
+        if asked is None:
+            return cls(max_images)
+        edges = asked.size or ImageEdges()
+        pairs = {"min_pixels": edges.shortest_edge, "max_pixels": edges.longest_edge}
+        for name, edge in pairs.items():
+            if (value := getattr(asked, name)) is not None:
+                if edge not in (None, value):
+                    sentence = f"mm_processor_kwargs has {name} {value} and in size {edge}: they are the same limit"
+                    raise ApiError(400, sentence, param="mm_processor_kwargs", code="invalid_value")
+                pairs[name] = value
+        return cls(max_images, {name: value for name, value in pairs.items() if value is not None})
+
+
+def conversation(messages: list[ChatMessage], rules: ImageRules | None = None) -> list[dict[str, Any]]:
+    """Raises ApiError for an image too many, and for what is no image."""
+    rules = rules or ImageRules()
+    turns = [_turn(message, place, rules) for place, message in enumerate(messages)]
+    if (num_images := sum(1 for _ in _image_parts(messages))) > rules.max_images:
+        sentence = f"the request has {num_images} images; this model takes {rules.max_images} at most"
         raise ApiError(400, sentence, param="messages", code="invalid_value")
     return turns
 
@@ -106,9 +132,9 @@ def _image_parts(messages: list[ChatMessage]) -> Iterator[ImagePart]:
             yield from (part for part in message.content if isinstance(part, ImagePart))
 
 
-def _turn(message: ChatMessage, place: int, max_images: int) -> dict[str, Any]:
+def _turn(message: ChatMessage, place: int, rules: ImageRules) -> dict[str, Any]:
     fields = tool_fields(message.role, message, f"messages[{place}]")
-    said = None if message.content is None and "tool_calls" in fields else _content(message, place, max_images)
+    said = None if message.content is None and "tool_calls" in fields else _content(message, place, rules)
     turn = {"role": _role(message), "content": said, **fields}
     return turn if message.name is None else {**turn, "name": message.name}
 
@@ -132,25 +158,25 @@ def _role(message: ChatMessage) -> str:
     return "system" if message.role == "developer" else message.role
 
 
-def _content(message: ChatMessage, place: int, max_images: int) -> Content:
+def _content(message: ChatMessage, place: int, rules: ImageRules) -> Content:
     """In one text, where there are no images."""
     content = message.content
     if content is None:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):
         return content
-    parts = [_part(part, f"messages[{place}].content[{number}]", max_images) for number, part in enumerate(content)]
+    parts = [_part(part, f"messages[{place}].content[{number}]", rules) for number, part in enumerate(content)]
     texts = [part for part in parts if isinstance(part, str)]
     return "".join(texts) if len(texts) == len(parts) else parts
 
 
-def _part(part: TextPart | ImagePart, name: str, max_images: int) -> str | Image:
+def _part(part: TextPart | ImagePart, name: str, rules: ImageRules) -> str | Image:
     if isinstance(part, TextPart):
         return part.text
-    if not max_images:
+    if not rules.max_images:
         raise unsupported(name, "this model has no vision encoder, so it takes no image_url")
     try:
-        return Image(part.image_url.url)
+        return Image(part.image_url.url, detail=part.image_url.detail, **rules.limits)
     except InvalidRequestError as error:
         raise ApiError(
             400, f"{name}.image_url.url: {error}", param=f"{name}.image_url.url", code="invalid_value"

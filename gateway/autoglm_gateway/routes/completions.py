@@ -18,6 +18,7 @@ from autoglm_gateway.api.schema import ChatRequest, CompletionRequest, Generatio
 from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.api.translation import (
     Bounds,
+    ImageRules,
     chat_options,
     completion_options,
     conversation,
@@ -51,7 +52,7 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     upstream = _upstream(body, request)
     _check_size(request, image_bytes(body.messages))
     limits = await _limits(request, upstream)
-    turns = conversation(body.messages, limits.max_images)
+    turns = conversation(body.messages, ImageRules.of(body.mm_processor_kwargs, limits.max_images))
     options = chat_options(body, _bounds(request, limits))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
     if use := tool_use(body, request.app.state.settings.tool_format, limits):

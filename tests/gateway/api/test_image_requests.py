@@ -71,6 +71,29 @@ async def test_images_reach_the_server_as_files_in_their_order(streamed: bool) -
     assert first == 4 and second == 8 + len(SCREEN.file) and len(asked["images"]) == second + len(OTHER.file)
 
 
+async def test_how_large_images_become_is_asked_as_vllm_and_openai_are() -> None:
+    async with seeing() as (http, transport):
+        for asked in ({"max_pixels": 5_000_000}, {"size": {"shortest_edge": 99, "longest_edge": 5_000_000}}, {}):
+            body = said(picture(), picture(OTHER, detail="low"), mm_processor_kwargs=asked)
+            assert (await http.post("/v1/chat/completions", json=body)).status_code == 200
+    marks = [json.loads(inputs_of(request)["messages"][4:])[0]["content"] for request in transport.requests]
+    limits: list[dict[str, int]] = [{"max_pixels": 5_000_000}, {"min_pixels": 99, "max_pixels": 5_000_000}, {}]
+    assert marks == [[{"type": "image", **one}, {"type": "image", **one, "detail": "low"}] for one in limits]
+
+
+@pytest.mark.parametrize(
+    ("asked", "words"),
+    [
+        ({"max_pixels": 0}, "max_pixels"),
+        ({"fps": 2}, "fps"),
+        ({"max_pixels": 9, "size": {"longest_edge": 8}}, "max_pixels 9 and in size 8: they are the same limit"),
+    ],
+)
+async def test_other_settings_of_the_processor_are_refused(asked: dict[str, Any], words: str) -> None:
+    error = await refused(said(picture(), mm_processor_kwargs=asked))
+    assert words in error["message"] and error["param"].startswith("mm_processor_kwargs")
+
+
 async def test_parts_without_images_are_one_text_as_before() -> None:
     async with seeing() as (http, transport):
         await http.post("/v1/chat/completions", json=said(text("a"), text("b")))
@@ -129,13 +152,13 @@ async def test_a_refused_field_beside_an_image_shows_nothing_of_it() -> None:
 @given(st.text(st.sampled_from("ABx9+/==-\n"), max_size=9))
 def test_broken_base64_never_becomes_an_image(data: str) -> None:
     from autoglm_gateway.api.schema import ChatMessage
-    from autoglm_gateway.api.translation import conversation
+    from autoglm_gateway.api.translation import ImageRules, conversation
     from autoglm_gateway.errors import ApiError
 
     url = {"url": "data:image/png;base64," + data}
     message = ChatMessage.model_validate({"role": "user", "content": [{"type": "image_url", "image_url": url}]})
     with pytest.raises(ApiError) as caught:
-        conversation([message], 1)
+        conversation([message], ImageRules(1))
     assert caught.value.param == "messages[0].content[0].image_url.url"
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from autoglm_engine.core import ImageSpan, TokenIds
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.vision.asked_size import AskedSize
 from autoglm_engine.vision.digest import image_digest
 from autoglm_engine.vision.header import image_file, upright_size
 from autoglm_engine.vision.resize import token_grid
@@ -25,22 +26,35 @@ class PromptImage:
     digest: bytes
 
 
-def read_images(raw: Sequence[bytes], settings: VisionSettings) -> tuple[PromptImage, ...]:
-    """Each a file or a data URL. Raises InvalidRequest."""
+def read_images(raw: Sequence[bytes], sizes: Sequence[AskedSize], settings: VisionSettings) -> tuple[PromptImage, ...]:
+    """Each a file or a data URL, and how large it is to become. Raises InvalidRequest."""
     if len(raw) > settings.max_images:
         raise InvalidRequest(f"the request has {len(raw)} images; at most {settings.max_images} are allowed")
-    return tuple(_read_image(one, f"images[{index}]", settings) for index, one in enumerate(raw))
+    return tuple(
+        _read_image(one, size, f"images[{index}]", settings)
+        for index, (one, size) in enumerate(zip(raw, sizes, strict=True))
+    )
 
 
-def _read_image(raw: bytes, name: str, settings: VisionSettings) -> PromptImage:
+def _read_image(raw: bytes, size: AskedSize, name: str, settings: VisionSettings) -> PromptImage:
+    """What was asked is in the grid, which is part of every key: two sizes of one file are two images."""
+    asked = size.within(settings, name)
     file = image_file(raw, name)
     height, width = upright_size(file, name)
-    return PromptImage(file, token_grid(height, width, settings), image_digest(file, settings))
+    return PromptImage(file, token_grid(height, width, asked), image_digest(file, settings))
 
 
-def count_image_parts(messages: Sequence[dict[str, Any]]) -> int:
-    contents = (message.get("content") for message in messages)
-    return sum(part["type"] == "image" for content in contents if isinstance(content, list) for part in content)
+def take_sizes(messages: Sequence[dict[str, Any]]) -> tuple[AskedSize, ...]:
+    """Of each part of type image, in their order; the templates see such parts without them. Raises
+    InvalidRequest."""
+    sizes: list[AskedSize] = []
+    for index, message in enumerate(messages):
+        content: Any = message.get("content")
+        for place, part in enumerate(content if isinstance(content, list) else []):
+            if part["type"] == "image":
+                sizes.append(AskedSize.of_part(part, f"messages[{index}].content[{place}]"))
+                content[place] = {"type": "image"}
+    return tuple(sizes)
 
 
 def place_images(

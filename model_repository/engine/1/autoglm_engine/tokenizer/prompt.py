@@ -14,10 +14,11 @@ from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.manifest import Manifest, VisionSettings
 from autoglm_engine.options.json_names import json_type
 from autoglm_engine.options.parsing import decode_utf8
+from autoglm_engine.vision.asked_size import AskedSize
 
 from .chat_template import asks_for_tools
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
-from .image_prompt import count_image_parts, place_images, read_images
+from .image_prompt import place_images, read_images, take_sizes
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools
@@ -110,26 +111,26 @@ class Prompter:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self.check_size(raw, "messages")
         messages = parse_messages(decode_utf8(raw, "messages"))
-        self._check_images(messages, len(images))
+        sizes = take_sizes(messages)
+        self._check_images(len(sizes), len(images))
         rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
         if images:
-            return self._with_images(ids, images)
+            return self._with_images(ids, images, sizes)
         # Answers that act are not shared by what a question means: its details are the arguments.
         return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
 
-    def _check_images(self, messages: Sequence[dict[str, Any]], num_images: int) -> None:
-        num_parts = count_image_parts(messages)
+    def _check_images(self, num_parts: int, num_images: int) -> None:
         if self._vision is None and (num_parts or num_images):
             raise InvalidRequest("this model reads text only, and the request has images")
         if num_parts != num_images:
             raise InvalidRequest(f"messages have {num_parts} parts of type image, and images has {num_images} values")
 
-    def _with_images(self, ids: TokenIds, raw: Sequence[bytes]) -> Prompt:
+    def _with_images(self, ids: TokenIds, raw: Sequence[bytes], sizes: Sequence[AskedSize]) -> Prompt:
         assert self._vision is not None, "images for a model that reads none"
-        images = read_images(raw, self._vision)
+        images = read_images(raw, sizes, self._vision)
         ids, spans = place_images(ids, images, self._vision)
         if len(ids) > self._max_tokens:
             num_image_tokens = sum(span.num_tokens for span in spans)
@@ -296,8 +297,8 @@ def _check_message(message: Any, name: str) -> None:
 
 
 def _check_part(part: Any, name: str) -> None:
-    if part == {"type": "image"}:
-        return
+    if isinstance(part, dict) and part.get("type") == "image":
+        return  # `take_sizes` reads the rest
     if not isinstance(part, dict) or part.get("type") != "text" or not isinstance(part.get("text"), str):
         raise InvalidRequest(
             f'{name} must be {{"type": "text", "text": string}}, or {{"type": "image"}} for the next of the images'

@@ -22,7 +22,7 @@ from autoglm_engine.manifest import VisionSettings
 
 from .file_parts import check_parts
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
-from .resize import Grid, resized
+from .resize import Grid, can_become, resized
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,14 +41,23 @@ class Patches:
     grid: Grid
 
 
-def preprocess(content: bytes, settings: VisionSettings) -> Patches:
-    """Raises InvalidRequest for what is no image, or one beyond the limits."""
-    return patches_of(decoded(content), settings)
+def preprocess(content: bytes, settings: VisionSettings, tokens: Grid | None = None) -> Patches:
+    """As `patches_of`. Raises InvalidRequest for what is no image, or one beyond the limits, too."""
+    return patches_of(decoded(content), settings, tokens)
 
 
-def patches_of(image: Image, settings: VisionSettings) -> Patches:
-    """Of an image that is decoded. Raises InvalidRequest for a shape beyond the limits."""
+def patches_of(image: Image, settings: VisionSettings, tokens: Grid | None = None) -> Patches:
+    """Of an image that is decoded. `tokens`: the rows and columns of tokens to make of it, which a request may have
+    limited; None: as many as `settings` say. Raises InvalidRequest for a shape beyond the limits."""
     height, width = resized(image.height, image.width, settings)
+    if tokens is not None:
+        factor = settings.patch_size * settings.merge_size
+        if not can_become(image.height, image.width, tokens, settings):
+            raise InvalidRequest(
+                f"an image has {height // factor} x {width // factor} tokens once it is decoded, and its header said "
+                f"{tokens[0]} x {tokens[1]}"
+            )
+        height, width = tokens[0] * factor, tokens[1] * factor
     pixels = np.asarray(_resized(image, height, width))
     return Patches(
         _normalised(_cut(pixels, settings), settings), (height // settings.patch_size, width // settings.patch_size)
