@@ -15,7 +15,7 @@ import time
 import urllib.request
 import zipfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from autoglm_cli.server.ports import free_ports
@@ -63,7 +63,8 @@ def vllm_server(checkpoint: Path, name: str, *flags: str, environment: Mapping[s
         _wait(url, process, log)
         yield url
     finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its engine outlives its server otherwise
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)  # its engine outlives its server otherwise
         process.wait()
 
 
