@@ -15,7 +15,7 @@ LONG_FILES = (
     "tests/export/test_parity.py",
     "tests/tensorrt/test_tensorrt_lowering.py",
     "tests/vision/test_image_cache.py",
-    "tests/perf/test_perf_peers.py",
+    "tests/server/test_server.py",
     "tests/engine/test_memory_flat.py",
 )
 
