@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from autoglm_engine.core import Features
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.messages import Packed
 from autoglm_engine.metrics import IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME
 from autoglm_engine.settings.model import plain_settings
+from autoglm_engine.triton.board.acks import AckBoard
+from autoglm_engine.triton.board.finder import ImageBoards
+from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.images.encode_message import EncodeMessage
 from autoglm_engine.triton.images.image_intake import ImageIntake
 from autoglm_engine.triton.images.vision_model import encode_image
 from autoglm_engine.vision.processor import Patches
+from autoglm_engine.vision.stop import Stop
 
 from tests.support.engine.memory_metrics import MemoryMetrics
 from tests.support.export.tiny_glm4v import image_file
@@ -28,7 +36,7 @@ class FakeTower:
 
     settings: VisionSettings = field(default_factory=vision_settings)
 
-    def encode(self, patches: Patches) -> Features:
+    def encode(self, patches: Patches, stop: Stop | None = None) -> Features:
         return np.ones((len(patches.values) // self.settings.merge_size**2, self.settings.hidden_size), np.float32)
 
     def close(self) -> None: ...
@@ -36,7 +44,7 @@ class FakeTower:
 
 def test_each_stage_is_timed_in_its_order() -> None:
     readings = iter([10.0, 11.0, 13.0, 17.0])
-    encoded = encode_image(image_file(56, 84), GRID, FakeTower(), lambda: next(readings))
+    encoded = encode_image(image_file(56, 84), GRID, FakeTower(), clock=lambda: next(readings))
     assert encoded.seconds.tolist() == [1, 2, 4]
     assert encoded.features.shape == (6, FakeTower().settings.hidden_size)
 
@@ -46,21 +54,26 @@ def test_an_image_of_another_grid_than_its_header_said_is_refused() -> None:
         encode_image(image_file(56, 84), (3, 2), FakeTower())
 
 
-def test_the_metrics_have_the_time_of_each_stage() -> None:
+def test_the_metrics_have_the_time_of_each_stage(tmp_path: Path) -> None:
     metrics, features = MemoryMetrics(), np.zeros((6, 4), np.float32)
-    given: list[tuple[bytes, tuple[int, int], str]] = []
+    server = ServerIdentity.of(os.getpid())
+    given: list[tuple[bytes, EncodeMessage]] = []
 
-    def encode(file: bytes, grid: tuple[int, int], artifact: str) -> tuple[Features, list[float]]:
-        given.append((file, grid, artifact))
+    def ask(image: Packed, sealed: Packed) -> tuple[Features, list[float]]:
+        packed, _ = ImageBoards(server, tmp_path).open(sealed, image)
+        given.append((image.tobytes(), EncodeMessage.unpacked(packed)))
         return features, [0.25, 0.5, 2.0]
 
     manifest = replace(BLIND, vision=vision_settings())
-    intake = ImageIntake.of(manifest, plain_settings(), encode, metrics)
-    assert intake.vision is not None and intake.vision.encode(b"a file", GRID) is features
-    assert given == [(b"a file", GRID, manifest.short_digest)]
+    with AckBoard(4, tmp_path, server) as board:
+        intake = ImageIntake.of(manifest, plain_settings(), board, ask, metrics)
+        assert intake.vision is not None and intake.vision.encode(b"a file", GRID, 7) is features
+    assert given == [(b"a file", EncodeMessage(7, *GRID, manifest.short_digest))]
     totals = [metrics.histogram(stage).total for stage in (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)]
     assert totals == [0.25, 0.5, 2.0]
 
 
-def test_a_model_of_text_alone_encodes_nothing() -> None:
-    assert ImageIntake.of(BLIND, plain_settings(), lambda *asked: ([], []), MemoryMetrics()).vision is None
+def test_a_model_of_text_alone_encodes_nothing(tmp_path: Path) -> None:
+    with AckBoard(4, tmp_path, ServerIdentity.of(os.getpid())) as board:
+        intake = ImageIntake.of(BLIND, plain_settings(), board, lambda *asked: ([], []), MemoryMetrics())
+    assert intake.vision is None

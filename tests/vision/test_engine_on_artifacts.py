@@ -68,7 +68,7 @@ class Served:
         self.runner.close()
         self.tower.close()
 
-    def encode(self, file: bytes, grid: tuple[int, int]) -> Any:
+    def encode(self, file: bytes, grid: tuple[int, int], number: int) -> Any:
         features = self.tower.encode(preprocess(file, self.tower.settings))
         assert len(features) == grid[0] * grid[1]
         return features

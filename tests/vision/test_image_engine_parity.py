@@ -42,7 +42,7 @@ class Served:
     text: TokenText
     family: SeeingModel
 
-    def encode(self, file: bytes, grid: tuple[int, int]) -> Features:
+    def encode(self, file: bytes, grid: tuple[int, int], number: int) -> Features:
         return self.tower.encode(preprocess(file, self.tower.settings))
 
     def request(self, name: str, parts: Sequence[int | bytes]) -> Request:

@@ -77,19 +77,92 @@ def test_who_waits_may_leave_at_once(how: str, has_begun: bool) -> None:
     assert (CAT.file in vision_of(one).encoded) == has_begun, "an image that nobody wants is encoded"
 
 
-def test_what_is_encoded_when_its_request_leaves_is_there_for_the_next() -> None:
+def test_what_is_half_made_when_its_request_leaves_is_given_up_and_not_kept() -> None:
+    """Whatever the tower makes of it then is nobody's, and not that of who asks for the image again."""
     one = held_up()
     one.engine.submit(asked("r0", [1, CAT, 2]))
     one.step()
-    assert vision_of(one).began.wait(10)
+    assert vision_of(one).began.wait(10) and not vision_of(one).given_up
     one.engine.cancel(["r0"])
     one.step()
+    assert vision_of(one).given_up == [1] and one.images and one.images.store.pool.usage == 0
+    one.engine.submit(asked("dog", [1, DOG, 2]))
     one.engine.submit(asked("r1", [1, CAT, 2]))
     one.step()
     vision_of(one).free.set()
     one.drain()
-    assert vision_of(one).encoded == [CAT.file]
+    assert vision_of(one).encoded == [CAT.file, DOG.file, CAT.file] and vision_of(one).given_up == [1]
     assert answers(one.events)["r1"].token_ids == expected([1, CAT, 2])
+    assert answers(one.events)["dog"].token_ids == expected([1, DOG, 2])
+    one.assert_idle()
+
+
+def test_one_of_two_who_want_it_leaves_and_nothing_is_given_up() -> None:
+    one = held_up()
+    one.engine.submit(asked("r0", [1, CAT, 2]))
+    one.step()
+    assert vision_of(one).began.wait(10)
+    one.engine.submit(asked("r1", [3, CAT, 2]))
+    one.step()
+    one.engine.cancel(["r0"])
+    one.step()
+    vision_of(one).free.set()
+    one.drain()
+    assert vision_of(one).encoded == [CAT.file] and not vision_of(one).given_up
+    assert answers(one.events)["r1"].token_ids == expected([3, CAT, 2])
+
+
+def test_what_an_encode_raises_that_was_given_up_is_nobodys() -> None:
+    one = held_up()
+    bad = Picture(BROKEN)
+    one.engine.submit(asked("r0", [1, bad, 2]))
+    one.step()
+    assert vision_of(one).began.wait(10)
+    one.engine.cancel(["r0"])
+    one.step()
+    vision_of(one).free.set()
+    one.run(asked("cat", [1, CAT, 2]))
+    assert answers(one.events)["cat"].token_ids == expected([1, CAT, 2])
+    assert answers(one.events)["r0"].last.error is None
+    one.assert_idle()
+
+
+def lined_up(*priorities: int, **settings: object) -> tuple[Bench, list[bytes]]:
+    """One image is being encoded, and those of such priorities came behind it, in this order, each in a step of its
+    own; their files."""
+    one = held_up(prefix_reuse=False, **settings)
+    one.engine.submit(replace(asked("first", [1, DOG]), priority=9))
+    one.step()
+    assert vision_of(one).began.wait(10)
+    pictures = [Picture(bytes([65 + place])) for place in range(len(priorities))]
+    for place, (picture, priority) in enumerate(zip(pictures, priorities, strict=True)):
+        one.engine.submit(replace(asked(f"r{place}", [1, picture]), priority=priority))
+        one.step()
+    return one, [picture.file for picture in pictures]
+
+
+def test_an_image_of_a_better_priority_that_comes_later_is_encoded_first() -> None:
+    one, files = lined_up(5, 3, 5, 1, 3)
+    vision_of(one).free.set()
+    one.drain()
+    assert vision_of(one).encoded[1:] == [files[place] for place in (3, 1, 4, 0, 2)]
+
+
+def test_no_priority_starves_in_the_line_of_the_encoder() -> None:
+    one, files = lined_up(5, 1, 1, 1, 1, 1, admission_max_passed=3)
+    vision_of(one).free.set()
+    one.drain()
+    assert vision_of(one).encoded[1:] == [files[place] for place in (1, 2, 3, 0, 4, 5)]
+
+
+def test_an_image_that_somebody_of_a_better_priority_wants_goes_with_that_one() -> None:
+    one, files = lined_up(5, 3)
+    one.engine.submit(replace(asked("better", [7, Picture(files[0])]), priority=1))
+    one.step()
+    vision_of(one).free.set()
+    one.drain()
+    assert vision_of(one).encoded[1:] == files
+    assert answers(one.events)["better"].token_ids == expected([7, Picture(files[0])])
 
 
 def test_one_leaves_and_another_still_wants_the_image() -> None:
@@ -128,13 +201,13 @@ def test_whatever_an_encode_raises_the_next_one_is_encoded(error: BaseException)
     one = bench()
     encode = vision_of(one).encode
 
-    def raises(file: bytes, grid: tuple[int, int]) -> Features:
+    def raises(file: bytes, grid: tuple[int, int], number: int) -> Features:
         if file == CAT.file:
             raise error
-        return encode(file, grid)
+        return encode(file, grid, number)
 
     assert one.images
-    one.images.store.encoder._encode = raises
+    one.images.store.encoder._vision.encode = raises
     one.run(asked("cat", [1, CAT, 2]), asked("dog", [1, DOG, 2]))
     found = answers(one.events)
     assert found["cat"].last.error and "secret" not in found["cat"].last.error
@@ -145,7 +218,7 @@ def test_whatever_an_encode_raises_the_next_one_is_encoded(error: BaseException)
 def test_features_of_another_shape_end_the_request() -> None:
     one = bench()
     assert one.images
-    one.images.store.encoder._encode = lambda file, grid: np.zeros((6, HIDDEN + 1), np.float32)
+    one.images.store.encoder._vision.encode = lambda file, grid, number: np.zeros((6, HIDDEN + 1), np.float32)
     one.run(asked("r", [1, CAT, 2]))
     assert answers(one.events)["r"].last.error == (
         "the vision model gave features of shape (6, 5), and the image has (6, 4)"
@@ -226,6 +299,7 @@ def test_shutting_down_ends_those_who_wait() -> None:
     assert vision_of(one).began.wait(10)
     one.engine.submit(asked("new", [1, DOG, 2]))
     one.events += one.engine.shut_down()
+    assert vision_of(one).given_up == [1]
     assert {answers(one.events)[name].last.error_code for name in ("encoding", "queued", "new")} == {"UNAVAILABLE"}
     vision_of(one).free.set()
     one.encode()

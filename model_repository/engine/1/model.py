@@ -152,21 +152,22 @@ def ask_embedder(name, text):
     return pb_utils.get_output_tensor_by_name(response, "embedding").as_numpy().reshape(-1)
 
 
-def ask_vision(name, file, grid, artifact):
+def ask_vision(name, image, packed):
     from autoglm_engine.triton.images.image_intake import vision_failure
 
     try:
-        texts = {"image": file, "artifact": artifact.encode()}
-        inputs = [pb_utils.Tensor(key, np.array([[text]], dtype=np.object_)) for key, text in texts.items()]
-        inputs.append(pb_utils.Tensor("grid", np.array([grid], dtype=np.int32)))
+        inputs = [pb_utils.Tensor(key, value[np.newaxis]) for key, value in (("image", image), ("request", packed))]
         call = pb_utils.InferenceRequest(model_name=name, requested_output_names=["features", "seconds"], inputs=inputs)
-        response = call.exec()
+        responses = list(call.exec(decoupled=True))  # the last one may be empty
     except pb_utils.TritonModelException as error:  # shared memory has no room
         raise vision_failure(str(error)) from None
-    if response.has_error():
-        raise vision_failure(response.error().message())
-    outputs = (pb_utils.get_output_tensor_by_name(response, name) for name in ("features", "seconds"))
-    return tuple(tensor.as_numpy()[0] for tensor in outputs)
+    for response in responses:
+        if response.has_error():
+            raise vision_failure(response.error().message())
+        if response.output_tensors():
+            outputs = (pb_utils.get_output_tensor_by_name(response, name) for name in ("features", "seconds"))
+            return tuple(tensor.as_numpy()[0] for tensor in outputs)
+    raise vision_failure("it gave no answer")
 
 
 def find_package(args):

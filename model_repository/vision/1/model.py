@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import triton_python_backend_utils as pb_utils
 
+FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 RELEASE = "0.1.0"  # of the package that this file goes with
 LOG = logging.getLogger("autoglm_engine.model")
 NICE = 5  # running streams go first
@@ -19,6 +20,8 @@ class TritonPythonModel:
         find_package(args)
         from autoglm_engine.system.server_process import ServerProcess
         from autoglm_engine.triton.board.family_watch import VISION, FamilyWatch
+        from autoglm_engine.triton.board.finder import ImageBoards
+        from autoglm_engine.triton.board.server_identity import ServerIdentity
         from autoglm_engine.triton.deployment import check_version
         from autoglm_engine.triton.images.vision_model import VisionService
         from autoglm_engine.triton.log import log_to_triton
@@ -34,8 +37,9 @@ class TritonPythonModel:
         server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
         folder = neighbours.artifact_folder(args["model_repository"])
-        self.service = VisionService(folder, num_threads(args["model_config"]))
-        self.service.read()
+        boards = ImageBoards(ServerIdentity.of_parent(neighbours.engine))
+        self.service = VisionService(folder, num_threads(args["model_config"]), boards)
+        self.service.start()
         self.family_watch = FamilyWatch(VISION, neighbours.engine, server.end_after_death)
 
     def finalize(self):
@@ -43,29 +47,36 @@ class TritonPythonModel:
         self.service.close()
 
     def execute(self, requests):
-        """One after the other: an image fills the cores by itself."""
-        return [self.answer(request) for request in requests]
+        for request in requests:
+            reply = TritonReply(request.get_response_sender())
+            try:
+                tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+            except Exception as error:  # one request never takes its batch with it
+                LOG.exception("a request could not be read")
+                reply.fail("INTERNAL", f"the vision model failed: {type(error).__name__}")
+                continue
+            self.service.take(tensors, reply)
 
-    def answer(self, request):
-        from autoglm_engine.errors import EngineError
 
-        try:
-            tensors = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-            image, artifact = (tensors[name].reshape(-1)[0] for name in ("image", "artifact"))
-            encoded = self.service.encode(image, tensors["grid"], artifact.decode(errors="replace"))
+class TritonReply:
+    """One response, which is the last. A `send` that raised may be tried again."""
+
+    def __init__(self, sender):
+        self.sender = sender
+        self.is_sent = False
+
+    def send(self, encoded):
+        # Where shared memory has no room just now: with the final flag Triton would close the sender all the same.
+        if not self.is_sent:
             outputs = {"features": encoded.features, "seconds": encoded.seconds}
             tensors = [pb_utils.Tensor(name, values[np.newaxis]) for name, values in outputs.items()]
-            return pb_utils.InferenceResponse(tensors)
-        except EngineError as error:
-            return refusal(error.code, str(error))
-        except Exception as error:
-            LOG.exception("an image could not be encoded")
-            return refusal("INTERNAL", f"the vision model failed: {type(error).__name__}")
+            self.sender.send(pb_utils.InferenceResponse(tensors))
+            self.is_sent = True
+        self.sender.send(flags=FINAL)
 
-
-def refusal(code, sentence):
-    error = pb_utils.TritonError(f"{code}: {sentence}", getattr(pb_utils.TritonError, code))
-    return pb_utils.InferenceResponse(error=error)
+    def fail(self, code, message):
+        error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
+        self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
 
 
 def find_package(args):

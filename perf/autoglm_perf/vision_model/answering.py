@@ -114,7 +114,7 @@ class EngineAnswers:
         self._runner.close()
         self._prompter.close()
 
-    def _encode(self, file: bytes, grid: tuple[int, int]) -> Features:
+    def _encode(self, file: bytes, grid: tuple[int, int], number: int) -> Features:
         return self._tower.encode(preprocess(file, self._tower.settings))
 
     def _request(self, name: str, asked: Asked) -> Request:

@@ -197,12 +197,14 @@ class Attacker:
             ("engine", [tensor("control", b"[" * 9_999)]),
             ("engine", [tensor("control", b'{"cancel": ["' + self._draw.randbytes(8).hex().encode() + b'"]}')]),
             ("embedder", [tensor("text", b"\xff" * 9, "BYTES")]),
+            ("vision", [tensor("image", [1, 2, 3], "UINT8"), tensor("request", list(range(40)), "UINT8")]),
+            ("vision", [tensor("image", [1], "UINT8")]),
             ("tokenizer", [tensor("text_input", b"x"), tensor("max_tokens", -5)]),
         ]
         model, inputs = self._draw.choice(wrong)
         return (
             self._stream.finish(self._stream.send(inputs, model)).error
-            if model in ("engine", "tokenizer")  # decoupled
+            if model in ("engine", "tokenizer", "vision")  # decoupled
             else self._infer(model, inputs)
         )
 

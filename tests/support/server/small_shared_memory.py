@@ -103,6 +103,7 @@ def hostile(size: int) -> list[pb.ModelInferRequest]:
         request("engine", control=string(size)),
         request("detokenizer", event=("UINT8", [1, size], bytes(size))),
         request("embedder", text=string(size)),
+        request("vision", image=("UINT8", [1, size], bytes(size)), request=("UINT8", [1, 1], bytes(1))),
     ]
 
 

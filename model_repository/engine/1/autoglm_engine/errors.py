@@ -5,6 +5,7 @@
     ├── NotCached           a request that takes only a kept answer, and there is none
     ├── Unavailable         the server's state: try again later
     │   ├── QueueFull
+    │   ├── GivenUp         nobody wants it any more
     │   └── ShuttingDown
     ├── ArtifactError       the exported artifact is missing, damaged or made for something else
     │   └── WrongOnThisGpu  what it computes here is not what it was exported from
@@ -43,6 +44,10 @@ class Unavailable(EngineError):
 
 
 class QueueFull(Unavailable):
+    pass
+
+
+class GivenUp(Unavailable):
     pass
 
 

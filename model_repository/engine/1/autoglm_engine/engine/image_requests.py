@@ -2,8 +2,8 @@
 
 The beginning of a prompt is looked up in the slots before anything is encoded: what is computed already needs no
 features. Rows for all others are reserved at once, in the order of priority and arrival as slots are given, so that
-nobody holds some of them while waiting for more, and no priority starves. Should a slot be overwritten meanwhile, the
-request asks again.
+nobody holds some of them while waiting for more, and no priority starves. Images are encoded in that order, too. Should
+a slot be overwritten meanwhile, the request asks again.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from .images.feature_store import FeatureStore
 from .images.image_ids import ImageIds
 from .images.request_images import RequestImages
 from .images.vision import Vision
-from .priorities import ByPriority
+from .priorities import ByPriority, FairClasses
 
 _MAX_PROMPTS = 4  # of full length, for each slot: more rows than their features have are never made
 
@@ -47,7 +47,7 @@ class ImageRequests:
         row_bytes = vision.hidden_size * 4
         pool = FeaturePool(min(settings.image_feature_bytes // row_bytes, max_rows), vision.hidden_size)
         self.ids = ImageIds(scheduler.slots.forget_retained)
-        self.store = FeatureStore(pool, vision, metrics, clock)
+        self.store = FeatureStore(pool, vision, FairClasses(settings), metrics, clock)
         self._scheduler = scheduler
         self._metrics = metrics
         self._clock = clock

@@ -42,9 +42,8 @@ _LAST_STEP_SECONDS = 2.0  # more for one that is longer, with everybody answered
 class EngineService:
     """`metrics` is started and closed with the service; `ask` has the detokenizer handle an event and blocks; `embed`
     asks the model whose artifact is in `embedder`, and blocks; `encode` has the vision model make features of an image,
-    its grid and the artifact, and blocks; `died` is called when no step can be computed any more,
-    after every request was answered. `identity`: whose engine this is; None is the only one of this process's server.
-    `max_kept`: as `CachingEngine`'s."""
+    and blocks; `died` is called when no step can be computed any more, after every request was answered. `identity`:
+    whose engine this is; None is the only one of this process's server. `max_kept`: as `CachingEngine`'s."""
 
     def __init__(
         self,
@@ -64,13 +63,13 @@ class EngineService:
         model = LoadedModel.load(folder, settings, num_threads)
         self._rules, self._guides, self._runner = model.rules, model.guides, model.runner
         self._default_deadline_ms = settings.default_deadline_ms
-        self._images = ImageIntake.of(model.manifest, settings, encode, metrics)
         self._died, self._metrics = died, metrics
         server = identity or ServerIdentity.of_parent()
         num_cells = cells_for(model.manifest.num_slots, settings.max_queue)
         self._board = AckBoard(num_cells, server=server, artifact=model.manifest.short_digest)
         with self._board.ended_by_failure():
             self._requests = RequestBoards(self._board, server)
+            self._images = ImageIntake.of(model.manifest, settings, self._board, encode, metrics)
             gate = AckGate(self._board)
             shared = SharedRequestGate(gate)
             self._caches = open_caches(

@@ -23,6 +23,7 @@ from autoglm_engine.manifest import VisionSettings
 from .file_parts import check_parts
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 from .resize import Grid, can_become, resized
+from .stop import Stop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -41,14 +42,18 @@ class Patches:
     grid: Grid
 
 
-def preprocess(content: bytes, settings: VisionSettings, tokens: Grid | None = None) -> Patches:
-    """As `patches_of`. Raises InvalidRequest for what is no image, or one beyond the limits, too."""
-    return patches_of(decoded(content), settings, tokens)
+def preprocess(
+    content: bytes, settings: VisionSettings, tokens: Grid | None = None, stop: Stop | None = None
+) -> Patches:
+    """As `decoded` and `patches_of`."""
+    return patches_of(decoded(content, stop), settings, tokens, stop)
 
 
-def patches_of(image: Image, settings: VisionSettings, tokens: Grid | None = None) -> Patches:
+def patches_of(image: Image, settings: VisionSettings, tokens: Grid | None = None, stop: Stop | None = None) -> Patches:
     """Of an image that is decoded. `tokens`: the rows and columns of tokens to make of it, which a request may have
-    limited; None: as many as `settings` say. Raises InvalidRequest for a shape beyond the limits."""
+    limited; None: as many as `settings` say. Raises InvalidRequest for a shape beyond the limits, and GivenUp once
+    `stop` was asked for."""
+    stop = stop or Stop()
     height, width = resized(image.height, image.width, settings)
     if tokens is not None:
         factor = settings.patch_size * settings.merge_size
@@ -58,14 +63,29 @@ def patches_of(image: Image, settings: VisionSettings, tokens: Grid | None = Non
                 f"{tokens[0]} x {tokens[1]}"
             )
         height, width = tokens[0] * factor, tokens[1] * factor
+    stop.check()
     pixels = np.asarray(_resized(image, height, width))
+    stop.check()
     return Patches(
         _normalised(_cut(pixels, settings), settings), (height // settings.patch_size, width // settings.patch_size)
     )
 
 
-def decoded(content: bytes) -> Image:
-    """The image in RGB, upright. Raises InvalidRequest for what is no image, or one beyond the limits."""
+class _File(BytesIO):
+    """A decoder reads it bit by bit, and so is ended between two bits."""
+
+    def __init__(self, content: bytes, stop: Stop) -> None:
+        super().__init__(content)
+        self._stop = stop
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._stop.check()
+        return super().read(size)
+
+
+def decoded(content: bytes, stop: Stop | None = None) -> Image:
+    """The image in RGB, upright. Raises InvalidRequest for what is no image, or one beyond the limits, and GivenUp once
+    `stop` was asked for."""
     from PIL import ImageOps
 
     if len(content) > MAX_IMAGE_BYTES:
@@ -74,7 +94,7 @@ def decoded(content: bytes) -> Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about files that it reads all the same
-            with _opened(content) as image:
+            with _opened(_File(content, stop or Stop())) as image:
                 ImageOps.exif_transpose(image, in_place=True)
                 return _in_rgb(image)
     except EngineError:
@@ -83,11 +103,11 @@ def decoded(content: bytes) -> Image:
         raise InvalidRequest(f"an image cannot be read: {error or type(error).__name__}") from None
 
 
-def _opened(content: bytes) -> Image:
+def _opened(file: _File) -> Image:
     from PIL import Image, UnidentifiedImageError
 
     try:
-        image = Image.open(BytesIO(content), formats=FORMATS)
+        image = Image.open(file, formats=FORMATS)
     except UnidentifiedImageError:
         raise InvalidRequest(f"an image is of none of the formats {', '.join(FORMATS)}") from None
     if image.width * image.height > MAX_IMAGE_PIXELS:

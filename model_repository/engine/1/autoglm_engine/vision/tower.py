@@ -17,6 +17,7 @@ from autoglm_engine.manifest import Manifest, VisionSettings
 
 from .geometry import INTERPOLATIONS, patch_order, rope_tables
 from .processor import NUM_CHANNELS, Patches
+from .stop import Stop
 
 Features = npt.NDArray[np.float32]
 
@@ -25,9 +26,9 @@ class Tower(Protocol):
     @property
     def settings(self) -> VisionSettings: ...
 
-    def encode(self, patches: Patches) -> Features:
+    def encode(self, patches: Patches, stop: Stop | None = None) -> Features:
         """float32 [number of tokens, hidden_size]. Raises EngineError where that fails, or gives numbers that are not
-        finite. Not for use from two threads at once."""
+        finite, and GivenUp soon after `stop` was asked for. Not for use from two threads at once."""
         ...
 
     def close(self) -> None: ...
@@ -52,21 +53,31 @@ class OnnxTower:
     def settings(self) -> VisionSettings:
         return self._settings
 
-    def encode(self, patches: Patches) -> Features:
+    def encode(self, patches: Patches, stop: Stop | None = None) -> Features:
         if self._session is None:
             raise ValueError("the tower is closed")
         inputs = {"patches": patches.values, **geometry_inputs(patches.grid, self._settings)}
-        try:
-            (features,) = self._session.run(["features"], inputs)
-        except Exception as error:  # ONNX Runtime's, for lack of memory
-            raise EngineError(f"the vision tower failed: {error}") from None
-        found: Features = features
-        if not np.isfinite(found).all():
+        features = self._run(inputs, stop or Stop())
+        if not np.isfinite(features).all():
             raise EngineError("what the vision tower makes of an image is no finite number")
-        return found
+        return features
 
     def close(self) -> None:
         self._session = None
+
+    def _run(self, inputs: dict[str, npt.NDArray[Any]], stop: Stop) -> Features:
+        """ONNX Runtime looks between two operators whether it is to end."""
+        import onnxruntime
+
+        options = onnxruntime.RunOptions()
+        with stop.ended_by(lambda: setattr(options, "terminate", True)):
+            try:
+                (features,) = self._session.run(["features"], inputs, options)
+            except Exception as error:  # ONNX Runtime's, for lack of memory
+                stop.check()
+                raise EngineError(f"the vision tower failed: {error}") from None
+        found: Features = features
+        return found
 
 
 def geometry_inputs(grid: tuple[int, int], settings: VisionSettings) -> dict[str, npt.NDArray[Any]]:

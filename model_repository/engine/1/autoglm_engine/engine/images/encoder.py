@@ -5,17 +5,25 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 from autoglm_engine.errors import EngineError, Unavailable
 from autoglm_engine.own_failures import own_failure
 
 from .feature_pool import FeaturePool, ImageFeatures
-from .vision import Encode
+from .vision import Vision
 
 _log = logging.getLogger(__name__)
+Made = TypeVar("Made")
+
+
+class Order(Protocol):
+    def choose(self, levels: Sequence[int], now: float) -> int:
+        """The place of who goes next among those who wait, in the order of arrival and at least one. `levels`: their
+        priorities."""
+        ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,24 +35,32 @@ class Encoded:
     failure: EngineError | None
 
 
+@dataclass(slots=True, eq=False)
+class _Image:
+    """`priority`: the best of those who wanted it so far."""
+
+    features: ImageFeatures
+    file: bytes
+    priority: int
+
+
 class ImageEncoder:
-    """`wake` is called, on its thread, when `take` has something to give. The thread begins with the first image."""
+    """Its thread begins with the first image. One thread uses it, whom `vision.wake` tells that `take` has something
+    to give."""
 
     def __init__(
-        self,
-        encode: Encode,
-        pool: FeaturePool,
-        wake: Callable[[], object],
-        clock: Callable[[], float] = time.monotonic,
+        self, vision: Vision, pool: FeaturePool, order: Order, clock: Callable[[], float] = time.monotonic
     ) -> None:
-        self._wake = wake
-        self._encode = encode
+        self._vision = vision
         self._pool = pool
+        self._order = order
         self._clock = clock
         self._changed = threading.Condition()
-        self._waiting: deque[tuple[ImageFeatures, bytes]] = deque()
+        self._waiting: list[_Image] = []  # in the order of arrival
+        self._now: ImageFeatures | None = None  # being encoded, and may be given up
+        self._number = 0  # of that encode
         self._encoded: list[Encoded] = []
-        self._is_encoding = False
+        self._is_busy = False
         self._thread: threading.Thread | None = None
         self._is_closed = False
 
@@ -56,22 +72,33 @@ class ImageEncoder:
     def is_idle(self) -> bool:
         """Nothing waits, and nothing is being encoded."""
         with self._changed:
-            return not (self._waiting or self._is_encoding)
+            return not (self._waiting or self._is_busy)
 
-    def put(self, features: ImageFeatures, file: bytes) -> None:
+    def put(self, features: ImageFeatures, file: bytes, priority: int) -> None:
         """Behind those that wait. Raises Unavailable where there is no thread for it."""
         with self._changed:
             if self._thread is None:
                 self._thread = self._start()
-            self._waiting.append((features, file))
+            self._waiting.append(_Image(features, file, priority))
             self._changed.notify()
 
-    def withdraw(self, features: ImageFeatures) -> bool:
-        """Nobody wants it any more. False: it is being encoded, or is, and `take` gives it."""
+    def hasten(self, features: ImageFeatures, priority: int) -> None:
+        """Somebody of this priority wants it, too."""
         with self._changed:
-            left = [waiting for waiting in self._waiting if waiting[0] is not features]
+            for image in self._waiting:
+                if image.features is features:
+                    image.priority = min(image.priority, priority)
+
+    def withdraw(self, features: ImageFeatures) -> bool:
+        """Nobody wants it any more: nothing is written into its rows from here on. What is being made of it is given
+        up. False: it is encoded, and `take` gives it."""
+        with self._changed:
+            if self._now is features:
+                self._give_up()
+                return True
+            left = [image for image in self._waiting if image.features is not features]
             was_waiting = len(left) < len(self._waiting)
-            self._waiting = deque(left)
+            self._waiting = left
         return was_waiting
 
     def take(self) -> list[Encoded]:
@@ -81,11 +108,17 @@ class ImageEncoder:
         return encoded
 
     def close(self) -> None:
-        """Encode nothing more. What is being encoded cannot be stopped, and is not waited for."""
+        """Encode nothing more. What is being encoded is given up, and not waited for."""
         with self._changed:
             self._is_closed = True
             self._waiting.clear()
+            if self._now is not None:
+                self._give_up()
             self._changed.notify()
+
+    def _give_up(self) -> None:
+        self._now = None
+        self._vision.give_up(self._number)
 
     def _start(self) -> threading.Thread:
         thread = threading.Thread(target=self._run, name="image-encode", daemon=True)
@@ -98,32 +131,47 @@ class ImageEncoder:
     # ---- the thread
 
     def _run(self) -> None:
-        while (waiting := self._next()) is not None:
-            encoded = self._encode_one(*waiting)
-            del waiting
+        while (image := self._next()) is not None:
+            encoded = self._encode(image)
+            del image
             with self._changed:
-                self._encoded.append(encoded)
-                self._is_encoding = False
-            self._wake()
+                self._encoded += [encoded] if encoded else []
+                self._is_busy = False
+            self._vision.wake()
 
-    def _next(self) -> tuple[ImageFeatures, bytes] | None:
+    def _next(self) -> _Image | None:
         with self._changed:
             while not self._waiting and not self._is_closed:
                 self._changed.wait()
-            self._is_encoding = not self._is_closed
-            return None if self._is_closed else self._waiting.popleft()
+            if self._is_closed:
+                return None
+            image = self._waiting.pop(self._order.choose([one.priority for one in self._waiting], self._clock()))
+            self._now, self._is_busy = image.features, True
+            self._number += 1
+            return image
 
-    def _encode_one(self, features: ImageFeatures, file: bytes) -> Encoded:
-        began, failure = self._clock(), None
-        try:
-            self._pool.store(features, self._encode(file, features.key[2]))
-        except BaseException as error:
-            failure = _failure(error)
+    def _encode(self, image: _Image) -> Encoded | None:
+        """None: it was given up meanwhile."""
+        began, features = self._clock(), image.features
+        made, failure = _attempt(lambda: self._vision.encode(image.file, features.key[2], self._number))
+        with self._changed:
+            if self._now is not features:
+                return None
+            self._now = None
+        if made is not None:
+            _, failure = _attempt(lambda: self._pool.store(features, made))
         return Encoded(features, self._clock() - began, failure)
 
 
+def _attempt(work: Callable[[], Made]) -> tuple[Made | None, EngineError | None]:
+    """Whatever goes wrong, the thread goes on: others wait for it."""
+    try:
+        return work(), None
+    except BaseException as error:
+        return None, _failure(error)
+
+
 def _failure(error: BaseException) -> EngineError:
-    """Whatever it was, the thread goes on: others wait for it."""
     try:
         return own_failure(error)
     except BaseException as error:

@@ -21,6 +21,7 @@ class RequestImages:
         self.is_asked = False  # for the features that it needs: they have their rows
         self._images = request.images
         self._keys = [key_of(image, request.tenant) for image in request.images]
+        self._priority = request.priority
         self._files = files
         self._store = store
         self._held: dict[int, ImageFeatures] = {}  # by the image's place
@@ -37,7 +38,7 @@ class RequestImages:
     def ask(self, num_reused: int) -> bool:
         """For the features that it needs where so many of its tokens are reused; False: they have no room now."""
         needed = self._needed(num_reused)
-        found = self._store.ask([(self._keys[place], self._files.file(place)) for place in needed])
+        found = self._store.ask([(self._keys[place], self._files.file(place)) for place in needed], self._priority)
         if found is None:
             return False
         self._held = dict(zip(needed, found, strict=True))

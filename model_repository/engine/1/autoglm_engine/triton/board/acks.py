@@ -100,6 +100,9 @@ class AckBoard:
     def cancels_since(self, seen: int) -> tuple[int, set[int]]:
         return self._board.cancels_since(seen)
 
+    def give_up_images(self, number: int) -> None:
+        self._board.give_up_images(number)
+
     @property
     def mark(self) -> int:
         """Everything up to this number was handled. Read it before the cells that are compared with it."""

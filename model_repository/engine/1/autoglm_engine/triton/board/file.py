@@ -12,7 +12,8 @@ Board: a file of uint64 [64 + num_cells], little-endian, of mode 0600.
     word 11       the artifact that the engine serves: `Manifest.short_digest`
     word 12       1 once the engine was asked, 2 once another engine of that name was asked in its place
     word 13       how many cancels another engine, which is asked in its place, passed on to this one
-    words 14-15   zero
+    word 14       the vision model may end its work on images up to this number: nobody wants them any more
+    word 15       zero
     words 16-63   the last of those cancels, in turn: `Seal.tag_of` of the request's id
     words 64 ...  the cells; cell 0 is the probe's
 
@@ -45,7 +46,18 @@ PROBE_CELL = 0
 NO_ARTIFACT = "0" * 16
 _NAME = re.compile(re.escape(PREFIX) + f"([0-9a-f]{{{2 * BOARD_ID_BYTES}}})")
 _HEADER = 64
-_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY, _NUM_CANCELS, _CANCELS = 1, 2, 3, 6, 10, 11, 12, 13, 16
+_SENT, _ENDED, _SERVER, _KEY, _ENGINE, _ARTIFACT, _DUTY, _NUM_CANCELS, _GIVEN_UP, _CANCELS = (
+    1,
+    2,
+    3,
+    6,
+    10,
+    11,
+    12,
+    13,
+    14,
+    16,
+)
 MAX_CANCELS = _HEADER - _CANCELS
 _IS_ASKED, _IS_SUPERSEDED = 1, 2
 
@@ -127,6 +139,10 @@ class Board:
         first = max(seen, number - MAX_CANCELS)
         return number, {int(self._words[_CANCELS + place % MAX_CANCELS]) for place in range(first, number)}
 
+    def give_up_images(self, number: int) -> None:
+        """All up to this number."""
+        self._words[_GIVEN_UP] = number
+
     def unlock(self) -> None:
         fcntl.flock(self._file, fcntl.LOCK_UN)
 
@@ -154,6 +170,10 @@ class Board:
             )
         cell = _HEADER + ack.cell
         self._words[cell] = max(int(self._words[cell]), ack.number)
+
+    def is_wanted(self, image: int) -> bool:
+        """By its number."""
+        return image > int(self._words[_GIVEN_UP]) and not self.has_ended
 
     @property
     def has_ended(self) -> bool:

@@ -60,6 +60,19 @@ class EventBoards:
         return board.seal.open(Kind.EVENT, sealed), board.acknowledge
 
 
+class ImageBoards:
+    """The vision model's side: opens what its own engine asks."""
+
+    def __init__(self, server: ServerIdentity, folder: Path = SHARED_MEMORY) -> None:
+        self._boards = OpenBoards(server, Kind.IMAGE, folder)
+
+    def open(self, sealed: Packed, image: Packed) -> tuple[Packed, Callable[[int], bool]]:
+        """What is asked of this image, and whether the one of a number is still wanted. Raises InvalidRequest for what
+        that engine did not write."""
+        board = self._boards.of(sealed)
+        return board.seal.open(Kind.IMAGE, sealed, beside=image), board.is_wanted
+
+
 class RequestBoards:
     """The engine's side. While it is loaded in place of another one, the tokenizer seals with the other's key for a
     moment, and a request that began before goes to the other with this one's: each opens what any of them sealed.

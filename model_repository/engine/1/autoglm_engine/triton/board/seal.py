@@ -30,6 +30,7 @@ class Kind(Enum):
 
     REQUEST = "request"
     EVENT = "event"
+    IMAGE = "image"
 
 
 class Seal:

@@ -5,21 +5,37 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
 
 from autoglm_engine.core import Features, Request
 from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.errors import EngineError, InvalidRequest, Unavailable
 from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.messages import Packed
 from autoglm_engine.metrics import IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME, Metrics
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.triton.board.seal import Kind, Seal
 from autoglm_engine.vision.digest import image_digest
+
+from .encode_message import EncodeMessage
 
 _log = logging.getLogger(__name__)
 STAGES = (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)
-EncodeImage = Callable[[bytes, tuple[int, int], str], tuple[Features, Sequence[float]]]
-"""A file, its grid and the artifact (`Manifest.short_digest`) -> float32 [rows * columns, hidden_size], and the seconds
-of each of STAGES. Blocks."""
+EncodeImage = Callable[[Packed, Packed], tuple[Features, Sequence[float]]]
+"""A file and what is asked of it, sealed -> float32 [rows * columns, hidden_size], and the seconds of each of STAGES.
+Blocks."""
+
+
+class Gate(Protocol):
+    """The engine's board."""
+
+    @property
+    def seal(self) -> Seal: ...
+
+    def give_up_images(self, number: int) -> None: ...
 
 
 def vision_failure(sentence: str) -> EngineError:
@@ -46,19 +62,22 @@ class ImageIntake:
             vision.wake = lambda: self.wake()
 
     @classmethod
-    def of(cls, manifest: Manifest, settings: EngineSettings, encode: EncodeImage, metrics: Metrics) -> ImageIntake:
+    def of(
+        cls, manifest: Manifest, settings: EngineSettings, gate: Gate, ask: EncodeImage, metrics: Metrics
+    ) -> ImageIntake:
         """`metrics`: told of each stage on the thread that encodes."""
-        budget, artifact = ImageBudget(settings.image_queue_bytes), manifest.short_digest
+        budget = ImageBudget(settings.image_queue_bytes)
         if manifest.vision is None:
             return cls(None, budget, None)
 
-        def timed(file: bytes, grid: tuple[int, int]) -> Features:
-            features, seconds = encode(file, grid, artifact)
+        def encode(file: bytes, grid: tuple[int, int], number: int) -> Features:
+            image, message = np.frombuffer(file, np.uint8), EncodeMessage(number, *grid, manifest.short_digest)
+            features, seconds = ask(image, gate.seal.close(Kind.IMAGE, message.packed(), beside=image))
             for stage, value in zip(STAGES, seconds, strict=True):
                 metrics.observe(stage, float(value))
             return features
 
-        vision = Vision(timed, manifest.vision.hidden_size)
+        vision = Vision(encode, manifest.vision.hidden_size, give_up=gate.give_up_images)
         return cls(manifest.vision, budget, vision)
 
     def take(self, request: Request, files: Sequence[bytes]) -> Request:
