@@ -19,6 +19,7 @@ from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity.reference import Reference
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_perf.vision_model.answering import FrequencyPenalty
 
 from tests.conftest import MODEL_REPOSITORY
 from tests.support.export.artifacts import with_limits
@@ -71,17 +72,6 @@ def client(exact: Path) -> Iterator[openai.OpenAI]:
 def expected(exact: Path) -> list[tuple[str, int]]:
     """(text, number of tokens) of transformers' `generate`, as Open-AutoGLM asks; the last of them ends a stop."""
     import torch
-    from transformers import LogitsProcessor, LogitsProcessorList
-
-    class FrequencyPenalty(LogitsProcessor):  # type: ignore[misc, unused-ignore]
-        """OpenAI's definition, which transformers does not have: of the completion alone."""
-
-        def __init__(self, num_prompt: int, penalty: float) -> None:
-            self._num_prompt, self._penalty = num_prompt, penalty
-
-        def __call__(self, input_ids: Any, scores: Any) -> Any:
-            counts = torch.bincount(input_ids[0, self._num_prompt :], minlength=scores.shape[-1])
-            return scores - self._penalty * counts.to(scores.dtype)
 
     path, _ = resolve("smollm2")
     model, manifest = Reference.load(path).model, Manifest.load(exact)
@@ -98,7 +88,7 @@ def expected(exact: Path) -> list[tuple[str, int]]:
                 max_new_tokens=MAX_LENGTH - len(ids),
                 eos_token_id=list(manifest.eos_token_ids),
                 pad_token_id=manifest.eos_token_ids[0],
-                logits_processor=LogitsProcessorList([FrequencyPenalty(len(ids), 0.2)]),
+                logits_processor=[FrequencyPenalty(len(ids), 0.2)],
                 output_scores=True,
                 return_dict_in_generate=True,
             )

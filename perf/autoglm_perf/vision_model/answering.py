@@ -51,6 +51,18 @@ def with_screenshot(text: str) -> list[Message]:
     return [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": text}]}]
 
 
+class FrequencyPenalty:
+    """OpenAI's definition, which transformers' `generate` does not have: of the completion alone."""
+
+    def __init__(self, num_prompt: int, penalty: float) -> None:
+        self._num_prompt, self._penalty = num_prompt, penalty
+
+    def __call__(self, input_ids: Any, scores: Any) -> Any:
+        """`input_ids` [1, length]; `scores` [1, vocab_size], less the penalty for each time a token was said."""
+        counts = input_ids[0, self._num_prompt :].bincount(minlength=scores.shape[-1])
+        return scores - self._penalty * counts.to(scores.dtype)
+
+
 class TransformersAnswers:
     """Greedy, in float32, with the processor's Pillow backend, whose bicubic the artifact's equals."""
 
@@ -60,7 +72,7 @@ class TransformersAnswers:
         self._reference = Reference.load(checkpoint)
         self._tokenizer = AutoTokenizer.from_pretrained(checkpoint, local_files_only=True)
 
-    def answer(self, asked: Asked) -> str:
+    def answer(self, asked: Asked, *, frequency_penalty: float = 0.0) -> str:
         import torch
 
         image = Image.open(BytesIO(asked.screenshot)).convert("RGB")
@@ -76,6 +88,7 @@ class TransformersAnswers:
                 **pixels,
                 max_new_tokens=MAX_TOKENS,
                 do_sample=False,
+                logits_processor=[FrequencyPenalty(ids.shape[1], frequency_penalty)],
             )
         return str(self._tokenizer.decode(said[0, ids.shape[1] :], skip_special_tokens=True))
 

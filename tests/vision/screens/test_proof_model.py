@@ -14,10 +14,9 @@ from autoglm_export.screens.screen import COLOURS, Box, Button, Screen, draw, pn
 from autoglm_perf.vision_model.answering import Asked, EngineAnswers, TransformersAnswers, held_out, with_screenshot
 from autoglm_perf.vision_model.held_out import is_inside
 
-from tests.support.export.artifacts import kept_export
+from tests.support.vision.screens_model import screens_artifact
 
 pytestmark = pytest.mark.parity
-LIMITS = {"max_slots": 8, "max_length": 512}
 SCREENS = [held_out(number) for number in range(40)]
 
 
@@ -29,9 +28,7 @@ def test_the_checkpoint_is_small_and_of_16_bits() -> None:
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineAnswers]:
-    runtime = {"fp32": "onnx", "int8": "native"}[request.param]
-    artifact = kept_export(f"screens-{request.param}", CHECKPOINT, runtime=runtime, precision=request.param, **LIMITS)
-    with closing(EngineAnswers(artifact)) as running:
+    with closing(EngineAnswers(screens_artifact(request.param))) as running:
         yield running
 
 
