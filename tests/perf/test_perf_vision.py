@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import base64
 import json
+import subprocess
+import sys
 import threading
 import zipfile
 from collections.abc import Iterator
@@ -14,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 from aiohttp import web
 from autoglm_perf.experiments.system.vision import Load
@@ -22,9 +25,12 @@ from autoglm_perf.vision.chat import ANSWER_TOKENS, ask_all, body
 from autoglm_perf.vision.checkpoints import SMALL, checkpoint
 from autoglm_perf.vision.generate import Generator
 from autoglm_perf.vision.screens import screen
+from autoglm_perf.vision.served import Served
 from autoglm_perf.vision.stages import mean_ms, parsed
 from autoglm_perf.vision.vllm_server import declare_operators, requirements, vllm_server
 from PIL import Image
+
+from tests.support.server.raw_http import wait_until
 
 METRICS = """# HELP autoglm_image_decode_time_seconds Seconds
 autoglm_image_decode_time_seconds_count{model="a",version="1"} 2
@@ -174,3 +180,14 @@ def test_a_server_that_ends_by_itself_is_told_with_what_it_said(
         vllm_server(tmp_path / "model", "m", environment={}),
     ):
         raise AssertionError("it has ended")
+
+
+def test_the_cpu_of_a_server_is_that_of_all_its_processes() -> None:
+    busy = "sum(range(5 * 10**7)); input()"
+    parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {busy!r}])"
+    child = subprocess.Popen([sys.executable, "-c", parent], stdin=subprocess.PIPE)
+    try:
+        idle = psutil.Process(child.pid)
+        wait_until(lambda: Served("", (child.pid,)).cpu_seconds() > sum(idle.cpu_times()[:2]) + 0.1)
+    finally:
+        child.communicate(b"\n")

