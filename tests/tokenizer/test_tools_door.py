@@ -15,7 +15,6 @@ from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.options import OptionRules
 from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
 from autoglm_engine.tokenizer.tool_definitions import parse_tools
-from autoglm_engine.tokenizer.tool_format import tool_format
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from tokenizers import AddedToken, Tokenizer
 
@@ -119,16 +118,14 @@ def test_answers_to_calls_made_at_once_are_one_turn() -> None:
     [
         *TEMPLATES.items(),
         ("hermes", SMOLLM2),
-        ("unknown", "{{ tools }}"),
-        ("unknown", "{{ tools }}<tool_call><function="),
+        ("hermes", "{{ tools }}"),
+        ("hermes", "{{ tools }}{{ messages[0].tool_calls }}<tool_call><function="),
+        ("hermes", "{% set tools = messages[0].tools %}{{ tools }}{{ messages[0].tool_calls }}[TOOL_CALLS]"),
+        ("glm", "{{ tools }}{{ messages[0].metadata }}"),
     ],
 )
 def test_the_form_of_calls_is_told_by_the_template(form: str, source: str) -> None:
     assert ChatTemplate(source, {}).tool_format == form
-
-
-def test_a_model_without_template_has_no_form() -> None:
-    assert tool_format(None, uses_tools=False) == "unknown"
 
 
 @pytest.mark.parametrize(

@@ -126,4 +126,59 @@ MISTRAL = """{{- bos_token }}
 {%- else %}{{- message.content + eos_token }}{%- endif %}
 {%- endfor %}
 """
+
+# GLM-4-0414's shape: tools are a variable, a call is a turn with metadata, what came of it an observation.
+GLM_METADATA = """
+{%- if tools %}<|system|>
+{%- for tool in tools %}
+## {{ tool.function.name }}
+{%- endfor %}{% endif %}
+{%- for item in messages %}
+{%- set meta = item.get("metadata", "") %}
+{%- if item.role == 'user' %}<|user|>
+{{ item.content }}
+{%- elif item.role == 'assistant' %}<|assistant|>{{ meta }}
+{{ item.content }}
+{%- elif item.role == 'observation' %}<|observation|>
+{{ item.content }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+# glm-4-9b-chat's shape: tools are a field of a system item, and a variable of this name is the template's own.
+GLM_SYSTEM_ITEM = """
+{%- for item in messages %}
+{%- if item['tools'] is defined %}<|system|>
+{%- set tools = item['tools'] %}
+{%- for tool in tools %}
+## {{ tool['function']['name'] }}
+{%- endfor %}
+{%- if item['content'] %}
+{{ item['content'] }}
+{%- endif %}
+{%- elif item['content'] %}<|{{ item['role'] }}|>{{ item['metadata'] }}
+{{ item['content'] }}
+{%- endif %}
+{%- endfor %}
+{%- if add_generation_prompt %}<|assistant|>{% endif %}"""
+
+# LFM2's and Granite 3.3's shape: tools are offered, calls have no place.
+NO_CALLS = """
+{%- if tools %}offered: {{ tools | tojson }}
+{% endif %}
+{%- for message in messages %}{{ message.role }}: {{ message.content }}
+{% endfor %}"""
+
+UNKNOWN_CALLS = NO_CALLS.replace(
+    "{% endfor %}", "{% for call in message.tool_calls or [] %}@{{ call }}{% endfor %}\n{% endfor %}"
+)
+
+# DeepSeek-R1's shape: calls are told where nothing is said beside them.
+CONTENT_FIRST = """{{ tools }}
+{%- for message in messages %}
+{%- if message.content and message.role in ('user', 'assistant', 'tool') %}[{{ message.role }}]{{ message.content }}
+{%- elif message.tool_calls %}<tool_call>{{ message.tool_calls[0].function | tojson }}</tool_call>
+{%- endif %}
+{%- endfor %}"""
+
 TEMPLATES = {"hermes": QWEN, "llama": LLAMA, "glm": GLM, "glm-xml": GLM_XML, "mistral": MISTRAL}

@@ -3,7 +3,7 @@
 and the names of the special tokens.
 
 A sandbox keeps a template from the interpreter, not from its time and memory: compiling one, which computes its
-constants, and rendering it are for a process that has limits (`template_process`). Reading one (`asks_for_tools`) is
+constants, and rendering it are for a process that has limits (`template_process`). Reading one (`template_names`) is
 for anybody.
 """
 
@@ -25,13 +25,18 @@ class TooLong(Exception):
     """The text has more characters than anybody wants."""
 
 
-def asks_for_tools(source: str) -> bool:
-    """Raises ArtifactError for what is no template."""
-    from jinja2 import TemplateError, nodes
+def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
+    """The variables that a template expects to be given, and the fields and strings that it names in its code. A
+    variable that it sets itself before it reads it is none of the former. Raises ArtifactError for what is no
+    template."""
+    from jinja2 import TemplateError, meta, nodes
 
     try:
         parsed = _environment().parse(source)
-        return any(name.name == "tools" and name.ctx == "load" for name in parsed.find_all(nodes.Name))
+        given = meta.find_undeclared_variables(parsed)
+        fields = {node.attr for node in parsed.find_all(nodes.Getattr)}
+        strings = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
+        return frozenset(given), frozenset(fields | strings)
     except (TemplateError, RecursionError) as error:
         raise ArtifactError(f"the chat template cannot be read: {error}") from None
 

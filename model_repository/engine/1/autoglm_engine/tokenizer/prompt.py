@@ -16,13 +16,14 @@ from autoglm_engine.options.json_names import json_type
 from autoglm_engine.options.parsing import decode_utf8
 from autoglm_engine.vision.asked_size import AskedSize
 
-from .chat_template import asks_for_tools
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .image_prompt import place_images, read_images, take_sizes
+from .kept_messages import KeptMessages
+from .metadata_turns import in_metadata, with_tools_in_system_item
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .tool_definitions import Tool, parse_tools
-from .tool_format import CALL_TOKENS, tool_format
+from .tool_format import CALL_TOKENS, tool_ways
 from .tool_messages import check_tool_fields, has_calls
 from .tool_prompt import in_plain_text, needs_plain_text
 
@@ -177,14 +178,16 @@ class Prompter:
 
 class ChatTemplate:
     """A checkpoint's template, as transformers renders it, without fields that are null, and in a process that has
-    limits. Tools are given to a template that asks for them; for another one they are put into the messages.
+    limits. Tools and calls are given to a template as it takes them (`ToolWays`); for one that takes none they are put
+    into the messages. A message that it passes over is an error.
 
     `tool_format`: the form in which the model that it belongs to calls them."""
 
     def __init__(self, source: str, special_tokens: dict[str, str], limits: TemplateLimits | None = None) -> None:
         self._process = TemplateProcess(source, special_tokens, limits)
-        self._uses_tools = asks_for_tools(source)
-        self.tool_format = tool_format(source, uses_tools=self._uses_tools)
+        self._ways = tool_ways(source)
+        self._kept = KeptMessages()
+        self.tool_format = self._ways.form
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> ChatTemplate | None:
@@ -222,14 +225,23 @@ class ChatTemplate:
     ) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
         its limits on them."""
-        messages = [{key: value for key, value in turn.items() if value is not None} for turn in messages]
-        if not self._uses_tools and needs_plain_text(messages, tools):
+        messages = [_without_nulls(turn) for turn in messages]
+        if self._ways.calls == "plain text" and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
-        names = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
         try:
-            return self._process.render(names, max_characters)
+            text = self._rendered(messages, tools, max_characters)
+            self._kept.check(messages, text, lambda others: self._rendered(others, tools, max_characters))
         except RecursionError:
             raise InvalidRequest("messages are nested too deeply") from None
+        return text
+
+    def _rendered(self, messages: list[dict[str, Any]], tools: list[Tool] | None, max_characters: int) -> str:
+        if self._ways.calls == "metadata":
+            messages = in_metadata(messages)
+        if tools and self._ways.tools == "system item":
+            messages, tools = with_tools_in_system_item(messages, tools), None
+        names = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
+        return self._process.render(names, max_characters)
 
 
 def verify_texts(folder: Path, manifest: Manifest) -> None:
@@ -263,6 +275,12 @@ def with_visible_calls(tokenizer: Tokenizer) -> Tokenizer:
     for token in state["added_tokens"]:
         token["special"] = token["special"] and token["content"] not in CALL_TOKENS
     return Tokenizer.from_str(json.dumps(state))
+
+
+def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
+    """Beside calls, content that is null or absent is "": templates add it to text, and test whether it is empty."""
+    given = {key: value for key, value in message.items() if value is not None}
+    return {"role": given["role"], "content": "", **given} if has_calls(given) else given
 
 
 def parse_messages(text: str) -> list[dict[str, Any]]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from .chat_template import template_names
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -15,6 +18,8 @@ _MARKS = (
     ("mistral", "[TOOL_CALLS]"),
     ("glm-xml", "<arg_key>"),
     (UNKNOWN, "<function="),  # Qwen's coders: tags in <tool_call>
+    (UNKNOWN, "<invoke name="),  # MiniMax, likewise
+    (UNKNOWN, ">>>"),  # Functionary, in Llama's turns
     ("hermes", "<tool_call>"),
     ("llama", "<|python_tag|>"),
     ("llama", "<|start_header_id|>"),
@@ -38,13 +43,33 @@ CALL_TOKENS = frozenset(
 )
 
 
-def tool_format(template: str | None, *, uses_tools: bool) -> str:
-    """`template`: its source; None where the model has none, and takes no messages."""
-    if template is None:
-        return UNKNOWN
-    if not uses_tools:
-        return PLAIN_TEXT
-    return next((name for name, mark in _MARKS if mark in template), UNKNOWN)
+@dataclass(frozen=True, slots=True)
+class ToolWays:
+    """What a template takes of tools. `form`: of the calls that the model writes. `tools`: where they are told;
+    `calls`: as what a turn tells them."""
+
+    form: str
+    tools: Literal["variable", "system item", "plain text"] = "plain text"
+    calls: Literal["tool_calls", "metadata", "plain text"] = "plain text"
+
+
+def tool_ways(source: str) -> ToolWays:
+    """Of a template's source. One that has no place for calls, or whose form nobody here reads, is told in plain text.
+    Raises ArtifactError for what is no template."""
+    given, named = template_names(source)
+    form = next((name for name, mark in _MARKS if mark in source), UNKNOWN)
+    calls: Literal["tool_calls", "metadata"] | None = None
+    if "tool_calls" in named:
+        calls = "tool_calls"
+    elif "metadata" in named:  # GLM-4: one turn a call, and a role of its own for what came of it
+        calls, form = "metadata", "glm"
+    if calls is None or form == UNKNOWN:
+        return ToolWays(PLAIN_TEXT)
+    if "tools" in given:
+        return ToolWays(form, "variable", calls)
+    if calls == "metadata" and "tools" in named:
+        return ToolWays(form, "system item", calls)
+    return ToolWays(PLAIN_TEXT)
 
 
 def call_tokens(tokenizer: Tokenizer) -> dict[str, int]:

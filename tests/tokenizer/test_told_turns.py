@@ -1,0 +1,106 @@
+"""Each turn of a conversation with tools is in the prompt, in the way that the template takes it, or is an error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.tokenizer.prompt import ChatTemplate
+
+from tests.support.engine.tool_templates import (
+    CONTENT_FIRST,
+    GLM_METADATA,
+    GLM_SYSTEM_ITEM,
+    NO_CALLS,
+    UNKNOWN_CALLS,
+)
+
+Message = dict[str, Any]
+
+TOOL = {"type": "function", "function": {"name": "now", "description": "The time.", "parameters": {}}}
+ASKED = {"role": "user", "content": "What time is it?"}
+CALL = {"id": "call00001", "type": "function", "function": {"name": "now", "arguments": {"zone": "Zürich"}}}
+RESULT = {"role": "tool", "tool_call_id": "call00001", "name": "now", "content": "nine"}
+
+
+def calling(*calls: Message, **content: Any) -> Message:
+    return {"role": "assistant", **content, "tool_calls": list(calls)}
+
+
+@pytest.fixture
+def rendered() -> Any:
+    opened: list[ChatTemplate] = []
+
+    def render(source: str, messages: list[Message], tools: list[Message] | None = None) -> str:
+        opened.append(ChatTemplate(source, {}))
+        return opened[-1].render(messages, tools)
+
+    yield render
+    for template in opened:
+        template.close()
+
+
+Rendered = Callable[..., str]
+
+
+def test_glm_is_told_of_calls_by_metadata_and_of_results_by_observations(rendered: Rendered) -> None:
+    other = {**CALL, "function": {"name": "sleep", "arguments": {}}}
+    text = rendered(GLM_METADATA, [ASKED, calling(CALL, other, content="Let me look."), RESULT], [TOOL])
+    assert text == (
+        "<|system|>## now<|user|>\nWhat time is it?<|assistant|>\nLet me look."
+        '<|assistant|>now\n{"zone": "Zürich"}<|assistant|>sleep\n{}<|observation|>\nnine<|assistant|>'
+    )
+
+
+def test_glm_is_told_of_tools_in_a_system_item(rendered: Rendered) -> None:
+    conversation = [ASKED, calling(CALL, content=None), RESULT]
+    text = rendered(GLM_SYSTEM_ITEM, conversation, [TOOL])
+    called = '<|user|>\nWhat time is it?<|assistant|>now\n{"zone": "Zürich"}<|observation|>\nnine<|assistant|>'
+    assert text == "<|system|>## now" + called
+    system = {"role": "system", "content": "Be brief."}
+    assert rendered(GLM_SYSTEM_ITEM, [system, *conversation], [TOOL]) == "<|system|>## nowBe brief." + called
+    assert rendered(GLM_SYSTEM_ITEM, conversation) == called
+
+
+@pytest.mark.parametrize("content", [{"content": None}, {"content": ""}, {}], ids=["null", "empty", "absent"])
+def test_content_beside_calls_may_be_null(rendered: Rendered, content: Message) -> None:
+    source = (
+        "{% for m in messages %}{{ m.role + m.content }}"
+        "{% if m.content is none or m.content is undefined %}{{ raise_exception('no content') }}{% endif %}"
+        "{{ m.tool_calls | tojson if m.tool_calls }}{% endfor %}{{ tools }}<tool_call>"
+    )
+    assert 'assistant[{"id"' in rendered(source, [ASKED, calling(CALL, **content)])
+
+
+@pytest.mark.parametrize("source", [NO_CALLS, UNKNOWN_CALLS], ids=["no calls", "an unread form"])
+def test_a_template_without_a_form_is_told_in_plain_text(rendered: Rendered, source: str) -> None:
+    text = rendered(source, [ASKED, calling(CALL, content=None), RESULT], [TOOL])
+    assert "You can call functions." in text and "offered" not in text
+    assert '<tool_call>\n{"name": "now", "arguments": {"zone": "Zürich"}}\n</tool_call>' in text
+    assert "<tool_response>\nnine\n</tool_response>" in text
+
+
+def test_calls_that_a_template_passes_over_are_an_error(rendered: Rendered) -> None:
+    assert "now" in rendered(CONTENT_FIRST, [ASKED, calling(CALL, content=None), RESULT], [TOOL])
+    with pytest.raises(InvalidRequest, match=r"passes over the calls of messages\[1\] \(role 'assistant', 'Wait"):
+        rendered(CONTENT_FIRST, [ASKED, calling(CALL, content="Wait."), RESULT], [TOOL])
+
+
+@pytest.mark.parametrize(
+    ("turn", "name"),
+    [
+        ({"role": "narrator", "content": "e"}, r"messages\[1\] \(role 'narrator', 'e'"),
+        ({"role": "system", "content": "Do not."}, r"messages\[1\] \(role 'system', 'Do not\.'"),
+    ],
+)
+def test_a_turn_that_a_template_passes_over_is_an_error(rendered: Rendered, turn: Message, name: str) -> None:
+    with pytest.raises(InvalidRequest, match=f"passes over what is said in {name}"):
+        rendered(CONTENT_FIRST, [ASKED, turn, ASKED])
+
+
+def test_a_turn_in_another_form_is_no_error(rendered: Rendered) -> None:
+    source = "{% for m in messages %}{{ m.content.split('</think>')[-1] | tojson }}{% endfor %}"
+    said = {"role": "assistant", "content": '<think>hm</think>"well"'}
+    assert rendered(source, [ASKED, said, {"role": "note", "content": "é"}]).endswith('"\\"well\\"""é"')
