@@ -24,7 +24,7 @@ WORKERS ?= 4
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour vision-model held-out-screens clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance templates-check lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour vision-model held-out-screens clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -102,6 +102,9 @@ test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of do
 
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/gateway/api/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
+
+templates-check: $(VENV)/test.stamp ## by hand, minutes: 70 published chat templates (downloaded, 77 MB) in nine conversations each, beside transformers
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.templates
 
 lint: $(VENV)/test.stamp ## ruff, mypy --strict and who imports whom; mypy once more for Python 3.10 what runs there
 	@$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy && $(BIN)/lint-imports

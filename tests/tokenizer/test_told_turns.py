@@ -14,7 +14,6 @@ from tests.support.engine.tool_templates import (
     GLM_METADATA,
     GLM_SYSTEM_ITEM,
     NO_CALLS,
-    UNKNOWN_CALLS,
 )
 
 Message = dict[str, Any]
@@ -74,9 +73,8 @@ def test_content_beside_calls_may_be_null(rendered: Rendered, content: Message) 
     assert 'assistant[{"id"' in rendered(source, [ASKED, calling(CALL, **content)])
 
 
-@pytest.mark.parametrize("source", [NO_CALLS, UNKNOWN_CALLS], ids=["no calls", "an unread form"])
-def test_a_template_without_a_form_is_told_in_plain_text(rendered: Rendered, source: str) -> None:
-    text = rendered(source, [ASKED, calling(CALL, content=None), RESULT], [TOOL])
+def test_a_template_without_calls_is_told_in_plain_text(rendered: Rendered) -> None:
+    text = rendered(NO_CALLS, [ASKED, calling(CALL, content=None), RESULT], [TOOL])
     assert "You can call functions." in text and "offered" not in text
     assert '<tool_call>\n{"name": "now", "arguments": {"zone": "Zürich"}}\n</tool_call>' in text
     assert "<tool_response>\nnine\n</tool_response>" in text

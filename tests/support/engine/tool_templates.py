@@ -169,10 +169,6 @@ NO_CALLS = """
 {%- for message in messages %}{{ message.role }}: {{ message.content }}
 {% endfor %}"""
 
-UNKNOWN_CALLS = NO_CALLS.replace(
-    "{% endfor %}", "{% for call in message.tool_calls or [] %}@{{ call }}{% endfor %}\n{% endfor %}"
-)
-
 # DeepSeek-R1's shape: calls are told where nothing is said beside them.
 CONTENT_FIRST = """{{ tools }}
 {%- for message in messages %}

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 from autoglm_engine.errors import ArtifactError
 
 if TYPE_CHECKING:
-    from jinja2 import Template
+    from jinja2 import Template, nodes
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 
@@ -29,16 +29,34 @@ def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
     """The variables that a template expects to be given, and the fields and strings that it names in its code. A
     variable that it sets itself before it reads it is none of the former. Raises ArtifactError for what is no
     template."""
-    from jinja2 import TemplateError, meta, nodes
+    from jinja2 import TemplateError, nodes
 
     try:
         parsed = _environment().parse(source)
-        given = meta.find_undeclared_variables(parsed)
+        given = _given(parsed, set())
         fields = {node.attr for node in parsed.find_all(nodes.Getattr)}
         strings = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
         return frozenset(given), frozenset(fields | strings)
     except (TemplateError, RecursionError) as error:
         raise ArtifactError(f"the chat template cannot be read: {error}") from None
+
+
+def _given(node: nodes.Node, own: set[str]) -> Iterator[str]:
+    """Names that are read where the template has not set them for sure. `own`: those that it has; what a branch or a
+    loop sets counts inside of it."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Name):
+        if node.ctx == "store":
+            own.add(node.name)
+        elif node.name not in own:
+            yield node.name
+    fields = [node.node, node.target] if isinstance(node, nodes.Assign) else [value for _, value in node.iter_fields()]
+    for field in fields:  # an assignment reads before it writes
+        inside = set(own) if isinstance(node, (nodes.If, nodes.For, nodes.Macro, nodes.CallBlock)) else own
+        for child in field if isinstance(field, list) else [field]:
+            if isinstance(child, nodes.Node):
+                yield from _given(child, inside)
 
 
 def compile_template(source: str) -> Template:
@@ -60,7 +78,7 @@ def _bounded(pieces: Iterator[str], max_characters: int) -> Iterator[str]:
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    from jinja2 import Environment, TemplateError, nodes
+    from jinja2 import Environment, TemplateError
     from jinja2.ext import Extension, loopcontrols
     from jinja2.parser import Parser
     from jinja2.sandbox import ImmutableSandboxedEnvironment

@@ -54,8 +54,8 @@ class ToolWays:
 
 
 def tool_ways(source: str) -> ToolWays:
-    """Of a template's source. One that has no place for calls, or whose form nobody here reads, is told in plain text.
-    Raises ArtifactError for what is no template."""
+    """Of a template's source. One that has no place for calls is told in plain text. Raises ArtifactError for what is
+    no template."""
     given, named = template_names(source)
     form = next((name for name, mark in _MARKS if mark in source), UNKNOWN)
     calls: Literal["tool_calls", "metadata"] | None = None
@@ -63,7 +63,7 @@ def tool_ways(source: str) -> ToolWays:
         calls = "tool_calls"
     elif "metadata" in named:  # GLM-4: one turn a call, and a role of its own for what came of it
         calls, form = "metadata", "glm"
-    if calls is None or form == UNKNOWN:
+    if calls is None:
         return ToolWays(PLAIN_TEXT)
     if "tools" in given:
         return ToolWays(form, "variable", calls)
