@@ -24,7 +24,7 @@ from typing import Any
 
 from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.prompt import ChatTemplate
-from autoglm_engine.tokenizer.tool_prompt import in_plain_text, needs_plain_text
+from autoglm_engine.tokenizer.tools.plain_text import in_plain_text, needs_plain_text
 from transformers.utils.chat_template_utils import render_jinja_template
 
 URL = (

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.tokenizer.kept_messages import KeptMessages
 from autoglm_engine.tokenizer.prompt import ChatTemplate
 
 from tests.support.engine.tool_templates import (
@@ -82,8 +83,37 @@ def test_a_template_without_calls_is_told_in_plain_text(rendered: Rendered) -> N
 
 def test_calls_that_a_template_passes_over_are_an_error(rendered: Rendered) -> None:
     assert "now" in rendered(CONTENT_FIRST, [ASKED, calling(CALL, content=None), RESULT], [TOOL])
-    with pytest.raises(InvalidRequest, match=r"passes over the calls of messages\[1\] \(role 'assistant', 'Wait"):
+    with pytest.raises(InvalidRequest, match=r"passes over call 1 of 1 of messages\[1\] \(role 'assistant', 'Wait"):
         rendered(CONTENT_FIRST, [ASKED, calling(CALL, content="Wait."), RESULT], [TOOL])
+    with pytest.raises(InvalidRequest, match=r"passes over call 2 of 2 of messages\[1\] \(role 'assistant', ''\)"):
+        rendered(CONTENT_FIRST, [ASKED, calling(CALL, CALL, content=None), RESULT], [TOOL])
+
+
+def test_a_template_that_took_one_call_may_lose_the_next() -> None:
+    template = ChatTemplate(CONTENT_FIRST, {})
+    try:
+        template.render([ASKED, calling(CALL), RESULT], [TOOL])
+        for lost in (calling(CALL, content="Wait."), calling(CALL, CALL)):
+            with pytest.raises(InvalidRequest, match="passes over call"):
+                template.render([ASKED, lost, RESULT], [TOOL])
+    finally:
+        template.close()
+
+
+def test_what_is_in_the_prompt_as_it_is_costs_no_other_rendering() -> None:
+    kept, rendered = KeptMessages(), []
+
+    def render(messages: list[Message]) -> str:
+        rendered.append(messages)
+        return "".join(f"{turn['role']}{turn['content']}{turn.get('tool_calls', '')}" for turn in messages)
+
+    plain = [{"role": "system", "content": "Be brief."}, ASKED, {"role": "assistant", "content": " nine "}]
+    kept.check(plain, "".join(turn["content"] for turn in plain), render)
+    assert not rendered
+    others = [ASKED, calling(CALL, content=""), {**RESULT, "content": "a"}]
+    for _ in range(3):
+        kept.check(others, render(others), render)
+    assert len(rendered) == 4  # once more for the first, to try them
 
 
 @pytest.mark.parametrize(

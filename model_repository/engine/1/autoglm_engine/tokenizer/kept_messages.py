@@ -8,82 +8,105 @@ form; so other words are put in its place: where the prompt stays the same, it i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
 
-from .tool_messages import has_calls
+from .tools.messages import has_calls
 
 Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
+Place = tuple[int, int | None]  # a message, and which of its calls
 
-_PLAIN_ROLES = frozenset({"system", "user", "assistant"})
-_CALLS = "calls"
+_PLAIN_SHAPES = frozenset({"role system", "role user", "role assistant"})
+_MAX_SHAPES = 64  # that are remembered: roles are a caller's
 _MAX_SHOWN = 40  # characters of a message
 
 
 class KeptMessages:
-    """Of one template. Calls and uncommon roles, whose text may be anywhere by chance, are tried once each."""
+    """Of one template. Calls and uncommon roles, whose text may be anywhere by chance, are tried once each, and what
+    is in the prompt as it is costs no other rendering."""
 
     def __init__(self) -> None:
-        self._kept: set[str] = set(_PLAIN_ROLES)
+        self._kept: set[str] = set(_PLAIN_SHAPES)
 
     def check(self, messages: Sequence[Message], text: str, render: Render) -> None:
         """`text`: what `render` made of the messages. Raises InvalidRequest, which names a message that is lost."""
         suspects = [index for index, message in enumerate(messages) if self._is_suspect(message, text)]
-        if not suspects:
+        places = [place for index in suspects for place in _places(messages[index], index)]
+        if not places:
             return
         try:
-            marked = render(_marked(messages, suspects))
+            marked = render(_marked(messages, places))
         except InvalidRequest:
             return  # it reads what it refuses
+        for place in places:
+            if _mark(place) not in marked and _is_lost(messages, place, text, render):
+                raise InvalidRequest(_sentence(messages[place[0]], place))
         for index in suspects:
-            if _mark(index) not in marked and _is_lost(messages, index, text, render):
-                raise InvalidRequest(_sentence(messages[index], index))
-            self._kept.add(_kind(messages[index]))
+            if len(self._kept) < _MAX_SHAPES:
+                self._kept.add(_shape(messages[index]))
 
     def _is_suspect(self, message: Message, text: str) -> bool:
         if has_calls(message):
             named = all(call["function"]["name"] in text for call in message["tool_calls"])
-            return not named or _CALLS not in self._kept
+            return not named or _shape(message) not in self._kept
         content = message.get("content")
         if not isinstance(content, str) or not content.strip():
             return False
-        return message["role"] not in self._kept or not _shows(content.strip(), text)
+        return _shape(message) not in self._kept or not _shows(content.strip(), text)
 
 
-def _kind(message: Message) -> str:
-    return _CALLS if has_calls(message) else str(message["role"])
+def _shape(message: Message) -> str:
+    """What a template may tell apart: calls beside text, and several of them, go other ways than one alone."""
+    if not has_calls(message):
+        return f"role {message['role']}"
+    number = "one call" if len(message["tool_calls"]) == 1 else "calls"
+    return f"{number} beside text" if message.get("content") else number
 
 
 def _shows(content: str, text: str) -> bool:
     return content in text or json.dumps(content, ensure_ascii=False)[1:-1] in text
 
 
-def _is_lost(messages: Sequence[Message], index: int, text: str, render: Render) -> bool:
+def _places(message: Message, index: int) -> Iterator[Place]:
+    if has_calls(message):
+        yield from ((index, call) for call in range(len(message["tool_calls"])))
+    else:
+        yield index, None
+
+
+def _is_lost(messages: Sequence[Message], place: Place, text: str, render: Render) -> bool:
     try:
-        return render(_marked(messages, [index])) == text
+        return render(_marked(messages, [place])) == text
     except InvalidRequest:
         return False
 
 
-def _marked(messages: Sequence[Message], indices: Sequence[int]) -> list[Message]:
-    return [_with_mark(message, _mark(at)) if at in indices else message for at, message in enumerate(messages)]
+def _marked(messages: Sequence[Message], places: Sequence[Place]) -> list[Message]:
+    marked = list(messages)
+    for place in places:
+        index, call = place
+        marked[index] = _with_mark(marked[index], call, _mark(place))
+    return marked
 
 
-def _with_mark(message: Message, mark: str) -> Message:
-    if not has_calls(message):
+def _with_mark(message: Message, at: int | None, mark: str) -> Message:
+    if at is None:
         return {**message, "content": mark}
-    calls = [{**call, "function": {**call["function"], "arguments": {mark: mark}}} for call in message["tool_calls"]]
+    calls = list(message["tool_calls"])
+    calls[at] = {**calls[at], "function": {**calls[at]["function"], "arguments": {mark: mark}}}
     return {**message, "tool_calls": calls}
 
 
-def _mark(index: int) -> str:
-    return f"message{index}isthere"
+def _mark(place: Place) -> str:
+    index, call = place
+    return f"message{index}isthere" if call is None else f"message{index}call{call}isthere"
 
 
-def _sentence(message: Message, index: int) -> str:
-    what = "the calls of" if has_calls(message) else "what is said in"
+def _sentence(message: Message, place: Place) -> str:
+    index, call = place
+    what = "what is said in" if call is None else f"call {call + 1} of {len(message['tool_calls'])} of"
     name = f"messages[{index}] (role {message['role']!r}, {str(message.get('content') or '')[:_MAX_SHOWN]!r})"
     return f"the model's chat template passes over {what} {name}: the prompt is the same without"

@@ -19,13 +19,13 @@ from autoglm_engine.vision.asked_size import AskedSize
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .image_prompt import place_images, read_images, take_sizes
 from .kept_messages import KeptMessages
-from .metadata_turns import in_metadata, with_tools_in_system_item
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
-from .tool_definitions import Tool, parse_tools
 from .tool_format import CALL_TOKENS, tool_ways
-from .tool_messages import check_tool_fields, has_calls
-from .tool_prompt import in_plain_text, needs_plain_text
+from .tools.definitions import Tool, parse_tools
+from .tools.messages import check_tool_fields, has_calls
+from .tools.metadata_turns import in_metadata, with_tools_in_system_item
+from .tools.plain_text import in_plain_text, needs_plain_text
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer

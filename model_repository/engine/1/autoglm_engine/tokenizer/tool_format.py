@@ -10,7 +10,7 @@ from .chat_template import template_names
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-PLAIN_TEXT = "hermes"  # of `tool_prompt`
+PLAIN_TEXT = "hermes"  # of `tools.plain_text`
 UNKNOWN = "unknown"
 
 # The first one whose mark is in the template. A form's own mark goes before those that several forms have.

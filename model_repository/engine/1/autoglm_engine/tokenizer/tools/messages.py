@@ -8,7 +8,7 @@ from typing import Any
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.json_names import json_type
 
-from .tool_definitions import check_function_name
+from .definitions import check_function_name
 
 MAX_CALLS = 128  # of one message
 _MAX_ID_CHARACTERS = 256

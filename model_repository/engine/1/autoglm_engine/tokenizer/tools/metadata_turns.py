@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .tool_definitions import Tool
-from .tool_messages import has_calls
+from .definitions import Tool
+from .messages import has_calls
 
 Message = dict[str, Any]
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from .tool_definitions import Tool
-from .tool_messages import has_calls
+from .definitions import Tool
+from .messages import has_calls
 
 _INTRODUCTION = "You can call functions. Each line between <tools> and </tools> describes one:"
 _RULES = (

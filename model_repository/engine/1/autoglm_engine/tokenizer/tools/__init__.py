@@ -1,0 +1,1 @@
+"""What a caller says of tools, checked, and as a chat template takes it."""
