@@ -8,7 +8,7 @@ rendered in several conversations, and each cell of the table says what came of 
     refused   an error, as transformers has one
     error     an error where transformers has none
     differs   other bytes
-    LOST      a message leaves no trace, and nothing says so
+    LOST      a message or a call leaves no trace, and nothing says so
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import hashlib
 import io
 import tarfile
 import urllib.request
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -111,7 +112,7 @@ def cell(template: ChatTemplate, source: str, messages: list[Message], tools: li
         text = template.render(copy.deepcopy(messages), tools)
     except EngineError:
         return "refused" if expected is None else "error"
-    if any(_rendered(template, _changed(messages, at), tools) == text for at in range(len(messages))):
+    if any(_rendered(template, changed, tools) == text for changed in _changes(messages)):
         return "LOST"
     if text == expected:
         return "equal"
@@ -122,14 +123,15 @@ def cell(template: ChatTemplate, source: str, messages: list[Message], tools: li
     return "differs"
 
 
-def _changed(messages: list[Message], at: int) -> list[Message]:
-    """One message says, or calls, something else."""
-    changed = copy.deepcopy(messages)
-    for call in changed[at].get("tool_calls", ()):
-        call["function"]["arguments"] = {"city": "Elsewhere"}
-    if not changed[at].get("tool_calls"):
-        changed[at]["content"] = "Something else."
-    return changed
+def _changes(messages: list[Message]) -> Iterator[list[Message]]:
+    """In each, one message says something else, or one call has other arguments."""
+    for at, message in enumerate(messages):
+        if not message.get("tool_calls"):
+            yield [*messages[:at], {**message, "content": "Something else."}, *messages[at + 1 :]]
+        for index in range(len(message.get("tool_calls", ()))):
+            changed = copy.deepcopy(messages)
+            changed[at]["tool_calls"][index]["function"]["arguments"] = {"city": "Elsewhere"}
+            yield changed
 
 
 def _rendered(template: ChatTemplate, messages: list[Message], tools: list[Message] | None) -> str | None:

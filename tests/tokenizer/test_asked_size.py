@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -29,8 +30,11 @@ TEMPLATE = (
 )
 
 
-def prompter() -> Prompter:
-    return Prompter(tiny_tokenizer(), ChatTemplate(TEMPLATE, {}), 512, vision=SETTINGS)
+@pytest.fixture
+def prompter() -> Iterator[Prompter]:
+    made = Prompter(tiny_tokenizer(), ChatTemplate(TEMPLATE, {}), 512, vision=SETTINGS)
+    yield made
+    made.close()
 
 
 def asked(*parts: dict[str, Any]) -> bytes:
@@ -68,9 +72,9 @@ def test_detail_low_is_a_number_of_pixels_and_the_rest_the_artifacts_own() -> No
     assert AskedSize(max_pixels=20_000, detail="low").within(PUBLISHED, "x").max_pixels == 20_000
 
 
-def test_two_sizes_of_one_file_are_two_images_of_a_prompt() -> None:
+def test_two_sizes_of_one_file_are_two_images_of_a_prompt(prompter: Prompter) -> None:
     file = image_file(150, 90)
-    prompt = prompter().from_messages(asked({}, {"max_pixels": 20_000}, {"detail": "low"}), images=[file] * 3)
+    prompt = prompter.from_messages(asked({}, {"max_pixels": 20_000}, {"detail": "low"}), images=[file] * 3)
     whole, small, low = prompt.images
     assert whole.grid == low.grid == token_grid(150, 90, SETTINGS) and small.num_tokens < whole.num_tokens
     assert (whole.digest, whole.grid) != (small.digest, small.grid)
@@ -89,7 +93,7 @@ def test_two_sizes_of_one_file_are_two_images_of_a_prompt() -> None:
         ({"url": "http://x"}, "messages[0].content[0] has 'url'; an image has min_pixels, max_pixels and detail"),
     ],
 )
-def test_what_cannot_be_asked_is_refused_in_a_sentence(part: dict[str, Any], sentence: str) -> None:
+def test_what_cannot_be_asked_is_refused_in_a_sentence(prompter: Prompter, part: dict[str, Any], sentence: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        prompter().from_messages(asked(part), images=[image_file(150, 90)])
+        prompter.from_messages(asked(part), images=[image_file(150, 90)])
     assert sentence in str(caught.value)

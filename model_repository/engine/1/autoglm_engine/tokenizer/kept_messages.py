@@ -21,6 +21,7 @@ Place = tuple[int, int | None]  # a message, and which of its calls
 
 _PLAIN_SHAPES = frozenset({"role system", "role user", "role assistant"})
 _MAX_SHAPES = 64  # that are remembered: roles are a caller's
+_BEGINNING = 64  # characters of a message that are looked for: comparing the rest takes a tenth of searching it
 _MAX_SHOWN = 40  # characters of a message
 
 
@@ -33,7 +34,7 @@ class KeptMessages:
 
     def check(self, messages: Sequence[Message], text: str, render: Render) -> None:
         """`text`: what `render` made of the messages. Raises InvalidRequest, which names a message that is lost."""
-        suspects = [index for index, message in enumerate(messages) if self._is_suspect(message, text)]
+        suspects = list(self._suspects(messages, text))
         places = [place for index in suspects for place in _places(messages[index], index)]
         if not places:
             return
@@ -48,14 +49,24 @@ class KeptMessages:
             if len(self._kept) < _MAX_SHAPES:
                 self._kept.add(_shape(messages[index]))
 
-    def _is_suspect(self, message: Message, text: str) -> bool:
-        if has_calls(message):
-            named = all(call["function"]["name"] in text for call in message["tool_calls"])
-            return not named or _shape(message) not in self._kept
-        content = message.get("content")
-        if not isinstance(content, str) or not content.strip():
-            return False
-        return _shape(message) not in self._kept or not _shows(content.strip(), text)
+    def _suspects(self, messages: Sequence[Message], text: str) -> Iterator[int]:
+        at = 0  # messages are told in their order: each is looked for where the last one ended
+        for index, message in enumerate(messages):
+            tried = _shape(message) in self._kept
+            if has_calls(message):
+                if not tried or not all(call["function"]["name"] in text for call in message["tool_calls"]):
+                    yield index
+            elif content := _said(message):
+                begin = text.find(content[:_BEGINNING], at)
+                if shows := begin >= 0 and text.startswith(content, begin):
+                    at = begin + len(content)
+                if not tried or not (shows or _shows(content, text)):
+                    yield index
+
+
+def _said(message: Message) -> str:
+    content = message.get("content")
+    return content.strip() if isinstance(content, str) else ""
 
 
 def _shape(message: Message) -> str:
