@@ -44,8 +44,6 @@ def lower(
 ) -> dict[str, Any]:
     """Write the files of the runtime; returns the manifest's `runtime_details`. See `runtimes.Lowering`."""
     runtime = runtime_named(options.runtime, options.precision)
-    if spec.takes_images and not runtime.takes_images:
-        raise UnsupportedModel(f"the runtime {options.runtime} takes no images; onnx and native do")
     if spec.num_deepstack and not runtime.adds_features:
         raise UnsupportedModel(
             f"the runtime {options.runtime} adds no features of images behind layers (deepstack), as {spec.family} "

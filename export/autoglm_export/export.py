@@ -21,13 +21,15 @@ from autoglm_export.model.spec import ModelSpec
 from autoglm_export.parity.device_trial import tried
 from autoglm_export.quantize.calibration_text import texts_of
 from autoglm_export.tensorrt.attention import FORMS
+from autoglm_export.tensorrt.module import MODULES
+from autoglm_export.tensorrt.options import checked_kv_dtype
 
 from .artifact import Options, describe, lower, save_whole
 from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
 from .slot_length import default_length
-from .vision_artifact import feature_rotation, lower_vision, with_max_pixels
+from .vision_artifact import build_vision, feature_rotation, lower_vision, with_max_pixels
 
 MAX_SLOTS = 1024
 
@@ -71,8 +73,8 @@ def export(
     with staged(output) as folder:
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
         _write_tokenizer(folder, source)
-        vision = _lower_vision(folder, source, choice.plan, progress)
-        noted = {"auto": choice.as_json()} if runtime == AUTO else {}
+        vision, noted = _lower_vision(folder, source, choice.plan, runtime_options, progress)
+        noted |= {"auto": choice.as_json()} if runtime == AUTO else {}
         make = _Making(source, folder, choice.plan, texts, runtime_options, noted, vision, progress)
         manifest = make()
         if "reference" in manifest.runtime_details:
@@ -184,12 +186,31 @@ def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
         (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
 
 
-def _lower_vision(folder: Path, source: Checkpoint, options: Options, progress: Progress) -> VisionSettings | None:
-    """None where the checkpoint takes no images, or the decoder's runtime."""
-    if source.vision is None or not runtime_named(options.runtime, options.precision).takes_images:
-        return None
-    rotation = feature_rotation(source.spec.as_json(), options.runtime, options.precision)
-    return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress)
+def _lower_vision(
+    folder: Path, source: Checkpoint, options: Options, given: Mapping[str, Any], progress: Progress
+) -> tuple[VisionSettings | None, dict[str, Any]]:
+    """None where the checkpoint takes no images, or the decoder's runtime none of its kind; and what the runtime's
+    details are to note. On TensorRT the tower is an engine, too, with the caches' type for its products; else ONNX
+    Runtime computes it."""
+    entry = runtime_named(options.runtime, options.precision)
+    if source.vision is None:
+        return None, {}
+    if source.spec.num_deepstack and not entry.adds_features:
+        said = f"{options.runtime} adds no features of images behind layers (deepstack): this artifact reads text alone"
+        return None, {"vision_note": said}
+    if options.runtime not in MODULES:
+        rotation = feature_rotation(source.spec.as_json(), options.runtime, options.precision)
+        return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress), {}
+    vision, note = build_vision(
+        source.vision,
+        source.spec.rope,
+        folder,
+        runtime=options.runtime,
+        precision=checked_kv_dtype(options.precision, given.get("kv_dtype")),
+        compute_capabilities=given.get("compute_capabilities") or (),
+        progress=progress,
+    )
+    return vision, {"vision_note": note} if note else {}
 
 
 def _described(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,21 +52,48 @@ def lower_vision(
     precision: str = "fp32",
     progress: Progress = no_progress,
 ) -> VisionSettings:
-    """Write the tower into `folder`; returns the manifest's `vision`. `rope`: the decoder's; `rotation`: of its
-    residual stream.
-
-    ONNX Runtime computes the tower, whatever computes the decoder: another lowering of `build_tower` would be chosen
-    here.
-    """
+    """Write the tower into `folder` for ONNX Runtime; returns the manifest's `vision`. `rope`: the decoder's;
+    `rotation`: of its residual stream."""
     weights = vision.weights
     if rotation is not None:
         weights = RotatedFeatures(weights, vision.spec.writers, rotation)
     with freed_memory.kept():
         model = write_vision(vision.spec, weights, folder, precision=precision, progress=progress)
+    return _settings(vision, rope, "onnx", model, precision)
+
+
+def build_vision(
+    vision: VisionCheckpoint,
+    rope: RopeSpec,
+    folder: Path,
+    *,
+    runtime: str,
+    precision: str,
+    compute_capabilities: Sequence[str] = (),
+    progress: Progress = no_progress,
+) -> tuple[VisionSettings, str]:
+    """As `lower_vision`, for one of TensorRT's runtimes in fp16 or bf16. Beside the settings: what is to be noted of
+    the build, or nothing."""
+    from autoglm_export.tensorrt.vision import VISION_ENGINE, write_vision_engine
+
+    settings = _settings(vision, rope, runtime, VISION_ENGINE, precision)
+    with freed_memory.kept():
+        built = write_vision_engine(
+            vision.spec,
+            vision.weights,
+            settings,
+            folder,
+            compute_capabilities=compute_capabilities,
+            progress=progress,
+        )
+    return settings, built.note
+
+
+def _settings(vision: VisionCheckpoint, rope: RopeSpec, runtime: str, model: str, precision: str) -> VisionSettings:
     time, row, column = rope.sections
     spec, processor, tokens = vision.spec, vision.processor, vision.tokens
     return VisionSettings(
-        runtime="onnx",
+        runtime=runtime,
         model=model,
         precision=precision,
         image_token_id=tokens.image,

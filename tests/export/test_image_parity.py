@@ -4,7 +4,6 @@ the artifact's own tower the same greedy tokens."""
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +17,8 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.runners.runtime_details import check_details
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.tower import open_tower
-from autoglm_export.artifact import Options, lower
-from autoglm_export.checkpoint.hf_config import spec_from_config
-from autoglm_export.errors import UnsupportedModel
 from autoglm_export.export import export
 from autoglm_export.vision_artifact import feature_rotation
 from autoglm_perf.in_process.fidelity import log_probabilities
@@ -178,13 +174,12 @@ def seen(onnx: Exported) -> tuple[ImagePrompt, list[int]]:
     return ImagePrompt.of(ids, images, np.concatenate(features)), ids
 
 
-def test_tensorrt_takes_no_images_yet(onnx: Exported) -> None:
+def test_a_tensorrt_decoder_of_a_text_alone_has_no_tower(onnx: Exported) -> None:
     manifest = dataclasses.replace(Manifest.load(onnx.folder), runtime="tensorrt", runtime_details=TENSORRT)
-    with pytest.raises(ArtifactError, match="has a tower, and the runtime tensorrt takes no images; export it again"):
+    with pytest.raises(
+        ArtifactError, match=r"features of (64|192) numbers, and a decoder that takes none; export it again"
+    ):
         check_details(manifest, onnx.folder)
-    spec = spec_from_config(json.loads((onnx.checkpoint / "config.json").read_text()))
-    with pytest.raises(UnsupportedModel, match="the runtime tensorrt takes no images; onnx and native do"):
-        lower(spec, {}, onnx.folder, Options("tensorrt", "bf16", 1, 64, 16))
 
 
 def test_a_decoder_for_other_features_than_its_towers_is_refused(onnx: Exported) -> None:

@@ -150,4 +150,4 @@ def record(**found: Any) -> None:
     """Append what was measured, where somebody asked for it."""
     if path := os.environ.get("AUTOGLM_GPU_RECORD"):
         with Path(path).open("a", encoding="utf-8") as stream:
-            stream.write(json.dumps({"kind": "capacity", **found}) + "\n")
+            stream.write(json.dumps({"kind": "capacity"} | found) + "\n")

@@ -54,6 +54,7 @@ def test_steps_run_in_the_order_in_which_they_decide() -> None:
         "precisions",
         "capacity",
         "batching",
+        "vision",
         "cost-short",
         "cost-capacity",
         "cost-length",
@@ -61,7 +62,7 @@ def test_steps_run_in_the_order_in_which_they_decide() -> None:
         "whole",
     ]
     assert all(outcome.status == 0 and not outcome.tail for outcome in outcomes)
-    assert said[0].startswith("[1/10] driver, about 1 min: memory, copies, events and graphs by the real driver")
+    assert said[0].startswith("[1/11] driver, about 1 min: memory, copies, events and graphs by the real driver")
     assert "passed after 0.0 min" in said[1]
 
 
@@ -73,11 +74,11 @@ def test_what_decides_ends_the_hour(name: str) -> None:
     assert said[-1].startswith("Stopped: n") or said[-1].startswith("Stopped: the default precision")
 
 
-@pytest.mark.parametrize("name", ["precisions", "batching", "cost-short", "server", "whole"])
+@pytest.mark.parametrize("name", ["precisions", "batching", "vision", "cost-short", "server", "whole"])
 def test_what_decides_nothing_lets_the_rest_go_on(name: str) -> None:
     run = FakeRun(name)
     outcomes, _ = hour(run)
-    assert len(run.ran) == 10
+    assert len(run.ran) == 11
     assert [outcome.name for outcome in outcomes if outcome.status] == [name]
 
 
@@ -113,6 +114,18 @@ def test_a_step_is_a_process_whose_output_is_kept(tmp_path: Path, capsys: pytest
 # ---- the page
 
 
+SCREEN = {
+    "kind": "vision",
+    "precision": "bf16",
+    "patches": 13_416,
+    "bound": 0.05,
+    "median_ms": 123.4,
+    "first_ms": 2000.0,
+    "build_seconds": 80.0,
+    "plan_bytes": 1_800_000_000,
+}
+
+
 def recorded(folder: Path) -> None:
     """As the steps of an hour leave it."""
     noticed, tails = {"parity": ["without a CUDA graph: no"]}, {"precisions": ["1 failed"]}
@@ -134,6 +147,8 @@ def recorded(folder: Path) -> None:
                 "errors": {**right, "decode": {"1": 0.1, "7": float("nan")}},
             },
             {**common, "capacity": 25_600, "form": "decomposed", "failure": "no kernel | of any"},
+            {**SCREEN, "error": 0.012},
+            {**SCREEN, "patches": 4, "error": float("nan")},
         ],
     )
     here = gpu_machine(HOPPER, BANDWIDTH)
@@ -179,6 +194,8 @@ def test_the_page_says_what_was_found(tmp_path: Path) -> None:
     assert "| 8,192 | bf16 | fused | 0.006 (at 8191 tokens) | 0.005 (at 7 tokens) | right |" in text
     assert "| 25,600 | bf16 | fused | nan (at 7 tokens) | 0.005 (at 7 tokens) | **wrong** (allowed 0.05) |" in text
     assert r"| 25,600 | bf16 | decomposed | - | - | not built: no kernel \| of any |" in text
+    assert "| bf16 | 13,416 | 123.4 | 2000.0 | 0.012 | right | 80 | 1.80 |" in text
+    assert "| bf16 | 4 | 123.4 | 2000.0 | nan | **wrong** (allowed 0.05) | 80 | 1.80 |" in text
     assert (
         "| batch | slots of 2,048, 512 tokens | slots of 25,600, 512 tokens | slots of 25,600, 24,000 tokens |" in text
     )
@@ -191,8 +208,9 @@ def test_an_hour_that_ended_early_has_a_page_too() -> None:
     outcomes = [asdict(Outcome("driver", 1, 30.0, [], ["NO rows are copied"]))]
     text = page(MACHINE, PLAN, outcomes, [], [])
     assert "**Stopped:** nothing that follows can be right" in text
-    assert text.count("| not run |") == 9
-    assert "Parity by capacity" not in text and "Cost by" not in text and "whole model" not in text
+    assert text.count("| not run |") == 10
+    for heading in ("Parity by capacity", "The vision tower", "Cost by", "whole model"):
+        assert heading not in text
 
 
 # ---- the command
@@ -209,7 +227,7 @@ def test_without_a_gpu_it_is_one_sentence() -> None:
 def test_the_plan_needs_no_gpu(capsys: pytest.CaptureFixture[str]) -> None:
     first_hour.main(plan=True)
     lines = capsys.readouterr().out.splitlines()
-    assert lines[0] == "10 steps, about 62 min in all:"
+    assert lines[0] == "11 steps, about 72 min in all:"
     assert "  parity, 2 min: tiny GLM-4 in bf16" in lines[2] and "where it fails, the hour ends" in lines[2]
 
 

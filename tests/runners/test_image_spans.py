@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnxruntime
 import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.errors import ArtifactError
@@ -22,6 +23,7 @@ from autoglm_engine.runners.native.program import (
 )
 from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_engine.runners.onnx.device import open_memory
+from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_export.artifact import Options, lower
 from autoglm_export.errors import UnsupportedModel
@@ -34,6 +36,7 @@ from tests.support.export.image_prompts import ImagePrompt
 from tests.support.export.native_builds import ALL_CLASSES, library
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import onnx_runner, random_weights
+from tests.support.tensorrt.fake_gpu import CUDA, FakeCudaSession, FakeGpu
 
 pytestmark = pytest.mark.parity
 
@@ -417,7 +420,21 @@ def test_a_graph_that_takes_other_features_is_refused(tmp_path: Path) -> None:
         load_runner(tmp_path, changed, num_threads=1)
 
 
-def test_onnx_runtime_takes_images_on_a_cpu_alone(tmp_path: Path) -> None:
-    onnx_runner(tmp_path, GLM, random_weights(GLM), precision="fp16").close()
-    with pytest.raises(ArtifactError, match="takes images is computed by ONNX Runtime's CPU kernels alone"):
-        open_memory("cuda", Manifest.load(tmp_path))
+def test_onnx_runtime_takes_images_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the caches in what was allocated there; the kernels are the CPU's."""
+    weights, gpu = random_weights(GLM), FakeGpu()
+    limits = {"num_slots": NUM_SLOTS, "max_length": MAX_LENGTH, "prefill_chunk": CHUNK}
+    onnx_runner(tmp_path, GLM, weights, precision="fp16", **limits).close()
+    real = onnxruntime.InferenceSession
+
+    def session(path: str, options: Any, providers: Any) -> FakeCudaSession:
+        assert providers[0][0] == CUDA
+        return FakeCudaSession(gpu, real(path, options, providers=["CPUExecutionProvider"]))
+
+    monkeypatch.setattr(onnxruntime, "InferenceSession", session)
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: [CUDA])
+    manifest = Manifest.load(tmp_path)
+    runner = OnnxRunner(tmp_path, manifest, num_threads=1, memory=open_memory("cuda", manifest, open_cuda=lambda: gpu))
+    expected = ragged_steps(NumpyRunner(GLM, weights, **limits), GLM)
+    assert relative(ragged_steps(runner, GLM), expected) < 2e-3
+    runner.close()

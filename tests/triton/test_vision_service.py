@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.core import Features
-from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.errors import DeviceError, InvalidRequest
 from autoglm_engine.messages import Packed
 from autoglm_engine.triton.board.acks import AckBoard
 from autoglm_engine.triton.board.finder import ImageBoards
@@ -85,7 +85,8 @@ class FakeReply:
 class Service:
     def __init__(self, folder: Path, board: AckBoard, server: ServerIdentity) -> None:
         self.board, self.tower = board, FakeTower()
-        self.made = VisionService(folder, 1, ImageBoards(server, folder))
+        self.has_ended = threading.Event()
+        self.made = VisionService(folder, 1, ImageBoards(server, folder), end=self.has_ended.set)
         self.made._towers = SimpleNamespace(  # type: ignore[assignment]
             read=lambda: None, of=lambda artifact: self.tower, close=lambda: None
         )
@@ -200,6 +201,19 @@ def test_whatever_an_encode_raises_the_next_one_is_encoded(service: Service, err
     assert service.ask(1).said().startswith(told)
     service.tower.encode = encode  # type: ignore[method-assign]
     assert not service.ask(2).said()
+
+
+def test_a_gpu_that_failed_ends_the_process_behind_the_answer(
+    service: Service, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(patches: Patches, stop: Stop | None = None) -> Features:
+        raise DeviceError("the GPU is lost")
+
+    assert not service.ask(1).said()
+    assert service.ask(2, b"no image").said() and not service.has_ended.is_set()
+    monkeypatch.setattr(service.tower, "encode", fails)
+    assert service.ask(3).said() == "INTERNAL: the GPU is lost"
+    assert service.has_ended.wait(20)
 
 
 def test_features_wait_for_room(service: Service, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,10 +17,11 @@ from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.tower import Tower, open_tower
+from autoglm_engine.vision.tower import Tower
 from autoglm_export.export import export
 
 from tests.support.engine.fakes import answers

@@ -13,8 +13,8 @@ from autoglm_cli import app
 from autoglm_engine.core import Positions
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.tower import open_tower
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption, ParityError
 from autoglm_export.export import check_artifact, export

@@ -18,6 +18,10 @@ from .reference import Reference
 NUM_BEFORE, NUM_BEHIND = 8, 16  # tokens of the text
 # |logits - reference| / |reference|. Rounding to 8 bits has a price; tokens in the wrong places cost more than that.
 BOUNDS = {"fp32": 1e-3, "fp16": 1e-2, "int8": 0.25}
+# On TensorRT the tower rounds, too, to 16 bits, and so does what float16 might not hold to bfloat16. Both networks of a
+# small model of random weights, computed with their types, are 2.1e-2, 5.1e-2, 0.19 and 0.42 off, and with the image's
+# tokens in the places of text 0.52 or more; no card has shown its own figures yet.
+TENSORRT_BOUNDS = {"fp16": 4e-2, "bf16": 1e-1, "fp8": 0.25, "int4": 0.5}
 
 Rows = npt.NDArray[np.float32]
 
@@ -41,10 +45,12 @@ class AnswerReport:
     precision: str
     relative_l2: float
     top1_agreement: float
+    runtime: str = ""
 
     @property
     def failures(self) -> list[str]:
-        if self.relative_l2 <= (most := BOUNDS[self.precision]):  # not of NaN
+        bounds = TENSORRT_BOUNDS if self.runtime.startswith("tensorrt") else BOUNDS
+        if self.relative_l2 <= (most := bounds[self.precision]):  # not of NaN
             return []
         return [f"logits behind it are {self.relative_l2:.2e} off, above {most:g}"]
 
@@ -58,6 +64,7 @@ class Decoder:
     settings: VisionSettings
     precision: str
     text: TokenIds
+    runtime: str = ""
 
     def compare(self, content: bytes, grid: tuple[int, int], features: Features) -> AnswerReport | None:
         """`content`: an image's file; `features` [rows * columns, hidden_size]: what the artifact's tower sees in it.
@@ -68,14 +75,15 @@ class Decoder:
         edges = settings.min_pixels, settings.max_pixels
         expected = self.reference.image_logits(prompt.ids, settings.image_token_id, content, *edges)
         actual = _logits_behind(self.runner, prompt, features)
-        return _report(actual, expected[prompt.image.end :], self.precision)
+        return _report(actual, expected[prompt.image.end :], self.precision, self.runtime)
 
 
-def _report(actual: Rows, expected: Rows, precision: str) -> AnswerReport:
+def _report(actual: Rows, expected: Rows, precision: str, runtime: str) -> AnswerReport:
     return AnswerReport(
         precision=precision,
         relative_l2=float(np.linalg.norm(actual - expected) / np.linalg.norm(expected)),
         top1_agreement=float(np.mean(actual.argmax(axis=1) == expected.argmax(axis=1))),
+        runtime=runtime,
     )
 
 

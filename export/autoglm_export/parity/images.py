@@ -12,8 +12,9 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.tower import Tower, open_tower
+from autoglm_engine.vision.tower import Tower
 
 from autoglm_export.quantize.rotation import Rotation
 from autoglm_export.runtimes import Progress
@@ -22,7 +23,13 @@ from .image_answers import AnswerReport, Decoder
 from .reference import Reference
 
 # |features - reference| / |reference|, of an image and of its worst token.
-BOUNDS = {"fp32": {"relative_l2": 1e-4, "worst_token": 1e-3}}
+# Those of 16 bits are TensorRT's: a small tower of random weights, computed with its types, is 1.1e-2 and 3.7e-2 off,
+# its worst token 2.9e-2 and 8.2e-2; no card has shown its own figures yet.
+BOUNDS = {
+    "fp32": {"relative_l2": 1e-4, "worst_token": 1e-3},
+    "fp16": {"relative_l2": 2e-2, "worst_token": 1e-1},
+    "bf16": {"relative_l2": 5e-2, "worst_token": 2e-1},
+}
 _SIZES = {"wide": (150, 330), "tall": (420, 200), "small": (40, 30)}  # height, width
 
 
@@ -61,7 +68,7 @@ def compare_images(
     of the features that the decoder reads."""
     if manifest.vision is None:
         return {}
-    decoder = Decoder(runner, reference, manifest.vision, manifest.precision, text)
+    decoder = Decoder(runner, reference, manifest.vision, manifest.precision, text, manifest.runtime)
     tower, reports = open_tower(artifact, manifest, num_threads=os.cpu_count() or 1), {}
     try:
         for index, (name, size) in enumerate(_SIZES.items()):

@@ -32,6 +32,7 @@ class BuildSettings:
     weight_streaming: bool = False
     timing_cache: Path | None = None
     optimization_level: int | None = None  # None: TensorRT's own
+    rounds_float32: bool = True  # to TF32 in products, as TensorRT does unless told otherwise
 
 
 class Builder:
@@ -73,6 +74,8 @@ class Builder:
         if hasattr(self.trt.BuilderFlag, "REQUIRE_USER_ALLOCATION") and not settings.weight_streaming:
             # TensorRT-RTX: else no CUDA graph can be captured. Streamed weights do without graphs there.
             config.set_flag(self.trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+        if not settings.rounds_float32:
+            config.clear_flag(self.trt.BuilderFlag.TF32)
         if settings.weight_streaming:
             config.set_flag(self.trt.BuilderFlag.WEIGHT_STREAMING)
         if (file := settings.timing_cache) is not None:

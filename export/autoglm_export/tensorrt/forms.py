@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from autoglm_export.errors import NoAttentionKernel
@@ -45,14 +45,19 @@ class Built:
 
 
 def build_in_a_form(
-    define: Callable[[str], Network], build: Callable[[Network, int], None], form: str | None, shape: str
+    define: Callable[[str], Network],
+    build: Callable[[Network, int], None],
+    form: str | None,
+    shape: str,
+    offered: Sequence[Attempt] = ATTEMPTS,
 ) -> Built:
     """Build in `form`; None: in the first that TensorRT has kernels for. `define`: a network in a form; `build`: with
-    this many `decode_tokens`; `shape`: what the sentence calls shapes and types.
+    this many `decode_tokens`; `shape`: what the sentence calls shapes and types. `offered`: in the
+    order that they are tried.
 
     Raises what the last attempt raised, and at once what has nothing to do with kernels of attention.
     """
-    attempts = [attempt for attempt in ATTEMPTS + _PLAIN * (form is not None) if form in (None, attempt.form)]
+    attempts = [attempt for attempt in (*offered, *_PLAIN * (form is not None)) if form in (None, attempt.form)]
     network = define(attempts[0].form)
     for attempt in attempts:
         if attempt.form == "decomposed":  # constants take long to make, so the network is the same one

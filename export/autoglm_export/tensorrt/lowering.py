@@ -11,6 +11,7 @@ i):
     logit_indices             int32 [B, 1]    which of the S tokens gives the logits
     inverse_temperature       float32 [B, 1]  \\
     logit_factor, logit_offset float32 [B, V]  > `tensorrt/candidates.py`
+    rope_positions, image_features    of a decoder that takes images: `tensorrt/images.py`
     past_key_i, past_value_i  [B, num_kv_heads, cache_length, head_size], in place: present_* has the same address
     logits                    float32 [B, V]
     candidate_logits/_ids     float32/int32 [B, num_candidates], best first
@@ -46,7 +47,7 @@ from autoglm_export.model.decoder import build_decoder
 from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.calibration import Calibration
 from autoglm_export.quantize.int4 import Int4Weight, fitted, nearest, title_of
-from autoglm_export.runtimes import Progress, no_progress
+from autoglm_export.runtimes import Progress, image_details, no_progress
 
 from .build import Builder, BuildSettings, Profile
 from .candidates import add_candidates
@@ -58,7 +59,15 @@ from .module import MODULES, load_tensorrt
 from .network import Network
 from .ops import TensorRTOps
 from .options import KV_DTYPES, check_candidates, check_form, check_rounding, checked_capabilities, checked_kv_dtype
-from .profiles import attention_lengths_of, cache_length_of, prefill_lengths_of, profiles_of, ranges_of
+from .profiles import (
+    attention_lengths_of,
+    cache_length_of,
+    feature_rows_of,
+    prefill_lengths_of,
+    profiles_of,
+    ranges_of,
+)
+from .timing import timing_cache
 
 ENGINE_FILE = "engine.plan"
 DEFAULT_CANDIDATES = 64
@@ -149,6 +158,10 @@ class _Job:
     progress: Progress
 
     @property
+    def feature_rows(self) -> int:
+        return feature_rows_of(self.num_slots, self.prefill_chunk)
+
+    @property
     def shape(self) -> str:
         return shape_of(self.spec, self.dtype.name, self.cache_length)
 
@@ -156,7 +169,8 @@ class _Job:
         network = Network(self.builder.trt, self.builder.handle)
         read = CountedWeights(weight_shapes(self.spec), self.weights, self.progress, "define network")
         linears = linears_of(self.precision, network, self.spec, read, self.dtype, self.calibration)
-        define(network, self.spec, read, linears, self.dtype, self.cache_length, self.num_candidates, attention=form)
+        sizes = {"num_candidates": self.num_candidates, "feature_rows": self.feature_rows}
+        define(network, self.spec, read, linears, self.dtype, self.cache_length, attention=form, **sizes)
         self.progress("define network", 1.0)
         return network
 
@@ -165,7 +179,7 @@ class _Job:
             profiles=self._profiles(decode_tokens),
             compute_capabilities=tuple(f"SM{target.replace('.', '')}" for target in self.targets),
             weight_streaming=self.weight_streaming,
-            timing_cache=_timing_cache(self.module, self.folder),
+            timing_cache=timing_cache(self.module, self.folder),
             optimization_level=FP8_BUILDER_LEVEL if self.precision == "fp8" else None,
         )
         self.builder.build(network.definition, self.folder / ENGINE_FILE, settings, self.progress)
@@ -195,6 +209,7 @@ class _Job:
             "prefill_lengths": prefill_lengths_of(self.prefill_chunk),
             "compute_capabilities": list(self.targets),
             "weight_streaming": self.weight_streaming,
+            **image_details(self.spec),
             "profiles": {profile.name: ranges_of(profile) for profile in self._profiles(built.attempt.decode_tokens)},
             "tensors": tensors_of(built.network.definition),
         }
@@ -214,13 +229,21 @@ def define(
     linears: Linears,
     cache_dtype: Any,
     cache_length: int,
-    num_candidates: int,
     *,
+    num_candidates: int,
+    feature_rows: int,
     attention: str = "fused",
 ) -> None:
     """Add the decoder and its candidates to an empty network. `attention`: one of `attention.FORMS`."""
     ops = TensorRTOps(
-        network, spec, weights, linears, cache_dtype=cache_dtype, cache_length=cache_length, attention=attention
+        network,
+        spec,
+        weights,
+        linears,
+        cache_dtype=cache_dtype,
+        cache_length=cache_length,
+        attention=attention,
+        feature_rows=feature_rows,
     )
     build_decoder(spec, ops)
     assert ops.result is not None, "the decoder ended without logits"
@@ -269,8 +292,3 @@ def tensors_of(definition: Any) -> list[dict[str, Any]]:
         for mode, count, get in sides
         for tensor in map(get, range(count))
     ]
-
-
-def _timing_cache(module: str, folder: Path) -> Path | None:
-    """Beside the artifact, so that the next build on this machine times less. TensorRT-RTX times nothing at build."""
-    return folder.parent / f"{module}.timing-cache" if module == "tensorrt" else None

@@ -94,6 +94,14 @@ class Network:
     def sigmoid(self, x: Tensor) -> Tensor:
         return self.definition.add_activation(x, self.trt.ActivationType.SIGMOID).get_output(0)
 
+    def gelu(self, x: Tensor) -> Tensor:
+        """x * (1 + erf(x / sqrt(2))) / 2."""
+        return self.definition.add_activation(x, self.trt.ActivationType.GELU_ERF).get_output(0)
+
+    def gelu_tanh(self, x: Tensor) -> Tensor:
+        """x * (1 + tanh(sqrt(2 / pi) * (x + 0.044715 * x^3))) / 2."""
+        return self.definition.add_activation(x, self.trt.ActivationType.GELU_TANH).get_output(0)
+
     def reduce(self, operation: str, x: Tensor, axis: int) -> Tensor:
         """Keeps the axis, with size 1."""
         kind = getattr(self.trt.ReduceOperation, operation)
@@ -128,9 +136,14 @@ class Network:
         """int64, one number an axis."""
         return self.definition.add_shape(x).get_output(0)
 
-    def concatenation(self, parts: Sequence[Tensor]) -> Tensor:
-        """Along the first axis."""
-        return self.definition.add_concatenation(list(parts)).get_output(0)
+    def concatenation(self, parts: Sequence[Tensor], axis: int = 0) -> Tensor:
+        layer = self.definition.add_concatenation(list(parts))
+        layer.axis = axis
+        return layer.get_output(0)
+
+    def gather(self, name: str, table: Tensor, indices: Tensor, axis: int) -> Tensor:
+        """The shape of `indices` in place of the axis."""
+        return self._named(self.definition.add_gather(table, indices, axis), name)
 
     def slice(self, x: Tensor, start: Sequence[int], sizes: Sequence[int] | Tensor) -> Tensor:
         """`sizes`: numbers, or an int64 tensor of them."""
@@ -141,12 +154,15 @@ class Network:
         return layer.get_output(0)
 
     def attention(
-        self, name: str, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor, decomposable: bool
+        self, name: str, query: Tensor, keys: Tensor, values: Tensor, *, mask: Tensor | None, decomposable: bool
     ) -> Tensor:
-        """softmax(query keys^T where `mask`) values. `decomposable`: TensorRT may do without a kernel of its own."""
+        """softmax(query keys^T where `mask`, or all of it) values. `decomposable`: TensorRT may do without a kernel of
+        its own."""
         softmax, kind = self.trt.AttentionNormalizationOp.SOFTMAX, self.trt.CausalMaskKind.NONE
         attention = self.definition.add_attention_v2(query, keys, values, softmax, kind)
-        attention.name, attention.mask, attention.decomposable = name, mask, decomposable
+        attention.name, attention.decomposable = name, decomposable
+        if mask is not None:
+            attention.mask = mask
         self._attentions.append(attention)
         return attention.get_output(0)
 

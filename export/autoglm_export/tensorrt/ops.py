@@ -17,15 +17,17 @@ from autoglm_export.model.spec import ModelSpec
 from autoglm_export.quantize.rounding import held
 
 from .attention import Attention
+from .images import ImageInputs
 from .linear import Linears
 from .network import Network, Tensor
+from .norms import rms_norm
 
 TABLE_TYPE = np.float16  # of embedding and head
 _BATCH, _SEQUENCE, _HEADS, _SIZE = range(4)  # axes of [B, S, heads, head_size]
 
 
 class TensorRTOps:
-    """`attention`: one of `attention.FORMS`."""
+    """`attention`: one of `attention.FORMS`. `feature_rows`: of a decoder that takes images."""
 
     def __init__(
         self,
@@ -37,6 +39,7 @@ class TensorRTOps:
         cache_dtype: npt.DTypeLike,
         cache_length: int,
         attention: str,
+        feature_rows: int,
     ) -> None:
         self._network, self._spec, self._weights, self._linears = network, spec, weights, linears
         self._cache_dtype, self._cache_length = cache_dtype, cache_length
@@ -47,22 +50,18 @@ class TensorRTOps:
         self._logit_indices = network.input("logit_indices", np.int32, [-1, 1])
         self._batch_and_sequence = network.shape(self._token_ids)
         self._attention = Attention(network, spec, attention, self._position_ids, key_positions, cache_dtype)
-        self._rope_tables = self._tables()
+        self._images = ImageInputs(network, spec, self._token_ids, feature_rows) if spec.takes_images else None
+        self._turns = self._tables()
         self.result: Tensor | None = None  # float32 [B, vocab_size], once `logits` was called
 
     def embed(self, weight: str) -> Tensor:
-        rows = self._network.definition.add_gather(self._table(weight), self._token_ids, 0)
-        rows.name = weight
-        return self._network.cast(rows.get_output(0), np.float32)
+        images, table = self._images, self._table(weight)
+        ids = self._token_ids if images is None else images.embedded_ids()
+        rows = self._network.cast(self._network.gather(weight, table, ids, axis=0), np.float32)
+        return rows if images is None else images.with_features(rows)
 
     def rms_norm(self, x: Tensor, weight: str) -> Tensor:
-        network = self._network
-        mean_square = network.reduce("AVG", network.binary("PROD", x, x), axis=len(x.shape) - 1)
-        shape = (1,) * len(x.shape)
-        epsilon = network.constant(f"norm_eps_{len(shape)}", np.full(shape, self._spec.norm_eps, np.float32))
-        length = network.unary("SQRT", network.binary("SUM", mean_square, epsilon))
-        scale = network.constant(weight, self._weights[weight].reshape(*shape[1:], -1))
-        return network.binary("PROD", network.binary("DIV", x, length), scale)
+        return rms_norm(self._network, x, weight, self._weights[weight], self._spec.norm_eps)
 
     def add_rms_norm(self, x: Tensor, delta: Tensor, weight: str) -> tuple[Tensor, Tensor]:
         total = self._network.binary("SUM", x, delta)
@@ -113,9 +112,10 @@ class TensorRTOps:
         return self._network.constant(weight, held(weight, self._weights[weight], TABLE_TYPE))
 
     def _tables(self) -> tuple[Tensor, Tensor]:
-        """cos and sin, [cache_length, rope dims / 2] each."""
+        """cos and sin, [cache_length, rope dims / 2] each; with images, of each token: [B, S, rope dims / 2]."""
         sin, cos = (table.astype(np.float32) for table in self._spec.rope.sines_and_cosines(self._cache_length))
-        return self._network.constant("rope_cos", cos), self._network.constant("rope_sin", sin)
+        made = self._network.constant if self._images is None else self._images.turns
+        return made("rope_cos", cos), made("rope_sin", sin)
 
     def _heads(self, heads: Tensor, first: int, count: int) -> Tensor:
         """[B, S, all heads, head_size] -> [B, S, count, head_size]"""
@@ -128,10 +128,11 @@ class TensorRTOps:
 
     def _turned(self, heads: Tensor) -> Tensor:
         """[B, S, count, head_size] -> [B, count, S, head_size], each head turned by its token's position."""
-        rope, cos, sin = self._spec.rope, *self._rope_tables
+        rope, cos, sin = self._spec.rope, *self._turns
         ordered = self._network.transpose(heads, _BATCH, _HEADS, _SEQUENCE, _SIZE)
         layer = self._network.definition.add_rotary_embedding(ordered, cos, sin, rope.interleaved, rope.dims)
-        layer.set_input(3, self._position_ids)
+        if self._images is None:
+            layer.set_input(3, self._position_ids)
         return layer.get_output(0)
 
     def _cached(self, name: str, new: Tensor) -> Tensor:

@@ -39,13 +39,19 @@ def prefill_lengths_of(prefill_chunk: int) -> list[int]:
     return [length for length in lengths if length < prefill_chunk] + [prefill_chunk]
 
 
+def feature_rows_of(num_slots: int, prefill_chunk: int) -> int:
+    """As many as any call of the profiles has tokens."""
+    batched = min(BATCHED_ROWS, num_slots) * min(BATCHED_LENGTH, prefill_chunk)
+    return max(num_slots, prefill_chunk, batched)
+
+
 def profiles_of(
     spec: ModelSpec, num_slots: int, prefill_chunk: int, cache_length: int, decode_tokens: int = 1
 ) -> tuple[Profile, ...]:
     """In the order of the engine's. `decode_tokens`: the most that a decode call's rows may have, of which one is
     used."""
     rows, tokens = min(BATCHED_ROWS, num_slots), min(BATCHED_LENGTH, prefill_chunk)
-    profile = partial(_profile, spec, cache_length)
+    profile = partial(_profile, spec, cache_length, feature_rows_of(num_slots, prefill_chunk))
     return (
         profile("decode", num_slots, 1, decode_tokens),
         profile("prefill", 1, prefill_chunk),
@@ -54,17 +60,26 @@ def profiles_of(
 
 
 def _profile(
-    spec: ModelSpec, cache_length: int, name: str, batch: int, sequence: int, max_tokens: int | None = None
+    spec: ModelSpec,
+    cache_length: int,
+    feature_rows: int,
+    name: str,
+    batch: int,
+    sequence: int,
+    max_tokens: int | None = None,
 ) -> Profile:
     """K begins at 1: of a length that never changes TensorRT-RTX 1.7 finds no float16 kernel that accumulates in
     float32."""
-    shapes, usual = partial(input_shapes, spec, cache_length), min(_USUAL_KEYS, cache_length)
+    shapes, usual = partial(input_shapes, spec, cache_length, feature_rows), min(_USUAL_KEYS, cache_length)
     largest = shapes(batch, max_tokens or sequence, cache_length)
     return Profile(name, shapes(1, 1, 1), shapes(batch, sequence, usual), largest)
 
 
-def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int, keys: int) -> dict[str, Shape]:
+def input_shapes(
+    spec: ModelSpec, cache_length: int, feature_rows: int, batch: int, sequence: int, keys: int
+) -> dict[str, Shape]:
     """Name -> shape of every input of the engine."""
+    of_images = {"rope_positions": (batch, 3, sequence), "image_features": (feature_rows, spec.hidden_size)}
     cache = (batch, spec.num_kv_heads, cache_length, spec.head_size)
     names = [f"past_{kind}_{layer}" for layer in range(spec.num_layers) for kind in ("key", "value")]
     return {
@@ -76,6 +91,7 @@ def input_shapes(spec: ModelSpec, cache_length: int, batch: int, sequence: int, 
         "inverse_temperature": (batch, 1),
         "logit_factor": (batch, spec.vocab_size),
         "logit_offset": (batch, spec.vocab_size),
+        **(of_images if spec.takes_images else {}),
     } | dict.fromkeys(names, cache)
 
 

@@ -4,6 +4,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
 RELEASE = "0.1.0"  # of the package that this file goes with
 LOG = logging.getLogger("autoglm_engine.model")
 NICE = 5  # running streams go first
+LAST_WORDS_SECONDS = 0.5  # in which Triton takes the answers of a process that ends
 
 
 class TritonPythonModel:
@@ -25,7 +27,7 @@ class TritonPythonModel:
         from autoglm_engine.triton.deployment import check_version
         from autoglm_engine.triton.images.vision_model import VisionService
         from autoglm_engine.triton.log import log_to_triton
-        from autoglm_engine.triton.model_config import num_threads
+        from autoglm_engine.triton.model_config import device, num_threads
         from autoglm_engine.triton.neighbours import Neighbours
         from autoglm_engine.triton.shared_regions import close_to_others
 
@@ -38,7 +40,8 @@ class TritonPythonModel:
         neighbours = Neighbours.of(args["model_config"])
         folder = neighbours.artifact_folder(args["model_repository"])
         boards = ImageBoards(ServerIdentity.of_parent(neighbours.engine))
-        self.service = VisionService(folder, num_threads(args["model_config"]), boards)
+        config = args["model_config"]
+        self.service = VisionService(folder, num_threads(config), boards, device=device(config), end=end_soon)
         self.service.start()
         self.family_watch = FamilyWatch(VISION, neighbours.engine, server.end_after_death)
 
@@ -77,6 +80,12 @@ class TritonReply:
     def fail(self, code, message):
         error = pb_utils.TritonError(f"{code}: {message}", getattr(pb_utils.TritonError, code))
         self.sender.send(pb_utils.InferenceResponse(error=error), flags=FINAL)
+
+
+def end_soon():
+    """A GPU that failed stays as it is for this process. The server ends with it, as with the engine's."""
+    LOG.critical("the GPU failed: the vision model's process ends")
+    threading.Timer(LAST_WORDS_SECONDS, os._exit, (1,)).start()
 
 
 def find_package(args):

@@ -20,6 +20,7 @@ def page(
         _machine(machine, figures),
         _steps(plan, outcomes),
         _capacities(found),
+        _vision(found),
         _costs(figures),
         _whole(figures),
     ]
@@ -84,6 +85,33 @@ def _capacity_cells(row: Row) -> tuple[str, ...]:
     is_right = all(error <= row["bound"] for _, error in worst.values())
     cells = (f"{error:.2g} (at {length} tokens)" for length, error in (worst["decode"], worst["prefill"]))
     return (*names, *cells, "right" if is_right else f"**wrong** (allowed {row['bound']:g})")
+
+
+def _vision(found: Sequence[Row]) -> str:
+    """The tower, by precision and image."""
+    rows = [_vision_cells(row) for row in found if row["kind"] == "vision"]
+    if not rows:
+        return ""
+    told = (
+        "The tower of GLM-4.1V's widths and random weights; relative L2 distance of an image's features from "
+        "transformers in float32. Times are of one image, from patches in host memory to features there."
+    )
+    headings = ("precision", "patches", "median ms", "first ms", "off by", "verdict", "built in s", "plan GB")
+    return "\n\n".join(["## The vision tower", told, _table(headings, rows)])
+
+
+def _vision_cells(row: Row) -> tuple[str, ...]:
+    is_right = row["error"] <= row["bound"]
+    return (
+        row["precision"],
+        f"{row['patches']:,}",
+        f"{row['median_ms']:.1f}",
+        f"{row['first_ms']:.1f}",
+        f"{row['error']:.2g}",
+        "right" if is_right else f"**wrong** (allowed {row['bound']:g})",
+        f"{row['build_seconds']:.0f}",
+        f"{row['plan_bytes'] / 1e9:.2f}",
+    )
 
 
 def _worst(lengths: Mapping[str, float]) -> tuple[str, float]:

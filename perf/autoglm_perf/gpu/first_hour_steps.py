@@ -72,6 +72,7 @@ def steps(runtime: str, folder: Path) -> tuple[Step, ...]:
             4,
             _pytest("test_gpu_batching.py", files=["test_gpu_engine.py"]),
         ),
+        _vision(),
         *_costs(runtime, folder),
         Step(
             "server",
@@ -80,6 +81,15 @@ def steps(runtime: str, folder: Path) -> tuple[Step, ...]:
             _pytest("test_gpu_server.py"),
         ),
         _whole(runtime, folder),
+    )
+
+
+def _vision() -> Step:
+    return Step(
+        "vision",
+        "the vision tower at its published widths: a screen of 13,416 patches against transformers, and its time",
+        10,
+        _pytest("test_gpu_vision.py"),
     )
 
 

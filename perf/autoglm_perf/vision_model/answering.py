@@ -17,11 +17,11 @@ from autoglm_engine.engine.images.image_bytes import HeldImages
 from autoglm_engine.engine.images.vision import Vision
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import load_runner
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.settings.model import plain_settings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.tower import open_tower
 from autoglm_export.parity.reference import Reference
 from autoglm_export.screens.questions import ask
 from autoglm_export.screens.screen import Box, Screen, draw, png, random_screen

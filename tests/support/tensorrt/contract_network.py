@@ -204,13 +204,17 @@ def contract_manifest(
     )
 
 
+def spec_of(variant: str | ModelSpec) -> ModelSpec:
+    return SPECS[variant] if isinstance(variant, str) else variant
+
+
 class GpuBench:
     """A runner on a fake GPU, and all that it stands on. `open` may be put off to arrange for a failure."""
 
     def __init__(
         self,
         folder: Path,
-        variant: str = "one-kv-head",
+        variant: str | ModelSpec = "one-kv-head",
         *,
         rtx: bool = False,
         num_slots: int = 5,
@@ -219,7 +223,7 @@ class GpuBench:
         num_candidates: int = 6,
         **details: Any,
     ) -> None:
-        self.folder, self.spec = folder, SPECS[variant]
+        self.folder, self.spec = folder, spec_of(variant)
         self.weights = random_weights(self.spec)
         self.manifest = contract_manifest(
             folder,

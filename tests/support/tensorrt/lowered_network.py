@@ -8,12 +8,14 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 import tensorrt_rtx as trt
+from autoglm_export.model.spec import ModelSpec
+from autoglm_export.runtimes import image_details
 from autoglm_export.tensorrt.engine_weights import EngineWeights
 from autoglm_export.tensorrt.options import checked_kv_dtype
 from autoglm_export.tensorrt.profiles import profiles_of
 
 from tests.support.tensorrt.checked_artifacts import add_reference
-from tests.support.tensorrt.contract_network import GpuBench
+from tests.support.tensorrt.contract_network import GpuBench, spec_of
 from tests.support.tensorrt.fake_tensorrt import Arrays, FakeNetwork, FakeTensor
 from tests.support.tensorrt.tensorrt_networks import Defined, define_network
 from tests.support.tensorrt.trt_interpreter import Interpreter
@@ -36,17 +38,19 @@ def open_lowered(folder: Path, precision: str, **details: Any) -> GpuBench:
     return made
 
 
-def lowered(folder: Path, precision: str, attention: str = "fused", **details: Any) -> GpuBench:
+def lowered(
+    folder: Path, precision: str, attention: str = "fused", spec: str | ModelSpec = "glm4", **details: Any
+) -> GpuBench:
     """Not open, and with the reference that an export writes."""
     made = GpuBench(
         folder,
-        "glm4",
+        spec,
         rtx=True,
         max_length=MAX_LENGTH,
         prefill_chunk=CHUNK,
         num_candidates=NUM_CANDIDATES,
         cache_dtype=CACHE_TYPES[checked_kv_dtype(precision, None)],
-        **{"num_slots": NUM_SLOTS, **details},
+        **{"num_slots": NUM_SLOTS, **image_details(spec_of(spec)), **details},
     )
     defined = define_network(
         made.spec,
@@ -56,6 +60,7 @@ def lowered(folder: Path, precision: str, attention: str = "fused", **details: A
         num_candidates=NUM_CANDIDATES,
         texts=CALIBRATION if precision == "fp8" else (),
         attention=attention,
+        feature_rows=made.shapes.feature_rows,
     )
     made.trt.network = _lowered(made, defined)
     add_reference(made, precision, EngineWeights(defined.network))
@@ -74,8 +79,10 @@ def _lowered(bench: GpuBench, defined: Defined) -> FakeNetwork:
         alias = tensor.name.replace("present", "past") if tensor.name.startswith("present") else ""
         tensors[tensor.name] = FakeTensor(TYPES[tensor.dtype], tuple(tensor.shape), False, alias)
     shapes = bench.shapes
+    features = {name: tensor.shape for name, tensor in tensors.items() if name == "image_features"}
     profiles = tuple(
         {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
+        | {name: (shape, shape) for name, shape in features.items()}
         for profile in profiles_of(bench.spec, shapes.num_slots, CHUNK, shapes.cache_length)
     )
     interpreter = Interpreter(definition, trt)

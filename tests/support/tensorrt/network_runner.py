@@ -9,8 +9,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import tensorrt_rtx as trt
-from autoglm_engine.core import Candidates, Span, StepBatch
+from autoglm_engine.core import Candidates, Span, StepBatch, TokenIds
 from autoglm_engine.runners.base import Limits
+from autoglm_engine.runners.image_inputs import features_of, positions_of
 from autoglm_export.tensorrt.profiles import attention_lengths_of
 
 from tests.support.tensorrt.tensorrt_networks import Defined
@@ -102,7 +103,7 @@ class NetworkRunner:
             row = span.slot - slots.start
             token_ids[row], position_ids[row] = span.token_ids, np.arange(span.start, span.start + sequence)
             write_indices[row] = span.start
-        return {
+        return self._of_images(spans, slots, token_ids) | {
             "token_ids": token_ids,
             "position_ids": position_ids,
             "write_indices": write_indices,
@@ -112,6 +113,23 @@ class NetworkRunner:
             "logit_factor": self.factor[slots],
             "logit_offset": self.offset[slots],
         }
+
+    def _of_images(self, spans: Sequence[Span], slots: slice, token_ids: TokenIds) -> Arrays:
+        """What stands for tokens of images is put into `token_ids`."""
+        if not self._spec.takes_images:
+            return {}
+        positions = np.zeros((len(token_ids), 3, token_ids.shape[1]), np.int32)
+        for span in spans:
+            positions[span.slot - slots.start] = positions_of([span])
+        width = self._interpreter.inputs["image_features"].shape[0]
+        features = np.full((width, self._spec.hidden_size), 1e4, np.float32)
+        rows = features_of(spans, self._spec.hidden_size)
+        features[: len(rows)] = rows
+        ordered = np.concatenate([token_ids[span.slot - slots.start] for span in spans])
+        ordered[ordered < 0] = -1 - np.arange(len(rows))
+        for span, ids in zip(spans, ordered.reshape(len(spans), -1), strict=True):
+            token_ids[span.slot - slots.start] = ids
+        return {"rope_positions": positions, "image_features": features}
 
     def _keys(self, spans: Sequence[Span]) -> int:
         """The fewest positions that attention may read."""

@@ -44,6 +44,7 @@ def define_network(
     texts: Sequence[npt.NDArray[np.int32]] = (),
     kv_dtype: str | None = None,
     attention: str = "fused",
+    feature_rows: int = 0,
 ) -> Defined:
     builder = Builder(trt)
     network = Network(trt, builder.handle)
@@ -53,7 +54,8 @@ def define_network(
     for name in ("quantize", "largest_input"):
         if hasattr(linears, name):
             setattr(linears, name, noted(getattr(linears, name), scales))
-    define(network, spec, weights, linears, dtype, cache_length, num_candidates, attention=attention)
+    sizes = {"num_candidates": num_candidates, "feature_rows": feature_rows}
+    define(network, spec, weights, linears, dtype, cache_length, attention=attention, **sizes)
     return Defined(spec, network, builder, scales)
 
 

@@ -20,6 +20,7 @@ from autoglm_engine.triton.board.finder import SHARED_MEMORY
 from .neighbours import NAMES, parameters
 
 _THREADS = "num_threads"
+_DEVICE = "device"
 _EXITS = "exit_with_engine"
 
 
@@ -45,6 +46,12 @@ def num_threads(model_config: str) -> int:
     """The parameter of that name alone; all cores that this process may use, where it is 0 or not there."""
     text = parameters(model_config).get(_THREADS, default_text(_THREADS))
     return int(parse_text(_THREADS, text)) or len(os.sched_getaffinity(0))
+
+
+def device(model_config: str, environ: Mapping[str, str] = os.environ) -> str:
+    """The setting of that name alone; the environment goes first."""
+    texts = {_DEVICE: default_text(_DEVICE)} | parameters(model_config)
+    return str(parse_text(_DEVICE, environ.get(variable(_DEVICE), texts[_DEVICE])))
 
 
 def check_shared_memory(

@@ -1,11 +1,12 @@
 """The vision tower: patches of one image -> a row of features for each of its tokens.
 
-`Tower` is the seam: ONNX Runtime's CPU kernels compute it here; another runtime gets the same patches and grid.
+`Tower` is the seam: ONNX Runtime computes it here; another runtime (`runners.towers`) gets the same patches and grid.
 The inputs of its graph are described in `autoglm_export.onnx.vision`.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -13,13 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from autoglm_engine.errors import ArtifactError, EngineError
-from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.manifest import VisionSettings
 
 from .geometry import INTERPOLATIONS, patch_order, rope_tables
 from .processor import NUM_CHANNELS, Patches
 from .stop import Stop
 
 Features = npt.NDArray[np.float32]
+CPU_KERNELS = ("CPUExecutionProvider",)
 
 
 class Tower(Protocol):
@@ -34,27 +36,22 @@ class Tower(Protocol):
     def close(self) -> None: ...
 
 
-def open_tower(folder: Path, manifest: Manifest, *, num_threads: int = 1) -> Tower:
-    """The tower of the artifact in `folder`. Raises ArtifactError where it has none, or none that runs here."""
-    if (settings := manifest.vision) is None:
-        raise ArtifactError(f"the artifact at {folder} has no vision tower; its model reads text alone")
-    if settings.runtime != "onnx":
-        raise ArtifactError(f"the vision tower is of the runtime {settings.runtime!r}, this engine runs 'onnx'")
-    return OnnxTower(folder / settings.model, settings, num_threads=num_threads)
-
-
 class OnnxTower:
-    def __init__(self, path: Path, settings: VisionSettings, *, num_threads: int) -> None:
+    """`providers`: ONNX Runtime's, the first choice first; `session` is its own, which tells those that it has."""
+
+    def __init__(
+        self, path: Path, settings: VisionSettings, *, num_threads: int, providers: Sequence[Any] = CPU_KERNELS
+    ) -> None:
         self._settings = settings
-        self._session: Any = _open_session(path, num_threads)
-        _check_interface(self._session, settings)
+        self.session: Any = _open_session(path, num_threads, providers)
+        _check_interface(self.session, settings)
 
     @property
     def settings(self) -> VisionSettings:
         return self._settings
 
     def encode(self, patches: Patches, stop: Stop | None = None) -> Features:
-        if self._session is None:
+        if self.session is None:
             raise ValueError("the tower is closed")
         inputs = {"patches": patches.values, **geometry_inputs(patches.grid, self._settings)}
         features = self._run(inputs, stop or Stop())
@@ -63,7 +60,7 @@ class OnnxTower:
         return features
 
     def close(self) -> None:
-        self._session = None
+        self.session = None
 
     def _run(self, inputs: dict[str, npt.NDArray[Any]], stop: Stop) -> Features:
         """ONNX Runtime looks between two operators whether it is to end."""
@@ -72,7 +69,7 @@ class OnnxTower:
         options = onnxruntime.RunOptions()
         with stop.ended_by(lambda: setattr(options, "terminate", True)):
             try:
-                (features,) = self._session.run(["features"], inputs, options)
+                (features,) = self.session.run(["features"], inputs, options)
             except Exception as error:  # ONNX Runtime's, for lack of memory
                 stop.check()
                 raise EngineError(f"the vision tower failed: {error}") from None
@@ -92,7 +89,7 @@ def geometry_inputs(grid: tuple[int, int], settings: VisionSettings) -> dict[str
     }
 
 
-def _open_session(path: Path, num_threads: int) -> Any:
+def _open_session(path: Path, num_threads: int, providers: Sequence[Any]) -> Any:
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -102,19 +99,23 @@ def _open_session(path: Path, num_threads: int) -> Any:
     options.enable_mem_pattern = False  # no two images need be of one size
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")  # the engine has the cores
     try:
-        return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        return onnxruntime.InferenceSession(str(path), options, providers=list(providers))
     except Exception as error:
         raise ArtifactError(f"{path} cannot be loaded by ONNX Runtime {onnxruntime.__version__}: {error}") from None
 
 
-def _check_interface(session: Any, settings: VisionSettings) -> None:
-    """Raises ArtifactError, naming a tensor that is not as wide as the manifest says."""
-    widths = {
+def input_widths(settings: VisionSettings) -> dict[str, int]:
+    """Of every input but `order`."""
+    return {
         "patches": NUM_CHANNELS * settings.patch_size**2,
         **dict.fromkeys(("row_weights", "column_weights"), settings.position_table_size),
         **dict.fromkeys(("rope_cos", "rope_sin"), settings.head_size // 2),
-        "features": settings.hidden_size,
     }
+
+
+def _check_interface(session: Any, settings: VisionSettings) -> None:
+    """Raises ArtifactError, naming a tensor that is not as wide as the manifest says."""
+    widths = {**input_widths(settings), "features": settings.hidden_size}
     tensors = (*session.get_inputs(), *session.get_outputs())
     found = {tensor.name: tensor.shape[-1] for tensor in tensors if tensor.name != "order"}
     if differing := sorted(name for name in widths.keys() | found.keys() if widths.get(name) != found.get(name)):

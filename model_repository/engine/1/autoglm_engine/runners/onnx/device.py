@@ -52,14 +52,33 @@ def open_memory(device: str, manifest: Manifest, *, open_cuda: Callable[[], Cuda
         ) from None
 
 
-def providers_of(device: str) -> Sequence[Any]:
-    """ONNX Runtime's `providers`."""
+def tower_device(device: str, *, open_cuda: Callable[[], Cuda] = CudaBindings) -> str:
+    """Where a vision tower is computed, whose graph is float32 and has kernels on either device: cpu or cuda. Raises
+    ArtifactError as `open_memory`."""
+    if device not in DEVICES:
+        raise ArtifactError(f"the device is {device!r}; allowed are {', '.join(DEVICES)}")
+    if device == "cpu":
+        return device
+    try:
+        _check_package()
+        open_cuda().close()
+    except ArtifactError as error:
+        if device != AUTO:
+            raise
+        _log.info("ONNX Runtime computes the vision tower on the CPU: %s", error)
+        return "cpu"
+    return "cuda"
+
+
+def providers_of(device: str, *, rounds_float32: bool = True) -> Sequence[Any]:
+    """ONNX Runtime's `providers`. `rounds_float32`: to TF32 in products, as CUDA's kernels do unless told otherwise."""
     if device == "cpu":
         return ["CPUExecutionProvider"]
     import onnxruntime
 
     onnxruntime.preload_dlls()  # CUDA's libraries of the packages beside it
-    return [(_CUDA_KERNELS, _CUDA_OPTIONS), "CPUExecutionProvider"]  # the latter for shapes, which are on the host
+    options = {**_CUDA_OPTIONS, "use_tf32": str(int(rounds_float32))}
+    return [(_CUDA_KERNELS, options), "CPUExecutionProvider"]  # the latter for shapes, which are on the host
 
 
 def check_providers(session: Any, device: str) -> None:
@@ -77,8 +96,6 @@ def _on_gpu(manifest: Manifest, layout: CacheLayout, open_cuda: Callable[[], Cud
             f"ONNX Runtime's CUDA kernels compute {CUDA_PRECISION}, the artifact is {manifest.precision}: "
             f"export it with --precision {CUDA_PRECISION}"
         )
-    if manifest.runtime_details.get("feature_size"):
-        raise ArtifactError("a decoder that takes images is computed by ONNX Runtime's CPU kernels alone")
     _check_package()
     try:
         return GpuMemory(layout, open_cuda())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ from autoglm_engine.runners.cuda.api import Cuda
 from .kernel_cache import KernelCache
 from .module import new_log, said
 from .plan_reader import new_reader
-from .shapes import TensorShapes, check_tensors
 
-DECODE, PREFILL, BATCHED_PREFILL = range(3)  # optimisation profiles
+DECODE, PREFILL, BATCHED_PREFILL = range(3)  # optimisation profiles of a decoder
 _SPARE_BYTES = 512 << 20  # that weight streaming leaves to contexts and the driver, and free
 
 _log = logging.getLogger(__name__)
@@ -25,21 +25,33 @@ _log = logging.getLogger(__name__)
 class EnginePlan:
     """`activation_bytes`: of the block that the contexts share, since all of them run on one stream in turns."""
 
-    def __init__(self, trt: Any, cuda: Cuda, path: Path, shapes: TensorShapes, kernels: KernelCache) -> None:
-        """`kernels`: for a runtime that compiles. Raises ArtifactError with one sentence where TensorRT refuses the
-        plan."""
+    def __init__(
+        self,
+        trt: Any,
+        cuda: Cuda,
+        path: Path,
+        kernels: KernelCache,
+        *,
+        check: Callable[[Any], None],
+        num_profiles: int = 3,
+        captured: Collection[int] = (DECODE,),
+    ) -> None:
+        """`kernels`: for a runtime that compiles. `check`: raises ArtifactError for an engine of other tensors.
+        `captured`: the profiles whose calls become graphs. Raises ArtifactError with one sentence where TensorRT
+        refuses the plan."""
         self.trt = trt
+        self._num_profiles, self._captured = num_profiles, captured
         self._kernels = kernels
         self._compiled: Any = None  # `trt.IRuntimeCache`, once there is a context
         self._cuda = cuda
         self._trt_log = new_log(trt)
         self._runtime, self._engine = self._deserialise(path)
         self.weight_bytes = path.stat().st_size  # a plan is nearly all weights
-        check_tensors(self._engine, shapes)
+        check(self._engine)
 
     @property
     def activation_bytes(self) -> int:
-        profiles = (DECODE, PREFILL, BATCHED_PREFILL)
+        profiles = range(self._num_profiles)
         return max(int(self._engine.get_device_memory_size_for_profile_v2(profile)) for profile in profiles)
 
     def stream_weights(self, reserved_bytes: int) -> None:
@@ -84,15 +96,15 @@ class EnginePlan:
 
     def _configuration(self, profile: int) -> Any:
         """TensorRT-RTX compiles kernels here: those of decode at once, for a graph keeps the kernels that it was
-        captured with; those of prefill in the background, since each length has its own. It captures no graphs of its
-        own: ours hold the whole step, and prefill's addresses move."""
+        captured with; those of prefill and towers in the background, since each length has its own. It captures no
+        graphs of its own: ours hold the whole step, and prefill's addresses move."""
         user_managed = self.trt.ExecutionContextAllocationStrategy.USER_MANAGED
         strategies = getattr(self.trt, "DynamicShapesKernelSpecializationStrategy", None)
         if strategies is None:
             return user_managed
         configuration = self._engine.create_runtime_config()
         configuration.set_execution_context_allocation_strategy(user_managed)
-        kind = strategies.EAGER if profile == DECODE else strategies.LAZY
+        kind = strategies.EAGER if profile in self._captured else strategies.LAZY
         configuration.dynamic_shapes_kernel_specialization_strategy = kind
         configuration.cuda_graph_strategy = self.trt.CudaGraphStrategy.DISABLED
         if self._compiled is None:

@@ -18,7 +18,7 @@ from .calls import graphs_of
 from .engine_plan import EnginePlan
 from .kernel_cache import KernelCache
 from .runner import TensorRTRunner
-from .shapes import TensorShapes
+from .shapes import TensorShapes, check_tensors
 
 _FLOAT = 4  # bytes
 Approve = Callable[[Path, Manifest, TensorRTRunner, Cuda], None]
@@ -40,8 +40,8 @@ def open_runner(
     cleanup = ExitStack()
     cleanup.callback(cuda.close)
     try:
-        _check_gpu(cuda, manifest)
-        kernels = KernelCache(_kernels_key(cuda, manifest), environ)
+        check_gpu(cuda, manifest)
+        kernels = KernelCache(kernels_key(cuda, manifest, manifest.runtime_details["engine"]), environ)
         runner = _open(folder, manifest, trt, cuda, cleanup, kernels)
         approve(folder, manifest, runner, cuda)
         return runner
@@ -58,7 +58,9 @@ def _open(
 ) -> TensorRTRunner:
     details = manifest.runtime_details
     shapes = TensorShapes.of(manifest)
-    plan = EnginePlan(trt, cuda, folder / details["engine"], shapes, kernels)
+    plan = EnginePlan(
+        trt, cuda, folder / details["engine"], kernels, check=lambda engine: check_tensors(engine, shapes)
+    )
     cleanup.callback(plan.close)
     cleanup.callback(plan.keep_kernels)
     if details["weight_streaming"]:
@@ -71,6 +73,7 @@ def _open(
         num_candidates=shapes.num_candidates,
         step_tokens=_STEP_TOKENS,
         on_gpu=True,
+        feature_size=shapes.feature_size,
     )
     return TensorRTRunner(plan, cuda, shapes, limits, cleanup)
 
@@ -81,12 +84,13 @@ def _slot_bytes(shapes: TensorShapes) -> int:
     return shapes.num_slots * (keys_and_values + 3 * shapes.vocab_size * _FLOAT)
 
 
-def _kernels_key(cuda: Cuda, manifest: Manifest) -> str:
-    plan = manifest.files[manifest.runtime_details["engine"]]
-    return f"{plan.sha256} {manifest.runtime_version} {cuda.compute_capability}"
+def kernels_key(cuda: Cuda, manifest: Manifest, plan: str) -> str:
+    """`plan`: a file of the artifact."""
+    return f"{manifest.files[plan].sha256} {manifest.runtime_version} {cuda.compute_capability}"
 
 
-def _check_gpu(cuda: Cuda, manifest: Manifest) -> None:
+def check_gpu(cuda: Cuda, manifest: Manifest) -> None:
+    """Raises ArtifactError where the artifact's plans are for other GPUs."""
     targets, actual = manifest.runtime_details["compute_capabilities"], cuda.compute_capability
     if targets and actual not in targets:
         raise ArtifactError(

@@ -29,6 +29,7 @@ from autoglm_engine.runners.span_checks import check_batch, check_prefix
 
 from .calls import CallFactory, DecodeCalls, PrefillCalls, graphs_of, warm_up_shapes
 from .engine_plan import EnginePlan
+from .features import FeatureRows
 from .kv_cache import KeyValueCache
 from .logit_state import LogitState
 from .prefill_batches import PrefillBatch, batches_of
@@ -85,6 +86,7 @@ class TensorRTRunner:
         memory = DeviceMemory(cuda, cleanup)
         self._cache = KeyValueCache(cuda, memory, shapes)
         self._logit_state = LogitState(cuda, memory, shapes)
+        self._features = FeatureRows(cuda, memory, shapes)
         self._inputs, self._outputs = StepInputs(cuda, memory, shapes), StepOutputs(cuda, memory, shapes)
         self._events = [memory.event() for _ in range(NUM_TURNS)]
         self._shapes = shapes
@@ -136,8 +138,9 @@ class TensorRTRunner:
         factory = CallFactory(plan, self._cuda, self._cleanup, memory.allocate("activations", num_bytes), num_bytes)
         inputs = self._inputs.addresses(self._inputs.decode)
         addresses = inputs | self._outputs.decode_addresses | self._cache.addresses()
-        decode = DecodeCalls(factory, shapes, addresses | self._logit_state.addresses)
-        return decode, PrefillCalls(factory, shapes, self._logit_state.gathered_addresses)
+        decode = DecodeCalls(factory, shapes, {**addresses, **self._logit_state.addresses, **self._features.addresses})
+        fixed = {**self._logit_state.gathered_addresses, **self._features.addresses}
+        return decode, PrefillCalls(factory, shapes, fixed)
 
     def _prepare(self) -> None:
         """Run every decode call and prefill calls of all kinds, over idle rows only."""
@@ -176,9 +179,12 @@ class TensorRTRunner:
                 self._clear_suspect(span.slot)
         self._logit_state.apply(spans)
         self._stage(step)
+        self._features.begin_step()
         if step.decode:
+            self._features.upload(step.turn, step.decode)
             self._run_decode(step.decode)
         for batch, inputs, outputs in zip(step.batches, step.inputs, step.outputs, strict=True):
+            self._features.upload(step.turn, batch.spans)
             self._run_prefill(batch, inputs, outputs, batch.end)
         if step.rows:
             decode = [self._outputs.decode] if step.decode else []

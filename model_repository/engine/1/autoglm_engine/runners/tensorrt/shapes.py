@@ -29,6 +29,7 @@ class TensorShapes:
     prefill_chunk: int
     vocab_size: int
     num_candidates: int
+    feature_size: int = 0  # numbers of a row of an image's features; 0: it takes no images
 
     @classmethod
     def of(cls, manifest: Manifest) -> TensorShapes:
@@ -50,6 +51,7 @@ class TensorShapes:
                 prefill_chunk=manifest.prefill_chunk,
                 vocab_size=manifest.vocab_size,
                 num_candidates=int(details["num_candidates"]),
+                feature_size=int(details.get("feature_size", 0)),
             )
             _ = shapes.cache_itemsize
         except KeyError as error:
@@ -96,6 +98,11 @@ class TensorShapes:
         return next(length for length in self.attention_lengths if length >= num_positions)
 
     @property
+    def feature_rows(self) -> int:
+        """As many as any call has tokens."""
+        return max(self.num_slots, self.prefill_chunk, self.batched_rows * self.batched_length)
+
+    @property
     def cache_itemsize(self) -> int:
         """Bytes of a value."""
         return _CACHE_TYPES[self.cache_dtype]
@@ -133,7 +140,11 @@ class TensorShapes:
             "inverse_temperature": (rows, 1),
             "logit_factor": (rows, self.vocab_size),
             "logit_offset": (rows, self.vocab_size),
+            **(self._image_inputs(rows, tokens) if self.feature_size else {}),
         } | {f"past_{name}": self.cache(rows) for name in self.cache_names}
+
+    def _image_inputs(self, rows: int, tokens: int) -> dict[str, Shape]:
+        return {"rope_positions": (rows, 3, tokens), "image_features": (self.feature_rows, self.feature_size)}
 
     def outputs(self, rows: int) -> dict[str, Shape]:
         return {

@@ -10,7 +10,9 @@ import numpy.typing as npt
 from autoglm_engine.core import Span
 from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.cuda.memory import DeviceMemory
+from autoglm_engine.runners.image_inputs import positions_of
 
+from .features import numbered
 from .prefill_batches import PrefillBatch, max_rows
 from .shapes import TensorShapes
 from .step_buffers import Format, MirroredBlock, Region, Views
@@ -21,12 +23,12 @@ class StepInputs:
     `prefill` gives for the calls of one step."""
 
     def __init__(self, cuda: Cuda, memory: DeviceMemory, shapes: TensorShapes) -> None:
-        self._cache_length = shapes.cache_length
+        self._cache_length, self._has_images = shapes.cache_length, bool(shapes.feature_size)
         self._block = MirroredBlock(
             cuda,
             memory,
-            decode=_formats(shapes.num_slots, 1),
-            prefill_row=_formats(1, shapes.prefill_chunk),
+            decode=self._formats(shapes.num_slots, 1),
+            prefill_row=self._formats(1, shapes.prefill_chunk),
             max_rows=max_rows(shapes.num_slots),
         )
         self._key_positions = _uploaded(cuda, memory, np.arange(shapes.cache_length, dtype=np.int32))
@@ -36,11 +38,11 @@ class StepInputs:
         return self._block.decode
 
     def prefill(self, batches: Sequence[PrefillBatch]) -> list[Region]:
-        return self._block.prefill(_formats(batch.num_rows, batch.num_tokens) for batch in batches)
+        return self._block.prefill(self._formats(batch.num_rows, batch.num_tokens) for batch in batches)
 
     def addresses(self, region: Region) -> dict[str, int]:
-        """Of all inputs but the cache and the logits' adjustments. A call that reads fewer positions reads the begin of
-        `key_positions`."""
+        """Of all inputs but the cache, the logits' adjustments and images' features. A call that reads fewer positions
+        reads the begin of `key_positions`."""
         return self._block.addresses(region) | {"key_positions": self._key_positions}
 
     def stage_idle(self, turn: int, region: Region, num_rows: int) -> None:
@@ -55,10 +57,13 @@ class StepInputs:
         self._idle(views, bucket)
         slots = np.array([span.slot for span in spans], np.intp)
         starts = np.array([span.start for span in spans], np.int32)
-        views["token_ids"][slots, 0] = [span.token_ids[0] for span in spans]
+        token_ids = np.array([span.token_ids[0] for span in spans], np.int32)
+        views["token_ids"][slots, 0], _ = numbered(token_ids, 0)
         views["position_ids"][slots, 0] = starts
         views["write_indices"][slots] = starts
         views["inverse_temperature"][slots, 0] = inverse_temperatures[slots]
+        if self._has_images:
+            views["rope_positions"][slots, :, 0] = positions_of(spans).T
 
     def stage_prefill(
         self, turn: int, region: Region, batch: PrefillBatch, inverse_temperatures: npt.NDArray[np.float32]
@@ -66,13 +71,16 @@ class StepInputs:
         """Padding at a row's end goes on with its positions: what it writes is overwritten before any token sees it."""
         views = self._block.views(turn, region)
         self._idle(views, batch.num_rows)
+        num_features = 0
         for span in batch.spans:
             row, count = span.slot - batch.first_slot, len(span.token_ids)
-            views["token_ids"][row, :count] = span.token_ids
+            views["token_ids"][row, :count], num_features = numbered(span.token_ids, num_features)
             views["position_ids"][row] = np.arange(span.start, span.start + batch.num_tokens)
             views["write_indices"][row] = span.start
             views["logit_indices"][row] = count - 1
             views["inverse_temperature"][row] = inverse_temperatures[span.slot]
+            if self._has_images:
+                views["rope_positions"][row, :, :count] = positions_of([span])
 
     def upload(self, turn: int, regions: Sequence[Region]) -> None:
         """Enqueue the copy of these, which are the step's."""
@@ -86,6 +94,19 @@ class StepInputs:
         views["write_indices"][:num_rows] = self._cache_length - num_tokens
         views["logit_indices"][:num_rows] = 0
         views["inverse_temperature"][:num_rows] = 1
+        if self._has_images:
+            views["rope_positions"][:num_rows] = 0
+
+    def _formats(self, rows: int, tokens: int) -> list[Format]:
+        of_images: list[Format] = [("rope_positions", np.int32, (rows, 3, tokens))]
+        return [
+            ("token_ids", np.int32, (rows, tokens)),
+            ("position_ids", np.int32, (rows, tokens)),
+            ("write_indices", np.int32, (rows,)),
+            ("logit_indices", np.int32, (rows, 1)),  # stays 0 for decode
+            ("inverse_temperature", np.float32, (rows, 1)),
+            *(of_images if self._has_images else []),
+        ]
 
 
 def _uploaded(cuda: Cuda, memory: DeviceMemory, values: npt.NDArray[np.int32]) -> int:
@@ -94,13 +115,3 @@ def _uploaded(cuda: Cuda, memory: DeviceMemory, values: npt.NDArray[np.int32]) -
     host[: values.nbytes] = values.view(np.uint8)
     cuda.copy(address, int(host.ctypes.data), values.nbytes)
     return address
-
-
-def _formats(rows: int, tokens: int) -> list[Format]:
-    return [
-        ("token_ids", np.int32, (rows, tokens)),
-        ("position_ids", np.int32, (rows, tokens)),
-        ("write_indices", np.int32, (rows,)),
-        ("logit_indices", np.int32, (rows, 1)),  # stays 0 for decode
-        ("inverse_temperature", np.float32, (rows, 1)),
-    ]

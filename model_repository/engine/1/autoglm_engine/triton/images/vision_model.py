@@ -21,14 +21,16 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 
-from autoglm_engine.errors import EngineError, InvalidRequest, ShuttingDown, Unavailable
+from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown, Unavailable
 from autoglm_engine.manifest import Manifest
+from autoglm_engine.runners.onnx.device import AUTO
+from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.triton.board.finder import ImageBoards
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from autoglm_engine.vision.processor import decoded, patches_of
 from autoglm_engine.vision.resize import Grid
 from autoglm_engine.vision.stop import Stop
-from autoglm_engine.vision.tower import Features, Tower, open_tower
+from autoglm_engine.vision.tower import Features, Tower
 
 from .encode_message import EncodeMessage
 
@@ -65,10 +67,20 @@ class _Job:
 
 
 class VisionService:
-    """`folder`: of the artifact, which may have no tower: then whoever asks is refused."""
+    """`folder`: of the artifact, which may have no tower: then whoever asks is refused. `device`: as of `open_tower`.
+    `end`: called behind the answer that tells of a GPU that failed, which this process can no longer use."""
 
-    def __init__(self, folder: Path, num_threads: int, boards: ImageBoards) -> None:
-        load = partial(_load, num_threads=num_threads)
+    def __init__(
+        self,
+        folder: Path,
+        num_threads: int,
+        boards: ImageBoards,
+        *,
+        device: str = AUTO,
+        end: Callable[[], object] = lambda: None,
+    ) -> None:
+        load = partial(_load, num_threads=num_threads, device=device)
+        self._end = end
         self._towers = FollowedArtifact[Tower | None](folder, load, most=1, let_go=_close)
         self._boards = boards
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
@@ -101,11 +113,15 @@ class VisionService:
 
     def _run(self) -> None:
         while (job := self._jobs.get()) is not None:
+            has_failed = False
             try:
                 send = partial(job.reply.send, self._encode(job))
             except BaseException as error:  # whatever it was, the next one is encoded
                 send = partial(_fail, job.reply, _ENDING if self._is_closing else error)
+                has_failed = isinstance(error, DeviceError)
             _hand_on(send, job.reply)
+            if has_failed:
+                self._end()
             del job, send
 
     def _encode(self, job: _Job) -> EncodedImage:
@@ -185,11 +201,11 @@ def encode_image(
     return EncodedImage(features, np.diff(times).astype(np.float32))
 
 
-def _load(folder: Path, manifest: Manifest, num_threads: int) -> Tower | None:
+def _load(folder: Path, manifest: Manifest, num_threads: int, device: str) -> Tower | None:
     if manifest.vision is None:
         return None
     manifest.verify_files(folder, [manifest.vision.model], digests=True)
-    return open_tower(folder, manifest, num_threads=num_threads)
+    return open_tower(folder, manifest, num_threads=num_threads, device=device)
 
 
 def _close(tower: Tower | None) -> None:
