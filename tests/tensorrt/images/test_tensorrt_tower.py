@@ -13,12 +13,13 @@ import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
 import torch
-from autoglm_engine.errors import ArtifactError, DeviceError, EngineError, InvalidRequest
+from autoglm_engine.errors import ArtifactError, DeviceError, EngineError, GivenUp, InvalidRequest
 from autoglm_engine.manifest import FileRecord, Manifest
 from autoglm_engine.runners.tensorrt.tower import TensorRTTower, open_tensorrt_tower, tower_inputs
 from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.resize import largest_tokens
+from autoglm_engine.vision.stop import Stop
 from autoglm_export.artifact import Options, lower
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
@@ -310,6 +311,17 @@ def test_an_image_beyond_the_engines_is_an_error_of_that_image_alone(tiny: Tiny,
     with pytest.raises(InvalidRequest, match="an image has 179 tokens; this vision tower takes at most 178"):
         tower.encode(beyond)
     assert distance(tower.encode(patches), expected) < EXACT
+
+
+def test_an_image_that_nobody_wants_is_not_computed(tiny: Tiny, bench: TowerBench) -> None:
+    tower, (patches, expected), stop = bench.open(), tiny.expected[0], Stop()
+    (context,) = bench.trt.contexts
+    num_before = context.num_enqueued
+    stop.ask()
+    with pytest.raises(GivenUp):
+        tower.encode(patches, stop)
+    assert context.num_enqueued == num_before
+    assert distance(tower.encode(patches, Stop()), expected) < EXACT
 
 
 def test_the_first_failure_of_the_gpu_is_final(tiny: Tiny, bench: TowerBench) -> None:
