@@ -53,6 +53,7 @@ from .types import (
     StageTimes,
     Stats,
     TensorInfo,
+    TokenizedPrompt,
     TokenLogprob,
     Usage,
 )
@@ -114,6 +115,7 @@ __all__ = [
     "TimeLimitError",
     "Timeouts",
     "TokenLogprob",
+    "TokenizedPrompt",
     "TotalTimeout",
     "Usage",
 ]

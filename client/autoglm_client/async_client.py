@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
-from collections.abc import AsyncIterable, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
 from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, overload
 
 from tritonclient.grpc import service_pb2 as pb
 
 from autoglm_client.calls.call import Call
 from autoglm_client.calls.cancelling import Canceller
+from autoglm_client.calls.control import ask_tokenizer
 from autoglm_client.calls.failover import Endpoint, EndpointPool
 from autoglm_client.calls.launching import ENDPOINT_FAILURES, RequestLauncher
 from autoglm_client.transport.headers import Headers
-from autoglm_client.transport.requests import generation_request
+from autoglm_client.transport.requests import generation_request, token_request
 from autoglm_client.transport.shared_inputs import SharedInputs, SharedMemory
 from autoglm_client.transport.tls import TLS
 from autoglm_client.transport.transport import GrpcTransport, Transport
@@ -31,11 +32,12 @@ from .options import GenerationOptions
 from .retries import RetryPolicy
 from .stream import Stream
 from .timeouts import Deadlines, Timeouts
-from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats, TokenizedPrompt, TokenizeOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
+T = TypeVar("T")
 DEFAULT_URL = "127.0.0.1:8001"
 _DRAIN_SECONDS = 2.0  # what `close` waits for cancelled streams to end
 _GRACE_SECONDS = 1.0  # from the client's own limit to the server's
@@ -212,14 +214,27 @@ class AsyncClient:
 
     async def limits(self) -> ModelLimits:
         """Of the first endpoint that answers."""
-        pool = self._endpoints()
-        for _ in pool.endpoints[1:]:
-            endpoint = pool.pick()
-            try:
-                return await read_limits(endpoint.transport, self._timeouts.connect, self._model)
-            except ENDPOINT_FAILURES:
-                pool.failed(endpoint)
-        return await read_limits(pool.pick().transport, self._timeouts.connect, self._model)
+        return await self._ask_any(lambda transport: read_limits(transport, self._timeouts.connect, self._model))
+
+    async def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tenant: str | None = None,
+        **asked: Unpack[TokenizeOptions],
+    ) -> TokenizedPrompt:
+        """The tokens that the model would be given; nothing is computed, and the prompt may be longer than it takes. Of
+        images the header alone is read. Raises errors of `exceptions.py`."""
+        request = token_request({"tokenize": asked}, prompt, tools=tools, tenant=tenant, model=self._model)
+        token_ids, told = await self._ask_any(lambda to: ask_tokenizer(to, request, self._timeouts.connect))
+        return TokenizedPrompt(token_ids, tuple(told["token_strs"]) if "token_strs" in told else None)
+
+    async def detokenize(self, token_ids: Sequence[int], *, tenant: str | None = None) -> str:
+        """Their text, special tokens as they are written. Raises InvalidRequestError where one is no token."""
+        request = token_request({"detokenize": list(token_ids)}, tenant=tenant, model=self._model)
+        told = (await self._ask_any(lambda to: ask_tokenizer(to, request, self._timeouts.connect)))[1]
+        return str(told.get("text", ""))
 
     async def flush_cache(self) -> int:
         """Have the server forget the answers it keeps; how many those were."""
@@ -272,6 +287,17 @@ class AsyncClient:
         launcher = RequestLauncher(build, pool, self._retries, limits.connect, self._track)
         deadlines = Deadlines(limits, asyncio.get_running_loop().time(), streamed=streamed)
         return Stream(launcher, deadlines, streamed=streamed)
+
+    async def _ask_any(self, ask: Callable[[Transport], Awaitable[T]]) -> T:
+        """Of the first endpoint that answers."""
+        pool = self._endpoints()
+        for _ in pool.endpoints[1:]:
+            endpoint = pool.pick()
+            try:
+                return await ask(endpoint.transport)
+            except ENDPOINT_FAILURES:
+                pool.failed(endpoint)
+        return await ask(pool.pick().transport)
 
     def _endpoints(self) -> EndpointPool:
         """Connections belong to the event loop of the first call."""

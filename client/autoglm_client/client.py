@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from autoglm_client.calls.event_loop import EventLoopThread
 from autoglm_client.transport.headers import Headers
@@ -24,7 +24,7 @@ from .options import GenerationOptions
 from .retries import RetryPolicy
 from .stream import Stream
 from .timeouts import Timeouts
-from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats
+from .types import Conversation, Health, ModelInfo, ModelLimits, Prompt, Result, Stats, TokenizedPrompt, TokenizeOptions
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -172,6 +172,21 @@ class Client:
 
     def limits(self) -> ModelLimits:
         return self._thread.run(self._async.limits())
+
+    def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tenant: str | None = None,
+        **asked: Unpack[TokenizeOptions],
+    ) -> TokenizedPrompt:
+        """As `AsyncClient.tokenize`."""
+        return self._thread.run(self._async.tokenize(prompt, tools=tools, tenant=tenant, **asked))
+
+    def detokenize(self, token_ids: Sequence[int], *, tenant: str | None = None) -> str:
+        """As `AsyncClient.detokenize`."""
+        return self._thread.run(self._async.detokenize(token_ids, tenant=tenant))
 
     def flush_cache(self) -> int:
         return self._thread.run(self._async.flush_cache())

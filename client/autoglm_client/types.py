@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypedDict
 
 from .images.image import Image
 
@@ -123,6 +123,29 @@ class ModelLimits:
     tool_format: str = "unknown"
     call_tokens: Mapping[str, int] = field(default_factory=dict)
     max_images: int = 0
+
+
+class TokenizeOptions(TypedDict, total=False):
+    """`add_special_tokens`: those that the tokenizer itself adds, by default to a text and not to messages.
+    `add_generation_prompt`: the beginning of the answer after messages, by default true. `return_token_strs`: by
+    default false."""
+
+    add_special_tokens: bool
+    add_generation_prompt: bool
+    return_token_strs: bool
+
+
+@dataclass(frozen=True, slots=True)
+class TokenizedPrompt:
+    """Of a prompt that was not answered. An image's tokens are the model's one token id for images, repeated.
+    `token_strs`: each token as the vocabulary spells it; None where they were not asked for."""
+
+    token_ids: tuple[int, ...]
+    token_strs: tuple[str, ...] | None = None
+
+    @property
+    def num_tokens(self) -> int:
+        return len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from autoglm_gateway.middleware.layers import access_log, add_layers
 from autoglm_gateway.settings.model import GatewaySettings
 
 from .failures import add_error_handlers
-from .routes import completions, exposition, information
+from .routes import completions, exposition, information, tokens
 from .servers import headers_to_servers, tls_to_servers
 from .telemetry.metrics import GatewayMetrics
 from .telemetry.traced import tracing_for
@@ -52,7 +52,7 @@ def create_app(settings: GatewaySettings, make_client: MakeClient | None = None)
     app.state.settings = settings
     app.state.metrics = GatewayMetrics(models=settings.served, by_tenant=settings.metrics_by_tenant)
     add_error_handlers(app)
-    for part in (completions, information, exposition, docs_page):
+    for part in (completions, tokens, information, exposition, docs_page):
         app.include_router(part.router)
     app.include_router(playground.make_router())
     add_layers(app, settings, log, tracing)

@@ -91,7 +91,8 @@ def test_each_step_passes_on_what_the_next_one_takes() -> None:
         assert set(step.output_map) == set(tensors(parsed.output)) - elsewhere
         assert set(step.input_map) == set(tensors(parsed.input)) - elsewhere
         assert all(key == value for mapping in (step.input_map, step.output_map) for key, value in mapping.items())
-    assert tensors(config("tokenizer").input) == {**tensors(ensemble.input), "unsigned_seed": ("UINT64", (1,))}
+    own = {"unsigned_seed": ("UINT64", (1,)), "control": ("STRING", (1,))}
+    assert tensors(config("tokenizer").input) == {**tensors(ensemble.input), **own}
     assert tensors(ensemble.output).items() <= tensors(config("detokenizer").output).items()
     assert set(tensors(config("detokenizer").output)) == {*tensors(ensemble.output), *FOREIGN_OUTPUTS}
     assert tensors(config("tokenizer").output).items() <= tensors(config("engine").input).items()

@@ -34,13 +34,7 @@ def generation_request(
 ) -> pb.ModelInferRequest:
     """Raises `InvalidRequestError` where a value cannot be put on the wire; ranges are checked by the server."""
     request = _empty_request(model, request_id)
-    if isinstance(prompt, str):
-        _add(request, "text_input", "BYTES", [_string_bytes("the prompt", prompt)])
-    else:
-        turns, images = split_images(_turns(prompt))
-        _add(request, "messages", "BYTES", [_string_bytes("messages", _json("messages", turns))])
-        if images:
-            _add(request, "images", "BYTES", [struct.pack("<I", len(file)) + file for file in images])
+    _add_prompt(request, prompt)
     for name, kind in OPTION_KINDS.items():
         value = getattr(options, name)
         if value is not None:
@@ -57,8 +51,38 @@ def control_request(command: Mapping[str, Any], model: str = ENSEMBLE) -> pb.Mod
     return request
 
 
+def token_request(
+    command: Mapping[str, Any],
+    prompt: Prompt | None = None,
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    tenant: str | None = None,
+    model: str = ENSEMBLE,
+) -> pb.ModelInferRequest:
+    """A direct call of the tokenizer before the ensemble `model`: `{"tokenize": {option: bool, ...}}` of `prompt`, or
+    `{"detokenize": [token_id, ...]}`. Raises `InvalidRequestError`."""
+    request = _empty_request(ModelNames.of(model).tokenizer, new_request_id())
+    if prompt is not None:
+        _add_prompt(request, prompt)
+    for name, value in (("tools", tools), ("tenant", tenant)):
+        if value is not None:
+            _add_option(request, name, OPTION_KINDS[name], value)
+    _add(request, _CONTROL, "BYTES", [_string_bytes(_CONTROL, json.dumps(command))])
+    return request
+
+
 def is_control(request: pb.ModelInferRequest) -> bool:
     return any(tensor.name == _CONTROL for tensor in request.inputs)
+
+
+def _add_prompt(request: pb.ModelInferRequest, prompt: Prompt) -> None:
+    if isinstance(prompt, str):
+        _add(request, "text_input", "BYTES", [_string_bytes("the prompt", prompt)])
+        return
+    turns, images = split_images(_turns(prompt))
+    _add(request, "messages", "BYTES", [_string_bytes("messages", _json("messages", turns))])
+    if images:
+        _add(request, "images", "BYTES", [struct.pack("<I", len(file)) + file for file in images])
 
 
 def _turns(conversation: Conversation) -> list[dict[str, Any]]:

@@ -71,6 +71,16 @@ def parse_control(response: pb.ModelInferResponse) -> dict[str, Any]:
     return answer
 
 
+def parse_tokens(response: pb.ModelInferResponse) -> tuple[tuple[int, ...], dict[str, Any]]:
+    """The tokenizer's answer to a question about tokens: their ids, and JSON in the tensor `request`."""
+    tensors = _tensors(response)
+    try:
+        ids, told = tensors["token_ids"], json.loads(tensors["request"])
+        return struct.unpack(f"<{len(ids) // 4}i", ids), dict(told)
+    except (KeyError, ValueError, TypeError, struct.error) as error:
+        raise ProtocolError(f"the tokenizer's answer cannot be read: {error!r:.200}") from None
+
+
 def error_of(text: str, code: str = "") -> AutoGLMError:
     """The typed error for a text the server sent. Streamed errors carry no status, only a text: the models of this
     project begin theirs with the code; Triton's own are told by their words. `code` is a gRPC status, where there is

@@ -52,6 +52,11 @@ def generation(answer: type[BaseModel], chunk: type[BaseModel]) -> Responses:
     }
 
 
+def about_tokens(answer: type[BaseModel]) -> Responses:
+    """Of an endpoint that asks a server, which generates nothing."""
+    return {200: {"model": answer}, **_errors(*_OF_ANY, *_OF_GENERATION)}
+
+
 def _events(chunk: type[BaseModel]) -> dict[str, Any]:
     """The schema of one event, as OpenAPI 3.1 has it."""
     parts = [{"$ref": _REFS.format(model=part.__name__)} for part in (chunk, ErrorAnswer)]

@@ -14,7 +14,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from autoglm_gateway.errors import ApiError, body_too_large
 from autoglm_gateway.failures import failure
-from autoglm_gateway.paths import CHAT, GENERATING
+from autoglm_gateway.paths import WITH_BODY, WITH_IMAGES
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.upstream import Upstreams
 
@@ -39,7 +39,7 @@ class BodyBounds:
 
     async def of_request(self, scope: Scope) -> BodyBounds:
         """Larger where the body may hold images that a model reads. Raises ApiError."""
-        if scope["path"] != CHAT or 0 < _declared(scope) <= self.max_bytes:
+        if scope["path"] not in WITH_IMAGES or 0 < _declared(scope) <= self.max_bytes:
             return self
         upstreams: Upstreams = scope["app"].state.upstreams
         if not await upstreams.reads_images():
@@ -57,7 +57,7 @@ class BodyLimit:
         self.num_held = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["path"] not in GENERATING or not _has_body(scope):
+        if scope["type"] != "http" or scope["path"] not in WITH_BODY or not _has_body(scope):
             await self._app(scope, receive, send)
             return
         held = _Held(self)

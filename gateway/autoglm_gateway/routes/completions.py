@@ -26,16 +26,16 @@ from autoglm_gateway.api.translation import (
     of_choice,
 )
 from autoglm_gateway.caller import caller_of
-from autoglm_gateway.errors import ApiError, body_too_large, unknown_model
-from autoglm_gateway.middleware.body_limit import BODY_BYTES
+from autoglm_gateway.errors import ApiError
 from autoglm_gateway.middleware.limits import Reservation
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.observed import observed_in
 from autoglm_gateway.telemetry.recording_client import RecordingClient
 from autoglm_gateway.tools.use import tool_use
-from autoglm_gateway.upstream import Upstream, Upstreams
+from autoglm_gateway.upstream import Upstream
 
 from . import generation
+from .asked_model import check_size, limits_of, upstream_of
 from .departures import cancel_on_disconnect
 from .generation import GenerationJob
 
@@ -50,8 +50,8 @@ router = APIRouter(route_class=JsonRoute)
 async def chat_completions(body: ChatRequest, request: Request) -> Response:
     """The next turn of a conversation."""
     upstream = _upstream(body, request)
-    _check_size(request, image_bytes(body.messages))
-    limits = await _limits(request, upstream)
+    check_size(request, image_bytes(body.messages))
+    limits = await limits_of(request, upstream)
     turns = conversation(body.messages, ImageRules.of(body.mm_processor_kwargs, limits.max_images))
     options = chat_options(body, _bounds(request, limits))
     shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
@@ -64,24 +64,10 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
 async def completions(body: CompletionRequest, request: Request) -> Response:
     """What follows a text."""
     upstream = _upstream(body, request)
-    options = completion_options(body, _bounds(request, await _limits(request, upstream)))
+    options = completion_options(body, _bounds(request, await limits_of(request, upstream)))
     shape = CompletionShape(body.logprobs)
     texts = [body.prompt] if isinstance(body.prompt, str) else body.prompt
     return await _answer(body, request, upstream, texts, options, Head(body.model, shape.prefix), shape)
-
-
-def _check_size(request: Request, num_image_bytes: int) -> None:
-    """Of the body without its images; with them it is within the bounds. Raises ApiError."""
-    settings: GatewaySettings = request.app.state.settings
-    if getattr(request.state, BODY_BYTES, 0) - num_image_bytes > settings.max_body_bytes:
-        raise body_too_large(settings.max_body_bytes, "the body without its images")
-
-
-async def _limits(request: Request, upstream: Upstream) -> ModelLimits:
-    """What is known already costs no turn of the event loop: a request that is refused is gone before the next."""
-    if (known := upstream.known_limits) is not None:
-        return known
-    return await cancel_on_disconnect(request.receive, upstream.limits())
 
 
 def _bounds(request: Request, limits: ModelLimits) -> Bounds:
@@ -140,11 +126,7 @@ def _take_places(request: Request, num_choices: int) -> None:
 
 def _upstream(body: Generation, request: Request) -> Upstream:
     """Of the model that was asked for; the answer carries the very name."""
-    settings: GatewaySettings = request.app.state.settings
-    upstreams: Upstreams = request.app.state.upstreams
-    if (model := settings.meant(body.model)) is None:
-        raise unknown_model(body.model, settings.names)
-    observed_in(request.scope).served = model
+    upstream = upstream_of(body.model, request)
     if body.stream_options is not None and not body.stream:
         raise ApiError(400, "stream_options needs stream to be true", param="stream_options")
-    return upstreams.of(settings.served[model])
+    return upstream

@@ -16,11 +16,11 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from autoglm_gateway.caller import Caller
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.failures import failure
-from autoglm_gateway.paths import GENERATING, HEALTH
+from autoglm_gateway.paths import HEALTH, WITH_BODY
 
 from .observed import RequestRecord
 
-ENDPOINTS = frozenset((*GENERATING, *HEALTH, "/", "/v1/models", "/version", "/metrics", "/docs"))
+ENDPOINTS = frozenset((*WITH_BODY, *HEALTH, "/", "/v1/models", "/version", "/metrics", "/docs"))
 REQUEST_ID = "x-request-id"
 _MODEL, _OTHER = "/v1/models/{name}", "other"
 _ID = re.compile(rb"[A-Za-z0-9._:/+=-]{1,128}")

@@ -36,6 +36,11 @@ class ToolUse:
     def functions(self) -> Functions:
         return _functions(self.tools)
 
+    @property
+    def told(self) -> list[dict[str, Any]]:
+        """What the model's template gets."""
+        return [_told(tool) for tool in self.tools]
+
     def parser(self) -> CallParser:
         return CallParser(self.form, self.functions, None if self.parallel else 1)
 
@@ -47,8 +52,7 @@ class ToolUse:
                 raise ApiError(400, sentence, param="tools", code="invalid_value")
         said = None if options.guided_json is None else _schema(options.guided_json)
         _check_depth(said, "guided_json")
-        told = [_told(tool) for tool in self.tools]
-        return options.with_changes({"tools": told, "guided_grammar": self._grammar(said), "guided_json": None})
+        return options.with_changes({"tools": self.told, "guided_grammar": self._grammar(said), "guided_json": None})
 
     def _grammar(self, said: Mapping[str, Any] | None) -> str | None:
         """None where nothing is held to."""

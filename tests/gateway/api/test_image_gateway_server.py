@@ -10,6 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import httpx
 import numpy as np
 import openai
 import pytest
@@ -46,6 +47,16 @@ class Sighted:
     client: Client
     openai: openai.OpenAI
     model: Any
+    url: str  # of the gateway
+
+    def ask(self, path: str, **body: Any) -> tuple[int, dict[str, Any]]:
+        answer = httpx.post(f"{self.url}{path}", json=body, timeout=60)
+        return answer.status_code, answer.json()
+
+    def tokens(self, **body: Any) -> dict[str, Any]:
+        status, answer = self.ask("/tokenize", **body)
+        assert status == 200, answer
+        return answer
 
     def chat(self, *content: Any, **options: Any) -> Any:
         """As Open-AutoGLM's agent asks."""
@@ -80,10 +91,10 @@ def sighted(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sighted]:
     with (
         LocalServer(MODEL_REPOSITORY, artifact=folder / "artifact") as server,
         Client(server.grpc_url) as client,
-        GatewayThread(GatewaySettings(servers=(server.grpc_url,))) as gateway,
+        GatewayThread(GatewaySettings(servers=(server.grpc_url,), tool_format="glm")) as gateway,
         openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="EMPTY", max_retries=0) as api,
     ):
-        yield Sighted(server, client, api, model)
+        yield Sighted(server, client, api, model, gateway.url)
 
 
 def test_the_agents_request_is_answered_as_transformers_does(sighted: Sighted) -> None:
@@ -139,3 +150,75 @@ def test_ten_screenshots_of_the_agents_size_fit(sighted: Sighted) -> None:
     assert len(screen) > 1_200_000
     answer = sighted.chat(*[screen] * 10, QUESTION)
     assert answer.choices[0].message.content and answer.usage.prompt_tokens > 10 * 64
+
+
+TOOLS = [{"type": "function", "function": {"name": "tap", "parameters": {"type": "object", "properties": {}}}}]
+LOW = {"type": "image_url", "image_url": {**picture(image_file(900, 1200, seed=9))["image_url"], "detail": "low"}}
+SAID = {"type": "text", "text": QUESTION}
+ASKED: list[dict[str, Any]] = [
+    {"messages": [{"role": "user", "content": QUESTION}]},
+    {"messages": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": QUESTION}], "tools": TOOLS},
+    {"messages": [{"role": "user", "content": QUESTION}], "tools": TOOLS, "tool_choice": "none"},
+    {"messages": [{"role": "user", "content": [picture(SCREENS[0]), SAID]}]},
+    {"messages": [{"role": "user", "content": [picture(SCREENS[0]), SAID, picture(image_file(300, 200, seed=8))]}]},
+    {"messages": [{"role": "user", "content": [LOW, SAID]}]},
+    {
+        "messages": [{"role": "user", "content": [picture(image_file(300, 200, seed=8)), SAID]}],
+        "mm_processor_kwargs": {"max_pixels": 20_000},
+    },
+    {"prompt": QUESTION},
+]
+
+
+@pytest.mark.parametrize("asked", ASKED, ids=lambda asked: "-".join(asked))
+def test_tokens_are_counted_as_usage_counts_them(sighted: Sighted, asked: dict[str, Any]) -> None:
+    """Of a text, a conversation, its tools where they are told of, and images however large they become."""
+    path = "/v1/completions" if "prompt" in asked else "/v1/chat/completions"
+    status, answer = sighted.ask(path, model="autoglm", max_tokens=1, **asked)
+    assert status == 200, answer
+    told = sighted.tokens(model="autoglm", **asked)
+    assert told["count"] == len(told["tokens"]) == answer["usage"]["prompt_tokens"]
+    assert told["max_model_len"] == 1024 and told["token_strs"] is None
+
+
+def test_image_tokens_are_shown_as_the_models_one_for_images(sighted: Sighted) -> None:
+    tokenizer = tiny_tokenizer()
+    told = sighted.tokens(messages=ASKED[3]["messages"], return_token_strs=True)
+    image = tokenizer.token_to_id("<|image|>")
+    at = told["tokens"].index(image)
+    assert told["tokens"][at : at + 6] == [image] * 6 and told["tokens"].count(image) == 2 * 3
+    expected = tokenizer.encode(f"[gMASK]<sop><|user|>\n{PLACE}{QUESTION}<|assistant|>\n", add_special_tokens=False)
+    assert told["tokens"][:at] + told["tokens"][at + 5 :] == expected.ids
+    assert told["token_strs"] == [tokenizer.id_to_token(token_id) for token_id in told["tokens"]]
+    cut = sighted.tokens(messages=ASKED[3]["messages"], add_generation_prompt=False)
+    assert cut["tokens"] + tokenizer.encode("<|assistant|>\n", add_special_tokens=False).ids == told["tokens"]
+    status, back = sighted.ask("/detokenize", tokens=told["tokens"])
+    images = PLACE.replace("<|image|>", "<|image|>" * 6)
+    assert (status, back) == (200, {"prompt": f"[gMASK]<sop><|user|>\n{images}{QUESTION}<|assistant|>\n"})
+    assert (
+        sighted.client.tokenize([{"role": "user", "content": [Image(SCREENS[0]), QUESTION]}]).num_tokens
+        == told["count"]
+    )
+    assert sighted.client.detokenize(told["tokens"]) == back["prompt"]
+
+
+def test_what_is_longer_than_the_model_takes_is_counted_too(sighted: Sighted) -> None:
+    words = QUESTION * 2000
+    told = sighted.tokens(prompt=words)
+    assert told["tokens"] == tiny_tokenizer().encode(words).ids and told["count"] > 1024
+    assert sighted.ask("/v1/completions", model="autoglm", prompt=words)[0] == 400
+    alone, seen = (
+        sighted.tokens(messages=[{"role": "user", "content": [*images, {"type": "text", "text": words}]}])["count"]
+        for images in ([], [picture(SCREENS[0])] * 10)
+    )
+    assert alone > 1024 and seen - alone == 10 * (2 * 3 + 2)
+
+
+def test_tokens_that_do_not_exist_and_broken_images_are_one_sentence(sighted: Sighted) -> None:
+    last = tiny_tokenizer().get_vocab_size() - 1
+    status, answer = sighted.ask("/detokenize", tokens=[0, last + 1])
+    expected = f"detokenize[1] is {last + 1}; the tokens of this model are 0 to {last}"
+    assert (status, answer["error"]["message"]) == (400, expected)
+    content = [picture(SCREENS[0][:20]), SAID]
+    status, answer = sighted.ask("/tokenize", messages=[{"role": "user", "content": content}])
+    assert status == 400 and "images[0]" in answer["error"]["message"], answer

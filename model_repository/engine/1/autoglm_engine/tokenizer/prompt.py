@@ -21,6 +21,7 @@ from .image_prompt import place_images, read_images, take_sizes
 from .kept_messages import KeptMessages
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
+from .token_questions import TokenAnswers, Tokenize
 from .tool_format import CALL_TOKENS, tool_ways
 from .tools.definitions import Tool, parse_tools
 from .tools.messages import check_tool_fields, has_calls
@@ -35,6 +36,7 @@ TEMPLATE_NAME = "chat_template.jinja"
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 26
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
+MAX_COUNTED_BYTES = 4 << 20  # of a prompt whose tokens are told, however many the model takes
 _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
 
 
@@ -58,11 +60,13 @@ class Prompter:
         vision: VisionSettings | None = None,
     ) -> None:
         self._vision = vision
+        self.answers = TokenAnswers(tokenizer)
         self._encoder = encoder or PlainEncoder(tokenizer)
         self._template = template
         self._max_tokens = max_length - 1  # one position is left for the answer
         self._longest_token = _longest_token(tokenizer)
         self._max_bytes = max_length * self._longest_token
+        self._asked = Tokenize()
 
     @classmethod
     def load(cls, folder: Path, manifest: Manifest) -> Prompter:
@@ -78,6 +82,15 @@ class Prompter:
         other = copy.copy(self)
         other._encoder = self._encoder.another()
         other._template = None if self._template is None else self._template.another()
+        return other
+
+    def for_counting(self, asked: Tokenize) -> Prompter:
+        """With the same processes, for prompts whose tokens are told and not computed: longer than the model takes,
+        too."""
+        other = copy.copy(self)
+        other._asked = asked
+        other._max_tokens = MAX_COUNTED_BYTES
+        other._max_bytes = max(self._max_bytes, MAX_COUNTED_BYTES)
         return other
 
     @property
@@ -114,7 +127,9 @@ class Prompter:
         messages = parse_messages(decode_utf8(raw, "messages"))
         sizes = take_sizes(messages)
         self._check_images(len(sizes), len(images))
-        rendered = self._template.render(messages, self._tools(tools), self._max_bytes)
+        rendered = self._template.render(
+            messages, self._tools(tools), self._max_bytes, add_generation_prompt=self._asked.add_generation_prompt
+        )
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
@@ -164,6 +179,8 @@ class Prompter:
         # Most texts that are too long show it in their beginning: then the rest is not encoded at all. Where the
         # beginning ends, it may cut a token into as many as the longest one has bytes.
         enough = self._max_tokens + self._longest_token
+        if (asked := self._asked.add_special_tokens) is not None:
+            special_tokens = asked
         beginning = text[: enough * _CHARACTERS_PER_TOKEN]
         ids = self._encoder.encode(beginning, name, special_tokens=special_tokens)
         if len(beginning) < len(text) and len(ids) <= enough:
@@ -222,26 +239,39 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[Tool] | None = None,
         max_characters: int = MAX_RENDERED_CHARACTERS,
+        *,
+        add_generation_prompt: bool = True,
     ) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
         its limits on them."""
         messages = [_without_nulls(turn) for turn in messages]
         if self._ways.calls == "plain text" and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
+
+        def rendered(turns: list[dict[str, Any]]) -> str:
+            return self._rendered(turns, tools, max_characters, add_generation_prompt=add_generation_prompt)
+
         try:
-            text = self._rendered(messages, tools, max_characters)
-            self._kept.check(messages, text, lambda others: self._rendered(others, tools, max_characters))
+            text = rendered(messages)
+            self._kept.check(messages, text, rendered)
         except RecursionError:
             raise InvalidRequest("messages are nested too deeply") from None
         return text
 
-    def _rendered(self, messages: list[dict[str, Any]], tools: list[Tool] | None, max_characters: int) -> str:
+    def _rendered(
+        self,
+        messages: list[dict[str, Any]],
+        tools: list[Tool] | None,
+        max_characters: int,
+        *,
+        add_generation_prompt: bool,
+    ) -> str:
         if self._ways.calls == "metadata":
             messages = in_metadata(messages)
         if tools and self._ways.tools == "system item":
             messages, tools = with_tools_in_system_item(messages, tools), None
-        names = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": True}
-        return self._process.render(names, max_characters)
+        names = {"messages": messages, "tools": tools, "documents": None}
+        return self._process.render(names | {"add_generation_prompt": add_generation_prompt}, max_characters)
 
 
 def verify_texts(folder: Path, manifest: Manifest) -> None:

@@ -19,7 +19,7 @@ from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.board.finder import EngineBoard
 from autoglm_engine.triton.board.seal import Kind
 
-from .tokenizer_model import ParsedRequest, RequestPreprocessor, Tensors
+from .tokenizer_model import Admitted, ParsedRequest, RequestPreprocessor, Tensors
 
 _log = logging.getLogger(__name__)
 _SEND_SECONDS = 5.0
@@ -87,12 +87,17 @@ class TokenizerDispatcher:
 
         def encode() -> None:
             admitted = self._preprocessor.encode(asked, prompter)
-            sealed = self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
-            made.append((admitted.token_ids, sealed))
+            made.append((admitted.token_ids, self._sealed(asked, admitted)))
 
         self._attempt(encode, reply)
         for token_ids, sealed in made:
             self._hand_on(partial(reply.send, token_ids, sealed), reply)
+
+    def _sealed(self, asked: ParsedRequest, admitted: Admitted) -> Packed:
+        """Only what the engine may take."""
+        if asked.question is not None:
+            return admitted.request
+        return self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
 
     def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
         """Or tell why not: one request never takes others with it."""

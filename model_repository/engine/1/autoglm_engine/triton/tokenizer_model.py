@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
@@ -25,11 +26,13 @@ from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
 from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
+from autoglm_engine.tokenizer.token_questions import Detokenize, TokenQuestion, read_token_question
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
 IMAGES_INPUT = "images"
+CONTROL_INPUT = "control"
 INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
 _USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
@@ -44,6 +47,8 @@ _LISTS = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Admitted:
+    """`request`: for the engine; where a question about tokens was asked, its answer as JSON, which is not sealed."""
+
     token_ids: TokenIds  # [num_prompt_tokens]
     request: Packed
 
@@ -61,6 +66,7 @@ class ParsedRequest:
     prompt: bytes
     tools: bytes | None
     images: tuple[bytes, ...] = ()  # files or data URLs
+    question: TokenQuestion | None = None  # None: the prompt is to be answered
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -123,27 +129,40 @@ class RequestPreprocessor:
         checked_parameters = read_parameters(parameters, INPUTS, _USED)
         values = {name: read_value(name, tensors[name]) for name in OPTIONS if name in tensors}
         foreign = {name: read_value(name, tensors[name]) for name in FOREIGN_INPUTS if name in tensors}
+        question = None
+        if CONTROL_INPUT in tensors:
+            question = read_token_question(read_single(CONTROL_INPUT, tensors[CONTROL_INPUT]))
+            _check_alone(tensors, question)
+        if isinstance(question, Detokenize):
+            return ParsedRequest(arrival, values, {}, {}, 0, "", b"", None, question=question)
         given = [name for name in PROMPT_INPUTS if name in tensors]
         if len(given) != 1:
             said = "both are set" if given else "neither is set"
             raise InvalidRequest(f"a request needs text_input or messages, and only one of them; {said}")
         prompt = read_single(given[0], tensors[given[0]])
-        self._prompter.check_size(prompt, given[0])
+        prompter = self._prompter if question is None else self._prompter.for_counting(question)
+        prompter.check_size(prompt, given[0])
         tools = read_single(TOOLS_INPUT, tensors[TOOLS_INPUT]) if TOOLS_INPUT in tensors else None
         if tools is not None and given[0] != "messages":
             raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
         images = read_images(tensors[IMAGES_INPUT], given[0]) if IMAGES_INPUT in tensors else ()
-        return ParsedRequest(arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools, images)
+        return ParsedRequest(
+            arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools, images, question
+        )
 
     def is_quick(self, asked: ParsedRequest) -> bool:
         """Encoding it is sure to take no longer than other work with a request."""
         has_words = asked.is_foreign or BAD_WORDS in asked.values
+        if asked.question is not None:
+            return False
         is_short = asked.input_name == "text_input" and len(asked.prompt) <= QUICK_BYTES and not has_words
         return is_short and self._prompter.is_quick
 
     def encode(self, asked: ParsedRequest, prompter: Prompter | None = None) -> Admitted:
         """`prompter`: in place of the preprocessor's own."""
         prompter = prompter or self._prompter
+        if asked.question is not None:
+            return _answered(asked, asked.question, prompter)
         arrival, values = asked.arrival, asked.values
         if asked.is_foreign:
             values = self._foreign.translate(asked.foreign, values, asked.sampling)
@@ -172,6 +191,24 @@ class RequestPreprocessor:
             images=prompt.images,
         )
         return Admitted(token_ids, with_files(pack_request(request, self._artifact), prompt.files))
+
+
+def _answered(asked: ParsedRequest, question: TokenQuestion, prompter: Prompter) -> Admitted:
+    if isinstance(question, Detokenize):
+        told = prompter.answers.text(question)
+        token_ids = np.asarray(question.token_ids, dtype=np.int32)
+    else:
+        token_ids = _prompt(asked, prompter.for_counting(question)).token_ids
+        told = prompter.answers.tokens(token_ids, question)
+    return Admitted(token_ids, np.frombuffer(json.dumps(told).encode(), dtype=np.uint8))
+
+
+def _check_alone(tensors: Tensors, question: TokenQuestion) -> None:
+    """Options are of answers, and here none is generated."""
+    is_prompt = not isinstance(question, Detokenize)
+    beside = {CONTROL_INPUT, "tenant", *((*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT) if is_prompt else ())}
+    if others := sorted(tensors.keys() - beside):
+        raise InvalidRequest(f"{others[0]} does not go with control, which asks for tokens or their text alone")
 
 
 def _prompt(asked: ParsedRequest, prompter: Prompter) -> Prompt:
