@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import struct
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,7 +22,7 @@ TOOL = {"type": "function", "function": {"name": "tap"}}
 
 
 class TokenizerTransport(FakeTransport):
-    """Tells three tokens, whatever is asked, or fails."""
+    """Fails where it is asked for tokens, if there is an error."""
 
     def __init__(self, max_images: int = 0, error: Exception | None = None) -> None:
         super().__init__()
@@ -31,21 +30,10 @@ class TokenizerTransport(FakeTransport):
         self._error = error
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
-        if request.model_name.endswith("engine"):
-            async for answer in super().stream(request):
-                yield answer
-            return
-        self.requests.append(request)
-        if self._error:
-            raise self._error
-        made = pb.ModelInferResponse(model_name=request.model_name)
-        for name, raw in (
-            ("token_ids", struct.pack("<3i", 5, 6, 7)),
-            ("request", json.dumps({"token_strs": ["a", "b", "c"], "text": "abc"}).encode()),
-        ):
-            made.outputs.add(name=name)
-            made.raw_output_contents.append(raw)
-        yield made
+        async for answer in super().stream(request):
+            if self._error and request.model_name.endswith("tokenizer"):
+                raise self._error
+            yield answer
 
 
 def asked_of(transport: FakeTransport) -> dict[str, Any]:

@@ -58,6 +58,9 @@ class FakeTransport:
             yield self._control(json.loads(request.raw_input_contents[0][4:]))
             return
         self.requests.append(request)
+        if request.model_name.endswith("tokenizer"):
+            yield _tokens_response(request.model_name)
+            return
         self.running.add(request.id)
         self.max_running = max(self.max_running, len(self.running))
         script = self.script if isinstance(self.script, Script) else self.script(request)
@@ -124,6 +127,16 @@ class FakeTransport:
         if "limits" in command:
             return control_response(self.limits)
         return control_response({"running": len(self.running)})
+
+
+def _tokens_response(model: str) -> pb.ModelInferResponse:
+    """Three tokens, whatever is asked."""
+    made = pb.ModelInferResponse(model_name=model)
+    told = json.dumps({"token_strs": ["a", "b", "c"], "text": "abc"}).encode()
+    for name, raw in (("token_ids", struct.pack("<3i", 5, 6, 7)), ("request", told)):
+        made.outputs.add(name=name)
+        made.raw_output_contents.append(raw)
+    return made
 
 
 def inputs_of(request: pb.ModelInferRequest) -> dict[str, bytes]:
