@@ -16,6 +16,7 @@ import psutil
 from autoglm_cli.server.ports import check_ports
 from autoglm_cli.server.ports import free_ports as free_ports_of
 from autoglm_client.exceptions import LocalServerError
+from autoglm_engine.triton.board.file import Board, board_id
 
 from tests.support.server.processes import has_ended, shared_memory
 
@@ -55,7 +56,10 @@ class Replica:
             self._wait_until_ready()
             self.start_seconds = time.monotonic() - began
             self.family = self._members()
-            self._shared = shared_memory(*self.family.values())
+            server = self.family["tritonserver"].pid
+            self._shared = {
+                path for path in shared_memory(*self.family.values()) if not _is_board_of_another(path, server)
+            }
         except BaseException:
             self.kill()
             raise
@@ -107,6 +111,14 @@ class Replica:
         named = {_name(process): process for process in self._process.children(recursive=True)}
         assert sorted([*named, "cli"]) == sorted(FAMILY), named
         return {"cli": self._process, **named}
+
+
+def _is_board_of_another(path: Path, server: int) -> bool:
+    """Models that look for the boards of their own server open those of others, too, and close them again."""
+    if board_id(path.name) is None:
+        return False
+    board = Board.open(path)
+    return board is None or board.server.pid != server
 
 
 def _name(process: psutil.Process) -> str:
