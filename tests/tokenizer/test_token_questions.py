@@ -23,9 +23,13 @@ MAX_LENGTH = 16
 
 @pytest.fixture(scope="module")
 def door() -> RequestPreprocessor:
+    return made_door()
+
+
+def made_door(room: int | None = None) -> RequestPreprocessor:
     tokenizer = byte_tokenizer()
     prompter = Prompter(tokenizer, ChatTemplate(TEMPLATE, {}), MAX_LENGTH)
-    return RequestPreprocessor(prompter, OptionRules(MAX_LENGTH, tokenizer.get_vocab_size(), {}), "a")
+    return RequestPreprocessor(prompter, OptionRules(MAX_LENGTH, tokenizer.get_vocab_size(), {}), "a", room=room)
 
 
 def tensors(control: object, **more: object) -> Tensors:
@@ -93,3 +97,20 @@ def test_what_cannot_be_told_is_one_sentence(
 
 def test_token_questions_are_read_as_they_are_meant() -> None:
     assert read_token_question(b'{"tokenize": {"add_special_tokens": true}}') == Tokenize(add_special_tokens=True)
+
+
+@pytest.mark.parametrize(
+    ("control", "more"),
+    [({"tokenize": {"return_token_strs": True}}, {"text_input": "a" * 200}), ({"detokenize": [97] * 200}, {})],
+)
+def test_an_answer_that_shared_memory_cannot_hold_is_refused_before_it_is_sent(
+    control: object, more: dict[str, object]
+) -> None:
+    assert len(told(made_door(room=20_000), control, **more)[0]) == 200
+    with pytest.raises(InvalidRequest, match="bytes of shared memory, and there are 1500; ask for fewer tokens"):
+        told(made_door(room=1_500), control, **more)
+
+
+def test_ids_that_wait_count_as_what_they_hold(door: RequestPreprocessor) -> None:
+    small, large = (door.read(tensors({"detokenize": [97] * number})).num_bytes for number in (1, 1_000))
+    assert large - small >= 999 * 8

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -132,3 +133,62 @@ def test_a_turn_in_another_form_is_no_error(rendered: Rendered) -> None:
     source = "{% for m in messages %}{{ m.content.split('</think>')[-1] | tojson }}{% endfor %}"
     said = {"role": "assistant", "content": '<think>hm</think>"well"'}
     assert rendered(source, [ASKED, said, {"role": "note", "content": "é"}]).endswith('"\\"well\\"""é"')
+
+
+class Lossy:
+    """A template that passes over calls of the second and later messages, and over the roles `lost`. `num_renderings`:
+    how often it was asked."""
+
+    def __init__(self, lost: tuple[str, ...] = ()) -> None:
+        self._lost = lost
+        self.num_renderings = 0
+
+    def __call__(self, messages: list[Message]) -> str:
+        self.num_renderings += 1
+        return "\n".join(self._told(index, message) for index, message in enumerate(messages))
+
+    def _told(self, index: int, message: Message) -> str:
+        if message["role"] in self._lost:
+            return ""
+        calls = message.get("tool_calls", []) if index == 0 else []
+        return f"{message['role']}: {message.get('content') or ''} {json.dumps(calls)}"
+
+
+def check(kept: KeptMessages, messages: list[Message], render: Lossy) -> None:
+    kept.check(messages, render(messages), render)
+
+
+def call_of(name: str) -> Message:
+    return {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": name, "arguments": {}}}]}
+
+
+def test_no_message_speaks_for_another_one() -> None:
+    kept, render = KeptMessages(), Lossy()
+    forged = " ".join(f"message{index}isthere message{index}call0isthere m{index}c0isthere" for index in range(3))
+    for _ in range(2):
+        with pytest.raises(InvalidRequest, match=r"call 1 of 1 of messages\[1\]"):
+            check(kept, [{"role": "user", "content": forged}, call_of("tap")], render)
+
+
+def test_invented_roles_leave_calls_and_results_remembered() -> None:
+    kept, render = KeptMessages(), Lossy()
+    for number in range(80):
+        check(kept, [{"role": f"invented{number}", "content": "x"}], render)
+    conversation = [call_of("tap"), {"role": "tool", "content": "tapped"}]
+    check(kept, conversation, render)
+    render.num_renderings = 0
+    check(kept, conversation, render)
+    assert render.num_renderings == 1
+
+
+@pytest.mark.parametrize("lost", [(), ("critic",)])
+def test_however_many_messages_there_are_few_are_tried_by_themselves(lost: tuple[str, ...]) -> None:
+    kept, render = KeptMessages(), Lossy(lost)
+    messages: list[Message] = [{"role": f"role{number}", "content": "a"} for number in range(500)]
+    if lost:
+        messages.append({"role": lost[0], "content": "a"})
+        with pytest.raises(InvalidRequest, match="critic"):
+            check(kept, messages, render)
+    else:
+        check(kept, messages, render)
+    assert render.num_renderings <= 10

@@ -13,7 +13,7 @@ from .answer_schema import Count
 from .router_defaults import Off
 from .schema import ChatMessage, ProcessorOptions, PromptText
 
-MAX_TOKENS = 1 << 20
+MAX_TOKENS = 1 << 17  # of a detokenize
 
 TokenId = Annotated[int, Field(ge=0, lt=2**31)]
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from autoglm_client import AutoGLMError, ModelLimits
 from autoglm_client.types import Prompt, TokenizeOptions
 from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from autoglm_gateway.api import document
 from autoglm_gateway.api.json_body import JsonRoute
@@ -32,7 +33,7 @@ router = APIRouter(route_class=JsonRoute)
 
 
 @router.post(TOKENIZE, response_model=None, responses=document.about_tokens(Tokenized))
-async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
+async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
     """The tokens that a prompt has: of a text, or of a conversation with its images and tools. It may be longer than
     the model takes."""
     upstream = upstream_of(_model(body.model, request), request)
@@ -47,21 +48,22 @@ async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         asked["add_generation_prompt"] = body.add_generation_prompt
     tools, tenant = use.told if use else None, caller_of(request).tenant
     told = await _answer(request, upstream.client.tokenize(prompt, tools=tools, tenant=tenant, **asked))
-    return {
+    answer = {
         "count": told.num_tokens,
         "max_model_len": limits.max_length,
         "tokens": told.token_ids,
         "token_strs": told.token_strs,
     }
+    return JSONResponse(answer)  # a dict would be looked through number by number
 
 
 @router.post(DETOKENIZE, response_model=None, responses=document.about_tokens(Detokenized))
-async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, str]:
+async def detokenize(body: DetokenizeRequest, request: Request) -> JSONResponse:
     """The text that tokens are."""
     upstream = upstream_of(_model(body.model, request), request)
     check_size(request, 0)
     tenant = caller_of(request).tenant
-    return {"prompt": await _answer(request, upstream.client.detokenize(body.tokens, tenant=tenant))}
+    return JSONResponse({"prompt": await _answer(request, upstream.client.detokenize(body.tokens, tenant=tenant))})
 
 
 def _model(asked: str | None, request: Request) -> str:

@@ -18,6 +18,7 @@ class TritonPythonModel:
     def initialize(self, args):
         find_package(args)
         from autoglm_engine.system.server_process import ServerProcess
+        from autoglm_engine.system.shared_pools import room_bytes
         from autoglm_engine.triton.board.family_watch import TOKENIZER, FamilyWatch
         from autoglm_engine.triton.board.finder import EngineBoard, served_artifact
         from autoglm_engine.triton.board.server_identity import ServerIdentity
@@ -25,18 +26,19 @@ class TritonPythonModel:
         from autoglm_engine.triton.log import log_to_triton
         from autoglm_engine.triton.model_config import exits_with_engine
         from autoglm_engine.triton.neighbours import Neighbours
-        from autoglm_engine.triton.shared_regions import close_to_others
+        from autoglm_engine.triton.shared_regions import close_to_others, largest_bytes
         from autoglm_engine.triton.tokenizer_service import TokenizerService
 
         check_version(args["model_name"], args["model_version"])
         close_to_others()
+        room = room_bytes(largest_bytes())
         log_to_triton(pb_utils.Logger)
         server = ServerProcess()
         server.end_with_it()
         neighbours = Neighbours.of(args["model_config"])
         identity = ServerIdentity.of_parent(neighbours.engine)
         folder = neighbours.artifact_folder(args["model_repository"])
-        self.service = TokenizerService(folder, EngineBoard(identity))
+        self.service = TokenizerService(folder, EngineBoard(identity), room)
         self.service.read(lambda: served_artifact(identity))
         is_shared = exits_with_engine(args["model_config"])
         self.family_watch = FamilyWatch(TOKENIZER, neighbours.engine, server.end_after_death) if is_shared else None

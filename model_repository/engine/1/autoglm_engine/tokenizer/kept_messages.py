@@ -8,7 +8,9 @@ form; so other words are put in its place: where the prompt stays the same, it i
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+import re
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
 from autoglm_engine.errors import InvalidRequest
@@ -19,8 +21,11 @@ Message = dict[str, Any]
 Render = Callable[[list[Message]], str]
 Place = tuple[int, int | None]  # a message, and which of its calls
 
+_CALL_SHAPES = frozenset({"one call", "calls", "one call beside text", "calls beside text", "role tool"})
 _PLAIN_SHAPES = frozenset({"role system", "role user", "role assistant"})
-_MAX_SHAPES = 64  # that are remembered: roles are a caller's
+_MAX_SHAPES = 64  # that are remembered of roles, which are a caller's
+_MAX_SEARCHES = 16  # of the whole prompt; who is not found by then is tried
+_MAX_TRIALS = 8  # renderings of one message each
 _BEGINNING = 64  # characters of a message that are looked for: comparing the rest takes a tenth of searching it
 _MAX_SHOWN = 40  # characters of a message
 
@@ -38,30 +43,43 @@ class KeptMessages:
         places = [place for index in suspects for place in _places(messages[index], index)]
         if not places:
             return
+        secret = secrets.token_hex(8)  # no message of a caller's is taken for a mark
         try:
-            marked = render(_marked(messages, places))
+            marked = set(re.findall(f"{secret}[0-9a-z]+isthere", render(_marked(messages, places, secret))))
         except InvalidRequest:
             return  # it reads what it refuses
-        for place in places:
-            if _mark(place) not in marked and _is_lost(messages, place, text, render):
+        missing = [place for place in places if _mark(place, secret) not in marked]
+        for place in missing[:_MAX_TRIALS]:
+            if _is_lost(messages, place, text, render, secret):
                 raise InvalidRequest(_sentence(messages[place[0]], place))
-        for index in suspects:
-            if len(self._kept) < _MAX_SHAPES:
-                self._kept.add(_shape(messages[index]))
+        if not missing:
+            self._remember(map(messages.__getitem__, suspects))
+
+    def _remember(self, messages: Iterable[Message]) -> None:
+        for shape in map(_shape, messages):
+            if shape in _CALL_SHAPES or len(self._kept) < _MAX_SHAPES:
+                self._kept.add(shape)
 
     def _suspects(self, messages: Sequence[Message], text: str) -> Iterator[int]:
-        at = 0  # messages are told in their order: each is looked for where the last one ended
+        at, searches = 0, 0  # messages are told in their order: each is looked for where the last one ended
         for index, message in enumerate(messages):
-            tried = _shape(message) in self._kept
-            if has_calls(message):
-                if not tried or not all(call["function"]["name"] in text for call in message["tool_calls"]):
+            if _shape(message) not in self._kept:
+                if has_calls(message) or message.get("content"):
                     yield index
-            elif content := _said(message):
-                begin = text.find(content[:_BEGINNING], at)
-                if shows := begin >= 0 and text.startswith(content, begin):
-                    at = begin + len(content)
-                if not tried or not (shows or _shows(content, text)):
+                continue
+            for said in _names(message) or [_said(message)]:
+                begin = text.find(said[:_BEGINNING], at) if searches < _MAX_SEARCHES else -1
+                if begin >= 0 and text.startswith(said, begin):
+                    at = begin + len(said)
+                    continue
+                searches += 1
+                if searches > _MAX_SEARCHES or not _shows(said, text):
                     yield index
+                    break
+
+
+def _names(message: Message) -> list[str]:
+    return [call["function"]["name"] for call in message["tool_calls"]] if has_calls(message) else []
 
 
 def _said(message: Message) -> str:
@@ -88,18 +106,18 @@ def _places(message: Message, index: int) -> Iterator[Place]:
         yield index, None
 
 
-def _is_lost(messages: Sequence[Message], place: Place, text: str, render: Render) -> bool:
+def _is_lost(messages: Sequence[Message], place: Place, text: str, render: Render, secret: str) -> bool:
     try:
-        return render(_marked(messages, [place])) == text
+        return render(_marked(messages, [place], secret)) == text
     except InvalidRequest:
         return False
 
 
-def _marked(messages: Sequence[Message], places: Sequence[Place]) -> list[Message]:
+def _marked(messages: Sequence[Message], places: Sequence[Place], secret: str) -> list[Message]:
     marked = list(messages)
     for place in places:
         index, call = place
-        marked[index] = _with_mark(marked[index], call, _mark(place))
+        marked[index] = _with_mark(marked[index], call, _mark(place, secret))
     return marked
 
 
@@ -111,9 +129,9 @@ def _with_mark(message: Message, at: int | None, mark: str) -> Message:
     return {**message, "tool_calls": calls}
 
 
-def _mark(place: Place) -> str:
+def _mark(place: Place, secret: str) -> str:
     index, call = place
-    return f"message{index}isthere" if call is None else f"message{index}call{call}isthere"
+    return f"{secret}m{index}isthere" if call is None else f"{secret}m{index}c{call}isthere"
 
 
 def _sentence(message: Message, place: Place) -> str:

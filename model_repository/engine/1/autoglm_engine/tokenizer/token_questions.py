@@ -15,8 +15,9 @@ from autoglm_engine.errors import InvalidRequest
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
 
-MAX_TOKENS = 1 << 20  # of a detokenize
-MAX_CONTROL_BYTES = 16 << 20
+MAX_TOKENS = 1 << 17  # of a detokenize
+MAX_CONTROL_BYTES = 2 << 20
+_ID_BYTES = 40  # of a number and its place in a list
 _FORMS = '{"tokenize": {option: true or false, ...}} or {"detokenize": [token id, ...]}'
 
 
@@ -35,6 +36,11 @@ class Detokenize:
     """Which text these tokens are."""
 
     token_ids: Sequence[int]
+
+    @property
+    def num_bytes(self) -> int:
+        """Held while it waits."""
+        return _ID_BYTES * len(self.token_ids)
 
 
 TokenQuestion = Tokenize | Detokenize

@@ -49,9 +49,9 @@ class TokenizerDispatcher:
         self._end: EngineError | None = None
 
     @classmethod
-    def load(cls, board: EngineBoard, folder: Path, manifest: Manifest) -> TokenizerDispatcher:
+    def load(cls, board: EngineBoard, room: int | None, folder: Path, manifest: Manifest) -> TokenizerDispatcher:
         """Raises ArtifactError."""
-        return cls(RequestPreprocessor.load(folder, manifest), board)
+        return cls(RequestPreprocessor.load(folder, manifest, room), board)
 
     def take(self, tensors: Tensors, parameters: str, timeout_us: int, reply: TokenizerReply) -> None:
         """Answers, now or later. `parameters` and `timeout_us` are Triton's. What is found wrong without rendering and

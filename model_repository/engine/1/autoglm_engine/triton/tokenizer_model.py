@@ -79,7 +79,8 @@ class ParsedRequest:
 
     @property
     def num_bytes(self) -> int:
-        return len(self.prompt) + len(self.tools or b"") + sum(map(len, self.images))
+        asked = self.question.num_bytes if isinstance(self.question, Detokenize) else 0
+        return asked + len(self.prompt) + len(self.tools or b"") + sum(map(len, self.images))
 
     @property
     def tenant(self) -> str:
@@ -97,7 +98,10 @@ class RequestPreprocessor:
         artifact: str,
         clock: Callable[[], float] = time.monotonic,
         eos_token_ids: Collection[int] = (),
+        room: int | None = None,
     ) -> None:
+        """`room`: bytes that a question about tokens and its answer may have together; None: any number."""
+        self._room = room
         self._prompter = prompter
         self._rules = rules
         self._artifact = artifact
@@ -105,10 +109,10 @@ class RequestPreprocessor:
         self._clock = clock
 
     @classmethod
-    def load(cls, folder: Path, manifest: Manifest) -> RequestPreprocessor:
+    def load(cls, folder: Path, manifest: Manifest, room: int | None = None) -> RequestPreprocessor:
         verify_texts(folder, manifest)
         prompter, rules = Prompter.load(folder, manifest), OptionRules.of(manifest)
-        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids)
+        return cls(prompter, rules, manifest.short_digest, eos_token_ids=manifest.eos_token_ids, room=room)
 
     def close(self) -> None:
         self._prompter.close()
@@ -162,7 +166,7 @@ class RequestPreprocessor:
         """`prompter`: in place of the preprocessor's own."""
         prompter = prompter or self._prompter
         if asked.question is not None:
-            return _answered(asked, asked.question, prompter)
+            return self._answered(asked, asked.question, prompter)
         arrival, values = asked.arrival, asked.values
         if asked.is_foreign:
             values = self._foreign.translate(asked.foreign, values, asked.sampling)
@@ -192,15 +196,22 @@ class RequestPreprocessor:
         )
         return Admitted(token_ids, with_files(pack_request(request, self._artifact), prompt.files))
 
-
-def _answered(asked: ParsedRequest, question: TokenQuestion, prompter: Prompter) -> Admitted:
-    if isinstance(question, Detokenize):
-        told = prompter.answers.text(question)
-        token_ids = np.asarray(question.token_ids, dtype=np.int32)
-    else:
-        token_ids = _prompt(asked, prompter.for_counting(question)).token_ids
-        told = prompter.answers.tokens(token_ids, question)
-    return Admitted(token_ids, np.frombuffer(json.dumps(told).encode(), dtype=np.uint8))
+    def _answered(self, asked: ParsedRequest, question: TokenQuestion, prompter: Prompter) -> Admitted:
+        """An answer's size has little to do with the question's: whoever asks chooses it."""
+        if isinstance(question, Detokenize):
+            told = prompter.answers.text(question)
+            token_ids = np.asarray(question.token_ids, dtype=np.int32)
+        else:
+            token_ids = _prompt(asked, prompter.for_counting(question)).token_ids
+            told = prompter.answers.tokens(token_ids, question)
+        answer = np.frombuffer(json.dumps(told).encode(), dtype=np.uint8)
+        needed = asked.num_bytes + token_ids.nbytes + answer.nbytes
+        if self._room is not None and needed > self._room:
+            raise InvalidRequest(
+                f"the question and its answer take {needed} bytes of shared memory, and there are {self._room}; "
+                "ask for fewer tokens"
+            )
+        return Admitted(token_ids, answer)
 
 
 def _check_alone(tensors: Tensors, question: TokenQuestion) -> None:

@@ -19,12 +19,12 @@ _LAST_SECONDS = 1.0
 
 
 class TokenizerService:
-    """All of it is for the thread that brings requests."""
+    """All of it is for the thread that brings requests. `room`: as of `RequestPreprocessor`."""
 
-    def __init__(self, folder: Path, board: EngineBoard) -> None:
+    def __init__(self, folder: Path, board: EngineBoard, room: int | None = None) -> None:
         self._board = board
         self._is_ending = False
-        load = partial(TokenizerDispatcher.load, board)
+        load = partial(TokenizerDispatcher.load, board, room)
         self._dispatchers = FollowedArtifact(folder, load, most=1, let_go=self._let_go)
 
     def read(self, served: Callable[[], str | None]) -> None:
