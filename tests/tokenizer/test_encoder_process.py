@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from tests.support.engine.fakes import byte_tokenizer
 from tests.support.engine.split_tokenizers import write_split_only
+from tests.tokenizer.conftest import Children
 
 pytestmark = pytest.mark.slow
 
@@ -47,9 +48,9 @@ def test_ids_are_those_of_this_process(process: EncoderProcess, text: str, speci
     assert found.dtype == expected.dtype and found.tolist() == expected.tolist()
 
 
-def test_it_yields_to_this_process(process: EncoderProcess) -> None:
+def test_it_yields_to_this_process(process: EncoderProcess, children: Children) -> None:
     process.encode("a", "text", special_tokens=False)
-    (worker,) = psutil.Process().children()
+    (worker,) = children()
     assert worker.nice() == min(psutil.Process().nice() + 5, 19)
 
 
@@ -72,9 +73,9 @@ def test_what_makes_the_library_fail_ends_its_request_alone(tmp_path: Path) -> N
     process.close()
 
 
-def test_a_process_that_somebody_ended_is_started_again(process: EncoderProcess) -> None:
+def test_a_process_that_somebody_ended_is_started_again(process: EncoderProcess, children: Children) -> None:
     ids = process.encode("one", "text", special_tokens=False).tolist()
-    (child,) = psutil.Process().children()
+    (child,) = children()
     child.kill()
     assert process.encode("one", "text", special_tokens=False).tolist() == ids
 
@@ -92,16 +93,18 @@ def test_another_reads_the_file_that_was_there(process: EncoderProcess, path: Pa
     other.close()
 
 
-def test_short_texts_are_encoded_here_unless_a_pattern_may_take_for_ever(path: Path, tmp_path: Path) -> None:
+def test_short_texts_are_encoded_here_unless_a_pattern_may_take_for_ever(
+    path: Path, tmp_path: Path, children: Children
+) -> None:
     before = psutil.Process().num_fds()
     tame = BoundedEncoder.load(path, Tokenizer.from_file(str(path)))
     bomb = write_split_only(tmp_path / "bomb.json", BOMB)
     wild = BoundedEncoder.load(bomb, Tokenizer.from_file(str(bomb)), LIMITS)
     assert (tame.is_tame, wild.is_tame) == (True, False)
     tame.encode("a" * MAX_IN_PROCESS, "text", special_tokens=False)
-    assert not psutil.Process().children()
+    assert not children()
     tame.encode("a" * (MAX_IN_PROCESS + 1), "text", special_tokens=False)
-    assert len(psutil.Process().children()) == 1
+    assert len(children()) == 1
     began = time.process_time()
     with pytest.raises(EngineError):
         wild.encode("a" * 30 + "!", "text", special_tokens=False)
@@ -109,10 +112,10 @@ def test_short_texts_are_encoded_here_unless_a_pattern_may_take_for_ever(path: P
     tame.close()
     wild.close()
     del tame, wild
-    assert not psutil.Process().children() and psutil.Process().num_fds() == before
+    assert not children() and psutil.Process().num_fds() == before
 
 
-def test_it_can_be_ended_from_another_thread(tmp_path: Path) -> None:
+def test_it_can_be_ended_from_another_thread(tmp_path: Path, children: Children) -> None:
     process = EncoderProcess(write_split_only(tmp_path / "tokenizer.json", SLOW), EncoderLimits(seconds=600.0))
     process.encode("a", "text", special_tokens=False)
     threading.Timer(0.3, process.kill).start()
@@ -120,4 +123,4 @@ def test_it_can_be_ended_from_another_thread(tmp_path: Path) -> None:
         process.encode(" " * 200_000 + "x", "text", special_tokens=False)
     with pytest.raises(ShuttingDown):
         process.encode("a", "text", special_tokens=False)
-    assert not psutil.Process().children()
+    assert not children()

@@ -15,6 +15,7 @@ from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.template_process import TemplateLimits
 
 from tests.support.server.processes import wait_for_end
+from tests.tokenizer.conftest import Children
 
 pytestmark = pytest.mark.slow
 
@@ -57,10 +58,6 @@ def made() -> Iterator[Callable[[str], ChatTemplate]]:
         template.close()
 
 
-def children() -> list[psutil.Process]:
-    return psutil.Process().children()
-
-
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_rendering_beyond_its_limits_ends_its_request_alone(case: str, made: Callable[[str], ChatTemplate]) -> None:
     body, message = HOSTILE[case]
@@ -83,7 +80,9 @@ def test_a_rendering_beyond_its_limits_ends_its_request_alone(case: str, made: C
         ("{% if x %}" * 3000 + "{% endif %}" * 3000, "cannot be read"),
     ],
 )
-def test_a_template_that_cannot_be_compiled_within_limits_is_refused_at_load(source: str, message: str) -> None:
+def test_a_template_that_cannot_be_compiled_within_limits_is_refused_at_load(
+    source: str, message: str, children: Children
+) -> None:
     with pytest.raises(ArtifactError, match=message):
         ChatTemplate(source, {}, LIMITS).start()
     assert not children()
@@ -97,7 +96,9 @@ def test_more_text_than_fits_is_not_put_together(made: Callable[[str], ChatTempl
     assert len(template.render(CALM)) == 8000
 
 
-def test_a_process_that_somebody_ended_is_started_again(made: Callable[[str], ChatTemplate]) -> None:
+def test_a_process_that_somebody_ended_is_started_again(
+    made: Callable[[str], ChatTemplate], children: Children
+) -> None:
     template = made("{{ messages[0].content }}")
     template.start()
     (child,) = children()
@@ -107,7 +108,7 @@ def test_a_process_that_somebody_ended_is_started_again(made: Callable[[str], Ch
     assert [other.pid for other in children()] != [child.pid]
 
 
-def test_a_process_that_stands_still_is_replaced() -> None:
+def test_a_process_that_stands_still_is_replaced(children: Children) -> None:
     template = ChatTemplate("{{ messages[0].content }}", {}, TemplateLimits(wall_seconds=1.0))
     template.start()
     (child,) = children()
@@ -132,7 +133,7 @@ def test_any_text_comes_through_as_it_is(made: Callable[[str], ChatTemplate]) ->
     assert template.render(CALM).startswith("calm|")
 
 
-def test_renderings_of_many_threads_are_each_their_own(made: Callable[[str], ChatTemplate]) -> None:
+def test_renderings_of_many_threads_are_each_their_own(made: Callable[[str], ChatTemplate], children: Children) -> None:
     template = made("{{ messages[0].content }}")
     texts = [f"{i} " * (i * 500) + "end" for i in range(40)]
     with ThreadPoolExecutor(8) as pool:
@@ -168,6 +169,6 @@ def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> Non
     wait_for_end(child)
 
 
-def test_a_template_that_nobody_holds_takes_its_process_along() -> None:
+def test_a_template_that_nobody_holds_takes_its_process_along(children: Children) -> None:
     ChatTemplate("{{ messages[0].content }}", {}).start()
     assert not children()
