@@ -7,6 +7,7 @@ Standard library only.
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 import resource
@@ -106,8 +107,11 @@ def _image_bytes(vision: dict[str, Any] | None) -> int:
     """Of the files of a request, and of the features of the largest image in float32."""
     if not vision:
         return 0
-    pixels_a_token = int(vision["temporal_patch_size"]) * (int(vision["patch_size"]) * int(vision["merge_size"])) ** 2
-    return 16 * MIB + int(vision["max_pixels"]) // pixels_a_token * int(vision["hidden_size"]) * 4
+    pixels_a_token = int(vision["frames"]) * (int(vision["patch_size"]) * int(vision["merge_size"])) ** 2
+    most = int(vision["max_pixels"]) / pixels_a_token
+    # A strip of 1 by 200 that is made larger is rounded up along both sides: `VisionSettings.largest_tokens`.
+    largest = math.floor((math.sqrt(most * 200) + 1) * (math.sqrt(most / 200) + 1))
+    return 16 * MIB + largest * int(vision["hidden_size"]) * 4
 
 
 def check_shared_memory(repository: Path, pool: int, folder: Path = SHARED_MEMORY) -> None:

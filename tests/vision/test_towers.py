@@ -16,7 +16,7 @@ from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.triton.model_config import device
 from autoglm_engine.vision.asked_size import AskedSize
 from autoglm_engine.vision.processor import preprocess
-from autoglm_engine.vision.resize import largest_tokens, token_grid
+from autoglm_engine.vision.resize import token_grid
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.model.spec import RopeSpec
 from autoglm_export.vision_artifact import lower_vision
@@ -47,12 +47,17 @@ def test_no_image_is_larger_than_the_largest(height: int, width: int, limits: li
             rows, columns = token_grid(height, width, size.within(settings, "it"))
         except InvalidRequest:
             continue
-        assert rows * columns <= largest_tokens(settings)
+        assert rows * columns <= settings.largest_tokens
 
 
 def test_the_largest_image_of_the_published_settings() -> None:
     """Of 6,144 tokens by its pixels, a strip that is made larger up to there has 36 rows and 1,120 columns begun."""
-    assert largest_tokens(vision_settings(min_pixels=12_544, max_pixels=9_633_792)) == 7259
+    assert vision_settings(min_pixels=12_544, max_pixels=9_633_792).largest_tokens == 7259
+
+
+def test_shared_memory_holds_the_largest_image() -> None:
+    settings = vision_settings(min_pixels=12_544, max_pixels=9_633_792)
+    assert settings.feature_bytes == 7259 * settings.hidden_size * 4
 
 
 @pytest.fixture

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 from autoglm_engine.manifest import VisionSettings
-from autoglm_engine.vision.resize import largest_tokens
 
 from autoglm_export.checkpoint.vision_weights import stored_shapes
 from autoglm_export.checkpoint.weights import Array, CountedWeights
@@ -183,7 +182,7 @@ def write_vision_engine(
     module = MODULES[settings.runtime]
     builder = Builder(load_tensorrt(module))
     build_settings = BuildSettings(
-        profiles=(tower_profile(spec, largest_tokens(settings)),),
+        profiles=(tower_profile(spec, settings.largest_tokens),),
         compute_capabilities=tuple(f"SM{target.replace('.', '')}" for target in targets),
         timing_cache=timing_cache(module, folder),
         rounds_float32=False,

@@ -18,7 +18,6 @@ from autoglm_engine.manifest import FileRecord, Manifest
 from autoglm_engine.runners.tensorrt.tower import TensorRTTower, open_tensorrt_tower, tower_inputs
 from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import Patches, preprocess
-from autoglm_engine.vision.resize import largest_tokens
 from autoglm_engine.vision.stop import Stop
 from autoglm_export.artifact import Options, lower
 from autoglm_export.checkpoint.opening import open_checkpoint
@@ -194,12 +193,12 @@ REAL = VisionSpec(14, 2, 2, 24, 1536, 24, 12, 4096, 4096, 13696, 1e-5, 10_000.0)
 
 def test_one_profile_covers_a_phones_screen_and_the_largest_image() -> None:
     settings = vision_settings(min_pixels=12_544, max_pixels=9_633_792)
-    profile = tower_profile(REAL, largest_tokens(settings))
+    profile = tower_profile(REAL, settings.largest_tokens)
     assert (profile.smallest["patches"], profile.usual["patches"]) == ((4, 588), (13_416, 588))
     assert profile.usual["row_weights"] == profile.usual["column_weights"] == (13_416, 24)
     assert profile.largest["patches"] == (29_036, 588) and profile.largest["rope_cos"] == (29_036, 64)
     assert set(profile.smallest) == set(profile.usual) == set(profile.largest)
-    small = tower_profile(REAL, largest_tokens(vision_settings()))
+    small = tower_profile(REAL, vision_settings().largest_tokens)
     for name, shape in small.usual.items():
         assert all(
             low <= x <= high for low, x, high in zip(small.smallest[name], shape, small.largest[name], strict=True)
@@ -249,7 +248,7 @@ def tower_network(tiny: Tiny) -> FakeNetwork:
         for is_input, count, get in sides
         for tensor in map(get, range(count))
     }
-    profile = tower_profile(tiny.vision.spec, largest_tokens(vision_settings()))
+    profile = tower_profile(tiny.vision.spec, vision_settings().largest_tokens)
     ranges = {name: (profile.smallest[name], profile.largest[name]) for name in profile.largest}
 
     def compute(inputs: Arrays, outputs: Arrays) -> None:

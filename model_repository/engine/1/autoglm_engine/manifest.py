@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import math
 from collections.abc import Collection, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -20,6 +21,7 @@ from .manifest_checks import check_file_record, check_values, check_vision, read
 
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
+MAX_ASPECT_RATIO = 200  # of an image: its longer side to its shorter one
 # What a manifest says and no answer depends on. Whatever is not named here counts, so that nothing is forgotten.
 _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
 _READ_BYTES = 1 << 18
@@ -91,13 +93,21 @@ class VisionSettings:
 
     @property
     def max_tokens(self) -> int:
-        """Of an image that is no narrow strip: one of those may have a few more."""
+        """Of an image that is no narrow strip: see `largest_tokens`."""
         return self.max_pixels // (self.frames * (self.patch_size * self.merge_size) ** 2)
 
     @property
+    def largest_tokens(self) -> int:
+        """What no image has more of, whatever limits of pixels within these its request asks for. More than
+        `max_pixels` says: an image that is made larger, up to that limit where `min_pixels` is it, too, is rounded up
+        along both sides."""
+        most = self.max_pixels / (self.frames * (self.patch_size * self.merge_size) ** 2)
+        return math.floor((math.sqrt(most * MAX_ASPECT_RATIO) + 1) * (math.sqrt(most / MAX_ASPECT_RATIO) + 1))
+
+    @property
     def feature_bytes(self) -> int:
-        """Of such an image, in float32."""
-        return self.max_tokens * self.hidden_size * 4
+        """Of the largest image, in float32."""
+        return self.largest_tokens * self.hidden_size * 4
 
 
 _LISTS = ("image_mean", "image_std", "mrope_sections")

@@ -9,9 +9,8 @@ from __future__ import annotations
 import math
 
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.manifest import MAX_ASPECT_RATIO, VisionSettings
 
-MAX_ASPECT_RATIO = 200
 _NEARLY = 1 + 1e-9
 
 Size = tuple[int, int]  # height, width
@@ -73,11 +72,3 @@ def can_become(height: int, width: int, grid: Grid, settings: VisionSettings) ->
     shrink = [(side / (count + 1), side / count if count > 1 else math.inf) for side, count in pairs]
     grow = [((count - 1) / side, count / side) for side, count in pairs]
     return any(max(low for low, _ in ranges) <= min(high for _, high in ranges) * _NEARLY for ranges in (shrink, grow))
-
-
-def largest_tokens(settings: VisionSettings) -> int:
-    """What no image that `resized` takes has more of, whatever limits of pixels within those of `settings` its request
-    asks for. More than `max_pixels` says: an image that is made larger, up to that limit where `min_pixels` is it, too,
-    is rounded up along both sides."""
-    most = settings.max_pixels / (settings.frames * (settings.patch_size * settings.merge_size) ** 2)
-    return math.floor((math.sqrt(most * MAX_ASPECT_RATIO) + 1) * (math.sqrt(most / MAX_ASPECT_RATIO) + 1))

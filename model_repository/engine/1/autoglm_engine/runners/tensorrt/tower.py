@@ -22,7 +22,6 @@ from autoglm_engine.runners.cuda.api import Cuda
 from autoglm_engine.runners.cuda.memory import DeviceMemory, free_all
 from autoglm_engine.vision.geometry import patch_order
 from autoglm_engine.vision.processor import Patches
-from autoglm_engine.vision.resize import largest_tokens
 from autoglm_engine.vision.stop import Stop
 from autoglm_engine.vision.tower import Features, geometry_inputs, input_widths
 
@@ -74,7 +73,7 @@ class TensorRTTower:
         """`cleanup` is what `close` unwinds, what was made last first. Runs the smallest and the largest image, so that
         what does not fit shows here."""
         self._cuda, self._settings, self._cleanup = cuda, settings, cleanup
-        self._most_tokens = most = largest_tokens(settings)
+        self._most_tokens = most = settings.largest_tokens
         self._is_closed = self._has_failed = False
         memory = DeviceMemory(cuda, cleanup)
         self._inputs = _Block(cuda, memory, input_formats(settings, most * settings.merge_size**2))
