@@ -150,7 +150,11 @@ def test_the_container_computes_the_same(tmp_path: Path) -> None:
     for max_length in (1, 1024, 65_536, 65_537, 131_072, 1_000_000):
         (tmp_path / "manifest.json").write_text(json.dumps({"max_length": max_length}))
         assert serve.pool_bytes(tmp_path) == pool_bytes(max_length)
-        for vision in (vision_settings(), vision_settings(max_pixels=9_633_792, hidden_size=4096)):
+        for vision in (
+            vision_settings(),
+            vision_settings(max_pixels=9_633_792, hidden_size=4096),
+            vision_settings(frames=1),
+        ):
             raw = {"max_length": max_length, "vision": dataclasses.asdict(vision)}
             (tmp_path / "manifest.json").write_text(json.dumps(raw))
             assert serve.pool_bytes(tmp_path) == pool_bytes(max_length, bytes_of_images(vision.feature_bytes))
