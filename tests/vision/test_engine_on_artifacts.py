@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,8 @@ class Served:
         return self.runner.limits
 
     def issue(self, batch: StepBatch) -> Any:
-        self.spans += batch.spans
+        # Their ids are a part of the sequence's row, which the engine goes on to write.
+        self.spans += [replace(span, token_ids=span.token_ids.copy()) for span in batch.spans]
         return self.runner.issue(batch)
 
     def copy_prefix(self, source: int, target: int, length: int) -> None:
