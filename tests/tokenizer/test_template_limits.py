@@ -109,7 +109,8 @@ def test_a_process_that_somebody_ended_is_started_again(
 
 
 def test_a_process_that_stands_still_is_replaced(children: Children) -> None:
-    template = ChatTemplate("{{ messages[0].content }}", {}, TemplateLimits(wall_seconds=1.0))
+    limits = TemplateLimits(wall_seconds=4.0)  # a process starts in it, too
+    template = ChatTemplate("{{ messages[0].content }}", {}, limits)
     template.start()
     (child,) = children()
     child.suspend()
