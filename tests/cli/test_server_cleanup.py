@@ -11,6 +11,7 @@ import signal
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -216,30 +217,37 @@ def test_another_users_are_left_alone(left: MakeLeft, tmp_path: Path) -> None:
 _OWNER = """
 import sys, time
 from autoglm_cli.server.server_folder import ServerFolder
-from autoglm_cli.server.server_cleanup import start_watch
+from autoglm_cli.server.server_cleanup import Watch
 folder = ServerFolder(sys.argv[1])
-watch = start_watch(folder.cleanup())
+watch = Watch(folder.cleanup())
 print(folder.path, watch.pid, flush=True)
-time.sleep(600)
+for _ in sys.stdin:
+    print(watch.pid, flush=True)
 """
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("is_watch_killed", [False, True])
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGSTOP])
-def test_whatever_ends_the_owner_everything_goes(left: MakeLeft, tmp_path: Path, number: signal.Signals) -> None:
+def test_whatever_ends_the_owner_everything_goes(tmp_path: Path, number: signal.Signals, is_watch_killed: bool) -> None:
     regions = f"autoglm-{secrets.token_hex(8)}-"
     owner = subprocess.Popen(
         [sys.executable, "-c", _OWNER, regions],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         env={**os.environ, "TMPDIR": str(tmp_path)},
         text=True,
     )
-    assert owner.stdout is not None
+    assert owner.stdin is not None and owner.stdout is not None
     folder, watch = owner.stdout.readline().split()
     mine = Left(Path(folder), regions)
     stub = mine.start_stub()
     stub.send_signal(signal.SIGSTOP)
     watching = psutil.Process(int(watch))
+    if is_watch_killed:
+        watching.kill()
+        wait_for_end(watching)
+        watching = _next_watch(owner, watching.pid)
     owner.send_signal(number)
     if number == signal.SIGSTOP:
         with pytest.raises(psutil.TimeoutExpired):
@@ -249,3 +257,15 @@ def test_whatever_ends_the_owner_everything_goes(left: MakeLeft, tmp_path: Path,
     owner.communicate()
     wait_for_end(watching)
     assert not mine.region.exists() and not list(tmp_path.iterdir())
+
+
+def _next_watch(owner: subprocess.Popen[str], killed: int) -> psutil.Process:
+    """The one that the owner starts in its place."""
+    assert owner.stdin is not None and owner.stdout is not None
+    give_up_at = time.monotonic() + 60.0
+    while True:
+        print(file=owner.stdin, flush=True)
+        if (pid := int(owner.stdout.readline())) != killed:
+            return psutil.Process(pid)
+        assert time.monotonic() < give_up_at, "no other one was started"
+        time.sleep(0.01)

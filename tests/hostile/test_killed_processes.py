@@ -88,9 +88,13 @@ def test_what_nobody_could_remove_is_swept_by_the_next_start(
 ) -> None:
     killed = Replica(artifact, ports, tmp_path)
     try:
-        for name in ("watch", "engine"):
-            killed.family[name].send_signal(KILL if name == "watch" else STOP)
-        killed.family["cli"].send_signal(KILL)
+        for name, number in (
+            ("cli", STOP),
+            ("watch", KILL),
+            ("engine", STOP),
+            ("cli", KILL),
+        ):  # it starts no other watch
+            killed.family[name].send_signal(number)
         wait_until(lambda: killed.has_ended)
         assert any("autoglm-server-" in each for each in killed.left()), "there was nothing to sweep"
         following = Replica(artifact, ports, tmp_path)

@@ -29,7 +29,7 @@ from .engine_liveness import EngineLiveness, cpu_seconds
 from .hidden_arguments import hide_arguments
 from .ports import check_ports, chosen_ports, is_listening
 from .private_memory import wrapped
-from .server_cleanup import start_watch
+from .server_cleanup import Watch
 from .server_folder import Process, ServerFolder, sweep
 from .server_log import ending_error, last_line, startup_error, unready_reason
 from .server_probe import engine_answers, server_is_ready, stub_processes
@@ -96,7 +96,7 @@ class LocalServer:
         self._folder: ServerFolder | None = None
         self._server: Process | None = None
         self._process: subprocess.Popen[bytes] | None = None
-        self._watch: subprocess.Popen[bytes] | None = None  # removes what is left when this process is killed
+        self._watch: Watch | None = None  # removes what is left when this process is killed
         self._log = self._chosen_log
         self._log_began = 0  # bytes that were in the log before
         self._are_keys_hidden = False
@@ -163,7 +163,7 @@ class LocalServer:
         command = wrapped(self._command.words(install, backends, self._pools))
         self._process = start_logged(command, install.environment(self._environment), self._log)
         self._server = Process.of(self._process.pid)
-        self._watch = start_watch(self._folder.cleanup(self._server))
+        self._watch = Watch(self._folder.cleanup(self._server))
 
     def wait_ready(self, timeout: float = STARTUP_SECONDS, progress: Progress | None = None) -> None:
         """Return when all models are loaded and all ports are open. Raises LocalServerError with the reason when they
@@ -257,8 +257,7 @@ class LocalServer:
             self._folder.remove(self._server)
             self._folder = None
         if self._watch is not None:
-            self._watch.kill()
-            self._watch.wait()
+            self._watch.close()
             self._watch = None
 
     def _wait_for_exit(self, timeout: float) -> None:

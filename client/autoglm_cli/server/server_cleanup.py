@@ -15,6 +15,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import closing, suppress
@@ -106,14 +107,42 @@ def try_lock(file: int) -> bool:
     return True
 
 
-def start_watch(cleanup: ServerCleanup) -> subprocess.Popen[bytes]:
-    """The program: it outlives this process, whose end it waits for."""
-    server = [str(cleanup.server_pid), str(cleanup.server_started)]
-    named = [str(os.getpid()), str(cleanup.folder), cleanup.regions, *server]
-    quiet = subprocess.DEVNULL
-    return subprocess.Popen(
-        [sys.executable, "-IS", __file__, *named], stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True
-    )
+class Watch:
+    """The program, which outlives this process and waits for its end. One that is killed meanwhile is started anew."""
+
+    def __init__(self, cleanup: ServerCleanup) -> None:
+        server = [str(cleanup.server_pid), str(cleanup.server_started)]
+        self._named = [str(os.getpid()), str(cleanup.folder), cleanup.regions, *server]
+        self._lock = threading.Lock()
+        self._is_closed = False
+        self._process = self._start()
+        self._keeper = threading.Thread(target=self._keep, name="server-watch", daemon=True)
+        self._keeper.start()
+
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
+    def close(self) -> None:
+        with self._lock:
+            self._is_closed = True
+            self._process.kill()
+        self._keeper.join()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        quiet, words = subprocess.DEVNULL, [sys.executable, "-IS", __file__, *self._named]
+        return subprocess.Popen(words, stdin=quiet, stdout=quiet, stderr=quiet, start_new_session=True)
+
+    def _keep(self) -> None:
+        while True:
+            began = time.monotonic()
+            self._process.wait()
+            if time.monotonic() - began < _POLL_SECONDS:  # it cannot run here: no hurry
+                time.sleep(_POLL_SECONDS)
+            with self._lock:
+                if self._is_closed:
+                    return
+                self._process = self._start()
 
 
 def wait_for_parent(pid: int) -> None:
