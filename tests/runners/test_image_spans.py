@@ -32,7 +32,7 @@ from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
 from autoglm_export.quantize.rotation import Rotation, stream_rotation
 from autoglm_export.runtimes import image_details
 
-from tests.support.export.image_prompts import ImagePrompt
+from tests.support.export.image_prompts import GLM, ImagePrompt
 from tests.support.export.native_builds import ALL_CLASSES, library
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import onnx_runner, random_weights
@@ -41,21 +41,6 @@ from tests.support.tensorrt.fake_gpu import CUDA, FakeCudaSession, FakeGpu
 pytestmark = pytest.mark.parity
 
 NUM_SLOTS, MAX_LENGTH, CHUNK = 4, 200, 96
-GLM = ModelSpec(
-    family="glm4v",
-    vocab_size=101,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=32,
-    intermediate_size=80,
-    norm_eps=1e-5,
-    rope=RopeSpec(1e4, 16, interleaved=True, sections=(2, 3, 3)),
-    max_position=512,
-    qkv_bias=True,
-    sandwich_norm=True,
-)
 SPECS = {
     "as glm4v": GLM,
     "halves, head norms, no columns": dataclasses.replace(

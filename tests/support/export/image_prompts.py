@@ -9,7 +9,24 @@ from dataclasses import dataclass
 import numpy as np
 from autoglm_engine.core import Features, ImageSpan, Positions, Span, TokenIds
 from autoglm_engine.vision.positions import rope_positions
+from autoglm_export.model.spec import ModelSpec, RopeSpec
 
+# A decoder as that of glm4v, without a tower.
+GLM = ModelSpec(
+    family="glm4v",
+    vocab_size=101,
+    hidden_size=48,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=32,
+    intermediate_size=80,
+    norm_eps=1e-5,
+    rope=RopeSpec(1e4, 16, interleaved=True, sections=(2, 3, 3)),
+    max_position=512,
+    qkv_bias=True,
+    sandwich_norm=True,
+)
 Part = int | tuple[int, int]  # so many tokens of text, or the grid of an image
 
 

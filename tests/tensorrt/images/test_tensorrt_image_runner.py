@@ -11,10 +11,9 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.tensorrt import step_inputs
 from autoglm_engine.runners.tensorrt.features import numbered
-from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
 
-from tests.support.export.image_prompts import ImagePrompt
+from tests.support.export.image_prompts import GLM, ImagePrompt
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import random_weights
 from tests.support.tensorrt.contract_network import GpuBench
@@ -22,21 +21,6 @@ from tests.support.tensorrt.lowered_network import lowered
 
 pytestmark = pytest.mark.tensorrt
 
-GLM = ModelSpec(
-    family="glm4v",
-    vocab_size=97,
-    hidden_size=48,
-    num_layers=2,
-    num_heads=4,
-    num_kv_heads=2,
-    head_size=32,
-    intermediate_size=80,
-    norm_eps=1e-5,
-    rope=RopeSpec(1e4, 16, interleaved=True, sections=(2, 3, 3)),
-    max_position=512,
-    qkv_bias=True,
-    sandwich_norm=True,
-)
 PROMPT = ImagePrompt.random([3, (2, 3), 2, (2, 2), 5], GLM.vocab_size, GLM.hidden_size)
 OTHER = ImagePrompt.random([1, (3, 2), (1, 2), 11], GLM.vocab_size, GLM.hidden_size, seed=1)
 TEXT = np.random.default_rng(3).integers(0, GLM.vocab_size, 20).astype(np.int32)
