@@ -98,11 +98,9 @@ class ProcFs:
         return next((pid for pid in self._pids() if not sockets.isdisjoint(self._open_files(pid))), None)
 
     def children(self, pid: int) -> list[int]:
-        folder = self._root / f"proc/{pid}/task"
-        try:
-            return [int(child) for file in sorted(folder.glob("*/children")) for child in file.read_text().split()]
-        except OSError:
-            return []
+        """By the parent that each process names: a process's own lists are one a thread, and where threads come and go
+        children move from one to the next unseen."""
+        return [found for found in sorted(self._pids()) if self._parent(found) == pid]
 
     def command_line(self, pid: int) -> list[str]:
         return (self._read(f"proc/{pid}/cmdline") or "").rstrip("\0").split("\0")
@@ -122,6 +120,10 @@ class ProcFs:
         """The fields of proc_pid_stat(5) behind the name, which may hold spaces and parentheses: the third is 0."""
         text = self._read(f"proc/{pid}/stat")
         return None if text is None else text.rpartition(")")[2].split()
+
+    def _parent(self, pid: int) -> int | None:
+        fields = self._stat(pid)
+        return int(fields[1]) if fields else None
 
     def _listening_inodes(self, port: int) -> Iterator[str]:
         for table in ("proc/net/tcp", "proc/net/tcp6"):

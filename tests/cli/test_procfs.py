@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from autoglm_cli.procfs import ProcFs
 from autoglm_cli.profile.gpu import parse_query
@@ -28,8 +31,8 @@ def make(root: Path, files: dict[str, str]) -> ProcFs:
     return ProcFs(root, ticks_per_second=100)
 
 
-def stat(name: str, user: int, system: int) -> str:
-    return f"7 ({name}) S 1 7 7 0 -1 4194304 99 0 0 0 {user} {system} 3 4 20 0 1 0 559515 3133440 413\n"
+def stat(name: str, user: int, system: int, parent: int = 1) -> str:
+    return f"7 ({name}) S {parent} 7 7 0 -1 4194304 99 0 0 0 {user} {system} 3 4 20 0 1 0 559515 3133440 413\n"
 
 
 def test_cpu_of_a_process_whose_name_has_parentheses(tmp_path: Path) -> None:
@@ -109,12 +112,12 @@ def server(tmp_path: Path) -> ProcFs:
             "proc/meminfo": MEMORY,
             "proc/70/cgroup": "0::/\n",
             "proc/70/stat": stat("tritonserver", 100, 0),
-            "proc/70/task/70/children": "71 72 ",
             "proc/71/cmdline": "stub\0/models/engine/1/model.py\0more\0",
-            "proc/71/stat": stat("stub", 400, 100),
+            "proc/71/stat": stat("stub", 400, 100, parent=70),
             "proc/72/cmdline": "stub\0/models/engine/1/model.py\0",
-            "proc/72/task/72/children": "73 ",
+            "proc/72/stat": stat("stub) x (", 1, 1, parent=70),
             "proc/73/cmdline": "sh\0",
+            "proc/73/stat": stat("sh", 1, 1, parent=72),
         },
     )
     (tmp_path / "proc/70/fd").mkdir()
@@ -149,3 +152,25 @@ def test_of_a_server_elsewhere_only_this_client_is_seen(tmp_path: Path) -> None:
 def test_the_busiest_gpu_counts() -> None:
     assert parse_query("12, Card A\n80, Card B\n[N/A], Card C\n") == (0.8, "Card B")
     assert parse_query("No devices were found\n") is None
+
+
+# Its child is there all the time, while its threads come and go.
+RESTLESS = """
+import subprocess, threading, time
+print(subprocess.Popen(["sleep", "600"]).pid, flush=True)
+while True:
+    threads = [threading.Thread(target=time.sleep, args=(0.001,)) for _ in range(8)]
+    for thread in threads: thread.start()
+    for thread in threads: thread.join()
+"""
+
+
+def test_children_are_seen_while_threads_come_and_go() -> None:
+    parent = psutil.Popen([sys.executable, "-c", RESTLESS], stdout=subprocess.PIPE, text=True)
+    child = psutil.Process(int(parent.stdout.readline()))
+    try:
+        assert [ProcFs().children(parent.pid) for _ in range(200)] == [[child.pid]] * 200
+    finally:
+        parent.kill()
+        child.kill()
+        parent.communicate()
