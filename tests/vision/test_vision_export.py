@@ -3,6 +3,7 @@ sees."""
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 from pathlib import Path
@@ -14,6 +15,9 @@ from autoglm_engine.core import Positions
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.towers import open_tower
+from autoglm_engine.triton.board.finder import ImageBoards
+from autoglm_engine.triton.board.server_identity import ServerIdentity
+from autoglm_engine.triton.images.vision_model import VisionService
 from autoglm_engine.vision.processor import preprocess
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError, InvalidOption, ParityError
@@ -43,6 +47,17 @@ def test_the_manifest_says_how_images_are_read(exported: Path) -> None:
     assert manifest.vision == vision_settings()
     assert {"vision.onnx", "vision.onnx.data"} <= manifest.files.keys()
     manifest.verify_files(exported, digests=True)
+
+
+@pytest.mark.parametrize("name", ["vision.onnx", "vision.onnx.data"])
+def test_a_changed_byte_of_the_tower_is_found_before_it_is_loaded(name: str, exported: Path, tmp_path: Path) -> None:
+    artifact = tmp_path / "artifact"
+    shutil.copytree(exported, artifact)
+    content = bytearray((artifact / name).read_bytes())
+    content[len(content) // 2] ^= 1
+    (artifact / name).write_bytes(content)
+    with pytest.raises(ArtifactError, match=rf"{re.escape(name)} is not the file that was exported"):
+        VisionService(artifact, 1, ImageBoards(ServerIdentity.of(os.getpid()), tmp_path)).start()
 
 
 def test_the_parity_gate_looks_at_images(exported: Path) -> None:

@@ -39,6 +39,11 @@ def open_tower(folder: Path, manifest: Manifest, *, num_threads: int = 1, device
     return open_tensorrt_tower(folder, manifest, trt, CudaBindings())
 
 
+def files_of_tower(manifest: Manifest, settings: VisionSettings) -> list[str]:
+    """Names of the tower's file and of those beside it that hold its weights."""
+    return [settings.model, *(name for name in manifest.files if name.startswith(f"{settings.model}."))]
+
+
 def _on_onnx(folder: Path, settings: VisionSettings, num_threads: int, device: str) -> Tower:
     providers = providers_of(device, rounds_float32=False)
     tower = OnnxTower(folder / settings.model, settings, num_threads=num_threads, providers=providers)

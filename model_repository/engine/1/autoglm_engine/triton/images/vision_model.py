@@ -24,7 +24,7 @@ import numpy.typing as npt
 from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown, Unavailable
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.onnx.device import AUTO
-from autoglm_engine.runners.towers import open_tower
+from autoglm_engine.runners.towers import files_of_tower, open_tower
 from autoglm_engine.triton.board.finder import ImageBoards
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
 from autoglm_engine.vision.processor import decoded, patches_of
@@ -204,7 +204,7 @@ def encode_image(
 def _load(folder: Path, manifest: Manifest, num_threads: int, device: str) -> Tower | None:
     if manifest.vision is None:
         return None
-    manifest.verify_files(folder, [manifest.vision.model], digests=True)
+    manifest.verify_files(folder, files_of_tower(manifest, manifest.vision), digests=True)
     return open_tower(folder, manifest, num_threads=num_threads, device=device)
 
 
