@@ -30,7 +30,7 @@ from autoglm_engine.options.table import (
     Surface,
     options_on,
 )
-from autoglm_export.checkpoint.generation_config import generation_defaults
+from autoglm_export.checkpoint.generation.generation_config import generation_defaults
 from autoglm_export.errors import CheckpointError
 from autoglm_gateway.api.schema import ChatRequest
 from autoglm_gateway.priorities import BEST, LAST

@@ -21,7 +21,8 @@ from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
 from .base import Checkpoint, checked_tokenizer
 from .families import FAMILIES
-from .generation_config import bos_token_id, check_token_id, generation_defaults
+from .generation.end_tokens import gguf_end_tokens
+from .generation.generation_config import bos_token_id, generation_defaults
 from .gguf_header import check_header
 from .gguf_tokenizer import build_tokenizer
 from .hf_config import Keys, spec_from_config
@@ -152,21 +153,10 @@ def open_gguf(path: Path, name: str) -> Checkpoint:
         ),
         tokenizer=checked_tokenizer(build_tokenizer(file).to_str().encode(), spec.vocab_size),
         chat_template=file.get("tokenizer.chat_template"),
-        eos_token_ids=_eos_token_ids(file, spec.vocab_size),
+        eos_token_ids=gguf_end_tokens(file, spec.vocab_size),
         bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
         generation_defaults=generation_defaults({}, spec.vocab_size),
     )
-
-
-def _eos_token_ids(file: GgufFile, vocab_size: int) -> tuple[int, ...]:
-    """llama.cpp ends an answer at the end of sequence, of a turn and of a message."""
-    names = [f"tokenizer.ggml.{name}_token_id" for name in ("eos", "eot", "eom")]
-    found = {name: token_id for name in names if (token_id := file.get(name)) is not None}
-    for name, token_id in found.items():
-        check_token_id(name, token_id, vocab_size)
-    if found:
-        return tuple(dict.fromkeys(found.values()))
-    raise CheckpointError("the GGUF file has no tokenizer.ggml.eos_token_id: no answer would end")
 
 
 def spec_from_gguf(file: GgufFile) -> ModelSpec:

@@ -12,6 +12,8 @@ from typing import Any, Protocol
 
 from autoglm_export.errors import CheckpointError, UnsupportedModel
 
+from .generation.end_tokens import KNOWN_ENDS
+
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -108,10 +110,10 @@ def _pre_tokenizer(pre: PreTokenizer) -> Any:
 def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> None:
     from tokenizers import AddedToken
 
-    kinds = (TokenType.CONTROL, TokenType.USER_DEFINED)
     for token, kind in zip(tokens, types, strict=False):
-        if kind in kinds:
-            tokenizer.add_tokens([AddedToken(token, special=kind == TokenType.CONTROL, normalized=False)])
+        is_control = kind == TokenType.CONTROL or token in KNOWN_ENDS  # as in llama.cpp, whatever the file calls them
+        if is_control or kind == TokenType.USER_DEFINED:
+            tokenizer.add_tokens([AddedToken(token, special=is_control, normalized=False)])
 
 
 def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, pre: PreTokenizer) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,10 @@ from autoglm_export.model.spec import ModelSpec
 
 from .base import Checkpoint, checked_tokenizer
 from .families import Family
-from .generation_config import bos_token_id, eos_token_ids, generation_defaults
+from .folder_files import read_bytes, read_json, read_json_if_there, read_text
+from .generation.end_tokens import folder_end_tokens
+from .generation.generation_config import bos_token_id, generation_defaults
+from .generation.special_tokens import special_tokens
 from .hf_config import family_of, spec_from_config
 from .safetensors import SafetensorsStore
 from .vision import VisionCheckpoint, read_vision
@@ -29,9 +31,10 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     family = family_of(config)
     spec = spec_from_config(config)
     store = SafetensorsStore(_shards(folder))
-    tokenizer = checked_tokenizer(_read_bytes(folder / "tokenizer.json"), spec.vocab_size)
+    tokenizer = checked_tokenizer(read_bytes(folder / "tokenizer.json"), spec.vocab_size)
     vision = _open_vision(folder, config, store, spec, tokenizer)
-    generation = read_json(folder / "generation_config.json") if (folder / "generation_config.json").exists() else {}
+    generation = read_json_if_there(folder / "generation_config.json")
+    named = special_tokens(folder, family.name, tokenizer)
     text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
     text_config = text_config if isinstance(text_config, dict) else {}
     return Checkpoint(
@@ -41,7 +44,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         weights=_open_weights(folder, store, spec, family),
         tokenizer=tokenizer,
         chat_template=read_chat_template(folder),
-        eos_token_ids=eos_token_ids(spec.vocab_size, generation, config, text_config),
+        eos_token_ids=folder_end_tokens(spec.vocab_size, tokenizer, named, generation, config, text_config),
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
         vision=vision,
@@ -123,37 +126,11 @@ def _check_index(folder: Path, store: SafetensorsStore) -> None:
             raise TensorError(f"{INDEX_NAME} places {name} in {file}, which does not hold it")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    try:
-        value = json.loads(_read_bytes(path))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(f"{path} is not valid JSON: {error}") from None
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} must hold a JSON object, not {type(value).__name__}")
-    return value
-
-
-def _read_bytes(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise CheckpointError(f"{path.parent} is no whole checkpoint: it lacks {path.name}") from None
-    except OSError as error:
-        raise CheckpointError(f"{path} cannot be read: {error.strerror}") from None
-
-
-def _as_text(path: Path) -> str:
-    try:
-        return _read_bytes(path).decode()
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8: {error}") from None
-
-
 def read_chat_template(folder: Path) -> str | None:
     """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named
     default."""
     if (folder / "chat_template.jinja").exists():
-        return _as_text(folder / "chat_template.jinja")
+        return read_text(folder / "chat_template.jinja")
     for name in ("chat_template.json", "tokenizer_config.json"):
         template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
         if isinstance(template, list):

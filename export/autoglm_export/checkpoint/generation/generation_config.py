@@ -1,4 +1,4 @@
-"""generation_config.json -> end-of-sequence ids and the defaults of the serving options.
+"""generation_config.json -> the defaults of the serving options.
 
 As in transformers, `do_sample` (false unless it is given) decides: without it the answer is greedy, temperature 0.
 """
@@ -46,23 +46,6 @@ def _range(option: Option, vocab_size: int) -> Range:
     high = {"vocab_size": vocab_size}[option.high] if isinstance(option.high, str) else option.high
     assert high is not None, f"{option.name} has no range"
     return Range(max(0, option.low), high, low_included=not option.low_open)
-
-
-def eos_token_ids(vocab_size: int, *configs: Mapping[str, Any]) -> tuple[int, ...]:
-    """The first config's `eos_token_id` that is given: one id or several."""
-    found: Any = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), [])
-    ids = tuple(found) if isinstance(found, list) else (found,)
-    for token_id in ids:
-        check_token_id("eos_token_id", token_id, vocab_size)
-    if not ids:
-        raise CheckpointError("neither generation_config.json nor config.json has an eos_token_id: no answer would end")
-    return ids
-
-
-def check_token_id(name: str, token_id: Any, vocab_size: int) -> None:
-    """Raises CheckpointError for what has no row of logits."""
-    if type(token_id) is not int or not 0 <= token_id < vocab_size:
-        raise CheckpointError(f"{name} is {token_id!r:.40}; the model's ids are 0 ... {vocab_size - 1}")
 
 
 def bos_token_id(vocab_size: int, *configs: Mapping[str, Any]) -> int | None:

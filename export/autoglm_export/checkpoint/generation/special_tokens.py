@@ -1,0 +1,74 @@
+"""The named special tokens of a Hugging Face folder, `bos_token` and its like, as a chat template is given them.
+
+The rules are transformers' (5.23, `PreTrainedTokenizerBase.from_pretrained` and its `special_tokens_map`):
+tokenizer_config.json names them; special_tokens_map.json counts where that has no `added_tokens_decoder`, as older
+versions wrote it; any other key that ends with `_token` is one, too, and so are the entries of `extra_special_tokens`
+where that is an object. What no file says, the class of the tokenizer does.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from autoglm_export.checkpoint.folder_files import read_json_if_there
+from autoglm_export.errors import CheckpointError
+
+NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+CONFIG_NAME = "tokenizer_config.json"
+_EXTRA = ("model_specific_special_tokens", "additional_special_tokens", "extra_special_tokens")
+_END = "<|endoftext|>"
+# Of classes that transformers takes for the families here.
+_QWEN2 = {"unk_token": _END, "eos_token": _END, "pad_token": _END}
+_GPT2 = {"unk_token": _END, "bos_token": _END, "eos_token": _END}
+_LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
+
+
+def special_tokens(folder: Path, model_type: str, tokenizer: bytes) -> dict[str, str]:
+    """Name -> text. `tokenizer`: the folder's tokenizer.json. Raises CheckpointError for a name that is given no
+    text."""
+    config = read_json_if_there(folder / CONFIG_NAME)
+    defaults = _of_class(config.get("tokenizer_class"), model_type, tokenizer)
+    legacy = {} if "added_tokens_decoder" in config else read_json_if_there(folder / "special_tokens_map.json")
+    named = {**defaults, **dict(_named(config, CONFIG_NAME)), **dict(_named(legacy, "special_tokens_map.json"))}
+    return {name: text for name, text in named.items() if text is not None}
+
+
+def _named(config: Mapping[str, Any], file: str) -> Iterator[tuple[str, str | None]]:
+    """None where a token is given as null, which a class's default does not replace."""
+    for name in NAMES:
+        if name in config:
+            yield name, _text(name, config[name], file)
+    for name, value in config.items():
+        if name.endswith("_token") and name not in NAMES and isinstance(value, str | dict):
+            yield name, _text(name, value, file)
+    for key in _EXTRA:
+        extra = config.get(key)
+        for name, value in extra.items() if isinstance(extra, dict) else ():
+            yield name, _text(name, value, file)
+
+
+def _text(name: str, value: Any, file: str) -> str | None:
+    text = value.get("content") if isinstance(value, dict) else value
+    if text is not None and not isinstance(text, str):
+        raise CheckpointError(f"{file} has {name} {value!r:.60}; it must be a text, or an object with its content")
+    return text
+
+
+def _of_class(tokenizer_class: Any, model_type: str, tokenizer: bytes) -> dict[str, str]:
+    """Where a family's tokenizer is always of one class, transformers does not ask what the folder says."""
+    name = tokenizer_class.removesuffix("Fast") if isinstance(tokenizer_class, str) else None
+    if model_type.startswith("glm"):
+        return {}
+    if model_type == "qwen2" or name == "Qwen2Tokenizer" or (name is None and model_type.startswith("qwen")):
+        return _QWEN2
+    if name == "GPT2Tokenizer":
+        return _GPT2
+    return _LLAMA if name == "LlamaTokenizer" and not _is_byte_level(tokenizer) else {}
+
+
+def _is_byte_level(tokenizer: bytes) -> bool:
+    content = json.loads(tokenizer)
+    return any('"ByteLevel"' in json.dumps(content.get(part)) for part in ("pre_tokenizer", "decoder"))
