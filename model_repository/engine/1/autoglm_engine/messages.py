@@ -8,7 +8,6 @@ answer. Each names the artifact (`Manifest.short_digest`) whose vocabulary its t
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -34,11 +33,15 @@ from .core import (
     Usage,
 )
 from .errors import CODES, InvalidRequest, Unavailable
+from .flat_fields import names_of, values_getter
 from .message_fields import MAX_INT64, MAX_NUMBER, flag, integer, logprob, number, sequence, text
 from .packed_body import Body, BodyPiece
 
 Packed = npt.NDArray[np.uint8]
 _CHUNK = 32  # tokens
+_SAMPLING_NAMES = names_of(SamplingOptions)
+_sampling_values, _question_values = values_getter(SamplingOptions), values_getter(SemanticQuery)
+_usage_values, _stages_values = values_getter(Usage), values_getter(Stages)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +67,7 @@ def pack_request(request: Request, artifact: str) -> Packed:
     """A uint8 array [num_bytes]."""
     raw: dict[str, Any] = {
         "artifact": artifact,
-        "sampling": dataclasses.asdict(request.sampling),
+        "sampling": dict(zip(_SAMPLING_NAMES, _sampling_values(request.sampling), strict=True)),
         "stream": request.stream,
         "arrival": request.arrival,
         "deadline": request.deadline,
@@ -76,7 +79,7 @@ def pack_request(request: Request, artifact: str) -> Packed:
         "tenant": request.tenant,
         "user": request.user,
         "semantic": request.semantic,
-        "question": None if request.question is None else dataclasses.astuple(request.question),
+        "question": None if request.question is None else _question_values(request.question),
     }
     if request.images:
         raw["images"] = packed_images(request.images)
@@ -156,8 +159,8 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
     """A uint8 array [num_bytes]. Events that are kept, and not sent, have no number and no artifact."""
     raw: dict[str, Any] = {
         "id": event.request_id,
-        "usage": dataclasses.astuple(event.usage),
-        "stages": dataclasses.astuple(event.stages),
+        "usage": _usage_values(event.usage),
+        "stages": _stages_values(event.stages),
     }
     if event.body is None:
         raw |= _body(event)

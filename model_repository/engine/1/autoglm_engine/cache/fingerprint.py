@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
 import json
 
 import numpy as np
 
 from autoglm_engine.core import Request, SamplingOptions
+from autoglm_engine.flat_fields import values_getter
 from autoglm_engine.guided.presets import READY
 
 FINGERPRINT_BYTES = 32
+_sampling_values = values_getter(SamplingOptions)
 
 
 def fingerprint(answer_digest: str, request: Request) -> bytes:
@@ -42,7 +43,7 @@ def is_deterministic(sampling: SamplingOptions) -> bool:
 def _options(sampling: SamplingOptions) -> list[object]:
     """In the order of the fields; equal numbers look alike, whatever their type and the sign of a zero. A ready grammar
     counts by its text: servers of two releases may mean two by one name."""
-    values = (*dataclasses.astuple(sampling), READY.get(sampling.guided_grammar))
+    values = (*_sampling_values(sampling), READY.get(sampling.guided_grammar))
     return [value + 0.0 if type(value) in (int, float) and not _is_large(value) else value for value in values]
 
 
