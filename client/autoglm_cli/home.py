@@ -83,7 +83,7 @@ def artifact_of(chosen: Path) -> Path:
 def name_for(checkpoint: str) -> str:
     """The name of an export that was given none: the checkpoint's, without what a name cannot have."""
     path = Path(checkpoint).resolve()
-    text = path.stem if path.suffix == ".gguf" else path.name
+    text = re.sub(r"-\d{5}-of-\d{5}$", "", path.stem) if path.suffix.lower() == ".gguf" else path.name
     name = re.sub("[^A-Za-z0-9._-]+", "-", text).strip("._-")[:48]
     if name_trouble(name):
         raise CommandError(f"the checkpoint {checkpoint} gives the export no name; choose one with --name")

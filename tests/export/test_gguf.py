@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from autoglm_export.checkpoint import bundled
 from autoglm_export.checkpoint.base import Checkpoint
-from autoglm_export.checkpoint.gguf import NAMES
-from autoglm_export.checkpoint.gguf_tokenizer import PRE_TOKENIZERS, build_tokenizer
+from autoglm_export.checkpoint.gguf.opening import NAMES
+from autoglm_export.checkpoint.gguf.tokenizer import PRE_TOKENIZERS, build_tokenizer
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import CheckpointError, ExportError, UnsupportedModel

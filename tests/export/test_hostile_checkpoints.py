@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.gguf_header import MAX_ELEMENTS, check_header
+from autoglm_export.checkpoint.gguf.header import MAX_ELEMENTS, check_header
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.safetensors import read_header
 from autoglm_export.embedder.export import read_checkpoint

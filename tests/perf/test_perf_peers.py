@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from autoglm_export.checkpoint.gguf import GgufFile
+from autoglm_export.checkpoint.gguf.file import GgufFile
 from autoglm_perf.experiments.system.peers import PEERS
 from autoglm_perf.in_process.fidelity import Fidelity, FixedTexts
 from autoglm_perf.peers import environment

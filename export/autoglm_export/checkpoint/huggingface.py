@@ -26,6 +26,10 @@ from .weights import CheckpointWeights, check_counts, source_names, weight_shape
 INDEX_NAME = "model.safetensors.index.json"
 
 
+def holds_safetensors(folder: Path) -> bool:
+    return (folder / INDEX_NAME).exists() or (folder / "model.safetensors").exists()
+
+
 def open_folder(folder: Path, name: str) -> Checkpoint:
     config = read_json(folder / "config.json")
     family = family_of(config)

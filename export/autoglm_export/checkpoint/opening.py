@@ -9,19 +9,22 @@ import numpy as np
 from autoglm_export.errors import CheckpointError, UnsupportedModel
 
 from .base import Checkpoint
-from .gguf import open_gguf
-from .huggingface import open_folder
+from .gguf.opening import open_gguf
+from .gguf.paths import gguf_paths
+from .huggingface import holds_safetensors, open_folder
 
 MAX_TEMPLATE_BYTES = 1 << 20  # as the engine reads
 
 
 def open_checkpoint(path: Path, *, name: str | None = None) -> Checkpoint:
-    """The checkpoint in a Hugging Face folder or a GGUF file. Raises ExportError, naming what is wrong."""
+    """The checkpoint in a Hugging Face folder, a GGUF file (of shards any one), or a folder with one GGUF model. Raises
+    ExportError, naming what is wrong."""
     try:
+        found = None if path.is_dir() and holds_safetensors(path) else gguf_paths(path)
+        if found is not None:
+            return _checked(open_gguf(found, name or found.name))
         if path.is_dir():
             return _checked(open_folder(path, name or path.resolve().name))
-        if path.suffix == ".gguf" and path.is_file():
-            return _checked(open_gguf(path, name or path.stem))
     except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
         raise CheckpointError(f"{path} holds something that no checkpoint does: {error}") from error
     raise CheckpointError(f"there is no checkpoint at {path}: expected a folder with config.json, or a .gguf file")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from autoglm_export.checkpoint.generation.end_tokens import KNOWN_ENDS, gguf_end_tokens
-from autoglm_export.checkpoint.gguf_tokenizer import build_tokenizer
+from autoglm_export.checkpoint.gguf.tokenizer import build_tokenizer
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError
 

@@ -10,9 +10,8 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any, Protocol
 
+from autoglm_export.checkpoint.generation.end_tokens import KNOWN_ENDS
 from autoglm_export.errors import CheckpointError, UnsupportedModel
-
-from .generation.end_tokens import KNOWN_ENDS
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import mmap
 import struct
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,7 +32,7 @@ def check_header(path: Path) -> None:
     if path.stat().st_size < len(_MAGIC) + 4 + 8 + 8:
         raise CheckpointError(f"{path.name} is truncated or no GGUF file: it has {path.stat().st_size} bytes")
     with path.open("rb") as stream, mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content:
-        walk = _Walk(path.name, content)
+        walk = _Walk(path.name, content, _tensor_types())
         if content[: len(_MAGIC)] != _MAGIC:
             raise CheckpointError(f"{path.name} is no GGUF file: it does not begin with GGUF")
         walk.place = len(_MAGIC)
@@ -46,10 +47,17 @@ def check_header(path: Path) -> None:
             walk.tensor()
 
 
+def _tensor_types() -> frozenset[int]:
+    from gguf import GGMLQuantizationType
+
+    return frozenset(map(int, GGMLQuantizationType))
+
+
 @dataclass(slots=True)
 class _Walk:
     name: str
     content: mmap.mmap
+    tensor_types: Collection[int]
     place: int = 0
     num_elements: int = 0
 
@@ -114,4 +122,6 @@ class _Walk:
         if (dimensions := self.number("I")) > MAX_DIMENSIONS:
             raise CheckpointError(f"{self.name} has a tensor of {dimensions} dimensions; most is {MAX_DIMENSIONS}")
         self.skip(dimensions, 8)
-        self.skip(1, 4 + 8)
+        if (kind := self.number("I")) not in self.tensor_types:
+            raise CheckpointError(f"{self.name} has a tensor of the unknown type {kind}")
+        self.skip(1, 8)

@@ -8,25 +8,24 @@ from (all first halves, all second halves) to pairs; that is undone here.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from autoglm_export.errors import CheckpointError, TensorError, UnsupportedModel
+from autoglm_export.checkpoint.base import Checkpoint, checked_tokenizer
+from autoglm_export.checkpoint.families import FAMILIES
+from autoglm_export.checkpoint.generation.end_tokens import gguf_end_tokens
+from autoglm_export.checkpoint.generation.generation_config import bos_token_id, generation_defaults
+from autoglm_export.checkpoint.hf_config import Keys, spec_from_config
+from autoglm_export.checkpoint.weights import Array, CheckpointWeights, Source, check_counts, weight_shapes
+from autoglm_export.errors import TensorError, UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
-from .base import Checkpoint, checked_tokenizer
-from .families import FAMILIES
-from .generation.end_tokens import gguf_end_tokens
-from .generation.generation_config import bos_token_id, generation_defaults
-from .gguf_header import check_header
-from .gguf_tokenizer import build_tokenizer
-from .hf_config import Keys, spec_from_config
-from .weights import Array, CheckpointWeights, Shape, Source, check_counts, finite, weight_shapes
+from .file import GgufFile
+from .paths import GgufPaths
+from .tokenizer import build_tokenizer
 
 ARCHITECTURES = ("llama", "qwen2", "qwen3", "glm4")
 
@@ -85,68 +84,13 @@ FUSED_UP = {
 }
 
 
-def _read_gguf(path: Path) -> Any:
-    from gguf import GGUFReader
-
-    class PlainReader(GGUFReader):
-        """numpy's memmap costs three times an array's time a slice, and there are hundreds of thousands of them."""
-
-        @property
-        def data(self) -> npt.NDArray[np.uint8]:
-            return self._data
-
-        @data.setter
-        def data(self, mapped: npt.NDArray[np.uint8]) -> None:
-            self._data = mapped.view(np.ndarray)
-
-    return PlainReader(path)
-
-
-class GgufFile:
-    """A GGUF file's metadata and its tensors (a `TensorStore`), dequantised as they are read."""
-
-    def __init__(self, path: Path) -> None:
-        check_header(path)
-        try:
-            reader = _read_gguf(path)
-        except (ValueError, IndexError, KeyError, OSError, OverflowError) as error:
-            raise CheckpointError(f"{path.name} is truncated or no GGUF file: {error}") from None
-        self._fields: dict[str, Any] = dict(reader.fields)
-        self._tensors: dict[str, Any] = {tensor.name: tensor for tensor in reader.tensors}
-
-    def metadata_names(self) -> Collection[str]:
-        return self._fields.keys()
-
-    def get(self, key: str, default: Any = None) -> Any:
-        return self._fields[key].contents() if key in self._fields else default
-
-    def names(self) -> Collection[str]:
-        return self._tensors.keys()
-
-    def shape(self, name: str) -> Shape:
-        return tuple(int(n) for n in reversed(self._tensors[name].shape))
-
-    def read(self, name: str, rows: slice) -> Array:
-        from gguf.quants import dequantize
-
-        tensor = self._tensors[name]
-        try:
-            with np.errstate(all="ignore"):  # what is wrong is told in a sentence
-                values = np.asarray(dequantize(tensor.data[rows], tensor.tensor_type), dtype=np.float32)
-            return finite(name, values)
-        except NotImplementedError:
-            raise CheckpointError(
-                f"the tensor {name} has type {tensor.tensor_type.name}, which has no decoder"
-            ) from None
-
-
-def open_gguf(path: Path, name: str) -> Checkpoint:
-    file = GgufFile(path)
+def open_gguf(paths: GgufPaths, name: str) -> Checkpoint:
+    file = GgufFile(*paths.shards)
     spec = spec_from_gguf(file)
     check_counts(spec, file)
     return Checkpoint(
         name=name,
-        source=path.name,
+        source=paths.shards[0].name,
         spec=spec,
         weights=CheckpointWeights(
             file, weight_shapes(spec), gguf_sources(spec), lambda name: name == "rope_freqs.weight"

@@ -1,0 +1,1 @@
+"""GGUF files, llama.cpp's format: metadata, tensors, tokenizer."""
