@@ -221,12 +221,20 @@ class AsyncClient:
         prompt: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         **asked: Unpack[TokenizeOptions],
     ) -> TokenizedPrompt:
         """The tokens that the model would be given; nothing is computed, and the prompt may be longer than it takes. Of
         images the header alone is read. Raises errors of `exceptions.py`."""
-        request = token_request({"tokenize": asked}, prompt, tools=tools, tenant=tenant, model=self._model)
+        request = token_request(
+            {"tokenize": asked},
+            prompt,
+            tools=tools,
+            chat_template_kwargs=chat_template_kwargs,
+            tenant=tenant,
+            model=self._model,
+        )
         token_ids, told = await self._ask_any(lambda to: ask_tokenizer(to, request, self._timeouts.connect))
         return TokenizedPrompt(token_ids, tuple(told["token_strs"]) if "token_strs" in told else None)
 

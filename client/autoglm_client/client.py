@@ -178,11 +178,14 @@ class Client:
         prompt: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         tenant: str | None = None,
         **asked: Unpack[TokenizeOptions],
     ) -> TokenizedPrompt:
         """As `AsyncClient.tokenize`."""
-        return self._thread.run(self._async.tokenize(prompt, tools=tools, tenant=tenant, **asked))
+        return self._thread.run(
+            self._async.tokenize(prompt, tools=tools, chat_template_kwargs=chat_template_kwargs, tenant=tenant, **asked)
+        )
 
     def detokenize(self, token_ids: Sequence[int], *, tenant: str | None = None) -> str:
         """As `AsyncClient.detokenize`."""

@@ -67,6 +67,12 @@ class OptionFields:
     """Texts that the answer never has, as they are tokenized at the start of a text or after a space."""
     tools: Sequence[Mapping[str, Any]] | None = None
     """Functions that the model may call; calls are part of the answer's text, in the model's own form."""
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    """Variables for the chat template; others do nothing."""
+    add_generation_prompt: bool | None = None
+    """End the prompt with the beginning of an assistant's turn."""
+    continue_final_message: bool | None = None
+    """Go on with the last message instead of a new one."""
 
 
 class OptionChanges(TypedDict, total=False):
@@ -99,6 +105,9 @@ class OptionChanges(TypedDict, total=False):
     guided_grammar: str | None
     bad_words: str | Sequence[str] | None
     tools: Sequence[Mapping[str, Any]] | None
+    chat_template_kwargs: Mapping[str, Any] | None
+    add_generation_prompt: bool | None
+    continue_final_message: bool | None
 
 
 OPTION_KINDS: Mapping[str, OptionKind] = {
@@ -129,4 +138,7 @@ OPTION_KINDS: Mapping[str, OptionKind] = {
     "guided_grammar": "STRING",
     "bad_words": "STRINGS",
     "tools": "JSON",
+    "chat_template_kwargs": "JSON",
+    "add_generation_prompt": "BOOL",
+    "continue_final_message": "BOOL",
 }

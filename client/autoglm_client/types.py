@@ -127,11 +127,12 @@ class ModelLimits:
 
 class TokenizeOptions(TypedDict, total=False):
     """`add_special_tokens`: those that the tokenizer itself adds, by default to a text and not to messages.
-    `add_generation_prompt`: the beginning of the answer after messages, by default true. `return_token_strs`: by
-    default false."""
+    `add_generation_prompt`, `continue_final_message`: as of a request that is answered. `return_token_strs`: by default
+    false."""
 
     add_special_tokens: bool
     add_generation_prompt: bool
+    continue_final_message: bool
     return_token_strs: bool
 
 

@@ -19,6 +19,7 @@ _TYPES: Mapping[Kind, str] = {
 _JSON_TYPES = {
     "logit_bias": "Mapping[int, float] | Mapping[str, float]",
     "tools": "Sequence[Mapping[str, Any]]",
+    "chat_template_kwargs": "Mapping[str, Any]",
 }
 LINE_LENGTH = 120
 _SMALLEST = 1e-6  # above 0, and in 32 bits too

@@ -202,7 +202,7 @@ def test_a_request_parameter_may_be_a_sampling_parameter_of_vllms() -> None:
         ({"n": 2}, "sampling_parameters.n is 2; it must be 1 here"),
         (
             {"top": "1"},
-            "unknown option top; the nearest is stop; the options are text_input, messages, tools, images, max_tokens",
+            "unknown option top; the nearest is stop; the options are text_input, messages, tools, images, chat_",
         ),
         ({"max_tokens": "many"}, 'sampling_parameters.max_tokens is "many"; it must be a whole number'),
     ):

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
-from autoglm_engine.options.table import OPTIONS
+from autoglm_engine.options.table import OPTIONS, PROMPTS
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.triton.deployment import check_preserves_order, check_single_instance, check_version
 from autoglm_engine.triton.foreign_outputs import FOREIGN_OUTPUTS
@@ -75,7 +75,7 @@ def test_the_public_tensors_are_the_documented_ones() -> None:
 
 def test_the_option_table_is_the_documented_one() -> None:
     shown = documented("input")
-    assert list(shown) == ["text_input", "messages", "tools", "images", *OPTIONS]
+    assert list(shown) == [*PROMPTS, *OPTIONS]
     assert {name: dtype for name, (dtype, _) in shown.items() if name in OPTIONS} == {
         name: option.dtype for name, option in OPTIONS.items()
     }
@@ -120,7 +120,7 @@ def test_the_steps_answer_under_the_names_of_others_too(model: str) -> None:
 )
 def test_every_option_can_be_set_under_the_names_of_others_too(model: str, otherwise: dict[str, str]) -> None:
     step = next(step for step in config(model).ensemble_scheduling.step if step.model_name == "tokenizer")
-    own = ("text_input", "messages", "tools", *OPTIONS)
+    own = (*(name for name in PROMPTS if name != "images"), *OPTIONS)
     assert {otherwise.get(name, name) for name in own} <= set(step.input_map)
     assert all(step.input_map[name] == name for name in own if name not in otherwise)
 

@@ -146,7 +146,7 @@ def test_a_request_carries_the_tensor_that_the_server_declares(option: Option) -
 def test_a_command_has_the_flags_that_the_table_gives_it(command: str) -> None:
     flags = {flag.name: flag for flag in get_command(app).commands[command].params if flag.param_type_name == "option"}  # type: ignore[attr-defined]
     options = options_on(COMMAND)
-    assert set(flags) & set(OPTIONS) == {option.name for option in options}
+    assert set(flags) & {*OPTIONS, *PROMPTS} - {"images"} == {option.name for option in options}
     for option in options:
         flag = flags[option.name]
         assert option.meaning in flag.help and flag.default is None

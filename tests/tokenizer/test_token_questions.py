@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from tests.support.engine.fakes import byte_tokenizer
 
-TEMPLATE = "{{ messages[0].content }}{% if add_generation_prompt %}>{% endif %}"
+TEMPLATE = "{{ messages[0].content }}{{ add }}{% if add_generation_prompt %}>{% endif %}"
 MAX_LENGTH = 16
 
 
@@ -114,3 +114,16 @@ def test_an_answer_that_shared_memory_cannot_hold_is_refused_before_it_is_sent(
 def test_ids_that_wait_count_as_what_they_hold(door: RequestPreprocessor) -> None:
     small, large = (door.read(tensors({"detokenize": [97] * number})).num_bytes for number in (1, 1_000))
     assert large - small >= 999 * 8
+
+
+def test_a_question_says_what_the_template_is_told(door: RequestPreprocessor) -> None:
+    messages = [{"role": "user", "content": "hello"}]
+    ids, _ = told(door, {"tokenize": {}}, messages=messages, chat_template_kwargs={"add": "!"})
+    assert ids == byte_tokenizer().encode("hello!>").ids
+    ids, _ = told(door, {"tokenize": {"continue_final_message": True}}, messages=messages)
+    assert ids == byte_tokenizer().encode("hello").ids
+    with pytest.raises(InvalidRequest, match="chat_template_kwargs goes with messages"):
+        told(door, {"tokenize": {}}, text_input="a", chat_template_kwargs={})
+    flags = {"continue_final_message": np.array([[True]]), "add_generation_prompt": np.array([[True]])}
+    with pytest.raises(InvalidRequest, match="are both true"):
+        door.admit({"messages": np.array([[json.dumps(messages).encode()]], dtype=np.object_), **flags})

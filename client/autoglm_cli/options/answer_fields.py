@@ -39,3 +39,6 @@ class AnswerFields:
     guided_grammar: Annotated[
         str | None, flag("guided_grammar", "Force an answer that follows this Lark grammar: its text, or open-autoglm.")
     ] = None
+    chat_template_kwargs: Annotated[
+        str | None, flag("chat_template_kwargs", "Variables for the chat template; others do nothing.")
+    ] = None

@@ -7,7 +7,7 @@ from typing import Any
 import typer
 from autoglm_client.option_fields import OPTION_KINDS
 
-FROM_FILES = ("guided_json", "guided_grammar")
+FROM_FILES = ("guided_json", "guided_grammar", "chat_template_kwargs")
 
 
 def flag(name: str, meaning: str, *short: str) -> Any:

@@ -56,6 +56,7 @@ def token_request(
     prompt: Prompt | None = None,
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template_kwargs: Mapping[str, Any] | None = None,
     tenant: str | None = None,
     model: str = ENSEMBLE,
 ) -> pb.ModelInferRequest:
@@ -64,7 +65,8 @@ def token_request(
     request = _empty_request(ModelNames.of(model).tokenizer, new_request_id())
     if prompt is not None:
         _add_prompt(request, prompt)
-    for name, value in (("tools", tools), ("tenant", tenant)):
+    named = {"tools": tools, "chat_template_kwargs": chat_template_kwargs, "tenant": tenant}
+    for name, value in named.items():
         if value is not None:
             _add_option(request, name, OPTION_KINDS[name], value)
     _add(request, _CONTROL, "BYTES", [_string_bytes(_CONTROL, json.dumps(command))])

@@ -135,7 +135,21 @@ class ProcessorOptions(Strict):
     size: ImageEdges | None = None
 
 
-class ChatRequest(Generation, ToolOptions):
+ReasoningEffort = Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"]
+TemplateVariables = Annotated[dict[str, Any], Field(max_length=64)]
+
+
+class TemplateFields(Strict):
+    """vLLM's, about what the chat template makes of messages. `reasoning_effort`, OpenAI's, is one of the
+    `chat_template_kwargs` to the templates."""
+
+    chat_template_kwargs: TemplateVariables | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    reasoning_effort: ReasoningEffort | None = None
+
+
+class ChatRequest(TemplateFields, Generation, ToolOptions):
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     mm_processor_kwargs: ProcessorOptions | None = None
     max_completion_tokens: Tokens | None = None

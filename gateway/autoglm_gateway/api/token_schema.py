@@ -10,8 +10,7 @@ from autoglm_gateway.strict import Items, Strict
 from autoglm_gateway.tools.schema import ToolOptions
 
 from .answer_schema import Count
-from .router_defaults import Off
-from .schema import ChatMessage, ProcessorOptions, PromptText
+from .schema import ChatMessage, ProcessorOptions, PromptText, TemplateFields
 
 MAX_TOKENS = 1 << 17  # of a detokenize
 
@@ -24,16 +23,13 @@ class _AboutTokens(Strict):
     model: str | None = None
 
 
-class TokenizeRequest(_AboutTokens, ToolOptions):
+class TokenizeRequest(_AboutTokens, ToolOptions, TemplateFields):
     """A text or a conversation: one of `prompt` and `messages`. `add_special_tokens`: those that the tokenizer itself
-    adds; absent, as where the model is asked: with a prompt alone. `add_generation_prompt` (absent: true): the
-    beginning of the answer after messages."""
+    adds; absent, as where the model is asked: with a prompt alone."""
 
     prompt: PromptText | None = None
     messages: Annotated[Items[ChatMessage], Field(min_length=1)] | None = None
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool | None = None
-    continue_final_message: Off | None = None
     return_token_strs: bool | None = None
     mm_processor_kwargs: ProcessorOptions | None = None
 

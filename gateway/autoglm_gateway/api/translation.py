@@ -24,6 +24,7 @@ from .schema import (
     JsonObjectFormat,
     JsonSchemaFormat,
     ProcessorOptions,
+    TemplateFields,
     TextPart,
 )
 from .tool_turns import tool_fields
@@ -89,9 +90,24 @@ def chat_options(request: ChatRequest, bounds: Bounds) -> GenerationOptions:
         raise ApiError(400, "top_logprobs needs logprobs to be true", param="top_logprobs")
     count = max(1, request.top_logprobs or 0) if request.logprobs else None
     options = _options(request, request.max_completion_tokens or request.max_tokens, count, bounds)
-    if (schema := _schema(request)) is None:
-        return options
-    return dataclasses.replace(options, guided_json=schema)
+    return dataclasses.replace(
+        options,
+        guided_json=options.guided_json if (schema := _schema(request)) is None else schema,
+        chat_template_kwargs=template_variables(request),
+        add_generation_prompt=request.add_generation_prompt,
+        continue_final_message=request.continue_final_message or None,
+    )
+
+
+def template_variables(asked: TemplateFields) -> dict[str, Any] | None:
+    """Raises ApiError where `reasoning_effort` is said twice, and differs."""
+    given, effort = asked.chat_template_kwargs, asked.reasoning_effort
+    if effort is None:
+        return given
+    if (other := (given or {}).get("reasoning_effort", effort)) != effort:
+        sentence = f"reasoning_effort is {effort!r}, and {other!r:.80} in chat_template_kwargs: set one of them"
+        raise ApiError(400, sentence, param="reasoning_effort", code="invalid_value")
+    return {**(given or {}), "reasoning_effort": effort}
 
 
 def completion_options(request: CompletionRequest, bounds: Bounds) -> GenerationOptions:

@@ -12,22 +12,23 @@ from fastapi.responses import JSONResponse
 
 from autoglm_gateway.api import document
 from autoglm_gateway.api.json_body import JsonRoute
-from autoglm_gateway.api.schema import ChatMessage
+from autoglm_gateway.api.schema import ChatMessage, TemplateFields
 from autoglm_gateway.api.token_schema import Detokenized, DetokenizeRequest, Tokenized, TokenizeRequest
-from autoglm_gateway.api.translation import ImageRules, conversation, image_bytes
+from autoglm_gateway.api.translation import ImageRules, conversation, image_bytes, template_variables
 from autoglm_gateway.caller import caller_of
 from autoglm_gateway.errors import ApiError, api_error
 from autoglm_gateway.paths import DETOKENIZE, TOKENIZE
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.observed import observed_in
 from autoglm_gateway.telemetry.recording_client import kind_of
+from autoglm_gateway.tools.schema import ToolOptions
 from autoglm_gateway.tools.use import tool_use
 
 from .asked_model import check_size, limits_of, upstream_of
 from .departures import cancel_on_disconnect
 
 T = TypeVar("T")
-_OF_MESSAGES = ("tools", "tool_choice", "parallel_tool_calls", "add_generation_prompt", "mm_processor_kwargs")
+_OF_MESSAGES = (*ToolOptions.model_fields, *TemplateFields.model_fields, "mm_processor_kwargs")
 
 router = APIRouter(route_class=JsonRoute)
 
@@ -46,8 +47,16 @@ async def tokenize(body: TokenizeRequest, request: Request) -> JSONResponse:
         asked["add_special_tokens"] = body.add_special_tokens
     if body.add_generation_prompt is not None:
         asked["add_generation_prompt"] = body.add_generation_prompt
-    tools, tenant = use.told if use else None, caller_of(request).tenant
-    told = await _answer(request, upstream.client.tokenize(prompt, tools=tools, tenant=tenant, **asked))
+    if body.continue_final_message:
+        asked["continue_final_message"] = True
+    asking = upstream.client.tokenize(
+        prompt,
+        tools=use.told if use else None,
+        chat_template_kwargs=template_variables(body),
+        tenant=caller_of(request).tenant,
+        **asked,
+    )
+    told = await _answer(request, asking)
     answer = {
         "count": told.num_tokens,
         "max_model_len": limits.max_length,

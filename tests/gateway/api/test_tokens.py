@@ -94,7 +94,12 @@ async def test_tokens_become_text() -> None:
         ("/tokenize", {"prompt": "a", "messages": HELLO}, 400, "only one of them; both are there"),
         ("/tokenize", {"prompt": "a", "tools": [TOOL]}, 400, "tools goes with messages, not with prompt"),
         ("/tokenize", {"prompt": "a", "fast": True}, 400, "fast is not supported by this server"),
-        ("/tokenize", {"messages": HELLO, "continue_final_message": True}, 400, "should be false"),
+        (
+            "/tokenize",
+            {"prompt": "a", "continue_final_message": True},
+            400,
+            "continue_final_message goes with messages",
+        ),
         ("/tokenize", {"messages": [{"role": "user", "content": [PICTURE]}]}, 400, "no vision encoder, so it takes no"),
         ("/tokenize", {"prompt": "a", "model": "other"}, 404, "there is no model 'other'"),
         ("/detokenize", {"tokens": []}, 400, "tokens"),

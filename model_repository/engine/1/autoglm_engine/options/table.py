@@ -34,7 +34,7 @@ class Surface(Flag):
     """Where an option can be asked, beside the tensor that every one has."""
 
     CLIENT = auto()  # a keyword of `Client.generate` and its like
-    OPENAI = auto()  # a field of OpenAI's API: `autoglm_gateway.api.schema` has its form and range there
+    OPENAI = auto()  # a field of OpenAI's or vLLM's API: `autoglm_gateway.api.schema` has its form and range there
     EXTENSION = auto()  # a field of the gateway's own, `extra_body` of OpenAI's package
     VLLM = auto()  # a sampling parameter of vLLM, of the same name and meaning
     COMMAND = auto()  # a flag of `autoglm generate`, `chat` and `batch`
@@ -97,6 +97,14 @@ PROMPTS = {option.name: option for option in (
     Option("tools", "JSON", (), surfaces=CLIENT | OPENAI, see="gateway.md#tools",
            allowed="list of 1 ... 128 functions in the form of OpenAI's API; with messages only",
            meaning="Functions that the model may call; calls are part of the answer's text, in the model's own form."),
+    Option("chat_template_kwargs", "JSON", (), surfaces=CLIENT | OPENAI | COMMAND, see="gateway.md#thinking",
+           allowed='up to 65,536 bytes: an object such as {"enable_thinking": false}; with messages only',
+           meaning="Variables for the chat template; others do nothing."),
+    Option("add_generation_prompt", "BOOL", surfaces=CLIENT | OPENAI, unset="true, unless `continue_final_message` is",
+           allowed="with messages only", meaning="End the prompt with the beginning of an assistant's turn."),
+    Option("continue_final_message", "BOOL", False, surfaces=CLIENT | OPENAI,
+           allowed="with messages only; not beside `add_generation_prompt` true",
+           meaning="Go on with the last message instead of a new one."),
     Option("images", "STRINGS", (),
            allowed="a PNG, JPEG or WEBP file, or a data URL in base64, for each part of type image; with messages only",
            meaning="What the model sees, in the order of the parts. No URL is fetched."),

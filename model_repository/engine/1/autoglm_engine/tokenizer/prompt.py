@@ -19,6 +19,8 @@ from autoglm_engine.vision.asked_size import AskedSize
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .image_prompt import place_images, read_images, take_sizes
 from .kept_messages import KeptMessages
+from .rendering.final_message import continued
+from .rendering.template_options import TemplateOptions
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .token_questions import TokenAnswers, Tokenize
@@ -118,18 +120,23 @@ class Prompter:
         text = decode_utf8(raw, "text_input")
         return Prompt(self._encode(text, "text_input", special_tokens=True), question_of_text(text))
 
-    def from_messages(self, raw: bytes, tools: bytes | None = None, images: Sequence[bytes] = ()) -> Prompt:
+    def from_messages(
+        self,
+        raw: bytes,
+        tools: bytes | None = None,
+        images: Sequence[bytes] = (),
+        options: TemplateOptions | None = None,
+    ) -> Prompt:
         """Of the rendered conversation; `tools`: what the model may call, as JSON; `images`: files or data
-        URLs, one for each part of type image, in their order. Raises InvalidRequest."""
+        URLs, one for each part of type image, in their order; `options`: what else the template is told. Raises
+        InvalidRequest."""
         if self._template is None:
             raise InvalidRequest("this model has no chat template, so it takes text_input and not messages")
         self.check_size(raw, "messages")
         messages = parse_messages(decode_utf8(raw, "messages"))
         sizes = take_sizes(messages)
         self._check_images(len(sizes), len(images))
-        rendered = self._template.render(
-            messages, self._tools(tools), self._max_bytes, add_generation_prompt=self._asked.add_generation_prompt
-        )
+        rendered = self._template.render(messages, self._tools(tools), self._max_bytes, options)
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
@@ -239,8 +246,7 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[Tool] | None = None,
         max_characters: int = MAX_RENDERED_CHARACTERS,
-        *,
-        add_generation_prompt: bool = True,
+        options: TemplateOptions | None = None,
     ) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
         its limits on them."""
@@ -249,7 +255,7 @@ class ChatTemplate:
             messages, tools = in_plain_text(messages, tools), None
 
         def rendered(turns: list[dict[str, Any]]) -> str:
-            return self._rendered(turns, tools, max_characters, add_generation_prompt=add_generation_prompt)
+            return self._rendered(turns, tools, max_characters, options or TemplateOptions())
 
         try:
             text = rendered(messages)
@@ -263,15 +269,19 @@ class ChatTemplate:
         messages: list[dict[str, Any]],
         tools: list[Tool] | None,
         max_characters: int,
-        *,
-        add_generation_prompt: bool,
+        options: TemplateOptions,
     ) -> str:
         if self._ways.calls == "metadata":
             messages = in_metadata(messages)
         if tools and self._ways.tools == "system item":
             messages, tools = with_tools_in_system_item(messages, tools), None
-        names = {"messages": messages, "tools": tools, "documents": None}
-        return self._process.render(names | {"add_generation_prompt": add_generation_prompt}, max_characters)
+        names = {"tools": tools, "documents": None, **options.variables}
+        names["add_generation_prompt"] = options.add_generation_prompt
+
+        def rendered(turns: list[dict[str, Any]]) -> str:
+            return self._process.render({**names, "messages": turns}, max_characters)
+
+        return continued(messages, rendered) if options.continue_final_message else rendered(messages)
 
 
 def verify_texts(folder: Path, manifest: Manifest) -> None:

@@ -24,10 +24,12 @@ _FORMS = '{"tokenize": {option: true or false, ...}} or {"detokenize": [token id
 @dataclass(frozen=True, slots=True)
 class Tokenize:
     """Which tokens the prompt beside it has. `add_special_tokens`: those that the tokenizer itself adds; None: as where
-    it is answered, with text_input alone. `add_generation_prompt`: the beginning of the answer after the messages."""
+    it is answered, with text_input alone. `add_generation_prompt`, `continue_final_message`: as of a request that is
+    answered; None where nothing was said."""
 
     add_special_tokens: bool | None = None
-    add_generation_prompt: bool = True
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
     return_token_strs: bool = False
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,22 @@ from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
 from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
-from autoglm_engine.tokenizer.token_questions import Detokenize, TokenQuestion, read_token_question
+from autoglm_engine.tokenizer.rendering.template_options import (
+    ADD,
+    CONTINUE,
+    KWARGS,
+    TEMPLATE_INPUTS,
+    TemplateOptions,
+    template_options,
+)
+from autoglm_engine.tokenizer.token_questions import Detokenize, Tokenize, TokenQuestion, read_token_question
 
 Tensors = Mapping[str, npt.NDArray[Any]]
 PROMPT_INPUTS = ("text_input", "messages")
 TOOLS_INPUT = "tools"
 IMAGES_INPUT = "images"
 CONTROL_INPUT = "control"
-INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT, *OPTIONS)
+INPUTS = (*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT, *TEMPLATE_INPUTS, *OPTIONS)
 SAMPLING_NAMES = frozenset(NAMES)
 _USED = frozenset({TIMEOUT, *SAMPLING_NAMES})  # of request parameters
 QUICK_BYTES = 4096  # of text; some 2 ms
@@ -67,6 +75,7 @@ class ParsedRequest:
     tools: bytes | None
     images: tuple[bytes, ...] = ()  # files or data URLs
     question: TokenQuestion | None = None  # None: the prompt is to be answered
+    template: TemplateOptions = field(default_factory=TemplateOptions)
 
     @property
     def sampling(self) -> dict[str, Any]:
@@ -150,8 +159,19 @@ class RequestPreprocessor:
         if tools is not None and given[0] != "messages":
             raise InvalidRequest("tools go with messages; text_input is what the model reads as it is")
         images = read_images(tensors[IMAGES_INPUT], given[0]) if IMAGES_INPUT in tensors else ()
+        template = _read_template(tensors, given[0], question)
         return ParsedRequest(
-            arrival, values, foreign, checked_parameters, timeout_us, given[0], prompt, tools, images, question
+            arrival,
+            values,
+            foreign,
+            checked_parameters,
+            timeout_us,
+            given[0],
+            prompt,
+            tools,
+            images,
+            question,
+            template,
         )
 
     def is_quick(self, asked: ParsedRequest) -> bool:
@@ -217,15 +237,27 @@ class RequestPreprocessor:
 def _check_alone(tensors: Tensors, question: TokenQuestion) -> None:
     """Options are of answers, and here none is generated."""
     is_prompt = not isinstance(question, Detokenize)
-    beside = {CONTROL_INPUT, "tenant", *((*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT) if is_prompt else ())}
+    beside = {CONTROL_INPUT, "tenant", *((*PROMPT_INPUTS, TOOLS_INPUT, IMAGES_INPUT, KWARGS) if is_prompt else ())}
     if others := sorted(tensors.keys() - beside):
         raise InvalidRequest(f"{others[0]} does not go with control, which asks for tokens or their text alone")
 
 
 def _prompt(asked: ParsedRequest, prompter: Prompter) -> Prompt:
     if asked.input_name == "messages":
-        return prompter.from_messages(asked.prompt, asked.tools, asked.images)
+        return prompter.from_messages(asked.prompt, asked.tools, asked.images, asked.template)
     return prompter.from_text(asked.prompt)
+
+
+def _read_template(tensors: Tensors, prompt_input: str, question: TokenQuestion | None) -> TemplateOptions:
+    """A question about tokens says in itself where the prompt ends. Raises InvalidRequest."""
+    said = {name: read_single(name, tensors[name]) for name in TEMPLATE_INPUTS if name in tensors}
+    if isinstance(question, Tokenize):
+        ends = {ADD: question.add_generation_prompt, CONTINUE: question.continue_final_message}
+        said |= {name: value for name, value in ends.items() if value is not None}
+    if said and prompt_input != "messages":
+        raise InvalidRequest(f"{next(iter(said))} goes with messages; text_input is what the model reads as it is")
+    flags = {name: bool(said[name]) for name in (ADD, CONTINUE) if name in said}
+    return template_options(said.get(KWARGS), flags.get(ADD), flags.get(CONTINUE))
 
 
 def read_images(tensor: npt.NDArray[Any], prompt_input: str) -> tuple[bytes, ...]:

@@ -1,0 +1,1 @@
+"""What a request tells a chat template beside its messages, and where the answer begins."""
