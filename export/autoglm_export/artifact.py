@@ -76,6 +76,7 @@ def describe(
     eos_token_ids: tuple[int, ...] = (),
     bos_token_id: int | None = None,
     generation_defaults: Mapping[str, Any] | None = None,
+    special_tokens: Mapping[str, str] | None = None,
     vision: VisionSettings | None = None,
 ) -> Manifest:
     """Write the manifest of what is in `folder`, which is complete without it. `details`: what `lower` returned."""
@@ -104,6 +105,7 @@ def describe(
         exporter_version=metadata.version("autoglm-triton"),
         files=_file_records(folder),
         vision=vision,
+        special_tokens=None if special_tokens is None else dict(special_tokens),
     )
     manifest.save(folder)
     return manifest

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.tokenizer.prompt import TEMPLATE_NAME, TOKENIZER_NAME, TOOL_TEMPLATE_NAME
 
 from autoglm_export.auto_runtime.choice import Candidates, candidates, choose, fitting
 from autoglm_export.auto_runtime.timing import measure
@@ -181,9 +182,11 @@ def _encoded(source: Checkpoint, texts: Sequence[str]) -> list[TokenIds]:
 
 
 def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
-    (folder / "tokenizer.json").write_bytes(source.tokenizer)
-    if source.chat_template is not None:
-        (folder / "chat_template.jinja").write_text(source.chat_template, encoding="utf-8")
+    (folder / TOKENIZER_NAME).write_bytes(source.tokenizer)
+    templates = {TEMPLATE_NAME: source.templates.default, TOOL_TEMPLATE_NAME: source.templates.for_tools}
+    for name, template in templates.items():
+        if template is not None:
+            (folder / name).write_text(template, encoding="utf-8")
 
 
 def _lower_vision(
@@ -231,5 +234,6 @@ def _described(
         eos_token_ids=source.eos_token_ids,
         bos_token_id=source.bos_token_id,
         generation_defaults=source.generation_defaults,
+        special_tokens=source.special_tokens,
         vision=vision,
     )

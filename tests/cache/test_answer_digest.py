@@ -40,7 +40,8 @@ MANIFEST = Manifest(
     [
         {"max_length": 1024},
         {"eos_token_ids": (0,)},
-        {"eos_token_ids": (1, 0)},  # the first one is the template's
+        {"eos_token_ids": (1, 0)},  # the first one is the template's, where no special tokens are named
+        {"special_tokens": {"eos_token": "</s>"}},
         {"bos_token_id": None},
         {"vocab_size": 301},
         {"prefill_chunk": 8},

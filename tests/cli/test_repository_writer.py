@@ -326,7 +326,8 @@ def test_a_model_that_stands_alone_carries_code_and_texts(artifact: Path, tmp_pa
         } == package
         assert (version / "artifact" / "manifest.json").read_bytes() == (artifact / "manifest.json").read_bytes()
     texts = {path.name for path in (tmp_path / "models" / "tokenizer" / "1" / "artifact").iterdir()}
-    assert texts <= set(repository_writer._TEXTS) == {prompt.TOKENIZER_NAME, prompt.TEMPLATE_NAME, MANIFEST_NAME}
+    templates = {prompt.TEMPLATE_NAME, prompt.TOOL_TEMPLATE_NAME}
+    assert texts <= set(repository_writer._TEXTS) == {prompt.TOKENIZER_NAME, *templates, MANIFEST_NAME}
     assert not list((tmp_path / "models" / "autoglm" / "1").glob("*.py"))
 
 

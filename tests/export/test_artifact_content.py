@@ -132,6 +132,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "end token": ({"eos_token_ids": [0, 300]}, "eos_token_ids [0, 300]; it must be a list of token ids"),
     "one end token": ({"eos_token_ids": 0}, "eos_token_ids 0; it must be a list"),
     "first token": ({"bos_token_id": 300}, "bos_token_id 300; it must be null or a whole number of 0 ... 299"),
+    "named tokens": (
+        {"special_tokens": {"bos_token": 1}},
+        'special_tokens {"bos_token": 1}; it must be null or an object',
+    ),
     "name": ({"model_name": ["x"]}, 'model_name ["x"]; it must be a text'),
     "defaults": ({"generation_defaults": {"top_p": "0.5"}}, "it must be an object of numbers"),
     "no number": ({"generation_defaults": {"top_p": float("nan")}}, "it must be an object of numbers"),

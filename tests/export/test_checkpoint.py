@@ -91,7 +91,7 @@ def test_tokenizer_template_and_generation_config(copy: Path) -> None:
     assert checkpoint.eos_token_ids == (256, 257)
     assert checkpoint.generation_defaults == {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
     assert checkpoint.tokenizer == (copy / "tokenizer.json").read_bytes()
-    assert checkpoint.chat_template == (copy / "chat_template.jinja").read_text()
+    assert checkpoint.templates.default == (copy / "chat_template.jinja").read_text()
 
 
 def test_without_sampling_the_default_is_greedy(copy: Path) -> None:
@@ -101,10 +101,10 @@ def test_without_sampling_the_default_is_greedy(copy: Path) -> None:
 
 def test_template_of_the_tokenizer_config(copy: Path) -> None:
     (copy / "chat_template.jinja").unlink()
-    assert open_checkpoint(copy).chat_template is None
+    assert open_checkpoint(copy).templates.default is None
     several = [{"name": "tool_use", "template": "T"}, {"name": "default", "template": "D"}]
     (copy / "tokenizer_config.json").write_text(json.dumps({"chat_template": several}))
-    assert open_checkpoint(copy).chat_template == "D"
+    assert open_checkpoint(copy).templates.default == "D"
 
 
 def test_tied_embeddings_may_be_stored_twice(tmp_path: Path) -> None:

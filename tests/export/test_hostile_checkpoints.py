@@ -206,7 +206,7 @@ def test_random_configs_end_in_a_sentence(
 def test_a_chat_template_is_a_text_of_some_size(tmp_path: Path) -> None:
     write_folder(tmp_path)
     (tmp_path / "chat_template.jinja").write_text("a" * (1 << 20))
-    assert open_checkpoint(tmp_path).chat_template is not None
+    assert open_checkpoint(tmp_path).templates.default is not None
     (tmp_path / "chat_template.jinja").write_text("a" * ((1 << 20) + 1))
     with pytest.raises(CheckpointError, match="a text of at most 1048576 bytes"):
         open_checkpoint(tmp_path)

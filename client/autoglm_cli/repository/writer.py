@@ -31,6 +31,7 @@ _TEXTS = (
     _MANIFEST,
     "tokenizer.json",
     "chat_template.jinja",
+    "chat_template_tool_use.jinja",
 )  # of an artifact: all that is read of it but by the engine
 _LEFT_OUT = ("__pycache__", "artifact")
 _DEFAULT = ModelNames.of(ENSEMBLE)

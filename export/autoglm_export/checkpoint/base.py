@@ -8,6 +8,7 @@ from typing import Any
 from autoglm_export.errors import CheckpointError
 from autoglm_export.model.spec import ModelSpec
 
+from .generation.chat_templates import ChatTemplates
 from .vision import VisionCheckpoint
 from .weights import CheckpointWeights
 
@@ -21,7 +22,8 @@ class Checkpoint:
     spec: ModelSpec
     weights: CheckpointWeights
     tokenizer: bytes  # a whole tokenizer.json
-    chat_template: str | None
+    templates: ChatTemplates
+    special_tokens: dict[str, str]  # name -> text, as a chat template is given them
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
     generation_defaults: dict[str, Any]

@@ -14,7 +14,8 @@ from autoglm_export.model.spec import ModelSpec
 
 from .base import Checkpoint, checked_tokenizer
 from .families import Family
-from .folder_files import read_bytes, read_json, read_json_if_there, read_text
+from .folder_files import read_bytes, read_json, read_json_if_there
+from .generation.chat_templates import read_chat_templates
 from .generation.end_tokens import folder_end_tokens
 from .generation.generation_config import bos_token_id, generation_defaults
 from .generation.special_tokens import special_tokens
@@ -47,7 +48,8 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         spec=_with_deepstack(spec, vision) if vision else spec.without_images(),
         weights=_open_weights(folder, store, spec, family),
         tokenizer=tokenizer,
-        chat_template=read_chat_template(folder),
+        templates=read_chat_templates(folder, takes_images=family.seeing is not None),
+        special_tokens=named,
         eos_token_ids=folder_end_tokens(spec.vocab_size, tokenizer, named, generation, config, text_config),
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation_defaults=generation_defaults(generation, spec.vocab_size),
@@ -128,18 +130,3 @@ def _check_index(folder: Path, store: SafetensorsStore) -> None:
     for name, file in _weight_map(folder).items():
         if name not in store.names() or store.shard(name) != file:
             raise TensorError(f"{INDEX_NAME} places {name} in {file}, which does not hold it")
-
-
-def read_chat_template(folder: Path) -> str | None:
-    """From chat_template.jinja, else chat_template.json, else tokenizer_config.json; of several, the one named
-    default."""
-    if (folder / "chat_template.jinja").exists():
-        return read_text(folder / "chat_template.jinja")
-    for name in ("chat_template.json", "tokenizer_config.json"):
-        template = read_json(folder / name).get("chat_template") if (folder / name).exists() else None
-        if isinstance(template, list):
-            named = [entry for entry in template if isinstance(entry, dict) and entry.get("name") == "default"]
-            template = named[-1].get("template") if named else None
-        if isinstance(template, str):
-            return template
-    return None

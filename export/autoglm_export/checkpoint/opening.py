@@ -35,9 +35,9 @@ def _checked(checkpoint: Checkpoint) -> Checkpoint:
     sizes."""
     with np.errstate(all="ignore"):
         frequencies = checkpoint.spec.rope.inverse_frequencies()
-    template = checkpoint.chat_template
-    if template is not None and not (isinstance(template, str) and len(template.encode()) <= MAX_TEMPLATE_BYTES):
-        raise CheckpointError(f"the chat template must be a text of at most {MAX_TEMPLATE_BYTES} bytes")
+    for template in (checkpoint.templates.default, checkpoint.templates.for_tools):
+        if template is not None and not (isinstance(template, str) and len(template.encode()) <= MAX_TEMPLATE_BYTES):
+            raise CheckpointError(f"the chat template must be a text of at most {MAX_TEMPLATE_BYTES} bytes")
     if not np.isfinite(frequencies).all():
         raise UnsupportedModel(
             f"the rotary embedding has frequencies that are no finite numbers: {checkpoint.spec.rope}"

@@ -1,6 +1,6 @@
-"""The named special tokens of a Hugging Face folder, `bos_token` and its like, as a chat template is given them.
+"""The named special tokens of a checkpoint, `bos_token` and its like, as a chat template is given them.
 
-The rules are transformers' (5.23, `PreTrainedTokenizerBase.from_pretrained` and its `special_tokens_map`):
+Of a folder the rules are transformers' (5.23, `PreTrainedTokenizerBase.from_pretrained` and its `special_tokens_map`):
 tokenizer_config.json names them; special_tokens_map.json counts where that has no `added_tokens_decoder`, as older
 versions wrote it; any other key that ends with `_token` is one, too, and so are the entries of `extra_special_tokens`
 where that is an object. What no file says, the class of the tokenizer does.
@@ -16,9 +16,21 @@ from typing import Any
 from autoglm_export.checkpoint.folder_files import read_json_if_there
 from autoglm_export.errors import CheckpointError
 
+from .end_tokens import Metadata
+
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONFIG_NAME = "tokenizer_config.json"
 _EXTRA = ("model_specific_special_tokens", "additional_special_tokens", "extra_special_tokens")
+# name -> key below `tokenizer.ggml`, as `gguf.constants` has it
+_GGUF_KEYS = {
+    "bos_token": "bos",
+    "eos_token": "eos",
+    "unk_token": "unknown",
+    "sep_token": "seperator",
+    "pad_token": "padding",
+    "cls_token": "cls",
+    "mask_token": "mask",
+}
 _END = "<|endoftext|>"
 # Of classes that transformers takes for the families here.
 _QWEN2 = {"unk_token": _END, "eos_token": _END, "pad_token": _END}
@@ -72,3 +84,10 @@ def _of_class(tokenizer_class: Any, model_type: str, tokenizer: bytes) -> dict[s
 def _is_byte_level(tokenizer: bytes) -> bool:
     content = json.loads(tokenizer)
     return any('"ByteLevel"' in json.dumps(content.get(part)) for part in ("pre_tokenizer", "decoder"))
+
+
+def gguf_special_tokens(metadata: Metadata) -> dict[str, str]:
+    """Of a GGUF file. A key that names no token of its vocabulary names nothing, as in llama.cpp."""
+    tokens = metadata.get("tokenizer.ggml.tokens", [])
+    ids = {name: metadata.get(f"tokenizer.ggml.{key}_token_id") for name, key in _GGUF_KEYS.items()}
+    return {name: tokens[i] for name, i in ids.items() if type(i) is int and 0 <= i < len(tokens)}

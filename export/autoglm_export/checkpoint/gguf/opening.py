@@ -16,8 +16,10 @@ import numpy as np
 
 from autoglm_export.checkpoint.base import Checkpoint, checked_tokenizer
 from autoglm_export.checkpoint.families import FAMILIES
+from autoglm_export.checkpoint.generation.chat_templates import ChatTemplates
 from autoglm_export.checkpoint.generation.end_tokens import gguf_end_tokens
 from autoglm_export.checkpoint.generation.generation_config import bos_token_id, generation_defaults
+from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tokens
 from autoglm_export.checkpoint.hf_config import Keys, spec_from_config
 from autoglm_export.checkpoint.weights import Array, CheckpointWeights, Source, check_counts, weight_shapes
 from autoglm_export.errors import TensorError, UnsupportedModel
@@ -96,7 +98,8 @@ def open_gguf(paths: GgufPaths, name: str) -> Checkpoint:
             file, weight_shapes(spec), gguf_sources(spec), lambda name: name == "rope_freqs.weight"
         ),
         tokenizer=checked_tokenizer(build_tokenizer(file).to_str().encode(), spec.vocab_size),
-        chat_template=file.get("tokenizer.chat_template"),
+        templates=ChatTemplates(file.get("tokenizer.chat_template"), file.get("tokenizer.chat_template.tool_use")),
+        special_tokens=gguf_special_tokens(file),
         eos_token_ids=gguf_end_tokens(file, spec.vocab_size),
         bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
         generation_defaults=generation_defaults({}, spec.vocab_size),

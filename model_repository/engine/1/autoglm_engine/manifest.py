@@ -1,7 +1,8 @@
 """`manifest.json`: what an exported artifact is, so that a server can refuse one that it cannot run.
 
-An artifact is a folder: the manifest, the tokenizer (`tokenizer.json`, `chat_template.jinja` where the model has one)
-and the files of its runtime. `files` lists every file but the manifest, with size and SHA-256.
+An artifact is a folder: the manifest, the tokenizer (`tokenizer.json`, `chat_template.jinja` where the model has one,
+`chat_template_tool_use.jinja` where it has another one for tools) and the files of its runtime. `files` lists every
+file but the manifest, with size and SHA-256.
 """
 
 from __future__ import annotations
@@ -136,6 +137,7 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     vision: VisionSettings | None = None  # of a model that sees; no key of the file for any other
+    special_tokens: dict[str, str] | None = None  # name -> text, for the chat template; None: only the ids above say
 
     @property
     def digest(self) -> str:
@@ -171,8 +173,9 @@ class Manifest:
 
     def _as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
-        if self.vision is None:
-            del content["vision"]
+        for name in ("vision", "special_tokens"):
+            if content[name] is None:
+                del content[name]
         return content
 
     @classmethod

@@ -55,6 +55,10 @@ def _is_number(value: Any) -> bool:
 TEXT = Rule("a text", lambda value: isinstance(value, str))
 OBJECT = Rule("an object", lambda value: isinstance(value, dict))
 _NUMBERS = Rule("an object of numbers", lambda value: isinstance(value, dict) and all(map(_is_number, value.values())))
+_TEXTS_OR_NULL = Rule(
+    "null or an object of texts",
+    lambda value: value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values())),
+)
 _OBJECT_OR_NULL = Rule("an object or null", lambda value: value is None or isinstance(value, dict))
 _SIZE = whole(0, _MAX_BYTES)
 _DIGEST = Rule("64 hexadecimal digits", lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)))
@@ -68,6 +72,7 @@ _RULES = {
     "vocab_size": whole(1, _MAX_TOKENS),
     "generation_defaults": _NUMBERS,
     "parity": _OBJECT_OR_NULL,
+    "special_tokens": _TEXTS_OR_NULL,
 }
 _CACHE_RULES = {
     **dict.fromkeys(("num_layers", "num_kv_heads", "head_size"), whole(1, _MAX_PARTS)),

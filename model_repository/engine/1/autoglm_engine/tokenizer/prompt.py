@@ -35,6 +35,7 @@ if TYPE_CHECKING:
 
 TOKENIZER_NAME = "tokenizer.json"
 TEMPLATE_NAME = "chat_template.jinja"
+TOOL_TEMPLATE_NAME = "chat_template_tool_use.jinja"  # where there are tools, if the checkpoint has one for them
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 26
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
@@ -205,41 +206,56 @@ class ChatTemplate:
     limits. Tools and calls are given to a template as it takes them (`ToolWays`); for one that takes none they are put
     into the messages. A message that it passes over is an error.
 
-    `tool_format`: the form in which the model that it belongs to calls them."""
+    `for_tools`: a template of its own for conversations with tools. `tool_format`: the form in which the model that it
+    belongs to calls them."""
 
-    def __init__(self, source: str, special_tokens: dict[str, str], limits: TemplateLimits | None = None) -> None:
+    def __init__(
+        self,
+        source: str,
+        special_tokens: dict[str, str],
+        limits: TemplateLimits | None = None,
+        for_tools: ChatTemplate | None = None,
+    ) -> None:
         self._process = TemplateProcess(source, special_tokens, limits)
         self._ways = tool_ways(source)
         self._kept = KeptMessages()
-        self.tool_format = self._ways.form
+        self._for_tools = for_tools
+        self.tool_format: str = for_tools.tool_format if for_tools else self._ways.form
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> ChatTemplate | None:
-        path = folder / TEMPLATE_NAME
-        if not path.exists():
+        source, for_tools = (_read_template(folder / name) for name in (TEMPLATE_NAME, TOOL_TEMPLATE_NAME))
+        special = manifest.special_tokens
+        if special is None:  # of an exporter that wrote ids alone
+            ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
+            special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
+        if source is None:
             return None
-        if (size := path.stat().st_size) > MAX_TEMPLATE_BYTES:
-            raise ArtifactError(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}")
-        ids = {"bos_token": manifest.bos_token_id, "eos_token": next(iter(manifest.eos_token_ids), None)}
-        special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
-        return cls(path.read_text(encoding="utf-8"), special)
+        return cls(source, special, for_tools=None if for_tools is None else cls(for_tools, special))
 
     def another(self) -> ChatTemplate:
         """To render beside this one: with a process of its own, which is not started."""
         other = copy.copy(self)
         other._process = self._process.another()
+        other._for_tools = self._for_tools and self._for_tools.another()
         return other
 
     def start(self) -> None:
         """Compile it now, and not with the first request. Raises ArtifactError."""
-        self._process.start()
+        for process in self._processes():
+            process.start()
 
     def close(self) -> None:
-        self._process.close()
+        for process in self._processes():
+            process.close()
 
     def kill(self) -> None:
         """Ends what is being rendered, from any thread."""
-        self._process.kill()
+        for process in self._processes():
+            process.kill()
+
+    def _processes(self) -> list[TemplateProcess]:
+        return [self._process, *(self._for_tools._processes() if self._for_tools else ())]
 
     def render(
         self,
@@ -250,6 +266,8 @@ class ChatTemplate:
     ) -> str:
         """Raises InvalidRequest with the template's own words when it refuses the messages, and where it goes beyond
         its limits on them."""
+        if tools is not None and self._for_tools is not None:
+            return self._for_tools.render(messages, tools, max_characters, options)
         messages = [_without_nulls(turn) for turn in messages]
         if self._ways.calls == "plain text" and needs_plain_text(messages, tools):
             messages, tools = in_plain_text(messages, tools), None
@@ -284,13 +302,19 @@ class ChatTemplate:
         return continued(messages, rendered) if options.continue_final_message else rendered(messages)
 
 
+def _read_template(path: Path) -> str | None:
+    if not path.exists():
+        return None
+    if (size := path.stat().st_size) > MAX_TEMPLATE_BYTES:
+        raise ArtifactError(f"{path} has {size} bytes; a chat template has at most {MAX_TEMPLATE_BYTES}")
+    return path.read_text(encoding="utf-8")
+
+
 def verify_texts(folder: Path, manifest: Manifest) -> None:
     """Check the content of the tokenizer and of the chat template, where there is one, before either is read. A
     template that somebody put there is refused: no digest counts it."""
-    names = [TOKENIZER_NAME]
-    if TEMPLATE_NAME in manifest.files or (folder / TEMPLATE_NAME).exists():
-        names.append(TEMPLATE_NAME)
-    manifest.verify_files(folder, names, digests=True)
+    templates = [n for n in (TEMPLATE_NAME, TOOL_TEMPLATE_NAME) if n in manifest.files or (folder / n).exists()]
+    manifest.verify_files(folder, [TOKENIZER_NAME, *templates], digests=True)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:

@@ -31,7 +31,7 @@ class TemplateLimits:
 
 
 class TemplateProcess:
-    """Thread-safe: one rendering at a time. `special_tokens`: what the template may name."""
+    """Thread-safe: one rendering at a time. `special_tokens`: what the template may name, too."""
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], limits: TemplateLimits | None = None) -> None:
         self._source = source
@@ -51,7 +51,7 @@ class TemplateProcess:
 
     def render(self, names: Mapping[str, Any], max_characters: int) -> str:
         """Raises InvalidRequest where the template refuses what it is given, or goes beyond a limit on it."""
-        request = pack_frame({"names": {**names, **self._special_tokens}, "max_characters": max_characters})
+        request = pack_frame({"names": {**self._special_tokens, **names}, "max_characters": max_characters})
         with self._lock:
             answer = self._process.ask_again_if_killed(self._start, lambda: self._ask(request))
             if answer is None:
