@@ -173,7 +173,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "yarn": ({"llama.rope.scaling.type": "yarn", "llama.rope.scaling.factor": 4.0}, "'yarn'"),
     "value length": ({"llama.attention.value_length": 8}, "value_length is 8"),
     "partial rope": ({"llama.rope.dimension_count": 8}, "partial_rotary_factor is 0.5"),
-    "sentencepiece": ({"tokenizer.ggml.model": "llama"}, "tokenizer model is 'llama'"),
+    "tokenizer": ({"tokenizer.ggml.model": "t5"}, "tokenizer model is 't5'"),
     "pre-tokenizer": ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer is 'tekken'"),
     "space prefix": ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix"),
     "merge": ({"tokenizer.ggml.merges": ["ab"]}, "its merge 'ab' is no pair"),

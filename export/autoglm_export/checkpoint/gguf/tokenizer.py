@@ -1,17 +1,18 @@
-"""Rebuilds tokenizer.json from the metadata of a GGUF file, for byte-level BPE models.
+"""Rebuilds tokenizer.json from the metadata of a GGUF file.
 
-GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); its split pattern is part of the model, not of the file. The
-patterns below are those of the published tokenizer.json files of the models that the names stand for.
+Of byte-level BPE, GGUF names the pre-tokenizer (`tokenizer.ggml.pre`); its split pattern is part of the model, not of
+the file. The patterns below are those of the published tokenizer.json files of the models that the names stand for.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import IntEnum
-from typing import Any, Protocol
+from typing import Any
 
-from autoglm_export.checkpoint.generation.end_tokens import KNOWN_ENDS
+from autoglm_export.checkpoint.generation.end_tokens import KNOWN_ENDS, Metadata
 from autoglm_export.errors import CheckpointError, UnsupportedModel
+
+from .sentencepiece import TokenType, sentencepiece_tokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -39,30 +40,34 @@ PRE_TOKENIZERS = {
 }
 
 
-class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`, as far as it matters: both are matched in the text before it is split."""
-
-    CONTROL = 3
-    USER_DEFINED = 4
-
-
-class Metadata(Protocol):
-    def get(self, key: str, default: Any = None) -> Any: ...
-
-
 def build_tokenizer(metadata: Metadata) -> Any:
-    """A `tokenizers.Tokenizer`. Raises UnsupportedModel for a tokenizer that is no byte-level BPE known here."""
-    if (model := metadata.get("tokenizer.ggml.model")) != "gpt2":
-        raise UnsupportedModel(f"the GGUF tokenizer model is {model!r}; only 'gpt2' (byte-level BPE) is supported")
+    """A `tokenizers.Tokenizer`. Raises UnsupportedModel for a tokenizer that is no BPE known here."""
+    model = metadata.get("tokenizer.ggml.model")
+    if model == "llama":
+        tokenizer, adds_bos = sentencepiece_tokenizer(metadata), True
+    elif model == "gpt2":
+        pre = _pre_tokenizer_named(metadata)
+        tokenizer, adds_bos = _byte_level_tokenizer(metadata, pre), pre.adds_bos
+    else:
+        raise UnsupportedModel(
+            f"the GGUF tokenizer model is {model!r}; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
+        )
+    tokens = _list(metadata, "tokenizer.ggml.tokens")
+    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", []))
+    _add_bos(tokenizer, tokens, metadata, adds_bos)
+    return tokenizer
+
+
+def _pre_tokenizer_named(metadata: Metadata) -> PreTokenizer:
     name = metadata.get("tokenizer.ggml.pre")
     if name not in PRE_TOKENIZERS:
         raise UnsupportedModel(f"the GGUF pre-tokenizer is {name!r}; supported are {', '.join(PRE_TOKENIZERS)}")
     if metadata.get("tokenizer.ggml.add_space_prefix", False):
         raise UnsupportedModel("tokenizer.ggml.add_space_prefix is true; byte-level BPE models have false")
-    return _assemble(metadata, PRE_TOKENIZERS[name])
+    return PRE_TOKENIZERS[name]
 
 
-def _assemble(metadata: Metadata, pre: PreTokenizer) -> Any:
+def _byte_level_tokenizer(metadata: Metadata, pre: PreTokenizer) -> Any:
     from tokenizers import Tokenizer, decoders, normalizers
     from tokenizers.models import BPE
 
@@ -77,8 +82,6 @@ def _assemble(metadata: Metadata, pre: PreTokenizer) -> Any:
         tokenizer.normalizer = normalizers.NFC()
     tokenizer.pre_tokenizer = _pre_tokenizer(pre)
     tokenizer.decoder = decoders.ByteLevel()
-    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", []))
-    _add_bos(tokenizer, tokens, metadata, pre)
     return tokenizer
 
 
@@ -115,11 +118,11 @@ def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> 
             tokenizer.add_tokens([AddedToken(token, special=is_control, normalized=False)])
 
 
-def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, pre: PreTokenizer) -> None:
+def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, by_default: bool) -> None:
     from tokenizers.processors import TemplateProcessing
 
     bos = metadata.get("tokenizer.ggml.bos_token_id")
-    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", pre.adds_bos):
+    if bos is None or not metadata.get("tokenizer.ggml.add_bos_token", by_default):
         return
     if not isinstance(bos, int) or not 0 <= bos < len(tokens):
         raise CheckpointError(
