@@ -17,7 +17,6 @@ from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
 
 from . import freed_memory
-from .errors import UnsupportedModel
 from .runtimes import Progress, no_progress, runtime_named
 
 
@@ -44,11 +43,6 @@ def lower(
 ) -> dict[str, Any]:
     """Write the files of the runtime; returns the manifest's `runtime_details`. See `runtimes.Lowering`."""
     runtime = runtime_named(options.runtime, options.precision)
-    if spec.num_deepstack and not runtime.adds_features:
-        raise UnsupportedModel(
-            f"the runtime {options.runtime} adds no features of images behind layers (deepstack), as {spec.family} "
-            "does; onnx and native do"
-        )
     write = runtime.load()
     with freed_memory.kept():
         return write(

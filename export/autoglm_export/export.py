@@ -192,15 +192,10 @@ def _write_tokenizer(folder: Path, source: Checkpoint) -> None:
 def _lower_vision(
     folder: Path, source: Checkpoint, options: Options, given: Mapping[str, Any], progress: Progress
 ) -> tuple[VisionSettings | None, dict[str, Any]]:
-    """None where the checkpoint takes no images, or the decoder's runtime none of its kind; and what the runtime's
-    details are to note. On TensorRT the tower is an engine, too, with the caches' type for its products; else ONNX
-    Runtime computes it."""
-    entry = runtime_named(options.runtime, options.precision)
+    """None where the checkpoint takes no images; and what the runtime's details are to note. On TensorRT the tower is
+    an engine, too, with the caches' type for its products; else ONNX Runtime computes it."""
     if source.vision is None:
         return None, {}
-    if source.spec.num_deepstack and not entry.adds_features:
-        said = f"{options.runtime} adds no features of images behind layers (deepstack): this artifact reads text alone"
-        return None, {"vision_note": said}
     if options.runtime not in MODULES:
         rotation = feature_rotation(source.spec.as_json(), options.runtime, options.precision)
         return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress), {}

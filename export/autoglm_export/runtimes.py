@@ -68,7 +68,6 @@ class Runtime:
     prefill_chunk: int = 128
     has_reference: bool = False  # whether it writes what a GPU is checked by, which a text makes stronger
     extra: str = "export"
-    adds_features: bool = True  # of images behind layers: `ModelSpec.num_deepstack`
     host_cache: Mapping[str, int] = field(default_factory=dict)  # precision -> bytes of a key's value; none on a GPU
 
     def load(self) -> Lowering:
@@ -111,7 +110,6 @@ def _tensorrt(function: str, package: str) -> Runtime:
         prefill_chunk=512,
         has_reference=True,
         extra=package,
-        adds_features=False,
     )
 
 

@@ -25,14 +25,12 @@ from autoglm_engine.runners.native.runner import MAX_ROWS, NativeRunner
 from autoglm_engine.runners.onnx.device import open_memory
 from autoglm_engine.runners.onnx.runner import OnnxRunner
 from autoglm_engine.runners.registry import load_runner
-from autoglm_export.artifact import Options, lower
-from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.native.lowering import MAX_LOGITS_PER_SPAN, write_program
 from autoglm_export.quantize.rotation import Rotation, stream_rotation
 from autoglm_export.runtimes import image_details
 
-from tests.support.export.image_prompts import GLM, ImagePrompt
+from tests.support.export.image_prompts import GLM, QWEN, ImagePrompt
 from tests.support.export.native_builds import ALL_CLASSES, library
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import onnx_runner, random_weights
@@ -46,16 +44,7 @@ SPECS = {
     "halves, head norms, no columns": dataclasses.replace(
         GLM, rope=RopeSpec(1e4, 32, interleaved=False, sections=(5, 11, 0)), qk_norm=True, tied_embeddings=True
     ),
-    "as qwen3_vl": dataclasses.replace(
-        GLM,
-        family="qwen3_vl",
-        num_layers=4,
-        rope=RopeSpec(1e4, 32, interleaved=False, sections=(6, 5, 5), mixed_sections=True),
-        num_deepstack=2,
-        qkv_bias=False,
-        qk_norm=True,
-        sandwich_norm=False,
-    ),
+    "as qwen3_vl": QWEN,
 }
 WIDEST = max(spec.feature_size for spec in SPECS.values())
 PROMPT = ImagePrompt.random([5, (3, 4), 7, (2, 2), (1, 3), 30, (5, 6), 8], GLM.vocab_size, WIDEST)
@@ -379,12 +368,6 @@ def test_a_program_that_adds_features_elsewhere_is_refused(
     program.tofile(tmp_path / "program.bin")
     with pytest.raises(ArtifactError, match=message):
         open_native(tmp_path, spec, ALL_CLASSES[0])
-
-
-@pytest.mark.parametrize("runtime", ["tensorrt", "tensorrt-rtx"])
-def test_tensorrt_refuses_what_it_cannot_add(runtime: str, tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedModel, match=f"the runtime {runtime} .*; onnx and native do"):
-        lower(SPECS["as qwen3_vl"], {}, tmp_path, Options(runtime, "fp16", 1, 64, 32))
 
 
 @pytest.mark.parametrize("sections", [(-1, 5, 4), (2, 3, 4), (8, 0, 8)])

@@ -93,7 +93,8 @@ class TensorRTOps:
         return self._network.binary("PROD", silu, up)
 
     def add_features(self, x: Tensor, part: int) -> Tensor:
-        raise NotImplementedError("a decoder with deepstack is refused before its network is built")
+        assert self._images is not None, "features of a decoder that takes no images"
+        return self._images.with_more_features(x, part)
 
     def select_rows(self, x: Tensor) -> Tensor:
         """[B, S, width] -> [B, 1, width]: the token whose logits are wanted."""

@@ -79,7 +79,7 @@ def input_shapes(
     spec: ModelSpec, cache_length: int, feature_rows: int, batch: int, sequence: int, keys: int
 ) -> dict[str, Shape]:
     """Name -> shape of every input of the engine."""
-    of_images = {"rope_positions": (batch, 3, sequence), "image_features": (feature_rows, spec.hidden_size)}
+    of_images = {"rope_positions": (batch, 3, sequence), "image_features": (feature_rows, spec.feature_size)}
     cache = (batch, spec.num_kv_heads, cache_length, spec.head_size)
     names = [f"past_{kind}_{layer}" for layer in range(spec.num_layers) for kind in ("key", "value")]
     return {

@@ -27,6 +27,17 @@ GLM = ModelSpec(
     qkv_bias=True,
     sandwich_norm=True,
 )
+# As that of qwen3_vl: features behind two layers, sections that take turns.
+QWEN = dataclasses.replace(
+    GLM,
+    family="qwen3_vl",
+    num_layers=4,
+    rope=RopeSpec(1e4, 32, interleaved=False, sections=(6, 5, 5), mixed_sections=True),
+    num_deepstack=2,
+    qkv_bias=False,
+    qk_norm=True,
+    sandwich_norm=False,
+)
 Part = int | tuple[int, int]  # so many tokens of text, or the grid of an image
 
 
@@ -34,10 +45,10 @@ Part = int | tuple[int, int]  # so many tokens of text, or the grid of an image
 class ImagePrompt:
     ids: TokenIds  # [num_tokens]; each token of an image has its own below 0
     images: tuple[ImageSpan, ...]
-    features: Features  # [number of ids below 0, hidden_size]
+    features: Features  # [number of ids below 0, feature_size]
 
     @classmethod
-    def random(cls, parts: Sequence[Part], vocab_size: int, hidden_size: int, seed: int = 0) -> ImagePrompt:
+    def random(cls, parts: Sequence[Part], vocab_size: int, feature_size: int, seed: int = 0) -> ImagePrompt:
         random, ids, images = np.random.default_rng(seed), list[int](), list[ImageSpan]()
         for part in parts:
             if isinstance(part, int):
@@ -46,7 +57,7 @@ class ImagePrompt:
                 images.append(ImageSpan(len(ids), part, random.bytes(32)))
                 ids += [0] * images[-1].num_tokens
         num_rows = sum(image.num_tokens for image in images)
-        return cls.of(ids, images, random.standard_normal((num_rows, hidden_size)).astype(np.float32))
+        return cls.of(ids, images, random.standard_normal((num_rows, feature_size)).astype(np.float32))
 
     @classmethod
     def of(cls, ids: Sequence[int], images: Sequence[ImageSpan], features: Features) -> ImagePrompt:
@@ -55,6 +66,10 @@ class ImagePrompt:
         places = np.concatenate([np.arange(0), *(np.arange(image.offset, image.end) for image in images)])
         numbered[places] = -1 - np.arange(len(places))
         return cls(numbered, tuple(images), features)
+
+    def read_by(self, spec: ModelSpec) -> ImagePrompt:
+        """With as many of each row's numbers as the decoder reads."""
+        return dataclasses.replace(self, features=self.features[:, : spec.feature_size])
 
     def continued(self, token_id: int) -> ImagePrompt:
         return dataclasses.replace(self, ids=np.append(self.ids, np.int32(token_id)))

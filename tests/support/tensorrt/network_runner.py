@@ -122,8 +122,8 @@ class NetworkRunner:
         for span in spans:
             positions[span.slot - slots.start] = positions_of([span])
         width = self._interpreter.inputs["image_features"].shape[0]
-        features = np.full((width, self._spec.hidden_size), 1e4, np.float32)
-        rows = features_of(spans, self._spec.hidden_size)
+        features = np.full((width, self._spec.feature_size), 1e4, np.float32)
+        rows = features_of(spans, self._spec.feature_size)
         features[: len(rows)] = rows
         ordered = np.concatenate([token_ids[span.slot - slots.start] for span in spans])
         ordered[ordered < 0] = -1 - np.arange(len(rows))

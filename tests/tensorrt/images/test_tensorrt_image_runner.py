@@ -11,9 +11,10 @@ import pytest
 from autoglm_engine.core import Span, StepBatch
 from autoglm_engine.runners.tensorrt import step_inputs
 from autoglm_engine.runners.tensorrt.features import numbered
+from autoglm_export.model.spec import ModelSpec
 from autoglm_export.tensorrt.lowering import write_tensorrt_rtx
 
-from tests.support.export.image_prompts import GLM, ImagePrompt
+from tests.support.export.image_prompts import GLM, QWEN, ImagePrompt
 from tests.support.export.numpy_runner import NumpyRunner
 from tests.support.export.tiny_decoders import random_weights
 from tests.support.tensorrt.contract_network import GpuBench
@@ -21,44 +22,48 @@ from tests.support.tensorrt.lowered_network import lowered
 
 pytestmark = pytest.mark.tensorrt
 
-PROMPT = ImagePrompt.random([3, (2, 3), 2, (2, 2), 5], GLM.vocab_size, GLM.hidden_size)
-OTHER = ImagePrompt.random([1, (3, 2), (1, 2), 11], GLM.vocab_size, GLM.hidden_size, seed=1)
+SPECS = {"as glm4v": GLM, "as qwen3_vl": QWEN}
+WIDEST = max(spec.feature_size for spec in SPECS.values())
+PROMPT = ImagePrompt.random([3, (2, 3), 2, (2, 2), 5], GLM.vocab_size, WIDEST)
+OTHER = ImagePrompt.random([1, (3, 2), (1, 2), 11], GLM.vocab_size, WIDEST, seed=1)
 TEXT = np.random.default_rng(3).integers(0, GLM.vocab_size, 20).astype(np.int32)
 
 
-@pytest.fixture
-def bench(tmp_path: Path) -> GpuBench:
-    made = lowered(tmp_path, "fp16", spec=GLM)
+@pytest.fixture(params=SPECS)
+def bench(request: pytest.FixtureRequest, tmp_path: Path) -> GpuBench:
+    made = lowered(tmp_path, "fp16", spec=SPECS[request.param])
     made.open()
     return made
 
 
-def steps() -> list[tuple[Span, ...]]:
+def steps(spec: ModelSpec) -> list[tuple[Span, ...]]:
     """Chunks that end inside of images, several in a call and a text among them; single tokens of images beside single
     tokens of texts; and the answers' first tokens."""
+    prompt, other = PROMPT.read_by(spec), OTHER.read_by(spec)
     return [
-        (PROMPT.span(0, 0, 8), OTHER.span(2, 0, 5), Span(1, 0, TEXT[:7], True)),
-        (PROMPT.span(0, 8, 9), OTHER.span(2, 5, 6), Span(1, 7, TEXT[7:8], True)),
-        (OTHER.span(2, 6, 14), PROMPT.span(0, 9, 10), Span(1, 8, TEXT[8:9], True)),
-        (PROMPT.span(0, 10, 18), OTHER.span(2, 14, 15), Span(1, 9, TEXT[9:12], True)),
-        (PROMPT.span(0, 18, 20), Span(1, 12, TEXT[12:13], True), OTHER.span(2, 15, 20)),
+        (prompt.span(0, 0, 8), other.span(2, 0, 5), Span(1, 0, TEXT[:7], True)),
+        (prompt.span(0, 8, 9), other.span(2, 5, 6), Span(1, 7, TEXT[7:8], True)),
+        (other.span(2, 6, 14), prompt.span(0, 9, 10), Span(1, 8, TEXT[8:9], True)),
+        (prompt.span(0, 10, 18), other.span(2, 14, 15), Span(1, 9, TEXT[9:12], True)),
+        (prompt.span(0, 18, 20), Span(1, 12, TEXT[12:13], True), other.span(2, 15, 20)),
     ]
 
 
 def worst(bench: GpuBench) -> float:
-    plain = NumpyRunner(GLM, bench.weights, num_slots=3, max_length=20, prefill_chunk=8)
+    plain = NumpyRunner(bench.spec, bench.weights, num_slots=3, max_length=20, prefill_chunk=8)
     errors = []
-    for spans in steps():
+    for spans in steps(bench.spec):
         expected = plain.issue(StepBatch(spans)).result()
         errors += [np.abs(bench.step(*spans) - expected).max() / np.abs(expected).max()]
     return float(max(errors))
 
 
 def test_a_runner_serves_images_as_numpy_computes_them(bench: GpuBench) -> None:
-    assert bench.runner.limits.feature_size == GLM.hidden_size
-    assert worst(bench) < 0.02
+    assert bench.runner.limits.feature_size == bench.spec.feature_size
+    assert worst(bench) < 0.03
     bench.runner.copy_prefix(0, 1, 12)
-    rows, again = bench.step(PROMPT.span(1, 12, 20)), bench.step(PROMPT.span(0, 12, 20))
+    prompt = PROMPT.read_by(bench.spec)
+    rows, again = bench.step(prompt.span(1, 12, 20)), bench.step(prompt.span(0, 12, 20))
     np.testing.assert_array_equal(rows, again)
     bench.runner.close()
     assert not bench.cuda.leaks
@@ -72,7 +77,7 @@ def test_a_step_of_more_rows_than_a_call_has_waits_for_the_first(tmp_path: Path)
     assert bench.shapes.feature_rows == 8
     image = ImagePrompt.random([(3, 3), 11], GLM.vocab_size, GLM.hidden_size, seed=2)
     first = bench.step(image.span(0, 0, 8))[0]
-    rows = bench.step(OTHER.span(2, 0, 8), image.span(1, 0, 8), image.span(0, 0, 8))
+    rows = bench.step(OTHER.read_by(GLM).span(2, 0, 8), image.span(1, 0, 8), image.span(0, 0, 8))
     assert bench.decoder.calls[-3:] == [(1, 8)] * 3
     np.testing.assert_array_equal(rows[1:], [first, first])
     assert np.abs(rows[0] - first).max() > 0.1
@@ -80,8 +85,9 @@ def test_a_step_of_more_rows_than_a_call_has_waits_for_the_first(tmp_path: Path)
 
 def test_calls_in_flight_keep_their_features(bench: GpuBench) -> None:
     """The next step is written while the one before has not run yet."""
-    expected = [bench.step(OTHER.span(0, 0, 8))[0], bench.step(PROMPT.span(0, 0, 8))[0]]
-    pending = [bench.runner.issue(StepBatch((prompt.span(slot, 0, 8),))) for slot, prompt in enumerate((OTHER, PROMPT))]
+    prompts = [prompt.read_by(bench.spec) for prompt in (OTHER, PROMPT)]
+    expected = [bench.step(prompt.span(0, 0, 8))[0] for prompt in prompts]
+    pending = [bench.runner.issue(StepBatch((prompt.span(slot, 0, 8),))) for slot, prompt in enumerate(prompts)]
     found = [one.result() for one in pending]
     for candidates, row in zip(found, expected, strict=True):
         assert candidates.token_ids[0, 0] == row.argmax()  # type: ignore[union-attr]
@@ -89,9 +95,9 @@ def test_calls_in_flight_keep_their_features(bench: GpuBench) -> None:
 
 def test_a_text_computes_what_it_does_without_images(bench: GpuBench, tmp_path: Path) -> None:
     (tmp_path / "text").mkdir()
-    plain = lowered(tmp_path / "text", "fp16", spec=GLM.without_images())
+    plain = lowered(tmp_path / "text", "fp16", spec=bench.spec.without_images())
     plain.open()
-    bench.step(PROMPT.span(2, 0, 8))  # features lie on the device
+    bench.step(PROMPT.read_by(bench.spec).span(2, 0, 8))  # features lie on the device
     for runner in (bench, plain):
         runner.step(Span(0, 0, TEXT[:8], True))
     spans = (Span(0, 8, TEXT[8:9], True), Span(1, 0, TEXT[:6], True))
@@ -117,10 +123,12 @@ def test_ids_of_images_are_numbered_in_the_order_of_their_rows() -> None:
     assert ids.tolist() == [-7, 4, -3, -7], "the caller's are left alone"
 
 
-def test_the_engine_builds_without_a_gpu(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SPECS)
+def test_the_engine_builds_without_a_gpu(name: str, tmp_path: Path) -> None:
+    spec = SPECS[name]
     details = write_tensorrt_rtx(
-        GLM,
-        random_weights(GLM),
+        spec,
+        random_weights(spec),
         tmp_path,
         precision="bf16",
         num_slots=2,
@@ -129,7 +137,7 @@ def test_the_engine_builds_without_a_gpu(tmp_path: Path) -> None:
         num_candidates=8,
         compute_capabilities=["8.9"],
     )
-    assert details["attention"] == "fused" and details["feature_size"] == 48
+    assert details["attention"] == "fused" and details["feature_size"] == spec.feature_size
     shapes = {tensor["name"]: (tensor["dtype"], tensor["shape"]) for tensor in details["tensors"]}
     assert shapes["rope_positions"] == ("int32", [-1, 3, -1])
-    assert shapes["image_features"] == ("float", [32, 48])
+    assert shapes["image_features"] == ("float", [32, spec.feature_size])

@@ -19,20 +19,14 @@ from autoglm_export.tensorrt.images import ImageInputs
 from autoglm_export.tensorrt.profiles import feature_rows_of
 
 from tests.support.export.image_prompts import ImagePrompt
-from tests.support.export.tiny_glm4v import (
-    BEGIN_IMAGE,
-    END_IMAGE,
-    IMAGE,
-    image_file,
-    reference_pixels,
-    write_tiny_glm4v,
-)
+from tests.support.export.seeing_models import SEEING, SeeingModel
+from tests.support.export.tiny_glm4v import image_file
 from tests.support.tensorrt.network_runner import NetworkRunner
 from tests.support.tensorrt.tensorrt_networks import Defined, define_network
 
 pytestmark = pytest.mark.tensorrt
 
-LIMITS = Limits(num_slots=3, max_length=96, prefill_chunk=64, vocab_size=288, num_candidates=8, feature_size=64)
+LIMITS = Limits(num_slots=3, max_length=96, prefill_chunk=64, vocab_size=288, num_candidates=8)
 CACHE_LENGTH = 112
 EXACT = 1e-5  # relative L2 of the worst row, of a network computed precisely
 FILES = [image_file(56, 84, seed=1), image_file(84, 56, seed=2), image_file(56, 140, seed=3)]
@@ -47,33 +41,36 @@ class Case:
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
+    family: SeeingModel
     checkpoint: Checkpoint
     cases: dict[int, Case]  # by the number of images
 
 
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+@pytest.fixture(scope="module", params=SEEING)
+def tiny(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     """Weights that bfloat16 holds, so that nothing but the lowering is between the two."""
-    folder = tmp_path_factory.mktemp("glm4v")
-    model = write_tiny_glm4v(folder)
+    folder, family = tmp_path_factory.mktemp(request.param), SEEING[request.param]
+    model = family.write(folder)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
     model.save_pretrained(folder)
-    return Tiny(open_checkpoint(folder), {count: case(model, FILES[:count]) for count in (0, 1, 3)})
+    cases = {count: case(family, model, FILES[:count]) for count in (0, 1, 3)}
+    return Tiny(family, open_checkpoint(folder), cases)
 
 
-def case(model: Any, files: list[bytes]) -> Case:
-    ids, images, features = [5, 9, 33], list[ImageSpan](), np.zeros((0, 64), np.float32)
+def case(family: SeeingModel, model: Any, files: list[bytes]) -> Case:
+    ids, images, features = [5, 9, 33], list[ImageSpan](), np.zeros((0, family.settings.hidden_size), np.float32)
     pixels: Any = None
     grids: Any = None
     if files:
-        pixels, grids = reference_pixels(files)
+        pixels, grids = family.pixels(files)
         with torch.inference_mode():
-            features = model.model.visual(pixels, grids).pooler_output.numpy()
+            seen = model.model.visual(pixels, grids)
+        features = torch.cat([seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())], dim=1).numpy()
     for _, rows, columns in (grids // torch.tensor([1, 2, 2])).tolist() if files else []:
         images.append(ImageSpan(len(ids) + 1, (rows, columns), bytes(32)))
-        ids += [BEGIN_IMAGE, *[IMAGE] * (rows * columns), END_IMAGE, 65, 66]
+        ids += [family.begin, *[family.image] * (rows * columns), family.end, 65, 66]
     ids += [101, 7, 8, 250, 17, 3]
     inputs = torch.tensor([ids])
     with torch.inference_mode():
@@ -81,7 +78,7 @@ def case(model: Any, files: list[bytes]) -> Case:
             input_ids=inputs,
             pixel_values=pixels,
             image_grid_thw=grids,
-            mm_token_type_ids=(inputs == IMAGE).int(),
+            mm_token_type_ids=(inputs == family.image).int(),
             use_cache=False,
         ).logits[0]
     return Case(ImagePrompt.of(ids, images, features), logits.numpy())
@@ -163,6 +160,33 @@ def test_a_broken_lowering_is_caught(tiny: Tiny, breaks: Break, monkeypatch: pyt
     assert largest_difference(broken, tiny.cases, [64], as_it_is) > 100 * EXACT
     texts = {0: tiny.cases[0]}
     assert largest_difference(broken, texts, [64], as_it_is) < EXACT, "a text alone does not show it"
+
+
+def not_added(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ImageInputs, "with_more_features", lambda inputs, x, part: x)
+
+
+def another_part(monkeypatch: pytest.MonkeyPatch) -> None:
+    part_of = ImageInputs._part
+    monkeypatch.setattr(ImageInputs, "_part", lambda inputs, part: part_of(inputs, (0, 2, 1)[part]))
+
+
+def to_every_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Texts too; their rows of the gathered features are the block's first."""
+    monkeypatch.setattr(
+        ImageInputs,
+        "with_more_features",
+        lambda inputs, x, part: inputs._network.binary("SUM", x, inputs._part(part)),
+    )
+
+
+@pytest.mark.parametrize("tiny", ["qwen3_vl"], indirect=True)
+@pytest.mark.parametrize("breaks", [not_added, another_part, to_every_row])
+def test_features_that_go_astray_behind_a_layer_are_caught(
+    tiny: Tiny, breaks: Callable[[pytest.MonkeyPatch], None], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaks(monkeypatch)
+    assert largest_difference(defined(tiny.checkpoint.spec, tiny), tiny.cases, [64], as_it_is) > 100 * EXACT
 
 
 @pytest.mark.parametrize("moved", [1, -1, None])

@@ -19,19 +19,18 @@ from autoglm_engine.runners.tensorrt.tower import TensorRTTower, open_tensorrt_t
 from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.vision.processor import Patches, preprocess
 from autoglm_engine.vision.stop import Stop
-from autoglm_export.artifact import Options, lower
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
-from autoglm_export.errors import InvalidOption, UnsupportedModel
+from autoglm_export.errors import InvalidOption
 from autoglm_export.export import export
 from autoglm_export.model.vision_spec import VisionSpec
 from autoglm_export.tensorrt.build import Builder
 from autoglm_export.tensorrt.network import Network
 from autoglm_export.tensorrt.vision import TensorRTVisionOps, define_tower, tower_profile, write_vision_engine
 
+from tests.support.export.seeing_models import SEEING, SeeingModel
 from tests.support.export.tiny_decoders import SPECS
-from tests.support.export.tiny_glm4v import image_file, reference_pixels, write_tiny_glm4v
-from tests.support.export.tiny_qwen3_vl import write_tiny_qwen3_vl
+from tests.support.export.tiny_glm4v import image_file
 from tests.support.tensorrt.contract_network import contract_manifest
 from tests.support.tensorrt.fake_cuda import FakeCuda
 from tests.support.tensorrt.fake_tensorrt import PLAN, Arrays, FakeNetwork, FakeRTX, FakeTensor
@@ -49,15 +48,25 @@ TYPED = {"fp16": 2e-2, "bf16": 3e-2}  # relative L2 as typed, of random weights
 
 @dataclasses.dataclass(frozen=True)
 class Tiny:
+    family: SeeingModel
     vision: VisionCheckpoint
     expected: list[tuple[Patches, npt.NDArray[np.float32]]]  # images and transformers' features
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return written("glm4v", tmp_path_factory.mktemp("glm4v"))
+
+
+@pytest.fixture(scope="module", params=SEEING)
+def seeing(request: pytest.FixtureRequest, tiny: Tiny, tmp_path_factory: pytest.TempPathFactory) -> Tiny:
+    return tiny if request.param == "glm4v" else written(request.param, tmp_path_factory.mktemp(request.param))
+
+
+def written(name: str, folder: Path) -> Tiny:
     """Weights that bfloat16 holds, so that nothing but the lowering is between the two."""
-    folder = tmp_path_factory.mktemp("glm4v")
-    model = write_tiny_glm4v(folder)
+    family = SEEING[name]
+    model = family.write(folder)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.bfloat16())
@@ -70,9 +79,10 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
     for seed, (height, width) in enumerate(SIZES):
         image = image_file(height, width, seed=seed)
         with torch.inference_mode():
-            features = model.model.visual(*reference_pixels([image])).pooler_output.numpy()
-        expected.append((preprocess(image, vision_settings()), features))
-    return Tiny(vision, expected)
+            seen = model.model.visual(*family.pixels([image]))
+        parts = [seen.pooler_output, *(getattr(seen, "deepstack_features", None) or ())]
+        expected.append((preprocess(image, family.settings), torch.cat(parts, dim=1).numpy()))
+    return Tiny(family, vision, expected)
 
 
 def defined(tiny: Tiny, precision: str = "bf16", form: str = "fused") -> Network:
@@ -83,7 +93,8 @@ def defined(tiny: Tiny, precision: str = "bf16", form: str = "fused") -> Network
 
 def largest_distance(network: Network, tiny: Tiny, *, precise: bool = True) -> float:
     interpreter = Interpreter(network.definition, trt, precise=precise)
-    found = [interpreter.run(tower_inputs(patches, vision_settings()))["features"] for patches, _ in tiny.expected]
+    settings = tiny.family.settings
+    found = [interpreter.run(tower_inputs(patches, settings))["features"] for patches, _ in tiny.expected]
     return max(distance(actual, expected) for actual, (_, expected) in zip(found, tiny.expected, strict=True))
 
 
@@ -92,11 +103,11 @@ def distance(actual: Any, expected: Any) -> float:
 
 
 @pytest.mark.parametrize("precision", TYPES)
-def test_the_network_is_the_tower(tiny: Tiny, precision: str) -> None:
+def test_the_network_is_the_tower(seeing: Tiny, precision: str) -> None:
     """Images of any size through one network: the lowering itself, and what 16 bits cost."""
-    network = defined(tiny, precision)
-    assert largest_distance(network, tiny) < EXACT
-    assert largest_distance(network, tiny, precise=False) < TYPED[precision]
+    network = defined(seeing, precision)
+    assert largest_distance(network, seeing) < EXACT
+    assert largest_distance(network, seeing, precise=False) < TYPED[precision]
 
 
 Break = Callable[[pytest.MonkeyPatch], None]
@@ -148,10 +159,10 @@ def not_centred(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     "breaks", [rows_for_columns, neighbours_turned, not_turned, other_gelu, not_scaled, not_centred]
 )
-def test_a_broken_lowering_is_caught(tiny: Tiny, breaks: Break, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_broken_lowering_is_caught(seeing: Tiny, breaks: Break, monkeypatch: pytest.MonkeyPatch) -> None:
     breaks(monkeypatch)
     try:
-        difference = largest_distance(defined(tiny), tiny)
+        difference = largest_distance(defined(seeing), seeing)
     except ValueError:
         return  # the interpreter found shapes that do not go together
     assert difference > 10 * EXACT
@@ -361,43 +372,24 @@ def test_a_tower_is_what_its_manifest_says(tiny: Tiny, tmp_path: Path, changes: 
         TowerBench(tiny, tmp_path, **changes).open()
 
 
-def test_an_export_for_tensorrt_has_a_tower_for_tensorrt(tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", SEEING)
+def test_an_export_for_tensorrt_has_a_tower_for_tensorrt(family: str, tmp_path: Path) -> None:
     """Where there is no GPU it says so in one sentence."""
-    write_tiny_glm4v(tmp_path / "checkpoint")
+    SEEING[family].write(tmp_path / "checkpoint")
+    settings = SEEING[family].settings
     artifact = tmp_path / "artifact"
     options = {"max_slots": 2, "max_length": 64, "prefill_chunk": 16, "num_candidates": 8}
     export(tmp_path / "checkpoint", artifact, runtime="tensorrt-rtx", compute_capabilities=["8.9"], **options)
     manifest = Manifest.load(artifact)
-    assert manifest.vision == vision_settings(runtime="tensorrt-rtx", model="vision.plan", precision="bf16")
-    assert manifest.runtime_details["feature_size"] == 64
+    of_tower = {"runtime": "tensorrt-rtx", "model": "vision.plan", "precision": "bf16"}
+    assert manifest.vision == dataclasses.replace(settings, **of_tower)
+    assert manifest.runtime_details["feature_size"] == settings.hidden_size
     assert {"engine.plan", "vision.plan", "reference.npz"} <= manifest.files.keys()
     with pytest.raises(ArtifactError, match=r"no usable NVIDIA GPU|no NVIDIA driver answers"):
         open_tower(artifact, manifest)
-    vision = dataclasses.replace(vision_settings(), runtime="tensorrt")
+    vision = dataclasses.replace(settings, runtime="tensorrt")
     with pytest.raises(ArtifactError, match="of the runtime tensorrt, the artifact of tensorrt-rtx; export it again"):
         open_tower(artifact, dataclasses.replace(manifest, vision=vision))
-    vision = dataclasses.replace(vision_settings(), runtime="native")
+    vision = dataclasses.replace(settings, runtime="native")
     with pytest.raises(ArtifactError, match="runtime 'native'; this engine has onnx, tensorrt, tensorrt-rtx"):
         open_tower(artifact, dataclasses.replace(manifest, vision=vision))
-
-
-def test_a_family_with_deepstack_reads_text_alone_and_the_manifest_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_tiny_qwen3_vl(tmp_path / "checkpoint")
-    monkeypatch.delattr("autoglm_export.tensorrt.vision.write_vision_engine")  # no tower is built before
-    options = {"max_slots": 2, "max_length": 64, "prefill_chunk": 16, "num_candidates": 8}
-    manifest = export(
-        tmp_path / "checkpoint",
-        tmp_path / "artifact",
-        runtime="tensorrt-rtx",
-        compute_capabilities=["8.9"],
-        **options,
-    )
-    assert manifest.vision is None and "feature_size" not in manifest.runtime_details
-    assert manifest.runtime_details["vision_note"] == (
-        "tensorrt-rtx adds no features of images behind layers (deepstack): this artifact reads text alone"
-    )
-    source = open_checkpoint(tmp_path / "checkpoint")
-    with pytest.raises(UnsupportedModel, match=r"adds no features of images behind layers \(deepstack\), as qwen3_vl"):
-        lower(source.spec, source.weights, tmp_path, Options("tensorrt-rtx", "bf16", 2, 64, 16))
