@@ -381,7 +381,7 @@ def test_an_export_for_tensorrt_has_a_tower_for_tensorrt(family: str, tmp_path: 
     options = {"max_slots": 2, "max_length": 64, "prefill_chunk": 16, "num_candidates": 8}
     export(tmp_path / "checkpoint", artifact, runtime="tensorrt-rtx", compute_capabilities=["8.9"], **options)
     manifest = Manifest.load(artifact)
-    of_tower = {"runtime": "tensorrt-rtx", "model": "vision.plan", "precision": "bf16"}
+    of_tower: dict[str, Any] = {"runtime": "tensorrt-rtx", "model": "vision.plan", "precision": "bf16"}
     assert manifest.vision == dataclasses.replace(settings, **of_tower)
     assert manifest.runtime_details["feature_size"] == settings.hidden_size
     assert {"engine.plan", "vision.plan", "reference.npz"} <= manifest.files.keys()

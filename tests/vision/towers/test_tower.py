@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -228,55 +227,3 @@ def test_other_shapes_of_towers_are_right_too(tmp_path: Path) -> None:
         expected = model.model.visual(pixels, grid).pooler_output.numpy()
     found = OnnxTower(tmp_path / settings.model, settings, num_threads=1).encode(preprocess(image, settings))
     assert distance(found, expected) < 1e-5
-
-
-REAL = {"hidden_size": 1536, "num_heads": 12, "out_hidden_size": 4096, "intermediate_size": 13696, "image_size": 336}
-
-
-@pytest.mark.slow
-def test_a_block_and_the_merger_of_the_published_width(tmp_path: Path) -> None:
-    from transformers import Glm4vVisionConfig
-    from transformers.models.glm4v.modeling_glm4v import Glm4vVisionModel
-
-    torch.manual_seed(0)
-    reference = Glm4vVisionModel(Glm4vVisionConfig(depth=1, **REAL)).eval()
-    with torch.no_grad():
-        reference.embeddings.position_embedding.weight.normal_(std=0.5)
-    vision = read_tower(reference)
-    settings = lower_vision(vision, ROPE, tmp_path)
-    image = image_file(84, 140)
-    pixels, grid = reference_pixels([image])
-    with torch.inference_mode():
-        expected = reference(pixels, grid).pooler_output.numpy()
-    found = OnnxTower(tmp_path / settings.model, settings, num_threads=2).encode(preprocess(image, settings))
-    assert distance(found, expected) < 1e-4
-
-
-def read_tower(reference: Any) -> VisionCheckpoint:
-    from autoglm_export.checkpoint.image_processor import image_processor
-    from autoglm_export.checkpoint.vision import ImageTokens
-    from autoglm_export.checkpoint.vision_families import GLM4V
-    from autoglm_export.checkpoint.vision_weights import tower_weights
-
-    from tests.support.export.tiny_glm4v import PREPROCESSOR
-
-    spec = GLM4V.spec(reference.config.to_diff_dict(), REAL["out_hidden_size"])
-    store = TorchStore({f"model.visual.{name}": value for name, value in reference.state_dict().items()})
-    processor = image_processor(PREPROCESSOR, spec, GLM4V.processor)
-    return VisionCheckpoint(spec, tower_weights(spec, store, GLM4V.names), processor, ImageTokens(1, 2, 3))
-
-
-@dataclasses.dataclass
-class TorchStore:
-    """`TensorStore` of a model in memory."""
-
-    tensors: Mapping[str, Any]
-
-    def names(self) -> list[str]:
-        return list(self.tensors)
-
-    def shape(self, name: str) -> tuple[int, ...]:
-        return tuple(self.tensors[name].shape)
-
-    def read(self, name: str, rows: slice) -> Array:
-        return np.asarray(self.tensors[name][rows].numpy())
