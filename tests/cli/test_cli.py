@@ -307,6 +307,20 @@ def test_chat_shows_an_image_with_the_next_question_and_saves_it(use: Use, tmp_p
     assert first[0]["image_url"]["url"] == Image(screen).data_url and first[1]["text"] == "what then"
 
 
+def test_chat_shows_an_image_in_the_detail_that_is_asked_for(use: Use, tmp_path: Path, screen: Path) -> None:
+    """Saved so, too; a file may have spaces in its name."""
+    transport, saved = use(FakeTransport(Script(words=["fine"]))), tmp_path / "talk.json"
+    spaced = screen.rename(tmp_path / "a screen.png")
+    lines = [f"/image {spaced} detail=medium", f"/image {spaced}  detail=low", f"/image {spaced} detail=high", "what"]
+    result = run("chat", stdin="\n".join([*lines, f"/save {saved}"]) + "\n")
+    assert "detail of an image is 'medium'; allowed are auto, low, high" in result.stderr
+    (turn,) = json.loads(inputs_of(transport.requests[0])["messages"][4:])
+    assert turn["content"][:-1] == [{"type": "image", "detail": "low"}, {"type": "image"}]
+    url = Image(spaced).data_url
+    kept = json.loads(saved.read_text())[0]["content"][:-1]
+    assert [part["image_url"] for part in kept] == [{"url": url, "detail": "low"}, {"url": url}]
+
+
 @pytest.fixture
 def screen(tmp_path: Path) -> Path:
     path = tmp_path / "screen.png"

@@ -25,11 +25,14 @@ from autoglm_cli.output import notes, stage_table, summary_line, write_answer
 
 _HELP = """/reset          forget the conversation
 /system TEXT    set the system message, and forget the conversation
-/image FILE     show the model this PNG, JPEG or WEBP file with the next question
+/image FILE     show the model this PNG, JPEG or WEBP file with the next question;
+                detail=low behind it: of 512 x 512 pixels at most
 /retry          drop the last answer and ask again
 /stats          speed and stage times of the last answer
 /save FILE      write the conversation as JSON
 /exit           leave (so does Ctrl-D); Ctrl-C cancels an answer"""
+
+_DETAIL = " detail="  # behind the name of an image's file
 
 
 @grouped
@@ -137,9 +140,10 @@ class Conversation:
         self.turns.clear()
         self.images.clear()
 
-    def show_image(self, name: str) -> None:
+    def show_image(self, asked: str) -> None:
+        name, detail = _image_asked(asked)
         try:
-            self.images.append(Image(Path(name).expanduser()))
+            self.images.append(Image(Path(name).expanduser(), detail=detail))
         except InvalidRequestError as error:
             fail(sentence_of(error))
         else:
@@ -175,6 +179,12 @@ class Conversation:
         sys.stdout.write("\n")
 
 
+def _image_asked(asked: str) -> tuple[str, str]:
+    """The file's name, which may have spaces, and the detail that stands behind it."""
+    name, found, detail = asked.rpartition(_DETAIL)
+    return (name.rstrip(), detail) if found else (asked, "auto")
+
+
 def _saved(content: Content) -> Any:
     """As OpenAI's API has it."""
     return content if isinstance(content, str) else [_saved_part(part) for part in content]
@@ -182,7 +192,8 @@ def _saved(content: Content) -> Any:
 
 def _saved_part(part: Any) -> Mapping[str, Any]:
     if isinstance(part, Image):
-        return {"type": "image_url", "image_url": {"url": part.data_url}}
+        detail = {name: value for name, value in part.mark.items() if name == "detail"}
+        return {"type": "image_url", "image_url": {"url": part.data_url, **detail}}
     return {"type": "text", "text": part} if isinstance(part, str) else part
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
 
@@ -55,6 +56,31 @@ def test_images_are_chosen_or_pasted_shown_and_sent_before_the_text(browser: Bro
         messages = seen.chats[-1]["messages"]
         assert messages[0] == first and messages[2] == {"role": "user", "content": "and now?"}
         assert [SCREEN.file in inputs_of(one)["images"] for one in transport.requests] == [True, True]
+        assert not seen.errors
+
+
+def test_an_image_is_sent_in_the_size_that_is_chosen_and_keeps_it(browser: Browser) -> None:
+    """What the model got of an earlier turn must not change, or all behind it is computed anew."""
+    transport = FakeTransport(script)
+    transport.limits["max_images"] = 10
+    with gateway_before(transport) as gateway, visit(browser, gateway.url) as seen:
+        page, size = seen.page, seen.page.get_by_label("Image size")
+        expect(size).to_be_hidden()
+        page.set_input_files("#file", [upload(SCREEN)])
+        size.select_option("low")
+        seen.ask("What is new?")
+        expect(size).to_be_hidden()
+        page.set_input_files("#file", [upload(OTHER)])
+        size.select_option("auto")
+        seen.ask("and now?")
+        first, _, second = seen.chats[-1]["messages"]
+        assert first["content"][0]["image_url"] == {"url": SCREEN.data_url, "detail": "low"}
+        assert second["content"][0]["image_url"] == {"url": OTHER.data_url}
+        (turns,) = (json.loads(inputs_of(request)["messages"][4:]) for request in transport.requests[-1:])
+        assert [turns[place]["content"][0] for place in (0, 2)] == [
+            {"type": "image", "detail": "low"},
+            {"type": "image"},
+        ]
         assert not seen.errors
 
 

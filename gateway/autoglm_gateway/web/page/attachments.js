@@ -6,14 +6,19 @@ const TYPES = ["image/png", "image/jpeg", "image/webp"];
 
 export class Attachments {
   #list;
+  #size;
   #urls = [];
 
-  constructor(list) {
+  /** `size`: the field with the select of how large the model gets them. */
+  constructor(list, size) {
     this.#list = list;
+    this.#size = size;
   }
 
-  get urls() {
-    return [...this.#urls];
+  /** As a request has them: `{ url }`, and `detail` where it is asked for. */
+  get images() {
+    const detail = this.#size.querySelector("select").value;
+    return this.#urls.map((url) => (detail === "auto" ? { url } : { url, detail }));
   }
 
   /** Files of other kinds are left out; whether there was an image. */
@@ -23,8 +28,9 @@ export class Attachments {
     return images.length > 0;
   }
 
-  /** Those of `urls` have been sent. */
-  remove(urls) {
+  /** Those of `images` have been sent. */
+  remove(images) {
+    const urls = images.map((image) => image.url);
     this.#urls = this.#urls.filter((url) => !urls.includes(url));
     this.#show();
   }
@@ -36,11 +42,11 @@ export class Attachments {
 
   #show() {
     this.#list.replaceChildren(...this.#urls.map((url, number) => this.#shown(url, number + 1)));
-    this.#list.hidden = this.#urls.length === 0;
+    this.#list.hidden = this.#size.hidden = this.#urls.length === 0;
   }
 
   #shown(url, number) {
-    const remove = button("Remove", () => this.remove([url]));
+    const remove = button("Remove", () => this.remove([{ url }]));
     remove.setAttribute("aria-label", `Remove image ${number}`);
     return element("li", {}, thumbnail(url, number), remove);
   }

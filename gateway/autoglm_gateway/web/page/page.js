@@ -12,7 +12,7 @@ const KEY = "autoglm-api-key"; // in sessionStorage
 const at = (id) => document.getElementById(id);
 const [conversation, welcome, message, send, settings] = ["conversation", "welcome", "message", "send", "settings"].map(at);
 
-const attachments = new Attachments(at("images"));
+const attachments = new Attachments(at("images"), at("size"));
 const follower = new Follower(conversation);
 let turns = [];
 let running = null; // the AbortController of the answer that streams
@@ -64,7 +64,7 @@ function attachPasted(event) {
   if (attachments.add(event.clipboardData.files)) event.preventDefault();
 }
 
-async function ask(question, images = attachments.urls) {
+async function ask(question, images = attachments.images) {
   if (running || !settingsAreRight()) return;
   running = new AbortController();
   if (!at("model").value) await showModels();

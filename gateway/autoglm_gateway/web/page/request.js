@@ -3,7 +3,7 @@
 const NUMBERS = ["temperature", "top_p", "max_tokens", "seed"];
 const MOST_STOPS = 16;
 
-/** `form`: the options; `turns`: what was asked and answered before; `images`: data URLs. */
+/** `form`: the options; `turns`: what was asked and answered before; `images`: as `Attachments.images`. */
 export function requestOf(form, turns, question, images) {
   const fields = form.elements;
   const body = { model: fields.model.value, messages: messagesOf(fields.system.value, turns, question, images) };
@@ -32,7 +32,7 @@ function messagesOf(system, turns, question, images) {
 /** Images come before the text. */
 function contentOf(question, images) {
   if (!images.length) return question;
-  return [...images.map((url) => ({ type: "image_url", image_url: { url } })), { type: "text", text: question }];
+  return [...images.map((image) => ({ type: "image_url", image_url: image })), { type: "text", text: question }];
 }
 
 function stopsOf(text) {

@@ -15,7 +15,7 @@ export class Turn {
   #last = {}; // what the last chunks said: usage, autoglm, reason
   failed = false;
 
-  /** `images`: data URLs; `again`: called where the question shall be asked once more. */
+  /** `images`: as `Attachments.images`; `again`: called where the question shall be asked once more. */
   constructor(question, images, request, hasKey, again) {
     this.question = question;
     this.images = images;
@@ -26,7 +26,7 @@ export class Turn {
       button("Ask again", () => again(this), "quiet again"),
     );
     const asked = element("h2", { className: "question" }, element("span", { className: "hidden" }, "You: "), question);
-    if (images.length) this.element.append(element("div", { className: "shown" }, ...images.map((url, at) => thumbnail(url, at + 1))));
+    if (images.length) this.element.append(element("div", { className: "shown" }, ...images.map(({ url }, at) => thumbnail(url, at + 1))));
     this.element.append(asked, this.#answer, this.#figures.element, this.#actions);
   }
 
