@@ -11,7 +11,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import tensorrt_rtx as trt
 from autoglm_cli.server.local_server import LocalServer
+from autoglm_engine.manifest import Manifest
 from autoglm_gateway.settings.model import GatewaySettings
 
 from tests.support.gateway.gateway_server import GatewayThread
@@ -33,11 +35,12 @@ EXPECTED_OUTPUT = {
     'autoglm generate "What is the capital of France?" --stats': "Paris",
     "autoglm health": "ready",
     "autoglm profile": "bottleneck",
-    "autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx": "exported smollm2 (tensorrt-rtx, bf16)",
     "autoglm inspect": "smollm2",
     "curl -s localhost:8000": "text_output",
     "curl -s localhost:8080": "chat.completion",
 }
+
+BUILD_FOR_GPU = "autoglm export smollm2 -o build/rtx --runtime tensorrt-rtx"
 
 
 def commands() -> list[str]:
@@ -65,7 +68,7 @@ def gateway(server: LocalServer) -> Iterator[GatewayThread]:
 
 
 @pytest.mark.server
-@pytest.mark.parametrize("command", commands())
+@pytest.mark.parametrize("command", [line for line in commands() if not line.startswith(BUILD_FOR_GPU)])
 def test_a_command_of_the_readme_works(
     command: str, server: LocalServer, gateway: GatewayThread, artifact: Path
 ) -> None:
@@ -74,6 +77,23 @@ def test_a_command_of_the_readme_works(
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
     assert expected in output
+
+
+@pytest.mark.server
+@pytest.mark.tensorrt
+@pytest.mark.timeout(3600)
+def test_its_engine_for_a_gpu_is_smollm2_whole(server: LocalServer, artifact: Path) -> None:
+    (command,) = [line for line in commands() if line.startswith(BUILD_FOR_GPU)]
+    done = run(command, server, artifact)
+    output = done.stdout + done.stderr
+    assert done.returncode == 0, output
+    assert "exported smollm2 (tensorrt-rtx, bf16)" in output
+    manifest = Manifest.load(ROOT / "build" / "rtx")
+    assert (manifest.runtime, manifest.runtime_version, manifest.precision) == ("tensorrt-rtx", trt.__version__, "bf16")
+    assert manifest.cache.dtype == "bfloat16"
+    assert manifest.prefill_chunk == 512
+    assert len(manifest.runtime_details["tensors"]) == 12 + 4 * 30
+    assert manifest.runtime_details["compute_capabilities"] == [command.rpartition(" ")[2]]
 
 
 @pytest.mark.server

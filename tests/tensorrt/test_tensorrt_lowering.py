@@ -13,10 +13,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import tensorrt_rtx as trt
-from autoglm_engine.manifest import Manifest
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import ExportError, InvalidOption, UnsupportedModel
-from autoglm_export.export import export
 from autoglm_export.model.spec import ModelSpec, RopeSpec
 from autoglm_export.tensorrt import lowering as tensorrt_lowering
 from autoglm_export.tensorrt import options as tensorrt_options
@@ -232,17 +230,6 @@ def test_two_layers_of_glm_4_1v_at_their_real_width(tmp_path: Path) -> None:
     parameters = sum(int(np.prod(shape)) for shape in weight_shapes(GLM_4_1V_TEXT).values())
     assert (tmp_path / details["engine"]).stat().st_size > 2 * parameters
     assert details["compute_capabilities"] == ["8.0", "8.6", "8.9", "12.0"]
-
-
-@pytest.mark.tensorrt
-@pytest.mark.timeout(3600)
-def test_smollm2_whole(tmp_path: Path) -> None:
-    manifest = export("smollm2", tmp_path / "artifact", runtime="tensorrt-rtx")
-    assert Manifest.load(tmp_path / "artifact") == manifest
-    assert (manifest.runtime, manifest.runtime_version, manifest.precision) == ("tensorrt-rtx", trt.__version__, "bf16")
-    assert manifest.cache.dtype == "bfloat16"
-    assert manifest.prefill_chunk == 512
-    assert len(manifest.runtime_details["tensors"]) == 12 + 4 * 30
 
 
 REFUSED: list[tuple[dict[str, Any], str]] = [
