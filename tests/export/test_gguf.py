@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from autoglm_export.checkpoint import bundled
 from autoglm_export.checkpoint.base import Checkpoint
-from autoglm_export.checkpoint.gguf.opening import NAMES
+from autoglm_export.checkpoint.gguf.names import NAMES
 from autoglm_export.checkpoint.gguf.tokenizer import PRE_TOKENIZERS, build_tokenizer
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.checkpoint.weights import weight_shapes

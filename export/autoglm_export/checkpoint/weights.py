@@ -21,7 +21,7 @@ from .families import Family
 
 Array = npt.NDArray[np.float32]
 Shape = tuple[int, ...]
-_MIN_TENSORS = 8  # of a layer: two norms, four of attention, gate and up as one, down
+_MIN_TENSORS = 6  # of a layer: two norms, query, key and value as one, output, gate and up as one, down
 
 
 class TensorStore(Protocol):
@@ -38,12 +38,22 @@ class TensorStore(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """Where one canonical weight lies: part `part` of `parts` equal row blocks of tensor `name`, then `undo`."""
+    """Where one canonical weight lies: part `part` of `parts` equal row blocks of tensor `name`, then `undo`. `span`:
+    where blocks are not equal, its first row and how many the tensor has."""
 
     name: str
     part: int = 0
     parts: int = 1
     undo: Callable[[Array], Array] | None = None
+    span: tuple[int, int] | None = None
+
+    def rows(self, count: int) -> slice:
+        """Of a weight with `count` rows."""
+        begin = self.part * count if self.span is None else self.span[0]
+        return slice(begin, begin + count)
+
+    def all_rows(self, count: int) -> int:
+        return self.parts * count if self.span is None else self.span[1]
 
 
 def weight_shapes(spec: ModelSpec) -> dict[str, Shape]:
@@ -148,8 +158,8 @@ class CheckpointWeights(Mapping[str, Array]):
         self._check_shapes()
 
     def __getitem__(self, name: str) -> Array:
-        source, rows = self._sources[name], self._shapes[name][0]
-        block = self._store.read(source.name, slice(source.part * rows, (source.part + 1) * rows))
+        source = self._sources[name]
+        block = self._store.read(source.name, source.rows(self._shapes[name][0]))
         return block if source.undo is None else source.undo(block)
 
     def __iter__(self) -> Iterator[str]:
@@ -172,7 +182,7 @@ class CheckpointWeights(Mapping[str, Array]):
     def _check_shapes(self) -> None:
         for name, shape in self._shapes.items():
             source = self._sources[name]
-            expected = (shape[0] * source.parts, *shape[1:])
+            expected = (source.all_rows(shape[0]), *shape[1:])
             if (actual := self._store.shape(source.name)) != expected:
                 raise TensorError(
                     f"the tensor {source.name} has shape {list(actual)}; its config asks for {list(expected)}"

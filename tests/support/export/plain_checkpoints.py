@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from autoglm_export.checkpoint.families import FAMILIES
-from autoglm_export.checkpoint.gguf.opening import NAMES
+from autoglm_export.checkpoint.gguf.names import NAMES
 from autoglm_export.checkpoint.weights import source_names
 from autoglm_export.model.spec import ModelSpec
 from safetensors.numpy import save_file

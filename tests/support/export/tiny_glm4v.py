@@ -101,6 +101,16 @@ CHAT_TEMPLATE = """[gMASK]<sop>
 {% endif %}"""
 
 
+def gguf_tokenizer() -> dict[str, Any]:
+    """The same vocabulary as the metadata of a GGUF file."""
+    tokens = [*sorted(pre_tokenizers.ByteLevel.alphabet()), *SPECIAL_TOKENS, "ab"]
+    unused = [f"[PAD{index}]" for index in range(len(tokens), VOCAB_SIZE)]
+    types = [1] * 256 + [3] * len(SPECIAL_TOKENS) + [1] + [5] * len(unused)
+    fields = {"model": "gpt2", "pre": "glm4", "tokens": [*tokens, *unused], "token_type": types, "merges": ["a b"]}
+    fields |= {"eos_token_id": IDS["<|endoftext|>"], "eot_token_id": IDS["<|user|>"]}
+    return {f"tokenizer.ggml.{key}": value for key, value in fields.items()}
+
+
 def tiny_glm4v(
     *,
     seed: int = 0,
