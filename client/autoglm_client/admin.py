@@ -13,7 +13,7 @@ from autoglm_client.transport.transport import Transport
 
 from .exceptions import AutoGLMError, ServerUnavailableError
 from .model_names import ModelNames
-from .types import Health, ModelInfo, ModelLimits, Stats
+from .types import Health, ModelInfo, ModelLimits, Stats, ThinkingMarks
 
 _POLL_SECONDS = 0.2
 
@@ -57,6 +57,7 @@ async def read_limits(transport: Transport, timeout: float | None, model: str) -
         tool_format=str(answer.get("tool_format", "unknown")),
         call_tokens=call_tokens,
         max_images=int(answer.get("max_images", 0)),
+        thinking=ThinkingMarks(*map(str, marks)) if (marks := answer.get("thinking")) else None,
     )
 
 

@@ -63,6 +63,8 @@ class OptionFields:
     """Force an answer that matches this regular expression."""
     guided_grammar: str | None = None
     """Force an answer that follows this Lark grammar: its text, or open-autoglm."""
+    guide_after: str | None = None
+    """With thinking, a guide holds after what the model thinks, not from the first token on."""
     bad_words: str | Sequence[str] | None = None
     """Texts that the answer never has, as they are tokenized at the start of a text or after a space."""
     tools: Sequence[Mapping[str, Any]] | None = None
@@ -103,6 +105,7 @@ class OptionChanges(TypedDict, total=False):
     guided_json: Mapping[str, Any] | str | None
     guided_regex: str | None
     guided_grammar: str | None
+    guide_after: str | None
     bad_words: str | Sequence[str] | None
     tools: Sequence[Mapping[str, Any]] | None
     chat_template_kwargs: Mapping[str, Any] | None
@@ -136,6 +139,7 @@ OPTION_KINDS: Mapping[str, OptionKind] = {
     "guided_json": "JSON",
     "guided_regex": "STRING",
     "guided_grammar": "STRING",
+    "guide_after": "STRING",
     "bad_words": "STRINGS",
     "tools": "JSON",
     "chat_template_kwargs": "JSON",

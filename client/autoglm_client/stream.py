@@ -144,6 +144,7 @@ class Stream:
             logprobs=tuple(self._logprobs),
             cache_hit=last.cache_hit,
             cache_age_ms=last.cache_age_ms,
+            prompt_thinks=last.prompt_thinks,
             attempts=self._launcher.num_attempts,
         )
 

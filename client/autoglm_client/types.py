@@ -74,6 +74,7 @@ class Piece:
     # in flight
     cache_hit: str = "none"
     cache_age_ms: float = 0.0  # of a kept answer
+    prompt_thinks: bool = False  # the prompt ends inside of the model's thinking: the answer's text begins there
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +93,7 @@ class Result:
     logprobs: tuple[TokenLogprob, ...] = ()
     cache_hit: str = "none"
     cache_age_ms: float = 0.0
+    prompt_thinks: bool = False  # as of `Piece`
     attempts: int = 1  # how often the request was sent; more than 1: earlier ones failed, or their connection broke
 
     @property
@@ -112,10 +114,22 @@ class Health:
 
 
 @dataclass(frozen=True, slots=True)
+class ThinkingMarks:
+    """`begin` and `end`: around what a model thinks before it answers, such as <think> and </think>. `answer_begin`,
+    `answer_end`: around the answer after it, such as <answer> and </answer>; "" for none."""
+
+    begin: str
+    end: str
+    answer_begin: str = ""
+    answer_end: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelLimits:
     """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
     computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that
-    calls are made of, and their ids; `max_images`: most images of a request, 0 for a model that reads text only."""
+    calls are made of, and their ids; `max_images`: most images of a request, 0 for a model that reads text only;
+    `thinking`: the marks around what it thinks, None where its chat template shows none."""
 
     max_length: int
     vocab_size: int
@@ -123,6 +137,7 @@ class ModelLimits:
     tool_format: str = "unknown"
     call_tokens: Mapping[str, int] = field(default_factory=dict)
     max_images: int = 0
+    thinking: ThinkingMarks | None = None
 
 
 class TokenizeOptions(TypedDict, total=False):

@@ -147,6 +147,7 @@ def _piece(tensors: dict[str, bytes], elapsed_ms: float) -> Piece:
         logprobs=_logprobs(tensors.get("logprobs_output", b"")),
         cache_hit=_string(tensors.get("cache_hit", _NO_HIT)),
         cache_age_ms=_FP32.unpack(tensors.get("cache_age_ms", _NO_AGE))[0],
+        prompt_thinks=tensors.get("prompt_thinks", b"\0") != b"\0",
     )
 
 

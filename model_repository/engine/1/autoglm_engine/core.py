@@ -45,6 +45,7 @@ class SamplingOptions:
     guided_json: str = ""  # a JSON schema; of the guides at most one is set
     guided_regex: str = ""
     guided_grammar: str = ""  # Lark, in llguidance's dialect
+    guide_after: str = ""  # `guided.after_thinking`; "": the guide holds from the first token
     bad_words: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that the completion must not hold
 
     @property
@@ -165,6 +166,7 @@ class Request:
     prompt_lookup: int | None = None  # most tokens drafted at a time; 0: none; None: as the setting says
     guide: AskedGuide | None = None  # of its `sampling`
     images: tuple[ImageSpan, ...] = ()  # of `prompt_ids`, in their order
+    prompt_thinks: bool = False  # it ends inside of the model's thinking: the answer begins there
     image_bytes: ImageBytes | None = None  # of `images`; None where it has none, and where nothing is computed for it
 
 

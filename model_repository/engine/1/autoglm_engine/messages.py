@@ -55,12 +55,13 @@ class Ack:
 @dataclass(frozen=True, slots=True)
 class SentEvent:
     """An event as it arrives. `sequence_number`: 0, 1, 2, ... within one answer. `artifact`: whose token ids these
-    are."""
+    are. `prompt_thinks`: as of `Request`."""
 
     event: Event
     ack: Ack | None
     sequence_number: int
     artifact: str
+    prompt_thinks: bool = False
 
 
 def pack_request(request: Request, artifact: str) -> Packed:
@@ -83,6 +84,8 @@ def pack_request(request: Request, artifact: str) -> Packed:
     }
     if request.images:
         raw["images"] = packed_images(request.images)
+    if request.prompt_thinks:
+        raw["thinks"] = True
     return _pack(raw)
 
 
@@ -135,6 +138,7 @@ def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifac
             semantic=None if raw["semantic"] is None else flag("semantic", raw["semantic"]),
             question=None if question is None else SemanticQuery(*(text("question", part) for part in question)),
             images=unpacked_images(raw.get("images", []), token_ids),
+            prompt_thinks=flag("thinks", raw.get("thinks", False)),
         )
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise InvalidRequest(f"request is not what the tokenizer model writes: {error}") from None
@@ -155,7 +159,9 @@ def check_artifact(tokenized_for: str, served: str) -> None:
         )
 
 
-def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact: str = "") -> Packed:
+def pack_event(
+    event: Event, ack: Ack | None, sequence_number: int = 0, artifact: str = "", *, prompt_thinks: bool = False
+) -> Packed:
     """A uint8 array [num_bytes]. Events that are kept, and not sent, have no number and no artifact."""
     raw: dict[str, Any] = {
         "id": event.request_id,
@@ -178,6 +184,8 @@ def pack_event(event: Event, ack: Ack | None, sequence_number: int = 0, artifact
         raw["sequence"] = sequence_number
     if artifact:
         raw["artifact"] = artifact
+    if prompt_thinks:
+        raw["thinks"] = True
     return _pack(raw) if event.body is None else _packed_with(raw, event.body.members())
 
 
@@ -229,6 +237,7 @@ def unpack_sent_event(packed: Packed) -> SentEvent:
             _ack(raw.get("ack")),
             integer("sequence", raw.get("sequence", 0)),
             text("artifact", raw.get("artifact", "")),
+            flag("thinks", raw.get("thinks", False)),
         )
     except (KeyError, TypeError, ValueError) as error:
         raise InvalidRequest(f"event is not what the engine model writes: {error}") from None

@@ -14,6 +14,7 @@ import numpy.typing as npt
 
 from autoglm_engine.errors import InvalidRequest
 
+from .after_thinking import after_thinking
 from .presets import READY, with_marks
 
 if TYPE_CHECKING:
@@ -39,12 +40,12 @@ class GuideFailed(InvalidRequest):
     """The guide of one request cannot go on: it has nothing that may come next, or has become too large."""
 
 
-def compile_guide(tokenizer: LLTokenizer, kind: str, text: str, mask: TokenBits) -> LLMatcher:
+def compile_guide(tokenizer: LLTokenizer, kind: str, text: str, after: str, mask: TokenBits) -> LLMatcher:
     """May take seconds for a large one, without the interpreter's lock. Writes what may come first into `mask`, which
     is where the library does most of its work: copies of the matcher have it. Raises InvalidRequest."""
 
     def work() -> LLMatcher:
-        matcher = _compile(tokenizer, kind, text)
+        matcher = _compile(tokenizer, kind, text, after)
         compute_mask(matcher, mask)
         return matcher
 
@@ -86,11 +87,14 @@ def shown(complaint: str) -> str:
     return f"{line[: _MAX_SHOWN // 2]} ... {line[-_MAX_SHOWN // 2 :]}"
 
 
-def _compile(tokenizer: LLTokenizer, kind: str, text: str) -> LLMatcher:
+def _compile(tokenizer: LLTokenizer, kind: str, text: str, after: str) -> LLMatcher:
     from llguidance import LLMatcher, LLParserLimits
 
     limits = LLParserLimits(max_items_in_row=MAX_ROW_ITEMS, step_lexer_fuel=MAX_LEXER_FUEL)
-    matcher = LLMatcher(tokenizer, _as_grammar(tokenizer, kind, text), log_level=0, limits=limits)
+    grammar = _as_grammar(tokenizer, kind, text)
+    if after:
+        grammar = after_thinking(grammar, after, partial(tokenizer.tokenize_str, parse_special=True))
+    matcher = LLMatcher(tokenizer, grammar, log_level=0, limits=limits)
     if matcher.is_error():
         raise InvalidRequest(f"{kind} cannot be compiled: {shown(matcher.get_error())}")
     return matcher

@@ -27,6 +27,10 @@ if TYPE_CHECKING:
 
 Allowed = npt.NDArray[np.bool_]  # [vocab_size]
 
+GuideText = tuple[str, str, str]
+Key = tuple[str, str, str, str]  # a tenant, and that
+
+_NO_GUIDE: GuideText = ("", "", "")
 GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 _MAX_KEPT = 64  # guides that were compiled,
 _MAX_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
@@ -98,7 +102,7 @@ class GuideCompiler:
         self._vocab_size = vocab_size
         self._eos = frozenset(eos_token_ids)
         self._tokenizer: LLTokenizer | None = None
-        self._kept: OrderedDict[tuple[str, str, str], Grammar] = OrderedDict()
+        self._kept: OrderedDict[Key, Grammar] = OrderedDict()
         self._lock = threading.Lock()
         self._loading = threading.Lock()
 
@@ -130,12 +134,12 @@ class GuideCompiler:
             self._keep((tenant, *guide_text(sampling)), made)
         return made
 
-    def _keep(self, key: tuple[str, str, str], made: Grammar) -> None:
+    def _keep(self, key: Key, made: Grammar) -> None:
         self._kept[key] = made
-        while len(self._kept) > _MAX_KEPT or sum(len(text) for *_, text in self._kept) > _MAX_KEPT_CHARACTERS:
+        while len(self._kept) > _MAX_KEPT or sum(len(text) for _, _, text, _ in self._kept) > _MAX_KEPT_CHARACTERS:
             self._kept.popitem(last=False)
 
 
-def guide_text(sampling: SamplingOptions) -> tuple[str, str]:
-    """(kind, text) of the one that it has; ("", "") where there is none."""
-    return next(((kind, text) for kind in GUIDES if (text := getattr(sampling, kind))), ("", ""))
+def guide_text(sampling: SamplingOptions) -> GuideText:
+    """(kind, text, after what) of the one that it has; empty texts where there is none."""
+    return next(((kind, text, sampling.guide_after) for kind in GUIDES if (text := getattr(sampling, kind))), _NO_GUIDE)

@@ -20,7 +20,7 @@ from autoglm_engine.core import AskedGuide, SamplingOptions
 from autoglm_engine.errors import EngineError, QueueFull, Unavailable
 from autoglm_engine.own_failures import own_failure
 
-from .grammar import Grammar, GuideState, guide_text
+from .grammar import Grammar, GuideState, Key, guide_text
 
 NUM_THREADS = 2
 MAX_OF_TENANT = 16  # guides that wait, of one tenant,
@@ -56,7 +56,7 @@ class PendingGuide:
     @property
     def failure(self) -> EngineError | None:
         if self._failure is None and self._guide is None and self._pool.is_late(self):
-            kind, _ = guide_text(self.sampling)
+            kind = guide_text(self.sampling)[0]
             self._failure = Unavailable(
                 f"{kind} was not compiled within {self._pool.max_seconds:g} s, which is the limit; try again later"
             )
@@ -100,7 +100,7 @@ class GuidePool:
             OrderedDict()
         )  # the tenant whose turn it is first
         self._running: Counter[str] = Counter()
-        self._pending: weakref.WeakValueDictionary[tuple[str, str, str], PendingGuide] = weakref.WeakValueDictionary()
+        self._pending: weakref.WeakValueDictionary[Key, PendingGuide] = weakref.WeakValueDictionary()
         self._threads: list[threading.Thread] = []
         self._is_closed = False
 

@@ -16,6 +16,7 @@ from .bad_words import check_words
 from .parsing import check_bias, check_guides, decode_utf8, read_bias, read_guided_json
 from .table import (
     DEFAULT_MAX_TOKENS,
+    GUIDE_AFTER_THINKING,
     MAX_STOP_CHARACTERS,
     MAX_STOP_STRINGS,
     MAX_TENANT_CHARACTERS,
@@ -171,6 +172,13 @@ def check_tenant(tenant: str) -> None:
         raise InvalidRequest(f"tenant has {len(tenant)} characters; at most {MAX_TENANT_CHARACTERS} are allowed")
 
 
+def _guide_after(raw: bytes) -> str:
+    text = decode_utf8(raw, "guide_after")
+    if text not in ("", GUIDE_AFTER_THINKING):
+        raise InvalidRequest(f"guide_after is {text!r:.40}; it must be {GUIDE_AFTER_THINKING}, or empty")
+    return text
+
+
 def _check_stop_strings(strings: tuple[str, ...]) -> None:
     for index, string in enumerate(strings):
         if not 1 <= len(string) <= MAX_STOP_CHARACTERS:
@@ -195,4 +203,5 @@ _READERS: Mapping[str, Callable[[Any], Any]] = {
     "guided_json": read_guided_json,
     "guided_regex": lambda raw: decode_utf8(raw, "guided_regex"),
     "guided_grammar": lambda raw: decode_utf8(raw, "guided_grammar"),
+    "guide_after": _guide_after,
 }

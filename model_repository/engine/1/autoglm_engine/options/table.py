@@ -27,6 +27,7 @@ HOUR_MS = 3_600_000
 MIN_HEARTBEAT_MS = 100
 MAX_PROMPT_LOOKUP = 16
 MAX_PRIORITY = 9
+GUIDE_AFTER_THINKING = "thinking"
 _TEXT_KINDS = ("STRING", "STRINGS", "JSON")
 
 
@@ -176,6 +177,9 @@ OPTIONS = {option.name: option for option in (
     Option("guided_grammar", "STRING", "", surfaces=CLIENT | EXTENSION | COMMAND, max_bytes=MAX_GUIDE_BYTES,
            see="serving/requests.md#structured-output",
            meaning="Force an answer that follows this Lark grammar: its text, or open-autoglm."),
+    Option("guide_after", "STRING", "", surfaces=CLIENT, choices=("", GUIDE_AFTER_THINKING),
+           allowed="empty or thinking", see="gateway.md#thinking",
+           meaning="With thinking, a guide holds after what the model thinks, not from the first token on."),
     Option("bad_words", "STRINGS", (), surfaces=CLIENT | EXTENSION | VLLM, max_items=MAX_BAD_WORDS,
            characters=(0, MAX_BAD_WORD_CHARACTERS),
            meaning="Texts that the answer never has, as they are tokenized at the start of a text or after a space."),

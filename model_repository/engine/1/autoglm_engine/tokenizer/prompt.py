@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +21,9 @@ from autoglm_engine.vision.asked_size import AskedSize
 from .encoding import BoundedEncoder, Encoder, PlainEncoder
 from .image_prompt import place_images, read_images, take_sizes
 from .kept_messages import KeptMessages
-from .rendering.final_message import continued
+from .rendering.final_message import continued, last_text
 from .rendering.template_options import TemplateOptions
+from .rendering.thinking import REASONING_FIELDS, PromptThinking, ThinkingMarks, is_thinking_token, thinking_marks
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .token_questions import TokenAnswers, Tokenize
@@ -49,6 +52,7 @@ class Prompt:
     question: SemanticQuery | None
     images: tuple[ImageSpan, ...] = ()
     files: tuple[bytes, ...] = ()  # of the images
+    thinking: PromptThinking | None = None
 
 
 class Prompter:
@@ -141,10 +145,12 @@ class Prompter:
         if _has_surrogate(rendered):
             raise InvalidRequest("messages hold half of a UTF-16 surrogate pair, which is no character")
         ids = self._encode(rendered, "messages", special_tokens=False)
+        thinking = self._template.thinking_in(rendered, messages, options)
         if images:
-            return self._with_images(ids, images, sizes)
+            return dataclasses.replace(self._with_images(ids, images, sizes), thinking=thinking)
         # Answers that act are not shared by what a question means: its details are the arguments.
-        return Prompt(ids, None if tools is not None else question_of_messages(messages, rendered))
+        question = None if tools is not None else question_of_messages(messages, rendered)
+        return Prompt(ids, question, thinking=thinking)
 
     def _check_images(self, num_parts: int, num_images: int) -> None:
         if self._vision is None and (num_parts or num_images):
@@ -216,6 +222,7 @@ class ChatTemplate:
         limits: TemplateLimits | None = None,
         for_tools: ChatTemplate | None = None,
     ) -> None:
+        self._source = source
         self._process = TemplateProcess(source, special_tokens, limits)
         self._ways = tool_ways(source)
         self._kept = KeptMessages()
@@ -244,6 +251,33 @@ class ChatTemplate:
         """Compile it now, and not with the first request. Raises ArtifactError."""
         for process in self._processes():
             process.start()
+        _ = self.thinking
+
+    @cached_property
+    def thinking(self) -> ThinkingMarks | None:
+        """The marks around what the model thinks; some renderings. Raises ArtifactError where it cannot be compiled."""
+        return thinking_marks(self._source, self._tried)
+
+    def thinking_in(
+        self, rendered: str, messages: Sequence[dict[str, Any]], options: TemplateOptions | None = None
+    ) -> PromptThinking | None:
+        """Whether the prompt that was made of the messages ends inside of thinking."""
+        if (marks := self.thinking) is None:
+            return None
+        if options is None or not options.continue_final_message:
+            return PromptThinking(marks, marks.is_open(rendered), marks.is_closed(rendered))
+        said = last_text(messages[-1]).rstrip()
+        is_open = marks.is_open_in(said, rendered.rstrip().removesuffix(said))
+        return PromptThinking(marks, is_open, not is_open)
+
+    def _tried(
+        self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any], *, add_generation_prompt: bool
+    ) -> str | None:
+        names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
+        try:
+            return self._process.render({**names, **variables}, MAX_RENDERED_CHARACTERS)
+        except InvalidRequest:
+            return None
 
     def close(self) -> None:
         for process in self._processes():
@@ -328,22 +362,29 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
 
 def with_visible_calls(tokenizer: Tokenizer) -> Tokenizer:
-    """The same ids of the same texts; but tokens that calls are made of are special no more, so that decoding keeps
-    them."""
+    """The same ids of the same texts; but tokens that calls are made of, and that thinking stands between, are special
+    no more, so that decoding keeps them."""
     from tokenizers import Tokenizer
 
     added = tokenizer.get_added_tokens_decoder().values()
-    if not any(token.special and token.content in CALL_TOKENS for token in added):
+    if not any(token.special and _is_mark(token.content) for token in added):
         return tokenizer
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
-        token["special"] = token["special"] and token["content"] not in CALL_TOKENS
+        token["special"] = token["special"] and not _is_mark(token["content"])
     return Tokenizer.from_str(json.dumps(state))
 
 
+def _is_mark(content: str) -> bool:
+    return content in CALL_TOKENS or is_thinking_token(content)
+
+
 def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:
-    """Beside calls, content that is null or absent is "": templates add it to text, and test whether it is empty."""
+    """Beside calls, content that is null or absent is "": templates add it to text, and test whether it is empty.
+    Reasoning has each of the names that templates read it by, as transformers gives it."""
     given = {key: value for key, value in message.items() if value is not None}
+    if (thought := next((given[name] for name in REASONING_FIELDS if name in given), None)) is not None:
+        given = {"thinking": thought, **given, "reasoning_content": thought}
     return {"role": given["role"], "content": "", **given} if has_calls(given) else given
 
 
@@ -368,6 +409,9 @@ def _check_message(message: Any, name: str) -> None:
     if not isinstance(role, str) or not 1 <= len(role) <= MAX_ROLE_CHARACTERS:
         raise InvalidRequest(f"{name}.role must be a string of 1 to {MAX_ROLE_CHARACTERS} characters, such as user")
     check_tool_fields(message, name)
+    for field in REASONING_FIELDS:
+        if message.get(field) is not None and not isinstance(message[field], str):
+            raise InvalidRequest(f"{name}.{field} is {json_type(message[field])}; it must be a string")
     content = message.get("content")
     if content is None and has_calls(message):
         return

@@ -128,6 +128,7 @@ def _tensors(sent: SentEvent, text: str, logprobs: str, detokenize_ms: float) ->
         "cache_hit": _string(event.cache_hit.value),
         "cache_age_ms": np.array([[event.cache_age_ms]], dtype=np.float32),
         "sequence_number": _int(sent.sequence_number),
+        "prompt_thinks": np.array([[sent.prompt_thinks]]),
     }
 
 

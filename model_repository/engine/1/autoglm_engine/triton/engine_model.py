@@ -155,6 +155,8 @@ class EngineService:
             self._requests.note_asked()
             packed_request, files = split_files(opened)
             request = unpack_request(request_id, token_ids, packed_request, self._board.artifact)
+            if request.prompt_thinks:
+                self._replies.note_thinking(request_id)
             self._rules.recheck(request.sampling)
             self._rules.recheck_prompt_lookup(request.prompt_lookup)
             check_tenant(request.tenant)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,7 +55,10 @@ class LoadedModel:
             "max_images": manifest.vision.max_images if manifest.vision else 0,
             "tool_format": template.tool_format if template else UNKNOWN,
             "call_tokens": call_tokens(tokenizer),
+            "thinking": template.thinking and dataclasses.astuple(template.thinking) if template else None,
         }
+        if template:
+            template.close()
         guides = GuidePool(GuideCompiler.of(folder, manifest.vocab_size, manifest.eos_token_ids))
         runner = load_runner(folder, manifest, num_threads=num_threads, num_slots=num_slots, device=settings.device)
         manifest.check_unchanged(folder)

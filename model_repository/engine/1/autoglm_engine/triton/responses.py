@@ -45,6 +45,7 @@ class _Entry:
     caller_id: str
     reply: Reply
     num_sent: int = 0  # events, which are numbered so, from 0 on
+    prompt_thinks: bool = False  # as of `Request`
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,11 @@ class Replies:
             self._replies[request_id] = _Entry(caller_id, reply)
             self._used.add(caller_id)
         return request_id
+
+    def note_thinking(self, request_id: str) -> None:
+        """The request's prompt ends inside of the model's thinking: each of its events says so."""
+        if entry := self._entry(request_id):
+            entry.prompt_thinks = True
 
     def refuse(self, request_id: str, code: str, message: str) -> None:
         """The engine did not take the request."""
@@ -134,7 +140,7 @@ class Replies:
         entry = self._close(event.request_id) if event.is_last else self._entry(event.request_id)
         if entry is None:
             return
-        packed, is_last = self._packed(event, entry.num_sent), event.is_last
+        packed, is_last = self._packed(event, entry), event.is_last
         if packed is None:  # what was to be told is lost, so the answer ends here
             packed, is_last = self._gate.sealed(_lost(event), None), True
             self._close(event.request_id)
@@ -154,9 +160,10 @@ class Replies:
             self._cancels[caller_id] = replace(cancel, is_known=True)
         return cancel
 
-    def _packed(self, event: Event, sequence_number: int) -> Packed | None:
+    def _packed(self, event: Event, entry: _Entry) -> Packed | None:
         try:
-            return self._gate.sealed(event, self._gate.stamp(event.request_id), sequence_number)
+            ack = self._gate.stamp(event.request_id)
+            return self._gate.sealed(event, ack, entry.num_sent, prompt_thinks=entry.prompt_thinks)
         except Exception as error:
             _log.error("an event cannot be packed", exc_info=error, extra={"request_id": event.request_id})
             return None

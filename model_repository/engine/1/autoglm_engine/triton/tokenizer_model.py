@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Collection, Mapping
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from autoglm_engine.core import Request, TokenIds
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.guided.after_thinking import resolved
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.messages import Packed, pack_request, with_files
 from autoglm_engine.options.bad_words import NAME as BAD_WORDS
@@ -195,11 +197,12 @@ class RequestPreprocessor:
         prompt = _prompt(asked, prompter)
         token_ids = prompt.token_ids
         checked = self._rules.check(values, prompt_length=len(token_ids))
+        sampling = dataclasses.replace(checked.sampling, guide_after=resolved(checked.sampling, prompt.thinking))
         limit_ms = shortest_deadline_ms(checked.deadline_ms, asked.timeout_us, asked.parameters)
         request = Request(
             id="",
             prompt_ids=token_ids,
-            sampling=checked.sampling,
+            sampling=sampling,
             stream=checked.stream,
             arrival=arrival,
             deadline=None if limit_ms is None else arrival + limit_ms / 1000,
@@ -213,6 +216,7 @@ class RequestPreprocessor:
             semantic=checked.semantic,
             question=None if checked.semantic is False else prompt.question,
             images=prompt.images,
+            prompt_thinks=prompt.thinking is not None and prompt.thinking.is_open,
         )
         return Admitted(token_ids, with_files(pack_request(request, self._artifact), prompt.files))
 

@@ -174,9 +174,9 @@ class AckGate:
         """Whether a request has come to the engine."""
         return self._board.was_asked
 
-    def sealed(self, event: Event, ack: Ack | None, sequence_number: int = 0) -> Packed:
+    def sealed(self, event: Event, ack: Ack | None, sequence_number: int = 0, *, prompt_thinks: bool = False) -> Packed:
         """The event as it goes to the detokenizer."""
-        packed = pack_event(event, ack, sequence_number, self._board.artifact)
+        packed = pack_event(event, ack, sequence_number, self._board.artifact, prompt_thinks=prompt_thinks)
         return self._board.seal.close(Kind.EVENT, packed)
 
     def stamp(self, request_id: str) -> Ack:
