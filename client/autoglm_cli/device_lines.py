@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-_NOTES = ("attention_note", "vision_note", "device_check_note")
+_NOTES = ("attention_note", "vision_note", "image_note", "device_check_note")
 NAMES = ("device_check", *_NOTES, "reference")  # the manifest's own
 
 

@@ -27,6 +27,7 @@ from autoglm_engine.runners.native.library import TARGET_VARIABLE
 from .errors import ExportError, InvalidOption
 
 DECODER_SOURCE = Path(__file__).parent / "native" / "csrc" / "decoder.cpp"
+PIXELS_SOURCE = Path(__file__).parent / "native" / "images" / "pixels.cpp"
 # -ffp-contract=off: rounding must not depend on what the compiler inlines where, or answers would depend on the batch
 FLAGS = (
     *("-std=c++17", "-O3", "-ffp-contract=off", "-fno-math-errno"),

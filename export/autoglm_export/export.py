@@ -30,7 +30,7 @@ from .artifact_writer import check_replaceable, staged
 from .errors import InvalidOption
 from .runtimes import AUTO, Progress, check_installed, no_progress, runtime_named
 from .slot_length import default_length
-from .vision_artifact import build_vision, feature_rotation, lower_vision, with_max_pixels
+from .vision_artifact import build_vision, feature_rotation, lower_vision, with_max_pixels, write_image_libraries
 
 MAX_SLOTS = 1024
 
@@ -75,6 +75,7 @@ def export(
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
         _write_tokenizer(folder, source)
         vision, noted = _lower_vision(folder, source, choice.plan, runtime_options, progress)
+        noted |= write_image_libraries(folder) if vision else {}
         noted |= {"auto": choice.as_json()} if runtime == AUTO else {}
         make = _Making(source, folder, choice.plan, texts, runtime_options, noted, vision, progress)
         manifest = make()

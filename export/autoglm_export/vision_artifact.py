@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from autoglm_engine.manifest import VisionSettings
+from autoglm_engine.manifest import IMAGE_LIBRARIES, VisionSettings
 
 from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.vision import VisionCheckpoint
+from autoglm_export.compiler import PIXELS_SOURCE
 from autoglm_export.model.spec import RopeSpec
+from autoglm_export.native.libraries import IMAGES_FOLDER, Libraries
 from autoglm_export.onnx.vision import write_vision
 from autoglm_export.quantize.rotation import RotatedFeatures, Rotation, stream_rotation
 
 from . import freed_memory
-from .errors import InvalidOption
+from .errors import ExportError, InvalidOption
 from .runtimes import Progress, no_progress, runtime_named
 
 MAX_IMAGES = 10  # of one request; as Open-AutoGLM's README starts other servers
@@ -60,6 +63,16 @@ def lower_vision(
     with freed_memory.kept():
         model = write_vision(vision.spec, weights, folder, precision=precision, progress=progress)
     return _settings(vision, rope, "onnx", model, precision)
+
+
+def write_image_libraries(folder: Path) -> dict[str, Any]:
+    """Compile into `folder` what reads images. What the runtime's details say of it, or why Pillow reads them."""
+    try:
+        with Libraries.building(PIXELS_SOURCE) as building:
+            return {IMAGE_LIBRARIES: building.write(folder, IMAGES_FOLDER)}
+    except ExportError as error:
+        shutil.rmtree(folder / IMAGES_FOLDER, ignore_errors=True)
+        return {"image_note": f"Pillow reads the images, which takes longer: {error}"}
 
 
 def build_vision(

@@ -19,7 +19,7 @@ from autoglm_engine.triton.board.finder import ImageBoards
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.images.encode_message import EncodeMessage
 from autoglm_engine.triton.images.image_intake import ImageIntake
-from autoglm_engine.triton.images.vision_model import encode_image
+from autoglm_engine.triton.images.vision_model import Encoder, encode_image
 from autoglm_engine.vision.processor import Patches
 from autoglm_engine.vision.stop import Stop
 
@@ -44,14 +44,14 @@ class FakeTower:
 
 def test_each_stage_is_timed_in_its_order() -> None:
     readings = iter([10.0, 11.0, 13.0, 17.0])
-    encoded = encode_image(image_file(56, 84), GRID, FakeTower(), clock=lambda: next(readings))
+    encoded = encode_image(image_file(56, 84), GRID, Encoder(FakeTower()), clock=lambda: next(readings))
     assert encoded.seconds.tolist() == [1, 2, 4]
     assert encoded.features.shape == (6, FakeTower().settings.hidden_size)
 
 
 def test_an_image_of_another_grid_than_its_header_said_is_refused() -> None:
     with pytest.raises(InvalidRequest, match="2 x 3 tokens once it is decoded, and its header said 3 x 2"):
-        encode_image(image_file(56, 84), (3, 2), FakeTower())
+        encode_image(image_file(56, 84), (3, 2), Encoder(FakeTower()))
 
 
 def test_the_metrics_have_the_time_of_each_stage(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""The decoder compiled for every class of x86-64 CPUs, so that an artifact serves wherever it is copied to."""
+"""Sources compiled for every class of x86-64 CPUs, so that an artifact serves wherever it is copied to."""
 
 from __future__ import annotations
 
@@ -15,41 +15,44 @@ from autoglm_export.compiler import DECODER_SOURCE, TARGETS, build, find_compile
 from autoglm_export.errors import ExportError
 
 FOLDER = "decoder"
+IMAGES_FOLDER = "images"
 
 
 @dataclass(frozen=True, slots=True)
 class Libraries:
-    """Compilations under way."""
+    """Compilations of `source` under way."""
 
     futures: Mapping[str, Future[Path]]  # by the target's name
+    source: Path
 
     @classmethod
     @contextmanager
-    def building(cls) -> Iterator[Libraries]:
+    def building(cls, source: Path = DECODER_SOURCE) -> Iterator[Libraries]:
         """Compile in the background. Raises ExportError without a compiler."""
         find_compiler()
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-            yield cls({target.name: pool.submit(build, DECODER_SOURCE, target) for target in TARGETS})
+            yield cls({target.name: pool.submit(build, source, target) for target in TARGETS}, source)
 
     @property
     def sources(self) -> str:
         """What was compiled, whatever the compiler made of it."""
-        return sources_digest(DECODER_SOURCE)
+        return sources_digest(self.source)
 
-    def write(self, folder: Path) -> dict[str, Any]:
-        """Wait for all, and copy them into `folder`: name of the target -> its file and the CPU features that it needs.
+    def write(self, folder: Path, subfolder: str = FOLDER) -> dict[str, Any]:
+        """Wait for all, and copy them into `subfolder` of `folder`: name of the target -> its file and the CPU features
+        that it needs.
 
         A class that the compiler is too old for is left out. Raises ExportError where none that this CPU runs was
         built.
         """
-        (folder / FOLDER).mkdir()
+        (folder / subfolder).mkdir()
         written: dict[str, Any] = {}
         error: BaseException | None = None
         for target in TARGETS:
             if problem := self.futures[target.name].exception():
                 error = problem
                 continue
-            file = f"{FOLDER}/{target.name}.so"
+            file = f"{subfolder}/{target.name}.so"
             shutil.copyfile(self.futures[target.name].result(), folder / file)
             written[target.name] = {"file": file, "cpu_features": list(target.cpu_features)}
         if not any(target.name in written for target in runnable_targets()):

@@ -23,12 +23,13 @@ from .manifest_checks import check_file_record, check_values, check_vision, read
 SCHEMA_VERSION = 1
 MANIFEST_NAME = "manifest.json"
 MAX_ASPECT_RATIO = 200  # of an image: its longer side to its shorter one
+IMAGE_LIBRARIES = "image_libraries"  # of the runtime's details: compiled, they read images as Pillow does
 # What a manifest says and no answer depends on. Whatever is not named here counts, so that nothing is forgotten.
 _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
 _READ_BYTES = 1 << 18
 _MAX_READERS = 4  # threads that read files and sum them up
 # What was measured at export; which compiler built what; on which GPU it was checked.
-_NO_PART_OF_DETAILS = ("auto", "libraries", "device_check", "device_check_note")
+_NO_PART_OF_DETAILS = ("auto", "libraries", IMAGE_LIBRARIES, "image_note", "device_check", "device_check_note")
 
 
 @dataclass(frozen=True, slots=True)
@@ -143,14 +144,17 @@ class Manifest:
     def digest(self) -> str:
         """Identifies what the artifact answers: equal digests give equal answers, whatever the machine.
 
-        So it counts what the manifest alone says, too: where an answer ends, and how long it may be. A compiled library
-        counts by its sources: which compiler built it, and for which CPU, changes no answer.
+        So it counts what the manifest alone says, too: where an answer ends, and how long it may be. A compiled decoder
+        counts by its sources: which compiler built it, and for which CPU, changes no answer. Nor does a library that
+        reads images as Pillow does.
         """
         contents = {name: record.sha256 for name, record in self.files.items()}
         details = dict(self.runtime_details)
         if self.runtime == "native" and details.get("library_sources"):
             for entry in details["libraries"].values():
                 contents.pop(entry["file"], None)
+        for entry in details.get(IMAGE_LIBRARIES, {}).values():
+            contents.pop(entry["file"], None)
         said = {name: value for name, value in self._as_json().items() if name not in _NO_PART_OF_ANSWERS}
         details = {name: value for name, value in details.items() if name not in _NO_PART_OF_DETAILS}
         whole = json.dumps([said, details, contents], sort_keys=True)

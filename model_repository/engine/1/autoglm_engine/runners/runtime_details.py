@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_engine.errors import ArtifactError
-from autoglm_engine.manifest import MANIFEST_NAME, Manifest
+from autoglm_engine.manifest import IMAGE_LIBRARIES, MANIFEST_NAME, Manifest
 from autoglm_engine.manifest_checks import OBJECT, TEXT, Rule, check, shown, whole
 
 _MAX = 1 << 24
@@ -74,10 +74,12 @@ def check_details(manifest: Manifest, folder: Path) -> None:
     if missing := sorted(rules.keys() - _OPTIONAL - details.keys()):
         raise ArtifactError(f"the artifact's manifest lacks {', '.join(missing)}; export it again")
     check({name: details[name] for name in rules if name in details}, _given(rules, details), path, "runtime_details.")
-    for entry in details["libraries"].values() if "libraries" in rules else ():
+    if IMAGE_LIBRARIES in details:
+        check({IMAGE_LIBRARIES: details[IMAGE_LIBRARIES]}, {IMAGE_LIBRARIES: OBJECT}, path, "runtime_details.")
+    for kind, entry in _libraries(manifest):
         if not isinstance(entry, dict):
             raise ArtifactError(f"{path} describes a library by {shown(entry)}; it must give file and cpu_features")
-        check(entry, _LIBRARY, path, "runtime_details.libraries.")
+        check(entry, _LIBRARY, path, f"runtime_details.{kind}.")
     if (checked := details.get("device_check")) is not None and "device_check" in rules:
         check(checked, _DEVICE_CHECK, path, "runtime_details.device_check.")
     if manifest.runtime == "onnx":
@@ -119,5 +121,12 @@ def _files(manifest: Manifest) -> Iterator[str]:
         yield details[name]
     if "reference" in details and "reference" in _RULES[manifest.runtime]:
         yield details["reference"]
-    for entry in details["libraries"].values() if manifest.runtime == "native" else ():
+    for _, entry in _libraries(manifest):
         yield entry["file"]
+
+
+def _libraries(manifest: Manifest) -> Iterator[tuple[str, Any]]:
+    """Each with the name of the detail that has it."""
+    for kind in ("libraries", IMAGE_LIBRARIES) if manifest.runtime == "native" else (IMAGE_LIBRARIES,):
+        for entry in manifest.runtime_details.get(kind, {}).values():
+            yield kind, entry

@@ -10,26 +10,24 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from functools import lru_cache
 from io import BytesIO
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
 from autoglm_engine.errors import EngineError, InvalidRequest
 from autoglm_engine.manifest import VisionSettings
 
+from .compiled import CompiledPicture, PixelLibrary
 from .file_parts import check_parts
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
+from .pictures import Picture, PillowPicture, Values
 from .resize import Grid, can_become, resized
 from .stop import Stop
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-NUM_CHANNELS = 3
-_PATCHES_AT_ONCE = 512  # an index takes eight bytes for each byte of a pixel
 _WHITE = (255, 255, 255, 255)
 
 
@@ -38,37 +36,42 @@ class Patches:
     """`values` float32 [rows * columns, 3 * patch_size^2]: each patch channel by channel, row by row; the patches of
     one token follow each other. `grid`: rows and columns of patches."""
 
-    values: npt.NDArray[np.float32]
+    values: Values
     grid: Grid
 
 
 def preprocess(
-    content: bytes, settings: VisionSettings, tokens: Grid | None = None, stop: Stop | None = None
+    content: bytes,
+    settings: VisionSettings,
+    tokens: Grid | None = None,
+    stop: Stop | None = None,
+    library: PixelLibrary | None = None,
 ) -> Patches:
     """As `decoded` and `patches_of`."""
-    return patches_of(decoded(content, stop), settings, tokens, stop)
+    return patches_of(decoded(content, stop, library), settings, tokens, stop)
 
 
-def patches_of(image: Image, settings: VisionSettings, tokens: Grid | None = None, stop: Stop | None = None) -> Patches:
+def patches_of(
+    picture: Picture, settings: VisionSettings, tokens: Grid | None = None, stop: Stop | None = None
+) -> Patches:
     """Of an image that is decoded. `tokens`: the rows and columns of tokens to make of it, which a request may have
     limited; None: as many as `settings` say. Raises InvalidRequest for a shape beyond the limits, and GivenUp once
     `stop` was asked for."""
     stop = stop or Stop()
-    height, width = resized(image.height, image.width, settings)
+    height, width = resized(*picture.size, settings)
     if tokens is not None:
         factor = settings.patch_size * settings.merge_size
-        if not can_become(image.height, image.width, tokens, settings):
+        if not can_become(*picture.size, tokens, settings):
             raise InvalidRequest(
                 f"an image has {height // factor} x {width // factor} tokens once it is decoded, and its header said "
                 f"{tokens[0]} x {tokens[1]}"
             )
         height, width = tokens[0] * factor, tokens[1] * factor
     stop.check()
-    pixels = np.asarray(_resized(image, height, width))
+    pixels = picture.resized((height, width))
     stop.check()
-    return Patches(
-        _normalised(_cut(pixels, settings), settings), (height // settings.patch_size, width // settings.patch_size)
-    )
+    values = picture.cut(pixels, settings)
+    return Patches(values, (height // settings.patch_size, width // settings.patch_size))
 
 
 class _File(BytesIO):
@@ -83,9 +86,9 @@ class _File(BytesIO):
         return super().read(size)
 
 
-def decoded(content: bytes, stop: Stop | None = None) -> Image:
-    """The image in RGB, upright. Raises InvalidRequest for what is no image, or one beyond the limits, and GivenUp once
-    `stop` was asked for."""
+def decoded(content: bytes, stop: Stop | None = None, library: PixelLibrary | None = None) -> Picture:
+    """The image in RGB, upright; by `library` where it can. Raises InvalidRequest for what is no image, or one beyond
+    the limits, and GivenUp once `stop` was asked for."""
     from PIL import ImageOps
 
     if len(content) > MAX_IMAGE_BYTES:
@@ -95,8 +98,11 @@ def decoded(content: bytes, stop: Stop | None = None) -> Image:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow's, about files that it reads all the same
             with _opened(_File(content, stop or Stop())) as image:
+                if library is not None and (pixels := library.read(content, image)) is not None:
+                    return CompiledPicture(pixels, library)
                 ImageOps.exif_transpose(image, in_place=True)
-                return _in_rgb(image)
+                rgb = _in_rgb(image)
+                return PillowPicture(rgb) if library is None else CompiledPicture(np.array(rgb), library)
     except EngineError:
         raise
     except Exception as error:  # a damaged file can raise anything in its reader
@@ -126,37 +132,3 @@ def _in_rgb(image: Image) -> Image:
         return plain
     white = Image.new("RGBA", plain.size, _WHITE)
     return Image.alpha_composite(white, plain.convert("RGBA")).convert("RGB")
-
-
-def _resized(image: Image, height: int, width: int) -> Image:
-    from PIL.Image import Resampling
-
-    return image.resize((width, height), resample=Resampling.BICUBIC)
-
-
-def _cut(pixels: npt.NDArray[np.uint8], settings: VisionSettings) -> npt.NDArray[np.uint8]:
-    """[height, width, 3] -> [3, number of patches, patch_size^2], the patches of one token after another."""
-    patch, merge = settings.patch_size, settings.merge_size
-    rows, columns = (side // (patch * merge) for side in pixels.shape[:2])
-    blocks = pixels.reshape(rows, merge, patch, columns, merge, patch, NUM_CHANNELS)
-    return blocks.transpose(6, 0, 3, 1, 4, 2, 5).reshape(NUM_CHANNELS, -1, patch * patch)
-
-
-def _normalised(patches: npt.NDArray[np.uint8], settings: VisionSettings) -> npt.NDArray[np.float32]:
-    """[3, number of patches, patch_size^2] -> [number of patches, 3 * patch_size^2]"""
-    _, num_patches, size = patches.shape
-    values = np.empty((num_patches, NUM_CHANNELS, size), np.float32)
-    tables = _tables(settings.image_mean, settings.image_std)
-    for start in range(0, num_patches, _PATCHES_AT_ONCE):
-        part = slice(start, start + _PATCHES_AT_ONCE)
-        for channel, table in enumerate(tables):
-            values[part, channel] = table[patches[channel, part]]
-    return values.reshape(num_patches, NUM_CHANNELS * size)
-
-
-@lru_cache
-def _tables(mean: tuple[float, ...], std: tuple[float, ...]) -> npt.NDArray[np.float32]:
-    """[3, 256]: what each value of a channel becomes, rounded where transformers rounds."""
-    scaled = (np.arange(256, dtype=np.float64) * (1 / 255)).astype(np.float32)
-    centred: npt.NDArray[np.float32] = scaled - np.array(mean, np.float32)[:, None]
-    return centred / np.array(std, np.float32)[:, None]

@@ -17,7 +17,8 @@ from autoglm_engine.errors import ArtifactError, EngineError
 from autoglm_engine.manifest import VisionSettings
 
 from .geometry import INTERPOLATIONS, patch_order, rope_tables
-from .processor import NUM_CHANNELS, Patches
+from .pictures import NUM_CHANNELS
+from .processor import Patches
 from .stop import Stop
 
 Features = npt.NDArray[np.float32]

@@ -24,9 +24,11 @@ import numpy.typing as npt
 from autoglm_engine.errors import DeviceError, EngineError, InvalidRequest, ShuttingDown, Unavailable
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.onnx.device import AUTO
+from autoglm_engine.runners.pixel_library import open_pixel_library
 from autoglm_engine.runners.towers import files_of_tower, open_tower
 from autoglm_engine.triton.board.finder import ImageBoards
 from autoglm_engine.triton.followed_artifact import FollowedArtifact
+from autoglm_engine.vision.compiled import PixelLibrary
 from autoglm_engine.vision.processor import decoded, patches_of
 from autoglm_engine.vision.resize import Grid
 from autoglm_engine.vision.stop import Stop
@@ -39,6 +41,14 @@ _ENDING: Final = ShuttingDown("the vision model is shutting down; try again late
 _LOOK_SECONDS = 0.01  # between two looks whether an image is still wanted
 _CLOSE_SECONDS = 2.0
 _SEND_SECONDS, _SEND_PAUSE = 5.0, 0.005
+
+
+@dataclass(frozen=True, slots=True)
+class Encoder:
+    """Of an artifact. `library`: what reads images; None: Pillow."""
+
+    tower: Tower
+    library: PixelLibrary | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +91,7 @@ class VisionService:
     ) -> None:
         load = partial(_load, num_threads=num_threads, device=device)
         self._end = end
-        self._towers = FollowedArtifact[Tower | None](folder, load, most=1, let_go=_close)
+        self._encoders = FollowedArtifact[Encoder | None](folder, load, most=1, let_go=_close)
         self._boards = boards
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._is_closing = False
@@ -89,7 +99,7 @@ class VisionService:
 
     def start(self) -> None:
         """As `FollowedArtifact.read`."""
-        self._towers.read()
+        self._encoders.read()
         self._thread.start()
 
     def take(self, tensors: Mapping[str, npt.NDArray[Any]], reply: VisionReply) -> None:
@@ -107,7 +117,7 @@ class VisionService:
         self._jobs.put(None)
         self._thread.join(_CLOSE_SECONDS)
         if not self._thread.is_alive():
-            self._towers.close()
+            self._encoders.close()
 
     # ---- the thread
 
@@ -127,10 +137,10 @@ class VisionService:
     def _encode(self, job: _Job) -> EncodedImage:
         stop = Stop()
         with self._watched(job, stop):
-            tower = self._towers.of(job.message.artifact)
-            if tower is None:
+            encoder = self._encoders.of(job.message.artifact)
+            if encoder is None:
                 raise InvalidRequest("the model that is served reads text only: its artifact has no vision tower")
-            return encode_image(job.image, (job.message.rows, job.message.columns), tower, stop)
+            return encode_image(job.image, (job.message.rows, job.message.columns), encoder, stop)
 
     @contextmanager
     def _watched(self, job: _Job, stop: Stop) -> Iterator[None]:
@@ -185,29 +195,30 @@ def _keep_sending(send: Callable[[], object]) -> bool:
 
 
 def encode_image(
-    image: bytes, tokens: Grid, tower: Tower, stop: Stop | None = None, clock: Callable[[], float] = time.monotonic
+    image: bytes, tokens: Grid, encoder: Encoder, stop: Stop | None = None, clock: Callable[[], float] = time.monotonic
 ) -> EncodedImage:
     """`tokens`: the rows and columns of tokens to make of it. Raises InvalidRequest, and GivenUp once `stop` was asked
     for."""
     times = [clock()]
-    pixels = decoded(image, stop)
+    picture = decoded(image, stop, encoder.library)
     times.append(clock())
-    patches = patches_of(pixels, tower.settings, tokens, stop)
+    patches = patches_of(picture, encoder.tower.settings, tokens, stop)
     times.append(clock())
-    features = tower.encode(patches, stop)
+    features = encoder.tower.encode(patches, stop)
     times.append(clock())
     if not np.isfinite(features).all():
         raise InvalidRequest("the vision tower makes numbers of this image that are not finite")
     return EncodedImage(features, np.diff(times).astype(np.float32))
 
 
-def _load(folder: Path, manifest: Manifest, num_threads: int, device: str) -> Tower | None:
+def _load(folder: Path, manifest: Manifest, num_threads: int, device: str) -> Encoder | None:
     if manifest.vision is None:
         return None
     manifest.verify_files(folder, files_of_tower(manifest, manifest.vision), digests=True)
-    return open_tower(folder, manifest, num_threads=num_threads, device=device)
+    library = open_pixel_library(folder, manifest)
+    return Encoder(open_tower(folder, manifest, num_threads=num_threads, device=device), library)
 
 
-def _close(tower: Tower | None) -> None:
-    if tower is not None:
-        tower.close()
+def _close(encoder: Encoder | None) -> None:
+    if encoder is not None:
+        encoder.tower.close()
