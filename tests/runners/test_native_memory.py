@@ -4,13 +4,12 @@ outside of its buffers, and nothing of what lay in them before changes a number.
 from __future__ import annotations
 
 import hashlib
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 from autoglm_export import compiler
+
+from tests.support.export.sanitizers import SANITIZED, run_sanitized
 
 pytestmark = [pytest.mark.parity, pytest.mark.slow]
 
@@ -50,37 +49,13 @@ print("checked", len(ODD_SHAPES))
 """
 
 
-def _sanitizers() -> list[str]:
-    """The libraries that must be loaded before all others."""
-    found = []
-    for name in ("libasan.so", "libubsan.so"):
-        command = [*compiler.find_compiler(), f"-print-file-name={name}"]
-        said = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-        if not Path(said).is_absolute():
-            pytest.skip(f"the compiler has no {name}")
-        found.append(said)
-    return found
-
-
 @pytest.mark.parametrize("target", compiler.runnable_targets(), ids=lambda target: target.name)
 def test_nothing_outside_of_a_buffer_is_touched(target: compiler.Target) -> None:
-    sanitizers = _sanitizers()
     digest = hashlib.sha256(_HEADER.read_bytes()).hexdigest()[:16]
-    options = ["-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=undefined"]
     checked = compiler.build(
         compiler.DECODER_SOURCE,
         target,
-        extra_options=[*options, "-include", str(_HEADER), f"-DHEADER_DIGEST=0x{digest}"],
+        extra_options=[*SANITIZED, "-include", str(_HEADER), f"-DHEADER_DIGEST=0x{digest}"],
     )
     plain = compiler.build(compiler.DECODER_SOURCE, target)
-    environment = {**os.environ, "LD_PRELOAD": ":".join(sanitizers), "ASAN_OPTIONS": "detect_leaks=0"}
-    done = subprocess.run(
-        [sys.executable, "-c", COMPARE, str(plain), str(checked)],
-        capture_output=True,
-        text=True,
-        check=False,
-        cwd=Path(__file__).parents[2],
-        env=environment,
-    )
-    assert done.returncode == 0, done.stderr[-3000:]
-    assert done.stdout.startswith("checked")
+    assert run_sanitized(COMPARE, str(plain), str(checked)).startswith("checked")

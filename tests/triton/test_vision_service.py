@@ -21,7 +21,7 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.images import vision_model
 from autoglm_engine.triton.images.encode_message import EncodeMessage
 from autoglm_engine.triton.images.image_intake import STAGES
-from autoglm_engine.triton.images.vision_model import EncodedImage, VisionService
+from autoglm_engine.triton.images.vision_model import EncodedImage, Encoder, VisionService
 from autoglm_engine.vision.processor import Patches
 from autoglm_engine.vision.stop import Stop
 
@@ -87,8 +87,8 @@ class Service:
         self.board, self.tower = board, FakeTower()
         self.has_ended = threading.Event()
         self.made = VisionService(folder, 1, ImageBoards(server, folder), end=self.has_ended.set)
-        self.made._towers = SimpleNamespace(  # type: ignore[assignment]
-            read=lambda: None, of=lambda artifact: self.tower, close=lambda: None
+        self.made._encoders = SimpleNamespace(  # type: ignore[assignment]
+            read=lambda: None, of=lambda artifact: self.tower and Encoder(self.tower), close=lambda: None
         )
         self.made.start()
 

@@ -142,7 +142,7 @@ LEFT_TO_PILLOW = {
     "a stream cut off": png(30, 20, 2, STREAM[:-40]),
     "no method": png(30, 20, 2, b"\x79" + STREAM[1:]),
     "a dictionary": png(30, 20, 2, b"\x78\xbb" + STREAM[2:]),
-    "a distance before the first byte": png(30, 20, 2, b"\x78\x9c\x4b\x04\x02\x00" + STREAM[-4:]),
+    "a distance before the first byte": png(30, 20, 2, b"\x78\x9c\x03\x02\x00" + STREAM[-4:]),
 }
 
 

@@ -163,8 +163,8 @@ class Columns {
   }
 
   void add(const uint8_t* upper, const uint8_t* under, int32_t upper_weight, int32_t under_weight) {
-    const __m128i low = _mm_set1_epi32((upper_weight & 0x7fff) | (under_weight & 0x7fff) << 16);
-    const __m128i high = _mm_set1_epi32((upper_weight >> 15 & 0xffff) | static_cast<int32_t>(under_weight >> 15 << 16));
+    const __m128i low = pair(upper_weight & 0x7fff, under_weight & 0x7fff);
+    const __m128i high = pair(upper_weight >> 15, under_weight >> 15);
     const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(upper)), zero = _mm_setzero_si128();
     const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(under));
     const __m128i halves[2] = {_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)};
@@ -188,6 +188,11 @@ class Columns {
   }
 
  private:
+  static __m128i pair(int32_t first, int32_t second) {
+    const uint32_t both = (static_cast<uint32_t>(first) & 0xffff) | static_cast<uint32_t>(second) << 16;
+    return _mm_set1_epi32(static_cast<int32_t>(both));
+  }
+
   __m128i low_[4], high_[4];
 };
 
