@@ -18,7 +18,7 @@ import numpy as np
 from PIL import Image
 from autoglm_engine.vision.compiled import Passes, PixelLibrary
 from tests.support.vision.settings import vision_settings
-from tests.vision.test_compiled import filtered, noise, png
+from tests.vision.compiled.test_pictures import filtered, noise, png
 
 library, rng, num_read = PixelLibrary(Path(sys.argv[1])), np.random.default_rng(0), 0
 levels = ((9, zlib.Z_DEFAULT_STRATEGY), (0, zlib.Z_DEFAULT_STRATEGY), (9, zlib.Z_FIXED), (6, zlib.Z_RLE))
