@@ -75,7 +75,6 @@ def export(
         choice = choose(plans, offered.left_out, source.spec, folder, progress, measure)
         _write_tokenizer(folder, source)
         vision, noted = _lower_vision(folder, source, choice.plan, runtime_options, progress)
-        noted |= write_image_libraries(folder) if vision else {}
         noted |= {"auto": choice.as_json()} if runtime == AUTO else {}
         make = _Making(source, folder, choice.plan, texts, runtime_options, noted, vision, progress)
         manifest = make()
@@ -197,9 +196,10 @@ def _lower_vision(
     an engine, too, with the caches' type for its products; else ONNX Runtime computes it."""
     if source.vision is None:
         return None, {}
+    noted = write_image_libraries(folder)
     if options.runtime not in MODULES:
         rotation = feature_rotation(source.spec.as_json(), options.runtime, options.precision)
-        return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress), {}
+        return lower_vision(source.vision, source.spec.rope, folder, rotation=rotation, progress=progress), noted
     vision, note = build_vision(
         source.vision,
         source.spec.rope,
@@ -209,7 +209,7 @@ def _lower_vision(
         compute_capabilities=given.get("compute_capabilities") or (),
         progress=progress,
     )
-    return vision, {"vision_note": note} if note else {}
+    return vision, noted | ({"vision_note": note} if note else {})
 
 
 def _described(
