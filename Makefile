@@ -146,8 +146,8 @@ gpu-first-hour: $(VENV)/first-hour-$(GPU).stamp ## ask a new GPU what must be kn
 vision-model: $(VENV)/test.stamp ## by hand, about an hour: trains the small model that sees drawn screens, into build/vision-model
 	@$(BIN)/python -m autoglm_perf.vision_model.train --output build/vision-model
 
-held-out-screens: $(VENV)/test.stamp ## by hand, minutes: how often it taps the right button on 1,000 other screens: transformers, fp32, int8
-	@$(BIN)/python -m autoglm_perf.vision_model.held_out $(SCREEN_FLAGS)
+held-out-screens: $(VENV)/test.stamp ## by hand: how often it taps the right button on 200 other screens, and KL: every runtime and precision
+	@$(BIN)/python -m tests.by_hand.held_out_screens --screens 200 $(SCREEN_FLAGS)
 
 clean: ## remove the environment, the exported model and every cache
 	rm -rf $(VENV) build dist model_repository/engine/1/artifact model_repository/embedder/1/artifact perf/results perf/report .pytest_cache .mypy_cache .ruff_cache .hypothesis

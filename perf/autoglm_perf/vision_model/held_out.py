@@ -1,6 +1,8 @@
-"""`make held-out-screens`: how often a tap on a held-out screen is inside the asked button: transformers and ours.
+"""`make held-out-screens`: how often a tap on a held-out screen is inside the asked button, and how far an answer's
+logits are from float32's: transformers and ours, in every precision that a CPU computes.
 
-python -m autoglm_perf.vision_model.held_out --screens 1000
+KL is that of transformers' distribution from ours, in nats a token, over the tokens of transformers' answer, each after
+those before it were said.
 """
 
 from __future__ import annotations
@@ -8,60 +10,97 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from autoglm_export.export import export
 from autoglm_export.screens.checkpoint import CHECKPOINT
-from autoglm_export.screens.questions import tapped
 
-from .answering import Asked, EngineAnswers, TransformersAnswers, held_out
+from autoglm_perf.in_process.fidelity import log_probabilities
+
+from .answering import Answer, EngineAnswers, TransformersAnswers
+from .asked import Asked, held_out, is_inside
+from .opened import OpenedArtifact, Rows
 
 AT_ONCE = 50  # screenshots in memory
-EXPORTS = {"ours, fp32": ("onnx", "fp32"), "ours, int8": ("native", "int8")}
-MAX_SLOTS, MAX_LENGTH = 8, 512
+LIMITS: dict[str, Any] = {"max_slots": 8, "max_length": 512}
+HEAD = "| | taps inside | equal to transformers' answer | KL, mean | KL, worst token | seconds |\n" + "|---" * 6 + "|"
+
+Open = Callable[[Path, Path], OpenedArtifact]  # of a checkpoint, in a folder
 
 
-def is_inside(asked: Asked, answer: str) -> bool:
-    point = tapped(answer)
-    return point is not None and asked.target.contains(point)
+def exported(runtime: str, precision: str, checkpoint: Path, folder: Path) -> OpenedArtifact:
+    artifact = folder / f"{runtime}-{precision}"
+    export(checkpoint, artifact, runtime=runtime, precision=precision, **LIMITS)
+    return OpenedArtifact.open(artifact)
 
 
-def measure(checkpoint: Path, num_screens: int, folder: Path) -> Iterator[tuple[str, int, int, float]]:
-    """(who, taps inside, answers equal to transformers', seconds)."""
-    reference = TransformersAnswers(checkpoint)
-    asked = [held_out(number) for number in range(num_screens)]
-    started = time.monotonic()
+EXPORTS: Mapping[str, Open] = {
+    f"{runtime}, {precision}": partial(exported, runtime, precision)
+    for runtime, precision in (("onnx", "fp32"), ("onnx", "fp16"), ("onnx", "int8"), ("native", "int8"))
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """`divergences`: of each token of all answers."""
+
+    name: str
+    inside: int
+    equal: int
+    divergences: Rows
+    seconds: float
+
+    def line(self, num_screens: int) -> str:
+        rate, mean, worst = 100 * self.inside / num_screens, self.divergences.mean(), self.divergences.max()
+        counts = f"{self.inside:,} ({rate:.1f}%) | {self.equal:,}"
+        return f"| {self.name} | {counts} | {mean:.1e} | {worst:.1e} | {self.seconds:.0f} |"
+
+
+def measure(checkpoint: Path, asked: Sequence[Asked], contenders: Mapping[str, Open], folder: Path) -> Iterator[Row]:
+    reference, started = TransformersAnswers(checkpoint), time.monotonic()
     expected = [reference.answer(one) for one in asked]
-    yield _row("transformers, fp32", asked, expected, expected, started)
-    for name, (runtime, precision) in EXPORTS.items():
-        artifact = folder / precision
-        export(checkpoint, artifact, runtime=runtime, precision=precision, max_slots=MAX_SLOTS, max_length=MAX_LENGTH)
-        started = time.monotonic()
-        with closing(EngineAnswers(artifact)) as engine:
-            parts = [asked[start : start + AT_ONCE] for start in range(0, num_screens, AT_ONCE)]
-            said = [answer for part in parts for answer in engine.answers(part)]
-        yield _row(name, asked, said, expected, started)
+    inside = sum(is_inside(one, answer.text) for one, answer in zip(asked, expected, strict=True))
+    yield Row("transformers, fp32", inside, len(asked), np.zeros(1, np.float32), time.monotonic() - started)
+    for name, opened_by in contenders.items():
+        yield contend(name, opened_by(checkpoint, folder), asked, expected)
 
 
-def _row(
-    name: str, asked: Sequence[Asked], said: Sequence[str], expected: Sequence[str], started: float
-) -> tuple[str, int, int, float]:
-    inside = sum(map(is_inside, asked, said))
-    return name, inside, sum(map(str.__eq__, said, expected)), time.monotonic() - started
+def contend(name: str, opened: OpenedArtifact, asked: Sequence[Asked], expected: Sequence[Answer]) -> Row:
+    """`seconds`: of the answers, without those of the divergence."""
+    divergences = [divergence(opened, *pair) for pair in zip(asked, expected, strict=True)]
+    started = time.monotonic()
+    with closing(EngineAnswers(opened)) as engine:
+        parts = [asked[start : start + AT_ONCE] for start in range(0, len(asked), AT_ONCE)]
+        said = [answer for part in parts for answer in engine.answers(part)]
+    seconds, equal = time.monotonic() - started, sum(map(str.__eq__, said, [answer.text for answer in expected]))
+    return Row(name, sum(map(is_inside, asked, said)), equal, np.concatenate(divergences), seconds)
 
 
-def main() -> None:
+def divergence(opened: OpenedArtifact, asked: Asked, expected: Answer) -> Rows:
+    """[tokens of the answer]"""
+    theirs = log_probabilities(expected.logits)
+    ours = log_probabilities(opened.logits(asked, expected.token_ids))
+    return np.asarray((np.exp(theirs) * (theirs - ours)).sum(axis=1), np.float32)
+
+
+def main(contenders: Mapping[str, Open] = EXPORTS) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--checkpoint", type=Path, default=CHECKPOINT)
     parser.add_argument("--screens", type=int, default=1000, metavar="N")
+    parser.add_argument("--only", action="append", choices=contenders, help="of ours; repeatable")
     options = parser.parse_args()
-    print("| | taps inside | equal to transformers' answer | seconds |\n|---|---|---|---|")
+    chosen = {name: contenders[name] for name in options.only or contenders}
+    asked = [held_out(number) for number in range(options.screens)]
+    print(HEAD)
     with tempfile.TemporaryDirectory() as folder:
-        for name, inside, equal, seconds in measure(options.checkpoint, options.screens, Path(folder)):
-            rate = 100 * inside / options.screens
-            print(f"| {name} | {inside:,} ({rate:.1f}%) | {equal:,} | {seconds:.0f} |", flush=True)
+        for row in measure(options.checkpoint, asked, chosen, Path(folder)):
+            print(row.line(options.screens), flush=True)
 
 
 if __name__ == "__main__":

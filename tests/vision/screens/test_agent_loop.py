@@ -20,8 +20,8 @@ from autoglm_cli.server.local_server import LocalServer
 from autoglm_export.screens.checkpoint import CHECKPOINT
 from autoglm_export.screens.questions import agents_text, tapped
 from autoglm_gateway.settings.model import GatewaySettings
-from autoglm_perf.vision_model.answering import Asked, TransformersAnswers
-from autoglm_perf.vision_model.held_out import is_inside
+from autoglm_perf.vision_model.answering import TransformersAnswers
+from autoglm_perf.vision_model.asked import Asked, is_inside
 
 from tests.conftest import MODEL_REPOSITORY
 from tests.support.gateway.gateway_server import GatewayThread
@@ -89,7 +89,7 @@ def test_every_tap_of_twenty_steps_is_inside_its_button_as_often_as_transformers
         steps = list(loop(api, Phone.scripted("agent", NUM_STEPS)))
     assert [step.right for step in steps] == [True] * NUM_STEPS
     reference = TransformersAnswers(CHECKPOINT)
-    expected = [reference.answer(step.asked, frequency_penalty=PENALTY) for step in steps]
+    expected = [reference.answer(step.asked, frequency_penalty=PENALTY).text for step in steps]
     assert sum(is_inside(step.asked, answer) for step, answer in zip(steps, expected, strict=True)) == NUM_STEPS
 
 

@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 from autoglm_export.screens.checkpoint import CHECKPOINT
 from autoglm_export.screens.questions import tapped
 from autoglm_export.screens.screen import COLOURS, Box, Button, Screen, draw, png
-from autoglm_perf.vision_model.answering import Asked, EngineAnswers, TransformersAnswers, held_out, with_screenshot
-from autoglm_perf.vision_model.held_out import is_inside
+from autoglm_perf.vision_model.answering import EngineAnswers, TransformersAnswers
+from autoglm_perf.vision_model.asked import Asked, held_out, is_inside, with_screenshot
+from autoglm_perf.vision_model.held_out import divergence
+from autoglm_perf.vision_model.opened import OpenedArtifact
 
 from tests.support.vision.screens_model import screens_artifact
 
@@ -28,14 +31,14 @@ def test_the_checkpoint_is_small_and_of_16_bits() -> None:
 
 @pytest.fixture(scope="module", params=["fp32", "int8"])
 def engine(request: pytest.FixtureRequest) -> Iterator[EngineAnswers]:
-    with closing(EngineAnswers(screens_artifact(request.param))) as running:
+    with closing(EngineAnswers(OpenedArtifact.open(screens_artifact(request.param)))) as running:
         yield running
 
 
 @pytest.fixture(scope="module")
 def expected() -> list[str]:
     reference = TransformersAnswers(CHECKPOINT)
-    return [reference.answer(asked) for asked in SCREENS]
+    return [reference.answer(asked).text for asked in SCREENS]
 
 
 def test_ours_taps_where_transformers_does(engine: EngineAnswers, expected: list[str]) -> None:
@@ -44,6 +47,18 @@ def test_ours_taps_where_transformers_does(engine: EngineAnswers, expected: list
     theirs, ours = (sum(map(is_inside, SCREENS, answers)) for answers in (expected, said))
     assert theirs >= 38 and abs(ours - theirs) <= 1
     assert sum(map(str.__eq__, said, expected)) >= 38
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-6), ("int8", 1e-2)])
+def test_an_answers_logits_are_near_those_of_transformers(precision: Literal["fp32", "int8"], most: float) -> None:
+    """KL in nats, of the worst token; about another screen the answer is nothing that the model would say."""
+    reference = TransformersAnswers(CHECKPOINT)
+    first, second = SCREENS[:2]
+    answer = reference.answer(first)
+    with closing(OpenedArtifact.open(screens_artifact(precision))) as opened:
+        found = divergence(opened, first, answer)
+        assert len(found) == len(answer.token_ids) and found.min() > -1e-9 and found.max() < most
+        assert divergence(opened, replace(first, screenshot=second.screenshot), answer).max() > 10 * most
 
 
 def page(*buttons: tuple[str, int, Box]) -> Screen:
