@@ -38,6 +38,7 @@ class FrequencyPenalty:
 
 @dataclass(frozen=True, slots=True)
 class Answer:
+    num_prompt: int  # tokens
     text: str
     token_ids: TokenIds  # with the end
     logits: Rows  # [tokens, vocab_size]: what each is chosen from, before any penalty
@@ -57,9 +58,9 @@ class TransformersAnswers:
 
         image = Image.open(BytesIO(asked.screenshot)).convert("RGB")
         pixels = self._reference.processor(images=[image], return_tensors="pt")
-        config, text = self._reference.model.config, self._rendered(asked.messages)
+        config, rendered = self._reference.model.config, self._rendered(asked.messages)
         num_tokens = int(pixels["image_grid_thw"].prod()) // config.vision_config.spatial_merge_size**2
-        ids = self._tokenizer(text.replace("<|image|>", "<|image|>" * num_tokens), return_tensors="pt")["input_ids"]
+        ids = self._tokenizer(rendered.replace("<|image|>", "<|image|>" * num_tokens), return_tensors="pt")["input_ids"]
         with torch.inference_mode():
             found = self._reference.model.generate(
                 input_ids=ids,
@@ -74,7 +75,8 @@ class TransformersAnswers:
             )
         said = found.sequences[0, ids.shape[1] :].numpy()
         logits = torch.cat(found.logits).float().numpy()
-        return Answer(str(self._tokenizer.decode(said, skip_special_tokens=True)), said.astype(np.int32), logits)
+        text = str(self._tokenizer.decode(said, skip_special_tokens=True))
+        return Answer(ids.shape[1], text, said.astype(np.int32), logits)
 
     def _rendered(self, messages: Sequence[Message]) -> str:
         return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
