@@ -14,16 +14,18 @@ from .weights import Array, CheckpointWeights, Shape, Source, TensorStore
 PREFIX = "model.visual."
 
 
-def tower_weights(spec: VisionSpec, store: TensorStore, names: Mapping[str, str]) -> CheckpointWeights:
-    """Canonical name -> float32 array, as `vision_spec` describes them. `names`: those of a `VisionFamily`. Raises
-    TensorError for what is missing, left over or of another shape."""
+def tower_weights(
+    spec: VisionSpec, store: TensorStore, names: Mapping[str, str], *, prefix: str = PREFIX
+) -> CheckpointWeights:
+    """Canonical name -> float32 array, as `vision_spec` describes them. `names`: as those of a `VisionFamily`, below
+    `prefix`. Raises TensorError for what is missing, left over or of another shape."""
 
     def is_ignored(name: str) -> bool:
-        return not name.startswith(PREFIX) or name.endswith("rotary_pos_emb.inv_freq")
+        return not name.startswith(prefix) or name.endswith("rotary_pos_emb.inv_freq")
 
     _check_counts(spec, store)
     shapes = stored_shapes(spec)
-    return CheckpointWeights(store, shapes, {name: _source(name, names) for name in shapes}, is_ignored)
+    return CheckpointWeights(store, shapes, {name: _source(name, names, prefix) for name in shapes}, is_ignored)
 
 
 def _check_counts(spec: VisionSpec, store: TensorStore) -> None:
@@ -94,17 +96,17 @@ def _deepstack_shapes(spec: VisionSpec, index: int) -> dict[str, Shape]:
     return {f"deepstack.{index}.{name}": shape for name, shape in shapes.items()}
 
 
-def _source(name: str, names: Mapping[str, str]) -> Source:
+def _source(name: str, names: Mapping[str, str], prefix: str) -> Source:
     words = name.split(".")
     number = words[1] if words[0] in ("blocks", "deepstack") else ""
     generic = ".".join([words[0], "{i}", *words[2:]]) if number else name
     if generic in names:
-        return Source(PREFIX + names[generic].format(i=number))
+        return Source(prefix + names[generic].format(i=number))
     layer, _, kind = generic.rpartition(".")
     base, _, part_of = names[layer].partition("#")
     part, _, parts = part_of.partition("/")
     undo = {"patch_embed.weight": _frames_summed, "downsample.weight": _patch_after_patch}.get(name)
-    return Source(f"{PREFIX}{base.format(i=number)}.{kind}", int(part or 0), int(parts or 1), undo)
+    return Source(f"{prefix}{base.format(i=number)}.{kind}", int(part or 0), int(parts or 1), undo)
 
 
 def _frames_summed(kernel: Array) -> Array:

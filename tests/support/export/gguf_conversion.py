@@ -158,8 +158,10 @@ def _reordered(name: str, rows: Any, config: Any, family: str) -> Any:
     return rows[np.concatenate([head * size + np.array(order) for head in range(heads)])]
 
 
-def write_projector(path: Path, model: Any, image_mean: list[float], image_std: list[float], **changes: Any) -> Path:
-    """The tower of a glm4v model. `changes`: of the metadata."""
+def write_projector(
+    path: Path, model: Any, image_mean: list[float], image_std: list[float], *, without: str = "", **changes: Any
+) -> Path:
+    """The tower of a glm4v model, without one of its tensors. `changes`: of the metadata."""
     vision = model.config.vision_config
     metadata: dict[str, Any] = {
         "general.type": "mmproj",
@@ -179,7 +181,8 @@ def write_projector(path: Path, model: Any, image_mean: list[float], image_std: 
         "clip.vision.attention.layer_norm_epsilon": float(vision.rms_norm_eps),
     }
     known = {key: value for key, value in {**metadata, **changes}.items() if value is not None}
-    write(path, "clip", known, projector_tensors(model))
+    tensors = {name: tensor for name, tensor in projector_tensors(model).items() if name != without}
+    write(path, "clip", known, tensors)
     return path
 
 

@@ -53,6 +53,8 @@ _DEFAULT_THETA = 10_000.0
 def spec_from_gguf(file: GgufFile) -> ModelSpec:
     """Raises UnsupportedModel, naming the key."""
     architecture = file.get("general.architecture")
+    if architecture == "clip":
+        raise UnsupportedModel("the file is the vision part of a model; name the model's file, or the folder of both")
     if architecture not in FAMILIES:
         raise UnsupportedModel(f"the GGUF architecture is {architecture!r:.40}; supported are {', '.join(FAMILIES)}")
     prefix = f"{architecture}."

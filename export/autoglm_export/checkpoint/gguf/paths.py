@@ -19,11 +19,13 @@ PROJECTOR = "mmproj"
 
 @dataclass(frozen=True, slots=True)
 class GgufPaths:
-    """`shards`: of one model, in their order. `projectors`: vision parts in the same folder."""
+    """`shards`: of one model, in their order. `projectors`: vision parts in the same folder; `is_folder`: that was
+    named, and not a file of it."""
 
     name: str
     shards: tuple[Path, ...]
     projectors: tuple[Path, ...]
+    is_folder: bool
 
 
 def is_gguf(path: Path) -> bool:
@@ -42,13 +44,13 @@ def gguf_paths(path: Path) -> GgufPaths | None:
         if not models:
             return None
         shards = _whole(next(iter(models)))
-        return GgufPaths(path.resolve().name, shards, _projectors(files))
+        return GgufPaths(path.resolve().name, shards, _projectors(files), True)
     if not (is_gguf(path) and path.is_file()):
         return None
     shards = _whole(_shards_of(path))
     match = _SHARD.fullmatch(path.stem)
     beside = sorted(file for file in path.parent.iterdir() if _is_visible_gguf(file) and file.name != path.name)
-    return GgufPaths(match["name"] if match else path.stem, shards, _projectors(beside))
+    return GgufPaths(match["name"] if match else path.stem, shards, _projectors(beside), False)
 
 
 def is_projector(path: Path) -> bool:
