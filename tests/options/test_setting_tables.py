@@ -85,6 +85,7 @@ def test_the_gateways_documented_defaults_are_its_own() -> None:
     assert set(GATEWAY_ROWS) == {*settings, *limits, "connections"}
     for name, default in {**settings, **limits}.items():
         assert documented(GATEWAY_ROWS[name][0], default) == default, name
+    assert GATEWAY_ROWS["reasoning_format"][1] == ", ".join(gateway.REASONING_FORMATS)
     assert GATEWAY_ROWS["tool_format"][1] == ", ".join(gateway.TOOL_FORMATS)
 
 

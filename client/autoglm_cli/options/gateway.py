@@ -106,6 +106,12 @@ class ModelOptions:
             help="How the model writes tool calls: auto, hermes, llama, glm, glm-xml or mistral. \\[default: auto]"
         ),
     ] = None
+    reasoning_format: Annotated[
+        Text,
+        typer.Option(
+            help="How thinking is told apart from answers: auto, off, think or think-answer. \\[default: auto]"
+        ),
+    ] = None
     deadline_ms: Annotated[Number, typer.Option(help="Longest time for one answer, in milliseconds.")] = None
 
 

@@ -65,6 +65,7 @@ class ChatAnswerMessage(BaseModel):
     role: Literal["assistant"]
     content: str | None
     refusal: None
+    reasoning_content: str = Field(default="", description="what the model thought before it answered")
     tool_calls: list[CallAnswer] = Field(default=[])
 
 
@@ -91,6 +92,7 @@ class ChatCompletion(_Whole):
 class ChatDelta(BaseModel):
     role: Literal["assistant"] = "assistant"
     content: str | None = ""
+    reasoning_content: str = ""
     tool_calls: list[CallDelta] = Field(default=[])
 
 

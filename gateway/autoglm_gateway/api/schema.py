@@ -65,6 +65,7 @@ class ChatMessage(ToolTurn):
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | Items[Part] | None = None
     name: str | None = None
+    reasoning_content: str | None = None  # of an assistant
     refusal: None = None  # which answers have that are sent back
 
 
@@ -149,7 +150,15 @@ class TemplateFields(Strict):
     reasoning_effort: ReasoningEffort | None = None
 
 
-class ChatRequest(TemplateFields, Generation, ToolOptions):
+class ReasoningFields(Strict):
+    """`separate_reasoning` false, SGLang's: thinking stays in the content. `include_reasoning` false, vLLM's: it is
+    left out of the answer."""
+
+    separate_reasoning: bool | None = None
+    include_reasoning: bool | None = None
+
+
+class ChatRequest(TemplateFields, ReasoningFields, Generation, ToolOptions):
     messages: Annotated[Items[ChatMessage], Field(min_length=1)]
     mm_processor_kwargs: ProcessorOptions | None = None
     max_completion_tokens: Tokens | None = None

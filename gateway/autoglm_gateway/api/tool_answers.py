@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import secrets
 import string
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
-from autoglm_client import Piece, Result
+from autoglm_client import Piece, Result, TokenLogprob
 
 from autoglm_gateway.tools.events import Arguments, Called, Event, Said
 from autoglm_gateway.tools.parsing import CallParser
@@ -38,6 +38,9 @@ class ToolShape:
         if not delta and not piece.logprobs:
             return None
         return {**self._chat.bare(number, piece.logprobs), "delta": delta}
+
+    def bare(self, number: int, logprobs: Sequence[TokenLogprob]) -> dict[str, Any]:
+        return self._chat.bare(number, logprobs)
 
     def closing(self, number: int, reason: str) -> dict[str, Any] | None:
         return self._chat.closing(number, self._choices[number].reason(reason))

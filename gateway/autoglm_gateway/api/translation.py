@@ -115,6 +115,13 @@ def completion_options(request: CompletionRequest, bounds: Bounds) -> Generation
     return _options(request, request.max_tokens, count, bounds)
 
 
+def after_thinking(options: GenerationOptions) -> GenerationOptions:
+    """With guides that hold for what is said, and not for what is thought before."""
+    if all(getattr(options, guide) is None for guide in GUIDES):
+        return options
+    return options.with_changes({"guide_after": "thinking"})
+
+
 def of_choice(options: GenerationOptions, number: int) -> GenerationOptions:
     """Of the choice `number` of `n`: each draws with a seed of its own."""
     if options.seed is None or not number:
@@ -152,6 +159,8 @@ def _turn(message: ChatMessage, place: int, rules: ImageRules) -> dict[str, Any]
     fields = tool_fields(message.role, message, f"messages[{place}]")
     said = None if message.content is None and "tool_calls" in fields else _content(message, place, rules)
     turn = {"role": _role(message), "content": said, **fields}
+    if message.reasoning_content is not None:
+        turn["reasoning_content"] = _reasoning(message, place)
     return turn if message.name is None else {**turn, "name": message.name}
 
 
@@ -168,6 +177,14 @@ def _schema(request: ChatRequest) -> dict[str, Any] | None:
     if guides:
         raise ApiError(400, f"{guides[0]} is set beside response_format: a request has one of them", param=guides[0])
     return schema
+
+
+def _reasoning(message: ChatMessage, place: int) -> str | None:
+    if message.role != "assistant":
+        name = f"messages[{place}].reasoning_content"
+        sentence = f"{name}: only an assistant's message has it; the role is {message.role!r}"
+        raise ApiError(400, sentence, param=name, code="invalid_value")
+    return message.reasoning_content
 
 
 def _role(message: ChatMessage) -> str:

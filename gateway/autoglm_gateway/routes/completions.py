@@ -14,11 +14,13 @@ from autoglm_gateway.api import document
 from autoglm_gateway.api.answer_schema import ChatCompletion, ChatCompletionChunk, TextCompletion, TextCompletionChunk
 from autoglm_gateway.api.answers import ChatShape, CompletionShape, Head, Shape
 from autoglm_gateway.api.json_body import JsonRoute
+from autoglm_gateway.api.reasoning_answers import ChatParts, ReasoningShape
 from autoglm_gateway.api.schema import ChatRequest, CompletionRequest, Generation
 from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.api.translation import (
     Bounds,
     ImageRules,
+    after_thinking,
     chat_options,
     completion_options,
     conversation,
@@ -28,6 +30,7 @@ from autoglm_gateway.api.translation import (
 from autoglm_gateway.caller import caller_of
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.middleware.limits import Reservation
+from autoglm_gateway.reasoning.formats import marks_of
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.telemetry.observed import observed_in
 from autoglm_gateway.telemetry.recording_client import RecordingClient
@@ -54,10 +57,16 @@ async def chat_completions(body: ChatRequest, request: Request) -> Response:
     limits = await limits_of(request, upstream)
     turns = conversation(body.messages, ImageRules.of(body.mm_processor_kwargs, limits.max_images))
     options = chat_options(body, _bounds(request, limits))
-    shape: Shape = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
-    if use := tool_use(body, request.app.state.settings.tool_format, limits):
+    settings: GatewaySettings = request.app.state.settings
+    shape: ChatParts = (chat := ChatShape((body.top_logprobs or 0) if body.logprobs else None))
+    if use := tool_use(body, settings.tool_format, limits):
         options, shape = use.applied(options), ToolShape(chat, use)
-    return await _answer(body, request, upstream, [turns], options, Head(body.model, chat.prefix), shape)
+    marks = None if body.separate_reasoning is False else marks_of(settings.reasoning_format, limits)
+    answers: Shape = shape
+    if marks is not None:
+        answers = ReasoningShape(shape, marks, is_told=body.include_reasoning is not False)
+        options = after_thinking(options)
+    return await _answer(body, request, upstream, [turns], options, Head(body.model, chat.prefix), answers)
 
 
 @router.post("/v1/completions", response_model=None, responses=document.generation(TextCompletion, TextCompletionChunk))

@@ -16,6 +16,7 @@ from .keys import Key
 from .ranges import check_ranges
 
 MIB = 1 << 20
+REASONING_FORMATS = ("auto", "off", "think", "think-answer")
 TOOL_FORMATS = ("auto", "hermes", "llama", "glm", "glm-xml", "mistral")
 _RANGES: dict[str, tuple[float, float]] = {
     "port": (0, 65535),
@@ -71,7 +72,8 @@ class GatewaySettings:
     other names for them. `max_body_bytes`: of a request; `max_image_bytes`: of its images in base64, beside that, where
     a model reads images; `max_held_bytes`: of all whose answers are under way.
     `deadline_ms`: the most time that an answer may take; None leaves it to the server. `tool_format`: the form in which
-    the model calls functions (`tools.parsing`), or "auto" for what its chat template tells.
+    the model calls functions (`tools.parsing`), or "auto" for what its chat template tells. `reasoning_format`: the
+    marks by which thinking is told apart (`reasoning.formats`), "auto" for those of its chat template, or "off".
 
     `keys_file`: who may ask (`keys`); empty: everybody. `open`: everybody may also ask from elsewhere.
     `requests_per_minute`, `concurrency`: of each key that has no limits of its own, or of everybody together where
@@ -104,6 +106,7 @@ class GatewaySettings:
     max_held_bytes: int = 256 * MIB
     deadline_ms: int | None = None
     tool_format: str = "auto"
+    reasoning_format: str = "auto"
     connections: ConnectionLimits = ConnectionLimits()
     keys_file: str = ""
     open: bool = False
@@ -131,6 +134,9 @@ class GatewaySettings:
         check_ranges(self, _RANGES)
         if self.tool_format not in TOOL_FORMATS:
             raise SettingsError(f"tool_format is {self.tool_format!r:.80}; it must be one of {', '.join(TOOL_FORMATS)}")
+        if self.reasoning_format not in REASONING_FORMATS:
+            allowed = ", ".join(REASONING_FORMATS)
+            raise SettingsError(f"reasoning_format is {self.reasoning_format!r:.80}; it must be one of {allowed}")
         if not self.servers:
             raise SettingsError("servers is empty; it must have one host:port at least")
         for server in self.servers:

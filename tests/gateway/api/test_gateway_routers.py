@@ -23,7 +23,7 @@ DEFAULTS = {
     "return_hidden_states": False,
     "include_reasoning": True,
 }
-DONE_IN_CHATS = ("continue_final_message",)
+DONE_IN_CHATS = ("continue_final_message", "separate_reasoning", "include_reasoning")
 # As vllm-router passes a chat on.
 ADDED = {"stream": False, "ignore_eos": False, **DEFAULTS}
 

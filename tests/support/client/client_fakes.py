@@ -27,6 +27,7 @@ class Script:
     kept: tuple[str, float] = ("none", 0.0)  # (cache hit, its age in ms)
     numbers: Sequence[int] | None = None  # of the responses, heartbeats included; None: the server sends none
     connect_s: float = 0.0
+    prompt_thinks: bool = False
 
 
 class FakeTransport:
@@ -113,7 +114,14 @@ class FakeTransport:
                 return
             if streamed or is_last:
                 finish_reason = script.finish_reason if is_last else ""
-                yield response(said, finish_reason, number, kept=script.kept, number=next(numbers, None))
+                yield response(
+                    said,
+                    finish_reason,
+                    number,
+                    kept=script.kept,
+                    number=next(numbers, None),
+                    prompt_thinks=script.prompt_thinks,
+                )
         yield end_mark()
 
     def _control(self, command: dict[str, Any]) -> pb.ModelInferResponse:
@@ -164,6 +172,7 @@ def response(
     *,
     kept: tuple[str, float] = ("none", 0.0),
     number: int | None = None,
+    prompt_thinks: bool = False,
 ) -> pb.ModelInferResponse:
     made = pb.ModelInferResponse(model_name="autoglm")
     values: dict[str, bytes] = {
@@ -177,6 +186,8 @@ def response(
         "cache_hit": string_bytes(kept[0]),
         "cache_age_ms": struct.pack("<f", kept[1]),
     }
+    if prompt_thinks:
+        values["prompt_thinks"] = b"\1"
     if number is not None:
         values["sequence_number"] = struct.pack("<i", number)
     for name, raw in values.items():

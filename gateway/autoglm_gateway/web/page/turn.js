@@ -8,6 +8,8 @@ import { Figures, Stopwatch, duration } from "./figures.js";
 export class Turn {
   #text = document.createTextNode("");
   #answer = element("div", { className: "answer" }, this.#text);
+  #thought = document.createTextNode("");
+  #thinking = element("details", { className: "thinking", hidden: true }, element("summary", {}, "Thinking"), this.#thought);
   #figures = new Figures();
   #copy = copyButton("Copy answer", () => this.answer);
   #actions = element("div", { className: "actions", hidden: true });
@@ -27,7 +29,7 @@ export class Turn {
     );
     const asked = element("h2", { className: "question" }, element("span", { className: "hidden" }, "You: "), question);
     if (images.length) this.element.append(element("div", { className: "shown" }, ...images.map(({ url }, at) => thumbnail(url, at + 1))));
-    this.element.append(asked, this.#answer, this.#figures.element, this.#actions);
+    this.element.append(asked, this.#thinking, this.#answer, this.#figures.element, this.#actions);
   }
 
   get answer() {
@@ -41,6 +43,7 @@ export class Turn {
 
   take(chunk) {
     const [choice] = chunk.choices;
+    if (choice?.delta.reasoning_content) this.#think(choice.delta.reasoning_content);
     if (choice?.delta.content) this.#piece(choice.delta.content);
     if (choice?.finish_reason) this.#last.reason = choice.finish_reason;
     if (chunk.usage) this.#last.usage = chunk.usage;
@@ -64,10 +67,20 @@ export class Turn {
     this.#end();
   }
 
+  #think(text) {
+    this.#thinking.hidden = false;
+    this.#lap();
+    this.#thought.appendData(text);
+  }
+
   #piece(text) {
+    this.#lap();
+    this.#text.appendData(text);
+  }
+
+  #lap() {
     const isFirst = this.#watch.toFirst === null;
     this.#watch.lap();
-    this.#text.appendData(text);
     if (isFirst) this.#figures.show("First token", duration(this.#watch.toFirst));
   }
 
