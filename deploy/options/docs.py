@@ -31,9 +31,10 @@ def _row(option: Option) -> str:
 
 
 def _default(option: Option) -> str:
+    default = f"generation config, else {_shown(option.default)}" if option.from_model else _shown(option.default)
     if option.unset:
-        return option.unset if option.default is None else f"{_shown(option.default)}, {option.unset}"
-    return f"generation config, else {_shown(option.default)}" if option.from_model else _shown(option.default)
+        return option.unset if option.default is None else f"{default}, {option.unset}"
+    return default
 
 
 def _shown(default: object) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import MANIFEST_NAME, CacheShape, FileRecord, Manifest, VisionSettings
+from autoglm_engine.options.bad_words import Words
 
 from autoglm_export.checkpoint.weights import Array
 from autoglm_export.model.spec import ModelSpec
@@ -70,6 +71,8 @@ def describe(
     eos_token_ids: tuple[int, ...] = (),
     bos_token_id: int | None = None,
     generation_defaults: Mapping[str, Any] | None = None,
+    stop_strings: tuple[str, ...] = (),
+    banned_tokens: Words = (),
     special_tokens: Mapping[str, str] | None = None,
     vision: VisionSettings | None = None,
 ) -> Manifest:
@@ -99,6 +102,8 @@ def describe(
         exporter_version=metadata.version("autoglm-triton"),
         files=_file_records(folder),
         vision=vision,
+        stop_strings=stop_strings,
+        banned_tokens=banned_tokens,
         special_tokens=None if special_tokens is None else dict(special_tokens),
     )
     manifest.save(folder)

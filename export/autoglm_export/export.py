@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest, VisionSettings
+from autoglm_engine.options.table import LENGTHS
 from autoglm_engine.tokenizer.prompt import TEMPLATE_NAME, TOKENIZER_NAME, TOOL_TEMPLATE_NAME
 
 from autoglm_export.auto_runtime.choice import Candidates, candidates, choose, fitting
@@ -212,6 +213,11 @@ def _lower_vision(
     return vision, noted | ({"vision_note": note} if note else {})
 
 
+def _within(defaults: Mapping[str, Any], max_length: int) -> dict[str, Any]:
+    """Lengths of answers that a slot has room for."""
+    return {name: min(value, max_length) if name in LENGTHS else value for name, value in defaults.items()}
+
+
 def _described(
     folder: Path,
     source: Checkpoint,
@@ -220,16 +226,19 @@ def _described(
     details: dict[str, Any],
     vision: VisionSettings | None,
 ) -> Manifest:
+    noted = {"checkpoint_note": source.generation.note} if source.generation.note else {}
     return describe(
         folder,
         spec,
         options,
-        details,
+        {**details, **noted},
         model_name=source.name,
         source=source.source,
         eos_token_ids=source.eos_token_ids,
         bos_token_id=source.bos_token_id,
-        generation_defaults=source.generation_defaults,
+        generation_defaults=_within(source.generation.defaults, options.max_length),
+        stop_strings=source.generation.stop,
+        banned_tokens=source.generation.banned,
         special_tokens=source.special_tokens,
         vision=vision,
     )

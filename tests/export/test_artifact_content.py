@@ -132,6 +132,10 @@ NONSENSE: dict[str, tuple[dict[str, Any], str]] = {
     "end token": ({"eos_token_ids": [0, 300]}, "eos_token_ids [0, 300]; it must be a list of token ids"),
     "one end token": ({"eos_token_ids": 0}, "eos_token_ids 0; it must be a list"),
     "first token": ({"bos_token_id": 300}, "bos_token_id 300; it must be null or a whole number of 0 ... 299"),
+    "banned": ({"banned_tokens": [[300]]}, "banned_tokens [[300]]; it must be a list of lists of token ids"),
+    "banned nothing": ({"banned_tokens": [[]]}, "banned_tokens [[]]; it must be a list of lists of token ids"),
+    "stop strings": ({"stop_strings": ["a", ""]}, 'stop_strings ["a", ""]; it must be a list of texts'),
+    "one stop string": ({"stop_strings": "a"}, 'stop_strings "a"; it must be a list of texts'),
     "named tokens": (
         {"special_tokens": {"bos_token": 1}},
         'special_tokens {"bos_token": 1}; it must be null or an object',

@@ -89,14 +89,14 @@ def test_tokenizer_template_and_generation_config(copy: Path) -> None:
     (copy / "generation_config.json").write_text(json.dumps(generation))
     checkpoint = open_checkpoint(copy)
     assert checkpoint.eos_token_ids == (256, 257)
-    assert checkpoint.generation_defaults == {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
+    assert checkpoint.generation.defaults == {"temperature": 0.7, "top_k": 20, "top_p": 0.9}
     assert checkpoint.tokenizer == (copy / "tokenizer.json").read_bytes()
     assert checkpoint.templates.default == (copy / "chat_template.jinja").read_text()
 
 
 def test_without_sampling_the_default_is_greedy(copy: Path) -> None:
     edit_json(copy / "generation_config.json", do_sample=False, temperature=0.7, top_p=0.9)
-    assert open_checkpoint(copy).generation_defaults == {"temperature": 0.0, "top_p": 0.9}
+    assert open_checkpoint(copy).generation.defaults == {"temperature": 0.0, "top_p": 0.9}
 
 
 def test_template_of_the_tokenizer_config(copy: Path) -> None:

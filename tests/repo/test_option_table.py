@@ -22,6 +22,7 @@ from autoglm_engine.options.table import (
     CLIENT,
     COMMAND,
     EXTENSION,
+    LENGTHS,
     OPENAI,
     OPTIONS,
     PROMPTS,
@@ -237,12 +238,15 @@ def test_an_alias_is_no_option_and_leads_to_one() -> None:
 def test_the_exporter_lets_pass_what_the_server_takes_from_a_checkpoint(option: Option) -> None:
     high = NAMED[option.high] if isinstance(option.high, str) else option.high
     assert high is not None
-    found = generation_defaults({"do_sample": True, option.name: high}, vocab_size=500)
+    key = option.model_key or option.name
+    found = generation_defaults({"do_sample": True, key: high}, vocab_size=500)
     assert found[option.name] == high
-    rules = OptionRules(1024, 500, found)
-    assert getattr(rules.check({}, prompt_length=1).sampling, option.name) == high
-    with pytest.raises(CheckpointError, match=option.name):
-        generation_defaults({"do_sample": True, option.name: high + 1}, vocab_size=500)
+    room = min(high, 1023) if option.name in LENGTHS else high  # beside a token of the prompt
+    rules = OptionRules(1024, 500, {"max_tokens": 1024, **found})
+    assert getattr(rules.check({}, prompt_length=1).sampling, option.name) == room
+    too_much = 2**31 if option.name in LENGTHS else high + 1
+    with pytest.raises(CheckpointError, match=f"{key} {too_much}"):
+        generation_defaults({"do_sample": True, key: too_much}, vocab_size=500)
 
 
 def test_every_row_has_one_sentence_and_a_place_that_exists() -> None:

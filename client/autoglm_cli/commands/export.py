@@ -59,7 +59,8 @@ def export(
         manifest = _recheck(folder, check, said(build, tensorrt))
     else:
         manifest = run_export(checkpoint, folder, check, chosen_for_export(build, tensorrt))
-    for line in device_lines(manifest.runtime_details):
+    details = manifest.runtime_details
+    for line in (*device_lines(details), *filter(None, [details.get("checkpoint_note")])):
         notes().print(line, markup=False, soft_wrap=True)
     if (vision := manifest.vision) is not None:
         notes().print(
@@ -134,6 +135,11 @@ def manifest_json(manifest: Any, folder: Path) -> dict[str, Any]:
         "prefill_chunk": manifest.prefill_chunk,
         "vocab_size": manifest.vocab_size,
         "cache_dtype": manifest.cache.dtype,
+        "eos_token_ids": list(manifest.eos_token_ids),
+        "special_tokens": manifest.special_tokens,
+        "generation_defaults": manifest.generation_defaults,
+        "stop_strings": list(manifest.stop_strings),
+        "banned_tokens": [list(word) for word in manifest.banned_tokens],
         "runtime_details": manifest.runtime_details,
         "bytes": sum(record.bytes for record in manifest.files.values()),
         "digest": manifest.digest,

@@ -54,6 +54,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
     rows = {
         **described,
         "bytes": f"{described['bytes']:,}",
+        **_of_answers(described),
         "runtime_details": _details(described["runtime_details"]),
         "parity": _parity(described["parity"]),
         **({"gpu": "\n".join(found)} if (found := device_lines(described["runtime_details"])) else {}),
@@ -62,6 +63,17 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
     for name, value in rows.items():
         table.add_row(name.replace("_", " "), str(value))
     SafeConsole().print(table)
+
+
+def _of_answers(described: dict[str, Any]) -> dict[str, str]:
+    banned = len(described["banned_tokens"])
+    return {
+        "eos_token_ids": ", ".join(map(str, described["eos_token_ids"])) or "none",
+        "special_tokens": _plain(described["special_tokens"] or {}) or "none",
+        "generation_defaults": _plain(described["generation_defaults"]) or "none",
+        "stop_strings": _plain([repr(text) for text in described["stop_strings"]]),
+        "banned_tokens": f"{banned} sequence{'' if banned == 1 else 's'}" if banned else "none",
+    }
 
 
 def _details(details: dict[str, Any]) -> str:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 from autoglm_export.errors import CheckpointError
 from autoglm_export.model.spec import ModelSpec
 
 from .generation.chat_templates import ChatTemplates
+from .generation.generation_config import Generation
 from .vision import VisionCheckpoint
 from .weights import CheckpointWeights
 
@@ -26,7 +26,7 @@ class Checkpoint:
     special_tokens: dict[str, str]  # name -> text, as a chat template is given them
     eos_token_ids: tuple[int, ...]
     bos_token_id: int | None
-    generation_defaults: dict[str, Any]
+    generation: Generation
     vision: VisionCheckpoint | None = None  # of one that takes images
 
 

@@ -17,7 +17,7 @@ from .families import Family
 from .folder_files import read_bytes, read_json, read_json_if_there
 from .generation.chat_templates import read_chat_templates
 from .generation.end_tokens import folder_end_tokens
-from .generation.generation_config import bos_token_id, generation_defaults
+from .generation.generation_config import bos_token_id, read_generation
 from .generation.special_tokens import special_tokens
 from .hf_config import family_of, spec_from_config
 from .safetensors import SafetensorsStore
@@ -42,6 +42,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     named = special_tokens(folder, family.name, tokenizer)
     text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
     text_config = text_config if isinstance(text_config, dict) else {}
+    ends = folder_end_tokens(spec.vocab_size, tokenizer, named, generation, config, text_config)
     return Checkpoint(
         name=name,
         source=name,
@@ -50,9 +51,11 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
         tokenizer=tokenizer,
         templates=read_chat_templates(folder, takes_images=family.seeing is not None),
         special_tokens=named,
-        eos_token_ids=folder_end_tokens(spec.vocab_size, tokenizer, named, generation, config, text_config),
+        eos_token_ids=ends,
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
-        generation_defaults=generation_defaults(generation, spec.vocab_size),
+        generation=read_generation(
+            generation, config, vocab_size=spec.vocab_size, max_position=spec.max_position, eos_token_ids=ends
+        ),
         vision=vision,
     )
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from autoglm_export.checkpoint.base import Checkpoint, checked_tokenizer
 from autoglm_export.checkpoint.generation.chat_templates import ChatTemplates
 from autoglm_export.checkpoint.generation.end_tokens import gguf_end_tokens
-from autoglm_export.checkpoint.generation.generation_config import bos_token_id, generation_defaults
+from autoglm_export.checkpoint.generation.generation_config import bos_token_id, gguf_generation
 from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tokens
 from autoglm_export.checkpoint.vision import VisionCheckpoint
 from autoglm_export.checkpoint.weights import CheckpointWeights, check_counts, weight_shapes
@@ -38,7 +38,7 @@ def open_gguf(paths: GgufPaths, name: str) -> Checkpoint:
         special_tokens=gguf_special_tokens(file),
         eos_token_ids=gguf_end_tokens(file, spec.vocab_size),
         bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
-        generation_defaults=generation_defaults({}, spec.vocab_size),
+        generation=gguf_generation(file, spec.vocab_size),
         vision=vision,
     )
 

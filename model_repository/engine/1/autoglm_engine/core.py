@@ -24,6 +24,9 @@ Positions = npt.NDArray[np.int32]
 DEFAULT_PRIORITY = 5
 
 
+GUIDES = ("guided_json", "guided_regex", "guided_grammar")  # options; a request has one of them
+
+
 @dataclass(frozen=True, slots=True)
 class SamplingOptions:
     """How one request is sampled and when it ends. Ranges are checked in `options.py`, before this is built."""

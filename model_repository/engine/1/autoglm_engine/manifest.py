@@ -28,8 +28,10 @@ IMAGE_LIBRARIES = "image_libraries"  # of the runtime's details: compiled, they 
 _NO_PART_OF_ANSWERS = ("model_name", "num_slots", "parity", "source", "exporter_version", "runtime_details", "files")
 _READ_BYTES = 1 << 18
 _MAX_READERS = 4  # threads that read files and sum them up
-# What was measured at export; which compiler built what; on which GPU it was checked.
-_NO_PART_OF_DETAILS = ("auto", "libraries", IMAGE_LIBRARIES, "image_note", "device_check", "device_check_note")
+# What was measured or noted at export; which compiler built what; on which GPU it was checked.
+_NO_PART_OF_DETAILS = (
+    *("auto", "checkpoint_note", "libraries", IMAGE_LIBRARIES, "image_note", "device_check", "device_check_note"),
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +140,8 @@ class Manifest:
     files: dict[str, FileRecord] = field(default_factory=dict)
     schema_version: int = SCHEMA_VERSION
     vision: VisionSettings | None = None  # of a model that sees; no key of the file for any other
+    stop_strings: tuple[str, ...] = ()  # texts that end every answer
+    banned_tokens: tuple[tuple[int, ...], ...] = ()  # sequences of token ids that no answer holds
     special_tokens: dict[str, str] | None = None  # name -> text, for the chat template; None: only the ids above say
 
     @property
@@ -177,10 +181,8 @@ class Manifest:
 
     def _as_json(self) -> dict[str, Any]:
         content = dataclasses.asdict(self)
-        for name in ("vision", "special_tokens"):
-            if content[name] is None:
-                del content[name]
-        return content
+        rare = ("vision", "special_tokens", "stop_strings", "banned_tokens")  # no keys where they say nothing
+        return {name: value for name, value in content.items() if name not in rare or value not in (None, ())}
 
     @classmethod
     def load(cls, folder: Path) -> Manifest:
@@ -251,6 +253,8 @@ def _from_json(raw: dict[str, Any], path: Path) -> Manifest:
             **raw,
             "cache": CacheShape(**raw["cache"]),
             "eos_token_ids": tuple(raw["eos_token_ids"]),
+            "stop_strings": tuple(raw.get("stop_strings", ())),
+            "banned_tokens": tuple(map(tuple, raw.get("banned_tokens", ()))),
             "files": records_of(raw["files"], path),
             "vision": None if vision is None else _vision_of(vision, raw, path),
         }

@@ -59,6 +59,10 @@ _TEXTS_OR_NULL = Rule(
     "null or an object of texts",
     lambda value: value is None or (isinstance(value, dict) and all(isinstance(text, str) for text in value.values())),
 )
+_TEXTS = Rule(
+    "a list of texts that are not empty",
+    lambda value: isinstance(value, list) and all(isinstance(text, str) and text for text in value),
+)
 _OBJECT_OR_NULL = Rule("an object or null", lambda value: value is None or isinstance(value, dict))
 _SIZE = whole(0, _MAX_BYTES)
 _DIGEST = Rule("64 hexadecimal digits", lambda value: isinstance(value, str) and bool(_SHA256.fullmatch(value)))
@@ -73,6 +77,7 @@ _RULES = {
     "generation_defaults": _NUMBERS,
     "parity": _OBJECT_OR_NULL,
     "special_tokens": _TEXTS_OR_NULL,
+    "stop_strings": _TEXTS,
 }
 _CACHE_RULES = {
     **dict.fromkeys(("num_layers", "num_kv_heads", "head_size"), whole(1, _MAX_PARTS)),
@@ -127,7 +132,12 @@ def check_values(raw: Mapping[str, Any], path: Path) -> None:
     )
     token_or_null = Rule(f"null or {token.allowed}", lambda value: value is None or token.accepts(value))
     chunk = whole(1, raw["max_length"])
-    check(raw, {"eos_token_ids": tokens, "bos_token_id": token_or_null, "prefill_chunk": chunk}, path)
+    sequences = Rule(
+        "a list of lists of token ids",
+        lambda value: isinstance(value, list) and all(word and tokens.accepts(word) for word in value),
+    )
+    rules = {"eos_token_ids": tokens, "bos_token_id": token_or_null, "banned_tokens": sequences}
+    check(raw, {**rules, "prefill_chunk": chunk}, path)
 
 
 def check_vision(vision: Any, names: Collection[str], raw: Mapping[str, Any], path: Path) -> None:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
-from autoglm_engine.core import SamplingOptions
+from autoglm_engine.core import GUIDES, SamplingOptions
 from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.prompt import TOKENIZER_NAME
 
@@ -31,7 +31,6 @@ GuideText = tuple[str, str, str]
 Key = tuple[str, str, str, str]  # a tenant, and that
 
 _NO_GUIDE: GuideText = ("", "", "")
-GUIDES = ("guided_json", "guided_regex", "guided_grammar")
 _MAX_KEPT = 64  # guides that were compiled,
 _MAX_KEPT_CHARACTERS = 1 << 19  # and of their texts: a long one takes some 15 MB
 

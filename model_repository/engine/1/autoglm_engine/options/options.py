@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from autoglm_engine.core import DEFAULT_PRIORITY, CacheUse, SamplingOptions
+from autoglm_engine.core import DEFAULT_PRIORITY, GUIDES, CacheUse, SamplingOptions
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.manifest import Manifest
 
-from .bad_words import check_words
+from .bad_words import Words, check_words
 from .parsing import check_bias, check_guides, decode_utf8, read_bias, read_guided_json
 from .table import (
     DEFAULT_MAX_TOKENS,
@@ -63,11 +63,19 @@ class OptionRules:
     max_length: int
     vocab_size: int
     defaults: Mapping[str, Any]
+    stop: tuple[str, ...] = ()  # that end every answer, beside a request's own
+    banned: Words = ()  # that no answer holds, beside a request's own
 
     @classmethod
     def of(cls, manifest: Manifest) -> OptionRules:
         """Raises ArtifactError when the checkpoint's defaults name no such option or leave its range."""
-        rules = cls(manifest.max_length, manifest.vocab_size, dict(manifest.generation_defaults))
+        rules = cls(
+            manifest.max_length,
+            manifest.vocab_size,
+            dict(manifest.generation_defaults),
+            manifest.stop_strings,
+            manifest.banned_tokens,
+        )
         try:
             for name, value in rules.defaults.items():
                 if name not in OPTIONS or not OPTIONS[name].from_model:
@@ -82,12 +90,25 @@ class OptionRules:
         token ids (`bad_words.word_tokens`). Raises InvalidRequest."""
         room = max(1, self.max_length - prompt_length)
         chosen = {name: self._value(option, values, room) for name, option in OPTIONS.items()}
+        if "min_tokens" not in values:  # a model's own, which a guide's end goes before
+            chosen["min_tokens"] = (
+                0 if any(map(values.get, GUIDES)) else min(chosen["min_tokens"], chosen["max_tokens"])
+            )
         for name in values:
             self.check_range(OPTIONS[name], chosen[name], max_tokens=chosen["max_tokens"])
         others = {name: chosen.pop(name) for name in _OTHERS}
         sampling = SamplingOptions(**chosen)
         self._check_texts(sampling)
-        return Checked(sampling, **others)
+        return Checked(self._with_models(sampling), **others)
+
+    def _with_models(self, sampling: SamplingOptions) -> SamplingOptions:
+        """What the model's maker says of every answer. An answer that goes on behind end tokens goes on behind its stop
+        strings, too."""
+        if not self.stop and not self.banned:
+            return sampling
+        stop = sampling.stop if sampling.ignore_eos else tuple(dict.fromkeys((*sampling.stop, *self.stop)))
+        bad_words = tuple(dict.fromkeys((*sampling.bad_words, *self.banned)))
+        return dataclasses.replace(sampling, stop=stop, bad_words=bad_words)
 
     def recheck(self, sampling: SamplingOptions) -> None:
         """For the engine, whose tensors anybody can send. Raises InvalidRequest for a wrong type or range."""
@@ -110,14 +131,15 @@ class OptionRules:
         check_guides(sampling)
         check_bias(sampling.logit_bias, self.vocab_size)
         if sampling.bad_words:
-            check_words(sampling.bad_words, self.vocab_size)
+            own = frozenset(self.banned)
+            check_words(tuple(word for word in sampling.bad_words if word not in own), self.vocab_size)
 
     def _value(self, option: Option, values: Mapping[str, Any], room: int) -> Any:
         if option.name in values:
             read = _READERS.get(option.name)
             return read(values[option.name]) if read else values[option.name]
         if option.name == "max_tokens":
-            return min(DEFAULT_MAX_TOKENS, room)
+            return min(self.defaults.get(option.name, DEFAULT_MAX_TOKENS), room)
         return self.defaults.get(option.name, option.default) if option.from_model else option.default
 
     def check_range(self, option: Option, value: Any, *, max_tokens: int) -> None:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from autoglm_engine.core import SamplingOptions
+from autoglm_engine.core import GUIDES, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 
 MAX_BIASES = 1024  # tokens
@@ -70,7 +70,7 @@ def check_guides(sampling: SamplingOptions) -> None:
     """Raises InvalidRequest."""
     if not sampling.is_guided:
         return
-    texts = {name: getattr(sampling, name) for name in ("guided_json", "guided_regex", "guided_grammar")}
+    texts = {name: getattr(sampling, name) for name in GUIDES}
     given = [name for name, text in texts.items() if text]
     if len(given) > 1:
         raise InvalidRequest(f"{_listed(given)} are set; a request has one of them")

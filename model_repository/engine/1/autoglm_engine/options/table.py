@@ -62,6 +62,7 @@ class Option:
     surfaces: Surface = NOWHERE
     low_open: bool = False
     from_model: bool = False  # the checkpoint's generation config may set the default
+    model_key: str = ""  # where it has another name there
     choices: tuple[str, ...] = ()
     max_items: int | None = None
     characters: tuple[int, int] | None = None
@@ -113,9 +114,11 @@ PROMPTS = {option.name: option for option in (
 
 OPTIONS = {option.name: option for option in (
     Option("max_tokens", "INT32", DEFAULT_MAX_TOKENS, 1, "max_length", CLIENT | OPENAI | VLLM | COMMAND, short="-n",
-           unset="at most the room in the slot", meaning="Longest answer, in tokens.",
+           from_model=True, model_key="max_new_tokens", unset="at most the room in the slot",
+           meaning="Longest answer, in tokens.",
            aliases=("max_new_tokens", "max_completion_tokens", "max_output_len", "request_output_len", "max_length")),
-    Option("min_tokens", "INT32", 0, 0, "max_tokens", CLIENT | EXTENSION | VLLM, aliases=("min_length",),
+    Option("min_tokens", "INT32", 0, 0, "max_tokens", CLIENT | EXTENSION | VLLM, from_model=True,
+           model_key="min_new_tokens", aliases=("min_length",),
            meaning="Shortest answer, in tokens."),
     Option("temperature", "FP32", 0.0, 0, 100, CLIENT | OPENAI | VLLM | COMMAND, from_model=True, short="-t",
            aliases=("do_sample",), meaning="Sampling temperature; 0 is greedy."),
@@ -185,6 +188,9 @@ OPTIONS = {option.name: option for option in (
            meaning="Texts that the answer never has, as they are tokenized at the start of a text or after a space."),
 )}
 # fmt: on
+
+
+LENGTHS = ("max_tokens", "min_tokens")  # of an answer, whatever a checkpoint says: within what a slot has
 
 
 def options_on(surfaces: Surface) -> tuple[Option, ...]:
