@@ -156,7 +156,6 @@ REFUSED: list[tuple[str, dict[str, Any], str]] = [
     ("llama", {"model_type": None}, "model_type is None"),
     ("llama", {"architectures": ["LlamaForSequenceClassification"]}, "LlamaForSequenceClassification"),
     ("llama", {"attention_multiplier": 0.5}, "attention_multiplier"),
-    ("llama", {"auto_map": {"AutoModel": "x.Y"}}, "auto_map"),
     ("llama", {"hidden_act": "gelu"}, "hidden_act is 'gelu'"),
     ("llama", {"rope_scaling": {"type": "yarn", "factor": 4.0}}, "'yarn'"),
     ("llama", {"rope_scaling": {"type": "dynamic", "factor": 4.0}}, "'dynamic'"),

@@ -15,68 +15,9 @@ from typing import Any
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 
+from .config_keys import HARMLESS, NEUTRAL, VISION
 from .families import FAMILIES, Family, SeeingFamily
 
-HARMLESS = frozenset(
-    {
-        "_attn_implementation",
-        "attn_implementation",
-        "_attn_implementation_internal",
-        "_name_or_path",
-        "_attn_implementation_autoset",
-        "architectures",
-        "attention_dropout",
-        "bos_token_id",
-        "dtype",
-        "eos_token_id",
-        "hidden_dropout",
-        "initializer_range",
-        "is_llama_config",
-        "mlp_dropout",
-        "model_type",
-        "neftune_noise_alpha",
-        "output_attentions",
-        "output_hidden_states",
-        "pad_token_id",
-        "pretraining_tp",
-        "problem_type",
-        "return_dict",
-        "sep_token_id",
-        "tokenizer_class",
-        "torch_dtype",
-        "transformers.js_config",
-        "transformers_version",
-        "unsloth_fixed",
-        "unsloth_version",
-        "use_cache",
-    }
-)
-# Keys that speak of images only, of a family that takes them.
-VISION = frozenset(
-    {
-        "image_start_token_id",
-        "image_end_token_id",
-        "image_token_id",
-        "video_start_token_id",
-        "video_end_token_id",
-        "video_token_id",
-        "vision_config",
-        "vision_start_token_id",
-        "vision_end_token_id",
-    }
-)
-# Keys that would change the mathematics at any other value.
-NEUTRAL: dict[str, tuple[Any, ...]] = {
-    "rope_interleaved": (False,),
-    "use_mrope": (False,),
-    "is_decoder": (False, True),
-    "is_encoder_decoder": (False,),
-    "add_cross_attention": (False,),
-    "chunk_size_feed_forward": (0,),
-    "tie_encoder_decoder": (False,),
-    "quantization_config": (None,),
-    "pruned_heads": ({},),
-}
 ROPE_KEYS = frozenset(
     {
         "rope_type",

@@ -14,7 +14,8 @@ from typing import Any
 from autoglm_export.errors import UnsupportedModel
 from autoglm_export.model.vision_spec import NUM_CHANNELS, VisionSpec
 
-from .hf_config import HARMLESS, Keys
+from .config_keys import HARMLESS
+from .hf_config import Keys
 
 _GLM4V: dict[str, tuple[Any, ...]] = {"model_type": ("glm4v", "glm4v_vision"), "hidden_act": ("silu", "swish")}
 _QWEN3_VL: dict[str, tuple[Any, ...]] = {
