@@ -54,7 +54,7 @@ async def read_limits(transport: Transport, timeout: float | None, model: str) -
     call_tokens = {str(mark): int(token_id) for mark, token_id in answer.get("call_tokens", {}).items()}
     return ModelLimits(
         **numbers,
-        tool_format=str(answer.get("tool_format", "unknown")),
+        call_form=answer.get("call_form"),
         call_tokens=call_tokens,
         max_images=int(answer.get("max_images", 0)),
         thinking=ThinkingMarks(*map(str, marks)) if (marks := answer.get("thinking")) else None,

@@ -127,14 +127,14 @@ class ThinkingMarks:
 @dataclass(frozen=True, slots=True)
 class ModelLimits:
     """Of the model that is served. `max_length`: most tokens of prompt and answer together; `num_slots`: most requests
-    computed at once; `tool_format`: the form in which it calls functions, or "unknown"; `call_tokens`: the tokens that
-    calls are made of, and their ids; `max_images`: most images of a request, 0 for a model that reads text only;
-    `thinking`: the marks around what it thinks, None where its chat template shows none."""
+    computed at once; `call_form`: how it writes calls of functions, None where it has no chat template; `call_tokens`:
+    those that calls are made of, and their ids; `max_images`: most images of a request, 0 for a model that reads text
+    only; `thinking`: the marks around what it thinks, None where its chat template shows none."""
 
     max_length: int
     vocab_size: int
     num_slots: int
-    tool_format: str = "unknown"
+    call_form: Mapping[str, Any] | None = None
     call_tokens: Mapping[str, int] = field(default_factory=dict)
     max_images: int = 0
     thinking: ThinkingMarks | None = None

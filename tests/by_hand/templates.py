@@ -9,6 +9,8 @@ rendered in several conversations, and each cell of the table says what came of 
     error     an error where transformers has none
     differs   other bytes
     LOST      a message or a call leaves no trace, and nothing says so
+
+The last columns are what was found of calls, and whether they are read back and held to (`call_round_trip`).
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.tools.plain_text import in_plain_text, needs_plain_text
 from transformers.utils.chat_template_utils import render_jinja_template
+
+from tests.support.gateway.call_round_trip import calls_of
 
 URL = (
     "https://files.pythonhosted.org/packages/ec/e9/e7de2b0463ea3ffbf0ede6cb21b58c1258a8f6521aae45ca773a59fe7cf3/"
@@ -148,21 +152,31 @@ def row(source: str) -> dict[str, str]:
             name: cell(template, source, messages, TOOLS if has_tools else None)
             for name, (messages, has_tools) in CASES.items()
         }
-        return {**cells, "form": template.tool_format}
+        return {**cells, **{name: _shown(cell) for name, cell in calls_of(template).items()}}
     finally:
         template.close()
 
 
+def _shown(cell: str) -> str:
+    """In a column of a table."""
+    return cell.replace("|", "\\|").replace("\n", "\\n")
+
+
 def main() -> None:
     rows = {name: row(source) for name, source in templates().items()}
-    columns = [*CASES, "form"]
+    columns = [*CASES, "form", "round trip", "grammar"]
     lines = [f"| template | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     lines += [f"| {name} | {' | '.join(cells[column] for column in columns)} |" for name, cells in rows.items()]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     counts = collections.Counter(cells[case] for cells in rows.values() for case in CASES)
     forms = collections.Counter(cells["form"] for cells in rows.values())
+    right = {name: sum(cells[name] == "right" for cells in rows.values()) for name in ("round trip", "grammar")}
+    both = sum(cells["round trip"] == cells["grammar"] == "right" for cells in rows.values())
     print("\n".join(lines))
-    print(f"\n{len(rows)} templates, cells: {dict(counts.most_common())}; forms: {dict(forms.most_common())}; {TABLE}")
+    print(f"\n{len(rows)} templates, cells: {dict(counts.most_common())}; {len(forms)} forms of calls; {TABLE}")
+    print(
+        f"calls: {right['round trip']} read back in any cutting, {right['grammar']} held to by a grammar, {both} both"
+    )
 
 
 if __name__ == "__main__":

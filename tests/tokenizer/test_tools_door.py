@@ -114,22 +114,6 @@ def test_answers_to_calls_made_at_once_are_one_turn() -> None:
 
 
 @pytest.mark.parametrize(
-    ("form", "source"),
-    [
-        *TEMPLATES.items(),
-        ("hermes", SMOLLM2),
-        ("hermes", "{{ tools }}"),
-        ("unknown", "{{ tools }}{{ messages[0].tool_calls }}<tool_call><function="),
-        ("unknown", "{% if x %}{% set tools = x %}{% endif %}{{ tools }}{{ messages[0].tool_calls }}"),
-        ("hermes", "{% set tools = messages[0].tools %}{{ tools }}{{ messages[0].tool_calls }}[TOOL_CALLS]"),
-        ("glm", "{{ tools }}{{ messages[0].metadata }}"),
-    ],
-)
-def test_the_form_of_calls_is_told_by_the_template(form: str, source: str) -> None:
-    assert ChatTemplate(source, {}).tool_format == form
-
-
-@pytest.mark.parametrize(
     ("tools", "sentence"),
     [
         ("[", "tools is not JSON: Expecting value"),
@@ -231,10 +215,17 @@ def test_answers_are_not_shared_between_tools(tokenizer: Tokenizer) -> None:
 
 def test_marks_of_calls_are_not_dropped_as_special_tokens(tokenizer: Tokenizer) -> None:
     special = Tokenizer.from_str(tokenizer.to_str())
-    special.add_special_tokens([AddedToken("[TOOL_CALLS]", special=True), AddedToken("<|eot|>", special=True)])
-    visible = with_visible_calls(special)
-    text = "[TOOL_CALLS][] a<|eot|>"
+    marks = ["[TOOL_CALLS]", "<|call|>", "<|called|>", "<|eot|>", "<|said|>"]
+    special.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
+    source = """{%- macro written(call) %}{{ begin }}{{ call.name }}<|eot|>{% endmacro %}{% set begin = '<|call|>' %}
+        {%- for message in messages %}
+        {%- if message.tool_calls %}{{ written(message.tool_calls[0]) }}<|called|>
+        {%- else %}<|said|>{{ message.content }}<|eot|>{% endif %}
+        {%- if not message.tool_calls %}<|said|>{% endif %}{% endfor %}"""
+    visible = with_visible_calls(special, source)
+    text = "".join(marks)
     ids = special.encode(text).ids
-    assert visible.encode(text).ids == ids and len(ids) == 6
-    assert special.decode(ids) == "[] a" and visible.decode(ids) == "[TOOL_CALLS][] a"
-    assert with_visible_calls(tokenizer) is tokenizer
+    assert visible.encode(text).ids == ids and len(ids) == 5
+    assert special.decode(ids) == "" and visible.decode(ids) == "[TOOL_CALLS]<|call|><|called|>"
+    assert with_visible_calls(special).decode(ids) == "[TOOL_CALLS]"
+    assert with_visible_calls(tokenizer, source) is tokenizer

@@ -42,11 +42,23 @@ def inspect(
     folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository))
     manifest = needs("autoglm_engine.manifest", "serve").Manifest.load(folder)
     manifest.verify_files(folder, digests=verify)
-    described = manifest_json(manifest, folder)
+    described = {**manifest_json(manifest, folder), "calls": _calls(folder, manifest)}
     if json:
         print_json({**described, "verified": verify})
     else:
         _show(described, verified=verify)
+
+
+def _calls(folder: Path, manifest: Any) -> str | None:
+    """An example of how the model calls functions; None where it has no chat template."""
+    prompt = needs("autoglm_engine.tokenizer.prompt", "serve")
+    template = prompt.ChatTemplate.load(folder, prompt.load_tokenizer(folder), manifest)
+    if template is None:
+        return None
+    try:
+        return str(template.call_form.example())
+    finally:
+        template.close()
 
 
 def _show(described: dict[str, Any], *, verified: bool) -> None:
@@ -57,6 +69,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
         **_of_answers(described),
         "runtime_details": _details(described["runtime_details"]),
         "parity": _parity(described["parity"]),
+        "calls": described["calls"] or "no chat template: conversations and tools are refused",
         **({"gpu": "\n".join(found)} if (found := device_lines(described["runtime_details"])) else {}),
         "files": "every SHA-256 is right" if verified else "present in full size (--verify checks their content)",
     }

@@ -60,7 +60,7 @@ class _Choice:
 
     def __init__(self, use: ToolUse) -> None:
         self._parser: CallParser = use.parser()
-        self._form = use.form
+        self._short_ids = use.short_ids
         self._num_calls = 0
 
     def delta(self, text: str, *, is_last: bool) -> dict[str, Any]:
@@ -88,11 +88,16 @@ class _Choice:
 
     def _head(self, name: str) -> dict[str, Any]:
         function = {"name": name, "arguments": ""}
-        return {"index": self._num_calls - 1, "id": call_id(self._form), "type": "function", "function": function}
+        return {
+            "index": self._num_calls - 1,
+            "id": call_id(is_short=self._short_ids),
+            "type": "function",
+            "function": function,
+        }
 
 
-def call_id(form: str) -> str:
-    """Mistral's chat templates take ids of 9 letters and digits, and no others."""
-    if form == "mistral":
+def call_id(*, is_short: bool) -> str:
+    """`is_short`: of 9 letters and digits, as Mistral's chat templates take them."""
+    if is_short:
         return "".join(secrets.choice(_LETTERS) for _ in range(9))
     return f"call_{secrets.token_hex(12)}"

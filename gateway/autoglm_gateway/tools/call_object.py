@@ -1,28 +1,40 @@
 """A call that is one JSON object, {"name": ..., "arguments": {...}}, in any order of its fields.
 
-The names of the fields differ by model: `function` for `name`, `parameters` for `arguments`. Arguments may be an
-object, or one written as a string. An `id` and a `type` are skipped.
+The names of the fields differ by model: `function` for `name`, `parameters` for `arguments`, and a form's own.
+Arguments may be an object, or one written as a string. An `id`, a `type` and what else a form has are skipped.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 from .events import Arguments, Called, Functions, Steps
 from .json_scanner import JsonScanner
 from .reader import Broken, Reader
 
-_NAMES = ("name", "function")
-_ARGUMENTS = ("arguments", "parameters")
-_SKIPPED = ("id", "type")
+
+@dataclass(frozen=True, slots=True)
+class Fields:
+    """Their names."""
+
+    name: frozenset[str]
+    arguments: frozenset[str]
+    skipped: frozenset[str]
+
+    @classmethod
+    def of(cls, name: str, arguments: str, others: Iterable[str]) -> Fields:
+        names, values = {name, "name", "function"}, {arguments, "arguments", "parameters"}
+        return cls(frozenset(names), frozenset(values), frozenset({*others, "id", "type"} - names - values))
 
 
-def call_object(reader: Reader, at: int, functions: Functions) -> Steps[bool]:
+def call_object(reader: Reader, at: int, functions: Functions, fields: Fields) -> Steps[bool]:
     """Tells the call that begins at `at`, and uses all up to its end, with what stands before it. False: there is none
     of a known function, and nothing was used."""
     try:
-        yield from _call(reader, at, functions)
+        yield from _call(reader, at, functions, fields)
     except Broken:
         return False
     return True
@@ -39,23 +51,23 @@ def arguments_object(reader: Reader) -> Steps[None]:
         yield None
 
 
-def _call(reader: Reader, at: int, functions: Functions) -> Steps[None]:
+def _call(reader: Reader, at: int, functions: Functions, fields: Fields) -> Steps[None]:
     name, arguments = "", "{}"
     at = yield from _expect(reader, at, "{")
     while True:
         key, at = yield from _key(reader, at)
-        if key in _ARGUMENTS and name and (yield from reader.character(at)) == "{":
+        if key in fields.arguments and name and (yield from reader.character(at)) == "{":
             reader.use(at)
             yield Called(name)
             yield from arguments_object(reader)
             yield from _rest(reader)
             return
-        if key not in (*_NAMES, *_ARGUMENTS, *_SKIPPED):
+        if key not in fields.name | fields.arguments | fields.skipped:
             raise Broken
         begin, at = at, (yield from _value_end(reader, at))
-        if key in _NAMES:
+        if key in fields.name:
             name = _name(reader.text[begin:at], functions)
-        elif key in _ARGUMENTS:
+        elif key in fields.arguments:
             arguments = _object(reader.text[begin:at])
         at = yield from reader.after_space(at)
         if reader.text[at] == "}":

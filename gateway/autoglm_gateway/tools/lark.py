@@ -3,27 +3,42 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
+
+from .call_form import ID, INDEX
 
 _WORDS = ("title", "description")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 _VALUES = ("enum", "const", "default", "examples")
-_LAYOUT = {"whitespace_flexible": False, "item_separator": ", ", "key_separator": ": "}
+_PLACES = {ID: "/[a-zA-Z0-9_-]{1,64}/", INDEX: "/[0-9]{1,4}/"}
+_SPACING = (", ", ": ")  # of `json.dumps`
 
 
 def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
-def mark_rule(mark: str, tokens: Mapping[str, int]) -> str:
-    """A mark that is a token must come as that token: the library takes no token of such a name for its text."""
-    return f"<[{tokens[mark]}]>" if mark in tokens else literal(mark)
+def marked(text: str, tokens: Mapping[str, int]) -> str:
+    """A text with its places. A part that is a token must come as that token: the library takes no token of such a
+    name for its text."""
+    names = sorted(tokens, key=len, reverse=True)
+    cut = re.split("(" + "|".join(map(re.escape, [*_PLACES, *names])) + ")", text)
+    return joined(*(_part(part, tokens) for part in cut if part))
 
 
-def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
-    """Not `strict`: keywords that the library does not know are passed over; else it refuses them."""
-    asked = {**_without_words(schema), "x-guidance": {**_LAYOUT, "lenient": not strict}}
+def _part(part: str, tokens: Mapping[str, int]) -> str:
+    return f"<[{tokens[part]}]>" if part in tokens else _PLACES.get(part) or literal(part)
+
+
+def json_rule(schema: Mapping[str, Any], *, strict: bool, spacing: tuple[str, str] | None = _SPACING) -> str:
+    """Not `strict`: keywords that the library does not know are passed over; else it refuses them. `spacing`: after
+    commas and colons; None for any."""
+    layout: dict[str, Any] = {"whitespace_flexible": spacing is None}
+    if spacing is not None:
+        layout |= {"item_separator": spacing[0], "key_separator": spacing[1]}
+    asked = {**_without_words(schema), "x-guidance": {**layout, "lenient": not strict}}
     return f"%json {json.dumps(asked, ensure_ascii=False)}"
 
 

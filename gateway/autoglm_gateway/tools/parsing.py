@@ -2,19 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Sequence
 
-from .events import Arguments, Called, Event, Functions, Said, Steps
-from .glm import glm
-from .glm_xml import glm_xml
-from .hermes import hermes
-from .llama import llama
-from .mistral import mistral
+from .call_form import CallForm
+from .calls import read_calls
+from .events import Arguments, Called, Event, Functions, Said
 from .reader import Reader
-
-Parse = Callable[[Reader, Functions], Steps[None]]
-
-PARSERS: Mapping[str, Parse] = {"hermes": hermes, "llama": llama, "glm": glm, "glm-xml": glm_xml, "mistral": mistral}
 
 
 class CallParser:
@@ -24,9 +17,9 @@ class CallParser:
     is called beyond is dropped; None: all are told.
     """
 
-    def __init__(self, form: str, functions: Functions, max_calls: int | None = None) -> None:
+    def __init__(self, forms: Sequence[CallForm], functions: Functions, max_calls: int | None = None) -> None:
         self._reader = Reader()
-        self._steps = PARSERS[form](self._reader, functions)
+        self._steps = read_calls(self._reader, forms, functions)
         self._max_calls = max_calls
         self._space = ""  # not said yet: a call may follow
         self._after_call = False

@@ -11,9 +11,11 @@ from autoglm_client import GenerationOptions, ModelLimits
 
 from autoglm_gateway.errors import ApiError, unsupported
 
+from .call_form import CallForm
 from .events import Functions
 from .grammar import forced_call_grammar
-from .parsing import PARSERS, CallParser
+from .named_forms import NAMED
+from .parsing import CallParser
 from .schema import Choice, Tool, ToolOptions
 
 AUTO = "auto"
@@ -23,12 +25,12 @@ MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 @dataclass(frozen=True, slots=True)
 class ToolUse:
-    """`tools`: what may be called; `form`: how the model writes calls; `tokens`: those that they are made of, and their
-    ids; `parallel`: more than one call may be in one answer."""
+    """`tools`: what may be called; `forms`: how the model writes calls; `tokens`: those that they are made of, and
+    their ids; `parallel`: more than one call may be in one answer."""
 
     tools: Sequence[Tool]
     choice: Literal["auto", "required"] | Choice
-    form: str
+    forms: Sequence[CallForm]
     tokens: Mapping[str, int]
     parallel: bool = True
 
@@ -41,8 +43,13 @@ class ToolUse:
         """What the model's template gets."""
         return [_told(tool) for tool in self.tools]
 
+    @property
+    def short_ids(self) -> bool:
+        """The model's template takes ids of 9 letters and digits, and no others."""
+        return self.forms[0].short_ids
+
     def parser(self) -> CallParser:
-        return CallParser(self.form, self.functions, None if self.parallel else 1)
+        return CallParser(self.forms, self.functions, None if self.parallel else 1)
 
     def applied(self, options: GenerationOptions) -> GenerationOptions:
         """Raises ApiError where the answer has a form that leaves no place for calls."""
@@ -59,7 +66,7 @@ class ToolUse:
         if self.choice == "auto" and said is None and not any(tool.function.strict for tool in self.tools):
             return None
         grammar = forced_call_grammar(
-            self.tools, self.choice, self.form, parallel=self.parallel, tokens=self.tokens, said=said
+            self.tools, self.choice, self.forms, parallel=self.parallel, tokens=self.tokens, said=said
         )
         if (size := len(grammar.encode())) > MAX_GRAMMAR_BYTES:
             sentence = (
@@ -81,8 +88,8 @@ def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse
     choice = request.tool_choice or "auto"
     if choice == "none":
         return None
-    form = _form(setting, limits.tool_format)
-    return ToolUse(request.tools, choice, form, limits.call_tokens, request.parallel_tool_calls is not False)
+    forms = _forms(setting, limits.call_form)
+    return ToolUse(request.tools, choice, forms, limits.call_tokens, request.parallel_tool_calls is not False)
 
 
 def _functions(tools: Sequence[Tool]) -> Functions:
@@ -107,12 +114,13 @@ def _told(tool: Tool) -> dict[str, Any]:
     return {"type": "function", "function": {name: value for name, value in function.items() if value is not None}}
 
 
-def _form(setting: str, model_form: str) -> str:
-    form = model_form if setting == AUTO else setting
-    if form not in PARSERS:
-        why = f"how this model calls functions is not known; the setting tool_format says it: {', '.join(PARSERS)}"
+def _forms(setting: str, found: Mapping[str, Any] | None) -> Sequence[CallForm]:
+    if setting != AUTO:
+        return NAMED[setting]
+    if found is None:
+        why = f"how this model calls functions is not known; the setting tool_format says it: {', '.join(NAMED)}"
         raise unsupported("tools", why)
-    return form
+    return (CallForm.of(found),)
 
 
 def _refuse_without_tools(request: ToolOptions) -> None:

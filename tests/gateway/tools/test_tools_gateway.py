@@ -12,6 +12,7 @@ from autoglm_gateway.api.answers import ChatShape
 from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.settings.model import GatewaySettings
 from autoglm_gateway.tools.answer_schema import CallAnswer, CallDelta
+from autoglm_gateway.tools.named_forms import NAMED
 from autoglm_gateway.tools.schema import Tool
 from autoglm_gateway.tools.use import ToolUse
 from openai.types.chat import ChatCompletionChunk
@@ -208,7 +209,7 @@ CALL = {"id": "c", "type": "function", "function": {"name": "now", "arguments": 
 
 
 def test_log_probabilities_stay_with_the_tokens_also_where_nothing_is_said_yet() -> None:
-    use = ToolUse([Tool.model_validate(TOOLS[1])], "auto", "hermes", {})
+    use = ToolUse([Tool.model_validate(TOOLS[1])], "auto", NAMED["hermes"], {})
     shape = ToolShape(ChatShape(top=0), use)
     shape.opening(0)
     entry = TokenLogprob(5, "<tool", -0.5, ())
@@ -265,7 +266,7 @@ async def test_what_is_wrong_is_refused_by_name(changes: dict[str, Any], field: 
 
 async def test_a_model_whose_form_is_not_known_takes_no_tools() -> None:
     transport = FakeTransport()
-    transport.limits["tool_format"] = "unknown"
+    transport.limits["call_form"] = None
     async with opened(transport) as client:
         with pytest.raises(openai.BadRequestError, match="how this model calls functions is not known") as caught:
             await client.chat.completions.create(**ASKED)

@@ -10,7 +10,7 @@ from typing import Any, Literal
 import pytest
 from autoglm_engine.tokenizer.prompt import with_visible_calls
 from autoglm_gateway.tools.grammar import forced_call_grammar
-from autoglm_gateway.tools.parsing import PARSERS
+from autoglm_gateway.tools.named_forms import NAMED
 from autoglm_gateway.tools.schema import Choice, Tool
 from jsonschema import Draft202012Validator
 from llguidance import LLMatcher, LLTokenizer
@@ -62,7 +62,7 @@ class Tokens:
         return cls(with_visible_calls(made), guided, {mark: ids[mark] for mark in marks})
 
     def matcher(self, form: str, choice: How, *, parallel: bool = True) -> LLMatcher:
-        grammar = forced_call_grammar(TOOLS, choice, form, parallel=parallel, tokens=self.marks)
+        grammar = forced_call_grammar(TOOLS, choice, NAMED[form], parallel=parallel, tokens=self.marks)
         matcher = LLMatcher(self.guided, grammar)
         assert not matcher.is_error(), matcher.get_error()
         return matcher
@@ -99,7 +99,7 @@ def _tags(arguments: dict[str, Any]) -> str:
 WEATHER: Call = ("get_weather", '{"city": "Pa\\"ris <b> 天", "unit": "C", "days": [1, 2]}')
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 def test_what_must_be_called(tokens: Tokens, form: str) -> None:
     def fits(calls: list[Call] | str, choice: How = "required", **changes: bool) -> bool:
         text = calls if isinstance(calls, str) else written(form, calls)
@@ -115,7 +115,7 @@ def test_what_must_be_called(tokens: Tokens, form: str) -> None:
     assert not fits([("get_weather", '{"city": "x", "unit": "K", "days": []}')])
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 def test_where_nothing_must_be_called_text_is_free_and_strict_calls_are_held(tokens: Tokens, form: str) -> None:
     def fits(text: str) -> bool:
         return tokens.fit(tokens.matcher(form, "auto"), text)
@@ -128,11 +128,11 @@ def test_where_nothing_must_be_called_text_is_free_and_strict_calls_are_held(tok
         assert fits(written(form, [("now", '{"not": "strict"}')]))
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 def test_what_is_said_may_have_a_schema_of_its_own(tokens: Tokens, form: str) -> None:
     answer = {"name": {"type": "string"}, "answer": {"type": "integer"}}
     said = {"type": "object", "properties": answer, "required": ["answer"]}
-    grammar = forced_call_grammar(TOOLS, "auto", form, tokens=tokens.marks, said=said)
+    grammar = forced_call_grammar(TOOLS, "auto", NAMED[form], tokens=tokens.marks, said=said)
     for text, fits in (
         ('{"answer": 42}', True),
         ('{"name": "now", "answer": 42}', True),
@@ -145,7 +145,7 @@ def test_what_is_said_may_have_a_schema_of_its_own(tokens: Tokens, form: str) ->
         assert tokens.fit(LLMatcher(tokens.guided, grammar), text) == fits, text
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 @pytest.mark.parametrize("choice", ["required", "auto"])
 def test_random_answers_are_read_back(tokens: Tokens, form: str, choice: How) -> None:
     schemas = {tool.function.name: tool.function.parameters or {} for tool in TOOLS}
@@ -201,12 +201,12 @@ def test_a_schema_that_cannot_be_kept_is_refused_where_it_is_strict(tokens: Toke
         tool = Tool.model_validate(
             {"type": "function", "function": {"name": "f", "parameters": schema, "strict": strict}}
         )
-        complaint = LLMatcher.validate_grammar(forced_call_grammar([tool], "required", "hermes"), tokens.guided)
+        complaint = LLMatcher.validate_grammar(forced_call_grammar([tool], "required", NAMED["hermes"]), tokens.guided)
         assert ("uniqueItems" in complaint) == strict
 
 
 def test_a_schema_that_is_none_makes_no_grammar_but_no_failure_either() -> None:
     for parameters in ({"properties": [], "required": 5}, {"properties": {"a": True, "b": {"enum": 3}}}):
         tool = Tool.model_validate({"type": "function", "function": {"name": "f", "parameters": parameters}})
-        for form in PARSERS:
-            assert forced_call_grammar([tool], "required", form).startswith("%llguidance")
+        for form in NAMED:
+            assert forced_call_grammar([tool], "required", NAMED[form]).startswith("%llguidance")

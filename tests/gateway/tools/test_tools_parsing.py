@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 from autoglm_gateway.tools.events import Arguments, Called, Event, Functions, Said
 from autoglm_gateway.tools.json_scanner import JsonScanner
-from autoglm_gateway.tools.parsing import PARSERS, CallParser
+from autoglm_gateway.tools.named_forms import NAMED
+from autoglm_gateway.tools.parsing import CallParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -27,7 +28,7 @@ def parsed(
     form: str, pieces: Sequence[str], max_calls: int | None = None, functions: Functions = FUNCTIONS
 ) -> tuple[str, list[Call]]:
     """Text, and calls."""
-    parser = CallParser(form, functions, max_calls)
+    parser = CallParser(NAMED[form], functions, max_calls)
     events = [event for piece in pieces for event in parser.push(piece)]
     return joined([*events, *parser.close()])
 
@@ -194,7 +195,7 @@ def test_arguments_that_break_off_are_not_made_whole(form: str, text: str, said:
 
 
 def test_arguments_come_as_they_are_written() -> None:
-    parser = CallParser("hermes", FUNCTIONS)
+    parser = CallParser(NAMED["hermes"], FUNCTIONS)
     pieces = [
         "Hm",
         " <tool",
@@ -268,7 +269,7 @@ TEXTS = st.one_of(
 )
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 @settings(max_examples=60)
 @given(text=TEXTS, data=st.data())
 def test_streamed_is_whole(form: str, text: str, data: st.DataObject) -> None:
@@ -277,7 +278,7 @@ def test_streamed_is_whole(form: str, text: str, data: st.DataObject) -> None:
     assert parsed(form, pieces) == parsed(form, [text])
 
 
-@pytest.mark.parametrize("form", PARSERS)
+@pytest.mark.parametrize("form", NAMED)
 @settings(max_examples=60)
 @given(text=TEXTS)
 def test_nothing_is_lost(form: str, text: str) -> None:

@@ -10,6 +10,7 @@ import openai
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_client import Client
+from autoglm_engine.tokenizer.tools.call_form import PLAIN_TEXT
 from autoglm_gateway.settings.model import GatewaySettings
 
 from tests.support.gateway.gateway_server import GatewayThread
@@ -64,7 +65,7 @@ def told(answer: Any) -> tuple[str, list[tuple[str, str]], str | None]:
 def test_the_model_says_how_it_calls(server: LocalServer) -> None:
     with Client(server.grpc_url) as client:
         limits = client.limits()
-    assert limits.tool_format == "hermes" and limits.call_tokens == {}
+    assert limits.call_form == json.loads(json.dumps(PLAIN_TEXT.told())) and limits.call_tokens == {}
 
 
 def test_tools_are_in_the_prompt_and_streamed_is_whole(client: openai.OpenAI) -> None:

@@ -12,6 +12,15 @@ from typing import Any
 from autoglm_client.exceptions import AutoGLMError
 from tritonclient.grpc import service_pb2 as pb
 
+CALL_FORM = {
+    "opening": '<tool_call>\n{"name": "',
+    "middle": '", "arguments": ',
+    "closing": "}\n</tool_call>",
+    "between": '}\n</tool_call>\n<tool_call>\n{"name": "',
+    "name_field": "name",
+    "arguments_field": "arguments",
+}
+
 
 @dataclass
 class Script:
@@ -45,7 +54,7 @@ class FakeTransport:
             "max_length": 2048,
             "vocab_size": 50_000,
             "num_slots": 16,
-            "tool_format": "hermes",
+            "call_form": CALL_FORM,
         }
 
     async def connect(self, timeout: float | None) -> None:

@@ -178,3 +178,101 @@ CONTENT_FIRST = """{{ tools }}
 {%- endfor %}"""
 
 TEMPLATES = {"hermes": QWEN, "llama": LLAMA, "glm": GLM, "glm-xml": GLM_XML, "mistral": MISTRAL}
+
+
+def written(call: str, *, before: str = "", between: str = "", after: str = "", text: str = "") -> str:
+    """A template of ChatML turns, whose calls are `call` (of `name`, `arguments`, `index` and `id`)."""
+    return f"""{{{{- 'offered: ' + tools | tojson if tools else '' }}}}
+{{%- for message in messages %}}{{{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}}}
+{{%- if message.tool_calls %}}{{{{- {text!r} if message.content else '' }}}}{{{{- {before!r} }}}}
+{{%- for call in message.tool_calls %}}
+{{%- set name, arguments, id, index = call.function.name, call.function.arguments, call.id, loop.index0 %}}
+{{%- if index %}}{{{{- {between!r} }}}}{{%- endif %}}{call}{{%- endfor %}}{{{{- {after!r} }}}}{{%- endif %}}
+{{{{- '<|im_end|>\\n' }}}}{{%- endfor %}}
+{{%- if add_generation_prompt %}}{{{{- '<|im_start|>assistant\\n' }}}}{{%- endif %}}"""
+
+
+_OPEN = """{{- %r + name + %r }}"""
+_EACH = """{%%- for key, value in arguments.items() %%}{{- %s }}{%%- endfor %%}"""
+_PLAIN = "(value if value is string else value | tojson)"
+
+# Forms of calls as published templates have them: Qwen3-Coder's, MiniMax M2's, DeepSeek V3.2's, Kimi K2's, Apertus's,
+# Cohere's, LFM2.5's, Gemma 4's and others'.
+FORMS = {
+    "function tags": written(
+        _OPEN % ("<tool_call>\n<function=", ">\n")
+        + _EACH % "'<parameter=' + key + '>\n' + (value if value is string else value | string) + '\n</parameter>\n'"
+        + "{{- '</function>\n</tool_call>' }}",
+        between="\n",
+        text="\n",
+    ),
+    "invoke tags": written(
+        _OPEN % ('<invoke name="', '">\n')
+        + _EACH % f"'<parameter name=\"' + key + '\">' + {_PLAIN} + '</parameter>\n'"
+        + "{{- '</invoke>\n' }}",
+        before="<calls>\n",
+        after="</calls>",
+        text="\n",
+    ),
+    "typed tags": written(
+        _OPEN % ('<invoke name="', '">\n')
+        + _EACH
+        % (
+            "'<parameter name=\"' + key + '\" string=\"' + ('true' if value is string else 'false') + '\">' "
+            f"+ {_PLAIN} + '</parameter>\n'"
+        )
+        + "{{- '</invoke>\n' }}",
+        before="<calls>\n",
+        after="</calls>",
+        text="\n\n",
+    ),
+    "numbered": written(
+        "{{- '<|call|>functions.' + name + ':' + index | string + '<|arguments|>' + arguments | tojson + '<|end|>' }}",
+        before="<|calls|>",
+        after="<|calls_end|>",
+    ),
+    "name as key": written(
+        """{{- '{"' + name + '": ' + arguments | tojson + '}' }}""", before="<|tools|>[", between=", ", after="]<|end|>"
+    ),
+    "identified": written(
+        """{{- '{"call_id": "' + index | string + '", "tool_name": "' + name + '", "input": ' }}"""
+        """{{- arguments | tojson + '}' }}""",
+        before="<|action|>[\n",
+        between=",\n",
+        after="\n]<|action_end|>",
+    ),
+    "python": written(
+        "{{- name + '(' }}"
+        "{%- for key, value in arguments.items() %}"
+        "{{- key + '=' + (\"'\" + value + \"'\" if value is string else value | string) }}"
+        "{%- if not loop.last %}{{- ', ' }}{%- endif %}{%- endfor %}{{- ')' }}",
+        before="<|call|>[",
+        between=", ",
+        after="]<|call_end|>",
+    ),
+    "quoted": """
+{%- macro shown(value) %}
+{%- if value is string %}{{- '<|"|>' + value + '<|"|>' }}
+{%- elif value is mapping %}{{- '{' }}{%- for key, inner in value | dictsort %}{{- key + ':' + shown(inner) }}
+{%- if not loop.last %},{% endif %}{%- endfor %}{{- '}' }}
+{%- elif value is iterable %}{{- '[' }}{%- for inner in value %}{{- shown(inner) }}
+{%- if not loop.last %},{% endif %}{%- endfor %}{{- ']' }}
+{%- else %}{{- value | tojson }}{%- endif %}
+{%- endmacro %}"""
+    + written(
+        "{{- '<|call>call:' + name + shown(arguments) + '<call|>' }}",
+    ),
+    "arguments as text": written("{{- '<function=' + name + '>' + arguments + '</function>' }}"),
+    "one call": written(
+        """{%- if message.tool_calls | length > 1 %}{{- raise_exception('one call') }}{%- endif %}"""
+        """{{- '<|call|>' + {'name': name, 'arguments': arguments} | tojson }}"""
+    ),
+    "short ids": written(
+        """{%- if id | length != 9 %}{{- raise_exception('ids have 9 characters') }}{%- endif %}"""
+        """{{- '[TOOL_CALLS]' + name + '[CALL_ID]' + id + '[ARGS]' + arguments | tojson }}"""
+    ),
+    "thinking": written(
+        """{{- '<tool_call>\n' + {'name': name, 'arguments': arguments} | tojson + '\n</tool_call>' }}""", between="\n"
+    ).replace("(message.content", "('</think>\\n' if message.role == 'assistant' else '') + (message.content")
+    + "{%- if add_generation_prompt %}{{- '<think>\n' }}{%- endif %}",
+}

@@ -29,16 +29,30 @@ def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
     """The variables that a template expects to be given, and the fields and strings that it names in its code. A
     variable that it sets itself before it reads it is none of the former. Raises ArtifactError for what is no
     template."""
-    from jinja2 import TemplateError, nodes
+    from jinja2 import nodes
 
+    parsed = parse(source)
     try:
-        parsed = _environment().parse(source)
         given = _given(parsed, set())
         fields = {node.attr for node in parsed.find_all(nodes.Getattr)}
         strings = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
         return frozenset(given), frozenset(fields | strings)
+    except RecursionError as error:
+        raise _unreadable(error) from None
+
+
+def parse(source: str) -> nodes.Template:
+    """Raises ArtifactError for what is no template."""
+    from jinja2 import TemplateError
+
+    try:
+        return _environment().parse(source)
     except (TemplateError, RecursionError) as error:
-        raise ArtifactError(f"the chat template cannot be read: {error}") from None
+        raise _unreadable(error) from None
+
+
+def _unreadable(error: Exception) -> ArtifactError:
+    return ArtifactError(f"the chat template cannot be read: {error}")
 
 
 def _given(node: nodes.Node, own: set[str]) -> Iterator[str]:

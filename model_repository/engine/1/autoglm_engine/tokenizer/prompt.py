@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -27,9 +27,11 @@ from .rendering.thinking import REASONING_FIELDS, PromptThinking, ThinkingMarks,
 from .semantic_query import question_of_messages, question_of_text
 from .template_process import TemplateLimits, TemplateProcess
 from .token_questions import TokenAnswers, Tokenize
-from .tool_format import CALL_TOKENS, tool_ways
+from .tool_format import ToolWays, tool_ways, visible_tokens
+from .tools.call_form import PLAIN_TEXT, CallForm
 from .tools.definitions import Tool, parse_tools
-from .tools.messages import check_tool_fields, has_calls
+from .tools.found_form import find_call_form
+from .tools.messages import check_tool_fields, has_calls, with_arguments_as_text
 from .tools.metadata_turns import in_metadata, with_tools_in_system_item
 from .tools.plain_text import in_plain_text, needs_plain_text
 
@@ -212,8 +214,8 @@ class ChatTemplate:
     limits. Tools and calls are given to a template as it takes them (`ToolWays`); for one that takes none they are put
     into the messages. A message that it passes over is an error.
 
-    `for_tools`: a template of its own for conversations with tools. `tool_format`: the form in which the model that it
-    belongs to calls them."""
+    `for_tools`: a template of its own for conversations with tools. `end_tokens`: that end an answer; `hidden`: that
+    decoding leaves out. Neither can tell a call."""
 
     def __init__(
         self,
@@ -221,13 +223,16 @@ class ChatTemplate:
         special_tokens: dict[str, str],
         limits: TemplateLimits | None = None,
         for_tools: ChatTemplate | None = None,
+        *,
+        end_tokens: Collection[str] = (),
+        hidden: Collection[str] = (),
     ) -> None:
         self._source = source
+        self._end_tokens, self._hidden = end_tokens, hidden
         self._process = TemplateProcess(source, special_tokens, limits)
-        self._ways = tool_ways(source)
+        self._told = tool_ways(source)
         self._kept = KeptMessages()
         self._for_tools = for_tools
-        self.tool_format: str = for_tools.tool_format if for_tools else self._ways.form
 
     @classmethod
     def load(cls, folder: Path, tokenizer: Tokenizer, manifest: Manifest) -> ChatTemplate | None:
@@ -238,7 +243,33 @@ class ChatTemplate:
             special = {name: str(tokenizer.id_to_token(i)) for name, i in ids.items() if i is not None}
         if source is None:
             return None
-        return cls(source, special, for_tools=None if for_tools is None else cls(for_tools, special))
+        ends = [str(tokenizer.id_to_token(i)) for i in manifest.eos_token_ids if tokenizer.id_to_token(i) is not None]
+        hidden = [token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special]
+
+        def made(text: str, for_tools: ChatTemplate | None = None) -> ChatTemplate:
+            return cls(text, special, for_tools=for_tools, end_tokens=ends, hidden=hidden)
+
+        return made(source, None if for_tools is None else made(for_tools))
+
+    @property
+    def call_form(self) -> CallForm:
+        """How the model writes calls: found by some renderings, once. Raises ArtifactError where the template cannot
+        be compiled."""
+        return self._for_tools.call_form if self._for_tools else self._found[1]
+
+    @cached_property
+    def _found(self) -> tuple[ToolWays, CallForm]:
+        """What the template takes of tools, and the form of calls: plain text where that cannot be read."""
+        form = None
+        if self._told.calls != "plain text":
+            form = find_call_form(self._source, self._tried, self._end_tokens)
+        if form is None or any(token in text for token in self._hidden for text in form.needed()):
+            return ToolWays(), PLAIN_TEXT
+        return self._told, form
+
+    def _tried(self, messages: list[dict[str, Any]], tools: list[Tool], add_generation_prompt: bool) -> str:
+        options = TemplateOptions(add_generation_prompt=add_generation_prompt)
+        return self._rendered([_without_nulls(turn) for turn in messages], tools, 1 << 20, options, self._told)
 
     def another(self) -> ChatTemplate:
         """To render beside this one: with a process of its own, which is not started."""
@@ -251,12 +282,12 @@ class ChatTemplate:
         """Compile it now, and not with the first request. Raises ArtifactError."""
         for process in self._processes():
             process.start()
-        _ = self.thinking
+        _ = self.thinking, self.call_form
 
     @cached_property
     def thinking(self) -> ThinkingMarks | None:
         """The marks around what the model thinks; some renderings. Raises ArtifactError where it cannot be compiled."""
-        return thinking_marks(self._source, self._tried)
+        return thinking_marks(self._source, self._shown)
 
     def thinking_in(
         self, rendered: str, messages: Sequence[dict[str, Any]], options: TemplateOptions | None = None
@@ -270,7 +301,7 @@ class ChatTemplate:
         is_open = marks.is_open_in(said, rendered.rstrip().removesuffix(said))
         return PromptThinking(marks, is_open, not is_open)
 
-    def _tried(
+    def _shown(
         self, messages: Sequence[dict[str, Any]], variables: Mapping[str, Any], *, add_generation_prompt: bool
     ) -> str | None:
         names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
@@ -303,11 +334,16 @@ class ChatTemplate:
         if tools is not None and self._for_tools is not None:
             return self._for_tools.render(messages, tools, max_characters, options)
         messages = [_without_nulls(turn) for turn in messages]
-        if self._ways.calls == "plain text" and needs_plain_text(messages, tools):
-            messages, tools = in_plain_text(messages, tools), None
+        ways = self._told
+        if needs_plain_text(messages, tools):
+            ways, form = self._found
+            if ways.calls == "plain text":
+                messages, tools = in_plain_text(messages, tools), None
+            elif form.arguments_as_text:
+                messages = [with_arguments_as_text(turn) for turn in messages]
 
         def rendered(turns: list[dict[str, Any]]) -> str:
-            return self._rendered(turns, tools, max_characters, options or TemplateOptions())
+            return self._rendered(turns, tools, max_characters, options or TemplateOptions(), ways)
 
         try:
             text = rendered(messages)
@@ -322,10 +358,11 @@ class ChatTemplate:
         tools: list[Tool] | None,
         max_characters: int,
         options: TemplateOptions,
+        ways: ToolWays,
     ) -> str:
-        if self._ways.calls == "metadata":
+        if ways.calls == "metadata":
             messages = in_metadata(messages)
-        if tools and self._ways.tools == "system item":
+        if tools and ways.tools == "system item":
             messages, tools = with_tools_in_system_item(messages, tools), None
         names = {"tools": tools, "documents": None, **options.variables}
         names["add_generation_prompt"] = options.add_generation_prompt
@@ -356,27 +393,26 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 
     path = folder / TOKENIZER_NAME
     try:
-        return with_visible_calls(Tokenizer.from_file(str(path)))
+        tokenizer = Tokenizer.from_file(str(path))
     except Exception as error:  # the library raises plain Exception
         raise ArtifactError(f"{path} cannot be read: {error}") from None
+    sources = [_read_template(folder / name) for name in (TEMPLATE_NAME, TOOL_TEMPLATE_NAME)]
+    return with_visible_calls(tokenizer, *(source for source in sources if source is not None))
 
 
-def with_visible_calls(tokenizer: Tokenizer) -> Tokenizer:
+def with_visible_calls(tokenizer: Tokenizer, *sources: str) -> Tokenizer:
     """The same ids of the same texts; but tokens that calls are made of, and that thinking stands between, are special
-    no more, so that decoding keeps them."""
+    no more, so that decoding keeps them. `sources`: of chat templates."""
     from tokenizers import Tokenizer
 
-    added = tokenizer.get_added_tokens_decoder().values()
-    if not any(token.special and _is_mark(token.content) for token in added):
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    visible = visible_tokens(tokenizer, sources) | set(filter(is_thinking_token, special))
+    if not visible:
         return tokenizer
     state = json.loads(tokenizer.to_str())
     for token in state["added_tokens"]:
-        token["special"] = token["special"] and not _is_mark(token["content"])
+        token["special"] = token["special"] and token["content"] not in visible
     return Tokenizer.from_str(json.dumps(state))
-
-
-def _is_mark(content: str) -> bool:
-    return content in CALL_TOKENS or is_thinking_token(content)
 
 
 def _without_nulls(message: dict[str, Any]) -> dict[str, Any]:

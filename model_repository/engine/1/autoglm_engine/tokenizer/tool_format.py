@@ -1,32 +1,21 @@
-"""In which form a model writes its calls, told by its chat template; and the tokens that such a form is made of."""
+"""What a chat template takes of tools, told by its syntax; and the tokens that calls are made of."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
-from .chat_template import template_names
+from .chat_template import parse, template_names
 
 if TYPE_CHECKING:
+    from jinja2 import nodes
     from tokenizers import Tokenizer
 
-PLAIN_TEXT = "hermes"  # of `tools.plain_text`
-UNKNOWN = "unknown"
+    from .tools.call_form import CallForm
 
-# The first one whose mark is in the template. A form's own mark goes before those that several forms have.
-_MARKS = (
-    ("mistral", "[TOOL_CALLS]"),
-    ("glm-xml", "<arg_key>"),
-    (UNKNOWN, "<function="),  # Qwen's coders: tags in <tool_call>
-    (UNKNOWN, "<invoke name="),  # MiniMax, likewise
-    (UNKNOWN, ">>>"),  # Functionary, in Llama's turns
-    ("hermes", "<tool_call>"),
-    ("llama", "<|python_tag|>"),
-    ("llama", "<|start_header_id|>"),
-    ("glm", "<|observation|>"),
-)
-
-# Some checkpoints call these special, which would keep them out of the text; but they are what tells a call.
+# Of forms that the gateway has a name for. Some checkpoints call these special, which would keep them out of the text;
+# but they are what tells a call.
 CALL_TOKENS = frozenset(
     {
         "[TOOL_CALLS]",
@@ -42,13 +31,13 @@ CALL_TOKENS = frozenset(
     }
 )
 
+_TOLD = ("tools", "tool", "tool_response", "tool_responses")  # fields and roles by which tools and results are told
+
 
 @dataclass(frozen=True, slots=True)
 class ToolWays:
-    """What a template takes of tools. `form`: of the calls that the model writes. `tools`: where they are told;
-    `calls`: as what a turn tells them."""
+    """What a template takes of tools. `tools`: where they are told; `calls`: as what a turn tells them."""
 
-    form: str
     tools: Literal["variable", "system item", "plain text"] = "plain text"
     calls: Literal["tool_calls", "metadata", "plain text"] = "plain text"
 
@@ -57,22 +46,126 @@ def tool_ways(source: str) -> ToolWays:
     """Of a template's source. One that has no place for calls is told in plain text. Raises ArtifactError for what is
     no template."""
     given, named = template_names(source)
-    form = next((name for name, mark in _MARKS if mark in source), UNKNOWN)
     calls: Literal["tool_calls", "metadata"] | None = None
     if "tool_calls" in named:
         calls = "tool_calls"
     elif "metadata" in named:  # GLM-4: one turn a call, and a role of its own for what came of it
-        calls, form = "metadata", "glm"
+        calls = "metadata"
     if calls is None:
-        return ToolWays(PLAIN_TEXT)
+        return ToolWays()
     if "tools" in given:
-        return ToolWays(form, "variable", calls)
+        return ToolWays("variable", calls)
     if calls == "metadata" and "tools" in named:
-        return ToolWays(form, "system item", calls)
-    return ToolWays(PLAIN_TEXT)
+        return ToolWays("system item", calls)
+    return ToolWays()
 
 
-def call_tokens(tokenizer: Tokenizer) -> dict[str, int]:
-    """Those that it has, and their ids."""
+def call_tokens(tokenizer: Tokenizer, form: CallForm | None) -> dict[str, int]:
+    """Those that it has, and their ids. `form`: of the model's template."""
+    texts = [] if form is None else list(form.texts())
     added = tokenizer.get_added_tokens_decoder()
-    return {token.content: token_id for token_id, token in added.items() if token.content in CALL_TOKENS}
+    return {
+        token.content: token_id
+        for token_id, token in added.items()
+        if token.content in CALL_TOKENS or (_is_mark(token.content) and any(token.content in text for text in texts))
+    }
+
+
+def visible_tokens(tokenizer: Tokenizer, sources: Iterable[str]) -> frozenset[str]:
+    """The special tokens that decoding must keep: those that a call is made of, and that the templates write nowhere
+    else."""
+    special = {token.content for token in tokenizer.get_added_tokens_decoder().values() if token.special}
+    found = set(special & CALL_TOKENS)
+    for inside, outside in map(_strings_of_calls, sources):
+        found |= {token for token in special if _is_mark(token) and token in inside and token not in outside}
+    return frozenset(found)
+
+
+def _is_mark(token: str) -> bool:
+    """Not space, a bracket or a word that calls have by chance."""
+    return len(token.strip()) > 2 and not token.strip().isalnum()
+
+
+def _strings_of_calls(source: str) -> tuple[str, str]:
+    """What a template writes where a turn has calls, and what it writes of other turns; what it writes before all
+    turns, or where tools are told, is neither. Raises ArtifactError for what is no template."""
+    from jinja2 import nodes
+
+    template = parse(source)
+    made = list(template.find_all((nodes.Macro, nodes.Assign, nodes.AssignBlock)))
+    written: dict[str, list[str]] = {"calls": [], "turns": [], "tools": [], "": []}
+    used = set[tuple[int, str]]()
+    todo = [(template.body, "")]
+    while todo:
+        for strings, where, names in _sorted(*todo.pop()):
+            written[where].extend(strings)
+            for number, node in enumerate(made):
+                if (number, where) not in used and names & _made_names(node):
+                    used.add((number, where))
+                    todo.append((_made(node), where))
+    return "\n".join(written["calls"]), "\n".join(written["turns"])
+
+
+def _made_names(node: nodes.Node) -> set[str]:
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Macro):
+        return {node.name}
+    assert isinstance(node, (nodes.Assign, nodes.AssignBlock)), node
+    target = node.target
+    return {found.name for found in (target, *target.find_all((nodes.Name, nodes.NSRef))) if hasattr(found, "name")}
+
+
+def _made(node: nodes.Node) -> list[nodes.Node]:
+    """What comes of its name where it is used."""
+    from jinja2 import nodes
+
+    if isinstance(node, nodes.Assign):
+        return [nodes.Output([node.node])]
+    assert isinstance(node, (nodes.Macro, nodes.AssignBlock)), node
+    return node.body
+
+
+def _sorted(body: Sequence[nodes.Node], where: str) -> Iterator[tuple[list[str], str, set[str]]]:
+    """Strings, where they are written, and the names that are read beside them."""
+    from jinja2 import nodes
+
+    for node in body:
+        if isinstance(node, nodes.If):
+            yield from _sorted(node.body, _place(node.test, where))
+            yield from _sorted([*node.elif_, *node.else_], where)
+        elif isinstance(node, nodes.For):
+            turns = "turns" if any("message" in name.name for name in _names(node.iter)) else ""
+            yield from _sorted([*node.body, *node.else_], _place(node.iter, where or turns))
+        elif not isinstance(node, (nodes.Macro, nodes.Assign, nodes.AssignBlock)):  # these count where they are used
+            yield _strings(node), where, {name.name for name in _names(node)}
+
+
+def _place(condition: nodes.Node, where: str) -> str:
+    from jinja2 import nodes
+
+    if any(_mentions(node, "tool_calls") for node in condition.find_all(nodes.Not)):
+        return where
+    if _mentions(condition, "tool_calls"):
+        return "calls"
+    return "tools" if where != "calls" and any(_mentions(condition, word) for word in _TOLD) else where
+
+
+def _mentions(node: nodes.Node, word: str) -> bool:
+    from jinja2 import nodes
+
+    found = [node, *node.find_all((nodes.Getattr, nodes.Const, nodes.Name))]
+    return any(word in (getattr(each, name, None) for name in ("attr", "value", "name")) for each in found)
+
+
+def _names(node: nodes.Node) -> list[nodes.Name]:
+    from jinja2 import nodes
+
+    return [*node.find_all(nodes.Name), *([node] if isinstance(node, nodes.Name) else [])]
+
+
+def _strings(node: nodes.Node) -> list[str]:
+    from jinja2 import nodes
+
+    constants = [found.value for found in node.find_all(nodes.Const) if isinstance(found.value, str)]
+    return [*(found.data for found in node.find_all(nodes.TemplateData)), *constants]

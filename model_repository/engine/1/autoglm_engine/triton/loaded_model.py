@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -24,7 +25,10 @@ from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
 from autoglm_engine.tokenizer.incremental import TokenText
 from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
-from autoglm_engine.tokenizer.tool_format import UNKNOWN, call_tokens
+from autoglm_engine.tokenizer.tool_format import call_tokens
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,12 +57,8 @@ class LoadedModel:
             "vocab_size": manifest.vocab_size,
             "num_slots": num_slots,
             "max_images": manifest.vision.max_images if manifest.vision else 0,
-            "tool_format": template.tool_format if template else UNKNOWN,
-            "call_tokens": call_tokens(tokenizer),
-            "thinking": template.thinking and dataclasses.astuple(template.thinking) if template else None,
+            **_template_limits(tokenizer, template),
         }
-        if template:
-            template.close()
         guides = GuidePool(GuideCompiler.of(folder, manifest.vocab_size, manifest.eos_token_ids))
         runner = load_runner(folder, manifest, num_threads=num_threads, num_slots=num_slots, device=settings.device)
         manifest.check_unchanged(folder)
@@ -77,6 +77,22 @@ class LoadedModel:
             vision=vision,
             fixed_rows=measure_fixed_rows(runner) if runner.limits.can_verify_drafts else FIXED_ROWS,
         )
+
+
+def _template_limits(tokenizer: Tokenizer, template: ChatTemplate | None) -> dict[str, object]:
+    """How the model calls functions, the tokens that calls are made of, and the marks of thinking. Raises
+    ArtifactError."""
+    if template is None:
+        return {"call_form": None, "call_tokens": call_tokens(tokenizer, None), "thinking": None}
+    try:
+        form, thinking = template.call_form, template.thinking
+    finally:
+        template.close()
+    return {
+        "call_form": form.told(),
+        "call_tokens": call_tokens(tokenizer, form),
+        "thinking": thinking and dataclasses.astuple(thinking),
+    }
 
 
 def warm_up(runner: Runner) -> None:

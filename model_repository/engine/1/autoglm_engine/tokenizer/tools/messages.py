@@ -35,6 +35,19 @@ def check_tool_fields(message: dict[str, Any], place: str) -> None:
         _check_call(call, f"{place}.tool_calls[{index}]")
 
 
+def with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    """For templates that take no object."""
+    if not has_calls(message):
+        return message
+    functions = [call["function"] for call in message["tool_calls"]]
+    texts = [json.dumps(function["arguments"], ensure_ascii=False) for function in functions]
+    calls = [
+        {**call, "function": {**call["function"], "arguments": text}}
+        for call, text in zip(message["tool_calls"], texts, strict=True)
+    ]
+    return {**message, "tool_calls": calls}
+
+
 def _check_call(call: Any, place: str) -> None:
     if not isinstance(call, dict) or not isinstance(call.get("function"), dict):
         raise InvalidRequest(f'{place} must be {{"id": ..., "type": "function", "function": {{"name", "arguments"}}}}')
