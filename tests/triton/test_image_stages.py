@@ -8,7 +8,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from autoglm_engine.core import Features
+from autoglm_engine.core import Features, ImageSpan, Request, SamplingOptions
+from autoglm_engine.engine.images.image_bytes import ImageBudget
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.manifest import VisionSettings
 from autoglm_engine.messages import Packed
@@ -20,6 +21,7 @@ from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.images.encode_message import EncodeMessage
 from autoglm_engine.triton.images.image_intake import ImageIntake
 from autoglm_engine.triton.images.vision_model import Encoder, encode_image
+from autoglm_engine.vision.digest import image_digest
 from autoglm_engine.vision.processor import Patches
 from autoglm_engine.vision.stop import Stop
 
@@ -28,6 +30,7 @@ from tests.support.export.tiny_glm4v import image_file
 from tests.support.vision.settings import BLIND, vision_settings
 
 GRID = (2, 3)
+FILE = image_file(56, 84)
 
 
 @dataclass
@@ -77,3 +80,18 @@ def test_a_model_of_text_alone_encodes_nothing(tmp_path: Path) -> None:
     with AckBoard(4, tmp_path, ServerIdentity.of(os.getpid())) as board:
         intake = ImageIntake.of(BLIND, plain_settings(), board, lambda *asked: ([], []), MemoryMetrics())
     assert intake.vision is None
+
+
+def test_the_file_of_another_image_than_the_prompts_is_refused() -> None:
+    """Files come beside what is sealed; their digests are in it."""
+    settings = vision_settings()
+    image = ImageSpan(1, GRID, image_digest(FILE, settings))
+    request = Request("a", np.full(9, settings.image_token_id, np.int32), SamplingOptions(1), images=(image,))
+    intake = ImageIntake(settings, ImageBudget(1 << 20), None)
+    assert intake.take(request, [FILE]).image_bytes.num_bytes == len(FILE)
+    for files in ([FILE[:-1]], [FILE[:-1] + b"!"], [b""]):
+        with pytest.raises(InvalidRequest, match="the file of image 0 is not the one that the prompt was made for"):
+            intake.take(request, files)
+    for number, wrong in ((0, []), (2, [FILE, FILE])):
+        with pytest.raises(InvalidRequest, match=f"the prompt has 1 images, and {number} files came with it"):
+            intake.take(request, wrong)

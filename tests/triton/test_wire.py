@@ -16,9 +16,11 @@ from autoglm_engine.messages import (
     SentEvent,
     pack_event,
     pack_request,
+    split_files,
     unpack_event,
     unpack_request,
     unpack_sent_event,
+    with_files,
 )
 from hypothesis import given
 from hypothesis import strategies as st
@@ -273,3 +275,29 @@ def test_what_was_tokenized_for_another_artifact_is_refused_and_may_come_again()
 
 def packed_json(raw: dict[str, Any]) -> Packed:
     return np.frombuffer(json.dumps(raw).encode(), dtype=np.uint8)
+
+
+@given(st.binary(max_size=9), st.lists(st.binary(max_size=40), max_size=5))
+def test_files_come_back_beside_the_sealed_request(content: bytes, files: list[bytes]) -> None:
+    sealed = np.frombuffer(content + b"}", np.uint8)
+    packed = with_files(sealed, files)
+    found, parts = split_files(packed)
+    assert found.tobytes() == sealed.tobytes() and [part.tobytes() for part in parts] == files
+
+
+@given(st.binary(max_size=60))
+def test_whatever_is_no_request_with_files_is_refused_or_has_no_more_than_it_holds(raw: bytes) -> None:
+    packed = np.frombuffer(raw, np.uint8)
+    try:
+        sealed, files = split_files(packed)
+    except InvalidRequest as error:
+        assert "not what the tokenizer model writes" in str(error)
+    else:
+        assert sealed.size + sum(file.size for file in files) <= packed.size
+
+
+def test_more_files_than_a_message_may_have_are_refused() -> None:
+    sealed = np.frombuffer(b"{}", np.uint8)
+    with pytest.raises(InvalidRequest, match="the request has 65 images; at most 64 are allowed"):
+        with_files(sealed, [b"x"] * 65)
+    assert len(split_files(with_files(sealed, [b"x"] * 64))[1]) == 64

@@ -18,6 +18,7 @@ from autoglm_gateway.errors import ApiError
 
 _MAX_PARTS = 100_000  # keys, lists and objects; takes some 0.1 s to read, and nothing that the schema allows comes near
 _BLOCK = 1 << 16  # bytes
+_FEW = 64
 _MAX_SHOWN = 120  # characters of what the parser says
 
 _Handler = Callable[[Request], Coroutine[Any, Any, Response]]
@@ -73,7 +74,16 @@ def parse_object(body: bytes) -> dict[str, Any]:
 
 
 def _num_marks(text: bytes) -> int:
-    return text.count(b":") + text.count(b"[") + text.count(b"{")
+    return sum(_count(text, mark) for mark in (b":", b"[", b"{"))
+
+
+def _count(text: bytes, mark: bytes) -> int:
+    """As `text.count`, which looks at each byte by itself: where there are few, as in an image, `find` is faster."""
+    place = -1
+    for number in range(_FEW):
+        if (place := text.find(mark, place + 1)) < 0:
+            return number
+    return _FEW + text.count(mark, place + 1)
 
 
 def _has_too_many_parts(text: bytes) -> bool:

@@ -11,13 +11,14 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from autoglm_engine.options.table import MAX_PRIORITY, MAX_USER_CHARACTERS
-from autoglm_engine.vision.message import packed_images, unpacked_images
+from autoglm_engine.vision.message import MAX_IMAGES, packed_images, unpacked_images
 
 from .core import (
     CacheHit,
@@ -39,6 +40,7 @@ from .packed_body import Body, BodyPiece
 
 Packed = npt.NDArray[np.uint8]
 _CHUNK = 32  # tokens
+_BRACE = ord("}")
 _SAMPLING_NAMES = names_of(SamplingOptions)
 _sampling_values, _question_values = values_getter(SamplingOptions), values_getter(SemanticQuery)
 _usage_values, _stages_values = values_getter(Usage), values_getter(Stages)
@@ -89,29 +91,32 @@ def pack_request(request: Request, artifact: str) -> Packed:
     return _pack(raw)
 
 
-def with_files(packed: Packed, files: Sequence[bytes]) -> Packed:
-    """A packed request with the files of its images: a byte 0, which JSON never has, then each file behind the 8 bytes
-    of its length. Without files it stays as it is."""
+def with_files(sealed: Packed, files: Sequence[bytes]) -> Packed:
+    """A sealed request with the files of its images, whose digests it has: they need no seal. Behind it the files, the
+    8 bytes of the length of each, and a byte with their number. Without files it stays as it is, and ends with the
+    brace of its JSON, which is more than any number of files. Raises InvalidRequest for too many."""
     if not files:
-        return packed
-    parts = [packed.tobytes(), b"\0", *(part for file in files for part in (len(file).to_bytes(8, "little"), file))]
-    return np.frombuffer(b"".join(parts), dtype=np.uint8)
+        return sealed
+    if len(files) > MAX_IMAGES:
+        raise InvalidRequest(f"the request has {len(files)} images; at most {MAX_IMAGES} are allowed")
+    lengths = (len(file).to_bytes(8, "little") for file in files)
+    return np.frombuffer(b"".join([sealed.tobytes(), *files, *lengths, bytes([len(files)])]), dtype=np.uint8)
 
 
-def split_files(packed: Packed) -> tuple[Packed, tuple[bytes, ...]]:
-    """(the request alone, the files of its images). Raises InvalidRequest for what `with_files` does not write."""
-    raw = packed.tobytes()
-    at = raw.find(b"\0")
-    if at < 0:
+def split_files(packed: Packed) -> tuple[Packed, tuple[Packed, ...]]:
+    """(the sealed request, the files of its images), where they lie. Raises InvalidRequest for what `with_files` does
+    not write; whose files they are, their digests tell."""
+    num_files = int(packed[-1]) if packed.size else _BRACE
+    if num_files == _BRACE:
         return packed, ()
-    files, place = list[bytes](), at + 1
-    while place < len(raw):
-        start = place + 8
-        place = start + int.from_bytes(raw[place:start], "little")
-        if place > len(raw):
-            raise InvalidRequest("request is not what the tokenizer model writes: the file of an image is cut off")
-        files.append(raw[start:place])
-    return packed[:at], tuple(files)
+    end = packed.size - 1 - 8 * num_files
+    if num_files > MAX_IMAGES or end < 0:
+        raise InvalidRequest("request is not what the tokenizer model writes: the files of its images are cut off")
+    lengths = [int.from_bytes(packed[at : at + 8].tobytes(), "little") for at in range(end, packed.size - 1, 8)]
+    if (start := end - sum(lengths)) < 0:
+        raise InvalidRequest("request is not what the tokenizer model writes: the file of an image is cut off")
+    places = list(accumulate(lengths, initial=start))
+    return packed[:start], tuple(packed[first:last] for first, last in pairwise(places))
 
 
 def unpack_request(request_id: str, token_ids: TokenIds, packed: Packed, artifact: str) -> Request:

@@ -151,10 +151,10 @@ class EngineService:
         """Take a request, or answer it with an error at once."""
         request_id = self._replies.open(caller_id, reply)
         try:
-            opened = self._requests.open(packed, token_ids)
+            sealed, files = split_files(packed)
+            opened = self._requests.open(sealed, token_ids)
             self._requests.note_asked()
-            packed_request, files = split_files(opened)
-            request = unpack_request(request_id, token_ids, packed_request, self._board.artifact)
+            request = unpack_request(request_id, token_ids, opened, self._board.artifact)
             if request.prompt_thinks:
                 self._replies.note_thinking(request_id)
             self._rules.recheck(request.sampling)
@@ -163,7 +163,7 @@ class EngineService:
             request = dataclasses.replace(request, guide=self._guides.guide_of(request.sampling, request.tenant))
             if request.semantic and self._caches.semantic is None:
                 raise InvalidRequest(f"semantic is true, which cannot be done here: {self._caches.no_semantic}")
-            self._loop.submit(self._images.take(self._with_deadline(request), files))
+            self._loop.submit(self._images.take(self._with_deadline(request), [file.tobytes() for file in files]))
         except EngineError as error:
             self._replies.refuse(request_id, error.code, str(error))
             return

@@ -13,7 +13,7 @@ from typing import Protocol
 from autoglm_engine.core import TokenIds
 from autoglm_engine.errors import EngineError, Unavailable
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.messages import Packed
+from autoglm_engine.messages import Packed, with_files
 from autoglm_engine.tokenizer.pool import Job, TokenizerPool
 from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.triton.board.finder import EngineBoard
@@ -97,7 +97,8 @@ class TokenizerDispatcher:
         """Only what the engine may take."""
         if asked.question is not None:
             return admitted.request
-        return self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
+        sealed = self._board.current().seal.close(Kind.REQUEST, admitted.request, beside=admitted.token_ids)
+        return with_files(sealed, admitted.files)
 
     def _attempt(self, work: Callable[[], None], reply: TokenizerReply) -> None:
         """Or tell why not: one request never takes others with it."""

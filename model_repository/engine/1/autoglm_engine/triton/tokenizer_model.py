@@ -17,7 +17,7 @@ from autoglm_engine.core import Request, TokenIds
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.guided.after_thinking import resolved
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.messages import Packed, pack_request, with_files
+from autoglm_engine.messages import Packed, pack_request
 from autoglm_engine.options.bad_words import NAME as BAD_WORDS
 from autoglm_engine.options.bad_words import word_tokens
 from autoglm_engine.options.foreign_inputs import FOREIGN_INPUTS
@@ -61,6 +61,7 @@ class Admitted:
 
     token_ids: TokenIds  # [num_prompt_tokens]
     request: Packed
+    files: tuple[bytes, ...] = ()  # of the request's images
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,7 +219,7 @@ class RequestPreprocessor:
             images=prompt.images,
             prompt_thinks=prompt.thinking is not None and prompt.thinking.is_open,
         )
-        return Admitted(token_ids, with_files(pack_request(request, self._artifact), prompt.files))
+        return Admitted(token_ids, pack_request(request, self._artifact), tuple(prompt.files))
 
     def _answered(self, asked: ParsedRequest, question: TokenQuestion, prompter: Prompter) -> Admitted:
         """An answer's size has little to do with the question's: whoever asks chooses it."""

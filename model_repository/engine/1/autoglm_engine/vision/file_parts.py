@@ -8,6 +8,7 @@ Pillow and libjpeg read them.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 
 from autoglm_engine.errors import InvalidRequest
 
@@ -18,6 +19,7 @@ MAX_CHUNKS = 128  # of a PNG that hold no pixels
 _MIN_DATA_CHUNKS, _BYTES_A_DATA_CHUNK = 256, 512  # of those that do
 _PNG = b"\x89PNG\r\n\x1a\n"
 _JPEG = b"\xff\xd8"
+_ORIENTATION = (b"eXIf", b"Raw profile", b"com.adobe.xmp")  # a chunk's kind, or what begins a text
 _PIXELS = frozenset((b"IDAT", b"fdAT", b"fcTL"))
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _EOI, _SOS = 0xD9, 0xDA
@@ -32,10 +34,16 @@ def check_parts(content: bytes, name: str) -> None:
         _check_jpeg(content, name)
 
 
+def tells_orientation(png: bytes) -> bool:
+    """Whether a chunk may say how the image is to be turned."""
+    others = (png[start:end] for kind, start, end in _chunks(png) if kind not in _PIXELS)
+    return any(mark in chunk for chunk in others for mark in _ORIENTATION)
+
+
 def _check_png(content: bytes, name: str) -> None:
     max_data = _MIN_DATA_CHUNKS + len(content) // _BYTES_A_DATA_CHUNK
-    at, num_data, num_others = len(_PNG), 0, 0
-    while (kind := content[at + 4 : at + 8]) not in (b"", b"IEND"):
+    num_data, num_others = 0, 0
+    for kind, _, _ in _chunks(content):
         if kind in _PIXELS:
             num_data += 1
         else:
@@ -44,7 +52,15 @@ def _check_png(content: bytes, name: str) -> None:
             raise InvalidRequest(
                 f"{name} is a PNG of too many chunks; {max_data} of pixels and {MAX_CHUNKS} others are allowed"
             )
-        at += 12 + int.from_bytes(content[at : at + 4], "big")
+
+
+def _chunks(png: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """The kind of each, where it begins, and where the next one does. IEND is none."""
+    at = len(_PNG)
+    while (kind := png[at + 4 : at + 8]) not in (b"", b"IEND"):
+        end = at + 12 + int.from_bytes(png[at : at + 4], "big")
+        yield kind, at, end
+        at = end
 
 
 def _check_jpeg(content: bytes, name: str) -> None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from autoglm_engine.errors import InvalidRequest
 
-from .file_parts import check_parts
+from .file_parts import check_parts, tells_orientation
 from .limits import FORMATS, MAX_IMAGE_BYTES, MAX_IMAGE_PIXELS
 
 if TYPE_CHECKING:
@@ -21,7 +21,6 @@ if TYPE_CHECKING:
 _DATA_URL = re.compile(rb"data:image/(png|jpe?g|webp);base64,", re.IGNORECASE)
 _URL = re.compile(rb"[a-z][a-z0-9+.-]{0,15}:", re.IGNORECASE)
 _ORIENTATION = 0x0112  # the EXIF tag; from 5 on the image is turned by 90 degrees
-_PNG_ORIENTATION = (b"eXIf", b"Raw profile", b"com.adobe.xmp")  # chunks that may tell it
 MAX_DATA_URL_BYTES = 4 * -(-MAX_IMAGE_BYTES // 3) + 64
 
 
@@ -69,7 +68,7 @@ def upright_size(content: bytes, name: str) -> tuple[int, int]:
 
 def _orientation(image: Image, content: bytes) -> int:
     """Of a PNG Pillow decodes all of it to look for what few have."""
-    if image.format == "PNG" and "exif" not in image.info and not any(mark in content for mark in _PNG_ORIENTATION):
+    if image.format == "PNG" and "exif" not in image.info and not tells_orientation(content):
         return 1
     value = image.getexif().get(_ORIENTATION, 1)
     return next((known for known in range(2, 9) if value == known), 1)  # also a fraction, as Pillow compares it

@@ -23,6 +23,7 @@ BOARD_ID_BYTES = 8
 KEY_BYTES = 32
 _TAG_BYTES = 16
 SEAL_BYTES = BOARD_ID_BYTES + _TAG_BYTES
+_NOTHING = np.empty(0, np.uint8)
 
 
 class Kind(Enum):
@@ -63,10 +64,10 @@ class Seal:
         return int.from_bytes(digest, "little")
 
     def _tag(self, kind: Kind, content: bytes, beside: npt.NDArray[Any] | None) -> bytes:
-        other = b"" if beside is None else beside.tobytes()
+        other: npt.NDArray[Any] = _NOTHING if beside is None else np.ascontiguousarray(beside)
         digest = hashlib.blake2b(key=self._key, digest_size=_TAG_BYTES, person=kind.value.encode())
-        digest.update(len(other).to_bytes(8, "little"))  # so that nothing moves from one part into the other
-        digest.update(other)
+        digest.update(other.nbytes.to_bytes(8, "little"))  # so that nothing moves from one part into the other
+        digest.update(other.data)
         digest.update(content)
         return digest.digest()
 

@@ -106,8 +106,9 @@ class VisionService:
         """The one thread that brings requests. Answers, now or later."""
         try:
             image, sealed = (tensors[name].reshape(-1) for name in ("image", "request"))
-            packed, is_wanted = self._boards.open(sealed, image)
-            self._jobs.put(_Job(image.tobytes(), EncodeMessage.unpacked(packed), is_wanted, reply))
+            file = image.tobytes()  # what is looked at is what is encoded
+            packed, is_wanted = self._boards.open(sealed, np.frombuffer(file, np.uint8))
+            self._jobs.put(_Job(file, EncodeMessage.unpacked(packed), is_wanted, reply))
         except Exception as error:  # one request never takes its batch with it
             _hand_on(partial(_fail, reply, error), reply)
 
