@@ -15,6 +15,7 @@ from autoglm_export.model.spec import ModelSpec
 from .base import Checkpoint, checked_tokenizer
 from .families import Family
 from .folder_files import read_bytes, read_json, read_json_if_there
+from .generation.added_tokens import with_added_tokens
 from .generation.chat_templates import read_chat_templates
 from .generation.end_tokens import folder_end_tokens
 from .generation.generation_config import bos_token_id, read_generation
@@ -37,6 +38,7 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     spec = spec_from_config(config)
     store = SafetensorsStore(_shards(folder))
     tokenizer = checked_tokenizer(read_bytes(folder / "tokenizer.json"), spec.vocab_size)
+    tokenizer = with_added_tokens(tokenizer, folder, spec.vocab_size)
     vision = _open_vision(folder, config, store, spec, tokenizer)
     generation = read_json_if_there(folder / "generation_config.json")
     named = special_tokens(folder, family.name, tokenizer)

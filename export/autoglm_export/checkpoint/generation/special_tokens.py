@@ -20,7 +20,8 @@ from .end_tokens import Metadata
 
 NAMES = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 CONFIG_NAME = "tokenizer_config.json"
-_EXTRA = ("model_specific_special_tokens", "additional_special_tokens", "extra_special_tokens")
+MAP_NAME = "special_tokens_map.json"
+EXTRA = ("model_specific_special_tokens", "additional_special_tokens", "extra_special_tokens")
 # name -> key below `tokenizer.ggml`, as `gguf.constants` has it
 _GGUF_KEYS = {
     "bos_token": "bos",
@@ -41,11 +42,21 @@ _LLAMA = {"unk_token": "<unk>", "bos_token": "<s>", "eos_token": "</s>"}
 def special_tokens(folder: Path, model_type: str, tokenizer: bytes) -> dict[str, str]:
     """Name -> text. `tokenizer`: the folder's tokenizer.json. Raises CheckpointError for a name that is given no
     text."""
-    config = read_json_if_there(folder / CONFIG_NAME)
-    defaults = _of_class(config.get("tokenizer_class"), model_type, tokenizer)
-    legacy = {} if "added_tokens_decoder" in config else read_json_if_there(folder / "special_tokens_map.json")
-    named = {**defaults, **dict(_named(config, CONFIG_NAME)), **dict(_named(legacy, "special_tokens_map.json"))}
+    tokenizer_class = read_json_if_there(folder / CONFIG_NAME).get("tokenizer_class")
+    named = {**_of_class(tokenizer_class, model_type, tokenizer), **named_in_files(folder)}
     return {name: text for name, text in named.items() if text is not None}
+
+
+def named_in_files(folder: Path) -> dict[str, str | None]:
+    """As `special_tokens`, without what the class of the tokenizer says."""
+    return {name: text for file, config in token_files(folder).items() for name, text in _named(config, file)}
+
+
+def token_files(folder: Path) -> dict[str, dict[str, Any]]:
+    """The files that name tokens; what a later one says counts."""
+    config = read_json_if_there(folder / CONFIG_NAME)
+    old = {} if "added_tokens_decoder" in config else read_json_if_there(folder / MAP_NAME)
+    return {CONFIG_NAME: config, MAP_NAME: old}
 
 
 def _named(config: Mapping[str, Any], file: str) -> Iterator[tuple[str, str | None]]:
@@ -56,7 +67,7 @@ def _named(config: Mapping[str, Any], file: str) -> Iterator[tuple[str, str | No
     for name, value in config.items():
         if name.endswith("_token") and name not in NAMES and isinstance(value, str | dict):
             yield name, _text(name, value, file)
-    for key in _EXTRA:
+    for key in EXTRA:
         extra = config.get(key)
         for name, value in extra.items() if isinstance(extra, dict) else ():
             yield name, _text(name, value, file)
