@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from autoglm_engine.core import TokenIds
 
+from autoglm_export.checkpoint.gguf.paths import gguf_paths
+from autoglm_export.checkpoint.huggingface import holds_safetensors
 from autoglm_export.errors import ExportError
 
 
@@ -92,10 +94,25 @@ def _load_processor(transformers: Any, checkpoint: Path) -> Any:
 
 def _load_model(transformers: Any, torch: Any, checkpoint: Path) -> Any:
     options = {"dtype": torch.float32, "local_files_only": True}
-    if checkpoint.is_file():
-        return transformers.AutoModelForCausalLM.from_pretrained(
-            checkpoint.parent, gguf_file=checkpoint.name, **options
-        )
+    found = None if holds_safetensors(checkpoint) else gguf_paths(checkpoint)
+    if found is not None:
+        return _load_gguf(transformers, found.shards, options)
     config = transformers.AutoConfig.from_pretrained(checkpoint, local_files_only=True)
     auto = transformers.AutoModelForImageTextToText if _takes_images(config) else transformers.AutoModelForCausalLM
     return auto.from_pretrained(checkpoint, **options)
+
+
+def _load_gguf(transformers: Any, shards: tuple[Path, ...], options: dict[str, Any]) -> Any:
+    """transformers reads fewer GGUF files than can be exported."""
+    if len(shards) > 1:
+        raise ExportError(
+            f"transformers reads no GGUF model of {len(shards)} shards, so nothing can be compared with it: join them "
+            "(llama-gguf-split --merge), or leave out --check"
+        )
+    try:
+        return transformers.AutoModelForCausalLM.from_pretrained(shards[0].parent, gguf_file=shards[0].name, **options)
+    except (ValueError, RuntimeError, LookupError) as error:
+        raise ExportError(
+            f"transformers {transformers.__version__} does not read {shards[0].name}, so nothing can be compared with "
+            f"it: {error}"
+        ) from None

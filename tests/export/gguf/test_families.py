@@ -9,7 +9,9 @@ import gguf
 import numpy as np
 import pytest
 from autoglm_export.checkpoint.opening import open_checkpoint
+from autoglm_export.errors import ExportError
 from autoglm_export.parity import gate as parity
+from autoglm_export.parity.reference import Reference
 from gguf.quants import dequantize
 
 from tests.export.test_gguf import tokenizer_metadata
@@ -122,3 +124,13 @@ def logits_of(model: Any) -> Any:
 
     with torch.inference_mode():
         return model(torch.from_numpy(PROMPT.astype(np.int64))[None]).logits[0].float().numpy()
+
+
+def test_a_check_says_what_transformers_does_not_read(tmp_path: Path) -> None:
+    write_model(tmp_path / "glm4.gguf", tiny_model("glm4"), tokenizer_metadata())
+    with pytest.raises(ExportError, match=r"transformers .* does not read glm4\.gguf, so nothing can be compared"):
+        Reference.load(tmp_path)
+    for name in ("m-00001-of-00002.GGUF", "m-00002-of-00002.GGUF"):
+        (tmp_path / name).touch()
+    with pytest.raises(ExportError, match="transformers reads no GGUF model of 2 shards"):
+        Reference.load(tmp_path / "m-00002-of-00002.GGUF")
