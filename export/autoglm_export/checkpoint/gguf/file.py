@@ -57,6 +57,7 @@ class GgufFile:
         readers = {path: _read_gguf(path) for path in shards}
         _check_shards({path: reader.fields for path, reader in readers.items()})
         self._fields: dict[str, Any] = dict(readers[shards[0]].fields)
+        self._values: dict[str, Any] = {}
         self._tensors: dict[str, Any] = {}
         for path, reader in readers.items():
             self._add_tensors(path, reader.tensors)
@@ -81,7 +82,10 @@ class GgufFile:
         return self._fields.keys()
 
     def get(self, key: str, default: Any = None) -> Any:
-        return self._fields[key].contents() if key in self._fields else default
+        """The value of a key, read once: a list is some 100,000 tokens."""
+        if key not in self._values:
+            self._values[key] = _value(self._fields, key, None)
+        return default if key not in self._fields else self._values[key]
 
     def names(self) -> Collection[str]:
         return self._tensors.keys()
@@ -119,9 +123,12 @@ def _check_shards(fields: Mapping[Path, Mapping[str, Any]]) -> None:
                 f"{index} and {len(fields)}"
             )
         for key in _OF_ALL_SHARDS:
-            if key in own and (value := own[key].contents()) != _value(first, key, None):
+            if key in own and (value := _value(own, key, None)) != _value(first, key, None):
                 raise CheckpointError(f"{path.name} is a shard of another model: its {key} is {value!r:.60}")
 
 
 def _value(fields: Mapping[str, Any], key: str, default: Any) -> Any:
-    return fields[key].contents() if key in fields else default
+    try:
+        return fields[key].contents() if key in fields else default
+    except UnicodeDecodeError as error:
+        raise CheckpointError(f"the metadata {key} are not UTF-8: {error.reason}") from None

@@ -78,11 +78,12 @@ def _as_config(architecture: str, metadata: Mapping[str, Any], file: GgufFile) -
     config |= {CONFIG_KEYS[key]: value for key, value in metadata.items() if key in CONFIG_KEYS}
     sizes = Keys(config)
     hidden_size, num_heads = sizes.integer("hidden_size"), sizes.integer("num_attention_heads")
-    head_size = config.setdefault("head_dim", hidden_size // num_heads)
+    config.setdefault("head_dim", hidden_size // num_heads)
+    head_size = sizes.integer("head_dim")
     if (value_size := metadata.get("attention.value_length", head_size)) != head_size:
         raise UnsupportedModel(f"attention.value_length is {value_size}; it must be the key length, {head_size}")
     sections = _sections(architecture, metadata)
-    dims = metadata.get("rope.dimension_count", head_size)
+    dims = Keys(metadata).integer("rope.dimension_count", head_size)
     return config | {
         "model_type": WITH_SECTIONS[architecture] if sections else FAMILIES[architecture],
         "vocab_size": file.shape("token_embd.weight")[0],
@@ -104,7 +105,7 @@ def _sections(architecture: str, metadata: Mapping[str, Any]) -> dict[str, Any]:
     return {"mrope_section": sections[:3]}
 
 
-def _scaling(metadata: Mapping[str, Any], theta: float, dims: Any, file: GgufFile) -> dict[str, Any]:
+def _scaling(metadata: Mapping[str, Any], theta: float, dims: int, file: GgufFile) -> dict[str, Any]:
     factor = metadata.get("rope.scaling.factor", metadata.get("rope.scale_linear", 0.0))
     kind = metadata.get("rope.scaling.type", "linear" if factor not in (0, 1) else "none")
     if "rope_freqs.weight" not in file.names():
