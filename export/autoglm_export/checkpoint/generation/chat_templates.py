@@ -1,9 +1,9 @@
 """The chat templates of a Hugging Face folder: the default one, and one for conversations with tools.
 
-As transformers 5.23 reads them (`PreTrainedTokenizerBase.from_pretrained` and `get_chat_template`;
-`ProcessorMixin.get_processor_dict` of a model that takes images): files go before what tokenizer_config.json says, and
-of several templates `tool_use` is taken where tools are given, else `default`. Others can only be asked for by name,
-which no request does.
+As transformers 5.23 reads them. Of a model that reads text alone (`PreTrainedTokenizerBase.from_pretrained`,
+`get_chat_template`) files go before what tokenizer_config.json says; of one that takes images
+(`ProcessorMixin.get_processor_dict`) what its processor says goes before both. Of several templates `tool_use` is taken
+where tools are given, else `default`. Others can only be asked for by name, which no request does.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from autoglm_export.errors import CheckpointError
 
 FILE_NAME = "chat_template.jinja"
 FOLDER_NAME = "additional_chat_templates"
-PROCESSOR_FILE_NAME = "chat_template.json"
-CONFIG_NAME = "tokenizer_config.json"
+_OF_PROCESSORS = ("processor_config.json", "chat_template.json")
+_OF_TOKENIZERS = (FOLDER_NAME, "tokenizer_config.json")
 DEFAULT, FOR_TOOLS = "default", "tool_use"
 
 
@@ -33,11 +33,9 @@ class ChatTemplates:
 
 def read_chat_templates(folder: Path, *, takes_images: bool) -> ChatTemplates:
     """Raises CheckpointError, naming the file, for several templates of which none is the default."""
-    if found := _of_files(folder):
-        return _chosen(found, FOLDER_NAME)
-    places = (PROCESSOR_FILE_NAME, CONFIG_NAME) if takes_images else (CONFIG_NAME, PROCESSOR_FILE_NAME)
-    for name in places:
-        if found := _of_config(read_json_if_there(folder / name), name):
+    for name in (*_OF_PROCESSORS, *_OF_TOKENIZERS) if takes_images else (*_OF_TOKENIZERS, *_OF_PROCESSORS):
+        found = _of_files(folder) if name == FOLDER_NAME else _of_config(read_json_if_there(folder / name), name)
+        if found:
             return _chosen(found, name)
     return ChatTemplates()
 
