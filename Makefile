@@ -103,7 +103,7 @@ test-clients: $(VENV)/test.stamp ## by hand, minutes: compile the programs of do
 conformance: $(VENV)/test.stamp ## schemathesis against the gateway's OpenAPI document, at least 2,000 cases
 	@PATH="$(CURDIR)/$(BIN):$$PATH" AUTOGLM_CONFORMANCE_CASES=2000 pytest tests/gateway/api/test_api_document.py -k schemathesis $(PYTEST_FLAGS)
 
-templates-check: $(VENV)/test.stamp ## by hand, minutes: 70 published chat templates (downloaded, 77 MB) in nine conversations each, beside transformers
+templates-check: $(VENV)/test.stamp ## by hand, minutes: 70 published chat templates (downloaded, 77 MB) in twelve conversations each, beside transformers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m tests.by_hand.templates
 
 lint: $(VENV)/test.stamp ## ruff, mypy --strict and who imports whom; mypy once more for Python 3.10 what runs there

@@ -6,11 +6,13 @@ rendered in several conversations, and each cell of the table says what came of 
     equal     the bytes of transformers
     plain     tools and calls are told in plain text: the template has no place for them
     refused   an error, as transformers has one
+    named     an error that names the message that the template passes over; transformers loses it in silence
     error     an error where transformers has none
     differs   other bytes
     LOST      a message or a call leaves no trace, and nothing says so
 
-The last columns are what was found of calls, and whether they are read back and held to (`call_round_trip`).
+Content that is null or absent beside calls is "" on both sides. The last columns are the marks of thinking, what was
+found of calls, and whether they are read back and held to (`call_round_trip`).
 """
 
 from __future__ import annotations
@@ -19,14 +21,17 @@ import collections
 import copy
 import hashlib
 import io
+import json
 import tarfile
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from autoglm_engine.errors import EngineError
 from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.rendering.template_options import template_options
 from autoglm_engine.tokenizer.tools.plain_text import in_plain_text, needs_plain_text
 from transformers.utils.chat_template_utils import render_jinja_template
 
@@ -72,16 +77,36 @@ def _calls(calls: list[Message], **content: Any) -> Message:
     return {"role": "assistant", **content, "tool_calls": calls}
 
 
-CASES: dict[str, tuple[list[Message], bool]] = {
-    "plain": ([ASKED], False),
-    "system": ([SYSTEM, ASKED], False),
-    "turns": ([ASKED, SAID, AGAIN], False),
-    "tools": ([ASKED], True),
-    "call": ([ASKED, _calls(ONE, content=""), RESULT], True),
-    "text and call": ([ASKED, _calls(ONE, content="Let me look."), RESULT], True),
-    "two calls": ([ASKED, _calls(TWO, content=""), RESULT, RESULT_2], True),
-    "null": ([ASKED, _calls(ONE, content=None), RESULT], True),
-    "absent": ([ASKED, _calls(ONE), RESULT], True),
+THOUGHT = {"reasoning_content": "Rain came from the west, it may go on."}
+ON, OFF = {"enable_thinking": True, "thinking": True}, {"enable_thinking": False, "thinking": False}
+
+
+@dataclass(frozen=True, slots=True)
+class Case:
+    """`variables`: the template's own."""
+
+    messages: list[Message]
+    has_tools: bool = False
+    variables: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def tools(self) -> list[Message] | None:
+        return TOOLS if self.has_tools else None
+
+
+CASES = {
+    "plain": Case([ASKED]),
+    "system": Case([SYSTEM, ASKED]),
+    "turns": Case([ASKED, SAID, AGAIN]),
+    "tools": Case([ASKED], True),
+    "empty content": Case([ASKED, _calls(ONE, content=""), RESULT], True),
+    "text and call": Case([ASKED, _calls(ONE, content="Let me look."), RESULT], True),
+    "two calls": Case([ASKED, _calls(TWO, content=""), RESULT, RESULT_2], True),
+    "null content": Case([ASKED, _calls(ONE, content=None), RESULT], True),
+    "no content": Case([ASKED, _calls(ONE), RESULT], True),
+    "thinking on": Case([ASKED, {**SAID, **THOUGHT}, AGAIN], variables=ON),
+    "thinking off": Case([ASKED, {**SAID, **THOUGHT}, AGAIN], variables=OFF),
+    "thinking, call": Case([ASKED, {**_calls(ONE, content=""), **THOUGHT}, RESULT], True, ON),
 }
 
 
@@ -100,47 +125,53 @@ def templates() -> dict[str, str]:
     return {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.jinja"))}
 
 
-def reference(source: str, messages: list[Message], tools: list[Message] | None) -> str | None:
+def reference(source: str, case: Case) -> str | None:
     """None where transformers refuses. Content that is null or absent is "" beside calls."""
-    given = [{**turn, "content": turn.get("content") or ""} for turn in copy.deepcopy(messages)]
+    given = [{**turn, "content": turn.get("content") or ""} for turn in copy.deepcopy(case.messages)]
+    names = {**SPECIAL, **case.variables}
     try:
-        texts, _ = render_jinja_template([given], tools, chat_template=source, add_generation_prompt=True, **SPECIAL)
+        texts, _ = render_jinja_template([given], case.tools, chat_template=source, add_generation_prompt=True, **names)
     except Exception:  # of a template: anything
         return None
     return str(texts[0])
 
 
-def cell(template: ChatTemplate, source: str, messages: list[Message], tools: list[Message] | None) -> str:
-    expected = reference(source, messages, tools)
-    try:
-        text = template.render(copy.deepcopy(messages), tools)
-    except EngineError:
-        return "refused" if expected is None else "error"
-    if any(_rendered(template, changed, tools) == text for changed in _changes(messages)):
+def cell(template: ChatTemplate, source: str, case: Case) -> str:
+    expected = reference(source, case)
+    text = _rendered(template, case)
+    if text is None:
+        if expected is None:
+            return "refused"
+        return "named" if any(reference(source, changed) == expected for changed in _changes(case)) else "error"
+    if any(_rendered(template, changed) == text for changed in _changes(case)):
         return "LOST"
     if text == expected:
         return "equal"
-    if needs_plain_text(messages, tools):
-        plain = in_plain_text([{**turn, "content": turn.get("content") or ""} for turn in messages], tools)
-        if text == reference(source, plain, None):
+    if needs_plain_text(case.messages, case.tools):
+        turns = [{**turn, "content": turn.get("content") or ""} for turn in case.messages]
+        if text == reference(source, replace(case, messages=in_plain_text(turns, case.tools), has_tools=False)):
             return "plain"
     return "differs"
 
 
-def _changes(messages: list[Message]) -> Iterator[list[Message]]:
+def _changes(case: Case) -> Iterator[Case]:
     """In each, one message says something else, or one call has other arguments."""
+    messages = case.messages
     for at, message in enumerate(messages):
         if not message.get("tool_calls"):
-            yield [*messages[:at], {**message, "content": "Something else."}, *messages[at + 1 :]]
+            yield replace(
+                case, messages=[*messages[:at], {**message, "content": "Something else."}, *messages[at + 1 :]]
+            )
         for index in range(len(message.get("tool_calls", ()))):
             changed = copy.deepcopy(messages)
             changed[at]["tool_calls"][index]["function"]["arguments"] = {"city": "Elsewhere"}
-            yield changed
+            yield replace(case, messages=changed)
 
 
-def _rendered(template: ChatTemplate, messages: list[Message], tools: list[Message] | None) -> str | None:
+def _rendered(template: ChatTemplate, case: Case) -> str | None:
+    options = template_options(json.dumps(case.variables).encode())
     try:
-        return template.render(messages, tools)
+        return template.render(copy.deepcopy(case.messages), case.tools, options=options)
     except EngineError:
         return None
 
@@ -148,11 +179,10 @@ def _rendered(template: ChatTemplate, messages: list[Message], tools: list[Messa
 def row(source: str) -> dict[str, str]:
     template = ChatTemplate(source, SPECIAL)
     try:
-        cells = {
-            name: cell(template, source, messages, TOOLS if has_tools else None)
-            for name, (messages, has_tools) in CASES.items()
-        }
-        return {**cells, **{name: _shown(cell) for name, cell in calls_of(template).items()}}
+        cells = {name: cell(template, source, case) for name, case in CASES.items()}
+        marks = template.thinking
+        found = {"marks": marks.begin if marks else "", **calls_of(template)}
+        return {**cells, **{name: _shown(cell) for name, cell in found.items()}}
     finally:
         template.close()
 
@@ -164,16 +194,18 @@ def _shown(cell: str) -> str:
 
 def main() -> None:
     rows = {name: row(source) for name, source in templates().items()}
-    columns = [*CASES, "form", "round trip", "grammar"]
+    columns = [*CASES, "marks", "form", "round trip", "grammar"]
     lines = [f"| template | {' | '.join(columns)} |", f"|---|{'---|' * len(columns)}"]
     lines += [f"| {name} | {' | '.join(cells[column] for column in columns)} |" for name, cells in rows.items()]
     TABLE.write_text("\n".join(lines) + "\n", encoding="utf-8")
     counts = collections.Counter(cells[case] for cells in rows.values() for case in CASES)
-    forms = collections.Counter(cells["form"] for cells in rows.values())
+    forms, marks = ({cells[name] for cells in rows.values()} - {""} for name in ("form", "marks"))
     right = {name: sum(cells[name] == "right" for cells in rows.values()) for name in ("round trip", "grammar")}
     both = sum(cells["round trip"] == cells["grammar"] == "right" for cells in rows.values())
+    num_thinkers = sum(bool(cells["marks"]) for cells in rows.values())
     print("\n".join(lines))
     print(f"\n{len(rows)} templates, cells: {dict(counts.most_common())}; {len(forms)} forms of calls; {TABLE}")
+    print(f"thinking: {num_thinkers} show its marks, {len(marks)} different ones")
     print(
         f"calls: {right['round trip']} read back in any cutting, {right['grammar']} held to by a grammar, {both} both"
     )
