@@ -10,8 +10,12 @@ from autoglm_export.errors import CheckpointError
 
 
 def read_json(path: Path) -> dict[str, Any]:
+    """Of texts that are whole: half of a surrogate pair, which JSON can spell, is no character."""
+    content = read_bytes(path)
     try:
-        value = json.loads(read_bytes(path))
+        value = json.loads(content)
+        if b"\\ud" in content.lower():
+            json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not valid JSON: {error}") from None
     if not isinstance(value, dict):

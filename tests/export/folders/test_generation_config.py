@@ -141,6 +141,10 @@ def test_as_many_are_banned_as_a_request_can_carry() -> None:
 def test_a_gguf_file_suppresses_as_llama_cpp_does() -> None:
     metadata = {"tokenizer.ggml.suppress_tokens": [5, 300, -1, 5]}
     assert gguf_generation(metadata, VOCAB_SIZE) == Generation(GREEDY, banned=((5,),))
+    with pytest.raises(CheckpointError, match=r"suppress_tokens is 'x'; it must be a list of token ids"):
+        gguf_generation({"tokenizer.ggml.suppress_tokens": "x"}, VOCAB_SIZE)
+    with pytest.raises(CheckpointError, match="bans 1,025 tokens; at most 1,024 are allowed"):
+        gguf_generation({"tokenizer.ggml.suppress_tokens": list(range(1025))}, 2000)
 
 
 # Keys of transformers that change no answer of one model that answers by itself: how it is computed, what else is

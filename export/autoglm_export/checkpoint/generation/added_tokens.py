@@ -63,6 +63,9 @@ def _listed(folder: Path, named: Collection[str], known: Collection[str]) -> Ite
     config = read_json_if_there(folder / CONFIG_NAME)
     if "added_tokens_decoder" not in config:
         old = read_json_if_there(folder / ADDED_NAME)  # where tokenizer.json counts more
+        for text, token_id in old.items():
+            if not text or type(token_id) is not int:
+                raise CheckpointError(f"{ADDED_NAME} gives {text!r:.40} the id {token_id!r:.40}; ids are whole numbers")
         for text in sorted(old.keys() - known, key=old.__getitem__):
             yield old[text], text, {"special": text in named, "normalized": text not in named}
         return
@@ -78,7 +81,8 @@ def _listed(folder: Path, named: Collection[str], known: Collection[str]) -> Ite
 
 
 def _is_token(token: Any) -> bool:
-    return isinstance(token, dict) and isinstance(token.get("content"), str) and bool(token["content"])
+    flags = isinstance(token, dict) and all(isinstance(token.get(flag, False), bool) for flag in _FLAGS)
+    return flags and isinstance(token.get("content"), str) and bool(token["content"])
 
 
 def _further(folder: Path) -> Iterator[str]:

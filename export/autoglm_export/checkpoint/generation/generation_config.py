@@ -115,8 +115,13 @@ def read_generation(
 
 def gguf_generation(metadata: Metadata, vocab_size: int) -> Generation:
     """Of a GGUF file, which tells no more than tokens that llama.cpp suppresses; ids that are none, it drops."""
-    ids = metadata.get("tokenizer.ggml.suppress_tokens") or []
+    key = "tokenizer.ggml.suppress_tokens"
+    ids = metadata.get(key) or []
+    if not isinstance(ids, list) or not all(type(token_id) is int for token_id in ids):
+        raise CheckpointError(f"{key} is {ids!r:.60}; it must be a list of token ids")
     banned = tuple((token_id,) for token_id in dict.fromkeys(ids) if 0 <= token_id < vocab_size)
+    if len(banned) > _MAX_BANNED:
+        raise CheckpointError(f"{key} bans {len(banned):,} tokens; at most {_MAX_BANNED:,} are allowed")
     return Generation(generation_defaults({}, vocab_size), banned=banned)
 
 
