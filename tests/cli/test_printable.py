@@ -81,7 +81,7 @@ def test_a_console_makes_visible_whatever_it_is_given(monkeypatch: pytest.Monkey
 
 def test_a_manifest_is_shown_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = {"special_tokens": {HOSTILE: HOSTILE}, "stop_strings": [HOSTILE], "generation_defaults": {HOSTILE: 1}}
-    answers = {**texts, "eos_token_ids": [1], "banned_tokens": [[1]]}
+    answers = {**texts, "eos_token_ids": [1], "banned_tokens": [[1]], "calls": HOSTILE, "thinking": [HOSTILE, HOSTILE]}
     described = {"model_name": HOSTILE, "bytes": 1, "runtime_details": {HOSTILE: HOSTILE}, "parity": None, **answers}
     text = printed(lambda console: _show(described, verified=False), monkeypatch) or sys.stdout.getvalue()  # type: ignore[attr-defined]
     assert "\\x1b[2J" in text and not commands_in(text)

@@ -42,21 +42,23 @@ def inspect(
     folder = artifact_of(artifact) if artifact else artifact_folder(None, repository_folder(repository))
     manifest = needs("autoglm_engine.manifest", "serve").Manifest.load(folder)
     manifest.verify_files(folder, digests=verify)
-    described = {**manifest_json(manifest, folder), "calls": _calls(folder, manifest)}
+    described = {**manifest_json(manifest, folder), **_of_template(folder, manifest)}
     if json:
         print_json({**described, "verified": verify})
     else:
         _show(described, verified=verify)
 
 
-def _calls(folder: Path, manifest: Any) -> str | None:
-    """An example of how the model calls functions; None where it has no chat template."""
+def _of_template(folder: Path, manifest: Any) -> dict[str, Any]:
+    """`calls`: an example of how the model calls functions; `thinking`: the marks around what it thinks. None where it
+    has no chat template, or that shows none."""
     prompt = needs("autoglm_engine.tokenizer.prompt", "serve")
     template = prompt.ChatTemplate.load(folder, prompt.load_tokenizer(folder), manifest)
     if template is None:
-        return None
+        return {"calls": None, "thinking": None}
     try:
-        return str(template.call_form.example())
+        marks = template.thinking
+        return {"calls": str(template.call_form.example()), "thinking": marks and [marks.begin, marks.end]}
     finally:
         template.close()
 
@@ -70,6 +72,7 @@ def _show(described: dict[str, Any], *, verified: bool) -> None:
         "runtime_details": _details(described["runtime_details"]),
         "parity": _parity(described["parity"]),
         "calls": described["calls"] or "no chat template: conversations and tools are refused",
+        "thinking": " ... ".join(described["thinking"] or ()) or "no marks of it in the chat template",
         **({"gpu": "\n".join(found)} if (found := device_lines(described["runtime_details"])) else {}),
         "files": "every SHA-256 is right" if verified else "present in full size (--verify checks their content)",
     }

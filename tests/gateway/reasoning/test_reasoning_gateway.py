@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import json
 import re
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_client import ModelLimits, Piece, Result, StageTimes, ThinkingMarks, Usage
 from autoglm_gateway.api.answer_schema import ChatCompletion, ChatCompletionChunk
+from autoglm_gateway.api.answers import ChatShape
+from autoglm_gateway.api.reasoning_answers import ReasoningShape
+from autoglm_gateway.api.tool_answers import ToolShape
 from autoglm_gateway.settings.model import GatewaySettings
+from autoglm_gateway.tools.schema import ToolOptions
+from autoglm_gateway.tools.use import tool_use
+from hypothesis import given
+from hypothesis import strategies as st
 from openai.types.chat import ChatCompletionMessage
 
 from tests.support.client.client_fakes import FakeTransport, Script, inputs_of
@@ -194,3 +203,39 @@ def test_the_example_of_the_docs_prints_thinking_and_answer(capsys: pytest.Captu
         exec(compile(block.replace("http://127.0.0.1:8080", gateway.url), "gateway.md", "exec"), {})
     assert capsys.readouterr().out == "One and two.Three."
     assert json.loads(inputs_of(transport.requests[0])["chat_template_kwargs"][4:]) == {"enable_thinking": True}
+
+
+PARTS = st.sampled_from(
+    [CALL, "<tool_call>", "<think>", "</think>", "\n", "a < b", '{"name": "now"', "Zürich", " ", CALL[:20], CALL[20:]]
+)
+
+
+@given(st.lists(PARTS, max_size=8).map("".join), st.lists(st.integers(0, 200), max_size=6), st.booleans())
+def test_any_cutting_of_thinking_and_calls_tells_the_same(text: str, cuts: list[int], is_open: bool) -> None:
+    def shape() -> ReasoningShape:
+        use = tool_use(ToolOptions.model_validate({"tools": [TOOL]}), "hermes", ModelLimits(8, 8, 1))
+        assert use is not None
+        return ReasoningShape(ToolShape(ChatShape(None), use), ThinkingMarks("<think>", "</think>"))
+
+    stages, usage = StageTimes(*[0.0] * 5), Usage(1, 1, 0)
+    result = Result(text, "stop", usage, stages, 0.0, None, "", "", prompt_thinks=is_open)
+    message = shape().choice(0, result, "stop")["message"]
+    places = [0, *sorted(min(cut, len(text)) for cut in cuts), len(text)]
+    pieces = [text[begin:end] for begin, end in pairwise(places)]
+    streaming = shape()
+    streaming.opening(0)
+    deltas = list[Any]()
+    for number, piece in enumerate(pieces, start=1):
+        reason = "stop" if number == len(pieces) else None
+        part = streaming.part(0, Piece(piece, reason, usage, stages, prompt_thinks=is_open))
+        deltas += [part["delta"]] if part else []
+    assert "".join(delta.get("reasoning_content", "") for delta in deltas) == message.get("reasoning_content", "")
+    assert "".join(delta.get("content") or "" for delta in deltas) == (message["content"] or "")
+    calls: dict[int, list[str]] = {}
+    for call in (call for delta in deltas for call in delta.get("tool_calls", ())):
+        name, arguments = calls.setdefault(call["index"], ["", ""])
+        function = call["function"]
+        calls[call["index"]] = [name + function.get("name", ""), arguments + function.get("arguments", "")]
+    assert [*calls.values()] == [
+        [call["function"]["name"], call["function"]["arguments"]] for call in message.get("tool_calls", ())
+    ]
