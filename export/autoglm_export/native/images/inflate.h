@@ -1,6 +1,6 @@
 // A zlib stream -> its bytes (RFC 1950, RFC 1951), in pieces, of which the last 32 KiB stay.
 //
-// Refused is whatever zlib refuses, and some of what it accepts: then the caller asks zlib.
+// Refused is whatever zlib refuses, and some of what it accepts, as blocks of next to nothing: then the caller asks zlib.
 #pragma once
 
 #include "bits.h"
@@ -13,6 +13,8 @@ namespace autoglm {
 constexpr size_t kWindow = 32768;
 constexpr size_t kLongestMatch = 258;
 constexpr size_t kSlack = kLongestMatch + 32;  // bytes behind what `run` was allowed that it may write
+// A block takes microseconds before its first byte, and some are 10 bits long: a file of them would take minutes.
+constexpr size_t kFewBlocks = 1024, kBytesABlock = 1024;
 
 class Inflate {
  public:
@@ -35,8 +37,10 @@ class Inflate {
     const uint8_t* const start = out - before;
     while (out < limit && state_ != State::kEnded) {
       if (state_ == State::kHeader && !read_header()) return nullptr;
-      out = state_ == State::kStored ? copy_stored(out, limit) : decode(out, limit, start);
-      if (out == nullptr) return nullptr;
+      uint8_t* const next = state_ == State::kStored ? copy_stored(out, limit) : decode(out, limit, start);
+      if (next == nullptr) return nullptr;
+      num_bytes_ += next - out;
+      out = next;
     }
     return out;
   }
@@ -55,7 +59,7 @@ class Inflate {
   enum class State { kHeader, kStored, kCoded, kEnded };
 
   bool read_header() {
-    if (!bits_.fill()) return false;
+    if (++num_blocks_ > kFewBlocks + num_bytes_ / kBytesABlock || !bits_.fill()) return false;
     is_last_ = bits_.take(1);
     switch (bits_.take(2)) {
       case 0: return begin_stored();
@@ -207,6 +211,7 @@ class Inflate {
   Bits bits_;
   State state_ = State::kHeader;
   bool is_last_ = false;
+  size_t num_blocks_ = 0, num_bytes_ = 0;
   uint32_t stored_ = 0;  // bytes of a stored block that are still to come
   Entry lengths_entries_[288], distance_entries_[32];
   Huffman<11, 288> lengths_;

@@ -26,9 +26,10 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _KEPT_SIZES = 512
-_DEPTH, _COLOUR_TYPE, _INTERLACE = 24, 25, 28  # bytes of a PNG file whose first chunk is its header
+_DEPTH, _COLOUR_TYPE = 24, 25  # bytes of a PNG file whose first chunk is its header
 _CHANNELS = {("RGB", 2): 3, ("RGBA", 6): 4}  # by Pillow's mode and the file's colour type
-_MAY_CHANGE_PIXELS = ("transparency", "exif", "xmp", "raw profile")  # in what Pillow notes of a file
+# In what Pillow notes of a file; a text in it may have any of these names, and Pillow follows that, too.
+_MAY_CHANGE_PIXELS = ("transparency", "exif", "xmp", "raw profile", "interlace", "bbox")
 
 
 class Passes(Enum):
@@ -118,7 +119,7 @@ class CompiledPicture:
 
 def _plain_channels(content: bytes, image: Image) -> int | None:
     """Of a PNG of eight bits a channel, without palette and interlacing, which is not to be turned or made opaque."""
-    if image.format != "PNG" or len(content) <= _INTERLACE or content[_DEPTH] != 8 or content[_INTERLACE] != 0:
+    if image.format != "PNG" or len(content) <= _COLOUR_TYPE or content[_DEPTH] != 8:
         return None
     if any(mark in str(name).lower() for name in image.info for mark in _MAY_CHANGE_PIXELS):
         return None
