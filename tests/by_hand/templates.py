@@ -152,7 +152,8 @@ def cell(template: ChatTemplate, source: str, case: Case) -> str:
         return "as text"
     if needs_plain_text(case.messages, case.tools):
         turns = [{**turn, "content": turn.get("content") or ""} for turn in case.messages]
-        if text == reference(source, replace(case, messages=in_plain_text(turns, case.tools), has_tools=False)):
+        plain = (in_plain_text(turns, case.tools, has_system=has_system) for has_system in (True, False))
+        if text in (reference(source, replace(case, messages=told, has_tools=False)) for told in plain):
             return "plain"
     return "differs"
 

@@ -192,3 +192,15 @@ def test_however_many_messages_there_are_few_are_tried_by_themselves(lost: tuple
     else:
         check(kept, messages, render)
     assert render.num_renderings <= 10
+
+
+NO_SYSTEM = """{%- for message in messages %}
+{%- if message.role == 'system' %}{{- raise_exception('no system message') }}{% endif %}
+{{- message.role + ': ' + message.content + '\n' }}{%- endfor %}"""
+
+
+def test_tools_are_told_in_the_first_turn_where_no_system_message_is_taken(rendered: Rendered) -> None:
+    text = rendered(NO_SYSTEM, [ASKED, calling(CALL), RESULT], [TOOL])
+    assert text.startswith("user: You can call functions.") and "\n\nWhat time is it?\nassistant: <tool_call>" in text
+    with pytest.raises(InvalidRequest, match="no system message"):
+        rendered(NO_SYSTEM, [{"role": "system", "content": "x"}, ASKED], [TOOL])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cache
 
@@ -109,20 +110,16 @@ def _section(reader: Reader, form: Marks, functions: Functions) -> Steps[bool]:
 def _rest(reader: Reader, form: Marks, functions: Functions) -> Steps[None]:
     """Of a section, after a call."""
     while True:
-        if form.closing:
-            try:
-                reader.use((yield from matched(reader, 0, form.closing)))
-                return
-            except Broken:
-                pass
-        if form.between is None:
-            return
         try:
-            at = yield from matched(reader, 0, form.between)
+            at = -1 if form.between is None else (yield from matched(reader, 0, form.between))
         except Broken:
-            return
-        if not (yield from _call(reader, at, form, functions)):
-            return
+            at = -1
+        if at >= 0 and (yield from _call(reader, at, form, functions)):
+            continue
+        if form.closing:
+            with suppress(Broken):
+                reader.use((yield from matched(reader, 0, form.closing)))
+        return
 
 
 def _call(reader: Reader, at: int, form: Marks, functions: Functions) -> Steps[bool]:

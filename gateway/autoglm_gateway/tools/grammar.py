@@ -67,8 +67,7 @@ class _Writer:
         calls = self._calls(repeated=repeated)
         opening, _ = self._opened(self.form.opening)
         if self.choice != "auto":
-            lead = f"({marked(self.form.lead, self.tokens)})?" if self.form.lead else ""
-            return [f"start: {joined(lead, self._text(opening), calls)}"]
+            return [f"start: {joined(self._lead(), self._text(opening), calls)}"]
         if said is not None:
             return [f"start: said | {joined(self._text(opening), calls)}", f"said: {json_rule(said, strict=True)}"]
         mark = Marks.of(self.form).first
@@ -93,6 +92,12 @@ class _Writer:
         held = _sorted(schema) if self.form.is_sorted else schema
         arguments = json_rule(held if is_held else {"type": "object"}, strict=strict, spacing=self.form.spacing)
         return [f"{rule}: {joined(self._text(head), arguments)}"]
+
+    def _lead(self) -> str:
+        """Where a grammar holds after thinking only, the space after that is left of it."""
+        lead = self.form.lead
+        parts = dict.fromkeys(part for part in (lead, lead[len(lead.rstrip()) :]) if part)
+        return f"({alternatives(marked(part, self.tokens) for part in parts)})?" if parts else ""
 
     def _calls(self, *, repeated: bool) -> str:
         """After what comes before the first one's name."""

@@ -55,6 +55,7 @@ class Reader:
     def find(self, mark: str, at: int) -> Steps[int]:
         """Raises Broken where it does not come."""
         while (found := self.text.find(mark, at)) < 0:
+            at = max(at, len(self.text) - len(mark) + 1)  # what was searched has no beginning of it
             yield from self.more()
         return found
 

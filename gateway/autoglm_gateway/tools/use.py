@@ -49,7 +49,9 @@ class ToolUse:
         return self.forms[0].short_ids
 
     def parser(self) -> CallParser:
-        return CallParser(self.forms, self.functions, None if self.parallel else 1)
+        """A template with room for one call would refuse more of them in the history."""
+        has_more = self.parallel and any(form.between is not None for form in self.forms)
+        return CallParser(self.forms, self.functions, None if has_more else 1)
 
     def applied(self, options: GenerationOptions) -> GenerationOptions:
         """Raises ApiError where the answer has a form that leaves no place for calls."""

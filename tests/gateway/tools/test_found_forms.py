@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
+import re
 from collections.abc import Iterator
 
 import pytest
@@ -11,6 +13,8 @@ from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.tools import call_form as of_engine
 from autoglm_gateway.tools import call_form
 from autoglm_gateway.tools.named_forms import NAMED
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from tests.support.engine.tool_templates import (
     CONTENT_FIRST,
@@ -20,8 +24,9 @@ from tests.support.engine.tool_templates import (
     NO_CALLS,
     TEMPLATES,
 )
-from tests.support.gateway.call_round_trip import calls_of
+from tests.support.gateway.call_round_trip import SCHEMAS, calls_of, read
 
+TOOL = {"type": "function", "function": {"name": "now"}}
 EXAMPLES = {
     "hermes": '<tool_call>\n{"name": "«name»", "arguments": JSON}\n</tool_call>',
     "llama": '{"name": "«name»", "parameters": JSON}',
@@ -62,6 +67,47 @@ def test_a_form_is_found_and_its_calls_come_back(name: str, template: ChatTempla
     assert calls_of(template) == {"form": EXAMPLES[name], "round trip": "right", "grammar": "right"}
 
 
+@functools.cache
+def found(name: str) -> call_form.CallForm:
+    made = ChatTemplate(FORMS[name], {})
+    try:
+        return call_form.CallForm.of(made.call_form.told())
+    finally:
+        made.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FORMS)
+@settings(max_examples=80, deadline=None)
+@given(data=st.data())
+def test_whatever_the_text_is_streamed_is_whole_and_what_is_no_call_stays(name: str, data: st.DataObject) -> None:
+    form = found(name)
+    whole = [text.replace(call_form.NAME, "write") for text in form.texts() if text]
+    parts = [piece for text in whole for piece in re.findall(r"<[^<>]*>?|\s+|[^<\s]+", text)]
+    call = f"{form.opening}now{form.middle}{'' if form.tags else '{}'}{form.closing}"
+    names = [
+        call.replace(call_form.NAME, "now").replace(call_form.INDEX, "0"),
+        *SCHEMAS,
+        "unknown",
+        "text",
+        '{"text": "a"}',
+        "{}",
+        "17",
+        "'it'",
+        '"',
+        "}",
+        ")",
+        "é",
+        "«name»",
+    ]
+    text = data.draw(st.lists(st.sampled_from([*whole, *parts, *names]), max_size=14).map("".join))
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(text)), max_size=6)))
+    pieces = [text[begin:end] for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True)]
+    said, calls = read(form, [text])
+    assert read(form, pieces) == (said, calls) == read(form, list(text))
+    assert calls or said == text
+
+
 @pytest.mark.parametrize(
     "template",
     [
@@ -90,6 +136,15 @@ def test_what_ends_an_answer_is_of_no_call() -> None:
     made = ChatTemplate(FORMS["numbered"], {}, end_tokens=["<|calls_end|>"])
     try:
         assert made.call_form.closing == "<|end|>"
+    finally:
+        made.close()
+
+
+def test_marks_that_decoding_hides_tell_no_call() -> None:
+    made = ChatTemplate(FORMS["numbered"], {}, hidden=["<|arguments|>"])
+    try:
+        assert made.call_form == of_engine.PLAIN_TEXT
+        assert "You can call functions." in made.render([{"role": "user", "content": "x"}], [TOOL])
     finally:
         made.close()
 

@@ -151,6 +151,16 @@ async def test_one_call_where_no_more_are_wanted() -> None:
     assert len(choice.message.tool_calls or ()) == 1
 
 
+async def test_one_call_where_the_template_has_room_for_no_more() -> None:
+    transport = script(*CALLS)
+    transport.limits["call_form"] = {**transport.limits["call_form"], "between": None}
+    async with opened(transport) as client:
+        choice = (await client.chat.completions.create(**ASKED)).choices[0]
+        await client.chat.completions.create(**ASKED, tool_choice="required")
+    assert len(choice.message.tool_calls or ()) == 1 and choice.message.content == "I look."
+    assert b"call)*" not in inputs_of(transport.requests[1])["guided_grammar"]
+
+
 async def test_choices_are_parsed_apart() -> None:
     async with opened(script(*CALLS)) as client:
         answer = await client.chat.completions.create(**ASKED, n=2)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from autoglm_gateway.tools.grammar import forced_call_grammar
 from autoglm_gateway.tools.parsing import CallParser
 from autoglm_gateway.tools.schema import Tool
 from llguidance import LLMatcher, LLTokenizer
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 Call = tuple[str, Mapping[str, Any]]
 
+_MARK = re.compile(r"<[^<>\s=«»\"]+>|\[[A-Z_]+\]")
 AWKWARD = 'say "hi" {there} [x] \\d\nit\'s the second line: 天气 <b>&amp;</b>'
 CASES: Mapping[str, tuple[Call, ...]] = {
     "string": (("write", {"text": AWKWARD, "to": "Zoë"}),),
@@ -70,7 +72,7 @@ def calls_of(template: ChatTemplate) -> dict[str, str]:
             continue
         wrong += [] if is_read_back(form, text, calls, "") else [name]
         loose += [] if is_held(form, text) and is_held(form, form.lead + text.lstrip()) else [name]
-        loose += [f"{name} is loose"] if is_held(form, text[:-1]) or is_held(form, text + "x") else []
+        loose += [f"{name} is loose"] if is_loose(form, text) else []
     if form.text_first:
         text = answers.calling(*CASES["numbers"], content=SAID)
         wrong += [] if is_read_back(form, text, CASES["numbers"], SAID) else ["text and call"]
@@ -110,25 +112,36 @@ def read(form: CallForm, pieces: Sequence[str]) -> tuple[str, list[tuple[str, st
     return said, calls
 
 
-@functools.cache
-def byte_tokens() -> tuple[Tokenizer, LLTokenizer]:
+@functools.lru_cache(8)
+def _guided(form: CallForm, *, has_tokens: bool) -> tuple[Tokenizer, LLTokenizer, str]:
+    """`has_tokens`: marks of the form are tokens, every other one special; else a byte is one."""
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     made = Tokenizer(models.BPE({token: i for i, token in enumerate(alphabet)}, []))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     made.decoder = decoders.ByteLevel()
-    made.add_special_tokens(["</s>"])
-    return made, LLTokenizer(made.to_str(), eos_token=made.token_to_id("</s>"))
-
-
-@functools.lru_cache(4)
-def _grammar(form: CallForm) -> str:
-    return forced_call_grammar(TOOLS, "required", (form,))
+    marks = sorted({mark for text in form.texts() for mark in _MARK.findall(text)}) if has_tokens else []
+    made.add_special_tokens(["</s>", *marks[::2]])
+    made.add_tokens([AddedToken(mark, special=False, normalized=False) for mark in marks[1::2]])
+    tokens = {mark: made.token_to_id(mark) for mark in marks}
+    grammar = forced_call_grammar(TOOLS, "required", (form,), tokens=tokens)
+    return made, LLTokenizer(made.to_str(), eos_token=made.token_to_id("</s>")), grammar
 
 
 def is_held(form: CallForm, text: str) -> bool:
     """Whether a forced call may be this text, and end there."""
-    plain, guided = byte_tokens()
-    matcher = LLMatcher(guided, _grammar(form))
+    return all(_fits(form, text, has_tokens=has_tokens) for has_tokens in (False, True))
+
+
+def _fits(form: CallForm, text: str, *, has_tokens: bool) -> bool:
+    plain, guided, grammar = _guided(form, has_tokens=has_tokens)
+    matcher = LLMatcher(guided, grammar)
     assert not matcher.is_error(), matcher.get_error()
     ids = plain.encode(text).ids
     return matcher.try_consume_tokens(ids) == len(ids) and bool(matcher.is_accepting())
+
+
+def is_loose(form: CallForm, text: str) -> bool:
+    """Whether it may end before, or go on, or be another function's."""
+    begun = next(name for name in SCHEMAS if name in text)
+    others = (text[:-1], text + "x", text.replace(begun, "unknown"))
+    return any(_fits(form, other, has_tokens=has_tokens) for other in others for has_tokens in (False, True))

@@ -267,6 +267,15 @@ class ChatTemplate:
             return ToolWays(), PLAIN_TEXT
         return self._told, form
 
+    @cached_property
+    def _has_system(self) -> bool:
+        """Whether the template takes a system message."""
+        turns = [{"role": "system", "content": "zqsystem"}, {"role": "user", "content": "zqasked"}]
+        try:
+            return "zqsystem" in self._rendered(turns, None, 1 << 20, TemplateOptions(), ToolWays())
+        except InvalidRequest:
+            return False
+
     def _tried(self, messages: list[dict[str, Any]], tools: list[Tool], add_generation_prompt: bool) -> str:
         options = TemplateOptions(add_generation_prompt=add_generation_prompt)
         return self._rendered([_without_nulls(turn) for turn in messages], tools, 1 << 20, options, self._told)
@@ -282,7 +291,7 @@ class ChatTemplate:
         """Compile it now, and not with the first request. Raises ArtifactError."""
         for process in self._processes():
             process.start()
-        _ = self.thinking, self.call_form
+        _ = self.thinking, self.call_form, self._has_system
 
     @cached_property
     def thinking(self) -> ThinkingMarks | None:
@@ -338,7 +347,7 @@ class ChatTemplate:
         if needs_plain_text(messages, tools):
             ways, form = self._found
             if ways.calls == "plain text":
-                messages, tools = in_plain_text(messages, tools), None
+                messages, tools = in_plain_text(messages, tools, has_system=self._has_system), None
             elif form.arguments_as_text:
                 messages = [with_arguments_as_text(turn) for turn in messages]
 

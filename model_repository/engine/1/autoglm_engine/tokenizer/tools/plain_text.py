@@ -27,8 +27,11 @@ def needs_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) 
     return bool(tools) or any(has_calls(message) or message["role"] == "tool" for message in messages)
 
 
-def in_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) -> list[Message]:
-    """The same conversation without calls, and without turns of tools: their answers are the user's."""
+def in_plain_text(
+    messages: Sequence[Message], tools: Sequence[Tool] | None, *, has_system: bool = True
+) -> list[Message]:
+    """The same conversation without calls, and without turns of tools: their answers are the user's. Not `has_system`:
+    the template takes no system message, so the first turn has what is said of tools."""
     turns: list[Message] = []
     before = ""
     for message in messages:
@@ -41,13 +44,18 @@ def in_plain_text(messages: Sequence[Message], tools: Sequence[Tool] | None) -> 
         else:
             turns.append(_without_calls(message))
         before = role
-    return _with_instructions(turns, _instructions(tools)) if tools else turns
+    return _with_instructions(turns, _instructions(tools), has_system=has_system) if tools else turns
 
 
-def _with_instructions(turns: list[Message], text: str) -> list[Message]:
-    if turns[0]["role"] != "system":
+def _with_instructions(turns: list[Message], text: str, *, has_system: bool) -> list[Message]:
+    first = turns[0]
+    if first["role"] == "system":
+        return [{**first, "content": "\n\n".join([_text(first), text])}, *turns[1:]]
+    if has_system:
         return [{"role": "system", "content": text}, *turns]
-    return [{**turns[0], "content": "\n\n".join([_text(turns[0]), text])}, *turns[1:]]
+    if isinstance(first.get("content"), list):  # with images among its parts
+        return [{**first, "content": [{"type": "text", "text": text + "\n\n"}, *first["content"]]}, *turns[1:]]
+    return [{**first, "content": "\n\n".join([text, _text(first)])}, *turns[1:]]
 
 
 def _instructions(tools: Sequence[Tool]) -> str:
