@@ -17,7 +17,7 @@ from .families import Family
 from .folder_files import read_bytes, read_json, read_json_if_there
 from .generation.added_tokens import with_added_tokens
 from .generation.chat_templates import read_chat_templates
-from .generation.end_tokens import folder_end_tokens
+from .generation.end_tokens import folder_end_tokens, unmet_ends
 from .generation.generation_config import bos_token_id, read_generation
 from .generation.special_tokens import special_tokens
 from .hf_config import family_of, spec_from_config
@@ -33,6 +33,8 @@ def holds_safetensors(folder: Path) -> bool:
 
 
 def open_folder(folder: Path, name: str) -> Checkpoint:
+    from tokenizers import Tokenizer
+
     config = read_json(folder / "config.json")
     family = family_of(config)
     spec = spec_from_config(config)
@@ -44,19 +46,26 @@ def open_folder(folder: Path, name: str) -> Checkpoint:
     named = special_tokens(folder, family.name, tokenizer)
     text_config = config.get("text_config") or {}  # `spec_from_config` knows that it is an object where it counts
     text_config = text_config if isinstance(text_config, dict) else {}
-    ends = folder_end_tokens(spec.vocab_size, tokenizer, named, generation, config, text_config)
+    read = Tokenizer.from_str(tokenizer.decode())
+    ends = folder_end_tokens(spec.vocab_size, read, named, generation, config, text_config)
+    templates = read_chat_templates(folder, takes_images=family.seeing is not None)
     return Checkpoint(
         name=name,
         source=name,
         spec=_with_deepstack(spec, vision) if vision else spec.without_images(),
         weights=_open_weights(folder, store, spec, family),
         tokenizer=tokenizer,
-        templates=read_chat_templates(folder, takes_images=family.seeing is not None),
+        templates=templates,
         special_tokens=named,
         eos_token_ids=ends,
         bos_token_id=bos_token_id(spec.vocab_size, generation, config, text_config),
         generation=read_generation(
-            generation, config, vocab_size=spec.vocab_size, max_position=spec.max_position, eos_token_ids=ends
+            generation,
+            config,
+            vocab_size=spec.vocab_size,
+            max_position=spec.max_position,
+            eos_token_ids=ends,
+            unmet_ends=unmet_ends(templates.default or "", read, ends),
         ),
         vision=vision,
     )

@@ -12,7 +12,7 @@ import pytest
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
-from autoglm_export.checkpoint.generation.chat_templates import read_chat_templates
+from autoglm_export.checkpoint.generation.chat_templates import gguf_chat_templates, read_chat_templates
 from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tokens, special_tokens
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError
@@ -252,6 +252,11 @@ def test_a_gguf_file_names_tokens_and_a_template_for_tools(tmp_path: Path) -> No
     }
     assert (opened.templates.default, opened.templates.for_tools) == ("D", "T")
     assert gguf_special_tokens({}) == {}
+    with pytest.raises(CheckpointError, match=r"tokenizer\.chat_template\.tool_use and no tokenizer\.chat_template$"):
+        gguf_chat_templates({"tokenizer.chat_template.tool_use": "T"})
+    assert (
+        gguf_chat_templates({"tokenizer.chat_template": "D", "tokenizer.chat_template.tool_use": "D"}).for_tools is None
+    )
 
 
 def test_an_artifact_carries_both_templates_and_the_names(folder: Path, tmp_path: Path) -> None:

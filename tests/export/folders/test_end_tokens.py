@@ -132,6 +132,38 @@ def test_a_folder_ends_where_its_files_say(case: str, tmp_path: Path) -> None:
     assert open_checkpoint(folder_of(tmp_path / "m", files)).eos_token_ids == expected
 
 
+# files of a folder, a template, what is named; the vocabulary has <|end|>, and the tokens that the files add
+UNMET: dict[str, tuple[dict[str, dict[str, Any]], str, tuple[str, ...]]] = {
+    "an end that no file names": ({"config": {"eos_token_id": 257}}, "{{ m }}<|end|>", ("<|end|>",)),
+    "one that a file names": ({"config": {"eos_token_id": 256}}, "{{ m }}<|end|>", ()),
+    "one that the template does not write": ({"config": {"eos_token_id": 257}}, "{{ m }}", ()),
+    "one that is no token": ({"config": {"eos_token_id": 256}}, "{{ m }}<|im_end|>", ()),
+    "the end of a message alone": (
+        {
+            "config": {"eos_token_id": 259},
+            "tokenizer": {
+                "added_tokens_decoder": {
+                    "259": {"content": "<|return|>", "special": True},
+                    "260": {"content": "<|call|>", "special": True},
+                }
+            },
+        },
+        "{{ m }}<|end|>",
+        (),
+    ),
+}
+
+
+@pytest.mark.parametrize("case", UNMET)
+def test_an_end_that_nobody_names_is_told(case: str, tmp_path: Path) -> None:
+    files, template, unmet = UNMET[case]
+    folder = folder_of(tmp_path / "m", files)
+    (folder / "chat_template.jinja").write_text(template)
+    generation = open_checkpoint(folder).generation
+    assert generation.unmet_ends == unmet
+    assert (generation.note or "").count("its chat template writes <|end|>, where no answer ends") == len(unmet)
+
+
 @pytest.mark.parametrize("files", [{}, {"tokenizer": {"eos_token": "<|other|>"}}, {"tokenizer": {"eos_token": None}}])
 def test_a_folder_without_any_end_is_refused(files: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no answer would end"):

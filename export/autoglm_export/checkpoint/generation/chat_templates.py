@@ -16,6 +16,8 @@ from typing import Any
 from autoglm_export.checkpoint.folder_files import read_json_if_there, read_text
 from autoglm_export.errors import CheckpointError
 
+from .end_tokens import Metadata
+
 FILE_NAME = "chat_template.jinja"
 FOLDER_NAME = "additional_chat_templates"
 _OF_PROCESSORS = ("processor_config.json", "chat_template.json")
@@ -38,6 +40,14 @@ def read_chat_templates(folder: Path, *, takes_images: bool) -> ChatTemplates:
         if found:
             return _chosen(found, name)
     return ChatTemplates()
+
+
+def gguf_chat_templates(metadata: Metadata) -> ChatTemplates:
+    """Of a GGUF file, whose keys llama.cpp reads so. What they hold is checked with the rest of the checkpoint."""
+    default, for_tools = (metadata.get(f"tokenizer.chat_template{name}") for name in ("", f".{FOR_TOOLS}"))
+    if default is None and for_tools is not None:
+        raise CheckpointError(f"the GGUF file has tokenizer.chat_template.{FOR_TOOLS} and no tokenizer.chat_template")
+    return ChatTemplates(default, None if for_tools == default else for_tools)
 
 
 def _of_files(folder: Path) -> dict[str, str]:

@@ -9,10 +9,14 @@ Source of the texts and of the rules: `llama_vocab::impl::load` in llama.cpp's s
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
+from typing import TYPE_CHECKING, Any, Protocol
 
 from autoglm_export.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from tokenizers import Tokenizer
 
 KNOWN_ENDS = frozenset(
     {
@@ -62,18 +66,16 @@ def check_token_id(name: str, token_id: Any, vocab_size: int) -> None:
 
 
 def folder_end_tokens(
-    vocab_size: int, tokenizer: bytes, named: Mapping[str, str], *configs: Mapping[str, Any]
+    vocab_size: int, tokenizer: Tokenizer, named: Mapping[str, str], *configs: Mapping[str, Any]
 ) -> tuple[int, ...]:
     """Of a Hugging Face folder: the first config's `eos_token_id` that is given, one id or several, then the token that
-    `named` calls `eos_token`, if `tokenizer` (a tokenizer.json) has it. Raises CheckpointError where there is none."""
-    from tokenizers import Tokenizer
-
+    `named` calls `eos_token`, if `tokenizer` has it. Raises CheckpointError where there is none."""
     found: Any = next((c["eos_token_id"] for c in configs if c.get("eos_token_id") is not None), [])
     ids = tuple(found) if isinstance(found, list) else (found,)
     for token_id in ids:
         check_token_id("eos_token_id", token_id, vocab_size)
     text = named.get("eos_token")
-    own = None if text is None else Tokenizer.from_str(tokenizer.decode()).token_to_id(text)
+    own = None if text is None else tokenizer.token_to_id(text)
     if own is not None:
         ids = tuple(dict.fromkeys((*ids, own)))
     if not ids:
@@ -82,6 +84,14 @@ def folder_end_tokens(
             "no answer would end"
         )
     return ids
+
+
+def unmet_ends(template: str, tokenizer: Tokenizer, ends: Collection[int]) -> tuple[str, ...]:
+    """Known end tokens that a folder's chat template writes and no answer ends at, since none of its files says so."""
+    ids = {text: tokenizer.token_to_id(text) for text in sorted(KNOWN_ENDS)}
+    there = {text for text, token_id in ids.items() if token_id is not None}
+    known = there - {_ENDS_MESSAGES_ONLY} if _ends_whole_answers(there) else there
+    return tuple(text for text in sorted(known) if text in template and ids[text] not in ends)
 
 
 def gguf_end_tokens(metadata: Metadata, vocab_size: int) -> tuple[int, ...]:
@@ -114,8 +124,12 @@ def _known_ends(metadata: Metadata, vocabulary: Mapping[str, int], vocab_size: i
             yield token_id
 
 
+def _ends_whole_answers(texts: AbstractSet[str]) -> bool:
+    return all(texts & either for either in _OF_WHOLE_ANSWERS)
+
+
 def _of_answers(found: tuple[int, ...], tokens: Sequence[str]) -> tuple[int, ...]:
     texts = {tokens[token_id]: token_id for token_id in found if token_id < len(tokens)}
-    if not all(texts.keys() & either for either in _OF_WHOLE_ANSWERS):
+    if not _ends_whole_answers(texts.keys()):
         return found
     return tuple(token_id for token_id in found if token_id != texts.get(_ENDS_MESSAGES_ONLY))

@@ -67,19 +67,22 @@ _NOT_OF_CONFIG: dict[str, tuple[Any, ...]] = {
 @dataclass(frozen=True, slots=True)
 class Generation:
     """`defaults`: option -> value. `stop`: texts that end every answer. `banned`: token sequences that no answer holds.
-    `unfollowed`: keys that change answers elsewhere and not here, each with its value."""
+    `unfollowed`: keys that change answers elsewhere and not here, each with its value. `unmet_ends`: tokens that look
+    like the end of an answer and are none."""
 
     defaults: dict[str, Any]
     stop: tuple[str, ...] = ()
     banned: Words = ()
     unfollowed: tuple[str, ...] = ()
+    unmet_ends: tuple[str, ...] = ()
 
     @property
     def note(self) -> str | None:
-        """A sentence about what is not followed."""
-        if not self.unfollowed:
-            return None
-        return f"the checkpoint asks for what is not followed here: {', '.join(self.unfollowed)}"
+        """About what may surprise."""
+        asked = f"the checkpoint asks for what is not followed here: {', '.join(self.unfollowed)}"
+        ends = f"its chat template writes {', '.join(self.unmet_ends)}, where no answer ends: no eos_token names it"
+        told = [asked] * bool(self.unfollowed) + [ends] * bool(self.unmet_ends)
+        return "; ".join(told) or None
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +105,7 @@ def read_generation(
     vocab_size: int,
     max_position: int,
     eos_token_ids: Sequence[int],
+    unmet_ends: tuple[str, ...] = (),
 ) -> Generation:
     """`raw`: generation_config.json; `config`: config.json, whose own keys of generation transformers 5 does not read.
     Raises CheckpointError, naming the key."""
@@ -110,6 +114,7 @@ def read_generation(
         _stop_strings(raw.get("stop_strings")),
         _banned_tokens(raw, vocab_size, eos_token_ids),
         tuple(_unfollowed(raw, max_position) if raw else _left_in_config(config, max_position)),
+        unmet_ends,
     )
 
 

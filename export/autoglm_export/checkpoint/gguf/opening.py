@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from autoglm_export.checkpoint.base import Checkpoint, checked_tokenizer
-from autoglm_export.checkpoint.generation.chat_templates import ChatTemplates
+from autoglm_export.checkpoint.generation.chat_templates import gguf_chat_templates
 from autoglm_export.checkpoint.generation.end_tokens import gguf_end_tokens
 from autoglm_export.checkpoint.generation.generation_config import bos_token_id, gguf_generation
 from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tokens
@@ -34,7 +34,7 @@ def open_gguf(paths: GgufPaths, name: str) -> Checkpoint:
             file, weight_shapes(spec), gguf_sources(spec, file.names()), lambda name: name == "rope_freqs.weight"
         ),
         tokenizer=tokenizer,
-        templates=ChatTemplates(file.get("tokenizer.chat_template"), file.get("tokenizer.chat_template.tool_use")),
+        templates=gguf_chat_templates(file),
         special_tokens=gguf_special_tokens(file),
         eos_token_ids=gguf_end_tokens(file, spec.vocab_size),
         bos_token_id=bos_token_id(spec.vocab_size, {"bos_token_id": file.get("tokenizer.ggml.bos_token_id")}),
