@@ -194,6 +194,8 @@ def _role(message: ChatMessage) -> str:
 def _content(message: ChatMessage, place: int, rules: ImageRules) -> Content:
     """In one text, where there are no images."""
     content = message.content
+    if content is None and message.reasoning_content is not None:
+        return ""  # an answer that was cut short while it thought
     if content is None:
         raise ApiError(400, f"messages[{place}].content is null: it must be text", param=f"messages[{place}].content")
     if isinstance(content, str):

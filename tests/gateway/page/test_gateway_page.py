@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import pytest
 from playwright.sync_api import Browser, Error, Locator, Page, Route, expect
 
-from tests.support.client.client_fakes import FakeTransport
+from tests.support.client.client_fakes import FakeTransport, Script
 from tests.support.gateway.browser import Visit, running_browser, visit
 from tests.support.gateway.gateway_server import GatewayThread
 from tests.support.gateway.page_gateway import MARKUP, TEXT, gateway_before, script
@@ -238,3 +238,16 @@ def _until(page: Page, holds: Callable[[], bool]) -> None:
     while not holds():
         assert time.monotonic() < give_up_at, "it did not come about"
         page.wait_for_timeout(20)
+
+
+def test_thinking_is_folded_above_the_answer_and_is_not_sent_back(browser: Browser) -> None:
+    transport = FakeTransport(Script(["<think>\nHm", ", three?</think>\n\n", "Three."], finish_reason="stop"))
+    transport.limits["thinking"] = ["<think>", "</think>", "", ""]
+    with gateway_before(transport) as gateway, visit(browser, gateway.url) as seen:
+        thinking = seen.ask("How many?").locator("details.thinking")
+        assert seen.answer() == "Three." and "Hm, three?" not in seen.turns.last.inner_text()
+        thinking.locator("summary").click()
+        expect(thinking).to_contain_text("Hm, three?")
+        seen.ask("Are you sure?")
+        assert [turn["content"] for turn in seen.chats[-1]["messages"]] == ["How many?", "Three.", "Are you sure?"]
+        assert not seen.errors

@@ -168,6 +168,27 @@ async def test_a_message_is_sent_back_as_it_is() -> None:
     assert sent[1] == {"role": "assistant", "content": "Three.", "reasoning_content": "One and two."}
 
 
+async def test_an_answer_that_was_cut_short_is_sent_back_too() -> None:
+    transport = thinker(("<think>One ",))
+    message = await whole(transport, tools=[TOOL])
+    assert message.content is None and reasoning(message) == "One"
+    async with opened(GatewaySettings(), transport) as gateway:
+        await client_of(gateway).chat.completions.create(model="autoglm", messages=[*HELLO, message, *HELLO])
+    sent = json.loads(inputs_of(transport.requests[1])["messages"][4:])
+    assert sent[1] == {"role": "assistant", "content": "", "reasoning_content": "One"}
+
+
+async def test_the_packages_own_accumulator_joins_it() -> None:
+    async with (
+        opened(GatewaySettings(), thinker()) as gateway,
+        client_of(gateway).chat.completions.stream(model="autoglm", messages=HELLO) as stream,
+    ):
+        async for _ in stream:
+            pass
+        message = (await stream.get_final_completion()).choices[0].message
+    assert (reasoning(message), message.content) == ("One and two.", "Three.")
+
+
 async def test_only_an_assistant_thinks() -> None:
     asked = {"model": "autoglm", "messages": [{**HELLO[0], "reasoning_content": "Hm."}]}
     async with opened(GatewaySettings(), thinker()) as gateway:

@@ -43,6 +43,7 @@ TEMPLATE_NAME = "chat_template.jinja"
 TOOL_TEMPLATE_NAME = "chat_template_tool_use.jinja"  # where there are tools, if the checkpoint has one for them
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 26
+_MAX_TRIED_CHARACTERS = 1 << 20  # of a conversation that shows what the template makes of it
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
 MAX_COUNTED_BYTES = 4 << 20  # of a prompt whose tokens are told, however many the model takes
 _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
@@ -278,7 +279,9 @@ class ChatTemplate:
 
     def _tried(self, messages: list[dict[str, Any]], tools: list[Tool], add_generation_prompt: bool) -> str:
         options = TemplateOptions(add_generation_prompt=add_generation_prompt)
-        return self._rendered([_without_nulls(turn) for turn in messages], tools, 1 << 20, options, self._told)
+        return self._rendered(
+            [_without_nulls(turn) for turn in messages], tools, _MAX_TRIED_CHARACTERS, options, self._told
+        )
 
     def another(self) -> ChatTemplate:
         """To render beside this one: with a process of its own, which is not started."""
@@ -315,7 +318,7 @@ class ChatTemplate:
     ) -> str | None:
         names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._process.render({**names, **variables}, MAX_RENDERED_CHARACTERS)
+            return self._process.render({**names, **variables}, _MAX_TRIED_CHARACTERS)
         except InvalidRequest:
             return None
 
