@@ -52,7 +52,7 @@ def steps() -> Iterator[list[Step]]:
         yield list(task(api, Phone.scripted("history", max(NUM_EARLIER) + 1)))
 
 
-def task(api: openai.OpenAI, phone: Phone) -> Iterator[Step]:
+def task(api: Any, phone: Phone) -> Iterator[Step]:
     context: list[dict[str, Any]] = [SYSTEM]
     while phone.num_right < len(phone.screens):
         file, question = phone.screenshot(), phone.question
@@ -60,7 +60,7 @@ def task(api: openai.OpenAI, phone: Phone) -> Iterator[Step]:
         image = {"type": "image_url", "image_url": {"url": data_url(file)}}
         answer = api.chat.completions.create(
             model="autoglm-phone-9b",
-            messages=[*context, {"role": "user", "content": [image, text]}],  # type: ignore[list-item]
+            messages=[*context, {"role": "user", "content": [image, text]}],
             temperature=0,
             max_tokens=MAX_TOKENS,
             logprobs=True,
