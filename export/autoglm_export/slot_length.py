@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.runners.host_memory import Room, memory_room
+from autoglm_engine.runners.host_memory import Room, check_memory, memory_room
 
 from .model.spec import ModelSpec
 from .runtimes import runtime_named
@@ -36,3 +37,18 @@ def length_line(manifest: Manifest) -> str:
     return (
         f"{said}, of the model's {most:,}: {manifest.num_slots} longer ones would take over a third of the free memory"
     )
+
+
+def memory_line(manifest: Manifest, *, room: Room | None = None) -> str:
+    """What a server on this machine would say, where it cannot hold an artifact's slots; else nothing, also of keys and
+    values on a GPU. `room`: as in `default_length`."""
+    value_bytes = runtime_named(manifest.runtime, manifest.precision).host_cache.get(manifest.precision)
+    if value_bytes is None:
+        return ""
+    cache = manifest.cache
+    position_bytes = 2 * cache.num_layers * cache.num_kv_heads * cache.head_size * value_bytes
+    try:
+        check_memory(manifest, manifest.num_slots * manifest.max_length * position_bytes, room=room)
+    except ArtifactError as error:
+        return f"a server on this machine would refuse it: {error}"
+    return ""

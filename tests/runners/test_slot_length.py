@@ -8,12 +8,13 @@ from pathlib import Path
 import pytest
 from autoglm_cli import app
 from autoglm_engine.manifest import CacheShape, Manifest
+from autoglm_engine.runners import host_memory
 from autoglm_engine.runners.host_memory import Room
 from autoglm_engine.runners.native.runner import pool_bytes
 from autoglm_engine.runners.onnx.memory import CacheLayout
 from autoglm_export import slot_length
 from autoglm_export.runtimes import RUNTIMES
-from autoglm_export.slot_length import SHARE, default_length, length_line
+from autoglm_export.slot_length import SHARE, default_length, length_line, memory_line
 from hypothesis import given
 from hypothesis import strategies as st
 from typer.testing import CliRunner
@@ -101,6 +102,20 @@ def test_the_line_says_why(made: Manifest, line: str) -> None:
     assert length_line(made) == line
 
 
+@pytest.mark.parametrize("runtime", ["native", "onnx"])
+def test_what_a_server_here_would_refuse_is_told(runtime: str) -> None:
+    made, needed = manifest(runtime, "int8", 16, 8192), pool(runtime, "int8", 16, 8192)
+    assert memory_line(made, room=room(1.01 * needed)) == ""
+    line = memory_line(made, room=room(0.9 * needed))
+    assert line.startswith("a server on this machine would refuse it: there is not enough memory for 16 slots of 8192")
+    assert line.endswith("here; set max_batch_size to at most 14, or export it with fewer or shorter slots")
+
+
+def test_nobody_knows_a_gpus_memory_here() -> None:
+    for runtime, precision in [("onnx", "fp16"), ("tensorrt", "bf16"), ("tensorrt-rtx", "int4")]:
+        assert memory_line(manifest(runtime, precision, 16, 8192), room=room(1e6)) == ""
+
+
 def test_the_export_tells_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(slot_length, "memory_room", lambda: room(1e9))
     write_checkpoint(tmp_path / "tiny", "llama", max_position_embeddings=1 << 20)
@@ -121,3 +136,6 @@ def test_the_export_tells_what_it_took(tmp_path: Path, monkeypatch: pytest.Monke
     assert f"slots of {length:,} tokens (--max-length), of the model's 1,048,576" in told.stderr
     told = CliRunner().invoke(app, [*command, "--max-length", "64"], env={"TERM": "dumb"})
     assert "slots of" not in told.stderr
+    monkeypatch.setattr(host_memory, "memory_room", lambda: room(1e4))
+    told = CliRunner().invoke(app, [*command, "--max-length", "64"], env={"TERM": "dumb"})
+    assert "a server on this machine would refuse it: there is not enough memory for 16 slots of 64" in told.stderr

@@ -116,8 +116,9 @@ def run_export(checkpoint: str, target: Path, check: bool, chosen: dict[str, Any
             ) from None
     if found := manifest.runtime_details.get("auto"):
         notes().print(f"auto: {choice_line(found)}", markup=False, soft_wrap=True)
-    if "max_length" not in chosen:
-        line = needs("autoglm_export.slot_length", "export").length_line(manifest)
+    slots = needs("autoglm_export.slot_length", "export")
+    lines = ["" if "max_length" in chosen else slots.length_line(manifest), slots.memory_line(manifest)]
+    for line in filter(None, lines):
         notes().print(line, markup=False, soft_wrap=True)
     return manifest
 
