@@ -15,6 +15,7 @@ from autoglm_export.checkpoint.base import Checkpoint
 from autoglm_export.checkpoint.gguf.names import NAMES
 from autoglm_export.checkpoint.gguf.tokenizer import PRE_TOKENIZERS, build_tokenizer
 from autoglm_export.checkpoint.opening import open_checkpoint
+from autoglm_export.checkpoint.tokenizer_trial import try_tokenizer
 from autoglm_export.checkpoint.weights import weight_shapes
 from autoglm_export.errors import CheckpointError, ExportError, UnsupportedModel
 from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
@@ -174,7 +175,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "value length": ({"llama.attention.value_length": 8}, "value_length is 8"),
     "partial rope": ({"llama.rope.dimension_count": 8}, "partial_rotary_factor is 0.5"),
     "tokenizer": ({"tokenizer.ggml.model": "t5"}, "tokenizer model is 't5'"),
-    "pre-tokenizer": ({"tokenizer.ggml.pre": "tekken"}, "pre-tokenizer is 'tekken'"),
+    "pre-tokenizer": ({"tokenizer.ggml.pre": "gpt-4o"}, "pre-tokenizer is 'gpt-4o'"),
     "space prefix": ({"tokenizer.ggml.add_space_prefix": True}, "add_space_prefix"),
     "merge": ({"tokenizer.ggml.merges": ["ab"]}, "its merge 'ab' is no pair"),
     "end token": ({"tokenizer.ggml.eos_token_id": 300}, "eos_token_id is 300; the model's ids are 0 ... 299"),
@@ -231,6 +232,23 @@ def test_tiktoken_models_split_as_published(name: str) -> None:
 
     published = inspect.signature(TikTokenConverter.__init__).parameters["pattern"].default
     assert PRE_TOKENIZERS[name].pattern == published
+
+
+@pytest.mark.parametrize("name", ["tekken", "deepseek-r1-qwen", "llama3", "llama-v3"])
+def test_other_models_split_as_transformers_reads_their_files(name: str) -> None:
+    from tokenizers import Regex
+    from transformers.integrations.gguf.gguf_tokenizer_mapping import GGUF_PRE_TOKENIZER_SPLITS
+
+    split = pre_tokenizers.Split(Regex(GGUF_PRE_TOKENIZER_SPLITS[name]), behavior="isolated")
+    levels = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    expected = pre_tokenizers.Sequence([split, levels])
+    for text in (*SAMPLES, "HTTPServer/v2 ǅungla McDonald's\n/ //\n x́Y", "ABCdefGHI 12345 é"):
+        ours = pieces(build_tokenizer(tokenizer_metadata(name)), text)
+        assert ours == [piece for piece, _ in expected.pre_tokenize_str(text)]
+
+
+def test_a_split_of_overlapping_classes_passes_the_trial() -> None:
+    try_tokenizer(build_tokenizer(tokenizer_metadata("tekken")).to_str().encode())
 
 
 @pytest.mark.parametrize("name", PRE_TOKENIZERS)

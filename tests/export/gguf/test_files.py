@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,7 @@ import gguf
 import numpy as np
 import pytest
 from autoglm_cli.home import name_for
-from autoglm_export.checkpoint.gguf.file import DECODED, GgufFile
+from autoglm_export.checkpoint.gguf.file import BLOCK, DECODED, GgufFile
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError, ExportError
 from gguf.quants import dequantize, quantize
@@ -194,11 +195,22 @@ def test_blocks_are_read_as_the_reference_reads_them(kind: str, tmp_path: Path, 
         expected = np.asarray(dequantize(blocks, TYPES[kind]), np.float32)
     assert np.unique(expected).size > 3
     for size in (1, 5 * WIDTH, 1 << 22):
-        monkeypatch.setattr("autoglm_export.checkpoint.gguf.file._BLOCK", size)
+        monkeypatch.setattr("autoglm_export.checkpoint.gguf.file.BLOCK", size)
         file = GgufFile(path)
         for rows in (slice(None), slice(7, 30), slice(36, 37), slice(0, 0)):
             assert file.read("w", rows).tobytes() == expected[rows].tobytes()
         assert file.read("v", slice(3, 500)).tobytes() == expected[0, 3:500].tobytes()
+
+
+def test_a_large_tensor_is_not_held_twice(tmp_path: Path) -> None:
+    blocks = np.tile(blocks_of("Q4_K", np.random.default_rng(3)), (512, 1))
+    file = GgufFile(write_tensors(tmp_path / "m.gguf", {"w": (blocks, "Q4_K")}))
+    file.read("w", slice(0, 1))
+    tracemalloc.start()
+    weights = file.read("w", slice(None))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < weights.nbytes + 4 * 4 * BLOCK
 
 
 def test_every_other_type_is_refused_by_name(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ DECODED = (
     *("IQ4_NL", "IQ4_XS", "IQ1_S", "IQ1_M", "IQ2_XXS", "IQ2_XS", "IQ2_S", "IQ3_XXS", "IQ3_S", "TQ1_0", "TQ2_0"),
     "MXFP4",
 )
-_BLOCK = 1 << 22  # numbers that are dequantised at once: the library holds them twice
+BLOCK = 1 << 20  # numbers that are dequantised at once: the library holds them twice
 _OF_ALL_SHARDS = ("general.architecture", "general.name", "split.tensors.count")
 
 
@@ -100,7 +100,7 @@ class GgufFile:
                 return finite(name, _dequantised(tensor.data, tensor.tensor_type)[rows])
             begin, end, _ = rows.indices(shape[0])
             values = np.empty((end - begin, *shape[1:]), np.float32)
-            num_rows = max(1, _BLOCK // max(1, prod(shape[1:])))
+            num_rows = max(1, BLOCK // max(1, prod(shape[1:])))
             for row in range(begin, end, num_rows):
                 block = tensor.data[row : min(row + num_rows, end)]
                 values[row - begin : row - begin + len(block)] = _dequantised(block, tensor.tensor_type)

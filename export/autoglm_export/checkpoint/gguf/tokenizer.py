@@ -18,6 +18,14 @@ CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
 REST = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 
+# Mistral's: words begin with capitals, and may end in small letters.
+_CAPITALS, _SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
+_BEFORE = r"[^\r\n\p{L}\p{N}]?"
+TEKKEN = (
+    rf"{_BEFORE}{_CAPITALS}*{_SMALL}+|{_BEFORE}{_CAPITALS}+{_SMALL}*|\p{{N}}"
+    r"| ?[^\s\p{L}\p{N}]+[\r\n/]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+
 
 @dataclass(frozen=True, slots=True)
 class PreTokenizer:
@@ -29,14 +37,18 @@ class PreTokenizer:
     adds_bos: bool = False  # unless the file says otherwise
 
 
+QWEN2 = rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{REST}"
+LLAMA3 = PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}", ignore_merges=True, adds_bos=True)
 PRE_TOKENIZERS = {
     "smollm": PreTokenizer(pattern=None),
-    "qwen2": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}|{REST}", normalise=True),
-    "llama-bpe": PreTokenizer(
-        pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}", ignore_merges=True, adds_bos=True
-    ),
-    "glm4": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"),
-    "chatglm-bpe": PreTokenizer(pattern=rf"{CONTRACTIONS}|{WORDS}|\p{{N}}{{1,3}}|{REST}"),
+    "qwen2": PreTokenizer(pattern=QWEN2, normalise=True),
+    "deepseek-r1-qwen": PreTokenizer(pattern=QWEN2),  # not normalised, as llama.cpp and transformers read it
+    "llama-bpe": LLAMA3,
+    "llama-v3": LLAMA3,
+    "llama3": LLAMA3,
+    "tekken": PreTokenizer(pattern=TEKKEN, ignore_merges=True, adds_bos=True),
+    "glm4": PreTokenizer(pattern=LLAMA3.pattern),
+    "chatglm-bpe": PreTokenizer(pattern=LLAMA3.pattern),
 }
 
 
