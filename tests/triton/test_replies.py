@@ -28,6 +28,7 @@ class FakeReply:
     sent: list[tuple[Event, bool]] = field(default_factory=list)
     failed: list[tuple[str, str]] = field(default_factory=list)
     numbers: list[int] = field(default_factory=list)
+    thinks: list[bool] = field(default_factory=list)
     broken: bool = False
 
     def send(self, packed: Packed, *, last: bool) -> None:
@@ -36,6 +37,7 @@ class FakeReply:
         sent = unpack_sent_event(packed[SEAL_BYTES:])
         self.sent.append((sent.event, last))
         self.numbers.append(sent.sequence_number)
+        self.thinks.append(sent.prompt_thinks)
 
     def fail(self, code: str, message: str) -> None:
         self.failed.append((code, message))
@@ -54,6 +56,17 @@ def gate(board: AckBoard) -> AckGate:
 
 def event(request_id: str, finish: FinishReason | None = None, **more: str) -> Event:
     return Event(request_id, (1,), Usage(1, 1, 0), Stages(), finish, **more)  # type: ignore[arg-type]
+
+
+def test_each_event_of_a_request_says_whether_its_prompt_thinks(gate: AckGate) -> None:
+    replies, thinker, other = Replies(gate), FakeReply(), FakeReply()
+    thinking, plain = replies.open("a", thinker), replies.open("a", other)
+    replies.note_thinking(thinking)
+    replies.note_thinking("gone")
+    for finish in (None, FinishReason.STOP):
+        replies(event(thinking, finish))
+        replies(event(plain, finish))
+    assert (thinker.thinks, other.thinks) == ([True, True], [False, False])
 
 
 def test_cancels_that_another_engine_passed_on_meet_who_is_here(board: AckBoard, gate: AckGate, tmp_path: Path) -> None:
