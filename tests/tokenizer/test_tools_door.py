@@ -215,17 +215,18 @@ def test_answers_are_not_shared_between_tools(tokenizer: Tokenizer) -> None:
 
 def test_marks_of_calls_are_not_dropped_as_special_tokens(tokenizer: Tokenizer) -> None:
     special = Tokenizer.from_str(tokenizer.to_str())
-    marks = ["[TOOL_CALLS]", "<|call|>", "<|called|>", "<|eot|>", "<|said|>"]
+    marks = ["[TOOL_CALLS]", "<|call|>", "<|called|>", "<|args|>", "<|eot|>", "<|said|>", "<|sep|>"]
     special.add_special_tokens([AddedToken(mark, special=True) for mark in marks])
-    source = """{%- macro written(call) %}{{ begin }}{{ call.name }}<|eot|>{% endmacro %}{% set begin = '<|call|>' %}
+    source = """{%- macro written(call) %}{{ begin }}{{ call.name }}{{ marks.args }}<|eot|>{% endmacro %}
+        {%- set marks = namespace(args="<|args|>", sep="<|sep|>") %}{% set begin = '<|call|>' %}
         {%- for message in messages %}
         {%- if message.tool_calls %}{{ written(message.tool_calls[0]) }}<|called|>
-        {%- else %}<|said|>{{ message.content }}<|eot|>{% endif %}
+        {%- else %}<|said|>{{ message.content }}{{ marks.sep }}<|eot|>{% endif %}
         {%- if not message.tool_calls %}<|said|>{% endif %}{% endfor %}"""
     visible = with_visible_calls(special, source)
     text = "".join(marks)
     ids = special.encode(text).ids
-    assert visible.encode(text).ids == ids and len(ids) == 5
-    assert special.decode(ids) == "" and visible.decode(ids) == "[TOOL_CALLS]<|call|><|called|>"
+    assert visible.encode(text).ids == ids and len(ids) == 7
+    assert special.decode(ids) == "" and visible.decode(ids) == "[TOOL_CALLS]<|call|><|called|><|args|>"
     assert with_visible_calls(special).decode(ids) == "[TOOL_CALLS]"
     assert with_visible_calls(tokenizer, source) is tokenizer

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 from .call_form import CallForm
@@ -19,7 +19,7 @@ from .tagged_arguments import begins_with_arguments, tagged_arguments
 @dataclass(frozen=True, slots=True)
 class Marks:
     """Of a form, as they are looked for. `first`: "" where calls stand at the beginning of a line. `fields`: where a
-    call is a JSON object, which is no part of the other marks then."""
+    call is a JSON object, which is no part of the other marks then. `ends`: what arguments end with, in tags."""
 
     form: CallForm
     first: str
@@ -28,6 +28,7 @@ class Marks:
     between: Pieces | None
     closing: Pieces
     fields: Fields | None
+    ends: Pieces
 
     @classmethod
     @cache
@@ -47,13 +48,30 @@ class Marks:
             None if between is None else pieces(between),
             pieces(closing),
             fields,
+            _ends(closing, between),
         )
+
+    def late(self) -> Iterator[Marks]:
+        """Models leave out the first of several marks, that of a section above all: the same from each mark on."""
+        for at, piece in enumerate(self.opening):
+            if not at or (piece[0] in "<[" and len(piece) > 5):
+                yield replace(self, first=piece if at else self.first, opening=self.opening[at:])
+
+
+def _ends(closing: str, between: str | None) -> Pieces:
+    """The first piece of either; the shorter one, where the other goes on from it."""
+    first, other = pieces(closing)[:1], pieces(closing if between is None else between)[:1]
+    if first and other and (first[0].startswith(other[0]) or other[0].startswith(first[0])):
+        return (min(first[0], other[0]),)
+    return (*first, *other)
 
 
 def read_calls(reader: Reader, forms: Sequence[CallForm], functions: Functions) -> Steps[None]:
     """`forms`: one or more; either all of them have a first mark, or none."""
     marks = [Marks.of(form) for form in forms]
-    return _marked(reader, marks, functions) if marks[0].first else _in_lines(reader, marks, functions)
+    if not marks[0].first:
+        return _in_lines(reader, marks, functions)
+    return _marked(reader, [late for form in marks for late in form.late()], functions)
 
 
 def _marked(reader: Reader, forms: Sequence[Marks], functions: Functions) -> Steps[None]:
@@ -116,9 +134,9 @@ def _rest(reader: Reader, form: Marks, functions: Functions) -> Steps[None]:
             at = -1
         if at >= 0 and (yield from _call(reader, at, form, functions)):
             continue
-        if form.closing:
-            with suppress(Broken):
-                reader.use((yield from matched(reader, 0, form.closing)))
+        with suppress(Broken):  # as much as there is of it
+            for piece in form.closing:
+                reader.use((yield from matched(reader, 0, (piece,))))
         return
 
 
@@ -135,7 +153,7 @@ def _call(reader: Reader, at: int, form: Marks, functions: Functions) -> Steps[b
     if form.form.tags is None:
         yield from arguments_object(reader)
     else:
-        yield from tagged_arguments(reader, form.form, (form.closing, form.between or ()), functions[name])
+        yield from tagged_arguments(reader, form.form, form.ends, functions[name])
     return True
 
 
@@ -149,7 +167,7 @@ def _head(reader: Reader, at: int, form: Marks, functions: Functions) -> Steps[t
         try:
             begin = yield from matched(reader, end, form.middle)
             if form.form.tags is not None:
-                if (yield from begins_with_arguments(reader, begin, form.form, (form.closing, form.between or ()))):
+                if (yield from begins_with_arguments(reader, begin, form.form, form.ends)):
                     return name, begin
                 continue
             begin = yield from reader.after_space(begin)

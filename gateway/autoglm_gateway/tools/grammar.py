@@ -125,7 +125,8 @@ class _Writer:
         """Regular expression of texts with a place where a reader would look for a call."""
         also = "".join(f"|.*{_escaped(other)}.*" for other in self.form.also)
         if mark:
-            return f".*{_escaped(mark)}.*"
+            firsts = dict.fromkeys(_escaped(late.first) for late in Marks.of(self.form).late())
+            return f".*({'|'.join(firsts)}).*"
         if self.form.name_field:
             return rf'(.*\n)?\s*\{{\s*"({_FIELDS})".*{also}'
         names = "|".join(tool.function.name for tool in tools)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from .call_form import KEY, CallForm, Tags
@@ -13,22 +13,20 @@ from .pattern import Pieces, matched, pieces
 from .reader import Broken, Reader, open_end
 from .schema_types import is_string
 
-Ends = Sequence[Pieces]  # what may follow the arguments
 
-
-def begins_with_arguments(reader: Reader, at: int, form: CallForm, ends: Ends) -> Steps[bool]:
-    """Whether a key, or the end of a call without arguments, is there."""
+def begins_with_arguments(reader: Reader, at: int, form: CallForm, ends: Pieces) -> Steps[bool]:
+    """Whether a key, or the end of a call without arguments, is there. `ends`: any of them."""
     assert form.tags is not None, "of a form with tags"
     key = pieces(form.tags.before_key)[:1]
     if not key:
         return True
-    for wanted in (key, *ends):
-        if wanted and (yield from _is_there(reader, at, wanted)):
+    for piece in (*key, *ends):
+        if (yield from _is_there(reader, at, (piece,))):
             return True
     return False
 
 
-def tagged_arguments(reader: Reader, form: CallForm, ends: Ends, schema: Mapping[str, Any]) -> Steps[None]:
+def tagged_arguments(reader: Reader, form: CallForm, ends: Pieces, schema: Mapping[str, Any]) -> Steps[None]:
     """Tells them. Without their end, the object stays open: it may lack arguments."""
     assert form.tags is not None, "of a form with tags"
     yield Arguments("{")
@@ -44,10 +42,10 @@ def tagged_arguments(reader: Reader, form: CallForm, ends: Ends, schema: Mapping
     yield Arguments("}")
 
 
-def _ended(reader: Reader, ends: Ends) -> Steps[bool]:
+def _ended(reader: Reader, ends: Pieces) -> Steps[bool]:
     yield from reader.after_space(0)
-    for wanted in ends:
-        if wanted and (yield from _is_there(reader, 0, wanted)):
+    for piece in ends:
+        if (yield from _is_there(reader, 0, (piece,))):
             return True
     return False
 

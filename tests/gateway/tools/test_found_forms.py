@@ -109,6 +109,23 @@ def test_whatever_the_text_is_streamed_is_whole_and_what_is_no_call_stays(name: 
 
 
 @pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("function tags", "<function=write>\n<parameter=text>\nhi\n</parameter>\n</function>"),
+        ("function tags", "<function=write><parameter=text>hi</parameter></function></tool_call>"),
+        ("invoke tags", '<invoke name="write">\n<parameter name="text">hi</parameter>\n</invoke>\n</calls>'),
+        ("numbered", '<|call|>functions.write:0<|arguments|>{"text": "hi"}<|end|>'),
+        ("python", "<|call|>[write(text='hi')]"),
+        ("python", '<|call|>[write( text = "hi" )]<|call_end|>'),
+    ],
+)
+def test_marks_that_a_model_leaves_out_are_not_missed(name: str, text: str) -> None:
+    for pieces in ([text], list(text)):
+        assert read(found(name), pieces) == ("", [("write", '{"text": "hi"}')])
+        assert read(found(name), ["Well:\n", *pieces, " So."]) == ("Well:So.", [("write", '{"text": "hi"}')])
+
+
+@pytest.mark.parametrize(
     "template",
     [
         NO_CALLS,

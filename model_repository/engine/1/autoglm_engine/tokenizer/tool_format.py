@@ -31,7 +31,8 @@ CALL_TOKENS = frozenset(
     }
 )
 
-_TOLD = ("tools", "tool", "tool_response", "tool_responses")  # fields and roles by which tools and results are told
+# Fields, variables and roles by which tools, results and documents are told.
+_TOLD = ("tools", "tool", "tool_response", "tool_responses", "document", "documents")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,41 +90,45 @@ def _is_mark(token: str) -> bool:
 def _strings_of_calls(source: str) -> tuple[str, str]:
     """What a template writes where a turn has calls, and what it writes of other turns; what it writes before all
     turns, or where tools are told, is neither. Raises ArtifactError for what is no template."""
-    from jinja2 import nodes
 
     template = parse(source)
-    made = list(template.find_all((nodes.Macro, nodes.Assign, nodes.AssignBlock)))
+    made = list(_definitions(template))
     written: dict[str, list[str]] = {"calls": [], "turns": [], "tools": [], "": []}
     used = set[tuple[int, str]]()
     todo = [(template.body, "")]
     while todo:
         for strings, where, names in _sorted(*todo.pop()):
             written[where].extend(strings)
-            for number, node in enumerate(made):
-                if (number, where) not in used and names & _made_names(node):
+            for number, (defined, body) in enumerate(made):
+                if (number, where) not in used and names & defined:
                     used.add((number, where))
-                    todo.append((_made(node), where))
+                    todo.append((body, where))
     return "\n".join(written["calls"]), "\n".join(written["turns"])
 
 
-def _made_names(node: nodes.Node) -> set[str]:
+def _definitions(template: nodes.Template) -> Iterator[tuple[set[str], list[nodes.Node]]]:
+    """Macros and variables: their names, and what they stand for. A field of a namespace is one of its own."""
     from jinja2 import nodes
 
-    if isinstance(node, nodes.Macro):
-        return {node.name}
-    assert isinstance(node, (nodes.Assign, nodes.AssignBlock)), node
-    target = node.target
-    return {found.name for found in (target, *target.find_all((nodes.Name, nodes.NSRef))) if hasattr(found, "name")}
+    for node in template.find_all((nodes.Macro, nodes.Assign, nodes.AssignBlock)):
+        if isinstance(node, nodes.Macro):
+            yield {node.name}, node.body
+            continue
+        assert isinstance(node, (nodes.Assign, nodes.AssignBlock)), node
+        targets = {str(name) for found in _and_inner(node.target) if (name := getattr(found, "name", None))}
+        if isinstance(node, nodes.AssignBlock):
+            yield targets, node.body
+        elif isinstance(node.node, nodes.Call) and node.node.kwargs:
+            for given in node.node.kwargs:
+                yield {f"{target}.{given.key}" for target in targets}, [nodes.Output([given.value])]
+        else:
+            yield targets, [nodes.Output([node.node])]
 
 
-def _made(node: nodes.Node) -> list[nodes.Node]:
-    """What comes of its name where it is used."""
+def _and_inner(node: nodes.Node) -> list[nodes.Node]:
     from jinja2 import nodes
 
-    if isinstance(node, nodes.Assign):
-        return [nodes.Output([node.node])]
-    assert isinstance(node, (nodes.Macro, nodes.AssignBlock)), node
-    return node.body
+    return [node, *node.find_all(nodes.Node)]
 
 
 def _sorted(body: Sequence[nodes.Node], where: str) -> Iterator[tuple[list[str], str, set[str]]]:
@@ -135,10 +140,10 @@ def _sorted(body: Sequence[nodes.Node], where: str) -> Iterator[tuple[list[str],
             yield from _sorted(node.body, _place(node.test, where))
             yield from _sorted([*node.elif_, *node.else_], where)
         elif isinstance(node, nodes.For):
-            turns = "turns" if any("message" in name.name for name in _names(node.iter)) else ""
+            turns = "turns" if any("message" in name for name in _names(node.iter)) else ""
             yield from _sorted([*node.body, *node.else_], _place(node.iter, where or turns))
         elif not isinstance(node, (nodes.Macro, nodes.Assign, nodes.AssignBlock)):  # these count where they are used
-            yield _strings(node), where, {name.name for name in _names(node)}
+            yield _strings(node), where, _names(node)
 
 
 def _place(condition: nodes.Node, where: str) -> str:
@@ -152,16 +157,17 @@ def _place(condition: nodes.Node, where: str) -> str:
 
 
 def _mentions(node: nodes.Node, word: str) -> bool:
+    return any(word in (getattr(each, name, None) for name in ("attr", "value", "name")) for each in _and_inner(node))
+
+
+def _names(node: nodes.Node) -> set[str]:
+    """That are read, and fields of them."""
     from jinja2 import nodes
 
-    found = [node, *node.find_all((nodes.Getattr, nodes.Const, nodes.Name))]
-    return any(word in (getattr(each, name, None) for name in ("attr", "value", "name")) for each in found)
-
-
-def _names(node: nodes.Node) -> list[nodes.Name]:
-    from jinja2 import nodes
-
-    return [*node.find_all(nodes.Name), *([node] if isinstance(node, nodes.Name) else [])]
+    inner = _and_inner(node)
+    fields = [each for each in inner if isinstance(each, nodes.Getattr) and isinstance(each.node, nodes.Name)]
+    names = {each.name for each in inner if isinstance(each, nodes.Name)}
+    return names | {f"{each.node.name}.{each.attr}" for each in fields if isinstance(each.node, nodes.Name)}
 
 
 def _strings(node: nodes.Node) -> list[str]:
