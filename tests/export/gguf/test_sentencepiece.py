@@ -117,6 +117,7 @@ def test_special_tokens_are_matched_in_the_text() -> None:
     """As llama.cpp does it, a space stands behind each."""
     assert OURS.encode("a<end>a the<tool>the").tokens == ["<s>", "▁a", "<end>", "▁a", "▁the", "<tool>", "▁the"]
     assert OURS.decode([IDS["▁a"], IDS["<end>"], IDS["<tool>"]]) == "a<tool>"
+    assert OURS.encode("a<unk>b").tokens == ["<s>", "▁a", "<unk>", "▁", "b"]
     assert OURS.encode("").ids == [BOS]
 
 

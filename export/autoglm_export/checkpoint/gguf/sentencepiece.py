@@ -25,7 +25,8 @@ _NORMALISERS = ("precompiled_charsmap", "remove_extra_whitespaces")  # of texts,
 
 
 class TokenType(IntEnum):
-    """`tokenizer.ggml.token_type`. Control and user-defined tokens are matched in the text before it is encoded."""
+    """`tokenizer.ggml.token_type`. All but normal, unused and byte tokens are matched in the text before it is
+    encoded."""
 
     NORMAL = 1
     UNKNOWN = 2

@@ -125,7 +125,8 @@ def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> 
     from tokenizers import AddedToken
 
     for token, kind in zip(tokens, types, strict=False):
-        is_control = kind == TokenType.CONTROL or token in KNOWN_ENDS  # as in llama.cpp, whatever the file calls them
+        # As in llama.cpp, which knows ends whatever the file calls them.
+        is_control = kind in (TokenType.CONTROL, TokenType.UNKNOWN) or token in KNOWN_ENDS
         if is_control or kind == TokenType.USER_DEFINED:
             tokenizer.add_tokens([AddedToken(token, special=is_control, normalized=False)])
 
