@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cache
+from functools import lru_cache
 
 from .call_form import CallForm
 from .call_object import Fields, arguments_object, call_object
@@ -31,7 +31,7 @@ class Marks:
     ends: Pieces
 
     @classmethod
-    @cache
+    @lru_cache(256)
     def of(cls, form: CallForm) -> Marks:
         opening, between, closing, fields = form.opening, form.between, form.closing, None
         if form.name_field:

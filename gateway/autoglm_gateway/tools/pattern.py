@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from functools import cache
+from functools import lru_cache
 
 from .call_form import PLACES
 from .events import Steps
@@ -15,7 +15,7 @@ _PIECE = re.compile(r"«(?:name|id|index|key)»|<[^<>«»\s]*>?|\[[^\[\]«»\s]*
 _WORD = re.compile(r"[a-zA-Z0-9_-]*")
 
 
-@cache
+@lru_cache(4096)
 def pieces(text: str) -> Pieces:
     return tuple(_PIECE.findall(text))
 

@@ -8,11 +8,10 @@ from typing import Any
 from .call_form import TYPES
 
 
-def is_string(schema: Mapping[str, Any], key: str) -> bool:
-    """Whether a property can be nothing else."""
+def property_types(schema: Mapping[str, Any], key: str) -> tuple[str, ...]:
     properties = schema.get("properties")
     described = properties.get(key) if isinstance(properties, Mapping) else None
-    return isinstance(described, Mapping) and types_of(described) == ("string",)
+    return types_of(described) if isinstance(described, Mapping) else TYPES
 
 
 def types_of(schema: Mapping[str, Any]) -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any
 
 from .call_form import KEY, CallForm, Tags
@@ -11,7 +11,7 @@ from .events import Arguments, Steps
 from .literals import as_json, literal, raw_string
 from .pattern import Pieces, matched, pieces
 from .reader import Broken, Reader, open_end
-from .schema_types import is_string
+from .schema_types import property_types, type_of
 
 
 def begins_with_arguments(reader: Reader, at: int, form: CallForm, ends: Pieces) -> Steps[bool]:
@@ -84,13 +84,14 @@ def _argument(reader: Reader, tags: Tags, schema: Mapping[str, Any], before: str
         reader.use((yield from matched(reader, 0, pieces(tags.after_value))))
         return
     kinds = {kind for kind, before_value in tags.before_value if before_value == text}
-    is_bare = "string" in kinds and (is_string(schema, key) or len(kinds) == 1)
+    types = kinds & {*property_types(schema, key)} or kinds
+    is_bare = types == {"string"}
     end_mark, *others = _end_of(tags, key)
     layout = "\n" if tags.after_value.startswith("\n") else ""
     if is_bare and not tags.wrapper[0]:
         yield from _string(reader, layout, end_mark)
     else:
-        yield from _value(reader, layout, end_mark, tags, is_bare=is_bare, may_be_string="string" in kinds)
+        yield from _value(reader, layout, end_mark, tags, types)
     reader.use((yield from matched(reader, 0, tuple(others))))
 
 
@@ -116,8 +117,8 @@ def _string(reader: Reader, layout: str, mark: str) -> Steps[None]:
         yield from reader.more()
 
 
-def _value(reader: Reader, layout: str, mark: str, tags: Tags, *, is_bare: bool, may_be_string: bool) -> Steps[None]:
-    """Tells the value when it is complete: what is no JSON is a string. Raises Broken."""
+def _value(reader: Reader, layout: str, mark: str, tags: Tags, types: Set[str]) -> Steps[None]:
+    """Tells the value when it is complete: what is no JSON of the types is a string. Raises Broken."""
     opened, closed = tags.wrapper
     is_wrapped = bool(opened) and (yield from reader.has(opened, 0))
     end = yield from reader.find(closed + mark if is_wrapped else mark, 0)
@@ -126,8 +127,15 @@ def _value(reader: Reader, layout: str, mark: str, tags: Tags, *, is_bare: bool,
     if is_wrapped:
         yield Arguments(json.dumps(value[len(opened) : len(value) - len(closed)], ensure_ascii=False))
         return
-    written = None if is_bare else as_json(value, is_python=bool(tags.python))
+    written = None if types == {"string"} else as_json(value, is_python=bool(tags.python))
+    if written is not None and "string" in types and not _is_of(written, types):
+        written = None
     yield Arguments(json.dumps(value, ensure_ascii=False) if written is None else written)
+
+
+def _is_of(written: str, types: Set[str]) -> bool:
+    kind = type_of(json.loads(written))
+    return kind in types or (kind == "integer" and "number" in types)
 
 
 def _inner(text: str) -> str:

@@ -27,6 +27,7 @@ from tests.support.engine.tool_templates import (
 from tests.support.gateway.call_round_trip import SCHEMAS, calls_of, read
 
 TOOL = {"type": "function", "function": {"name": "now"}}
+OPENED = "{{ tools }}{%% for m in messages %%}{{ m.content }}{{ %s }}{%% endfor %%}"
 EXAMPLES = {
     "hermes": '<tool_call>\n{"name": "«name»", "arguments": JSON}\n</tool_call>',
     "llama": '{"name": "«name»", "parameters": JSON}',
@@ -130,9 +131,12 @@ def test_marks_that_a_model_leaves_out_are_not_missed(name: str, text: str) -> N
     [
         NO_CALLS,
         "{{ tools }}",
+        OPENED % "'{' * 20000",
+        OPENED % "'{\"a\":' * 1500 + m.tool_calls[0].function.name if m.tool_calls",
         "{{ tools }}{% for m in messages %}{{ m.tool_calls | length }}{% endfor %}",
     ],
     indirect=True,
+    ids=["no calls", "tools alone", "too long", "too deep", "a number"],
 )
 def test_calls_that_cannot_be_read_are_told_in_plain_text(template: ChatTemplate) -> None:
     assert template.call_form == of_engine.PLAIN_TEXT

@@ -227,6 +227,25 @@ def test_no_more_calls_than_wanted() -> None:
     assert parsed("hermes", [one, one, " well"], max_calls=1) == ("well", [("now", "{}")])
 
 
+@pytest.mark.parametrize(
+    ("schema", "value", "read"),
+    [
+        ({"type": "string"}, "17", '"17"'),
+        ({"type": ["string", "null"]}, "17", '"17"'),
+        ({"type": ["string", "null"]}, "null", "null"),
+        ({"type": ["number", "string"]}, "17", "17"),
+        ({"enum": ["17", "18"]}, "17", '"17"'),
+        ({"type": "integer"}, "many", '"many"'),
+        ({}, "17", "17"),
+        ({}, "True", '"True"'),
+    ],
+)
+def test_a_value_in_a_tag_is_of_the_types_that_its_schema_allows(schema: dict[str, Any], value: str, read: str) -> None:
+    text = f"<tool_call>f\n<arg_key>a</arg_key>\n<arg_value>{value}</arg_value>\n</tool_call>"
+    functions = {"f": {"properties": {"a": schema}}}
+    assert parsed("glm-xml", [text], functions=functions) == ("", [("f", f'{{"a": {read}}}')])
+
+
 SCRAPS = [
     "<tool_call>",
     "</tool_call>",

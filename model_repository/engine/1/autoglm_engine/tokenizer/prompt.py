@@ -44,6 +44,7 @@ TOOL_TEMPLATE_NAME = "chat_template_tool_use.jinja"  # where there are tools, if
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 26
 _MAX_TRIED_CHARACTERS = 1 << 20  # of a conversation that shows what the template makes of it
+MAX_TRIED_CHARACTERS = 1 << 18  # of a conversation that is rendered to see how the template does it
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
 MAX_COUNTED_BYTES = 4 << 20  # of a prompt whose tokens are told, however many the model takes
 _CHARACTERS_PER_TOKEN = 8  # more than texts have on average
@@ -273,7 +274,7 @@ class ChatTemplate:
         """Whether the template takes a system message."""
         turns = [{"role": "system", "content": "zqsystem"}, {"role": "user", "content": "zqasked"}]
         try:
-            return "zqsystem" in self._rendered(turns, None, 1 << 20, TemplateOptions(), ToolWays())
+            return "zqsystem" in self._rendered(turns, None, MAX_TRIED_CHARACTERS, TemplateOptions(), ToolWays())
         except InvalidRequest:
             return False
 

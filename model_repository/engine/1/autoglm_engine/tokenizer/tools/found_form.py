@@ -29,7 +29,7 @@ def find_call_form(source: str, render: Render, end_tokens: Collection[str] = ()
             try:
                 answers = Answers.of(render, short_ids=short_ids, as_text=as_text)
                 form = _form(answers)
-            except (InvalidRequest, Unreadable):
+            except (InvalidRequest, Unreadable, RecursionError):  # the last one of what a template makes of arguments
                 continue
             also = (*form.also, *([_PYTHON_TAG] if not form.opening.startswith("<") and _PYTHON_TAG in source else []))
             return _without_ends(replace(form, also=also), end_tokens)

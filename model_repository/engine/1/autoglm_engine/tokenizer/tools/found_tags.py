@@ -12,6 +12,7 @@ from .marked_answers import KEY_A, KEY_B, Unreadable
 
 After = Callable[[Mapping[str, Any]], str]  # arguments -> what follows the call's name
 
+_MAX_BETWEEN = 500  # characters between two arguments
 _WORD, _OTHER = "zqvalue", "xwworth"
 _NUMBER = 31337
 _AWKWARD = "zq<a> & \"b\"\n'c' {d} [e] \\f 天"
@@ -83,6 +84,8 @@ def _in_two(after: After, quote: str) -> tuple[str, tuple[str, str, str], str]:
 
 def _parted(before: str, between: str, end: str, none: str) -> tuple[str, tuple[str, str, str], str]:
     """`none`: what is written where there are no arguments."""
+    if len(between) > _MAX_BETWEEN:
+        raise Unreadable
     allowed = list(cuts(between))
     for after_value in reversed([at for at in allowed if end.startswith(between[:at])]):
         for before_key in (at for at in allowed if at >= after_value and before.endswith(between[at:])):

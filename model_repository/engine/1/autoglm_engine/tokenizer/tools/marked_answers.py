@@ -19,6 +19,7 @@ SAID, _OTHER = "zqsaid", "xwtolk"
 _LONG_IDS = ("call_zq0123456789abcdef012345", "call_xw0123456789abcdef012345")
 _SHORT_IDS = ("zqid0abcd", "xwid0abcd")  # Mistral's templates take 9 letters and digits
 _ENDS = " \n\t>]"  # of marks; others may go on
+_MAX_ANSWER = 10_000  # characters: published templates need 600, and comparing takes their square
 _ASKED = {"role": "user", "content": "zqasked"}
 
 
@@ -78,7 +79,7 @@ class Answers:
 
     def _without_head(self, text: str) -> str:
         head = next((head for head in (self.begin, self.head) if text.startswith(head)), None)
-        if head is None:
+        if head is None or len(text) - len(head) > _MAX_ANSWER:
             raise Unreadable
         return text[len(head) :]
 
