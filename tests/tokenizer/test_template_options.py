@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -113,3 +114,11 @@ def test_what_cannot_be_continued_is_refused(made: Made) -> None:
         made(TEMPLATES["hermes"]).render([ASKED, {**BEGUN, "tool_calls": [call]}], options=going_on)
     with pytest.raises(InvalidRequest, match="has no text"):
         made(THINKER).render([{"role": "user", "content": [{"type": "image"}]}], options=going_on)
+
+
+@pytest.mark.parametrize("name", ["self", "loop", "range", "namespace", "m", "context"])
+def test_a_name_of_the_languages_own_is_the_callers_trouble_alone(made: Made, name: str) -> None:
+    template = made(THINKER + "{% set ns = namespace(a=1) %}{% for i in range(2) %}{{ loop.index }}{% endfor %}")
+    with contextlib.suppress(InvalidRequest):
+        template.render([ASKED], options=template_options(json.dumps({name: 1}).encode()))
+    assert template.render([ASKED]).endswith("12")

@@ -8,6 +8,7 @@ the client, the server's own door and its guides.
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from tritonclient.grpc import service_pb2 as pb
 
 from tests.support.client.client_fakes import FakeTransport, end_mark, response
 from tests.support.engine.fakes import byte_tokenizer
+from tests.support.engine.thinking_templates import WITH_TOOLS
 from tests.support.engine.tool_templates import GLM_METADATA, GLM_SYSTEM_ITEM, GLM_XML, LLAMA, MISTRAL, QWEN
 from tests.support.export.tiny_models import tiny_model
 from tests.support.gateway.gateway_fakes import opened
@@ -39,6 +41,7 @@ from tests.support.gateway.gateway_fakes import opened
 pytestmark = pytest.mark.slow
 
 MAX_LENGTH = 4096
+NUM_THOUGHT = 3  # tokens of thinking: a random model has no end of it
 SPECIAL = {"bos_token": "<s>", "eos_token": "</s>"}
 PARAMETERS = {
     "type": "object",
@@ -67,6 +70,7 @@ class Family:
 
 FAMILIES = {
     "chatml": Family("qwen3", QWEN, ("<tool_call>", "</tool_call>")),
+    "chatml, thinking": Family("qwen3", WITH_TOOLS, ("<tool_call>", "</tool_call>", "<think>", "</think>")),
     "llama 3": Family("llama", LLAMA),
     "mistral": Family("llama", MISTRAL, ("[TOOL_CALLS]",)),
     "glm4": Family("glm4", GLM_METADATA),
@@ -94,6 +98,9 @@ class TinyServer(FakeTransport):
         self._model = tiny_model(family.architecture, vocab_size=size, max_position_embeddings=MAX_LENGTH)
         form = self.template.call_form
         self.limits |= {"call_form": form.told(), "call_tokens": call_tokens(self.tokenizer, form)}
+        if marks := self.template.thinking:
+            self.limits["thinking"] = dataclasses.astuple(marks)
+            self._closing = self.tokenizer.encode(marks.end).ids[0]
         self.prompts: list[str] = []
 
     async def stream(self, request: pb.ModelInferRequest) -> AsyncIterator[pb.ModelInferResponse]:
@@ -105,7 +112,7 @@ class TinyServer(FakeTransport):
         asked = unpack_request(request.id, admitted.token_ids, admitted.request, "a")
         self.prompts.append(self.tokenizer.decode(admitted.token_ids.tolist(), skip_special_tokens=False))
         ids, reason = self._tokens_of(asked)
-        yield response(self.tokenizer.decode(ids), reason, len(ids))
+        yield response(self.tokenizer.decode(ids), reason, len(ids), prompt_thinks=asked.prompt_thinks)
         yield end_mark()
 
     def _tokens_of(self, asked: Request) -> tuple[list[int], str]:
@@ -121,6 +128,8 @@ class TinyServer(FakeTransport):
             logits, past = out.logits[0, -1].numpy(), out.past_key_values
             allowed = state.allowed() if state else np.ones(len(logits), bool)
             token_id = int(np.where(allowed, logits, -np.inf).argmax())
+            if asked.prompt_thinks and len(ids) == NUM_THOUGHT:
+                token_id = self._closing
             if token_id == self.eos:
                 return ids, "stop"
             ids.append(token_id)
@@ -203,6 +212,8 @@ async def test_each_step_has_the_prompt_that_transformers_renders(name: str) -> 
                     ]
     finally:
         server.template.close()
+    thinks = family.template == WITH_TOOLS
+    assert [bool(turn.get("reasoning_content")) for turn in messages[1::2]] == [thinks] * 2
     assert server.prompts == [expected(family, conversation) for conversation in conversations]
     arguments = json.loads(messages[1]["tool_calls"][0]["function"]["arguments"])
     assert arguments["city"] in ("Zürich", 'Fort "X"') and 0 <= arguments["days"] <= 9

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from .tool_templates import QWEN
+
 _TURNS = """{%- for m in messages %}
 {%- if m.role == 'assistant' %}<|im_start|>assistant
 SAID<|im_end|>
@@ -53,10 +55,18 @@ MAGISTRAL = """{{ messages[0].content if messages[0].role == 'system' else 'Draf
 {%- for m in messages %}{% if m.role == 'user' %}[INST]{{ m.content }}[/INST]
 {%- elif m.role == 'assistant' %}{{ m.content }}</s>{% endif %}{% endfor %}"""
 
+# Qwen3-Thinking's, with tools: the prompt opens the thinking, and the history tells it.
+WITH_TOOLS = QWEN.replace(
+    "{%- if message.content %}",
+    "{%- if message.reasoning_content %}{{- '\n<think>\n' + message.reasoning_content + '\n</think>\n' }}{%- endif %}"
+    "{%- if message.content %}",
+).replace("<|im_start|>assistant\n' }}", "<|im_start|>assistant\n<think>\n' }}")
+
 _THINK = ("<think>", "</think>")
 THINKERS = {
     "hybrid": (HYBRID, _THINK),
     "opened": (OPENED, _THINK),
+    "with tools": (WITH_TOOLS, _THINK),
     "opened hybrid": (OPENED_HYBRID, _THINK),
     "seed": (SEED, ("<seed:think>", "</seed:think>")),
     "cohere": (COHERE, ("<|START_THINKING|>", "<|END_THINKING|>")),

@@ -173,7 +173,17 @@ def _letters(chance: random.Random) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": letters}]}
 
 
-_CONVERSATIONS: list[Callable[[random.Random], dict[str, Any]]] = [_many_turns, _many_tools, _marks, _letters]
+def _variables(chance: random.Random) -> dict[str, Any]:
+    nested: Any = "z" * chance.randrange(70_000)
+    for _ in range(chance.randrange(80)):
+        nested = chance.choice([[nested], {"a": nested}])
+    names = ("self", "loop", "range", "namespace", "messages", "bos_token", "documents", "enable_thinking")
+    return {"chat_template_kwargs": dict.fromkeys(chance.sample(names, 3), nested)}
+
+
+_CONVERSATIONS: list[Callable[[random.Random], dict[str, Any]]] = [
+    *(_many_turns, _many_tools, _marks, _letters, _variables),
+]
 
 
 async def bodies(target: Target) -> str:
