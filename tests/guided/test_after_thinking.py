@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import pytest
@@ -77,6 +78,19 @@ def test_the_guide_holds_after_thinking(guide: dict[str, str], answer: str, has_
     ):
         assert admits(begun(thinking, made, **guide), made, before + answer) == may, (thinking, before)
         assert not admits(begun(thinking, made, **guide), made, f"{before}{answer}!"), (thinking, before)
+
+
+def test_a_guide_that_is_kept_is_kept_with_what_it_holds_after() -> None:
+    made = tokenizer(has_marks=True)
+    size = made.get_vocab_size(with_added_tokens=True)
+    library = LLTokenizer(made.to_str(), n_vocab=size, eos_token=[EOS])
+    guides = GuideCompiler(lambda: library, size, [EOS])
+    asked = SamplingOptions(max_tokens=8, guided_regex="a", guide_after="thinking")
+    for thinking, answer in ((OPEN, "x</think>a"), (FREE, "<think>x</think>a"), (CLOSED, "a"), (OPEN, "y</think>a")):
+        sampling = dataclasses.replace(asked, guide_after=resolved(asked, thinking))
+        guide = guides.compile(sampling)
+        assert guide is not None and guides.find(sampling) is guide
+        assert admits(guide.begin(), made, answer), answer
 
 
 def test_a_ready_grammar_has_thoughts_of_its_own_and_no_guide_needs_nothing() -> None:

@@ -110,7 +110,7 @@ def test_reasoning_of_the_history_is_told_as_transformers_tells_it(made: Made, n
         [messages], chat_template=source, add_generation_prompt=True, bos_token="<s>", eos_token="</s>"
     )
     assert made(source).render(messages) == expected
-    assert ("One and two." in expected) == ("m.reasoning_content" in source or "m.thinking" in source)
+    assert ("One and two." in expected) == (".reasoning_content" in source or "m.thinking" in source)
 
 
 def test_reasoning_is_text(made: Made) -> None:
@@ -129,6 +129,14 @@ def test_a_prompt_says_whether_it_thinks_on_its_way_to_the_engine(made: Made) ->
         ids = np.array([1], np.int32)
         request = Request("a", ids, SamplingOptions(max_tokens=1), prompt_thinks=is_open)
         assert unpack_request("a", ids, pack_request(request, "x"), "x").prompt_thinks is is_open
+
+
+def test_questions_of_one_meaning_are_told_apart_by_what_the_template_is_told(made: Made) -> None:
+    prompter = Prompter(byte_tokenizer(), made(OPENED_HYBRID), 4096)
+    raw = json.dumps([ASKED]).encode()
+    on, off = (prompter.from_messages(raw, options=template_options(json.dumps(said).encode())) for said in (ON, OFF))
+    assert on.question is not None and off.question is not None
+    assert on.question.text == off.question.text and on.question.context != off.question.context
 
 
 def test_special_tokens_that_are_marks_stay_in_the_text() -> None:
