@@ -33,16 +33,16 @@ BEGUN = {"role": "assistant", "content": "One, two, "}
 Made = Callable[[str], ChatTemplate]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made() -> Iterator[Made]:
-    opened: list[ChatTemplate] = []
+    """Each template once: a process is most of what a test takes."""
+    opened: dict[str, ChatTemplate] = {}
 
     def make(source: str) -> ChatTemplate:
-        opened.append(ChatTemplate(source, SPECIAL))
-        return opened[-1]
+        return opened.setdefault(source, opened.get(source) or ChatTemplate(source, SPECIAL))
 
     yield make
-    for template in opened:
+    for template in opened.values():
         template.close()
 
 
@@ -66,7 +66,7 @@ def test_variables_reach_the_template_and_others_have_no_effect(made: Made, vari
 @pytest.mark.parametrize("parts", [True, False])
 def test_a_final_message_is_continued_as_transformers_does(made: Made, said: str, keep: bool, parts: bool) -> None:
     content = [{"type": "text", "text": "Well: "}, {"type": "text", "text": said}] if parts else said
-    messages = [ASKED, {"role": "assistant", "content": content}]
+    messages: list[dict[str, Any]] = [ASKED, {"role": "assistant", "content": content}]
     text = made(THINKER).render(messages, options=TemplateOptions({"keep": keep}, False, True))
     assert text == theirs(THINKER, messages, continue_final_message=True, keep=keep)
     assert text.rstrip().endswith(said.strip())

@@ -27,16 +27,18 @@ OFF, ON = {"enable_thinking": False, "thinking": False}, {"enable_thinking": Tru
 Made = Callable[[str], ChatTemplate]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def made() -> Iterator[Made]:
-    opened: list[ChatTemplate] = []
+    """Each template once: a process is most of what a test takes."""
+    opened: dict[str, ChatTemplate] = {}
 
     def make(source: str) -> ChatTemplate:
-        opened.append(ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"}))
-        return opened[-1]
+        return opened.setdefault(
+            source, opened.get(source) or ChatTemplate(source, {"bos_token": "<s>", "eos_token": "</s>"})
+        )
 
     yield make
-    for template in opened:
+    for template in opened.values():
         template.close()
 
 
