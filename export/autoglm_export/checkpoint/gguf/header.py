@@ -1,7 +1,8 @@
 """Walks through the header of a GGUF file before the reader does, which believes every count that it finds there.
 
 Counts are compared with the bytes that are left first. Then, since the reader makes a Python object of every element,
-so is the number of all elements with what the largest vocabularies need. Format:
+so is the number of all elements with what the largest vocabularies need. Tensors must lie one behind the other, each
+at a multiple of the alignment, as llama.cpp asks for, too. Format:
 github.com/ggml-org/ggml/blob/master/docs/gguf.md. Files of the other byte order are refused here.
 """
 
@@ -9,8 +10,9 @@ from __future__ import annotations
 
 import mmap
 import struct
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 
 from autoglm_export.errors import CheckpointError
@@ -18,12 +20,15 @@ from autoglm_export.errors import CheckpointError
 MAX_ELEMENTS = (
     1 << 21
 )  # of all arrays together: tokens, scores, types and merges of a vocabulary of 300,000 are half of it
+MAX_ENTRIES = 1 << 16  # of metadata, and of tensors: the reader makes some kilobytes of each
 MAX_DIMENSIONS = 4
 _MAGIC = b"GGUF"
 _VERSIONS = (2, 3)
 _STRING, _ARRAY = 8, 9
 _SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of a value, by its type
 _MIN_FIELD = 8 + 4 + 1  # bytes: an empty name, a type, a value
+_UINT32 = 4
+_ALIGNMENT, _DEFAULT_ALIGNMENT = b"general.alignment", 32
 _MIN_TENSOR = 8 + 4 + 4 + 8  # an empty name, no dimensions, a type, an offset
 
 
@@ -39,27 +44,40 @@ def check_header(path: Path) -> None:
         if (version := walk.number("I")) not in _VERSIONS:
             raise CheckpointError(f"{path.name} has the GGUF version {version}; supported are 2 and 3")
         num_tensors, num_fields = walk.number("Q"), walk.number("Q")
-        walk.check_room(num_tensors, _MIN_TENSOR, "tensors")
-        walk.check_room(num_fields, _MIN_FIELD, "metadata")
+        walk.check_entries(num_tensors, _MIN_TENSOR, "tensors")
+        walk.check_entries(num_fields, _MIN_FIELD, "metadata")
         for _ in range(num_fields):
             walk.field()
         for _ in range(num_tensors):
             walk.tensor()
+        walk.check_places()
 
 
-def _tensor_types() -> frozenset[int]:
-    from gguf import GGMLQuantizationType
+def _tensor_types() -> dict[int, tuple[int, int]]:
+    """Of each, how many numbers a block has, and how many bytes."""
+    from gguf import GGML_QUANT_SIZES
 
-    return frozenset(map(int, GGMLQuantizationType))
+    return {int(kind): sizes for kind, sizes in GGML_QUANT_SIZES.items()}
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class _Place:
+    """Of a tensor, in bytes from where the first one may begin."""
+
+    begin: int
+    end: int
+    name: str
 
 
 @dataclass(slots=True)
 class _Walk:
     name: str
     content: mmap.mmap
-    tensor_types: Collection[int]
+    tensor_types: Mapping[int, tuple[int, int]]
     place: int = 0
     num_elements: int = 0
+    alignment: int = _DEFAULT_ALIGNMENT
+    tensors: list[_Place] = field(default_factory=list)
 
     def number(self, code: str) -> int:
         self.check_room(1, struct.calcsize(code), "bytes")
@@ -75,18 +93,27 @@ class _Walk:
                 "are left of it"
             )
 
+    def check_entries(self, count: int, size: int, what: str) -> None:
+        self.check_room(count, size, what)
+        if count > MAX_ENTRIES:
+            raise CheckpointError(f"{self.name} announces {count} {what}; most is {MAX_ENTRIES}")
+
     def skip(self, count: int, size: int) -> None:
         self.check_room(count, size, "values")
         self.place += count * size
 
-    def string(self) -> None:
-        self.skip(self.number("Q"), 1)
+    def string(self) -> bytes:
+        size = self.number("Q")
+        self.skip(size, 1)
+        return self.content[self.place - size : self.place]
 
     def field(self) -> None:
-        self.string()
+        key = self.string()
         kind = self.number("I")
         if kind == _ARRAY:
             self.array()
+        elif key == _ALIGNMENT and kind == _UINT32:
+            self.alignment = self.number("I")
         else:
             self.value(kind)
 
@@ -118,10 +145,32 @@ class _Walk:
         return _SIZES[kind]
 
     def tensor(self) -> None:
-        self.string()
+        name = self.string().decode(errors="replace")
         if (dimensions := self.number("I")) > MAX_DIMENSIONS:
             raise CheckpointError(f"{self.name} has a tensor of {dimensions} dimensions; most is {MAX_DIMENSIONS}")
-        self.skip(dimensions, 8)
+        shape = [self.number("Q") for _ in range(dimensions)]
         if (kind := self.number("I")) not in self.tensor_types:
             raise CheckpointError(f"{self.name} has a tensor of the unknown type {kind}")
-        self.skip(1, 8)
+        block, num_bytes = self.tensor_types[kind]
+        begin = self.number("Q")
+        self.tensors.append(_Place(begin, begin + prod(shape) * num_bytes // block, name))
+
+    def check_places(self) -> None:
+        """Of the tensors, once all were walked through."""
+        if self.alignment < 1 or self.alignment & (self.alignment - 1):
+            raise CheckpointError(f"{self.name} has general.alignment {self.alignment}; it must be a power of two")
+        first, last = -(-self.place // self.alignment) * self.alignment, 0
+        for tensor in sorted(self.tensors):
+            problem = None
+            if tensor.begin % self.alignment:
+                problem = f"which is no multiple of its alignment {self.alignment}"
+            elif tensor.begin < last:
+                problem = "inside of another one"
+            elif first + tensor.end > len(self.content):
+                problem = f"{tensor.end - tensor.begin} bytes long, and its data end at {len(self.content) - first}"
+            if problem:
+                raise CheckpointError(
+                    f"{self.name} is truncated or no GGUF file: the tensor {tensor.name:.60} lies at byte "
+                    f"{tensor.begin} of its data, {problem}"
+                )
+            last = tensor.end

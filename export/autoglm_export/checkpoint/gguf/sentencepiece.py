@@ -77,7 +77,7 @@ def read_vocabulary(metadata: Metadata) -> Vocabulary:
     tokens = metadata.get(_PREFIX + "tokens")
     if not isinstance(tokens, list) or not tokens or not all(isinstance(token, str) for token in tokens):
         raise CheckpointError(f"the GGUF file lacks {_PREFIX}tokens")
-    scores, types = (_numbers(metadata, key, len(tokens)) for key in ("scores", "token_type"))
+    scores, types = (numbers_of(metadata, key, len(tokens)) for key in ("scores", "token_type"))
     unknown = metadata.get(_PREFIX + "unknown_token_id", 0)
     if type(unknown) is not int or not 0 <= unknown < len(tokens):
         raise CheckpointError(
@@ -114,13 +114,16 @@ def _pairs(pieces: Mapping[str, float]) -> Iterator[tuple[str, str]]:
 
 def _given_merges(metadata: Metadata) -> list[tuple[str, str]]:
     merges = metadata.get(_PREFIX + "merges", [])
+    if not isinstance(merges, list) or not all(isinstance(merge, str) for merge in merges):
+        raise CheckpointError(f"the GGUF file's {_PREFIX}merges must be a list of texts")
     pairs = [tuple(merge.split(" ")) for merge in merges]
     if wrong := next((merge for merge, pair in zip(merges, pairs, strict=True) if len(pair) != 2), None):
         raise CheckpointError(f"the GGUF tokenizer is damaged: its merge {wrong!r:.60} is no pair")
     return [(left, right) for left, right in pairs]
 
 
-def _numbers(metadata: Metadata, key: str, count: int) -> list[Any]:
+def numbers_of(metadata: Metadata, key: str, count: int) -> list[Any]:
+    """One for each of `count` tokens. Raises CheckpointError."""
     values = metadata.get(_PREFIX + key)
     if not isinstance(values, list) or len(values) != count:
         found = len(values) if isinstance(values, list) else 0

@@ -12,7 +12,7 @@ from typing import Any
 from autoglm_export.checkpoint.generation.end_tokens import KNOWN_ENDS, Metadata
 from autoglm_export.errors import CheckpointError, UnsupportedModel
 
-from .sentencepiece import TokenType, sentencepiece_tokenizer
+from .sentencepiece import TokenType, numbers_of, sentencepiece_tokenizer
 
 CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 WORDS = r"[^\r\n\p{L}\p{N}]?\p{L}+"
@@ -65,7 +65,7 @@ def build_tokenizer(metadata: Metadata) -> Any:
             f"the GGUF tokenizer model is {model!r}; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
         )
     tokens = _list(metadata, "tokenizer.ggml.tokens")
-    _add_special_tokens(tokenizer, tokens, metadata.get("tokenizer.ggml.token_type", []))
+    _add_special_tokens(tokenizer, tokens, _types(metadata, len(tokens)))
     _add_bos(tokenizer, tokens, metadata, adds_bos)
     return tokenizer
 
@@ -99,9 +99,15 @@ def _byte_level_tokenizer(metadata: Metadata, pre: PreTokenizer) -> Any:
 
 def _list(metadata: Metadata, key: str) -> list[str]:
     value = metadata.get(key)
-    if not isinstance(value, list) or not value:
-        raise CheckpointError(f"the GGUF file lacks {key}")
+    if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
+        raise CheckpointError(f"the GGUF file lacks {key}, a list of texts")
     return value
+
+
+def _types(metadata: Metadata, count: int) -> list[int]:
+    if metadata.get("tokenizer.ggml.token_type") is None:
+        return [TokenType.NORMAL] * count
+    return numbers_of(metadata, "token_type", count)
 
 
 def _pair(merge: str) -> tuple[str, str]:
@@ -124,11 +130,13 @@ def _pre_tokenizer(pre: PreTokenizer) -> Any:
 def _add_special_tokens(tokenizer: Any, tokens: list[str], types: list[int]) -> None:
     from tokenizers import AddedToken
 
-    for token, kind in zip(tokens, types, strict=False):
+    added = []
+    for token, kind in zip(tokens, types, strict=True):
         # As in llama.cpp, which knows ends whatever the file calls them.
         is_control = kind in (TokenType.CONTROL, TokenType.UNKNOWN) or token in KNOWN_ENDS
         if is_control or kind == TokenType.USER_DEFINED:
-            tokenizer.add_tokens([AddedToken(token, special=is_control, normalized=False)])
+            added.append(AddedToken(token, special=is_control, normalized=False))
+    tokenizer.add_tokens(added)  # at once: each call makes the search for all of them anew
 
 
 def _add_bos(tokenizer: Any, tokens: list[str], metadata: Metadata, by_default: bool) -> None:
