@@ -82,6 +82,25 @@ def test_any_shard_and_the_folder_name_the_model(count: int, whole: Path, tmp_pa
     assert name_for(str(folder / shard_name(2, count))) == "m"
 
 
+@pytest.mark.parametrize("small_first_shard", [False, True])
+def test_shards_of_the_library_are_read(small_first_shard: bool, whole: Path, tmp_path: Path) -> None:
+    """As llama.cpp's converters write them."""
+    (tmp_path / "shards").mkdir()
+    reader = gguf.GGUFReader(whole)
+    writer = gguf.GGUFWriter(
+        tmp_path / "shards" / "big.gguf", "llama", split_max_tensors=5, small_first_shard=small_first_shard
+    )
+    copy_metadata(reader, writer)
+    for tensor in reader.tensors:
+        writer.add_tensor(tensor.name, tensor.data, raw_dtype=tensor.tensor_type)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert len(list((tmp_path / "shards").iterdir())) > 3
+    same_model(tmp_path / "shards", whole)
+
+
 @pytest.mark.parametrize("suffix", [".GGUF", ".gguf", ".Gguf"])
 def test_the_suffix_may_be_in_capitals(suffix: str, whole: Path, tmp_path: Path) -> None:
     folder = tmp_path / "loud"
