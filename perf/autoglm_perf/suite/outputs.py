@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from .registry import APART
@@ -22,6 +22,7 @@ class Outputs:
     repeats: int | None = None  # None: as many as were asked for
 
 
+_APART: Mapping[str, tuple[str, int | None]] = {"vision": ("Models that see", None), "soak": ("The soak", 1)}
 SUITE = Outputs("index.html", "results.json", "summary.md", "make bench", "The suite")
 
 
@@ -29,7 +30,8 @@ def outputs_of(names: Sequence[str]) -> Outputs:
     """An experiment that runs apart, alone, has files of its own: it must not replace those of the others."""
     if len(names) == 1 and names[0] in APART:
         (name,) = names
-        return Outputs(f"{name}.html", f"{name}.json", f"{name}.md", f"make {name}", f"The {name}", repeats=1)
+        title, repeats = _APART[name]
+        return Outputs(f"{name}.html", f"{name}.json", f"{name}.md", f"make {name}", title, repeats)
     return SUITE
 
 

