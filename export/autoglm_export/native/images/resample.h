@@ -154,46 +154,60 @@ inline void resample_rows(const uint8_t* image, size_t height, size_t width, siz
   for (; y < height; ++y) resample_row(image + 3 * y * width, taps, out + 3 * y * columns);
 }
 
-// Sums of 16 values side by side, of two taps at a time: as PairedTaps does it.
+#ifdef __AVX2__
+using Wide = __m256i;
+#define AUTOGLM_WIDE(name) _mm256_##name
+#define AUTOGLM_WIDE_SI(name) _mm256_##name##_si256
+#else
+using Wide = __m128i;
+#define AUTOGLM_WIDE(name) _mm_##name
+#define AUTOGLM_WIDE_SI(name) _mm_##name##_si128
+#endif
+
+// Sums of as many values side by side as a vector has bytes, of two taps at a time: as PairedTaps does it. Values are
+// unpacked and packed in each 16 bytes by themselves, so they come out in their order.
 class Columns {
  public:
   Columns() {
-    for (__m128i& sum : low_) sum = _mm_setzero_si128();
-    for (__m128i& sum : high_) sum = _mm_setzero_si128();
+    for (Wide& sum : low_) sum = AUTOGLM_WIDE_SI(setzero)();
+    for (Wide& sum : high_) sum = AUTOGLM_WIDE_SI(setzero)();
   }
 
   void add(const uint8_t* upper, const uint8_t* under, int32_t upper_weight, int32_t under_weight) {
-    const __m128i low = pair(upper_weight & 0x7fff, under_weight & 0x7fff);
-    const __m128i high = pair(upper_weight >> 15, under_weight >> 15);
-    const __m128i a = _mm_loadu_si128(reinterpret_cast<const __m128i*>(upper)), zero = _mm_setzero_si128();
-    const __m128i b = _mm_loadu_si128(reinterpret_cast<const __m128i*>(under));
-    const __m128i halves[2] = {_mm_unpacklo_epi8(a, b), _mm_unpackhi_epi8(a, b)};
+    const Wide low = pair(upper_weight & 0x7fff, under_weight & 0x7fff);
+    const Wide high = pair(upper_weight >> 15, under_weight >> 15);
+    const Wide a = AUTOGLM_WIDE_SI(loadu)(reinterpret_cast<const Wide*>(upper)), zero = AUTOGLM_WIDE_SI(setzero)();
+    const Wide b = AUTOGLM_WIDE_SI(loadu)(reinterpret_cast<const Wide*>(under));
+    const Wide halves[2] = {AUTOGLM_WIDE(unpacklo_epi8)(a, b), AUTOGLM_WIDE(unpackhi_epi8)(a, b)};
     for (int half = 0; half < 2; ++half) {
-      const __m128i pairs[2] = {_mm_unpacklo_epi8(halves[half], zero), _mm_unpackhi_epi8(halves[half], zero)};
+      const Wide pairs[2] = {AUTOGLM_WIDE(unpacklo_epi8)(halves[half], zero),
+                             AUTOGLM_WIDE(unpackhi_epi8)(halves[half], zero)};
       for (int part = 0; part < 2; ++part) {
-        low_[2 * half + part] = _mm_add_epi32(low_[2 * half + part], _mm_madd_epi16(pairs[part], low));
-        high_[2 * half + part] = _mm_add_epi32(high_[2 * half + part], _mm_madd_epi16(pairs[part], high));
+        Wide &lows = low_[2 * half + part], &highs = high_[2 * half + part];
+        lows = AUTOGLM_WIDE(add_epi32)(lows, AUTOGLM_WIDE(madd_epi16)(pairs[part], low));
+        highs = AUTOGLM_WIDE(add_epi32)(highs, AUTOGLM_WIDE(madd_epi16)(pairs[part], high));
       }
     }
   }
 
   void store(uint8_t* out) const {
-    __m128i sums[4];
+    Wide sums[4];
     for (int part = 0; part < 4; ++part) {
-      const __m128i sum = _mm_add_epi32(_mm_slli_epi32(high_[part], 15), low_[part]);
-      sums[part] = _mm_srai_epi32(_mm_add_epi32(sum, _mm_set1_epi32(kHalf)), kFraction);
+      const Wide sum = AUTOGLM_WIDE(add_epi32)(AUTOGLM_WIDE(slli_epi32)(high_[part], 15), low_[part]);
+      sums[part] = AUTOGLM_WIDE(srai_epi32)(AUTOGLM_WIDE(add_epi32)(sum, AUTOGLM_WIDE(set1_epi32)(kHalf)), kFraction);
     }
-    const __m128i words = _mm_packs_epi32(sums[0], sums[1]), others = _mm_packs_epi32(sums[2], sums[3]);
-    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_packus_epi16(words, others));
+    const Wide words = AUTOGLM_WIDE(packs_epi32)(sums[0], sums[1]);
+    const Wide others = AUTOGLM_WIDE(packs_epi32)(sums[2], sums[3]);
+    AUTOGLM_WIDE_SI(storeu)(reinterpret_cast<Wide*>(out), AUTOGLM_WIDE(packus_epi16)(words, others));
   }
 
  private:
-  static __m128i pair(int32_t first, int32_t second) {
+  static Wide pair(int32_t first, int32_t second) {
     const uint32_t both = (static_cast<uint32_t>(first) & 0xffff) | static_cast<uint32_t>(second) << 16;
-    return _mm_set1_epi32(static_cast<int32_t>(both));
+    return AUTOGLM_WIDE(set1_epi32)(static_cast<int32_t>(both));
   }
 
-  __m128i low_[4], high_[4];
+  Wide low_[4], high_[4];
 };
 
 // [height, row] -> [rows, row], of any values side by side.
@@ -205,7 +219,7 @@ inline void resample_columns(const uint8_t* image, size_t height, size_t row, si
     const size_t count = taps.count[place];
     size_t at = 0;
     if (count <= kMostTaps)
-      for (; at + 16 <= row; at += 16) {
+      for (; at + sizeof(Wide) <= row; at += sizeof(Wide)) {
         Columns columns;
         const uint8_t* source = first + at;
         size_t tap = 0;
