@@ -14,7 +14,7 @@ from typing import Any, Literal
 from . import tagged_grammar
 from .call_form import NAME, CallForm
 from .calls import Marks
-from .lark import alternatives, joined, json_rule, literal, marked
+from .lark import alternatives, bounded, joined, json_rule, literal, marked
 from .schema import Choice, Tool
 
 How = Literal["auto", "required"] | Choice
@@ -45,12 +45,11 @@ def forced_call_grammar(
     known = tokens or {}
     form = max(forms, key=lambda form: sum(any(token in text for text in form.texts()) for token in known))
     writer = _Writer(form, known, choice, is_cut=said is not None and not Marks.of(form).first)
-    bodies = [writer.body(number, tool) for number, tool in enumerate(chosen)]
+    calls = bounded(rule for number, tool in enumerate(chosen) for rule in writer.body(number, tool))
     repeated = parallel and not isinstance(choice, Choice)
     rules = ["%llguidance {}", *writer.start(chosen, said, repeated=repeated)]
     rules += [f"call: {alternatives(f'call_{number}' for number in range(len(chosen)))}"]
-    rules += [rule for body in bodies for rule in body]
-    return "\n".join([*rules, *tagged_grammar.value_rules(form, known)]) + "\n"
+    return "\n".join([*rules, *calls, *tagged_grammar.value_rules(form, known)]) + "\n"
 
 
 @dataclass(frozen=True, slots=True)

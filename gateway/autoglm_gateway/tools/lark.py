@@ -7,7 +7,11 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from autoglm_gateway.errors import ApiError
+
 from .call_form import ID, INDEX
+
+MAX_GRAMMAR_BYTES = 65_536  # as the engine has it
 
 _WORDS = ("title", "description")
 _BY_NAME = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
@@ -57,6 +61,21 @@ def _without_words(schema: Any) -> Any:
             kept[name] = {inner: _without_words(value) for inner, value in part.items()}
         else:
             kept[name] = part if name in _VALUES else _without_words(part)
+    return kept
+
+
+def bounded(parts: Iterable[str]) -> list[str]:
+    """Raises ApiError as soon as they are more than a grammar may have: references make schemas of few bytes as long as
+    they like."""
+    kept, size = list[str](), 0
+    for part in parts:
+        kept.append(part)
+        size += len(part.encode())
+        if size > MAX_GRAMMAR_BYTES:
+            sentence = (
+                f"what the tools hold an answer to takes more than {MAX_GRAMMAR_BYTES:,} bytes, which is the most"
+            )
+            raise ApiError(400, sentence, param="tools", code="invalid_value")
     return kept
 
 

@@ -10,7 +10,7 @@ from typing import Any
 from autoglm_gateway.errors import ApiError
 
 from .call_form import Tags
-from .lark import alternatives, joined, json_rule, literal, marked
+from .lark import alternatives, bounded, joined, json_rule, literal, marked
 from .schema_types import types_of
 
 _ANY, _INNER, _STRING, _QUOTED = "any_value", "inner_value", "any_string", "inner_string"
@@ -61,7 +61,7 @@ def literal_rule(
         raise ApiError(400, sentence, param="tools", code="invalid_value")
     if depth > _MAX_DEPTH:
         return _INNER
-    return _Values(schema, tags, tokens, strict, depth).rule()
+    return bounded([_Values(schema, tags, tokens, strict, depth).rule()])[0]
 
 
 class _Values:
@@ -80,7 +80,7 @@ class _Values:
             return self._inner(found)
         for name in ("anyOf", "oneOf"):
             if isinstance(choices := schema.get(name), list) and choices:
-                return f"({alternatives(self._inner(choice) for choice in choices)})"
+                return f"({alternatives(bounded(self._inner(choice) for choice in choices))})"
         values = [schema["const"]] if "const" in schema else schema.get("enum")
         if isinstance(values, list) and values:
             return f"({alternatives(self._written(value) for value in values)})"
@@ -116,8 +116,9 @@ class _Values:
             return "any_object"
         comma, colon = _separators(self._tags)
         required = self._schema.get("required")
-        needed = [key for key in properties if not isinstance(required, list) or key in required] or list(properties)
-        pairs = [joined(self._key(key), colon, self._inner(properties[key])) for key in self._order(needed)]
+        named = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set(properties)
+        needed = [key for key in properties if key in named] or list(properties)
+        pairs = bounded(joined(self._key(key), colon, self._inner(properties[key])) for key in self._order(needed))
         return joined('"{"', f" {comma} ".join(pairs), '"}"')
 
     def _order(self, keys: Sequence[str]) -> list[str]:

@@ -11,6 +11,7 @@ from .reader import Broken, Reader
 _WORDS = {"true": "true", "false": "false", "null": "null", "True": "true", "False": "false", "None": "null"}
 _PLAIN = re.compile(r"[^\s,:()\[\]{}'\"<>=]+")
 _MAX_DEPTH = 100
+_HALF = re.compile("[\ud800-\udfff]")  # of a UTF-16 pair
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "b": "\b", "f": "\f", "0": "\0"}
 
 
@@ -41,13 +42,12 @@ def raw_string(reader: Reader, at: int, quote: str) -> Steps[tuple[str, int]]:
     """A string without escapes, as JSON, and where it ends: at a quote that the next argument or the end of a call
     follows. Raises Broken."""
     begin = at + len(quote)
-    end = yield from reader.find(quote, begin)
-    while True:
-        at = yield from reader.after_space(end + len(quote))
-        if reader.text[at] in ",)]}":
-            break
-        end = yield from reader.find(quote, end + len(quote))
-    return json.dumps(reader.text[begin:end], ensure_ascii=False), end + len(quote)
+    end = begin - len(quote)
+    with reader.once(f"end of {quote}", begin):
+        while end < begin or reader.text[at] not in ",)]}":
+            end = yield from reader.find(quote, end + len(quote))
+            at = yield from reader.after_space(end + len(quote))
+    return _quoted(reader.text[begin:end]), end + len(quote)
 
 
 def literal(reader: Reader, at: int, quote: str, depth: int = 0) -> Steps[tuple[str, int]]:
@@ -59,7 +59,7 @@ def literal(reader: Reader, at: int, quote: str, depth: int = 0) -> Steps[tuple[
     for mark in dict.fromkeys((quote, '"', "'")):
         if (yield from reader.has(mark, at)):
             value, at = yield from _string(reader, at + len(mark), mark)
-            return json.dumps(value, ensure_ascii=False), at
+            return _quoted(value), at
     if reader.text[at] in "{[":
         return (yield from _container(reader, at, quote, depth))
     word, at = yield from _plain(reader, at)
@@ -101,7 +101,7 @@ def _key(reader: Reader, at: int, quote: str) -> Steps[tuple[str, int]]:
     at = yield from reader.after_space(at)
     if reader.text[at] != ":":
         raise Broken
-    return f"{json.dumps(key, ensure_ascii=False)}: ", at + 1
+    return f"{_quoted(key)}: ", at + 1
 
 
 def _plain(reader: Reader, at: int) -> Steps[tuple[str, int]]:
@@ -143,6 +143,12 @@ def _escaped(reader: Reader, at: int, quote: str) -> Steps[tuple[str, int]]:
             if re.fullmatch("[0-9a-fA-F]+", digits) and int(digits, 16) < 0x110000:
                 return chr(int(digits, 16)), at + 1 + count
     return "\\" + character, at + 1
+
+
+def _quoted(value: str) -> str:
+    """As JSON. Escapes of Python and JSON can make halves of pairs, which no text can hold; as escapes they can stand,
+    and two that fit are one character."""
+    return json.dumps(value, ensure_ascii=_HALF.search(value) is not None)
 
 
 def _refuse(constant: str) -> None:

@@ -6,6 +6,9 @@ is, never by where it was cut, so that the same events come of every cutting.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from .events import Said, Steps
 
 SPACE = " \t\r\n"
@@ -21,6 +24,7 @@ class Reader:
     def __init__(self) -> None:
         self.text = ""
         self.ended = False
+        self._missed: dict[str, int] = {}  # what the last characters do not have, and how many these are
 
     def use(self, count: int) -> str:
         used, self.text = self.text[:count], self.text[count:]
@@ -54,10 +58,23 @@ class Reader:
 
     def find(self, mark: str, at: int) -> Steps[int]:
         """Raises Broken where it does not come."""
-        while (found := self.text.find(mark, at)) < 0:
-            at = max(at, len(self.text) - len(mark) + 1)  # what was searched has no beginning of it
-            yield from self.more()
+        with self.once(mark, at):
+            while (found := self.text.find(mark, at)) < 0:
+                at = max(at, len(self.text) - len(mark) + 1)  # what was searched has no beginning of it
+                yield from self.more()
         return found
+
+    @contextmanager
+    def once(self, wanted: str, at: int) -> Iterator[None]:
+        """Around a search from `at` on that can only fail at the end of the text. Raises Broken where the same search
+        has: an answer of many calls without an end would else be searched to its end for each of them."""
+        if self.ended and len(self.text) - at <= self._missed.get(wanted, -1):
+            raise Broken
+        try:
+            yield
+        except Broken:
+            self._missed[wanted] = len(self.text) - at
+            raise
 
     def said_until(self, *marks: str) -> Steps[str]:
         """Tells all before the first of the marks, which is returned and not used; "" at the end of the text."""

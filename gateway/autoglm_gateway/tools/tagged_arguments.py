@@ -32,7 +32,7 @@ def tagged_arguments(reader: Reader, form: CallForm, ends: Pieces, schema: Mappi
     yield Arguments("{")
     before = ""
     try:
-        while not (yield from _ended(reader, ends)):
+        while not (yield from _ended(reader, ends, form)):
             if before:
                 reader.use((yield from matched(reader, 0, pieces(form.tags.separator))))
             yield from _argument(reader, form.tags, schema, before)
@@ -42,8 +42,14 @@ def tagged_arguments(reader: Reader, form: CallForm, ends: Pieces, schema: Mappi
     yield Arguments("}")
 
 
-def _ended(reader: Reader, ends: Pieces) -> Steps[bool]:
-    yield from reader.after_space(0)
+def _ended(reader: Reader, ends: Pieces, form: CallForm) -> Steps[bool]:
+    """Also with the text, where nothing closes a call. Raises Broken where that ends too early."""
+    try:
+        yield from reader.after_space(0)
+    except Broken:
+        if form.closing.strip():
+            raise
+        return True
     for piece in ends:
         if (yield from _is_there(reader, 0, (piece,))):
             return True

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from .call_form import KEY, CallForm, Tags
-from .lark import alternatives, joined, json_rule, literal, marked
+from .lark import alternatives, bounded, joined, json_rule, literal, marked
 from .literal_grammar import literal_rule, literal_rules
 from .schema_types import types_of
 
@@ -27,11 +27,13 @@ def arguments(
     shared = {key: schema[key] for key in _SHARED if key in schema}
     properties, required = schema.get("properties"), schema.get("required")
     given = dict(properties) if isinstance(properties, Mapping) else {}
-    needed = set(required) if isinstance(required, list) else set()
-    items = [
-        (written.argument(key, {**shared, **described} if isinstance(described, Mapping) else shared), key in needed)
-        for key, described in (sorted(given.items()) if form.is_sorted else given.items())
-    ]
+    needed = {key for key in required if isinstance(key, str)} if isinstance(required, list) else set()
+    ordered = sorted(given.items()) if form.is_sorted else list(given.items())
+    texts = bounded(
+        written.argument(key, {**shared, **described} if isinstance(described, Mapping) else shared)
+        for key, described in ordered
+    )
+    items = [(text, key in needed) for text, (key, _) in zip(texts, ordered, strict=True)]
     if not form.tags.separator:
         return joined(*(item if is_required else f"({item})?" for item, is_required in items)), []
     return _separated(items, marked(form.tags.separator, tokens), name)

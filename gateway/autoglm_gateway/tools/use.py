@@ -14,12 +14,12 @@ from autoglm_gateway.errors import ApiError, unsupported
 from .call_form import CallForm
 from .events import Functions
 from .grammar import forced_call_grammar
+from .lark import bounded
 from .named_forms import NAMED
 from .parsing import CallParser
 from .schema import Choice, Tool, ToolOptions
 
 AUTO = "auto"
-MAX_GRAMMAR_BYTES = 65_536  # as the engine has it
 MAX_DEPTH = 100  # of a schema: objects and lists in one another
 
 
@@ -70,12 +70,7 @@ class ToolUse:
         grammar = forced_call_grammar(
             self.tools, self.choice, self.forms, parallel=self.parallel, tokens=self.tokens, said=said
         )
-        if (size := len(grammar.encode())) > MAX_GRAMMAR_BYTES:
-            sentence = (
-                f"what the tools hold an answer to takes {size:,} bytes; at most {MAX_GRAMMAR_BYTES:,} are allowed"
-            )
-            raise ApiError(400, sentence, param="tools", code="invalid_value")
-        return grammar
+        return bounded([grammar])[0]
 
 
 def tool_use(request: ToolOptions, setting: str, limits: ModelLimits) -> ToolUse | None:

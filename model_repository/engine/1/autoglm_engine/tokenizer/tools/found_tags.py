@@ -51,6 +51,8 @@ def find_tags(after: After) -> tuple[str, Tags, str]:
     wrapper = _wrapper(text, between["string"] + quote, quote + tail, is_literal=is_literal)
     is_raw = len(quote) == 1 and _AWKWARD in text
     before_key, separator, after_value = parts
+    if not all(text.strip() for text in between.values()) or not (is_literal or after_value.strip()):
+        raise Unreadable  # space alone tells no end of a key or of a string
     return (
         middle,
         Tags(before_key, between, after_value, separator, quote, wrapper, tuple(python), is_literal, is_raw),
