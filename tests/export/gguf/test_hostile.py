@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer
 
 from tests.export.gguf.test_files import split
+from tests.export.gguf.test_sentencepiece import metadata as sentencepiece_metadata
 from tests.export.gguf.test_sentencepiece import write_sentencepiece
 from tests.export.test_gguf import tokenizer_metadata
 from tests.support.export.gguf_conversion import (
@@ -241,6 +242,15 @@ def test_vocabularies_of_other_lengths_and_types_are_refused(
     write(tmp_path / "m.gguf", "glm4", metadata | fields, tensors)
     with pytest.raises(CheckpointError, match=said):
         open_checkpoint(tmp_path / "m.gguf")
+
+
+@pytest.mark.parametrize("vocabulary", [tokenizer_metadata, sentencepiece_metadata])
+def test_a_text_of_two_ids_is_refused(vocabulary: Callable[[], dict[str, Any]]) -> None:
+    metadata = vocabulary()
+    tokens = [*metadata["tokenizer.ggml.tokens"]]
+    tokens[6] = tokens[5]
+    with pytest.raises(CheckpointError, match="its tokens 5 and 6 are both "):
+        build_tokenizer(metadata | {"tokenizer.ggml.tokens": tokens})
 
 
 @pytest.mark.parametrize("merges", [7, "a b", [1]])

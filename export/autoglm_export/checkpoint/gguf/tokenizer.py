@@ -65,6 +65,7 @@ def build_tokenizer(metadata: Metadata) -> Any:
             f"the GGUF tokenizer model is {model!r}; supported are 'gpt2' (byte-level BPE) and 'llama' (SentencePiece)"
         )
     tokens = _list(metadata, "tokenizer.ggml.tokens")
+    _check_distinct(tokens)
     _add_special_tokens(tokenizer, tokens, _types(metadata, len(tokens)))
     _add_bos(tokenizer, tokens, metadata, adds_bos)
     return tokenizer
@@ -102,6 +103,16 @@ def _list(metadata: Metadata, key: str) -> list[str]:
     if not isinstance(value, list) or not value or not all(isinstance(text, str) for text in value):
         raise CheckpointError(f"the GGUF file lacks {key}, a list of texts")
     return value
+
+
+def _check_distinct(tokens: list[str]) -> None:
+    """Of two ids with one text, the first would mean nothing any more; of those without a text it does not matter."""
+    ids: dict[str, int] = {}
+    for index, token in enumerate(tokens):
+        if token and (first := ids.setdefault(token, index)) != index:
+            raise CheckpointError(
+                f"the GGUF tokenizer is damaged: its tokens {first} and {index} are both {token!r:.40}"
+            )
 
 
 def _types(metadata: Metadata, count: int) -> list[int]:
