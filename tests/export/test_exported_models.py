@@ -165,7 +165,8 @@ def test_models_lists_what_is_there_and_what_is_wrong_with_it(installed: Path, f
     assert {"model_name", "runtime", "precision", "bytes", "digest", "exported"} <= glm.keys()
     shown = cli("models")
     assert glm["digest"][:16] in shown.stdout and "cannot be served" in shown.stdout
-    assert cli("inspect", "glm", "--json").exit_code == 0
+    inspected = cli("inspect", "glm", "--json")
+    assert inspected.exit_code == 0 and json.loads(inspected.stdout)["calls"] is None
 
 
 def test_a_checkouts_own_is_listed_without_a_name(folder: Path, tmp_path: Path) -> None:

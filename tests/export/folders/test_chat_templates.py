@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from autoglm_cli import app
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
@@ -17,8 +18,10 @@ from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tok
 from autoglm_export.checkpoint.opening import open_checkpoint
 from autoglm_export.errors import CheckpointError
 from autoglm_export.export import export
+from typer.testing import CliRunner
 
 from tests.export.test_gguf import tokenizer_metadata
+from tests.support.engine.tool_templates import FORMS
 from tests.support.export.plain_checkpoints import write_folder, write_gguf_file
 from tests.support.export.tiny_models import edit_json
 
@@ -279,6 +282,17 @@ def test_an_artifact_carries_both_templates_and_the_names(folder: Path, tmp_path
     (out / "chat_template_tool_use.jinja").write_text("changed")
     with pytest.raises(ArtifactError, match=r"chat_template_tool_use\.jinja"):
         verify_texts(out, manifest)
+
+
+def test_inspect_shows_how_the_model_calls(folder: Path, tmp_path: Path) -> None:
+    (folder / "chat_template.jinja").write_text(FORMS["function tags"])
+    out = tmp_path / "artifact"
+    export(folder, out, runtime="onnx", precision="fp32", max_slots=1, max_length=16)
+    shown = CliRunner().invoke(app, ["inspect", str(out), "--json"])
+    assert shown.exit_code == 0, shown.stderr
+    assert json.loads(shown.stdout)["calls"] == (
+        "<tool_call>\n<function=«name»>\n<parameter=«key»>\nVALUE\n</parameter>\n</function>\n</tool_call>"
+    )
 
 
 def _check_old(out: Path) -> None:
