@@ -19,6 +19,7 @@ from autoglm_engine.triton.board.acks import AckBoard
 from autoglm_engine.triton.board.finder import ImageBoards
 from autoglm_engine.triton.board.server_identity import ServerIdentity
 from autoglm_engine.triton.images.encode_message import EncodeMessage
+from autoglm_engine.triton.images.feature_memory import FeatureMemory, check_path, write_features
 from autoglm_engine.triton.images.image_intake import ImageIntake
 from autoglm_engine.triton.images.vision_model import Encoder, encode_image
 from autoglm_engine.vision.digest import image_digest
@@ -58,20 +59,23 @@ def test_an_image_of_another_grid_than_its_header_said_is_refused() -> None:
 
 
 def test_the_metrics_have_the_time_of_each_stage(tmp_path: Path) -> None:
-    metrics, features = MemoryMetrics(), np.zeros((6, 4), np.float32)
+    settings = vision_settings()
+    metrics, features = MemoryMetrics(), np.arange(6 * settings.hidden_size, dtype=np.float32).reshape(6, -1)
     server = ServerIdentity.of(os.getpid())
     given: list[tuple[bytes, EncodeMessage]] = []
 
-    def ask(image: Packed, sealed: Packed) -> tuple[Features, list[float]]:
+    def ask(image: Packed, sealed: Packed) -> None:
         packed, _ = ImageBoards(server, tmp_path).open(sealed, image)
-        given.append((image.tobytes(), EncodeMessage.unpacked(packed)))
-        return features, [0.25, 0.5, 2.0]
+        message = EncodeMessage.unpacked(packed)
+        given.append((image.tobytes(), replace(message, memory="")))
+        write_features(message.memory, features, np.array([0.25, 0.5, 2.0], np.float32))
 
-    manifest = replace(BLIND, vision=vision_settings())
+    manifest = replace(BLIND, vision=settings)
     with AckBoard(4, tmp_path, server) as board:
         intake = ImageIntake.of(manifest, plain_settings(), board, ask, metrics)
-        assert intake.vision is not None and intake.vision.encode(b"a file", GRID, 7) is features
-    assert given == [(b"a file", EncodeMessage(7, *GRID, manifest.short_digest))]
+        assert intake.vision is not None
+        np.testing.assert_array_equal(intake.vision.encode(b"a file", GRID, 7), features)
+    assert given == [(b"a file", EncodeMessage(7, *GRID, manifest.short_digest, ""))]
     totals = [metrics.histogram(stage).total for stage in (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)]
     assert totals == [0.25, 0.5, 2.0]
 
@@ -95,3 +99,33 @@ def test_the_file_of_another_image_than_the_prompts_is_refused() -> None:
     for number, wrong in ((0, []), (2, [FILE, FILE])):
         with pytest.raises(InvalidRequest, match=f"the prompt has 1 images, and {number} files came with it"):
             intake.take(request, wrong)
+
+
+def test_features_come_back_through_memory_of_the_engine() -> None:
+    features, seconds = np.arange(12, dtype=np.float32).reshape(4, 3), np.array([1, 2, 3], np.float32)
+    with FeatureMemory(4, 3) as memory:
+        assert check_path(memory.path) == memory.path
+        for values in (features, features + 1):  # an answer that is sent again
+            write_features(memory.path, values, seconds)
+        found, times = memory.read()
+        np.testing.assert_array_equal(found, features + 1)
+        np.testing.assert_array_equal(times, seconds)
+        path = memory.path
+    with pytest.raises(OSError):
+        write_features(path, features, seconds)
+
+
+@pytest.mark.parametrize("shape", [(4, 2), (5, 3)])
+def test_features_of_another_size_are_refused(shape: tuple[int, int]) -> None:
+    with FeatureMemory(4, 3) as memory:
+        with pytest.raises(ValueError, match="have 0 bytes, not 60"):
+            memory.read()
+        write_features(memory.path, np.zeros(shape, np.float32), np.zeros(3, np.float32))
+        with pytest.raises(ValueError, match="the features of an image have"):
+            memory.read()
+
+
+@pytest.mark.parametrize("path", ["", "/dev/shm/x", "/proc/self/fd/3", "/proc/1/fd/3/../4", "/proc/1/fd/3\n"])
+def test_no_other_file_is_written(path: str) -> None:
+    with pytest.raises(InvalidRequest, match="the memory of an image is none of the engine's"):
+        check_path(path)

@@ -30,6 +30,7 @@ from tests.support.vision.settings import vision_settings
 
 IMAGE = np.frombuffer(image_file(56, 84), np.uint8)
 ARTIFACT = "0123456789abcdef"
+MEMORY = "/proc/1/fd/1"  # nothing is written there
 
 
 class FakeTower:
@@ -95,7 +96,7 @@ class Service:
     def ask(self, number: int, file: bytes = IMAGE.tobytes(), reply: FakeReply | None = None) -> FakeReply:
         image, reply = np.frombuffer(file, np.uint8), reply or FakeReply()
         rows, columns = (2, 2) if len(file) == len(HELD) else (2, 3)
-        message = EncodeMessage(number, rows, columns, ARTIFACT).packed()
+        message = EncodeMessage(number, rows, columns, ARTIFACT, MEMORY).packed()
         self.take(image, self.board.seal.close(Kind.IMAGE, message, beside=image), reply)
         return reply
 
@@ -124,7 +125,7 @@ def test_what_the_engine_asks_is_encoded(service: Service) -> None:
 
 
 def forgeries(service: Service) -> dict[str, tuple[Packed, Packed]]:
-    message = EncodeMessage(1, 2, 3, ARTIFACT).packed()
+    message = EncodeMessage(1, 2, 3, ARTIFACT, MEMORY).packed()
     sealed = service.board.seal.close(Kind.IMAGE, message, beside=IMAGE)
     return {
         "unsealed": (IMAGE, message),
@@ -225,7 +226,7 @@ def test_features_wait_for_room(service: Service, monkeypatch: pytest.MonkeyPatc
 
 def test_a_grid_that_the_image_cannot_become_is_refused(service: Service) -> None:
     image = np.frombuffer(image_file(56, 56, seed=3) + b"longer", np.uint8)
-    message = EncodeMessage(1, 1, 9, ARTIFACT).packed()
+    message = EncodeMessage(1, 1, 9, ARTIFACT, MEMORY).packed()
     reply = FakeReply()
     service.take(image, service.board.seal.close(Kind.IMAGE, message, beside=image), reply)
     assert reply.said() == "INVALID_ARG: an image has 2 x 2 tokens once it is decoded, and its header said 1 x 9"
@@ -238,5 +239,5 @@ def test_a_message_is_held_to_its_types(raw: bytes) -> None:
 
 
 def test_a_message_is_read_as_it_was_written() -> None:
-    message = EncodeMessage(7, 2, 3, ARTIFACT)
+    message = EncodeMessage(7, 2, 3, ARTIFACT, MEMORY)
     assert EncodeMessage.unpacked(message.packed()) == message

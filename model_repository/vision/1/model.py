@@ -7,7 +7,6 @@ import sys
 import threading
 from pathlib import Path
 
-import numpy as np
 import triton_python_backend_utils as pb_utils
 
 FINAL = pb_utils.TRITONSERVER_RESPONSE_COMPLETE_FINAL
@@ -66,15 +65,11 @@ class TritonReply:
 
     def __init__(self, sender):
         self.sender = sender
-        self.is_sent = False
 
     def send(self, encoded):
-        # Where shared memory has no room just now: with the final flag Triton would close the sender all the same.
-        if not self.is_sent:
-            outputs = {"features": encoded.features, "seconds": encoded.seconds}
-            tensors = [pb_utils.Tensor(name, values[np.newaxis]) for name, values in outputs.items()]
-            self.sender.send(pb_utils.InferenceResponse(tensors))
-            self.is_sent = True
+        from autoglm_engine.triton.images.feature_memory import write_features
+
+        write_features(encoded.memory, encoded.features, encoded.seconds)
         self.sender.send(flags=FINAL)
 
     def fail(self, code, message):

@@ -21,12 +21,13 @@ from autoglm_engine.triton.board.seal import Kind, Seal
 from autoglm_engine.vision.digest import image_digest
 
 from .encode_message import EncodeMessage
+from .feature_memory import FeatureMemory
 
 _log = logging.getLogger(__name__)
 STAGES = (IMAGE_DECODE_TIME, IMAGE_RESIZE_TIME, IMAGE_TOWER_TIME)
-EncodeImage = Callable[[Packed, Packed], tuple[Features, Sequence[float]]]
-"""A file and what is asked of it, sealed -> float32 [rows * columns, hidden_size], and the seconds of each of STAGES.
-Blocks."""
+EncodeImage = Callable[[Packed, Packed], object]
+"""A file and what is asked of it, sealed. Blocks until the features, and the seconds of each of STAGES, are in the
+memory that the message names."""
 
 
 class Gate(Protocol):
@@ -67,18 +68,21 @@ class ImageIntake:
     ) -> ImageIntake:
         """`metrics`: told of each stage on the thread that encodes."""
         budget = ImageBudget(settings.image_queue_bytes)
-        if manifest.vision is None:
+        if (vision_settings := manifest.vision) is None:
             return cls(None, budget, None)
 
         def encode(file: bytes, grid: tuple[int, int], number: int) -> Features:
-            image, message = np.frombuffer(file, np.uint8), EncodeMessage(number, *grid, manifest.short_digest)
-            features, seconds = ask(image, gate.seal.close(Kind.IMAGE, message.packed(), beside=image))
+            image = np.frombuffer(file, np.uint8)
+            with FeatureMemory(grid[0] * grid[1], vision_settings.hidden_size) as memory:
+                message = EncodeMessage(number, *grid, manifest.short_digest, memory.path)
+                ask(image, gate.seal.close(Kind.IMAGE, message.packed(), beside=image))
+                features, seconds = memory.read()
             for stage, value in zip(STAGES, seconds, strict=True):
                 metrics.observe(stage, float(value))
             return features
 
-        vision = Vision(encode, manifest.vision.hidden_size, give_up=gate.give_up_images)
-        return cls(manifest.vision, budget, vision)
+        vision = Vision(encode, vision_settings.hidden_size, give_up=gate.give_up_images)
+        return cls(vision_settings, budget, vision)
 
     def take(self, request: Request, files: Sequence[bytes]) -> Request:
         """The request with the files of its images, which count from here on. Raises InvalidRequest and QueueFull."""

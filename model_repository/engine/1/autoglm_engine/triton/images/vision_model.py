@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -54,10 +54,11 @@ class Encoder:
 @dataclass(frozen=True, slots=True)
 class EncodedImage:
     """`features`: float32 [rows * columns, hidden_size]. `seconds`: of decoding the file, of resizing and cutting, of
-    the tower, float32 [3]."""
+    the tower, float32 [3]. `memory`: of the engine, which takes them."""
 
     features: Features
     seconds: npt.NDArray[np.float32]
+    memory: str = ""
 
 
 class VisionReply(Protocol):
@@ -141,7 +142,8 @@ class VisionService:
             encoder = self._encoders.of(job.message.artifact)
             if encoder is None:
                 raise InvalidRequest("the model that is served reads text only: its artifact has no vision tower")
-            return encode_image(job.image, (job.message.rows, job.message.columns), encoder, stop)
+            made = encode_image(job.image, (job.message.rows, job.message.columns), encoder, stop)
+            return replace(made, memory=job.message.memory)
 
     @contextmanager
     def _watched(self, job: _Job, stop: Stop) -> Iterator[None]:
