@@ -7,12 +7,18 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from types import FrameType
+from typing import Any
 
 import psutil
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
 from autoglm_engine.tokenizer.prompt import ChatTemplate
 from autoglm_engine.tokenizer.template_process import TemplateLimits
+from autoglm_engine.tokenizer.tool_format import visible_tokens
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
 
 from tests.support.server.processes import wait_for_end
 from tests.tokenizer.conftest import Children
@@ -173,3 +179,47 @@ def test_it_ends_with_the_process_that_started_it(number: signal.Signals) -> Non
 def test_a_template_that_nobody_holds_takes_its_process_along(children: Children) -> None:
     ChatTemplate("{{ messages[0].content }}", {}).start()
     assert not children()
+
+
+def test_what_shows_how_a_template_writes_has_a_limit_in_all() -> None:
+    slow = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
+    tags = "{% if false %}" + "".join(f"<think{number}>" for number in range(2000)) + "{% endif %}"
+    template = ChatTemplate(slow + tags, {}, TemplateLimits(seconds=0.05, trial_seconds=0.5))
+    try:
+        with pytest.raises(ArtifactError, match=r"takes more than 0.5 s to show how it marks thinking and calls"):
+            template.start()
+    finally:
+        template.close()
+
+
+def test_a_template_of_many_variables_is_read_by_its_length() -> None:
+    steps = [_lines_run(partial(visible_tokens, NONE, [_many_variables(count)])) for count in (50, 200)]
+    assert steps[1] < 6 * steps[0], "four times as long"
+
+
+NONE = Tokenizer(WordLevel({"a": 0}, unk_token="a"))
+
+
+def _many_variables(count: int) -> str:
+    made = "".join(f"{{% set a{number} = 1 %}}" for number in range(count))
+    return made + "".join(f"{{{{ a{number} }}}}{{% if 1 %}}{{% endif %}}" for number in range(count))
+
+
+def _lines_run(work: Callable[[], object]) -> int:
+    """Of `tool_format`."""
+    count = 0
+
+    def traced(frame: FrameType, event: str, _: object) -> Any:
+        nonlocal count
+        if frame.f_globals.get("__name__") != visible_tokens.__module__:
+            return None
+        count += event == "line"
+        return traced
+
+    before = sys.gettrace()
+    sys.settrace(traced)
+    try:
+        work()
+    finally:
+        sys.settrace(before)
+    return count

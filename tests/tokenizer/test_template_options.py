@@ -122,3 +122,10 @@ def test_a_name_of_the_languages_own_is_the_callers_trouble_alone(made: Made, na
     with contextlib.suppress(InvalidRequest):
         template.render([ASKED], options=template_options(json.dumps({name: 1}).encode()))
     assert template.render([ASKED]).endswith("12")
+
+
+@pytest.mark.parametrize("name", ["self", "args", "names", "template", "kwargs"])
+def test_no_name_is_one_of_the_renderers_own(made: Made, name: str) -> None:
+    template = made("{{ messages[0].content }}{{ seen }}")
+    options = template_options(json.dumps({name: 1, "seen": 2}).encode())
+    assert template.render([ASKED], options=options) == f"{ASKED['content']}2"

@@ -33,7 +33,7 @@ def template_names(source: str) -> tuple[frozenset[str], frozenset[str]]:
 
     parsed = parse(source)
     try:
-        given = _given(parsed, set())
+        given = _given(parsed, set(), [])
         fields = {node.attr for node in parsed.find_all(nodes.Getattr)}
         strings = {node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)}
         return frozenset(given), frozenset(fields | strings)
@@ -55,22 +55,25 @@ def _unreadable(error: Exception) -> ArtifactError:
     return ArtifactError(f"the chat template cannot be read: {error}")
 
 
-def _given(node: nodes.Node, own: set[str]) -> Iterator[str]:
+def _given(node: nodes.Node, own: set[str], new: list[str]) -> Iterator[str]:
     """Names that are read where the template has not set them for sure. `own`: those that it has; what a branch or a
-    loop sets counts inside of it."""
+    loop sets counts inside of it. `new`: gets the names that `own` gets."""
     from jinja2 import nodes
 
     if isinstance(node, nodes.Name):
         if node.ctx == "store":
+            new += [node.name] if node.name not in own else []
             own.add(node.name)
         elif node.name not in own:
             yield node.name
     fields = [node.node, node.target] if isinstance(node, nodes.Assign) else [value for _, value in node.iter_fields()]
     for field in fields:  # an assignment reads before it writes
-        inside = set(own) if isinstance(node, (nodes.If, nodes.For, nodes.Macro, nodes.CallBlock)) else own
+        is_scope = isinstance(node, (nodes.If, nodes.For, nodes.Macro, nodes.CallBlock))
+        inside = list[str]() if is_scope else new
         for child in field if isinstance(field, list) else [field]:
             if isinstance(child, nodes.Node):
-                yield from _given(child, inside)
+                yield from _given(child, own, inside)
+        own.difference_update(inside if is_scope else ())
 
 
 def compile_template(source: str) -> Template:
@@ -80,7 +83,7 @@ def compile_template(source: str) -> Template:
 
 def render(template: Template, names: Mapping[str, Any], max_characters: int) -> str:
     """Raises TooLong before more is put together, and whatever the template raises."""
-    return "".join(_bounded(template.generate(**names), max_characters))
+    return "".join(_bounded(template.generate(names), max_characters))
 
 
 def _bounded(pieces: Iterator[str], max_characters: int) -> Iterator[str]:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import copy
 import dataclasses
 import json
-from collections.abc import Collection, Mapping, Sequence
+import time
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -43,7 +45,6 @@ TEMPLATE_NAME = "chat_template.jinja"
 TOOL_TEMPLATE_NAME = "chat_template_tool_use.jinja"  # where there are tools, if the checkpoint has one for them
 MAX_TEMPLATE_BYTES = 1 << 20
 MAX_RENDERED_CHARACTERS = 1 << 26
-_MAX_TRIED_CHARACTERS = 1 << 20  # of a conversation that shows what the template makes of it
 MAX_TRIED_CHARACTERS = 1 << 18  # of a conversation that is rendered to see how the template does it
 MAX_ROLE_CHARACTERS = 64  # most characters of a role: it ends up in the prompt
 MAX_COUNTED_BYTES = 4 << 20  # of a prompt whose tokens are told, however many the model takes
@@ -233,6 +234,7 @@ class ChatTemplate:
         self._end_tokens, self._hidden = end_tokens, hidden
         self._process = TemplateProcess(source, special_tokens, limits)
         self._told = tool_ways(source)
+        self._seconds_tried = 0.0
         self._kept = KeptMessages()
         self._for_tools = for_tools
 
@@ -274,15 +276,29 @@ class ChatTemplate:
         """Whether the template takes a system message."""
         turns = [{"role": "system", "content": "zqsystem"}, {"role": "user", "content": "zqasked"}]
         try:
-            return "zqsystem" in self._rendered(turns, None, MAX_TRIED_CHARACTERS, TemplateOptions(), ToolWays())
+            with self._on_trial():
+                return "zqsystem" in self._rendered(turns, None, MAX_TRIED_CHARACTERS, TemplateOptions(), ToolWays())
         except InvalidRequest:
             return False
 
     def _tried(self, messages: list[dict[str, Any]], tools: list[Tool], add_generation_prompt: bool) -> str:
         options = TemplateOptions(add_generation_prompt=add_generation_prompt)
-        return self._rendered(
-            [_without_nulls(turn) for turn in messages], tools, _MAX_TRIED_CHARACTERS, options, self._told
-        )
+        turns = [_without_nulls(turn) for turn in messages]
+        with self._on_trial():
+            return self._rendered(turns, tools, MAX_TRIED_CHARACTERS, options, self._told)
+
+    @contextmanager
+    def _on_trial(self) -> Iterator[None]:
+        """Around a rendering that shows what the template does. Raises ArtifactError where all of them take too long:
+        how many there are is the template's to say, and each may go to its own limit."""
+        if self._seconds_tried > (limit := self._process.limits.trial_seconds):
+            sentence = f"the chat template takes more than {limit:g} s to show how it marks thinking and calls"
+            raise ArtifactError(sentence)
+        begin = time.monotonic()
+        try:
+            yield
+        finally:
+            self._seconds_tried += time.monotonic() - begin
 
     def another(self) -> ChatTemplate:
         """To render beside this one: with a process of its own, which is not started."""
@@ -295,7 +311,9 @@ class ChatTemplate:
         """Compile it now, and not with the first request. Raises ArtifactError."""
         for process in self._processes():
             process.start()
-        _ = self.thinking, self.call_form, self._has_system
+        _ = self.thinking
+        for template in filter(None, (self, self._for_tools)):
+            _ = template._found, template._has_system
 
     @cached_property
     def thinking(self) -> ThinkingMarks | None:
@@ -319,7 +337,8 @@ class ChatTemplate:
     ) -> str | None:
         names = {"messages": messages, "tools": None, "documents": None, "add_generation_prompt": add_generation_prompt}
         try:
-            return self._process.render({**names, **variables}, _MAX_TRIED_CHARACTERS)
+            with self._on_trial():
+                return self._process.render({**names, **variables}, MAX_TRIED_CHARACTERS)
         except InvalidRequest:
             return None
 

@@ -28,6 +28,7 @@ class TemplateLimits:
     memory_a_byte: int = 24
     wall_seconds: float = 30.0  # for a process that does not even get to compute
     compile_seconds: float = 10.0  # of computing, at load
+    trial_seconds: float = 60.0  # of all renderings that show what the template does, at load
 
 
 class TemplateProcess:

@@ -92,17 +92,19 @@ def _strings_of_calls(source: str) -> tuple[str, str]:
     turns, or where tools are told, is neither. Raises ArtifactError for what is no template."""
 
     template = parse(source)
-    made = list(_definitions(template))
+    made: dict[str, list[Sequence[nodes.Node]]] = {}
+    for defined, body in _definitions(template):
+        for name in defined:
+            made.setdefault(name, []).append(body)
     written: dict[str, list[str]] = {"calls": [], "turns": [], "tools": [], "": []}
-    used = set[tuple[int, str]]()
-    todo = [(template.body, "")]
+    used = set[tuple[str, str]]()
+    todo: list[tuple[Sequence[nodes.Node], str]] = [(template.body, "")]
     while todo:
         for strings, where, names in _sorted(*todo.pop()):
             written[where].extend(strings)
-            for number, (defined, body) in enumerate(made):
-                if (number, where) not in used and names & defined:
-                    used.add((number, where))
-                    todo.append((body, where))
+            new = {(name, where) for name in names} - used
+            used |= new
+            todo.extend((body, where) for name, _ in sorted(new) for body in made.get(name, ()))
     return "\n".join(written["calls"]), "\n".join(written["turns"])
 
 
