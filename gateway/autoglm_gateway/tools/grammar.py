@@ -14,7 +14,7 @@ from typing import Any, Literal
 from . import tagged_grammar
 from .call_form import NAME, CallForm
 from .calls import Marks
-from .lark import alternatives, bounded, joined, json_rule, literal, marked
+from .lark import alternatives, bounded, escaped, joined, json_rule, literal, marked
 from .schema import Choice, Tool
 
 How = Literal["auto", "required"] | Choice
@@ -122,18 +122,14 @@ class _Writer:
 
     def _call_begins(self, mark: str, tools: Sequence[Tool]) -> str:
         """Regular expression of texts with a place where a reader would look for a call."""
-        also = "".join(f"|.*{_escaped(other)}.*" for other in self.form.also)
+        also = "".join(f"|.*{escaped(other)}.*" for other in self.form.also)
         if mark:
-            firsts = dict.fromkeys(_escaped(late.first) for late in Marks.of(self.form).late())
+            firsts = dict.fromkeys(escaped(late.first) for late in Marks.of(self.form).late())
             return f".*({'|'.join(firsts)}).*"
         if self.form.name_field:
             return rf'(.*\n)?\s*\{{\s*"({_FIELDS})".*{also}'
         names = "|".join(tool.function.name for tool in tools)
         return rf"(.*\n)?[ \t]*({names})[ \t\r]*\n.*{also}"
-
-
-def _escaped(text: str) -> str:
-    return "".join(f"\\{character}" if character in r"[](){}/|.*+?^$\\" else character for character in text)
 
 
 def _schema(tool: Tool) -> dict[str, Any]:

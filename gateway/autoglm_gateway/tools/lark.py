@@ -24,6 +24,11 @@ def literal(text: str) -> str:
     return json.dumps(text, ensure_ascii=False)
 
 
+def escaped(text: str) -> str:
+    """In a regular expression, also in one of its classes."""
+    return "".join(f"\\{character}" if character in r"[](){}/|.*+?^$\\" else character for character in text)
+
+
 def marked(text: str, tokens: Mapping[str, int]) -> str:
     """A text with its places. A part that is a token must come as that token: the library takes no token of such a
     name for its text."""

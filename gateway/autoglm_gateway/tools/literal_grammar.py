@@ -10,7 +10,7 @@ from typing import Any
 from autoglm_gateway.errors import ApiError
 
 from .call_form import Tags
-from .lark import alternatives, bounded, joined, json_rule, literal, marked
+from .lark import alternatives, bounded, escaped, joined, json_rule, literal, marked
 from .schema_types import types_of
 
 _ANY, _INNER, _STRING, _QUOTED = "any_value", "inner_value", "any_string", "inner_string"
@@ -41,11 +41,12 @@ def literal_rules(tags: Tags, tokens: Mapping[str, int]) -> list[str]:
 
 def _string_rules(tags: Tags, tokens: Mapping[str, int]) -> list[str]:
     quote = tags.quote or "'"
-    escaped = "/'(?s:[^'\\\\]|\\\\.)*'/ | /\"(?s:[^\"\\\\]|\\\\.)*\"/"
+    with_escapes = "/'(?s:[^'\\\\]|\\\\.)*'/ | /\"(?s:[^\"\\\\]|\\\\.)*\"/"
     if tags.is_raw:
-        return [f"{_STRING}: /{quote}(?s:[^{quote}]|{quote}[^,)}}\\]\\s])*{quote}/", f"{_QUOTED}: {escaped}"]
+        quote = escaped(quote)
+        return [f"{_STRING}: /{quote}(?s:[^{quote}]|{quote}[^,)}}\\]\\s])*{quote}/", f"{_QUOTED}: {with_escapes}"]
     if len(quote) == 1:
-        return [f"{_STRING}: {escaped}", f"{_QUOTED}: {_STRING}"]
+        return [f"{_STRING}: {with_escapes}", f"{_QUOTED}: {_STRING}"]
     shared = f"{_QUOTED}: {_STRING}"
     if (token := tokens.get(quote)) is not None:
         return [f"{_STRING}: <[{token}]> QUOTED? <[{token}]>", "QUOTED: /(?s:.+)/", shared]

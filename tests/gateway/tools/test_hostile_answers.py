@@ -17,6 +17,7 @@ from autoglm_gateway.tools.named_forms import NAMED
 from autoglm_gateway.tools.parsing import CallParser
 from autoglm_gateway.tools.reader import Broken, Reader
 from autoglm_gateway.tools.schema import Tool
+from llguidance import LLMatcher, LLTokenizer
 
 from tests.gateway.tools.test_tools_parsing import joined
 
@@ -157,3 +158,15 @@ def test_calls_that_nothing_closes_end_with_the_text(end: str) -> None:
             _, calls = joined([*events, *parser.close()])
             assert calls == [("get", '{"a": "x"}')] * text.count("<call>")
     assert not form.closing or joined([*CallParser([form], A_CALL).push(answer[:-3])])[1][0][1] == '{"a": "x"'
+
+
+@pytest.mark.parametrize("quote", "'\"`|*$/^].")
+def test_any_character_can_be_a_quote(quote: str) -> None:
+    form = replace(RAW, tags=replace(_LITERAL, quote=quote, is_raw=True))
+    schema = {**A_CALL["get"], "required": ["a"]}
+    tool = Tool.model_validate({"type": "function", "function": {"name": "get", "parameters": schema}})
+    matcher = LLMatcher(LLTokenizer("byte"), forced_call_grammar([tool], "required", [form]))
+    answer = f"<call>[get(a={quote}x y{quote})]"
+    assert matcher.consume_tokens(list(answer.encode())), matcher.get_error()
+    assert matcher.is_accepting()
+    assert joined(CallParser([form], A_CALL).push(answer)) == ("", [("get", '{"a": "x y"}')])
