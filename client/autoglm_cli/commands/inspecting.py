@@ -53,9 +53,9 @@ def _of_template(folder: Path, manifest: Any) -> dict[str, Any]:
     """`calls`: an example of how the model calls functions; `thinking`: the marks around what it thinks. None where it
     has no chat template, or that shows none."""
     prompt = needs("autoglm_engine.tokenizer.prompt", "serve")
-    template = prompt.ChatTemplate.load(folder, prompt.load_tokenizer(folder), manifest)
-    if template is None:
+    if not (folder / prompt.TEMPLATE_NAME).exists():
         return {"calls": None, "thinking": None}
+    template = prompt.ChatTemplate.load(folder, prompt.load_tokenizer(folder), manifest)
     try:
         marks = template.thinking
         return {"calls": str(template.call_form.example()), "thinking": marks and [marks.begin, marks.end]}

@@ -7,6 +7,7 @@ from typing import Any
 import typer
 from autoglm_client.option_fields import OPTION_KINDS
 
+SHORTER = {"chat_template_kwargs": "--template-kwargs"}  # names that help would cut at 80 columns
 FROM_FILES = ("guided_json", "guided_grammar", "chat_template_kwargs")
 
 
@@ -18,7 +19,7 @@ def flag(name: str, meaning: str, *short: str) -> Any:
 
 
 def flag_name(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
+    return SHORTER.get(name) or f"--{name.replace('_', '-')}"
 
 
 def _form(name: str) -> str:

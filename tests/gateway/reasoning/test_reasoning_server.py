@@ -98,6 +98,6 @@ def test_the_clients_and_the_command_say_it_too(thinker: LocalServer) -> None:
         assert thought.prompt_thinks and not plain.prompt_thinks and thought.text != plain.text
         with pytest.raises(InvalidRequestError, match="which the model sets and a request cannot"):
             client.chat(HELLO, chat_template_kwargs={"bos_token": "x"})
-    flags = ["--url", thinker.grpc_url, "-n", "6", "--chat-template-kwargs", json.dumps(OFF["chat_template_kwargs"])]
+    flags = ["--url", thinker.grpc_url, "-n", "6", "--template-kwargs", json.dumps(OFF["chat_template_kwargs"])]
     result = CliRunner().invoke(app, ["generate", "How many?", *flags])
     assert result.exit_code == 0 and plain.text.strip() in result.output
