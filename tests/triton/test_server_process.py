@@ -57,7 +57,8 @@ def test_a_model_ends_with_its_server() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize(("before", "ends_by"), [("", signal.SIGTERM), ("stop", signal.SIGKILL)])
 def test_a_server_is_told_to_end_and_then_made_to(before: str, ends_by: signal.Signals) -> None:
-    stop = "os.kill(server.pid, 19); " if before else ""
+    stopped = "' T ' in open(f'/proc/{server.pid}/stat').read()"  # a stop that is still on its way comes behind SIGTERM
+    stop = f"os.kill(server.pid, 19); [time.sleep(0.01) for _ in iter(lambda: {stopped}, True)]; " if before else ""
     server, model = start(f"server.end_with_it(); print(os.getpid(), flush=True); {stop}server.end()")
     assert server.wait() == -ends_by
     server.communicate()

@@ -68,8 +68,9 @@ def test_a_gguf_vocabulary_ends_where_llama_cpp_ends(case: str) -> None:
 def test_a_known_end_is_no_text_whatever_the_file_calls_it(text: str) -> None:
     """Its own vocabulary calls it a normal token; llama.cpp reads it as a control token."""
     metadata = tokenizer_metadata()
-    place = metadata["tokenizer.ggml.tokens"].index("[PAD270]")
-    metadata["tokenizer.ggml.tokens"][place] = text
+    others = ["[OTHER]" if token == text else token for token in metadata["tokenizer.ggml.tokens"]]
+    place = others.index("[PAD270]")
+    metadata["tokenizer.ggml.tokens"] = [*others[:place], text, *others[place + 1 :]]
     metadata["tokenizer.ggml.token_type"][place] = 1
     tokenizer = build_tokenizer(metadata)
     assert tokenizer.encode(f"a{text}ab").ids[1:] == [place, 258]
