@@ -11,7 +11,7 @@ import numpy as np
 from autoglm_engine.core import TokenIds
 from autoglm_engine.manifest import Manifest, VisionSettings
 from autoglm_engine.options.table import LENGTHS
-from autoglm_engine.tokenizer.prompt import TEMPLATE_NAME, TOKENIZER_NAME, TOOL_TEMPLATE_NAME
+from autoglm_engine.tokenizer.artifact_texts import TEMPLATE_NAME, TOKENIZER_NAME, TOOL_TEMPLATE_NAME
 
 from autoglm_export.auto_runtime.choice import Candidates, candidates, choose, fitting
 from autoglm_export.auto_runtime.timing import measure

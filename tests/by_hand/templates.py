@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import Any
 
 from autoglm_engine.errors import EngineError
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.rendering.template_options import template_options
 from autoglm_engine.tokenizer.tools.plain_text import in_plain_text, needs_plain_text
 from transformers.utils.chat_template_utils import render_jinja_template

@@ -22,7 +22,7 @@ from autoglm_client.exceptions import RepositoryError
 from autoglm_client.model_names import ModelNames
 from autoglm_engine.manifest import MANIFEST_NAME
 from autoglm_engine.settings.model import EngineSettings
-from autoglm_engine.tokenizer import prompt
+from autoglm_engine.tokenizer import artifact_texts
 from autoglm_engine.triton.neighbours import Neighbours
 from google.protobuf import json_format, text_format
 from tritonclient.grpc import model_config_pb2
@@ -326,8 +326,8 @@ def test_a_model_that_stands_alone_carries_code_and_texts(artifact: Path, tmp_pa
         } == package
         assert (version / "artifact" / "manifest.json").read_bytes() == (artifact / "manifest.json").read_bytes()
     texts = {path.name for path in (tmp_path / "models" / "tokenizer" / "1" / "artifact").iterdir()}
-    templates = {prompt.TEMPLATE_NAME, prompt.TOOL_TEMPLATE_NAME}
-    assert texts <= set(repository_writer._TEXTS) == {prompt.TOKENIZER_NAME, *templates, MANIFEST_NAME}
+    templates = {artifact_texts.TEMPLATE_NAME, artifact_texts.TOOL_TEMPLATE_NAME}
+    assert texts <= set(repository_writer._TEXTS) == {artifact_texts.TOKENIZER_NAME, *templates, MANIFEST_NAME}
     assert not list((tmp_path / "models" / "autoglm" / "1").glob("*.py"))
 
 

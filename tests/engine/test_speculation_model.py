@@ -16,8 +16,8 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import plain_settings
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_perf.load.copying import COPYING, FREE, chats
 from autoglm_perf.load.workload import reference_workload
 

@@ -7,7 +7,6 @@ import inspect
 from pathlib import Path
 from typing import Any
 
-import gguf
 import numpy as np
 import pytest
 from autoglm_export.checkpoint import bundled
@@ -22,6 +21,7 @@ from autoglm_export.model.spec import Llama3Scaling, ModelSpec, RopeSpec
 from autoglm_export.parity.text import TEXTS
 from tokenizers import Tokenizer, pre_tokenizers
 
+from tests.support.export.gguf_conversion import write
 from tests.support.export.tiny_models import VOCAB_SIZE, write_checkpoint
 
 EMOJI = "Hi \U0001f600 \U0001f469‍\U0001f469‍\U0001f467! caf\u00e9 \U0001f1e8\U0001f1f3"
@@ -57,7 +57,6 @@ def write_gguf(
     path: Path, spec: ModelSpec, tensors: dict[str, Any], kind: str = "F32", extra: dict[str, Any] | None = None
 ) -> None:
     """A GGUF file with the metadata that llama.cpp's converter writes; matrices are quantised to `kind`."""
-    writer = gguf.GGUFWriter(path, spec.family)
     sizes = {
         "block_count": spec.num_layers,
         "context_length": spec.max_position,
@@ -69,35 +68,9 @@ def write_gguf(
         "attention.value_length": spec.head_size,
         "rope.dimension_count": spec.rope.dims,
     }
-    for key, value in sizes.items():
-        writer.add_uint32(f"{spec.family}.{key}", value)
-    writer.add_float32(f"{spec.family}.attention.layer_norm_rms_epsilon", spec.norm_eps)
-    writer.add_float32(f"{spec.family}.rope.freq_base", spec.rope.theta)
-    for key, value in {**tokenizer_metadata(), **(extra or {})}.items():
-        add_field(writer, key, value)
-    quantisation = gguf.GGMLQuantizationType[kind]
-    for name, tensor in tensors.items():
-        if tensor.ndim == 2 and kind != "F32":
-            writer.add_tensor(name, gguf.quants.quantize(tensor, quantisation), raw_dtype=quantisation)
-        else:
-            writer.add_tensor(name, tensor)
-    writer.write_header_to_file()
-    writer.write_kv_data_to_file()
-    writer.write_tensors_to_file()
-    writer.close()
-
-
-def add_field(writer: gguf.GGUFWriter, key: str, value: Any) -> None:
-    if isinstance(value, list):
-        writer.add_array(key, value)
-    elif isinstance(value, bool):
-        writer.add_bool(key, value)
-    elif isinstance(value, str):
-        writer.add_string(key, value)
-    elif isinstance(value, float):
-        writer.add_float32(key, value)
-    else:
-        writer.add_uint32(key, value)
+    numbers = {"attention.layer_norm_rms_epsilon": spec.norm_eps, "rope.freq_base": spec.rope.theta}
+    described = {f"{spec.family}.{key}": value for key, value in {**sizes, **numbers}.items()}
+    write(path, spec.family, {**described, **tokenizer_metadata(), **(extra or {})}, tensors, kind)
 
 
 def gguf_tensors(checkpoint: Checkpoint) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from autoglm_engine.core import Event, FinishReason, Request, SamplingOptions
 from autoglm_engine.engine.engine import Engine
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import load_tokenizer
 
 from tests.gpu.available import Available
 from tests.gpu.gpu_models import GpuModel, Ids, Make

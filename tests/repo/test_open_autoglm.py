@@ -15,7 +15,8 @@ import openai
 import pytest
 from autoglm_cli.server.local_server import LocalServer
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.tokenizer.prompt import Prompter, load_tokenizer
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_export.checkpoint.bundled import resolve
 from autoglm_export.parity.reference import Reference
 from autoglm_gateway.settings.model import GatewaySettings

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.vision.asked_size import LOW_DETAIL_PIXELS, AskedSize
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.resize import can_become, token_grid

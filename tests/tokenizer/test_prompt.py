@@ -8,7 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, parse_messages
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import Prompter
+from autoglm_engine.tokenizer.rendering.messages import parse_messages
 from tokenizers import Tokenizer
 
 from tests.support.engine.fakes import byte_tokenizer

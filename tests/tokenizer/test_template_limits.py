@@ -14,7 +14,7 @@ from typing import Any
 import psutil
 import pytest
 from autoglm_engine.errors import ArtifactError, InvalidRequest
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.template_process import TemplateLimits
 from autoglm_engine.tokenizer.tool_format import visible_tokens
 from tokenizers import Tokenizer
@@ -156,7 +156,7 @@ def test_a_long_conversation_has_more_time_and_memory(made: Callable[[str], Chat
 
 PARENT = """
 import sys, time
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 import psutil
 template = ChatTemplate("{{ messages[0].content }}", {})
 template.start()

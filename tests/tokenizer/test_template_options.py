@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import InvalidRequest
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.rendering.template_options import MAX_KWARGS_BYTES, TemplateOptions, template_options
 from transformers.utils.chat_template_utils import render_jinja_template
 

@@ -11,7 +11,9 @@ import pytest
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.messages import pack_request, unpack_request
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
+from autoglm_engine.tokenizer.artifact_texts import with_visible_calls
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.tokenizer.rendering.template_options import TemplateOptions, template_options
 from tokenizers import AddedToken, Tokenizer
 from transformers.utils.chat_template_utils import render_jinja_template

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.options import OptionRules
-from autoglm_engine.tokenizer.prompt import MAX_COUNTED_BYTES, ChatTemplate, Prompter
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import MAX_COUNTED_BYTES, Prompter
 from autoglm_engine.tokenizer.token_questions import MAX_TOKENS, Tokenize, read_token_question
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor, Tensors
 from hypothesis import given

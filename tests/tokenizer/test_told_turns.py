@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 from autoglm_engine.errors import InvalidRequest
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.kept_messages import KeptMessages
-from autoglm_engine.tokenizer.prompt import ChatTemplate
 
 from tests.support.engine.tool_templates import (
     CONTENT_FIRST,

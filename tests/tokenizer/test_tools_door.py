@@ -13,7 +13,9 @@ from autoglm_engine.cache.fingerprint import fingerprint
 from autoglm_engine.core import Request, SamplingOptions
 from autoglm_engine.errors import InvalidRequest
 from autoglm_engine.options.options import OptionRules
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
+from autoglm_engine.tokenizer.artifact_texts import with_visible_calls
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.tokenizer.tools.definitions import parse_tools
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from tokenizers import AddedToken, Tokenizer

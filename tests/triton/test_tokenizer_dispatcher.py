@@ -15,9 +15,10 @@ from autoglm_engine.core import TokenIds
 from autoglm_engine.errors import ShuttingDown, Unavailable
 from autoglm_engine.messages import Packed, unpack_request
 from autoglm_engine.options.options import OptionRules
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.encoder_process import EncoderLimits
 from autoglm_engine.tokenizer.encoding import BoundedEncoder
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.tokenizer.template_process import TemplateLimits
 from autoglm_engine.triton import tokenizer_dispatcher
 from autoglm_engine.triton.board.finder import EngineBoard

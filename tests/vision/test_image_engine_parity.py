@@ -17,8 +17,8 @@ from autoglm_engine.runners.base import Runner
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.runners.towers import open_tower
 from autoglm_engine.settings.model import plain_settings
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import load_tokenizer
 from autoglm_engine.vision.digest import image_digest
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import Tower

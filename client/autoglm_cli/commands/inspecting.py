@@ -52,10 +52,11 @@ def inspect(
 def _of_template(folder: Path, manifest: Any) -> dict[str, Any]:
     """`calls`: an example of how the model calls functions; `thinking`: the marks around what it thinks. None where it
     has no chat template, or that shows none."""
-    prompt = needs("autoglm_engine.tokenizer.prompt", "serve")
-    if not (folder / prompt.TEMPLATE_NAME).exists():
+    texts = needs("autoglm_engine.tokenizer.artifact_texts", "serve")
+    if not (folder / texts.TEMPLATE_NAME).exists():
         return {"calls": None, "thinking": None}
-    template = prompt.ChatTemplate.load(folder, prompt.load_tokenizer(folder), manifest)
+    kind = needs("autoglm_engine.tokenizer.checkpoint_template", "serve").ChatTemplate
+    template = kind.load(folder, texts.load_tokenizer(folder), manifest)
     try:
         marks = template.thinking
         return {"calls": str(template.call_form.example()), "thinking": marks and [marks.begin, marks.end]}

@@ -15,7 +15,8 @@ from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.runners.towers import open_tower
-from autoglm_engine.tokenizer.prompt import Prompt, Prompter, load_tokenizer
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
+from autoglm_engine.tokenizer.prompt import Prompt, Prompter
 from autoglm_engine.vision.positions import rope_positions
 from autoglm_engine.vision.processor import preprocess
 from autoglm_engine.vision.tower import Tower

@@ -12,7 +12,8 @@ import pytest
 from autoglm_cli import app
 from autoglm_engine.errors import ArtifactError
 from autoglm_engine.manifest import Manifest
-from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer, verify_texts
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_export.checkpoint.generation.chat_templates import gguf_chat_templates, read_chat_templates
 from autoglm_export.checkpoint.generation.special_tokens import gguf_special_tokens, special_tokens
 from autoglm_export.checkpoint.opening import open_checkpoint

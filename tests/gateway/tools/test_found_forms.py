@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator
 
 import pytest
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.tools import call_form as of_engine
 from autoglm_gateway.tools import call_form
 from autoglm_gateway.tools.named_forms import NAMED

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.tools.call_form import PLAIN_TEXT
 from autoglm_gateway.errors import ApiError
 from autoglm_gateway.tools.call_form import TYPES, CallForm, Tags

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import pytest
-from autoglm_engine.tokenizer.prompt import with_visible_calls
+from autoglm_engine.tokenizer.artifact_texts import with_visible_calls
 from autoglm_gateway.tools.grammar import forced_call_grammar
 from autoglm_gateway.tools.named_forms import NAMED
 from autoglm_gateway.tools.schema import Choice, Tool

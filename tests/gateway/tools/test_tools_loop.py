@@ -22,7 +22,9 @@ from autoglm_engine.core import Request
 from autoglm_engine.guided.grammar import GuideCompiler
 from autoglm_engine.messages import unpack_request
 from autoglm_engine.options.options import OptionRules
-from autoglm_engine.tokenizer.prompt import ChatTemplate, Prompter, with_visible_calls
+from autoglm_engine.tokenizer.artifact_texts import with_visible_calls
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
+from autoglm_engine.tokenizer.prompt import Prompter
 from autoglm_engine.tokenizer.tool_format import call_tokens
 from autoglm_engine.triton.tokenizer_model import RequestPreprocessor
 from autoglm_gateway.settings.model import GatewaySettings

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
-from autoglm_gateway.tools.events import Arguments, Called, Event, Functions, Said
+from autoglm_gateway.tools.events import Arguments, Called, Functions, Said
 from autoglm_gateway.tools.json_scanner import JsonScanner
 from autoglm_gateway.tools.named_forms import NAMED
 from autoglm_gateway.tools.parsing import CallParser
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
+from tests.support.gateway.call_round_trip import joined
 
 pytestmark = pytest.mark.slow
 
@@ -31,19 +33,6 @@ def parsed(
     parser = CallParser(NAMED[form], functions, max_calls)
     events = [event for piece in pieces for event in parser.push(piece)]
     return joined([*events, *parser.close()])
-
-
-def joined(events: list[Event]) -> tuple[str, list[Call]]:
-    said, calls = "", list[Call]()
-    for event in events:
-        match event:
-            case Said(text):
-                said += text
-            case Called(name):
-                calls.append((name, ""))
-            case Arguments(text):
-                calls[-1] = (calls[-1][0], calls[-1][1] + text)
-    return said, calls
 
 
 PARIS = '{"city": "Paris"}'

@@ -6,15 +6,15 @@ import functools
 import json
 import random
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from autoglm_engine.errors import EngineError
-from autoglm_engine.tokenizer.prompt import ChatTemplate
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.rendering.template_options import TemplateOptions
 from autoglm_engine.tokenizer.tools.marked_answers import SAID, Answers, Unreadable
 from autoglm_gateway.tools.call_form import CallForm
-from autoglm_gateway.tools.events import Arguments, Called, Said
+from autoglm_gateway.tools.events import Arguments, Called, Event, Said
 from autoglm_gateway.tools.grammar import forced_call_grammar
 from autoglm_gateway.tools.parsing import CallParser
 from autoglm_gateway.tools.schema import Tool
@@ -97,11 +97,10 @@ def is_read_back(form: CallForm, text: str, calls: Sequence[Call], said: str) ->
     return same and found.strip() == said
 
 
-def read(form: CallForm, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
-    parser = CallParser((form,), SCHEMAS)
-    events = [event for piece in pieces for event in parser.push(piece)]
+def joined(events: Iterable[Event]) -> tuple[str, list[tuple[str, str]]]:
+    """The text beside the calls, and name and arguments of each."""
     said, calls = "", list[tuple[str, str]]()
-    for event in [*events, *parser.close()]:
+    for event in events:
         match event:
             case Said(text):
                 said += text
@@ -110,6 +109,12 @@ def read(form: CallForm, pieces: Sequence[str]) -> tuple[str, list[tuple[str, st
             case Arguments(text):
                 calls[-1] = (calls[-1][0], calls[-1][1] + text)
     return said, calls
+
+
+def read(form: CallForm, pieces: Sequence[str]) -> tuple[str, list[tuple[str, str]]]:
+    parser = CallParser((form,), SCHEMAS)
+    events = [event for piece in pieces for event in parser.push(piece)]
+    return joined([*events, *parser.close()])
 
 
 @functools.lru_cache(8)

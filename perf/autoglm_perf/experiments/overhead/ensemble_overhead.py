@@ -8,8 +8,8 @@ import numpy as np
 from autoglm_engine.engine.engine import Engine
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.runners.registry import load_runner
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import load_tokenizer
 
 from autoglm_perf.in_process.in_process import drive
 from autoglm_perf.load.load import measure_load

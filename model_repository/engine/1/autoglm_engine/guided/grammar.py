@@ -18,7 +18,7 @@ import numpy.typing as npt
 
 from autoglm_engine.core import GUIDES, SamplingOptions
 from autoglm_engine.errors import EngineError
-from autoglm_engine.tokenizer.prompt import TOKENIZER_NAME
+from autoglm_engine.tokenizer.artifact_texts import TOKENIZER_NAME
 
 from .compiler import TokenBits, compile_guide, compute_mask, read_tokenizer
 

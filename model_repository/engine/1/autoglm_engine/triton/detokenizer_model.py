@@ -15,8 +15,8 @@ from autoglm_engine.core import Event, TokenLogprobs
 from autoglm_engine.errors import InvalidRequest, RequestFailed
 from autoglm_engine.manifest import Manifest
 from autoglm_engine.messages import Ack, Packed, SentEvent, unpack_sent_event
+from autoglm_engine.tokenizer.artifact_texts import TOKENIZER_NAME, load_tokenizer
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import TOKENIZER_NAME, load_tokenizer
 
 from .foreign_outputs import FOREIGN_OUTPUTS, ForeignOutputs
 

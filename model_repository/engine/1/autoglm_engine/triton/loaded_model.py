@@ -23,8 +23,9 @@ from autoglm_engine.options.options import OptionRules
 from autoglm_engine.runners.base import Runner, run_step
 from autoglm_engine.runners.registry import load_runner
 from autoglm_engine.settings.model import EngineSettings
+from autoglm_engine.tokenizer.artifact_texts import load_tokenizer, verify_texts
+from autoglm_engine.tokenizer.checkpoint_template import ChatTemplate
 from autoglm_engine.tokenizer.incremental import TokenText
-from autoglm_engine.tokenizer.prompt import ChatTemplate, load_tokenizer, verify_texts
 from autoglm_engine.tokenizer.tool_format import call_tokens
 
 if TYPE_CHECKING:

@@ -27,7 +27,8 @@ from autoglm_engine.options.request_parameters import read_parameters
 from autoglm_engine.options.sampling_json import NAMES
 from autoglm_engine.options.table import OPTIONS
 from autoglm_engine.options.triton_fields import TIMEOUT, shortest_deadline_ms
-from autoglm_engine.tokenizer.prompt import Prompt, Prompter, verify_texts
+from autoglm_engine.tokenizer.artifact_texts import verify_texts
+from autoglm_engine.tokenizer.prompt import Prompt, Prompter
 from autoglm_engine.tokenizer.rendering.template_options import (
     ADD,
     CONTINUE,
